@@ -1,0 +1,40 @@
+# Everything here sets itself up: a virtual environment in .venv with the CPU build of torch.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+# The CPU build where the index offers it; the version that the tests were written against.
+TORCH := torch==2.13.0
+
+.PHONY: demo test test-slow lint format bench accept clean
+
+demo: $(READY)  ## draw cells, train, export, segment, check: leaves demo-out/
+	$(BIN)/unetrt demo --out demo-out
+
+test: $(READY)  ## the tests, under 10 minutes on 2 cores
+	$(BIN)/python -m pytest
+
+test-slow: $(READY)  ## the tests that train or measure for minutes
+	$(BIN)/python -m pytest -m slow
+
+lint: $(READY)  ## ruff, and mypy on the package as it installs
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	rm -rf build && $(BIN)/python -m pip install -q --no-deps --no-build-isolation --target build/typecheck .
+	cd build/typecheck && ../../$(BIN)/mypy --config-file ../../pyproject.toml -p unetrt
+
+format: $(READY)
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: $(READY)  ## the usual loop against unetrt on this machine, as JSON under benchmarks/results/
+	$(BIN)/unetrt bench --frame 2048x2048 --floor 2.5 --json benchmarks/results/cpu.json
+
+$(READY): pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install -q "setuptools>=77" $(TORCH)
+	$(BIN)/python -m pip install -q --no-build-isolation -e ".[cpu,train,export,dev]"
+	touch $@
+
+clean:
+	rm -rf build demo-out .pytest_cache .mypy_cache .ruff_cache *.egg-info

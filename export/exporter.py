@@ -1,0 +1,132 @@
+"""Checkpoint in, verified ONNX file out."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import onnx
+from numpy.typing import NDArray
+from unetrt.export.graph import build_graph
+from unetrt.export.parity import DEFAULTS, Parity, Thresholds, compare, require
+from unetrt.runtime.artifacts import whole_file
+from unetrt.runtime.errors import OptionError
+from unetrt.runtime.planner import Budget, best_tile
+from unetrt.runtime.sessions import open_session
+from unetrt.runtime.spec import Head, ModelSpec, Precision
+from unetrt.trainer.checkpoint import Checkpoint
+from unetrt.trainer.torch_session import TorchSession
+
+from unetrt._version import __version__
+
+# The gate computes this many pixels of tiles at most, but one frame at least: enough to see a wrong export.
+VERIFIED_PIXELS = 4_000_000
+
+
+@dataclass(frozen=True)
+class Options:
+    """What kind of file to write.
+
+    Attributes
+    ----------
+    tile
+        Height and width of the input, in pixels.
+    precision
+        What the graph computes in.
+    head
+        What comes out.
+    batch
+        Tiles in one pass.
+    """
+
+    tile: tuple[int, int]
+    precision: Precision = "fp32"
+    head: Head = "logits"
+    batch: int = 1
+
+
+def planned_tile(checkpoint: Checkpoint, frames: Sequence[tuple[int, int]] = (), batch: int = 1) -> tuple[int, int]:
+    """Return the best tile for frames of these sizes, or, without any, for those the network was trained on."""
+    sizes = list(frames) or [(height, width) for height, width, often in checkpoint.frame_sizes for _ in range(often)]
+    if not sizes:
+        raise OptionError("the checkpoint does not say what frames it was trained on: give --tile or --frame")
+    return best_tile(sizes, checkpoint.shape, Budget(batch=batch)).tile
+
+
+def export(
+    checkpoint: Checkpoint,
+    path: str | Path,
+    options: Options,
+    *,
+    frames: Sequence[NDArray[Any]] = (),
+    thresholds: Thresholds | None = None,
+) -> Parity:
+    """Write an ONNX file that has passed the parity gate.
+
+    Parameters
+    ----------
+    checkpoint
+        The trained network.
+    path
+        Where the file goes. It appears when it has passed; on any error nothing is left behind.
+    options
+        What kind of file.
+    frames
+        Raw frames (C, H, W) to verify on; without any, those that the checkpoint holds.
+    thresholds
+        What the export may differ by; the defaults depend on the precision.
+
+    Returns
+    -------
+    How far the export is from the network in FP32.
+
+    Raises
+    ------
+    TileError
+        The tile is not legal.
+    ParityError
+        The export answers differently.
+    OutputError
+        The file cannot be written.
+    """
+    frames = frames or checkpoint.frames
+    if not frames:
+        raise OptionError("the checkpoint holds no frames to verify the export on: give some with --images")
+    spec = spec_for(checkpoint, options)
+    with whole_file(path) as temporary:
+        onnx.save(build_graph(checkpoint.network(), spec), temporary)
+        parity = verify(checkpoint, temporary, spec, frames)
+        require(parity, thresholds or DEFAULTS[options.precision], f"the {options.precision} export")
+    return parity
+
+
+def spec_for(checkpoint: Checkpoint, options: Options) -> ModelSpec:
+    """Return the spec of an export; raises TileError where the tile is not legal."""
+    shape, geometry = checkpoint.shape, checkpoint.shape.geometry
+    for side in options.tile:
+        geometry.require(side)
+    return ModelSpec(
+        tile=options.tile,
+        halo=geometry.halo,
+        grid=geometry.grid,
+        channels=shape.channels,
+        classes=checkpoint.class_names,
+        normalisation=checkpoint.normalisation,
+        batch=options.batch,
+        head=options.head,
+        precision=options.precision,
+        separation_border=checkpoint.separation_border,
+        network={"depth": shape.depth, "base": shape.base},
+        training=checkpoint.training,
+        weights_sha256=checkpoint.weights_sha256(),
+        written_by=f"unetrt {__version__}",
+    )
+
+
+def verify(checkpoint: Checkpoint, path: Path, spec: ModelSpec, frames: Sequence[NDArray[Any]]) -> Parity:
+    """Compare an exported file with its network on raw frames, as many as are worth the time."""
+    pixels_a_frame = spec.tile[0] * spec.tile[1] * spec.batch
+    enough = frames[: max(1, VERIFIED_PIXELS // pixels_a_frame)]
+    reference = TorchSession(checkpoint.network(), replace(spec, head="logits", precision="fp32"))
+    with reference, open_session(path) as exported:
+        return compare(reference, exported, enough)

@@ -1,0 +1,49 @@
+"""unetrt.runtime: frames in, label maps out. numpy and an inference engine; never torch.
+
+The public names load on first use: an error class costs no numpy.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from unetrt.runtime.errors import UnetrtError
+    from unetrt.runtime.geometry import Geometry
+    from unetrt.runtime.instance_labels import instances
+    from unetrt.runtime.plan import Tile, TilePlan
+    from unetrt.runtime.segmenter import Segmentation, Segmenter
+    from unetrt.runtime.sessions import Session, open_session
+    from unetrt.runtime.spec import ModelSpec
+
+__all__ = [
+    "Geometry",
+    "ModelSpec",
+    "Segmentation",
+    "Segmenter",
+    "Session",
+    "Tile",
+    "TilePlan",
+    "UnetrtError",
+    "instances",
+    "open_session",
+]
+
+# Which module a public name comes from.
+_HOMES = {
+    "Geometry": "geometry",
+    "ModelSpec": "spec",
+    "Segmentation": "segmenter",
+    "Segmenter": "segmenter",
+    "Session": "sessions",
+    "Tile": "plan",
+    "TilePlan": "plan",
+    "UnetrtError": "errors",
+    "instances": "instance_labels",
+    "open_session": "sessions",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOMES:
+        return getattr(import_module(f"unetrt.runtime.{_HOMES[name]}"), name)
+    raise AttributeError(f"module 'unetrt.runtime' has no attribute {name!r}")

@@ -1,0 +1,54 @@
+"""Which arrays are frames: shape, dtype and pixels, checked before anything is computed."""
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from unetrt.runtime.errors import FrameError
+
+Array = NDArray[Any]
+Size = tuple[int, int]
+
+
+def split_axes(shape: tuple[int, ...], channels: int) -> tuple[tuple[int, ...], Size]:
+    """Split an image's shape into the axes of a stack and the frame's height and width.
+
+    For one channel a frame is (H, W), for C channels (C, H, W).
+
+    Raises
+    ------
+    FrameError
+        There are too few axes, the channel count is another, or an axis is empty.
+    """
+    frame_axes = 2 if channels == 1 else 3
+    wanted = "(H, W)" if channels == 1 else f"({channels}, H, W)"
+    if len(shape) < frame_axes:
+        raise FrameError(f"the image has shape {tuple(shape)}: this model takes {wanted}, or a stack of them")
+    if channels > 1 and shape[-3] != channels:
+        raise FrameError(f"the image has shape {tuple(shape)}, {shape[-3]} channels: this model takes {wanted}")
+    if 0 in shape:
+        raise FrameError(f"the image has shape {tuple(shape)}: it holds no pixels")
+    return tuple(shape[:-frame_axes]), (shape[-2], shape[-1])
+
+
+def as_frame(read: Any, channels: int) -> Array:
+    """Return one frame as an array (C, H, W); raises FrameError for a dtype or pixels that no camera gives."""
+    frame: Array = np.asarray(read)
+    if frame.dtype.kind not in "uif":
+        raise FrameError(f"the image is {frame.dtype}: use an integer or float dtype, such as uint8, uint16, float32")
+    if frame.dtype.kind == "f":
+        require_finite(frame)
+    return frame.reshape(channels, *frame.shape[-2:])
+
+
+def require_finite(frame: Array) -> None:
+    """Raise FrameError if a float frame (..., H, W) holds NaN or infinity, saying how many and where the first is."""
+    finite = np.isfinite(frame)
+    if finite.all():
+        return
+    bad = np.argwhere(~finite)
+    row, column = bad[0][-2:]
+    raise FrameError(
+        f"{len(bad)} pixels are NaN or infinite, the first at row {row}, column {column}: "
+        "replace them, for example with numpy.nan_to_num"
+    )

@@ -1,0 +1,137 @@
+"""Grey values to network input: one implementation for trainer, exporter and runtime.
+
+Every mode comes down to one affine map a channel, measured on the whole frame and applied pixel by pixel in float32.
+So it does not matter whether a frame is normalised before or after it is cut into tiles: the result is bitwise equal.
+Never measured on a tile: neighbouring tiles would then disagree.
+"""
+
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from unetrt.runtime.errors import OptionError
+
+Mode = Literal["fixed", "percentile", "zscore"]
+MODES: tuple[Mode, ...] = ("fixed", "percentile", "zscore")
+
+
+class Affine(NamedTuple):
+    """x -> (x - offset) * scale, one number a channel.
+
+    Attributes
+    ----------
+    offset, scale
+        float32, shape (C,).
+    """
+
+    offset: NDArray[np.float32]
+    scale: NDArray[np.float32]
+
+    def apply(self, pixels: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Map `pixels` (..., C, h, w), float32, in place, and return them."""
+        pixels -= self.offset[:, None, None]
+        pixels *= self.scale[:, None, None]
+        return pixels
+
+
+@dataclass(frozen=True)
+class Normalisation:
+    """How grey values become network input.
+
+    Attributes
+    ----------
+    mode
+        `percentile`: the frame's `low` and `high` percentiles become 0 and 1. `zscore`: its mean and standard deviation
+        become 0 and 1. `fixed`: `offset` and `scale`, measured once on the training images.
+    low, high
+        Percentiles, 0 to 100.
+    offset, scale
+        One number a channel, for `fixed`.
+    """
+
+    mode: Mode = "percentile"
+    low: float = 1.0
+    high: float = 99.8
+    offset: tuple[float, ...] = ()
+    scale: tuple[float, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.mode not in MODES:
+            raise OptionError(f"normalisation {self.mode!r} is unknown: use one of {', '.join(MODES)}")
+        if not 0 <= self.low < self.high <= 100:
+            raise OptionError(f"percentiles {self.low} and {self.high} do not fit: 0 <= low < high <= 100")
+        if self.mode == "fixed" and not (self.offset and len(self.offset) == len(self.scale)):
+            raise OptionError("normalisation fixed needs an offset and a scale for each channel")
+
+    def measure(self, frame: NDArray[Any]) -> Affine:
+        """Return the affine map for a whole raw frame (C, H, W) of integers or floats.
+
+        A channel without contrast maps to 0.
+        """
+        if self.mode == "fixed":
+            return Affine(np.float32(self.offset), np.float32(self.scale))  # type: ignore[arg-type]
+        limits = [self._limits(channel) for channel in frame]
+        offset = np.array([low for low, _ in limits], np.float32)
+        scale = np.array([1 / width if width > 0 else 0 for _, width in limits], np.float32)
+        return Affine(offset, scale)
+
+    def _limits(self, channel: NDArray[Any]) -> tuple[float, float]:
+        if self.mode == "zscore":
+            return mean_and_deviation(channel)
+        low, high = percentiles(channel, (self.low, self.high))
+        return low, high - low
+
+    def __call__(self, frame: NDArray[Any]) -> NDArray[np.float32]:
+        """Return a normalised float32 copy of a whole raw frame (C, H, W)."""
+        return self.measure(frame).apply(frame.astype(np.float32))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return what a spec stores: the mode and the constants that it uses."""
+        if self.mode == "fixed":
+            return {"mode": self.mode, "offset": list(self.offset), "scale": list(self.scale)}
+        if self.mode == "zscore":
+            return {"mode": self.mode}
+        return {"mode": self.mode, "low": self.low, "high": self.high}
+
+    @classmethod
+    def from_dict(cls, stored: dict[str, Any]) -> "Normalisation":
+        """Return what `to_dict` stored."""
+        constants: dict[str, Any] = {key: tuple(stored[key]) for key in ("offset", "scale") if key in stored}
+        ranks: dict[str, Any] = {key: float(stored[key]) for key in ("low", "high") if key in stored}
+        return cls(stored["mode"], **ranks, **constants)
+
+
+def percentiles(channel: NDArray[Any], ranks: tuple[float, ...]) -> tuple[float, ...]:
+    """Return percentiles of an array, linear between neighbouring values, as numpy.percentile does by default."""
+    at = [rank / 100 * (channel.size - 1) for rank in ranks]
+    below = [int(position) for position in at]
+    above = [min(position + 1, channel.size - 1) for position in below]
+    value = _order_statistics(channel, sorted({*below, *above}))
+    return tuple(
+        value[lower] + (value[upper] - value[lower]) * (position - lower)
+        for position, lower, upper in zip(at, below, above, strict=True)
+    )
+
+
+def mean_and_deviation(channel: NDArray[Any]) -> tuple[float, float]:
+    """Return mean and standard deviation of an array, summed in float64."""
+    if _counts_pay(channel):
+        counts = np.bincount(channel.ravel())
+        values = np.arange(len(counts), dtype=np.float64)
+        mean = float(counts @ values / channel.size)
+        return mean, float(np.sqrt(counts @ (values - mean) ** 2 / channel.size))
+    return float(channel.mean(dtype=np.float64)), float(channel.std(dtype=np.float64))
+
+
+def _order_statistics(channel: NDArray[Any], ranks: list[int]) -> dict[int, float]:
+    if _counts_pay(channel):
+        upto = np.cumsum(np.bincount(channel.ravel()))
+        return {rank: float(np.searchsorted(upto, rank, side="right")) for rank in ranks}
+    ordered = np.partition(channel, ranks, axis=None)
+    return {rank: float(ordered[rank]) for rank in ranks}
+
+
+def _counts_pay(channel: NDArray[Any]) -> bool:
+    # A histogram of camera pixels is many times faster than a partition, and gives the same order statistics.
+    return channel.dtype in (np.uint8, np.uint16)

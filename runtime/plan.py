@@ -1,0 +1,135 @@
+"""Tile plans: the only place that knows both frame and tile coordinates.
+
+A plan turns a frame's size into tiles; a tile is a value that says where to read and where to write. All tiles start
+at a multiple of the grid minus the halo, so that every one pools on the same lattice as a single tile over the whole
+frame would. That, and not any blending, makes the stitched result the whole-image result.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import islice
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from unetrt.runtime.errors import FrameError
+from unetrt.runtime.geometry import Geometry
+from unetrt.runtime.mirror import Border, Span, mirrored, spans
+
+Array = NDArray[Any]
+
+
+@dataclass(frozen=True)
+class Axis:
+    """One axis of a tile: `length` pixels of the frame, read from `start` to `stop`, written at `core`.
+
+    `start` and `stop` may lie outside the frame; `core` never does.
+    """
+
+    start: int
+    stop: int
+    core: slice
+    length: int
+    border: Border
+
+    @cached_property
+    def spans(self) -> tuple[Span, ...]:
+        """The runs of this axis; none where a small frame is reflected more than once: one gather is cheaper."""
+        reach = max(-self.start, self.stop - self.length)
+        if reach >= self.length - 1:
+            return ()
+        return spans(self.start, self.stop, self.length, self.border)
+
+    @cached_property
+    def indices(self) -> NDArray[np.intp]:
+        """The frame's index for each pixel of the tile."""
+        return mirrored(self.start, self.stop, self.length, self.border)
+
+
+@dataclass(frozen=True)
+class Tile:
+    """Where one tile reads the frame and where its core goes.
+
+    Attributes
+    ----------
+    index
+        Its number in the plan, row by row.
+    rows, columns
+        Its two axes.
+    """
+
+    index: int
+    rows: Axis
+    columns: Axis
+
+    def cut(self, frame: Array, out: Array) -> None:
+        """Copy the tile out of `frame` (C, H, W) into `out` (C, h, w), mirrored at the borders, cast to its dtype."""
+        row_spans, column_spans = self.rows.spans, self.columns.spans
+        if not (row_spans and column_spans):
+            out[...] = frame[:, self.rows.indices[:, None], self.columns.indices]
+            return
+        for row in row_spans:
+            for column in column_spans:
+                out[:, row.window, column.window] = frame[:, row.frame, column.frame]
+
+    def stitch(self, core: Array, out: Array) -> None:
+        """Copy the tile's valid output `core` (..., h', w') to its place in `out` (..., H, W)."""
+        rows, columns = self.rows.core, self.columns.core
+        height, width = rows.stop - rows.start, columns.stop - columns.start
+        out[..., rows, columns] = core[..., :height, :width]
+
+
+class TilePlan:
+    """How a frame is covered with tiles of one size.
+
+    Parameters
+    ----------
+    frame
+        Height and width of the frame, in pixels.
+    tile
+        Height and width of the tile, in pixels; both legal for `geometry`.
+    geometry
+        The network's geometry.
+    border
+        What lies beyond the frame.
+
+    Raises
+    ------
+    TileError
+        The tile is not legal, or cannot be placed more than once where the frame needs it.
+    FrameError
+        The frame has no pixels.
+    """
+
+    def __init__(
+        self, frame: tuple[int, int], tile: tuple[int, int], geometry: Geometry, border: Border = "reflect"
+    ) -> None:
+        if min(frame) < 1:
+            raise FrameError(f"a frame of {frame[0]} x {frame[1]} px has no pixels")
+        self.frame, self.tile, self.geometry, self.border = frame, tile, geometry, border
+        self.rows = _axes(frame[0], geometry.require(tile[0]), geometry, border)
+        self.columns = _axes(frame[1], geometry.require(tile[1]), geometry, border)
+
+    def __len__(self) -> int:
+        return len(self.rows) * len(self.columns)
+
+    def __iter__(self) -> Iterator[Tile]:
+        pairs = ((row, column) for row in self.rows for column in self.columns)
+        return (Tile(index, row, column) for index, (row, column) in enumerate(pairs))
+
+    def batches(self, size: int) -> Iterator[tuple[Tile, ...]]:
+        """Iterate over the tiles, `size` at a time; the last batch may be smaller."""
+        tiles = iter(self)
+        while batch := tuple(islice(tiles, size)):
+            yield batch
+
+
+def _axes(length: int, side: int, geometry: Geometry, border: Border) -> tuple[Axis, ...]:
+    count, stride = geometry.count(side, length), geometry.stride(side)
+    starts = [index * stride for index in range(count)]
+    stops = [*starts[1:], length]
+    return tuple(
+        Axis(start - geometry.halo, start - geometry.halo + side, slice(start, stop), length, border)
+        for start, stop in zip(starts, stops, strict=True)
+    )

@@ -1,0 +1,95 @@
+"""Files in, files out: what `unetrt predict` does with each image."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from unetrt.runtime.errors import FrameError
+from unetrt.runtime.images import read_stack, write_labels, write_png
+from unetrt.runtime.instance_labels import instances
+from unetrt.runtime.overlay import overlay
+from unetrt.runtime.segmenter import Progress, Segmenter
+
+Array = NDArray[Any]
+Kind = Literal["instances", "classes"]
+
+
+@dataclass(frozen=True)
+class Output:
+    """What is written for an image.
+
+    Attributes
+    ----------
+    folder
+        Where NAME.tif and overlays/NAME.png go.
+    kind
+        `instances`: one number an object; `classes`: the class map.
+    min_area
+        Instances of fewer pixels are dropped.
+    overlays
+        Whether overlays are written.
+    """
+
+    folder: Path
+    kind: Kind = "instances"
+    min_area: int = 0
+    overlays: bool = True
+
+
+def default_kind(separation_border: int) -> Kind:
+    """Return what a model is for: one trained with a separation border gives objects, else a class map."""
+    return "instances" if separation_border else "classes"
+
+
+def predict_file(segmenter: Segmenter, source: Path, output: Output, progress: Progress | None = None) -> Array:
+    """Segment one image file and write its labels, and its overlay, under the output folder.
+
+    Returns
+    -------
+    The labels, (H, W) or for a stack (N, H, W). The overlay shows a stack's first frame.
+
+    Raises
+    ------
+    FrameError
+        The image cannot be read or does not fit the model; nothing is written then.
+    """
+    stack = read_frames(source, segmenter.spec.channels)
+    try:
+        classes = segmenter.segment(stack, progress=progress).labels
+    except FrameError as error:
+        raise FrameError(f"{source}: {error}") from error
+    labels = _each(classes, _labeller(segmenter, output))
+    write_labels(output.folder / f"{source.stem}.tif", labels)
+    if output.overlays:
+        frame_axes = 2 if segmenter.spec.channels == 1 else 3
+        picture = overlay(_first(stack, frame_axes), _first(labels, 2))
+        write_png(output.folder / "overlays" / f"{source.stem}.png", picture)
+    return labels
+
+
+def read_frames(source: Path, channels: int) -> Array:
+    """Read an image file as `Segmenter.segment` takes it for a model of `channels`: (H, W), (C, H, W) or a stack."""
+    stack = read_stack(source)
+    if stack.shape[1] != channels:
+        raise FrameError(f"{source} has {stack.shape[1]} channels: this model takes {channels}")
+    frames = stack[:, 0] if channels == 1 else stack
+    return frames[0] if len(frames) == 1 else frames
+
+
+def _labeller(segmenter: Segmenter, output: Output) -> Callable[[Array], Array]:
+    if output.kind == "classes":
+        return lambda classes: classes
+    return lambda classes: instances(classes, segmenter.spec.separation_border, output.min_area)
+
+
+def _each(classes: Array, label: Callable[[Array], Array]) -> Array:
+    if classes.ndim == 2:
+        return label(classes)
+    return np.stack([label(plane) for plane in classes])
+
+
+def _first(stack: Array, axes: int) -> Array:
+    return stack[0] if stack.ndim > axes else stack

@@ -1,0 +1,209 @@
+"""The segmenter: frames of any size in, label maps without a seam out."""
+
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from math import prod
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Protocol, Self
+
+import numpy as np
+from numpy.typing import NDArray
+from unetrt.runtime.errors import FrameError, OptionError
+from unetrt.runtime.frames import as_frame, split_axes
+from unetrt.runtime.loop import Stitch, TileLoop, Timings
+from unetrt.runtime.normalisation import Affine
+from unetrt.runtime.plan import Tile, TilePlan
+from unetrt.runtime.scores import best_class, softmax
+from unetrt.runtime.sessions import AUTO, Session, open_session
+
+Array = NDArray[Any]
+Progress = Callable[[int, int], None]
+
+# Enough to cut the next tile and stitch the last one while one is computed.
+LANES = 2
+
+
+class ArrayLike(Protocol):
+    """What an image must offer: numpy arrays, memmaps, Zarr and HDF5 arrays do."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Sizes of all axes."""
+
+    def __getitem__(self, index: Any, /) -> Any:
+        """Return the part of the image at `index`, as an array; () is the whole."""
+
+
+@dataclass(frozen=True)
+class Segmentation:
+    """The result for an image.
+
+    Attributes
+    ----------
+    labels
+        uint8, (..., H, W): the index of the best class of each pixel; 0 is the background.
+    probabilities
+        float32, (..., classes, H, W), or None where they were not asked for.
+    timings
+        Where the time went.
+    """
+
+    labels: NDArray[np.uint8]
+    probabilities: NDArray[np.float32] | None
+    timings: Timings
+
+
+class Segmenter:
+    """A model, ready for frames of any size.
+
+    Thread-safe: calls from several threads run one after another. Use it in a `with`, or call `close`.
+
+    Parameters
+    ----------
+    model
+        An ONNX file that `unetrt export` wrote, or an open session, which `close` then leaves open.
+    backend
+        Which engine loads the file; `auto` takes the first that is usable.
+    lanes
+        How many passes may be in flight.
+
+    Raises
+    ------
+    ModelFileError
+        The file is not a model of ours.
+    BackendUnavailableError
+        The engine is not usable here; the message says why.
+    """
+
+    def __init__(self, model: str | Path | Session, *, backend: str = AUTO, lanes: int = LANES) -> None:
+        if lanes < 1:
+            raise OptionError(f"{lanes} lanes compute nothing: use 1 or more")
+        self._owns_session = isinstance(model, str | Path)
+        self.session = open_session(model, backend) if isinstance(model, str | Path) else model
+        self.spec = self.session.spec
+        self._lanes = self.session.lanes(lanes)
+        self._lock = threading.Lock()
+
+    def segment(
+        self,
+        image: ArrayLike,
+        *,
+        out: NDArray[np.uint8] | None = None,
+        probabilities: bool = False,
+        progress: Progress | None = None,
+    ) -> Segmentation:
+        """Segment one frame or a stack.
+
+        Parameters
+        ----------
+        image
+            Integers or finite floats. For a model of one channel the last two axes are (H, W), for one of C channels
+            the last three are (C, H, W); all axes before these are a stack, read frame by frame.
+        out
+            uint8, (..., H, W): where the labels are written.
+        probabilities
+            Whether to return the probabilities of all classes too.
+        progress
+            Called with the number of tiles in place and of all tiles, after each batch, on the calling thread.
+
+        Raises
+        ------
+        FrameError
+            Shape, dtype or pixels do not fit the model.
+        OptionError
+            Probabilities were asked of a model whose head gives labels only.
+        InferenceError
+            The engine failed; the segmenter can be used again.
+        """
+        leading, size = split_axes(image.shape, self.spec.channels)
+        labels = _labels(out, (*leading, *size))
+        scores = self._new_scores((*leading, len(self.spec.classes), *size)) if probabilities else None
+        plan = TilePlan(size, self.spec.tile, self.spec.geometry, self.spec.border)
+        timings = Timings()
+        count = _Count(len(plan) * prod(leading), progress)
+        with self._lock, timings.phase("total"):
+            for index in np.ndindex(leading):
+                if scores is None:
+                    self._frame(image[index], plan, self._into_labels(labels[index]), timings, count)
+                    continue
+                self._frame(image[index], plan, partial(_into, scores[index]), timings, count)
+                with timings.phase("stitch"):
+                    if self.spec.head == "logits":
+                        softmax(scores[index])
+                    labels[index] = best_class(scores[index])
+        return Segmentation(labels, scores, timings)
+
+    def scores(self, frame: ArrayLike) -> NDArray[np.float32]:
+        """Return what the network itself says of one frame, stitched: logits or probabilities, (classes, H, W) float32.
+
+        Raises as `segment` does.
+        """
+        leading, size = split_axes(frame.shape, self.spec.channels)
+        if leading:
+            raise FrameError(f"the image has shape {tuple(frame.shape)}: scores takes one frame, segment takes stacks")
+        scores = self._new_scores((len(self.spec.classes), *size))
+        plan = TilePlan(size, self.spec.tile, self.spec.geometry, self.spec.border)
+        with self._lock:
+            self._frame(frame[()], plan, partial(_into, scores), Timings(), _Count(len(plan), None))
+        return scores
+
+    def close(self) -> None:
+        """Free the session if it was opened here; idempotent."""
+        if self._owns_session:
+            self.session.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _frame(self, read: Any, plan: TilePlan, stitch: Stitch, timings: Timings, count: "_Count") -> None:
+        with timings.phase("normalise"):
+            frame = as_frame(read, self.spec.channels)
+            affine = self.spec.normalisation.measure(frame)
+        TileLoop(self._lanes, timings).run(plan, partial(_cut, frame, affine), stitch, count)
+
+    def _into_labels(self, labels: NDArray[np.uint8]) -> Stitch:
+        if self.spec.head == "labels":
+            return partial(_into, labels)
+        return lambda tile, core: tile.stitch(best_class(core), labels)
+
+    def _new_scores(self, shape: tuple[int, ...]) -> NDArray[np.float32]:
+        if self.spec.head == "labels":
+            raise OptionError("this model's head gives labels only: export it with --head logits or probabilities")
+        return np.empty(shape, np.float32)
+
+
+class _Count:
+    """Adds up finished tiles for a progress callback."""
+
+    def __init__(self, total: int, progress: Progress | None) -> None:
+        self.done, self.total, self.progress = 0, total, progress
+
+    def __call__(self, tiles: int) -> None:
+        self.done += tiles
+        if self.progress is not None:
+            self.progress(self.done, self.total)
+
+
+def _cut(frame: Array, affine: Affine, tile: Tile, slot: Array) -> None:
+    tile.cut(frame, slot)
+    affine.apply(slot)
+
+
+def _into(out: Array, tile: Tile, core: Array) -> None:
+    tile.stitch(core, out)
+
+
+def _labels(out: NDArray[np.uint8] | None, shape: tuple[int, ...]) -> NDArray[np.uint8]:
+    if out is None:
+        return np.empty(shape, np.uint8)
+    if out.shape != shape or out.dtype != np.uint8:
+        raise FrameError(f"out is {out.dtype} {out.shape}: give uint8 {shape}")
+    return out

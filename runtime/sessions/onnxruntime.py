@@ -1,0 +1,120 @@
+"""ONNX Runtime on the CPU. Input and output are bound to the lane's arrays: nothing is copied."""
+
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from unetrt.runtime.errors import InferenceError, ModelFileError, OutOfMemoryError
+from unetrt.runtime.onnx_file import read_spec
+from unetrt.runtime.sessions.worker import Array, WorkerSession
+from unetrt.runtime.spec import INPUT, OUTPUT, ModelSpec
+
+# What ONNX Runtime says, in any of its exceptions, when an allocation failed (its bfc_arena.cc, allocator.cc).
+OUT_OF_MEMORY = ("Failed to allocate memory", "bad_alloc", "bad allocation")
+
+
+def probe() -> str | None:
+    """Return None where ONNX Runtime is installed, else what to install."""
+    if find_spec("onnxruntime") is None:
+        return "ONNX Runtime is not installed: pip install 'unetrt[cpu]'"
+    return None
+
+
+def open_session(path: Path) -> "OnnxRuntimeSession":
+    """Load an ONNX file; raises ModelFileError where it is not a whole model of ours."""
+    return OnnxRuntimeSession(path)
+
+
+class OnnxRuntimeSession(WorkerSession):
+    """A model in ONNX Runtime's CPU provider.
+
+    Parameters
+    ----------
+    path
+        The ONNX file.
+    threads
+        Threads of one pass; 0 leaves the choice to ONNX Runtime: one a physical core.
+
+    Raises
+    ------
+    ModelFileError
+        The file is not a model of ours, or ONNX Runtime cannot load it.
+    """
+
+    def __init__(self, path: Path, threads: int = 0) -> None:
+        spec = read_spec(path)
+        self._engine = _load(path, threads)
+        _check(self._engine, spec, path)
+        super().__init__(spec, "onnxruntime on the CPU")
+
+    def compute(self, frames: Array, scores: Array) -> None:
+        """Run the graph on the arrays' own memory; raises InferenceError or OutOfMemoryError."""
+        engine = self._engine
+        binding = engine.io_binding()
+        binding.bind_input(INPUT, "cpu", 0, frames.dtype, frames.shape, frames.ctypes.data)
+        binding.bind_output(OUTPUT, "cpu", 0, scores.dtype, scores.shape, scores.ctypes.data)
+        try:
+            engine.run_with_iobinding(binding)
+        except _failures() as error:
+            raise _translated(error, "ONNX Runtime failed") from error
+
+    def close(self) -> None:
+        """Wait for passes in flight and free the engine; idempotent."""
+        super().close()
+        self._engine = None
+
+
+def _load(path: Path, threads: int) -> Any:
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.log_severity_level = 3  # errors: its warnings are about graph optimisations
+    # With it the second pass allocates everything anew and takes as long as the first, twice a later one's time.
+    options.enable_mem_pattern = False
+    try:
+        return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    except _failures() as error:
+        if _is_out_of_memory(error):
+            raise _translated(error, f"{path} could not be loaded") from error
+        raise ModelFileError(f"{path} is not a model that ONNX Runtime can load: {_first_line(error)}") from error
+
+
+def _check(engine: Any, spec: ModelSpec, path: Path) -> None:
+    """Hold the graph against its spec: a file whose two halves disagree would be read or written out of bounds."""
+    expected = [(INPUT, spec.new_input()), (OUTPUT, spec.new_output())]
+    for (name, array), node in zip(expected, [*engine.get_inputs(), *engine.get_outputs()], strict=False):
+        given = (node.name, tuple(node.shape), node.type)
+        wanted = (name, array.shape, f"tensor({_onnx_name(array.dtype)})")
+        if given != wanted:
+            raise ModelFileError(f"{path}: its graph has {given}, its spec says {wanted}; export it again")
+    if len(engine.get_inputs()) != 1 or len(engine.get_outputs()) != 1:
+        raise ModelFileError(f"{path}: its graph must have one input and one output; export it again")
+
+
+def _onnx_name(dtype: np.dtype[Any]) -> str:
+    return {"float32": "float"}.get(dtype.name, dtype.name)
+
+
+def _failures() -> tuple[type[Exception], ...]:
+    from onnxruntime.capi import onnxruntime_pybind11_state as state
+
+    names = ("Fail", "InvalidArgument", "InvalidGraph", "InvalidProtobuf", "NoSuchFile", "NotImplemented")
+    own = [getattr(state, name) for name in (*names, "RuntimeException", "EPFail", "EngineError", "ModelLoaded")]
+    return (*own, MemoryError)
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    return isinstance(error, MemoryError) or any(sign in str(error) for sign in OUT_OF_MEMORY)
+
+
+def _translated(error: Exception, what: str) -> InferenceError:
+    if _is_out_of_memory(error):
+        advice = "use a smaller tile (`unetrt plan --memory`) or a smaller batch"
+        return OutOfMemoryError(f"{what}: out of memory ({_first_line(error)}); {advice}")
+    return InferenceError(f"{what}: {_first_line(error)}")
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

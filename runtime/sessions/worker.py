@@ -1,0 +1,96 @@
+"""Sessions that compute on the CPU: one worker thread, so that the caller cuts and stitches while it computes.
+
+One thread for all lanes: the engines spread a pass over all cores by themselves, and two passes at once would only
+take twice the memory.
+"""
+
+import time
+import weakref
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from types import TracebackType
+from typing import Any, Self
+
+from numpy.typing import NDArray
+from unetrt.runtime.errors import SessionClosedError
+from unetrt.runtime.sessions.protocol import Lane
+from unetrt.runtime.spec import ModelSpec
+
+Array = NDArray[Any]
+
+
+class WorkerLane:
+    """A lane whose pass is a function on the session's worker thread."""
+
+    def __init__(self, session: "WorkerSession") -> None:
+        self.input: Array = session.spec.new_input()
+        self.output: Array = session.spec.new_output()
+        self.seconds = 0.0
+        self._session = session
+        self._pending: Future[float] | None = None
+
+    def launch(self) -> None:
+        """Queue the pass on the worker thread."""
+        self._pending = self._session.submit(self._pass)
+
+    def wait(self) -> None:
+        """Block until the pass has ended, and raise what it raised."""
+        if self._pending is None:
+            return
+        try:
+            self.seconds = self._pending.result()
+        finally:
+            # An interrupt can end the wait before the pass: then it is still in flight.
+            if self._pending.done():
+                self._pending = None
+
+    def _pass(self) -> float:
+        begin = time.perf_counter()
+        self._session.compute(self.input, self.output)
+        return time.perf_counter() - begin
+
+
+class WorkerSession(ABC):
+    """A session that computes on one thread of its own; an engine says how in `compute`.
+
+    Parameters
+    ----------
+    spec
+        The model's spec.
+    name
+        Engine and device, for people.
+    """
+
+    def __init__(self, spec: ModelSpec, name: str) -> None:
+        self.spec, self.name = spec, name
+        self._worker = ThreadPoolExecutor(1, thread_name_prefix="unetrt")
+        # Without waiting: the last reference may go on the worker thread itself.
+        self._finalizer = weakref.finalize(self, self._worker.shutdown, wait=False)
+
+    @abstractmethod
+    def compute(self, frames: Array, scores: Array) -> None:
+        """Fill a lane's output from its input; runs on the worker thread, one call at a time."""
+
+    def lanes(self, count: int) -> list[Lane]:
+        """Return `count` lanes with staging arrays of their own."""
+        return [WorkerLane(self) for _ in range(count)]
+
+    def submit(self, work: Callable[[], float]) -> Future[float]:
+        """Queue `work` on the worker thread; raises SessionClosedError after `close`."""
+        if not self._finalizer.alive:
+            raise SessionClosedError(f"the session ({self.name}) is closed: open the model again")
+        return self._worker.submit(work)
+
+    def close(self) -> None:
+        """Wait for passes in flight and end the worker thread; idempotent."""
+        self._finalizer.detach()
+        self._worker.shutdown(wait=True)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()

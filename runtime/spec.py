@@ -1,0 +1,155 @@
+"""The model spec: what a model file says about itself, so that nothing about it has to be guessed."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal, get_args
+
+import numpy as np
+from numpy.typing import NDArray
+from unetrt.runtime.cost import UNetShape
+from unetrt.runtime.errors import ModelFileError, UnetrtError
+from unetrt.runtime.geometry import Geometry
+from unetrt.runtime.mirror import BORDERS, Border
+from unetrt.runtime.normalisation import Normalisation
+
+Head = Literal["logits", "probabilities", "labels"]
+HEADS: tuple[Head, ...] = get_args(Head)
+Precision = Literal["fp32", "fp16"]
+PRECISIONS: tuple[Precision, ...] = get_args(Precision)
+
+SCHEMA = 1
+KEY = "unetrt"  # in the ONNX file's metadata_props
+INPUT, OUTPUT = "frame", "scores"  # names of the graph's input and output
+
+
+@dataclass(frozen=True)
+class ModelSpec:
+    """All that a runtime must know of a model, JSON in the model file's metadata.
+
+    Attributes
+    ----------
+    tile
+        Height and width of the network's input, in pixels.
+    halo, grid
+        Context on each side and period of the pooling lattice, in pixels.
+    channels
+        Channels of a frame.
+    classes
+        Class names, background first.
+    normalisation
+        How grey values become network input.
+    batch
+        Tiles in one pass.
+    head
+        What comes out: `logits` and `probabilities` are (batch, classes, h, w) float32, `labels` (batch, h, w) uint8.
+    precision
+        What the graph computes in.
+    input_dtype
+        The graph's input.
+    border
+        What lies beyond the frame.
+    separation_border
+        Width in pixels of the background that training cut between touching objects; 0 for class maps.
+    network
+        Depth and base of a U-Net of ours; empty for others.
+    training
+        What is worth knowing of the training.
+    weights_sha256
+        Hash of the weights, in hexadecimal.
+    written_by
+        Version of unetrt that wrote the file.
+    """
+
+    tile: tuple[int, int]
+    halo: int
+    grid: int
+    channels: int = 1
+    classes: tuple[str, ...] = ("background", "foreground")
+    normalisation: Normalisation = field(default_factory=Normalisation)
+    batch: int = 1
+    head: Head = "logits"
+    precision: Precision = "fp32"
+    input_dtype: str = "float32"
+    border: Border = "reflect"
+    separation_border: int = 0
+    network: Mapping[str, int] = field(default_factory=dict)
+    training: Mapping[str, Any] = field(default_factory=dict)
+    weights_sha256: str = ""
+    written_by: str = ""
+
+    def __post_init__(self) -> None:
+        for side in self.tile:
+            self.geometry.require(side)
+        known: tuple[tuple[str, str, tuple[str, ...]], ...] = (
+            ("head", self.head, HEADS),
+            ("precision", self.precision, PRECISIONS),
+            ("input dtype", self.input_dtype, ("float32",)),
+            ("border", self.border, BORDERS),
+        )
+        for what, value, choices in known:
+            if value not in choices:
+                raise ModelFileError(f"{what} {value!r} is unknown here: {', '.join(choices)}")
+        if min(self.batch, self.channels) < 1 or len(self.classes) < 2 or self.separation_border < 0:
+            raise ModelFileError(
+                f"batch {self.batch}, channels {self.channels}, {len(self.classes)} classes and a separation border of "
+                f"{self.separation_border} px make no model"
+            )
+
+    @property
+    def geometry(self) -> Geometry:
+        """Halo and grid; the tile itself says which remainder is legal."""
+        return Geometry(self.halo, self.grid, self.tile[0] % self.grid)
+
+    @property
+    def shape(self) -> UNetShape | None:
+        """The U-Net's numbers, or None for a network that is not ours."""
+        if not self.network:
+            return None
+        return UNetShape(self.network["depth"], self.network["base"], self.channels, len(self.classes))
+
+    @property
+    def core(self) -> tuple[int, int]:
+        """Height and width of the network's output, in pixels."""
+        return self.geometry.core(self.tile[0]), self.geometry.core(self.tile[1])
+
+    def new_input(self) -> NDArray[np.float32]:
+        """Return an array for the network's input: (batch, C, h, w) float32, zeros."""
+        return np.zeros((self.batch, self.channels, *self.tile), np.float32)
+
+    def new_output(self) -> NDArray[Any]:
+        """Return an array for the network's output; shape and dtype follow from the head, the content is undefined."""
+        if self.head == "labels":
+            return np.empty((self.batch, *self.core), np.uint8)
+        return np.empty((self.batch, len(self.classes), *self.core), np.float32)
+
+    def to_json(self) -> str:
+        """Return the spec as JSON, the form it has in a model file."""
+        fields = {name: getattr(self, name) for name in self.__dataclass_fields__}
+        fields |= {"network": dict(self.network), "training": dict(self.training)}
+        return json.dumps({"schema": SCHEMA, **fields, "normalisation": self.normalisation.to_dict()})
+
+    @classmethod
+    def from_json(cls, text: str) -> "ModelSpec":
+        """Return the spec that `to_json` wrote.
+
+        Raises
+        ------
+        ModelFileError
+            The text is not a spec, or of a schema that this version does not know.
+        """
+        try:
+            stored = json.loads(text)
+            schema = stored.pop("schema")
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise ModelFileError(f"the model's spec is not readable: {error!r}") from error
+        if schema != SCHEMA:
+            wrote = stored.get("written_by") or "another version"
+            raise ModelFileError(f"the spec has schema {schema}, written by {wrote}; this version reads {SCHEMA}")
+        try:
+            pairs: dict[str, Any] = {"tile": tuple(stored.pop("tile")), "classes": tuple(stored.pop("classes"))}
+            return cls(**pairs, normalisation=Normalisation.from_dict(stored.pop("normalisation")), **stored)
+        except UnetrtError as error:
+            raise ModelFileError(f"the model's spec makes no sense: {error}") from error
+        except (KeyError, TypeError, ValueError) as error:
+            raise ModelFileError(f"the model's spec is not whole: {error!r}") from error

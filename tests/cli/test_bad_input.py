@@ -1,0 +1,135 @@
+"""Every bad input: exit 2, one line that says what to do, and no file left behind."""
+
+import re
+import sys
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import tifffile
+from unetrt.runtime.spec import KEY
+
+from unetrt.__main__ import main
+
+
+def image(path: Path, pixels: np.ndarray) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    tifffile.imwrite(path, pixels, photometric="rgb" if pixels.ndim == 3 else "minisblack")
+    return path
+
+
+FRAME = np.arange(64 * 64, dtype=np.uint16).reshape(64, 64)
+OBJECTS = np.repeat(np.repeat(np.arange(4, dtype=np.uint8).reshape(2, 2), 32, 0), 32, 1)
+
+
+@pytest.fixture
+def place(tmp_path, tiny_model, tiny_run, drawn_folder):
+    """A folder with every kind of bad file in it, and some good ones."""
+    image(tmp_path / "good" / "a.tif", FRAME)
+    image(tmp_path / "rgb" / "a.tif", np.zeros((64, 64, 3), np.uint8))
+    nan = FRAME.astype(np.float32)
+    nan[3, 5] = np.nan
+    image(tmp_path / "nan" / "a.tif", nan)
+    (tmp_path / "text.tif").write_text("no image")
+    for name, labels in (("shapes", OBJECTS[:60]), ("empty", 0 * OBJECTS), ("whole", OBJECTS)):
+        image(tmp_path / name / "images" / "a.tif", FRAME)
+        image(tmp_path / name / "labels" / "a.tif", labels)
+    image(tmp_path / "unlabelled" / "images" / "a.tif", FRAME)
+    (tmp_path / "file").write_text("a file, no folder")
+    whole = tiny_model.read_bytes()
+    (tmp_path / "model.onnx").write_bytes(whole)
+    (tmp_path / "cut.onnx").write_bytes(whole[: len(whole) // 2])
+    plain = onnx.load(tiny_model)
+    onnx.helper.set_model_props(plain, {})
+    onnx.save(plain, tmp_path / "plain.onnx")
+    odd = onnx.load(tiny_model)
+    onnx.helper.set_model_props(odd, {KEY: "{}"})
+    onnx.save(odd, tmp_path / "odd.onnx")
+    (tmp_path / "best.safetensors").write_bytes((tiny_run / "best.safetensors").read_bytes())
+    (tmp_path / "fake.safetensors").write_bytes(b"PK\x03\x04 weights of another kind")
+    (tmp_path / "drawn").symlink_to(drawn_folder)
+    return tmp_path
+
+
+CASES = {
+    "illegal tile": ("export best.safetensors -o new/m.onnx --tile 61", "tile 61 is not legal.*use 60 or 64"),
+    "illegal oblong tile": ("export best.safetensors -o new/m.onnx --tile 60x61", "tile 61 is not legal"),
+    "illegal tile to bench": ("bench --tile 573 --frame 300x300 --base 1", "tile 573 is not legal.*572 or 588"),
+    "no size": ("export best.safetensors -o new/m.onnx --tile big", "'big' is no size: write 572, or 2048x1536"),
+    "tile and frame": ("export best.safetensors -o new/m.onnx --tile 60 --frame 60", "exclude each other"),
+    "weights that are none": ("export fake.safetensors -o new/m.onnx", "not a safetensors checkpoint"),
+    "weights that are missing": ("export none.safetensors -o new/m.onnx", "does not exist"),
+    "checkpoint is a folder without one": ("export good -o new/m.onnx", "does not exist"),
+    "export into a file": ("export best.safetensors -o file/m.onnx", "cannot write to file.*not a folder"),
+    "missing data": ("train none -o new", "none does not exist: give a folder with images/ and labels/"),
+    "missing labels": ("train unlabelled -o new", "labels does not exist"),
+    "shapes differ": ("train shapes -o new", "a.tif is 64 x 64 px, its labels are 60 x 64 px"),
+    "empty labels": ("train empty -o new", "all 1 label images are empty"),
+    "one image to split": ("train whole -o new", "one image cannot be split"),
+    "too many classes": ("train whole --val whole --classes 3 -o new", "holds class 3, 3 classes are 0 ... 2"),
+    "unknown recipe": ("train whole --val whole --recipe best -o new", "use one of modern, paper"),
+    "minutes and steps": ("train whole --val whole --minutes 1 --steps 1 -o new", "either minutes or steps"),
+    "no time": ("train whole --val whole --minutes 0 -o new", "must be above 0"),
+    "no depth": ("train whole --val whole --depth 0 -o new", "depth 0"),
+    "train into a file": ("train whole -o file/run", "cannot write to file/run: .*not a folder"),
+    "missing model": ("predict none.onnx good -o new", "none.onnx does not exist: `unetrt export"),
+    "no ONNX": ("predict text.tif good -o new", "text.tif is not a whole ONNX file"),
+    "truncated ONNX": ("predict cut.onnx good -o new", "cut.onnx is not a whole ONNX file"),
+    "ONNX without a spec": ("predict plain.onnx good -o new", "plain.onnx carries no unetrt spec"),
+    "ONNX with an odd spec": ("predict odd.onnx good -o new", "odd.onnx: the model's spec is not readable"),
+    "missing images": ("predict model.onnx none -o new", "none does not exist: give a folder"),
+    "folder without images": ("predict model.onnx whole -o new", "whole holds no image"),
+    "no image": ("predict model.onnx text.tif -o new", "text.tif cannot be read"),
+    "wrong channel count": ("predict model.onnx rgb -o new", "a.tif has 3 channels: this model takes 1"),
+    "NaN pixels": ("predict model.onnx nan -o new", "a.tif: 1 pixels are NaN or infinite, .* row 3, column 5"),
+    "predict into a file": ("predict model.onnx good -o file", "cannot write to file: .*not a folder"),
+    "predict over the images": ("predict model.onnx good -o good", "would overwrite it"),
+    "unknown backend": ("predict model.onnx good -o new --backend tpu", "use one of auto, onnxruntime, numpy"),
+    "unknown option": ("predict model.onnx good -o new --fast", "No such option '?--fast"),
+    "no output": ("predict model.onnx good", "Missing option '-o'"),
+    "unknown command": ("segment model.onnx", "No such command 'segment'"),
+    "no prediction": ("eval good drawn/labels", "has no labels for 0.tif"),
+    "no memory": ("plan 2048 --memory lots", "'lots' is no amount of memory"),
+    "too little memory": ("plan 2048 --memory 1MiB", "no tile fits 1 MiB: the smallest, 204x204, needs"),
+    "info on nothing": ("info none.onnx", "does not exist"),
+    "bench without rounds": ("bench --rounds 0", "0 rounds measure nothing"),
+}
+
+
+@pytest.mark.parametrize(("command", "message"), CASES.values(), ids=CASES)
+def test_one_line_exit_2_and_nothing_left(place, monkeypatch, capsys, command, message):
+    monkeypatch.chdir(place)
+    before = sorted(str(path) for path in place.rglob("*"))
+    status = main(command.split())
+    out, err = capsys.readouterr()
+    line = err.strip().splitlines()[-1]
+    assert status == 2, (out, err)
+    assert line.startswith("Error: ")
+    assert len([text for text in err.splitlines() if text.startswith("Error")]) == 1
+    assert "Traceback" not in err
+    assert re.search(message, line), line
+    assert sorted(str(path) for path in place.rglob("*")) == before
+
+
+def test_debug_shows_the_traceback(place, monkeypatch):
+    from unetrt.runtime.errors import ModelFileError
+
+    monkeypatch.chdir(place)
+    with pytest.raises(ModelFileError):
+        main(["--debug", "info", "none.onnx"])
+
+
+def test_a_second_training_into_the_same_folder_is_refused(tiny_run, drawn_folder, capsys):
+    before = sorted(path.stat().st_mtime_ns for path in tiny_run.iterdir())
+    assert main(["train", str(drawn_folder), "-o", str(tiny_run)]) == 2
+    assert "already holds a training" in capsys.readouterr().err
+    assert sorted(path.stat().st_mtime_ns for path in tiny_run.iterdir()) == before
+
+
+def test_a_missing_package_names_the_extra(monkeypatch, capsys, drawn_folder, tmp_path):
+    monkeypatch.setitem(sys.modules, "torch", None)
+    for name in [name for name in sys.modules if name.startswith("unetrt.trainer")]:
+        monkeypatch.delitem(sys.modules, name)
+    assert main(["train", str(drawn_folder), "-o", str(tmp_path / "run")]) == 2
+    assert "this command needs torch: pip install 'unetrt[train]'" in capsys.readouterr().err

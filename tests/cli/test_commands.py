@@ -1,0 +1,109 @@
+"""The commands as a user types them, one after another."""
+
+import json
+
+import numpy as np
+import pytest
+import tifffile
+from PIL import Image
+
+from unetrt.__main__ import main
+
+
+@pytest.fixture
+def run(capsys):
+    """Run a command that must succeed; return its standard output."""
+
+    def run(*arguments):
+        status = main([str(argument) for argument in arguments])
+        out, err = capsys.readouterr()
+        assert status == 0, err
+        return out
+
+    return run
+
+
+def test_from_a_folder_of_images_to_labels(run, drawn_folder, tmp_path):
+    folder, model, out = tmp_path / "run", tmp_path / "model.onnx", tmp_path / "out"
+    small = ["--depth", 2, "--base", 4, "--tile", 92, "--steps", 30]
+    said = run("train", drawn_folder, "--val", drawn_folder, "-o", folder, *small)
+    assert "4 images" in said
+    assert f"next: unetrt predict {folder / 'model.onnx'}" in said
+    assert (folder / "model.onnx").exists()
+    said = run("export", folder, "-o", model, "--frame", "80x120", "--precision", "fp16")
+    assert "parity with the network in FP32: max error" in said
+    said = run("predict", model, drawn_folder / "images", "-o", out)
+    assert said.startswith("4 images, ")
+    assert sorted(path.name for path in out.iterdir()) == ["0.tif", "1.tif", "2.tif", "3.tif", "overlays"]
+    assert tifffile.imread(out / "2.tif").shape == (80, 120)
+    with Image.open(out / "overlays" / "2.png") as picture:
+        assert picture.size == (120, 80)
+    scores = json.loads(run("eval", out, drawn_folder / "labels", "--json"))
+    assert [row["name"] for row in scores["images"]] == ["0", "1", "2", "3"]
+    assert 0.3 < scores["mean"]["iou"] <= 1
+    assert "mean of 4 images" in run("eval", out, drawn_folder / "labels")
+
+
+def test_predict_writes_class_maps_and_stacks(run, tiny_model, tmp_path):
+    stack = np.random.default_rng(0).integers(0, 4000, (3, 50, 60)).astype(np.uint16)
+    tifffile.imwrite(tmp_path / "stack.tif", stack, photometric="minisblack")
+    run("predict", tiny_model, tmp_path / "stack.tif", "-o", tmp_path / "out", "--as", "classes", "--no-overlays")
+    labels = tifffile.imread(tmp_path / "out" / "stack.tif")
+    assert labels.shape == (3, 50, 60)
+    assert labels.max() <= 1
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["stack.tif"]
+    run("predict", tiny_model, tmp_path / "stack.tif", "-o", tmp_path / "out2")
+    with Image.open(tmp_path / "out2" / "overlays" / "stack.png") as picture:
+        assert picture.size == (60, 50)
+
+
+def test_info_of_a_model_and_of_a_checkpoint(run, tiny_model, tiny_run):
+    about = json.loads(run("info", tiny_model, "--json"))
+    assert about["tile"] == [60, 76]
+    assert about["core"] == [20, 36]
+    assert about["stride"] == [20, 36]
+    assert "weights_sha256" in run("info", tiny_model)
+    assert json.loads(run("info", tiny_run, "--json"))["network"] == {
+        "depth": 2, "base": 4, "channels": 1, "classes": 2,
+    }  # fmt: skip
+
+
+def test_plan_names_the_best_tile(run, tiny_model, tiny_run):
+    planned = json.loads(run("plan", "2048x2048", "--base", 16, "--json"))
+    assert planned["best"]["tile"] == [2236, 2236]
+    table = run("plan", "2048", "--memory", "1GiB")
+    assert "best" in table
+    assert "of the arithmetic of 572-tiles" in table
+    for model in (tiny_model, tiny_run):
+        assert json.loads(run("plan", "100x100", "--model", model, "--json"))["best"]["passes"] >= 1
+
+
+def test_bench_measures_checks_and_writes_json(run, tmp_path):
+    said = run("bench", "--frame", "500x420", "--base", 2, "--rounds", 2, "--json", tmp_path / "a.json")
+    assert "times as fast as the usual loop" in said
+    result = json.loads((tmp_path / "a.json").read_text())
+    assert {len(figure["rounds"]) for figure in result["figures"].values()} == {2}
+    assert result["wrong"]["unetrt, frame to labels"] == 0
+    assert result["environment"]["versions"]["onnxruntime"]
+
+
+def test_a_floor_that_is_missed_is_a_failed_gate(capsys):
+    assert main(["bench", "--frame", "400x400", "--base", "1", "--rounds", "1", "--floor", "1000"]) == 1
+    assert "below the floor of 1000" in capsys.readouterr().err
+
+
+def test_demo_leaves_what_it_says(run, tmp_path):
+    said = run("demo", "--out", tmp_path / "demo", "--minutes", "0.1")
+    assert "exact: True" in said
+    names = {path.name for path in (tmp_path / "demo").iterdir()}
+    assert names >= {"model.onnx", "best.safetensors", "overlay.png", "curves.png", "report.json", "data"}
+    report = json.loads((tmp_path / "demo" / "report.json").read_text())
+    assert report["exactness"]["max_logit_difference"] <= 1e-4
+    assert report["exactness"]["share_of_pixels_of_another_class"] == 0
+    assert report["frame"][0] > report["tile"][0]
+    assert report["quality"]["cells_drawn"] > 500
+
+
+@pytest.mark.parametrize("command", ["demo", "train", "export", "predict", "eval", "plan", "info", "bench"])
+def test_every_command_has_help(run, command):
+    assert f"unetrt {command}" in run(command, "--help")

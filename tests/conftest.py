@@ -1,0 +1,72 @@
+"""What many tests share: small specs, sessions that need no engine, one tiny trained network."""
+
+import numpy as np
+import pytest
+import tifffile
+from hypothesis import settings
+from unetrt.runtime.spec import ModelSpec
+
+# Shared machines pause: an example that takes long once is no defect.
+settings.register_profile("unetrt", deadline=None)
+settings.load_profile("unetrt")
+
+
+def small_spec(depth: int = 2, tile: tuple[int, int] | None = None, **fields) -> ModelSpec:
+    """A spec with the geometry of a small U-Net; the default tile has room for a stride."""
+    from unetrt.runtime.cost import UNetShape
+
+    geometry = UNetShape(depth).geometry
+    side = geometry.side_for(3 * geometry.grid)
+    return ModelSpec(tile=tile or (side, side + geometry.grid), halo=geometry.halo, grid=geometry.grid, **fields)
+
+
+def coordinate_frame(height: int, width: int) -> np.ndarray:
+    """A frame whose pixels are their own coordinates, so that a misplaced one names itself."""
+    return (np.arange(height)[:, None] * 1000 + np.arange(width)).astype(np.float32)
+
+
+@pytest.fixture(scope="session")
+def drawn_folder(tmp_path_factory):
+    """A folder with images/ and labels/, four drawn micrographs of different sizes."""
+    from unetrt.runtime.images import write_labels
+    from unetrt.trainer.drawn_cells import draw
+
+    folder = tmp_path_factory.mktemp("drawn")
+    for part in ("images", "labels"):
+        (folder / part).mkdir()
+    for number, size in enumerate([(96, 96), (96, 96), (80, 120), (64, 64)]):
+        drawing = draw(size, seed=number)
+        tifffile.imwrite(folder / "images" / f"{number}.tif", drawing.frame, photometric="minisblack")
+        write_labels(folder / "labels" / f"{number}.tif", drawing.labels)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_run(drawn_folder, tmp_path_factory):
+    """The folder of a tiny training: depth 2, base 4, a few steps."""
+    from unetrt.trainer import dataset
+    from unetrt.trainer.recipe import RECIPES
+    from unetrt.trainer.training import Budget, Training
+
+    folder = tmp_path_factory.mktemp("run")
+    train, validation = dataset.load(drawn_folder).split(0.25, seed=0)
+    recipe = RECIPES["modern"].with_options(depth=2, base=4, tile=92)
+    Training(train, validation, recipe, folder).run(Budget(steps=12))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_checkpoint(tiny_run):
+    from unetrt.trainer.checkpoint import load
+
+    return load(tiny_run)
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tiny_checkpoint, tmp_path_factory):
+    """An exported ONNX file of the tiny network, FP32 logits, with an oblong tile."""
+    from unetrt.export.exporter import Options, export
+
+    path = tmp_path_factory.mktemp("model") / "tiny.onnx"
+    export(tiny_checkpoint, path, Options(tile=(60, 76)))
+    return path

@@ -1,0 +1,47 @@
+import pytest
+from unetrt.runtime.artifacts import require_writable, whole_file, writable_folder
+from unetrt.runtime.errors import OutputError
+
+
+def test_a_file_appears_whole_and_nothing_else(tmp_path):
+    with whole_file(tmp_path / "new" / "a.txt") as temporary:
+        temporary.write_text("content")
+        assert not (tmp_path / "new" / "a.txt").exists()
+        assert temporary.name == "a.txt"
+    assert [path.name for path in (tmp_path / "new").iterdir()] == ["a.txt"]
+
+
+@pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])
+def test_an_exception_leaves_the_old_file_and_nothing_else(tmp_path, error):
+    (tmp_path / "a.txt").write_text("old")
+    with pytest.raises(error), whole_file(tmp_path / "a.txt") as temporary:
+        temporary.write_text("half")
+        raise error
+    assert (tmp_path / "a.txt").read_text() == "old"
+    assert len(list(tmp_path.iterdir())) == 1
+
+
+def test_a_file_can_be_read_by_whom_any_new_file_can(tmp_path):
+    (tmp_path / "usual").touch()
+    with whole_file(tmp_path / "a.txt") as temporary:
+        temporary.touch(mode=0o600)
+    assert (tmp_path / "a.txt").stat().st_mode == (tmp_path / "usual").stat().st_mode
+
+
+def test_a_file_is_no_folder(tmp_path):
+    (tmp_path / "file").touch()
+    for place in (tmp_path / "file", tmp_path / "file" / "deeper"):
+        for asked in (require_writable, writable_folder):
+            with pytest.raises(OutputError, match=r"cannot write to .*file is not a folder"):
+                asked(place)
+
+
+def test_asking_creates_nothing(tmp_path):
+    require_writable(tmp_path / "a" / "b")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_full_disk_is_one_line(tmp_path):
+    with pytest.raises(OutputError, match="cannot write .*a.txt: No space left"), whole_file(tmp_path / "a.txt"):
+        raise OSError(28, "No space left on device")
+    assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,58 @@
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from unetrt.runtime.instance_labels import grow_between, instances
+
+
+def picture(*rows):
+    return np.array([[int(pixel) if pixel != "." else 0 for pixel in row] for row in rows], np.int32)
+
+
+def test_components_are_numbered_without_gaps():
+    found = instances(picture("11..2", "....2", "1....") > 0)
+    np.testing.assert_array_equal(found, picture("11..2", "....2", "3...."))
+    assert found.dtype == np.int32
+
+
+def test_all_classes_but_the_background_are_foreground():
+    np.testing.assert_array_equal(instances(picture("12.3")), picture("11.2"))
+
+
+def test_the_cut_between_two_objects_is_given_back_to_the_nearer():
+    cut = picture("11..22", "11..22", "......", "......")
+    np.testing.assert_array_equal(grow_between(cut, 2)[0], [1, 1, 1, 2, 2, 2])
+
+
+def test_outer_outlines_and_wide_gaps_stay():
+    far = picture("11.....22", "11.....22", ".........")
+    np.testing.assert_array_equal(grow_between(far, 2), far)
+
+
+@pytest.mark.parametrize("width", [1, 2, 3])
+def test_growing_undoes_the_cut_of_training(width):
+    from unetrt.trainer.targets import cut_between
+
+    touching = np.zeros((20, 30), np.int32)
+    touching[3:17, 3:15], touching[3:17, 15:27] = 1, 2
+    cut = cut_between(touching, width)
+    assert np.count_nonzero(touching) - np.count_nonzero(cut) == 14 * width
+    back = instances(cut > 0, width)
+    np.testing.assert_array_equal(back[4:16], touching[4:16])
+
+
+@given(st.integers(0, 2**32 - 1), st.integers(1, 3))
+def test_growing_fills_background_only_and_adds_no_object(seed, reach):
+    objects = np.random.default_rng(seed).choice([0, 0, 0, 1, 2, 3], (12, 15)).astype(np.int32)
+    grown = grow_between(objects, reach)
+    np.testing.assert_array_equal(grown[objects > 0], objects[objects > 0])
+    assert set(np.unique(grown)) <= set(np.unique(objects)) | {0}
+
+
+def test_small_objects_are_dropped_and_the_rest_renumbered():
+    found = instances(picture("1.22", "..22", "3...") > 0, min_area=2)
+    np.testing.assert_array_equal(found, picture("..11", "..11", "...."))
+
+
+def test_an_empty_map_has_no_instances():
+    assert not instances(np.zeros((4, 5), np.uint8), separation_border=2, min_area=3).any()

@@ -1,0 +1,206 @@
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+from unetrt.runtime.errors import FrameError, InferenceError, OptionError, SessionClosedError
+from unetrt.runtime.normalisation import Normalisation
+from unetrt.runtime.segmenter import Segmenter
+from unetrt.runtime.sessions.numpy import CropSession
+from unetrt.runtime.sessions.worker import WorkerSession
+
+from tests.conftest import coordinate_frame, small_spec
+
+AS_IT_IS = Normalisation("fixed", offset=(0.0,), scale=(1.0,))
+
+
+class FunctionSession(WorkerSession):
+    """A session whose pass is a function of the test."""
+
+    def __init__(self, function):
+        super().__init__(small_spec(normalisation=AS_IT_IS), "a function of the test")
+        self._function = function
+
+    def compute(self, frames, scores):
+        self._function(frames, scores)
+
+
+def crop_segmenter(lanes=2, **fields):
+    return Segmenter(CropSession(small_spec(normalisation=AS_IT_IS, **fields)), lanes=lanes)
+
+
+@pytest.mark.parametrize("lanes", [1, 2, 3])
+@pytest.mark.parametrize("batch", [1, 4])
+@pytest.mark.parametrize("size", [(1, 1), (7, 200), (131, 90)])
+def test_every_pixel_comes_back_to_its_place(lanes, batch, size):
+    frame = coordinate_frame(*size)
+    np.testing.assert_array_equal(crop_segmenter(lanes, batch=batch).scores(frame)[0], frame)
+
+
+@pytest.mark.parametrize(
+    ("channels", "shape", "labels"),
+    [(1, (40, 50), (40, 50)), (1, (3, 40, 50), (3, 40, 50)), (1, (2, 3, 9, 8), (2, 3, 9, 8)),
+     (3, (3, 40, 50), (40, 50)), (3, (5, 3, 40, 50), (5, 40, 50))],
+)  # fmt: skip
+def test_frames_and_stacks(channels, shape, labels):
+    fixed = Normalisation("fixed", offset=(0.5,) * channels, scale=(1.0,) * channels)
+    image = np.random.default_rng(0).integers(0, 2, shape).astype(np.uint8)
+    session = CropSession(small_spec(channels=channels, normalisation=fixed, head="labels"))
+    result = Segmenter(session).segment(image)
+    assert result.labels.shape == labels
+    assert result.labels.dtype == np.uint8
+    assert result.probabilities is None
+
+
+def test_a_stack_is_each_of_its_frames():
+    stack = np.random.default_rng(1).integers(0, 200, (3, 70, 50)).astype(np.uint8)
+    segmenter = crop_segmenter(head="labels")
+    np.testing.assert_array_equal(segmenter.segment(stack).labels, stack)
+
+
+def test_a_memmap_and_a_lazy_array_are_read_frame_by_frame(tmp_path):
+    stack = np.random.default_rng(2).integers(0, 200, (4, 30, 20)).astype(np.uint8)
+    np.save(tmp_path / "stack.npy", stack)
+
+    class Lazy:
+        shape, read = stack.shape, []
+
+        def __getitem__(self, index):
+            self.read.append(index)
+            return stack[index]
+
+    segmenter = crop_segmenter(head="labels")
+    np.testing.assert_array_equal(segmenter.segment(np.load(tmp_path / "stack.npy", mmap_mode="r")).labels, stack)
+    np.testing.assert_array_equal(segmenter.segment(Lazy()).labels, stack)
+    assert Lazy.read == [(0,), (1,), (2,), (3,)]
+
+
+def test_labels_go_into_out():
+    frame = np.random.default_rng(3).integers(0, 200, (30, 20)).astype(np.uint8)
+    out = np.zeros((30, 20), np.uint8)
+    assert crop_segmenter(head="labels").segment(frame, out=out).labels is out
+    np.testing.assert_array_equal(out, frame)
+
+
+def test_probabilities_sum_to_one_and_agree_with_the_labels():
+    frame = np.random.default_rng(4).normal(size=(70, 50)).astype(np.float32)
+
+    def compute(frames, scores):
+        inner = slice(20, -20)
+        scores[:, 0], scores[:, 1] = frames[:, 0, inner, inner], 0
+
+    with FunctionSession(compute) as session:
+        result = Segmenter(session).segment(frame, probabilities=True)
+    np.testing.assert_allclose(result.probabilities.sum(axis=0), 1, rtol=1e-6)
+    np.testing.assert_allclose(result.probabilities[0], 1 / (1 + np.exp(-frame)), rtol=1e-5)
+    np.testing.assert_array_equal(result.labels, frame < 0)
+
+
+def test_progress_and_timings_count_every_tile():
+    seen = []
+    result = crop_segmenter().segment(np.zeros((2, 100, 100), np.uint8), progress=lambda *at: seen.append(at))
+    total = seen[-1][1]
+    assert seen == [(done, total) for done in range(1, total + 1)]
+    assert result.timings.tiles == total
+    parts = result.timings
+    assert parts.normalise + parts.cut + parts.wait + parts.stitch <= parts.total
+
+
+@pytest.mark.parametrize(
+    ("channels", "image", "message"),
+    [
+        (1, np.zeros(5), r"shape \(5,\): this model takes \(H, W\)"),
+        (3, np.zeros((5, 5)), r"this model takes \(3, H, W\)"),
+        (3, np.zeros((2, 5, 5)), r"2 channels: this model takes \(3, H, W\)"),
+        (1, np.zeros((0, 5)), "holds no pixels"),
+        (1, np.zeros((5, 5), bool), "the image is bool"),
+        (1, np.zeros((5, 5), complex), "the image is complex128"),
+        (1, np.array([[1, np.nan], [np.inf, 2]]), "2 pixels are NaN or infinite, the first at row 0, column 1"),
+    ],
+)
+def test_what_is_no_frame(channels, image, message):
+    fixed = Normalisation("fixed", offset=(0.0,) * channels, scale=(1.0,) * channels)
+    with pytest.raises(FrameError, match=message):
+        Segmenter(CropSession(small_spec(channels=channels, normalisation=fixed))).segment(image)
+
+
+@pytest.mark.parametrize("out", [np.zeros((5, 4), np.uint8), np.zeros((5, 5), np.int32)])
+def test_out_must_fit(out):
+    with pytest.raises(FrameError, match=r"give uint8 \(5, 5\)"):
+        crop_segmenter().segment(np.zeros((5, 5)), out=out)
+
+
+def test_a_labels_head_has_no_probabilities():
+    segmenter = crop_segmenter(head="labels")
+    with pytest.raises(OptionError, match="--head logits or probabilities"):
+        segmenter.segment(np.zeros((5, 5)), probabilities=True)
+    with pytest.raises(OptionError, match="--head logits or probabilities"):
+        segmenter.scores(np.zeros((5, 5)))
+
+
+@pytest.mark.parametrize("failing", [0, 1, 5])
+def test_after_a_failed_pass_the_next_frame_works(failing):
+    passes = iter(range(1000))
+
+    def compute(frames, scores):
+        if next(passes) == failing:
+            raise InferenceError("the engine failed")
+        scores[...] = frames[:, :1, 20:-20, 20:-20]
+
+    frame = coordinate_frame(150, 150)
+    with FunctionSession(compute) as session:
+        segmenter = Segmenter(session)
+        with pytest.raises(InferenceError, match="the engine failed"):
+            segmenter.scores(frame)
+        np.testing.assert_array_equal(segmenter.scores(frame)[0], frame)
+
+
+def test_eight_threads_get_what_one_gets():
+    segmenter = crop_segmenter()
+    frames = [coordinate_frame(40 + 13 * number, 90) + number for number in range(8)]
+    with ThreadPoolExecutor(8) as pool:
+        for frame, scores in zip(frames * 4, pool.map(segmenter.scores, frames * 4), strict=True):
+            np.testing.assert_array_equal(scores[0], frame)
+
+
+def test_the_next_tile_is_cut_while_one_computes():
+    """With two lanes the second pass is queued before the first ends; with one it cannot be."""
+
+    def most_in_flight(lanes):
+        gate, queued, most = threading.Semaphore(0), [], []
+
+        class Counting(FunctionSession):
+            def submit(self, work):
+                queued.append(1)
+                if len(queued) == min(lanes, 2):
+                    gate.release(1000)
+                return super().submit(work)
+
+        def compute(frames, scores):
+            gate.acquire(timeout=10)
+            most.append(len(queued))
+            scores[...] = 0
+            queued.pop()
+
+        with Counting(compute) as session:
+            Segmenter(session, lanes=lanes).scores(np.zeros((100, 60)))
+        return max(most)
+
+    assert most_in_flight(1) == 1
+    assert most_in_flight(2) == 2
+
+
+def test_a_closed_session_says_so():
+    session = CropSession(small_spec(normalisation=AS_IT_IS))
+    segmenter = Segmenter(session)
+    segmenter.close()
+    segmenter.segment(np.zeros((5, 5)))  # the session was not opened by the segmenter
+    session.close()
+    session.close()
+    with pytest.raises(SessionClosedError, match="open the model again"):
+        segmenter.segment(np.zeros((5, 5)))
+
+
+def test_no_lanes_no_segmenter():
+    with pytest.raises(OptionError, match="0 lanes"):
+        crop_segmenter(lanes=0)

@@ -1,0 +1,86 @@
+import logging
+import threading
+from dataclasses import replace
+
+import numpy as np
+import onnx
+import pytest
+from unetrt.runtime import sessions
+from unetrt.runtime.errors import BackendUnavailableError, ModelFileError, OptionError
+from unetrt.runtime.segmenter import Segmenter
+from unetrt.runtime.sessions import BACKENDS, open_session
+from unetrt.runtime.spec import KEY
+
+
+def test_auto_takes_the_first_usable_backend_and_says_which(tiny_model, caplog):
+    with caplog.at_level(logging.INFO, "unetrt"), open_session(tiny_model) as session:
+        assert session.name == "onnxruntime on the CPU"
+    assert "auto chose onnxruntime on the CPU" in caplog.text
+
+
+def test_auto_never_takes_the_reference(monkeypatch, tiny_model):
+    monkeypatch.setattr(sessions, "BACKENDS", BACKENDS[-1:])
+    with pytest.raises(BackendUnavailableError, match="no inference engine is usable"):
+        open_session(tiny_model)
+
+
+def test_a_missing_engine_says_what_to_install(monkeypatch, tiny_model):
+    monkeypatch.setattr("unetrt.runtime.sessions.onnxruntime.find_spec", lambda _: None)
+    for backend in ("auto", "onnxruntime"):
+        with pytest.raises(BackendUnavailableError, match=r"not installed: pip install 'unetrt\[cpu\]'"):
+            open_session(tiny_model, backend)
+
+
+def test_an_unknown_backend_names_the_known_ones(tiny_model):
+    with pytest.raises(OptionError, match="'tpu' is unknown: use one of auto, onnxruntime, numpy"):
+        open_session(tiny_model, "tpu")
+
+
+def test_the_reference_reads_the_spec_of_a_file(tiny_model):
+    frame = np.random.default_rng(0).random((90, 70), np.float32)
+    with Segmenter(tiny_model, backend="numpy") as segmenter:
+        expected = segmenter.spec.normalisation(frame[None])[0]
+        np.testing.assert_array_equal(segmenter.scores(frame)[0], expected)
+
+
+def test_closing_ends_the_worker_and_is_idempotent(tiny_model):
+    before = threading.active_count()
+    session = open_session(tiny_model)
+    (lane,) = session.lanes(1)
+    lane.launch()
+    lane.wait()
+    assert lane.seconds > 0
+    session.close()
+    session.close()
+    assert threading.active_count() == before
+
+
+def test_a_session_that_is_dropped_ends_its_worker(tiny_model):
+    before = set(threading.enumerate())
+    session = open_session(tiny_model)
+    (lane,) = session.lanes(1)
+    lane.launch()
+    lane.wait()
+    (worker,) = set(threading.enumerate()) - before
+    del lane, session
+    worker.join(timeout=10)
+    assert not worker.is_alive()
+
+
+@pytest.mark.parametrize("change", [{"tile": (44, 60)}, {"batch": 2}, {"head": "labels"}, {"classes": ("a", "b", "c")}])
+def test_a_graph_that_does_not_fit_its_spec_is_refused(tiny_model, tmp_path, change):
+    model, path = onnx.load(tiny_model), tmp_path / "changed.onnx"
+    spec = replace(open_session(tiny_model, "numpy").spec, **change)
+    onnx.helper.set_model_props(model, {KEY: spec.to_json()})
+    onnx.save(model, path)
+    with pytest.raises(ModelFileError, match="its spec says.*export it again"):
+        open_session(path)
+
+
+def test_a_graph_that_onnxruntime_cannot_load_is_one_line(tiny_model, tmp_path):
+    model, path = onnx.load(tiny_model), tmp_path / "odd.onnx"
+    model.graph.node[0].op_type = "NoSuchOperator"
+    onnx.save(model, path)
+    with pytest.raises(ModelFileError, match="not a model that ONNX Runtime can load") as caught:
+        open_session(path)
+    assert "\n" not in str(caught.value)

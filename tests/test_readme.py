@@ -1,0 +1,55 @@
+"""What the README shows is run."""
+
+import re
+import shlex
+import shutil
+from pathlib import Path
+
+import pytest
+import tifffile
+
+from unetrt.__main__ import main
+
+README = (Path(__file__).parent.parent / "README.md").read_text()
+
+# Minutes of training become steps of a tiny network; the commands are otherwise as printed.
+SMALLER = {"--minutes 20": "--steps 4 --depth 2 --base 4 --tile 92"}
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", README, flags=re.DOTALL)
+
+
+def test_the_two_commands(drawn_folder, tmp_path, monkeypatch):
+    shutil.copytree(drawn_folder, tmp_path / "cells")
+    monkeypatch.chdir(tmp_path)
+    (block,) = blocks("bash")
+    commands = [line for line in block.splitlines() if line.startswith("unetrt ")]
+    assert len(commands) == 2
+    for command in commands:
+        for printed, smaller in SMALLER.items():
+            command = command.replace(printed, smaller)  # noqa: PLW2901
+        assert main(shlex.split(command)[1:]) == 0
+    assert sorted(path.name for path in (tmp_path / "labels").glob("*.tif")) == ["0.tif", "1.tif", "2.tif", "3.tif"]
+
+
+def test_the_embedding_example(tiny_model, drawn_folder, tmp_path, monkeypatch, capsys):
+    shutil.copy(tiny_model, tmp_path / "model.onnx")
+    shutil.copy(drawn_folder / "images" / "2.tif", tmp_path / "frame.tif")
+    monkeypatch.chdir(tmp_path)
+    (example,) = blocks("python")
+    assert len([line for line in example.splitlines() if line.strip()]) <= 10
+    exec(compile(example, "README.md", "exec"), names := {})
+    assert re.fullmatch(r"\d+ cells in \d+\.\d\d s\n", capsys.readouterr().out)
+    assert names["cells"].shape == tifffile.imread("frame.tif").shape
+
+
+@pytest.mark.parametrize("command", re.findall(r"^\| `unetrt (\w+)", README, flags=re.MULTILINE))
+def test_every_command_of_the_table_exists(command, capsys):
+    assert main([command, "--help"]) == 0
+    capsys.readouterr()
+
+
+def test_links_lead_somewhere():
+    for target in re.findall(r"\]\((?!http)([^)]+)\)", README):
+        assert (Path(__file__).parent.parent / target).exists(), target

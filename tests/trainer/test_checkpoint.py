@@ -1,0 +1,79 @@
+import pickle
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from safetensors.numpy import load_file, save_file
+from unetrt.runtime.errors import ModelFileError
+from unetrt.trainer import checkpoint
+
+
+def test_saved_and_read_again(tiny_checkpoint, tmp_path):
+    tiny_checkpoint.save(tmp_path / "a.safetensors")
+    again = checkpoint.load(tmp_path / "a.safetensors")
+    assert again.weights_sha256() == tiny_checkpoint.weights_sha256()
+    assert (again.shape, again.class_names, again.normalisation, again.separation_border, again.frame_sizes) == (
+        tiny_checkpoint.shape,
+        tiny_checkpoint.class_names,
+        tiny_checkpoint.normalisation,
+        tiny_checkpoint.separation_border,
+        tiny_checkpoint.frame_sizes,
+    )
+    for ours, theirs in zip(again.frames, tiny_checkpoint.frames, strict=True):
+        assert ours.dtype == np.uint16
+        np.testing.assert_array_equal(ours, theirs)
+
+
+def test_a_folder_means_its_best(tiny_run, tiny_checkpoint):
+    assert checkpoint.load(tiny_run).weights_sha256() == tiny_checkpoint.weights_sha256()
+    assert not checkpoint.load(tiny_run).network().training
+
+
+def test_the_hash_follows_each_weight(tiny_checkpoint):
+    before = tiny_checkpoint.weights_sha256()
+    name, array = next(iter(tiny_checkpoint.weights.items()))
+    changed = dict(tiny_checkpoint.weights) | {name: array + np.float32(1e-6)}
+    other = checkpoint.Checkpoint(**{**vars(tiny_checkpoint), "weights": changed})
+    assert other.weights_sha256() != before
+
+
+def _malicious(path):
+    class Payload:
+        def __reduce__(self):
+            return (shutil.rmtree, (str(path.parent / "precious"),))
+
+    path.write_bytes(pickle.dumps(Payload()))
+
+
+@pytest.mark.parametrize(
+    ("write", "message"),
+    [
+        (lambda path: path.write_bytes(b""), "not a safetensors checkpoint"),
+        (lambda path: path.write_bytes(b"x" * 200), "not a safetensors checkpoint"),
+        (lambda path: torch.save({"a": torch.ones(3)}, path), "not a safetensors checkpoint"),
+        (_malicious, "not a safetensors checkpoint"),
+        (lambda path: save_file({"a": np.ones(3)}, path), "not written by `unetrt train`"),
+        (lambda path: save_file({"a": np.ones(3)}, path, {"unetrt": "{}"}), "do not fit together"),
+        (lambda path: save_file({"a": np.ones(3)}, path, {"unetrt": '{"schema": 9}'}), "has schema 9"),
+        (lambda path: None, "does not exist: `unetrt train` writes"),
+    ],
+)
+def test_what_is_no_checkpoint(tmp_path, write, message):
+    (tmp_path / "precious").mkdir()
+    write(tmp_path / "a.safetensors")
+    with pytest.raises(ModelFileError, match=message):
+        checkpoint.load(tmp_path / "a.safetensors")
+    assert (tmp_path / "precious").exists()
+
+
+def test_a_checkpoint_without_a_weight_is_refused(tiny_run, tmp_path):
+    from safetensors import safe_open
+
+    with safe_open(tiny_run / "best.safetensors", "numpy") as file:
+        metadata = file.metadata()
+    tensors = load_file(tiny_run / "best.safetensors")
+    tensors.pop("weights.classify.bias")
+    save_file(tensors, tmp_path / "a.safetensors", metadata)
+    with pytest.raises(ModelFileError, match="do not fit together"):
+        checkpoint.load(tmp_path / "a.safetensors")

@@ -1,0 +1,64 @@
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy import ndimage
+from unetrt.trainer.drawn_cells import draw
+from unetrt.trainer.targets import as_instances, class_weights, cut_between, separation_weights
+
+
+def test_separation_weights_are_the_direct_formula():
+    """Distance transforms of the whole image for each object, in float64."""
+    labels = draw((150, 170), seed=4).labels
+    distances = np.sort([distance_to(labels, number) for number in range(1, labels.max() + 1)], axis=0)
+    expected = 10 * np.exp(-((distances[0] + distances[1]) ** 2) / (2 * 5**2))
+    np.testing.assert_allclose(separation_weights(labels, 10, 5), expected, atol=1e-4)
+    assert expected.max() > 5
+
+
+def distance_to(labels, number):
+    """Distance to the border of one object: to its pixels from outside, out of it from inside."""
+    inside = labels == number
+    return ndimage.distance_transform_edt(~inside) + ndimage.distance_transform_edt(inside)
+
+
+@pytest.mark.parametrize("labels", [np.zeros((9, 9), np.int32), np.eye(9, dtype=np.int32)])
+def test_fewer_than_two_objects_have_no_separation(labels):
+    assert not separation_weights(labels).any()
+
+
+def test_w0_of_zero_switches_it_off():
+    assert not separation_weights(draw((64, 64), seed=0).labels, w0=0).any()
+
+
+@given(st.integers(0, 2**32 - 1), st.integers(0, 4))
+def test_the_cut_takes_pixels_near_another_object_alone(seed, width):
+    labels = np.repeat(np.repeat(np.random.default_rng(seed).integers(0, 4, (3, 4)), 5, 0), 5, 1).astype(np.int32)
+    cut = cut_between(labels, width)
+    np.testing.assert_array_equal(cut[cut > 0], labels[cut > 0])
+    padded = np.pad(labels, 2, mode="reflect")
+    for y, x in np.argwhere(cut != labels):
+        window = padded[y : y + 5, x : x + 5]
+        assert (window[window > 0] != labels[y, x]).any()
+    if width == 0:
+        np.testing.assert_array_equal(cut, labels)
+
+
+@pytest.mark.parametrize("width", [1, 2, 3, 4])
+def test_the_cut_is_as_wide_as_asked(width):
+    touching = np.repeat([[1, 2]], 8, axis=1).reshape(1, 16).repeat(5, axis=0).astype(np.int32)
+    assert (cut_between(touching, width)[2] == 0).sum() == width
+
+
+def test_a_mask_becomes_its_components():
+    mask = np.array([[255, 255, 0, 255]], np.uint8)
+    np.testing.assert_array_equal(as_instances(mask), [[1, 1, 0, 2]])
+    np.testing.assert_array_equal(as_instances(np.array([[7, 7, 0, 3]])), [[7, 7, 0, 3]])
+
+
+def test_class_weights_balance_and_average_to_one():
+    counts = np.array([900, 100, 0])
+    weights = class_weights(counts)
+    assert weights[0] * 900 == pytest.approx(weights[1] * 100)
+    assert (weights * counts).sum() / counts.sum() == pytest.approx(1)
+    assert weights[2] == 0

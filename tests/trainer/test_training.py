@@ -1,0 +1,121 @@
+import csv
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from unetrt.runtime.errors import OptionError, TrainingError
+from unetrt.trainer import dataset
+from unetrt.trainer.augmentation import Augmentation
+from unetrt.trainer.drawn_cells import draw
+from unetrt.trainer.recipe import RECIPES, Recipe
+from unetrt.trainer.training import Budget, Training, normalisation_for
+
+SMALL = RECIPES["modern"].with_options(depth=2, base=4, tile=92)
+
+
+def training(folder, out, recipe=SMALL, seed=0):
+    train, validation = dataset.load(folder).split(0.25, seed=0)
+    return Training(train, validation, recipe, out, seed)
+
+
+def test_it_learns(drawn_folder, tmp_path):
+    run = training(drawn_folder, tmp_path, SMALL.with_options(rate=3e-3))
+    run.run(Budget(steps=120))
+    losses = [loss for _, loss in run.history.losses]
+    assert np.mean(losses[-20:]) < 0.7 * np.mean(losses[:10])
+    assert run.history.best_scores.iou > 0.6
+
+
+def test_what_a_run_leaves(tiny_run, tiny_checkpoint):
+    assert sorted(path.name for path in tiny_run.iterdir()) == [
+        "best.safetensors", "curves.png", "history.csv", "last.safetensors",
+    ]  # fmt: skip
+    with (tiny_run / "history.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["step"] for row in rows] == [str(step) for step in range(1, 13)]
+    assert rows[-1]["seg"] != ""
+    with Image.open(tiny_run / "curves.png") as picture:
+        assert picture.size[0] > picture.size[1] > 100
+    about = tiny_checkpoint.training
+    assert about["recipe"]["base"] == 4
+    assert tiny_checkpoint.separation_border == 2
+    assert tiny_checkpoint.frame_sizes
+
+
+def test_the_same_seed_gives_the_same_losses(drawn_folder, tmp_path):
+    exact = replace(SMALL, bf16=False)
+    losses = []
+    for seed in (0, 0, 1):
+        run = training(drawn_folder, tmp_path, exact, seed)
+        run.run(Budget(steps=3))
+        losses.append(run.history.losses)
+    assert losses[0] == losses[1] != losses[2]
+
+
+def test_a_loss_that_is_not_finite_stops_with_step_image_and_advice(drawn_folder, tmp_path):
+    run = training(drawn_folder, tmp_path)
+    with torch.no_grad():
+        run.net.classify.weight.fill_(float("nan"))
+    with pytest.raises(TrainingError, match=r"the loss is nan at step 0, in \d: lower the learning rate"):
+        run.run(Budget(steps=3))
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("recipe", [Recipe(depth=2, base=4, tile=92), replace(SMALL, normalisation="fixed", w0=0)])
+def test_other_recipes_run(drawn_folder, tmp_path, recipe):
+    run = training(drawn_folder, tmp_path, recipe)
+    run.run(Budget(steps=2))
+    assert all(np.isfinite(loss) for _, loss in run.history.losses)
+
+
+def test_several_channels_and_classes(tmp_path):
+    for part in ("images", "labels"):
+        (tmp_path / part).mkdir()
+    for number in range(2):
+        drawing = draw((64, 72), seed=number)
+        rgb = np.stack([drawing.frame >> 8] * 3, axis=-1).astype(np.uint8)
+        Image.fromarray(rgb).save(tmp_path / "images" / f"{number}.png")
+        Image.fromarray((drawing.labels % 3).astype(np.uint8)).save(tmp_path / "labels" / f"{number}.png")
+    data = dataset.load(tmp_path, classes=3)
+    run = Training(data, data, SMALL, tmp_path / "run")
+    best = run.run(Budget(steps=2))
+    from unetrt.trainer.checkpoint import load
+
+    assert (load(best).shape.channels, load(best).shape.classes, load(best).separation_border) == (3, 3, 0)
+
+
+def test_fixed_normalisation_is_mean_and_deviation_of_the_training_set(drawn_folder):
+    data = dataset.load(drawn_folder)
+    fixed = normalisation_for(replace(SMALL, normalisation="fixed"), data)
+    pixels = np.concatenate([fixed(image.frame).ravel() for image in data.images])
+    assert (pixels.mean(), pixels.std()) == pytest.approx((0, 1), abs=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [({}, "either minutes or steps"), ({"minutes": 1, "steps": 1}, "either"), ({"steps": 0}, "above 0")],
+)
+def test_what_is_no_budget(arguments, message):
+    with pytest.raises(OptionError, match=message):
+        Budget(**arguments)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [({"tile": 100}, "tile 100"), ({"batch": 0}, "batch 0"), ({"rate": 0}, "rate 0"), ({"sigma": 0}, "sigma 0")],
+)
+def test_what_is_no_recipe(options, message):
+    with pytest.raises(OptionError, match=message):
+        Recipe().with_options(**options)
+
+
+def test_the_papers_recipe_is_the_paper():
+    paper = RECIPES["paper"]
+    assert (paper.depth, paper.base, paper.optimiser, paper.tile, paper.batch) == (4, 64, "sgd", 572, 1)
+    assert (paper.w0, paper.sigma, paper.balance) == (10, 5, True)
+    assert (paper.augmentation.displacement, paper.augmentation.coarse) == (10, 3)
+    assert paper.legal_tile() == 572
+    assert Recipe(tile=580).legal_tile() == 572
+    assert Augmentation() == paper.augmentation

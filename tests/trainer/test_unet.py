@@ -1,0 +1,57 @@
+from math import sqrt
+
+import pytest
+import torch
+from torch import nn
+from unetrt.runtime.cost import UNetShape
+from unetrt.trainer.unet import UNet, incoming
+
+
+def _convolutions(net):
+    return [layer for layer in net.modules() if isinstance(layer, nn.Conv2d | nn.ConvTranspose2d)]
+
+
+def test_the_papers_network():
+    net = UNet()
+    assert len(_convolutions(net)) == 23
+    assert sum(parameter.numel() for parameter in net.parameters()) == 31_030_658
+    with torch.device("meta"):
+        assert UNet()(torch.zeros(1, 1, 572, 572)).shape == (1, 2, 388, 388)
+
+
+@pytest.mark.parametrize("shape", [UNetShape(1, 3), UNetShape(2, 4, 3, 5), UNetShape(3, 2)])
+def test_the_output_is_the_core(shape):
+    tile = (shape.geometry.side_for(9), shape.geometry.side_for(40))
+    out = UNet(shape)(torch.zeros(2, shape.channels, *tile))
+    assert out.shape == (2, shape.classes, *(shape.geometry.core(side) for side in tile))
+
+
+def test_weights_are_drawn_with_the_connections_that_enter_a_neuron():
+    net = UNet(UNetShape(2, 32)).initialise(torch.Generator().manual_seed(0))
+    for layer in _convolutions(net)[1:-1]:
+        assert layer.weight.std().item() == pytest.approx(sqrt(2 / incoming(layer)), rel=0.05)
+        assert not layer.bias.any()
+
+
+def test_connections_are_counted_by_pushing_ones_through():
+    """With weights of 1 an inner output pixel is the number of its incoming connections."""
+    for layer in (nn.Conv2d(3, 5, 3), nn.Conv2d(3, 5, 1), nn.ConvTranspose2d(6, 3, 2, stride=2)):
+        nn.init.ones_(layer.weight)
+        nn.init.zeros_(layer.bias)
+        out = layer(torch.ones(1, layer.in_channels, 6, 6))
+        assert (out == incoming(layer)).all()
+
+
+def test_the_same_seed_gives_the_same_weights():
+    first, second, other = (UNet(UNetShape(1, 2)).initialise(torch.Generator().manual_seed(s)) for s in (0, 0, 1))
+    pairs = list(zip(first.parameters(), second.parameters(), other.parameters(), strict=True))
+    assert all(torch.equal(a, b) for a, b, _ in pairs)
+    assert not all(torch.equal(a, c) for a, _, c in pairs)
+
+
+def test_dropout_sits_at_the_end_of_the_contracting_path():
+    net = UNet(UNetShape(3, 4), dropout=0.5).initialise(torch.Generator().manual_seed(0)).train()
+    dropped = []
+    net.drop.register_forward_hook(lambda module, given, out: dropped.append(tuple(out.shape[1:2])))
+    net(torch.zeros(1, 1, 92, 92))
+    assert dropped == [(16,), (32,)]

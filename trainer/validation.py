@@ -1,0 +1,82 @@
+"""Validation by tiled inference, through the same geometry, normalisation and instances as in use."""
+
+from dataclasses import dataclass
+
+import numpy as np
+from unetrt.runtime.instance_labels import instances
+from unetrt.runtime.normalisation import Normalisation
+from unetrt.runtime.planner import GIB, Budget, best_tile
+from unetrt.runtime.segmenter import Segmenter
+from unetrt.runtime.spec import ModelSpec
+from unetrt.trainer.dataset import Annotated, Dataset
+from unetrt.trainer.metrics import foreground_iou, seg_scores
+from unetrt.trainer.torch_session import TorchSession
+from unetrt.trainer.unet import UNet
+
+# Training holds its own activations; validation stays well below them.
+MEMORY = 2 * GIB
+
+
+@dataclass(frozen=True)
+class Scores:
+    """How good a network is on validation images; each number is the mean over the images, 0 to 1.
+
+    Attributes
+    ----------
+    iou
+        Intersection over union of the foreground.
+    seg
+        The Cell Tracking Challenge's SEG over all objects of an image; equal to `iou` for class maps.
+    """
+
+    iou: float
+    seg: float
+
+
+class Validator:
+    """Runs a network over a validation set.
+
+    Parameters
+    ----------
+    dataset
+        The validation set.
+    net
+        The network; used as it is at each call.
+    normalisation, separation_border
+        As in training.
+    """
+
+    def __init__(self, dataset: Dataset, net: UNet, normalisation: Normalisation, separation_border: int) -> None:
+        self._dataset, self._net = dataset, net
+        geometry = net.shape.geometry
+        spec = ModelSpec(
+            tile=best_tile(dataset.sizes.elements(), net.shape, Budget(memory=MEMORY)).tile,
+            halo=geometry.halo,
+            grid=geometry.grid,
+            channels=dataset.channels,
+            classes=dataset.class_names,
+            normalisation=normalisation,
+            separation_border=separation_border,
+        )
+        self._segmenter = Segmenter(TorchSession(net, spec))
+
+    def __call__(self) -> Scores:
+        """Return the scores of the network as it is now."""
+        training = self._net.training
+        self._net.eval()
+        scores = [self._score(image) for image in self._dataset.images]
+        self._net.train(training)
+        return Scores(*(float(np.mean(column)) for column in zip(*scores, strict=True)))
+
+    def close(self) -> None:
+        """Free the session."""
+        self._segmenter.session.close()
+
+    def _score(self, image: Annotated) -> tuple[float, float]:
+        frame = image.frame if self._dataset.channels > 1 else image.frame[0]
+        classes = self._segmenter.segment(frame).labels
+        iou = foreground_iou(classes, image.labels)
+        if not (self._dataset.instances and image.labels.any()):
+            return iou, iou
+        found = instances(classes, self._segmenter.spec.separation_border)
+        return iou, float(seg_scores(found, image.labels).mean())

@@ -1,0 +1,96 @@
+"""The command line. Each command is a module of this package, imported when it is called."""
+
+import sys
+from collections.abc import Sequence
+from importlib import import_module
+
+import click
+
+from unetrt._version import __version__
+
+# name -> one line for `unetrt --help`, so that it imports none of the commands.
+COMMANDS = {
+    "demo": "Draw cells, train, export, segment and check, without any data.",
+    "train": "Train a U-Net on a folder with images/ and labels/.",
+    "export": "Turn a checkpoint into a verified ONNX file.",
+    "predict": "Segment images with an exported model.",
+    "eval": "Score predicted labels against true ones.",
+    "plan": "Show which tile segments frames of a size fastest.",
+    "info": "Show what a model file or a checkpoint says of itself.",
+    "bench": "Time unetrt against the usual loop on this machine.",
+}
+
+# Packages that only some commands need -> the extra that brings them.
+EXTRAS = {
+    "edt": "train",
+    "matplotlib": "train",
+    "onnx": "export",
+    "onnxruntime": "cpu",
+    "onnxscript": "export",
+    "safetensors": "train",
+    "torch": "train",
+}
+
+
+class Commands(click.Group):
+    """A group that knows its commands by name and imports one when it is used."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002
+        """Return the commands in the order in which a newcomer meets them."""
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002
+        """Import a command."""
+        if cmd_name not in COMMANDS:
+            return None
+        command: click.Command = import_module(f"unetrt.cli.{cmd_name}").command
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002
+        """List the commands without importing them."""
+        with formatter.section("Commands"):
+            formatter.write_dl(list(COMMANDS.items()))
+
+
+@click.command(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="unetrt")
+@click.option("--debug", is_flag=True, help="Show the traceback of an error.")
+def cli(debug: bool) -> None:
+    """From a folder of annotated images to a segmenter inside the microscope's acquisition program."""
+    if debug:
+        click.get_current_context().obj = "debug"
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line and return the exit status: 0, 1 for a failed gate, 2 for bad input.
+
+    Every error is one line on standard error, without a traceback unless `--debug` is given.
+    """
+    from unetrt.runtime.errors import UnetrtError
+
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    debug = "--debug" in arguments
+    try:
+        cli.main(arguments, prog_name="unetrt", standalone_mode=False)
+    except click.exceptions.NoArgsIsHelpError as error:
+        click.echo(error.format_message(), err=True)
+        return 2
+    except click.ClickException as error:
+        return _fail(" ".join(error.format_message().split()), error.exit_code)
+    except (click.Abort, KeyboardInterrupt):
+        return _fail("stopped by the user", 130)
+    except UnetrtError as error:
+        if debug:
+            raise
+        return _fail(str(error), error.exit_code)
+    except ModuleNotFoundError as error:
+        package = (error.name or "").partition(".")[0]
+        if debug or package not in EXTRAS:
+            raise
+        return _fail(f"this command needs {package}: pip install 'unetrt[{EXTRAS[package]}]'", 2)
+    return 0
+
+
+def _fail(message: str, status: int) -> int:
+    click.echo("Error: " + " ".join(message.split()), err=True)
+    return status

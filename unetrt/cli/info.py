@@ -1,0 +1,45 @@
+"""`unetrt info`."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import click
+
+
+@click.command("info")
+@click.argument("model", type=click.Path(path_type=Path))
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def command(model: Path, as_json: bool) -> None:
+    """Show what MODEL, an ONNX file or a checkpoint, says of itself."""
+    about = _of_onnx(model) if model.suffix.lower() == ".onnx" else _of_checkpoint(model)
+    if as_json:
+        click.echo(json.dumps(about, indent=2))
+        return
+    for name, value in about.items():
+        shown = json.dumps(value) if isinstance(value, dict | list) else value
+        click.echo(f"{name:18s} {shown}")
+
+
+def _of_onnx(path: Path) -> dict[str, Any]:
+    from unetrt.runtime.onnx_file import read_spec
+
+    spec = read_spec(path)
+    core, stride = spec.core, [spec.geometry.stride(side) for side in spec.tile]
+    return {**json.loads(spec.to_json()), "core": list(core), "stride": stride}
+
+
+def _of_checkpoint(path: Path) -> dict[str, Any]:
+    from unetrt.trainer.checkpoint import load
+
+    checkpoint = load(path)
+    shape = checkpoint.shape
+    return {
+        "network": {"depth": shape.depth, "base": shape.base, "channels": shape.channels, "classes": shape.classes},
+        "classes": list(checkpoint.class_names),
+        "normalisation": checkpoint.normalisation.to_dict(),
+        "separation_border": checkpoint.separation_border,
+        "frame_sizes": [list(size) for size in checkpoint.frame_sizes],
+        "weights_sha256": checkpoint.weights_sha256(),
+        "training": dict(checkpoint.training),
+    }

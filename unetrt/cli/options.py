@@ -1,0 +1,45 @@
+"""Kinds of option values that several commands share."""
+
+import re
+
+import click
+
+from unetrt.runtime.errors import OptionError
+
+Size = tuple[int, int]
+
+
+class SizeType(click.ParamType):  # type: ignore[type-arg]
+    """Height and width in pixels: `572` for a square, `2048x1536` for height x width."""
+
+    name = "HxW"
+
+    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> Size:  # noqa: ARG002
+        """Return (height, width)."""
+        if isinstance(value, tuple):
+            return value
+        match = re.fullmatch(r"(\d+)(?:[x×](\d+))?", str(value).strip().lower())  # noqa: RUF001
+        if match is None:
+            raise OptionError(f"{value!r} is no size: write 572, or 2048x1536 for height x width")
+        height, width = int(match[1]), int(match[2] or match[1])
+        if min(height, width) < 1:
+            raise OptionError(f"{value!r} is no size: both sides are at least 1 px")
+        return height, width
+
+
+class MemoryType(click.ParamType):  # type: ignore[type-arg]
+    """Bytes: `800MiB`, `8GiB`, `8GB`, or a plain number of bytes."""
+
+    name = "BYTES"
+    units = {"": 1, "b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "kib": 2**10, "mib": 2**20, "gib": 2**30}  # noqa: RUF012
+
+    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> int:  # noqa: ARG002
+        """Return the number of bytes."""
+        match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([a-z]*)", str(value).strip().lower())
+        if match is None or match[2] not in self.units:
+            raise OptionError(f"{value!r} is no amount of memory: write 800MiB or 8GiB")
+        return int(float(match[1]) * self.units[match[2]])
+
+
+SIZE = SizeType()
+MEMORY = MemoryType()

@@ -1,0 +1,72 @@
+"""`unetrt predict`."""
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+import click
+
+from unetrt.runtime.artifacts import require_writable
+
+
+@click.command("predict")
+@click.argument("model", type=click.Path(path_type=Path))
+@click.argument("images", type=click.Path(path_type=Path), nargs=-1, required=True)
+@click.option("-o", "--out", type=click.Path(path_type=Path), required=True, help="Folder for labels and overlays.")
+@click.option(
+    "--as", "kind", type=click.Choice(["instances", "classes"]), help="[default: what the model was trained on]"
+)
+@click.option("--min-area", default=0, show_default=True, help="Drop instances of fewer pixels.")
+@click.option("--overlays/--no-overlays", default=True, show_default=True, help="Write overlays/NAME.png.")
+@click.option("--backend", default="auto", show_default=True, help="Inference engine.")
+def command(model: Path, images: tuple[Path, ...], out: Path, backend: str, **choices: Any) -> None:
+    """Segment IMAGES, files or folders of TIFF or PNG, with MODEL, an ONNX file that `unetrt export` wrote.
+
+    Writes DIR/NAME.tif (labels) and DIR/overlays/NAME.png for each image. Stacks are segmented frame by frame.
+    """
+    from unetrt.runtime.images import list_images, require_distinct
+    from unetrt.runtime.prediction import Output, default_kind, predict_file
+    from unetrt.runtime.segmenter import Segmenter
+
+    sources = [file for given in images for file in list_images(given)]
+    require_writable(out)
+    require_distinct(sources, out)
+    with Segmenter(model, backend=backend) as segmenter:
+        kind = choices.pop("kind") or default_kind(segmenter.spec.separation_border)
+        output = Output(out, kind, **choices)
+        begin, pixels, objects = time.perf_counter(), 0, 0
+        with _bar(len(sources)) as progress_of:
+            for source in sources:
+                labels = predict_file(segmenter, source, output, progress_of(source.name))
+                pixels += labels.size
+                objects += _highest(labels)
+        seconds = time.perf_counter() - begin
+        found = f", {objects} objects" if kind == "instances" else ""
+        speed = f"{seconds:.1f} s, {pixels / seconds / 1e6:.1f} Mpixel/s"
+        click.echo(f"{len(sources)} images{found} -> {out} ({speed}, {segmenter.session.name})")
+
+
+def _highest(labels: Any) -> int:
+    planes = labels[None] if labels.ndim == 2 else labels
+    return sum(int(plane.max()) for plane in planes)
+
+
+@contextmanager
+def _bar(images: int) -> Iterator[Callable[[str], Callable[[int, int], None]]]:
+    """Show a bar over images on standard error; what it yields makes the progress callback of one image."""
+    from rich.console import Console
+    from rich.progress import Progress
+
+    with Progress(console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task("segmenting", total=images)
+        numbers = count()
+
+        def start(name: str) -> Callable[[int, int], None]:
+            before = next(numbers)
+            bar.update(task, description=name, completed=before)
+            return lambda done, total: bar.update(task, completed=before + done / total)
+
+        yield start
