@@ -1,7 +1,7 @@
 """The benchmark behind `unetrt bench`."""
 
-from collections.abc import Callable
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from unetrt.benchmarks.job import PREDICT, SEGMENT, SESSION, USUAL, Job
-from unetrt.benchmarks.measure import Figure, interleaved
+from unetrt.benchmarks.measure import Figure, Runs, interleaved
 from unetrt.benchmarks.report import Result
 from unetrt.benchmarks.whole_frame import whole_frame_scores, wrong_pixels
 from unetrt.benchmarks.worker import Worker
@@ -42,7 +42,7 @@ def bench(
     checkpoint
         The network that all of them run.
     rounds
-        How often each is timed.
+        Fresh starts of each.
     tile
         unetrt's tile; planned by default.
     done
@@ -84,12 +84,18 @@ def untrained(base: int, depth: int, seed: int = 0) -> Checkpoint:
 def _measure(
     job: Job, truth: NDArray[np.float32], rounds: int, done: Callable[[], None]
 ) -> tuple[dict[str, Figure], dict[str, float]]:
-    """Start the contenders, hold their labels against the truth, then time them."""
-    with ExitStack() as stack:
-        workers = {module: stack.enter_context(Worker(module, job)) for module in PROCESSES}
-        homes = {name: workers[module] for module, names in PROCESSES.items() for name in names}
-        wrong = {name: wrong_pixels(homes[name].labels(name), truth) for name in homes if name != SESSION}
-        if max(wrong[SEGMENT], wrong[PREDICT]) > 0:
-            raise ParityError(f"{wrong[SEGMENT]:.3%} of unetrt's labels are not those of one pass over the whole frame")
-        runs = {name: partial(worker.seconds, name) for name, worker in homes.items()}
-        return interleaved(runs, rounds, done), wrong
+    """Hold the contenders' labels against the truth, then time them."""
+    wrong: dict[str, float] = {}
+    for module, names in PROCESSES.items():
+        with Worker(module, job) as worker:
+            wrong |= {name: wrong_pixels(worker.labels(name), truth) for name in names if name != SESSION}
+    if max(wrong[SEGMENT], wrong[PREDICT]) > 0:
+        raise ParityError(f"{wrong[SEGMENT]:.3%} of unetrt's labels are not those of one pass over the whole frame")
+    return interleaved([partial(_side, module, job) for module in PROCESSES], rounds, done), wrong
+
+
+@contextmanager
+def _side(module: str, job: Job) -> Iterator[Runs]:
+    """Start the process of a module's contenders."""
+    with Worker(module, job) as worker:
+        yield {name: partial(worker.seconds, name) for name in PROCESSES[module]}

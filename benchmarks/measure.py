@@ -1,12 +1,15 @@
-"""Timing that can be believed: warm-up, interleaved rounds, medians with an interval."""
+"""Timing that can be believed: warm-up, interleaved rounds, fresh processes, medians with an interval."""
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
 import numpy as np
 
-# Passes before the clock counts: allocators grow in the first and settle in the second.
-WARM_UP = 2
+# In each round every contender runs so often uncounted, then counted.
+WARM_UP, COUNTED = 1, 2
+
+Runs = Mapping[str, Callable[[], float]]
 
 
 @dataclass(frozen=True)
@@ -30,25 +33,33 @@ class Figure:
 
 
 def interleaved(
-    contenders: Mapping[str, Callable[[], float]], rounds: int, done: Callable[[], None] = lambda: None
+    sides: Sequence[Callable[[], AbstractContextManager[Runs]]], rounds: int, done: Callable[[], None] = lambda: None
 ) -> dict[str, Figure]:
-    """Run every contender once a round, so that a drift of the machine's speed meets all of them alike.
+    """Start every side anew in every round, and run its contenders in turn.
+
+    Interleaved, so that a drift of the machine's speed meets all of them alike. Started anew, because how fast a
+    process runs depends on where its memory happens to lie: that luck must not last for a whole measurement.
 
     Parameters
     ----------
-    contenders
-        What to call; each returns how long it took, in seconds.
+    sides
+        Each starts one or more contenders; each contender, when called, returns how long it took, in seconds.
     rounds
-        How many count, after `WARM_UP` that do not.
+        How often; each gives `COUNTED` measurements.
     done
         Called after every single run.
     """
-    seconds: dict[str, list[float]] = {name: [] for name in contenders}
-    for _ in range(WARM_UP + rounds):
-        for name, run in contenders.items():
-            seconds[name].append(run())
-            done()
-    return {name: summary(values[WARM_UP:]) for name, values in seconds.items()}
+    seconds: dict[str, list[float]] = {}
+    for _ in range(rounds):
+        for side in sides:
+            with side() as runs:
+                for turn in range(WARM_UP + COUNTED):
+                    for name, run in runs.items():
+                        took = run()
+                        if turn >= WARM_UP:
+                            seconds.setdefault(name, []).append(took)
+                        done()
+    return {name: summary(values) for name, values in seconds.items()}
 
 
 def ratio(numerator: Figure, denominator: Figure) -> Figure:

@@ -1,17 +1,28 @@
+from contextlib import contextmanager
+from functools import partial
+
 import pytest
-from unetrt.benchmarks.measure import WARM_UP, interleaved, ratio, summary
+from unetrt.benchmarks.measure import interleaved, ratio, summary
 
 
-def test_rounds_are_interleaved_after_a_warm_up():
+def test_rounds_are_interleaved_and_each_starts_anew_and_warms_up():
     calls = []
 
-    def contender(name):
-        return lambda: calls.append(name) or float(len(calls))
+    @contextmanager
+    def side(*names):
+        calls.append("start")
+        yield {name: partial(run, name) for name in names}
+        calls.append("end")
 
-    figures = interleaved({"a": contender("a"), "b": contender("b")}, rounds=3)
-    assert calls == ["a", "b"] * (3 + WARM_UP)
-    assert figures["a"].rounds == (5, 7, 9)
-    assert figures["b"].rounds == (6, 8, 10)
+    def run(name):
+        calls.append(name)
+        return float(len(calls))
+
+    figures = interleaved([partial(side, "a"), partial(side, "b", "c")], rounds=2)
+    once = ["start", "a", "a", "a", "end", "start", "b", "c", "b", "c", "b", "c", "end"]
+    assert calls == 2 * once
+    assert figures["a"].rounds == (3, 4, 16, 17)
+    assert figures["c"].rounds == (10, 12, 23, 25)
 
 
 def test_a_ratio_is_taken_round_by_round():
