@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+
 from unetrt.benchmarks.job import PREDICT, SEGMENT, SESSION, USUAL, Job
 from unetrt.benchmarks.measure import Figure, Runs, interleaved
 from unetrt.benchmarks.report import Result

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 
 import numpy as np
+
 from unetrt.benchmarks.job import PREDICT, SEGMENT, SESSION, Job
 from unetrt.runtime.plan import TilePlan
 from unetrt.runtime.prediction import Output, predict_file

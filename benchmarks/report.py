@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+
 from unetrt.benchmarks.job import CONTENDERS, SEGMENT, SESSION, USUAL
 from unetrt.benchmarks.measure import Figure, ratio
 from unetrt.runtime.artifacts import whole_file

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+
 from unetrt.benchmarks.job import USUAL, Job
 from unetrt.runtime.normalisation import Normalisation
 from unetrt.trainer.checkpoint import load

@@ -4,6 +4,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
 from unetrt.export.exporter import Options, spec_for
 from unetrt.runtime.segmenter import Segmenter
 from unetrt.trainer.checkpoint import Checkpoint

@@ -10,6 +10,7 @@ from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
+
 from unetrt.benchmarks.job import Job
 from unetrt.runtime.errors import InferenceError
 

@@ -7,6 +7,8 @@ from typing import Any
 
 import onnx
 from numpy.typing import NDArray
+
+from unetrt._version import __version__
 from unetrt.export.graph import build_graph
 from unetrt.export.parity import DEFAULTS, Parity, Thresholds, compare, require
 from unetrt.runtime.artifacts import whole_file
@@ -16,8 +18,6 @@ from unetrt.runtime.sessions import open_session
 from unetrt.runtime.spec import Head, ModelSpec, Precision
 from unetrt.trainer.checkpoint import Checkpoint
 from unetrt.trainer.torch_session import TorchSession
-
-from unetrt._version import __version__
 
 # The gate computes this many pixels of tiles at most, but one frame at least: enough to see a wrong export.
 VERIFIED_PIXELS = 4_000_000

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 import onnx
 import torch
 from torch import Tensor, nn
+
 from unetrt.runtime.spec import INPUT, KEY, OUTPUT, Head, ModelSpec, Precision
 from unetrt.trainer.unet import UNet
 

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
 from unetrt.runtime.errors import ParityError
 from unetrt.runtime.scores import best_class, softmax
 from unetrt.runtime.segmenter import Segmenter

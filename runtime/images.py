@@ -7,6 +7,7 @@ import numpy as np
 import tifffile
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
+
 from unetrt.runtime.artifacts import whole_file
 from unetrt.runtime.errors import FrameError, OutputError
 

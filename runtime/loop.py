@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from numpy.typing import NDArray
+
 from unetrt.runtime.plan import Tile, TilePlan
 from unetrt.runtime.sessions import Lane
 

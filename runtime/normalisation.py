@@ -10,6 +10,7 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
+
 from unetrt.runtime.errors import OptionError
 
 Mode = Literal["fixed", "percentile", "zscore"]

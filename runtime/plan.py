@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
 from unetrt.runtime.errors import FrameError
 from unetrt.runtime.geometry import Geometry
 from unetrt.runtime.mirror import Border, Span, mirrored, spans

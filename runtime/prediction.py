@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
+
 from unetrt.runtime.errors import FrameError
 from unetrt.runtime.images import read_stack, write_labels, write_png
 from unetrt.runtime.instance_labels import instances
@@ -74,7 +75,9 @@ def read_frames(source: Path, channels: int) -> Array:
     """Read an image file as `Segmenter.segment` takes it for a model of `channels`: (H, W), (C, H, W) or a stack."""
     stack = read_stack(source)
     if stack.shape[1] != channels:
-        raise FrameError(f"{source} has {stack.shape[1]} channels: this model takes {channels}")
+        raise FrameError(
+            f"{source} has {stack.shape[1]} channels: this model takes {channels}; save those, or train on all"
+        )
     frames = stack[:, 0] if channels == 1 else stack
     return frames[0] if len(frames) == 1 else frames
 

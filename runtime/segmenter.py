@@ -11,6 +11,7 @@ from typing import Any, Protocol, Self
 
 import numpy as np
 from numpy.typing import NDArray
+
 from unetrt.runtime.errors import FrameError, OptionError
 from unetrt.runtime.frames import as_frame, split_axes
 from unetrt.runtime.loop import Stitch, TileLoop, Timings

@@ -7,6 +7,7 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
+
 from unetrt.runtime.cost import UNetShape
 from unetrt.runtime.errors import ModelFileError, UnetrtError
 from unetrt.runtime.geometry import Geometry

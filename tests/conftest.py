@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import tifffile
 from hypothesis import settings
+
 from unetrt.runtime.spec import ModelSpec
 
 # Shared machines pause: an example that takes long once is no defect.
@@ -45,8 +46,9 @@ def drawn_folder(tmp_path_factory):
 def tiny_run(drawn_folder, tmp_path_factory):
     """The folder of a tiny training: depth 2, base 4, a few steps."""
     from unetrt.trainer import dataset
+    from unetrt.trainer.budget import Budget
     from unetrt.trainer.recipe import RECIPES
-    from unetrt.trainer.training import Budget, Training
+    from unetrt.trainer.training import Training
 
     folder = tmp_path_factory.mktemp("run")
     train, validation = dataset.load(drawn_folder).split(0.25, seed=0)

@@ -12,13 +12,13 @@ import torch
 from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
+
+from unetrt._version import __version__
 from unetrt.runtime.artifacts import whole_file
 from unetrt.runtime.cost import UNetShape
 from unetrt.runtime.errors import ModelFileError, UnetrtError
 from unetrt.runtime.normalisation import Normalisation
 from unetrt.trainer.unet import UNet
-
-from unetrt._version import __version__
 
 KEY = "unetrt"
 SCHEMA = 1

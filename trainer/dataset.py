@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
 from unetrt.runtime.errors import DatasetError, FrameError
 from unetrt.runtime.frames import as_frame
 from unetrt.runtime.images import list_images, read_labels, read_stack

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+
 from unetrt.runtime.artifacts import whole_file
 from unetrt.trainer.validation import Scores
 

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+
 from unetrt.runtime.normalisation import Normalisation
 from unetrt.trainer.augmentation import coordinates, look_up, vary_grey_values
 from unetrt.trainer.dataset import Annotated, Dataset

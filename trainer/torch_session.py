@@ -2,6 +2,7 @@
 
 import torch
 from torch import nn
+
 from unetrt.runtime.sessions.worker import Array, WorkerSession
 from unetrt.runtime.spec import ModelSpec
 

@@ -2,8 +2,7 @@
 
 import math
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -11,8 +10,10 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from unetrt.runtime.errors import OptionError, TrainingError
+
+from unetrt.runtime.errors import TrainingError
 from unetrt.runtime.normalisation import Normalisation
+from unetrt.trainer.budget import Budget, ValidationClock
 from unetrt.trainer.checkpoint import Checkpoint, state_of
 from unetrt.trainer.dataset import Dataset
 from unetrt.trainer.history import History
@@ -22,35 +23,12 @@ from unetrt.trainer.samples import Batch, Sampler, prepare
 from unetrt.trainer.unet import UNet
 from unetrt.trainer.validation import Scores, Validator
 
-# The network is validated after each such share of the budget, but never more than this share of the time.
-VALIDATE_EVERY, VALIDATE_AT_MOST = 0.1, 0.1
 # Share of the budget in which a cosine schedule's rate rises.
 RISE = 0.05
 # The paper's momentum (section 3), so high that many earlier samples decide each step.
 MOMENTUM = 0.99
 # Frames kept in the checkpoint for the exporter's verification, and the largest side of each, in pixels.
 KEPT_FRAMES, KEPT_SIDE = 4, 512
-
-
-@dataclass(frozen=True)
-class Budget:
-    """How long to train: so many minutes, validation included, or so many steps.
-
-    Exactly one of the two is given.
-    """
-
-    minutes: float | None = None
-    steps: int | None = None
-
-    def __post_init__(self) -> None:
-        if (self.minutes is None) == (self.steps is None):
-            raise OptionError("give either minutes or steps")
-        if (self.minutes or self.steps or 0) <= 0:
-            raise OptionError("minutes and steps must be above 0")
-
-    def spent(self, steps: int, seconds: float) -> float:
-        """Return the share of the budget that is spent, 0 to 1 and above."""
-        return steps / self.steps if self.steps is not None else seconds / (60 * (self.minutes or 1))
 
 
 @dataclass(frozen=True)
@@ -73,28 +51,6 @@ class Progress:
     spent: float
     loss: float
     scores: Scores | None
-
-
-class _ValidationClock:
-    """Says when to validate: after a share of the budget, at the end, and never too often for what it costs."""
-
-    def __init__(self) -> None:
-        self._spent, self._ended, self._cost = 0.0, time.perf_counter(), 0.0
-
-    def due(self, spent: float) -> bool:
-        """Tell whether a validation is due when `spent` of the budget is spent."""
-        if spent >= 1:
-            return True
-        rested = time.perf_counter() - self._ended >= self._cost * (1 / VALIDATE_AT_MOST - 1)
-        return rested and spent - self._spent >= VALIDATE_EVERY
-
-    @contextmanager
-    def validating(self, spent: float) -> Iterator[None]:
-        """Measure the validation that runs inside."""
-        begin = time.perf_counter()
-        yield
-        self._spent, self._ended = spent, time.perf_counter()
-        self._cost = self._ended - begin
 
 
 class Training:
@@ -140,7 +96,7 @@ class Training:
         """
         validator = Validator(self._validation, self.net, self._normalisation, self._border)
         begin, step, spent = time.perf_counter(), 0, 0.0
-        clock = _ValidationClock()
+        clock = ValidationClock()
         self.net.train()
         try:
             while spent < 1:

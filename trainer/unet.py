@@ -10,6 +10,7 @@ from math import sqrt
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+
 from unetrt.runtime.cost import UNetShape
 
 # Figure 1's caption names no rate; the authors' published network uses 0.5 in the two deepest levels.

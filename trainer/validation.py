@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 import numpy as np
+
 from unetrt.runtime.instance_labels import instances
 from unetrt.runtime.normalisation import Normalisation
 from unetrt.runtime.planner import GIB, Budget, best_tile

@@ -23,10 +23,11 @@ from unetrt.runtime.segmenter import Segmenter
 from unetrt.runtime.spec import ModelSpec
 from unetrt.trainer import checkpoint as checkpoints
 from unetrt.trainer import dataset
+from unetrt.trainer.budget import Budget
 from unetrt.trainer.drawn_cells import Drawing, draw
 from unetrt.trainer.metrics import foreground_iou, seg_scores
 from unetrt.trainer.recipe import DEFAULT_RECIPE, RECIPES
-from unetrt.trainer.training import Budget, Training
+from unetrt.trainer.training import Training
 
 # Training images and their side; the last ones are for validation.
 IMAGES, VALIDATION, SIDE = 16, 4, 384

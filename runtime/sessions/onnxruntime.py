@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+
 from unetrt.runtime.errors import InferenceError, ModelFileError, OutOfMemoryError
 from unetrt.runtime.onnx_file import read_spec
 from unetrt.runtime.sessions.worker import Array, WorkerSession

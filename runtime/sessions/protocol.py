@@ -4,6 +4,7 @@ from types import TracebackType
 from typing import Any, Protocol, Self
 
 from numpy.typing import NDArray
+
 from unetrt.runtime.spec import ModelSpec
 
 

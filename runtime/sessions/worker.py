@@ -13,6 +13,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from numpy.typing import NDArray
+
 from unetrt.runtime.errors import SessionClosedError
 from unetrt.runtime.sessions.protocol import Lane
 from unetrt.runtime.spec import ModelSpec

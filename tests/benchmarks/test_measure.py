@@ -2,6 +2,7 @@ from contextlib import contextmanager
 from functools import partial
 
 import pytest
+
 from unetrt.benchmarks.measure import interleaved, ratio, summary
 
 

@@ -1,5 +1,6 @@
 import numpy as np
 import torch
+
 from unetrt.benchmarks.bench import untrained
 from unetrt.benchmarks.usual_loop import UsualLoop
 

@@ -2,6 +2,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+
 from unetrt.benchmarks.job import Job
 from unetrt.benchmarks.worker import Worker
 from unetrt.runtime.errors import InferenceError

@@ -8,9 +8,9 @@ import numpy as np
 import onnx
 import pytest
 import tifffile
-from unetrt.runtime.spec import KEY
 
 from unetrt.__main__ import main
+from unetrt.runtime.spec import KEY
 
 
 def image(path: Path, pixels: np.ndarray) -> Path:

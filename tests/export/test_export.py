@@ -4,6 +4,7 @@ from dataclasses import replace
 import numpy as np
 import onnx
 import pytest
+
 from unetrt.export.exporter import Options, export, planned_tile
 from unetrt.export.parity import Parity, Thresholds, require
 from unetrt.runtime.errors import OptionError, ParityError, TileError

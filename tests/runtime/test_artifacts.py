@@ -1,4 +1,5 @@
 import pytest
+
 from unetrt.runtime.artifacts import require_writable, whole_file, writable_folder
 from unetrt.runtime.errors import OutputError
 

@@ -1,6 +1,7 @@
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+
 from unetrt.runtime.errors import TileError
 from unetrt.runtime.geometry import Geometry
 

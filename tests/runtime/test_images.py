@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 import tifffile
 from PIL import Image
+
 from unetrt.runtime.errors import FrameError, OutputError
 from unetrt.runtime.images import list_images, read_labels, read_stack, require_distinct, write_labels, write_png
 

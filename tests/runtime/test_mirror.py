@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+
 from unetrt.runtime.mirror import BORDERS, mirrored, spans
 
 windows = st.tuples(st.integers(-60, 60), st.integers(1, 120)).map(lambda pair: (pair[0], pair[0] + pair[1]))

@@ -5,6 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
+
 from unetrt.runtime.errors import OptionError
 from unetrt.runtime.geometry import Geometry
 from unetrt.runtime.normalisation import Normalisation, mean_and_deviation, percentiles

@@ -1,11 +1,11 @@
 import onnx
 import pytest
 from onnx import TensorProto, helper
+
+from tests.conftest import small_spec
 from unetrt.runtime.errors import ModelFileError
 from unetrt.runtime.onnx_file import read_metadata, read_spec
 from unetrt.runtime.spec import KEY
-
-from tests.conftest import small_spec
 
 SPEC = small_spec(written_by="a test")
 

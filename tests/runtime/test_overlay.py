@@ -1,4 +1,5 @@
 import numpy as np
+
 from unetrt.runtime.overlay import outlines, overlay
 
 

@@ -2,12 +2,12 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+
+from tests.conftest import coordinate_frame
 from unetrt.runtime.errors import FrameError, TileError
 from unetrt.runtime.geometry import Geometry
 from unetrt.runtime.mirror import BORDERS
 from unetrt.runtime.plan import TilePlan
-
-from tests.conftest import coordinate_frame
 
 
 @st.composite

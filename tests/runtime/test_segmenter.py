@@ -3,13 +3,13 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
+
+from tests.conftest import coordinate_frame, small_spec
 from unetrt.runtime.errors import FrameError, InferenceError, OptionError, SessionClosedError
 from unetrt.runtime.normalisation import Normalisation
 from unetrt.runtime.segmenter import Segmenter
 from unetrt.runtime.sessions.numpy import CropSession
 from unetrt.runtime.sessions.worker import WorkerSession
-
-from tests.conftest import coordinate_frame, small_spec
 
 AS_IT_IS = Normalisation("fixed", offset=(0.0,), scale=(1.0,))
 

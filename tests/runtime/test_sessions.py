@@ -5,6 +5,7 @@ from dataclasses import replace
 import numpy as np
 import onnx
 import pytest
+
 from unetrt.runtime import sessions
 from unetrt.runtime.errors import BackendUnavailableError, ModelFileError, OptionError
 from unetrt.runtime.segmenter import Segmenter

@@ -2,11 +2,11 @@ import json
 from dataclasses import replace
 
 import pytest
+
+from tests.conftest import small_spec
 from unetrt.runtime.errors import ModelFileError, TileError
 from unetrt.runtime.normalisation import Normalisation
 from unetrt.runtime.spec import HEADS, ModelSpec
-
-from tests.conftest import small_spec
 
 SPEC = small_spec(
     classes=("background", "cell", "debris"),

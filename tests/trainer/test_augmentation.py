@@ -3,9 +3,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from unetrt.trainer.augmentation import NONE, Augmentation, coordinates, displacements, look_up, vary_grey_values
 
 from tests.conftest import coordinate_frame
+from unetrt.trainer.augmentation import NONE, Augmentation, coordinates, displacements, look_up, vary_grey_values
 
 
 def seeded(seed=0):

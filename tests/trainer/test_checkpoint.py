@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.numpy import load_file, save_file
+
 from unetrt.runtime.errors import ModelFileError
 from unetrt.trainer import checkpoint
 

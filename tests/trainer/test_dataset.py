@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 import tifffile
 from PIL import Image
+
 from unetrt.runtime.errors import DatasetError, FrameError, UnetrtError
 from unetrt.trainer import dataset
 

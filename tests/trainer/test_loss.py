@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 import torch
+
 from unetrt.trainer.loss import weighted_cross_entropy
 
 

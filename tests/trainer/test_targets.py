@@ -3,6 +3,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy import ndimage
+
 from unetrt.trainer.drawn_cells import draw
 from unetrt.trainer.targets import as_instances, class_weights, cut_between, separation_weights
 

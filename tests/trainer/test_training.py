@@ -5,12 +5,14 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+
 from unetrt.runtime.errors import OptionError, TrainingError
 from unetrt.trainer import dataset
 from unetrt.trainer.augmentation import Augmentation
+from unetrt.trainer.budget import Budget
 from unetrt.trainer.drawn_cells import draw
 from unetrt.trainer.recipe import RECIPES, Recipe
-from unetrt.trainer.training import Budget, Training, normalisation_for
+from unetrt.trainer.training import Training, normalisation_for
 
 SMALL = RECIPES["modern"].with_options(depth=2, base=4, tile=92)
 

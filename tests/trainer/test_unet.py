@@ -3,6 +3,7 @@ from math import sqrt
 import pytest
 import torch
 from torch import nn
+
 from unetrt.runtime.cost import UNetShape
 from unetrt.trainer.unet import UNet, incoming
 

@@ -54,7 +54,8 @@ def command(
     Labels are instances, one number an object, or masks, unless --classes is given. The folder of the run gets
     best.safetensors, last.safetensors, curves.png, history.csv, and model.onnx, ready for `unetrt predict`.
     """
-    from unetrt.trainer.training import Budget, Training
+    from unetrt.trainer.budget import Budget
+    from unetrt.trainer.training import Training
 
     folder = out or Path("runs") / f"{data.resolve().name}-{time.strftime('%Y%m%d-%H%M%S')}"
     require_writable(folder)
