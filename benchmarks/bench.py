@@ -14,11 +14,12 @@ from numpy.typing import NDArray
 from unetrt.benchmarks.job import PREDICT, SEGMENT, SESSION, USUAL, Job
 from unetrt.benchmarks.measure import Figure, Runs, interleaved
 from unetrt.benchmarks.report import Result
+from unetrt.benchmarks.usual_loop import TILE
 from unetrt.benchmarks.whole_frame import whole_frame_scores, wrong_pixels
 from unetrt.benchmarks.worker import Worker
 from unetrt.export.exporter import Options, export, planned_tile
 from unetrt.runtime.cost import UNetShape
-from unetrt.runtime.errors import ParityError
+from unetrt.runtime.errors import OptionError, ParityError
 from unetrt.runtime.normalisation import Normalisation
 from unetrt.trainer.checkpoint import Checkpoint, state_of
 from unetrt.trainer.drawn_cells import draw
@@ -57,6 +58,8 @@ def bench(
         A contender failed.
     """
     shape = checkpoint.shape
+    if not shape.geometry.is_legal(TILE):
+        raise OptionError(f"the usual loop's tile of {TILE} px is too small at depth {shape.depth}: up to 5 works")
     frame = drawn_frame(size, shape.channels)
     chosen = tile or planned_tile(checkpoint, [size])
     with TemporaryDirectory(prefix="unetrt-bench-") as scratch:
@@ -79,7 +82,9 @@ def untrained(base: int, depth: int, seed: int = 0) -> Checkpoint:
     """Return a network with random weights: as fast as a trained one."""
     shape = UNetShape(depth, base)
     net = UNet(shape).initialise(torch.Generator().manual_seed(seed))
-    return Checkpoint(shape, state_of(net), ("background", "foreground"), Normalisation(), separation_border=2)
+    return Checkpoint(
+        shape, state_of(net), ("background", "foreground"), Normalisation(), "instances", separation_border=2
+    )
 
 
 def _measure(

@@ -8,7 +8,7 @@ import numpy as np
 import tifffile
 from numpy.typing import NDArray
 
-USUAL = "eager torch FP32, 572-tiles at 388 px"
+USUAL = "eager torch FP32, 572-tiles at their core"
 SESSION = "ONNX Runtime alone, the same tiles"
 SEGMENT = "unetrt, frame to labels"
 PREDICT = "unetrt predict, file to file"

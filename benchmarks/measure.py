@@ -1,4 +1,4 @@
-"""Timing that can be believed: warm-up, interleaved rounds, fresh processes, medians with an interval."""
+"""Timing that can be believed: warm-up, interleaved rounds, fresh processes, medians with the range."""
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -21,7 +21,7 @@ class Figure:
     median
         Of all rounds.
     low, high
-        95 % interval of the median, from order statistics; the extremes where there are few rounds.
+        The smallest and the largest. No interval is claimed: timings of one process resemble each other.
     rounds
         Every round, in order.
     """
@@ -69,10 +69,5 @@ def ratio(numerator: Figure, denominator: Figure) -> Figure:
 
 
 def summary(values: Sequence[float]) -> Figure:
-    """Return median and 95 % interval of some measurements."""
-    ordered = sorted(values)
-    # Ranks of the interval from the normal approximation of the binomial distribution.
-    spread = 0.98 * np.sqrt(len(ordered))
-    low = max(0, int(np.floor(len(ordered) / 2 - spread)))
-    high = min(len(ordered) - 1, int(np.ceil(len(ordered) / 2 + spread)) - 1)
-    return Figure(float(np.median(ordered)), ordered[low], ordered[high], tuple(values))
+    """Return median and range of some measurements."""
+    return Figure(float(np.median(values)), min(values), max(values), tuple(values))

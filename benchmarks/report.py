@@ -92,7 +92,7 @@ def table(result: Result) -> Any:
 
     height, width = result.frame
     title = f"{height} x {width}, depth {result.network['depth']}, base {result.network['base']}, {processor()}"
-    drawn = Table("contender", "median", "95 % interval", "x usual loop", "pixels off", title=title)
+    drawn = Table("contender", "median", "range", "x usual loop", "pixels off", title=title)
     for name in CONTENDERS:
         figure = result.figures[name]
         off = f"{result.wrong[name]:.2%}" if name in result.wrong else ""

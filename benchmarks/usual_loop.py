@@ -1,7 +1,8 @@
-"""The loop that most labs write: eager torch, the paper's 572-tiles, laid at the core's 388 pixels.
+"""The loop that most labs write: eager torch, the paper's 572-tiles, laid as far apart as their core is wide.
 
-388 is no multiple of the pooling lattice's 16, so that its result depends on where the tiles lie. It is what unetrt is
-measured against, and is written as carefully as it can be: one padded copy, no gradients, one pass a tile.
+That is 388 px at depth 4: no multiple of the pooling lattice's 16, so that the result depends on where the tiles lie.
+It is what unetrt is measured against, and is written as carefully as it can be: one padded copy, no gradients, one pass
+a tile.
 """
 
 from collections.abc import Callable

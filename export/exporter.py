@@ -1,6 +1,6 @@
 """Checkpoint in, verified ONNX file out."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ from unetrt.export.graph import build_graph
 from unetrt.export.parity import DEFAULTS, Parity, Thresholds, compare, require
 from unetrt.runtime.artifacts import whole_file
 from unetrt.runtime.errors import OptionError
+from unetrt.runtime.plan import TilePlan
 from unetrt.runtime.planner import Budget, best_tile
 from unetrt.runtime.sessions import open_session
 from unetrt.runtime.spec import Head, ModelSpec, Precision
@@ -58,7 +59,7 @@ def export(
     path: str | Path,
     options: Options,
     *,
-    frames: Sequence[NDArray[Any]] = (),
+    frames: Iterable[NDArray[Any]] | None = None,
     thresholds: Thresholds | None = None,
 ) -> Parity:
     """Write an ONNX file that has passed the parity gate.
@@ -72,7 +73,8 @@ def export(
     options
         What kind of file.
     frames
-        Raw frames (C, H, W) to verify on; without any, those that the checkpoint holds.
+        Raw frames (C, H, W) to verify on, of which as many are taken as are worth the time; without any, those that the
+        checkpoint holds.
     thresholds
         What the export may differ by; the defaults depend on the precision.
 
@@ -89,13 +91,12 @@ def export(
     OutputError
         The file cannot be written.
     """
-    frames = frames or checkpoint.frames
-    if not frames:
+    if frames is None and not checkpoint.frames:
         raise OptionError("the checkpoint holds no frames to verify the export on: give some with --images")
     spec = spec_for(checkpoint, options)
     with whole_file(path) as temporary:
         onnx.save(build_graph(checkpoint.network(), spec), temporary)
-        parity = verify(checkpoint, temporary, spec, frames)
+        parity = verify(checkpoint, temporary, spec, checkpoint.frames if frames is None else frames)
         require(parity, thresholds or DEFAULTS[options.precision], f"the {options.precision} export")
     return parity
 
@@ -115,6 +116,7 @@ def spec_for(checkpoint: Checkpoint, options: Options) -> ModelSpec:
         batch=options.batch,
         head=options.head,
         precision=options.precision,
+        annotation=checkpoint.annotation,
         separation_border=checkpoint.separation_border,
         network={"depth": shape.depth, "base": shape.base},
         training=checkpoint.training,
@@ -123,10 +125,20 @@ def spec_for(checkpoint: Checkpoint, options: Options) -> ModelSpec:
     )
 
 
-def verify(checkpoint: Checkpoint, path: Path, spec: ModelSpec, frames: Sequence[NDArray[Any]]) -> Parity:
+def verify(checkpoint: Checkpoint, path: Path, spec: ModelSpec, frames: Iterable[NDArray[Any]]) -> Parity:
     """Compare an exported file with its network on raw frames, as many as are worth the time."""
-    pixels_a_frame = spec.tile[0] * spec.tile[1] * spec.batch
-    enough = frames[: max(1, VERIFIED_PIXELS // pixels_a_frame)]
+    enough = list(_enough(frames, spec))
     reference = TorchSession(checkpoint.network(), replace(spec, head="logits", precision="fp32"))
     with reference, open_session(path) as exported:
         return compare(reference, exported, enough)
+
+
+def _enough(frames: Iterable[NDArray[Any]], spec: ModelSpec) -> Iterator[NDArray[Any]]:
+    """Yield frames (C, H, W) until their tiles hold `VERIFIED_PIXELS`, the first one always."""
+    computed = 0
+    for frame in frames:
+        yield frame
+        plan = TilePlan((frame.shape[-2], frame.shape[-1]), spec.tile, spec.geometry, spec.border)
+        computed += -(-len(plan) // spec.batch) * spec.batch * spec.tile[0] * spec.tile[1]
+        if computed >= VERIFIED_PIXELS:
+            return

@@ -3,7 +3,7 @@
 import os
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from tempfile import mkdtemp
 
@@ -23,6 +23,7 @@ def whole_file(path: str | Path) -> Iterator[Path]:
         The folder cannot be written to, or the disk is full.
     """
     path = Path(path)
+    made = [folder for folder in (path.parent, *path.parent.parents) if not folder.exists()]
     folder = writable_folder(path.parent)
     try:
         hidden = Path(mkdtemp(prefix=".unetrt-", dir=folder))
@@ -38,6 +39,8 @@ def whole_file(path: str | Path) -> Iterator[Path]:
         raise OutputError(f"cannot write {path}: {error.strerror or error}") from error
     finally:
         shutil.rmtree(hidden, ignore_errors=True)
+        if not path.exists():
+            _remove_empty(made)
 
 
 def writable_folder(path: str | Path) -> Path:
@@ -69,3 +72,10 @@ def _share(path: Path) -> None:
     usual = path.with_name(".mode")
     usual.touch()
     path.chmod(usual.stat().st_mode)
+
+
+def _remove_empty(folders: list[Path]) -> None:
+    """Remove folders, deepest first, that hold nothing."""
+    for folder in folders:
+        with suppress(OSError):
+            folder.rmdir()

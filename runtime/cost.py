@@ -6,6 +6,9 @@ from dataclasses import dataclass
 from unetrt.runtime.errors import OptionError
 from unetrt.runtime.geometry import Geometry
 
+# Labels are uint8.
+MAX_CLASSES = 256
+
 
 @dataclass(frozen=True)
 class Layer:
@@ -41,10 +44,10 @@ class UNetShape:
     classes: int = 2
 
     def __post_init__(self) -> None:
-        if min(self.depth, self.base, self.channels) < 1 or self.classes < 2:
+        if min(self.depth, self.base, self.channels) < 1 or not 2 <= self.classes <= MAX_CLASSES:
             raise OptionError(
                 f"depth {self.depth}, base {self.base}, channels {self.channels} and classes {self.classes} make no "
-                "network: depth, base and channels are at least 1, classes at least 2 (background counts)"
+                f"network: depth, base and channels are at least 1, classes 2 to {MAX_CLASSES} (background counts)"
             )
 
     @property

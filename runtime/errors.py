@@ -53,7 +53,7 @@ class SessionClosedError(UnetrtError, RuntimeError):
     """A session, lane or segmenter was used after `close()`."""
 
 
-class TrainingError(UnetrtError, RuntimeError):
+class TrainingError(UnetrtError, ArithmeticError):
     """Training cannot go on: the loss is not finite."""
 
     exit_code = 1

@@ -15,6 +15,7 @@ Array = NDArray[Any]
 
 TIFF = (".tif", ".tiff")
 PNG = (".png",)
+PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 SUFFIXES = (*TIFF, *PNG)
 
 
@@ -50,10 +51,14 @@ def read_stack(path: str | Path) -> Array:
     path = Path(path)
     try:
         return _read_tiff(path) if path.suffix.lower() in TIFF else _read_png(path)
+    except FrameError as error:
+        raise FrameError(f"{path} {error}") from error
     except UnidentifiedImageError as error:
         raise FrameError(f"{path} is not an image: {', '.join(SUFFIXES)} are read") from error
-    except (OSError, ValueError, IndexError, KeyError, SyntaxError, tifffile.TiffFileError) as error:
-        raise FrameError(f"{path} cannot be read: {error}") from error
+    except Exception as error:  # a damaged file makes the decoders fail in every way there is
+        if "imagecodecs" in str(error):
+            raise FrameError(f"{path} is compressed in a way that needs: pip install 'unetrt[codecs]'") from error
+        raise FrameError(f"{path} cannot be read: {error or type(error).__name__}") from error
 
 
 def read_labels(path: str | Path) -> Array:
@@ -94,24 +99,27 @@ def write_png(path: str | Path, picture: NDArray[np.uint8]) -> None:
         Image.fromarray(picture).save(temporary, compress_level=1)
 
 
-def require_distinct(sources: list[Path], folder: Path) -> None:
-    """Raise OutputError where label files named after `sources` would overwrite each other or a source."""
+def require_distinct(sources: list[Path], folder: Path, overlays: bool = True) -> None:
+    """Raise OutputError where files named after `sources` in `folder` would overwrite each other or a source."""
+    taken = {source.resolve() for source in sources}
     stems: dict[str, Path] = {}
     for source in sources:
         if (other := stems.setdefault(source.stem, source)) is not source:
             raise OutputError(f"{other} and {source} would both become {source.stem}.tif: rename one")
-        if source.resolve() == (folder / f"{source.stem}.tif").resolve():
-            raise OutputError(f"the labels of {source} would overwrite it: choose another output folder")
+        written = [folder / f"{source.stem}.tif", *([folder / "overlays" / f"{source.stem}.png"] if overlays else [])]
+        for path in written:
+            if path.resolve() in taken:
+                raise OutputError(f"{path} is an input and would be overwritten: choose another output folder")
 
 
 def _read_tiff(path: Path) -> Array:
     with tifffile.TiffFile(path) as tiff:
-        if not tiff.series:
-            raise ValueError("it holds no image")
+        if len(tiff.series) != 1:
+            raise FrameError(f"holds {len(tiff.series)} images of different kinds: save each as a file")
         series = tiff.series[0]
         pixels, axes = series.asarray(), series.axes
     if "Y" not in axes or "X" not in axes:
-        raise ValueError(f"its axes are {axes}, without rows and columns")
+        raise FrameError(f"has the axes {axes}, without rows and columns")
     channel_axes = [index for index, axis in enumerate(axes) if axis in "CS"]
     others = [index for index, axis in enumerate(axes) if axis not in "CSYX"]
     ordered = pixels.transpose(*others, *channel_axes, axes.index("Y"), axes.index("X"))
@@ -120,6 +128,11 @@ def _read_tiff(path: Path) -> Array:
 
 
 def _read_png(path: Path) -> Array:
+    with path.open("rb") as file:
+        header = file.read(26)
+    # Bit depth and colour type of the IHDR chunk (PNG specification, 11.2.1); Pillow would cut such colours to 8 bits.
+    if header[:8] == PNG_SIGNATURE and header[24] == 16 and header[25] != 0:
+        raise FrameError("is a PNG of 16-bit colours, which would be read as 8 bits: save it as TIFF")
     with Image.open(path) as image:
         # A palette's indices are what a label file means; an image that is drawn with one has other colours.
         pixels = np.asarray(image)

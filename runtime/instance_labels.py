@@ -6,6 +6,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
+from unetrt.runtime.errors import FrameError, OptionError
+
 Labels = NDArray[np.int32]
 
 
@@ -15,7 +17,7 @@ def instances(classes: NDArray[Any], separation_border: int = 0, min_area: int =
     Parameters
     ----------
     classes
-        (H, W), integers; 0 is the background, everything else foreground.
+        (..., H, W), integers; 0 is the background, everything else foreground. Each plane of a stack for itself.
     separation_border
         Pixels of background that training cut between touching objects. They are given back to the nearest object.
     min_area
@@ -23,8 +25,26 @@ def instances(classes: NDArray[Any], separation_border: int = 0, min_area: int =
 
     Returns
     -------
-    int32, (H, W): 0 background, 1 ... n one number an object, without gaps.
+    int32, (..., H, W): 0 background, 1 ... n one number an object, without gaps, from 1 again in each plane.
+
+    Raises
+    ------
+    FrameError
+        The map has fewer than two axes, or holds no integers.
+    OptionError
+        A number of pixels is negative.
     """
+    if classes.ndim < 2 or classes.dtype.kind not in "uib":
+        raise FrameError(f"a class map of {classes.dtype} {classes.shape} holds no objects: give integers (..., H, W)")
+    if min(separation_border, min_area) < 0:
+        raise OptionError(f"separation border {separation_border} and least area {min_area} must be 0 px or more")
+    found: Labels = np.empty(classes.shape, np.int32)
+    for plane in np.ndindex(classes.shape[:-2]):
+        found[plane] = _plane(classes[plane], separation_border, min_area)
+    return found
+
+
+def _plane(classes: NDArray[Any], separation_border: int, min_area: int) -> Labels:
     components: Labels = np.empty(classes.shape, np.int32)
     ndimage.label(classes > 0, output=components)
     if min_area > 1:
@@ -35,7 +55,8 @@ def instances(classes: NDArray[Any], separation_border: int = 0, min_area: int =
 def grow_between(objects: Labels, reach: int) -> Labels:
     """Fill the background between objects at most `reach` px from two of them; outer outlines stay as they are.
 
-    This undoes the cut of training, which makes background only where two objects touch.
+    This undoes the cut of training, which makes background only where two objects touch; at the two ends of a gap it
+    may fill up to `reach` px beyond the objects' outlines.
 
     Parameters
     ----------

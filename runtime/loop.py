@@ -25,6 +25,8 @@ class Timings:
     ----------
     total
         The whole call.
+    queue
+        Waiting for calls of other threads.
     normalise
         Reading and checking frames and measuring their grey values.
     cut
@@ -40,6 +42,7 @@ class Timings:
     """
 
     total: float = 0.0
+    queue: float = 0.0
     normalise: float = 0.0
     cut: float = 0.0
     wait: float = 0.0
@@ -125,6 +128,6 @@ class TileLoop:
     def _drain(self) -> None:
         """Leave no pass in flight: the next frame would otherwise be cut into arrays that are still being read."""
         while self._flying:
-            lane, _ = self._flying.popleft()
             with suppress(Exception):  # the first error is already on its way to the caller
-                lane.wait()
+                self._flying[0][0].wait()
+            self._flying.popleft()

@@ -4,14 +4,20 @@ from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+import numpy as np
+from numpy.typing import NDArray
+
 from unetrt.runtime.cost import UNetShape
-from unetrt.runtime.errors import TileError
-from unetrt.runtime.plan import TilePlan
+from unetrt.runtime.errors import OptionError, TileError
+from unetrt.runtime.geometry import Geometry
 
 FrameSize = tuple[int, int]
 
 # Up to so many tiles an axis each number is tried, beyond it every fourth or so: those only serve small memories.
 EVERY_COUNT = 8
+
+# Sides considered along each axis.
+MOST_SIDES = 64
 
 MIB, GIB = 2**20, 2**30
 
@@ -36,6 +42,10 @@ class Budget:
     batch: int = 1
     lanes: int = 1
     itemsize: int = 4
+
+    def __post_init__(self) -> None:
+        if min(self.memory, self.batch, self.lanes) < 1:
+            raise OptionError(f"memory {self.memory}, batch {self.batch} and lanes {self.lanes} must be at least 1")
 
 
 @dataclass(frozen=True)
@@ -76,9 +86,14 @@ def candidates(frames: Iterable[FrameSize], shape: UNetShape, budget: Budget | N
         Batch, lanes and item size enter the figures; the memory limit does not.
     """
     sizes, budget = Counter(frames), budget or Budget()
-    heights = _sides((size[0] for size in sizes), shape)
-    widths = _sides((size[1] for size in sizes), shape)
-    planned = (_cost((height, width), sizes, shape, budget) for height in heights for width in widths)
+    heights = _sides({height for height, _ in sizes}, shape.geometry)
+    widths = _sides({width for _, width in sizes}, shape.geometry)
+    passes = _passes(heights, widths, sizes, shape.geometry, budget.batch)
+    planned = (
+        _cost((height, width), int(passes[row, column]), sizes, shape, budget)
+        for row, height in enumerate(heights)
+        for column, width in enumerate(widths)
+    )
     return sorted(planned, key=lambda one: (one.macs, one.passes))
 
 
@@ -107,11 +122,14 @@ def cost_of(
     tile: FrameSize, frames: Iterable[FrameSize], shape: UNetShape, budget: Budget | None = None
 ) -> PlannedTile:
     """Return what these frames cost with a tile of the caller's choice; raises TileError where it is not legal."""
-    return _cost(tile, Counter(frames), shape, budget or Budget())
+    sizes, budget = Counter(frames), budget or Budget()
+    height, width = (shape.geometry.require(side) for side in tile)
+    passes = _passes([height], [width], sizes, shape.geometry, budget.batch)
+    return _cost(tile, int(passes[0, 0]), sizes, shape, budget)
 
 
-def _sides(lengths: Iterable[int], shape: UNetShape) -> list[int]:
-    geometry = shape.geometry
+def _sides(lengths: set[int], geometry: Geometry) -> list[int]:
+    """Return the sides worth considering along one axis: for each length the smallest that covers it n times."""
     usable = geometry.side_for(geometry.grid)
     sides = {usable}
     for length in lengths:
@@ -119,14 +137,23 @@ def _sides(lengths: Iterable[int], shape: UNetShape) -> list[int]:
         while (side := geometry.side_for_count(length, count)) > usable:
             sides.add(side)
             count += 1 if count < EVERY_COUNT else count // 4
-    return sorted(sides)
+    ordered = sorted(sides)
+    # A set of very different frames makes hundreds of sides, neighbours of each other: an even choice of them will do.
+    return ordered[:: -(-len(ordered) // MOST_SIDES)] + ordered[-1:] if len(ordered) > MOST_SIDES else ordered
 
 
-def _cost(tile: FrameSize, sizes: Counter[FrameSize], shape: UNetShape, budget: Budget) -> PlannedTile:
-    passes = sum(
-        -(-len(TilePlan(size, tile, shape.geometry)) // budget.batch) * budget.batch * often
-        for size, often in sizes.items()
-    )
+def _passes(
+    heights: list[int], widths: list[int], sizes: Counter[FrameSize], geometry: Geometry, batch: int
+) -> NDArray[np.int64]:
+    """Return the tiles computed for all frames, those that only fill a batch included: (heights, widths)."""
+    down = np.array([[geometry.count(side, height) for height, _ in sizes] for side in heights])
+    across = np.array([[geometry.count(side, width) for _, width in sizes] for side in widths])
+    tiles = down[:, None] * across[None]  # (heights, widths, sizes)
+    computed: NDArray[np.int64] = (-(-tiles // batch) * batch) @ np.array(list(sizes.values()))
+    return computed
+
+
+def _cost(tile: FrameSize, passes: int, sizes: Counter[FrameSize], shape: UNetShape, budget: Budget) -> PlannedTile:
     macs = passes * shape.macs(*tile)
     pixels = sum(height * width * often for (height, width), often in sizes.items())
     memory = shape.activation_bytes(*tile, itemsize=budget.itemsize) * budget.batch * budget.lanes

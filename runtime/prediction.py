@@ -1,11 +1,9 @@
 """Files in, files out: what `unetrt predict` does with each image."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-import numpy as np
 from numpy.typing import NDArray
 
 from unetrt.runtime.errors import FrameError
@@ -13,9 +11,9 @@ from unetrt.runtime.images import read_stack, write_labels, write_png
 from unetrt.runtime.instance_labels import instances
 from unetrt.runtime.overlay import overlay
 from unetrt.runtime.segmenter import Progress, Segmenter
+from unetrt.runtime.spec import Annotation
 
 Array = NDArray[Any]
-Kind = Literal["instances", "classes"]
 
 
 @dataclass(frozen=True)
@@ -35,14 +33,9 @@ class Output:
     """
 
     folder: Path
-    kind: Kind = "instances"
+    kind: Annotation = "instances"
     min_area: int = 0
     overlays: bool = True
-
-
-def default_kind(separation_border: int) -> Kind:
-    """Return what a model is for: one trained with a separation border gives objects, else a class map."""
-    return "instances" if separation_border else "classes"
 
 
 def predict_file(segmenter: Segmenter, source: Path, output: Output, progress: Progress | None = None) -> Array:
@@ -62,7 +55,9 @@ def predict_file(segmenter: Segmenter, source: Path, output: Output, progress: P
         classes = segmenter.segment(stack, progress=progress).labels
     except FrameError as error:
         raise FrameError(f"{source}: {error}") from error
-    labels = _each(classes, _labeller(segmenter, output))
+    labels: Array = classes
+    if output.kind == "instances":
+        labels = instances(classes, segmenter.spec.separation_border, output.min_area)
     write_labels(output.folder / f"{source.stem}.tif", labels)
     if output.overlays:
         frame_axes = 2 if segmenter.spec.channels == 1 else 3
@@ -80,18 +75,6 @@ def read_frames(source: Path, channels: int) -> Array:
         )
     frames = stack[:, 0] if channels == 1 else stack
     return frames[0] if len(frames) == 1 else frames
-
-
-def _labeller(segmenter: Segmenter, output: Output) -> Callable[[Array], Array]:
-    if output.kind == "classes":
-        return lambda classes: classes
-    return lambda classes: instances(classes, segmenter.spec.separation_border, output.min_area)
-
-
-def _each(classes: Array, label: Callable[[Array], Array]) -> Array:
-    if classes.ndim == 2:
-        return label(classes)
-    return np.stack([label(plane) for plane in classes])
 
 
 def _first(stack: Array, axes: int) -> Array:

@@ -5,6 +5,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from unetrt.runtime.errors import InferenceError
+
 
 def best_class(scores: NDArray[Any]) -> NDArray[np.uint8]:
     """Return the index of the highest score along the first axis of (classes, ...), the lowest one where they tie."""
@@ -17,6 +19,15 @@ def best_class(scores: NDArray[Any]) -> NDArray[np.uint8]:
         labels[scores[index] > best] = index
         np.maximum(best, scores[index], out=best)
     return labels
+
+
+def require_finite_scores(scores: NDArray[Any]) -> None:
+    """Raise InferenceError where scores of any shape hold NaN or infinity: compared, they would give the background."""
+    # One sum instead of a mask: it is not finite if any term is not.
+    if not np.isfinite(scores.sum()):
+        raise InferenceError(
+            "the network gives NaN or infinity, as an activation leaves the range of its type: export it in fp32"
+        )
 
 
 def softmax(logits: NDArray[np.float32]) -> NDArray[np.float32]:

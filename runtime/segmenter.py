@@ -17,10 +17,12 @@ from unetrt.runtime.frames import as_frame, split_axes
 from unetrt.runtime.loop import Stitch, TileLoop, Timings
 from unetrt.runtime.normalisation import Affine
 from unetrt.runtime.plan import Tile, TilePlan
-from unetrt.runtime.scores import best_class, softmax
+from unetrt.runtime.scores import best_class, require_finite_scores, softmax
 from unetrt.runtime.sessions import AUTO, Session, open_session
 
 Array = NDArray[Any]
+Labels = NDArray[np.uint8]
+Scores = NDArray[np.float32]
 Progress = Callable[[int, int], None]
 
 # Enough to cut the next tile and stitch the last one while one is computed.
@@ -119,22 +121,18 @@ class Segmenter:
         InferenceError
             The engine failed; the segmenter can be used again.
         """
-        leading, size = split_axes(image.shape, self.spec.channels)
-        labels = _labels(out, (*leading, *size))
-        scores = self._new_scores((*leading, len(self.spec.classes), *size)) if probabilities else None
-        plan = TilePlan(size, self.spec.tile, self.spec.geometry, self.spec.border)
         timings = Timings()
-        count = _Count(len(plan) * prod(leading), progress)
-        with self._lock, timings.phase("total"):
-            for index in np.ndindex(leading):
-                if scores is None:
-                    self._frame(image[index], plan, self._into_labels(labels[index]), timings, count)
-                    continue
-                self._frame(image[index], plan, partial(_into, scores[index]), timings, count)
-                with timings.phase("stitch"):
-                    if self.spec.head == "logits":
-                        softmax(scores[index])
-                    labels[index] = best_class(scores[index])
+        with timings.phase("total"):
+            leading, size = split_axes(image.shape, self.spec.channels)
+            labels = _labels(out, image, (*leading, *size))
+            scores = self._new_scores((*leading, len(self.spec.classes), *size)) if probabilities else None
+            plan = TilePlan(size, self.spec.tile, self.spec.geometry, self.spec.border)
+            with timings.phase("queue"):
+                self._lock.acquire()
+            try:
+                self._stack(image, labels, scores, timings, _Count(plan, prod(leading), progress))
+            finally:
+                self._lock.release()
         return Segmentation(labels, scores, timings)
 
     def scores(self, frame: ArrayLike) -> NDArray[np.float32]:
@@ -148,7 +146,7 @@ class Segmenter:
         scores = self._new_scores((len(self.spec.classes), *size))
         plan = TilePlan(size, self.spec.tile, self.spec.geometry, self.spec.border)
         with self._lock:
-            self._frame(frame[()], plan, partial(_into, scores), Timings(), _Count(len(plan), None))
+            self._frame(frame[()], plan, partial(_into, scores), Timings(), _Count(plan, 1, None))
         return scores
 
     def close(self) -> None:
@@ -164,6 +162,21 @@ class Segmenter:
     ) -> None:
         self.close()
 
+    def _stack(
+        self, image: ArrayLike, labels: Labels, scores: Scores | None, timings: Timings, count: "_Count"
+    ) -> None:
+        """Segment every frame of a checked image, with the lanes in hand."""
+        for index in np.ndindex(labels.shape[:-2]):
+            if scores is None:
+                self._frame(image[index], count.plan, self._into_labels(labels[index]), timings, count)
+                continue
+            self._frame(image[index], count.plan, partial(_into, scores[index]), timings, count)
+            with timings.phase("stitch"):
+                self._check(scores[index])
+                if self.spec.head == "logits":
+                    softmax(scores[index])
+                labels[index] = best_class(scores[index])
+
     def _frame(self, read: Any, plan: TilePlan, stitch: Stitch, timings: Timings, count: "_Count") -> None:
         with timings.phase("normalise"):
             frame = as_frame(read, self.spec.channels)
@@ -173,7 +186,17 @@ class Segmenter:
     def _into_labels(self, labels: NDArray[np.uint8]) -> Stitch:
         if self.spec.head == "labels":
             return partial(_into, labels)
-        return lambda tile, core: tile.stitch(best_class(core), labels)
+
+        def stitch(tile: Tile, core: Array) -> None:
+            self._check(core)
+            tile.stitch(best_class(core), labels)
+
+        return stitch
+
+    def _check(self, scores: Array) -> None:
+        """Refuse what a lower precision's range has spoilt."""
+        if self.spec.precision != "fp32":
+            require_finite_scores(scores)
 
     def _new_scores(self, shape: tuple[int, ...]) -> NDArray[np.float32]:
         if self.spec.head == "labels":
@@ -182,10 +205,10 @@ class Segmenter:
 
 
 class _Count:
-    """Adds up finished tiles for a progress callback."""
+    """Adds up finished tiles of so many frames of one plan, for a progress callback."""
 
-    def __init__(self, total: int, progress: Progress | None) -> None:
-        self.done, self.total, self.progress = 0, total, progress
+    def __init__(self, plan: TilePlan, frames: int, progress: Progress | None) -> None:
+        self.plan, self.done, self.total, self.progress = plan, 0, len(plan) * frames, progress
 
     def __call__(self, tiles: int) -> None:
         self.done += tiles
@@ -202,9 +225,11 @@ def _into(out: Array, tile: Tile, core: Array) -> None:
     tile.stitch(core, out)
 
 
-def _labels(out: NDArray[np.uint8] | None, shape: tuple[int, ...]) -> NDArray[np.uint8]:
+def _labels(out: Labels | None, image: ArrayLike, shape: tuple[int, ...]) -> Labels:
     if out is None:
         return np.empty(shape, np.uint8)
-    if out.shape != shape or out.dtype != np.uint8:
-        raise FrameError(f"out is {out.dtype} {out.shape}: give uint8 {shape}")
+    if out.shape != shape or out.dtype != np.uint8 or not out.flags.writeable:
+        raise FrameError(f"out is {out.dtype} {out.shape}: give uint8 {shape} that can be written to")
+    if isinstance(image, np.ndarray) and np.may_share_memory(out, image):
+        raise FrameError("out shares memory with the image, which is still read while labels are written: give another")
     return out

@@ -8,7 +8,7 @@ from typing import Any, Literal, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from unetrt.runtime.cost import UNetShape
+from unetrt.runtime.cost import MAX_CLASSES, UNetShape
 from unetrt.runtime.errors import ModelFileError, UnetrtError
 from unetrt.runtime.geometry import Geometry
 from unetrt.runtime.mirror import BORDERS, Border
@@ -20,6 +20,8 @@ Precision = Literal["fp32", "fp16"]
 PRECISIONS: tuple[Precision, ...] = get_args(Precision)
 
 SCHEMA = 1
+Annotation = Literal["instances", "classes"]
+ANNOTATIONS: tuple[Annotation, ...] = get_args(Annotation)
 KEY = "unetrt"  # in the ONNX file's metadata_props
 INPUT, OUTPUT = "frame", "scores"  # names of the graph's input and output
 
@@ -50,6 +52,8 @@ class ModelSpec:
         The graph's input.
     border
         What lies beyond the frame.
+    annotation
+        What the network was trained on: `instances`, whose class map is to be taken apart into objects, or `classes`.
     separation_border
         Width in pixels of the background that training cut between touching objects; 0 for class maps.
     network
@@ -73,6 +77,7 @@ class ModelSpec:
     precision: Precision = "fp32"
     input_dtype: str = "float32"
     border: Border = "reflect"
+    annotation: Annotation = "instances"
     separation_border: int = 0
     network: Mapping[str, int] = field(default_factory=dict)
     training: Mapping[str, Any] = field(default_factory=dict)
@@ -87,11 +92,16 @@ class ModelSpec:
             ("precision", self.precision, PRECISIONS),
             ("input dtype", self.input_dtype, ("float32",)),
             ("border", self.border, BORDERS),
+            ("annotation", self.annotation, ANNOTATIONS),
         )
         for what, value, choices in known:
             if value not in choices:
                 raise ModelFileError(f"{what} {value!r} is unknown here: {', '.join(choices)}")
-        if min(self.batch, self.channels) < 1 or len(self.classes) < 2 or self.separation_border < 0:
+        if (
+            min(self.batch, self.channels) < 1
+            or not 2 <= len(self.classes) <= MAX_CLASSES
+            or self.separation_border < 0
+        ):
             raise ModelFileError(
                 f"batch {self.batch}, channels {self.channels}, {len(self.classes)} classes and a separation border of "
                 f"{self.separation_border} px make no model"

@@ -4,6 +4,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from math import inf
 
 from unetrt.runtime.errors import OptionError
 
@@ -13,7 +14,7 @@ VALIDATE_EVERY, VALIDATE_AT_MOST = 0.1, 0.1
 
 @dataclass(frozen=True)
 class Budget:
-    """How long to train: so many minutes, validation included, or so many steps.
+    """How long to train: so many minutes, validations included but for the last, or so many steps.
 
     Exactly one of the two is given.
     """
@@ -24,8 +25,12 @@ class Budget:
     def __post_init__(self) -> None:
         if (self.minutes is None) == (self.steps is None):
             raise OptionError("give either minutes or steps")
-        if (self.minutes or self.steps or 0) <= 0:
-            raise OptionError("minutes and steps must be above 0")
+        if not 0 < (self.minutes or self.steps or 0) < inf:
+            raise OptionError(f"a training of {self.minutes or self.steps or 0} {self._unit} is none: give more than 0")
+
+    @property
+    def _unit(self) -> str:
+        return "steps" if self.minutes is None else "minutes"
 
     def spent(self, steps: int, seconds: float) -> float:
         """Return the share of the budget that is spent, 0 to 1 and above."""

@@ -18,6 +18,7 @@ from unetrt.runtime.artifacts import whole_file
 from unetrt.runtime.cost import UNetShape
 from unetrt.runtime.errors import ModelFileError, UnetrtError
 from unetrt.runtime.normalisation import Normalisation
+from unetrt.runtime.spec import Annotation
 from unetrt.trainer.unet import UNet
 
 KEY = "unetrt"
@@ -39,6 +40,8 @@ class Checkpoint:
         Background first.
     normalisation
         How grey values become network input.
+    annotation
+        `instances` or `classes`.
     separation_border
         Pixels of background that training cut between touching objects; 0 for class maps.
     frames
@@ -53,6 +56,7 @@ class Checkpoint:
     weights: Mapping[str, NDArray[np.float32]]
     class_names: tuple[str, ...]
     normalisation: Normalisation
+    annotation: Annotation
     separation_border: int
     frames: tuple[NDArray[Any], ...] = ()
     frame_sizes: tuple[tuple[int, int, int], ...] = ()
@@ -81,6 +85,7 @@ class Checkpoint:
             "network": {"depth": self.shape.depth, "base": self.shape.base, "channels": self.shape.channels},
             "class_names": self.class_names,
             "normalisation": self.normalisation.to_dict(),
+            "annotation": self.annotation,
             "separation_border": self.separation_border,
             "frame_sizes": self.frame_sizes,
             "training": dict(self.training),
@@ -131,6 +136,7 @@ def _checkpoint(path: Path, stored: str, tensors: dict[str, NDArray[Any]]) -> Ch
             weights={name.removeprefix(WEIGHTS): array for name, array in tensors.items() if name.startswith(WEIGHTS)},
             class_names=names,
             normalisation=Normalisation.from_dict(about["normalisation"]),
+            annotation=about["annotation"],
             separation_border=about["separation_border"],
             frames=tuple(tensors[name] for name in sorted(tensors) if name.startswith(FRAMES)),
             frame_sizes=tuple((height, width, often) for height, width, often in about["frame_sizes"]),

@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from unetrt.runtime.errors import DatasetError, FrameError
+from unetrt.runtime.cost import MAX_CLASSES
+from unetrt.runtime.errors import DatasetError, FrameError, OptionError
 from unetrt.runtime.frames import as_frame
 from unetrt.runtime.images import list_images, read_labels, read_stack
 from unetrt.trainer.targets import as_instances
@@ -83,11 +84,17 @@ class Dataset:
         ------
         DatasetError
             There is only one image, or a set would hold no object.
+        OptionError
+            The fraction is not between 0 and 1.
         """
+        if not 0 < fraction < 1:
+            raise OptionError(
+                f"a validation fraction of {fraction} splits nothing: use one between 0 and 1, such as 0.2"
+            )
         if len(self.images) < 2:
             raise DatasetError("one image cannot be split into training and validation: give --val FOLDER")
         order = np.random.default_rng(seed).permutation(len(self.images))
-        held = max(1, round(fraction * len(order)))
+        held = min(max(1, round(fraction * len(order))), len(order) - 1)
         return self._subset(order[held:]), self._subset(order[:held])
 
     def _subset(self, indices: Iterable[int]) -> "Dataset":
@@ -114,6 +121,8 @@ def load(folder: str | Path, classes: int | None = None) -> Dataset:
     FrameError
         A file cannot be read, or holds pixels that are not finite.
     """
+    if classes is not None and not 2 <= classes <= MAX_CLASSES:
+        raise OptionError(f"{classes} classes cannot be trained: use 2 to {MAX_CLASSES}, the background counts")
     images = tuple(_annotated(*pair, classes) for pair in find_pairs(Path(folder)))
     channels = Counter(image.frame.shape[0] for image in images)
     if len(channels) > 1:

@@ -16,13 +16,14 @@ NEGLIGIBLE = 1e-5
 
 
 def as_instances(labels: Array) -> Labels:
-    """Return instance labels (H, W) int32; a mask, one value besides 0, becomes its connected components."""
-    values = np.unique(labels)
+    """Return instances (H, W) int32, numbered 1 ... n; a mask, one value besides 0, becomes its components."""
+    values, numbers = np.unique(labels, return_inverse=True)
     if len(values[values > 0]) <= 1:
         components: Labels = np.empty(labels.shape, np.int32)
         ndimage.label(labels > 0, output=components)
         return components
-    return labels.astype(np.int32)
+    numbered: Labels = (numbers.reshape(labels.shape) + (values[0] > 0)).astype(np.int32)
+    return numbered
 
 
 def cut_between(objects: Labels, width: int) -> Labels:

@@ -5,6 +5,7 @@ from torch import nn
 
 from unetrt.runtime.sessions.worker import Array, WorkerSession
 from unetrt.runtime.spec import ModelSpec
+from unetrt.trainer.failures import translated
 
 
 class TorchSession(WorkerSession):
@@ -24,7 +25,7 @@ class TorchSession(WorkerSession):
         super().__init__(spec, f"eager torch on {self._device}")
 
     def compute(self, frames: Array, scores: Array) -> None:
-        """Run the network."""
-        with torch.inference_mode():
+        """Run the network; raises InferenceError or OutOfMemoryError."""
+        with torch.inference_mode(), translated("running the network", "use a smaller tile or a smaller batch"):
             logits = self._net(torch.from_numpy(frames).to(self._device))
             torch.from_numpy(scores).copy_(logits)

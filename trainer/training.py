@@ -16,6 +16,7 @@ from unetrt.runtime.normalisation import Normalisation
 from unetrt.trainer.budget import Budget, ValidationClock
 from unetrt.trainer.checkpoint import Checkpoint, state_of
 from unetrt.trainer.dataset import Dataset
+from unetrt.trainer.failures import translated
 from unetrt.trainer.history import History
 from unetrt.trainer.loss import weighted_cross_entropy
 from unetrt.trainer.recipe import Recipe
@@ -100,8 +101,9 @@ class Training:
         self.net.train()
         try:
             while spent < 1:
-                loss = self._step(self._sampler.batch(), step, self._rate(spent))
                 step += 1
+                with translated(f"training step {step}", "use a smaller --tile, --batch or --base"):
+                    loss = self._step(self._sampler.batch(), step, self._rate(spent))
                 spent = budget.spent(step, time.perf_counter() - begin)
                 self.history.add_loss(step, loss)
                 scores = None
@@ -111,6 +113,8 @@ class Training:
                 report(Progress(step, min(spent, 1), loss, scores))
         finally:
             validator.close()
+            if self.history.losses:
+                self.history.save(self._folder)
         return self._folder / "best.safetensors"
 
     def _step(self, batch: Batch, step: int, rate: float) -> float:
@@ -151,6 +155,7 @@ class Training:
             weights=state_of(self.net),
             class_names=self._train.class_names,
             normalisation=self._normalisation,
+            annotation="instances" if self._train.instances else "classes",
             separation_border=self._border,
             frames=kept_frames(self._validation),
             frame_sizes=tuple((height, width, often) for (height, width), often in self._train.sizes.items()),

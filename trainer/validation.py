@@ -10,7 +10,7 @@ from unetrt.runtime.planner import GIB, Budget, best_tile
 from unetrt.runtime.segmenter import Segmenter
 from unetrt.runtime.spec import ModelSpec
 from unetrt.trainer.dataset import Annotated, Dataset
-from unetrt.trainer.metrics import foreground_iou, seg_scores
+from unetrt.trainer.metrics import class_iou, foreground_iou, seg
 from unetrt.trainer.torch_session import TorchSession
 from unetrt.trainer.unet import UNet
 
@@ -25,9 +25,9 @@ class Scores:
     Attributes
     ----------
     iou
-        Intersection over union of the foreground.
+        Intersection over union of the foreground; for class maps the mean over the classes.
     seg
-        The Cell Tracking Challenge's SEG over all objects of an image; equal to `iou` for class maps.
+        The Cell Tracking Challenge's SEG, images without objects left out; equal to `iou` for class maps.
     """
 
     iou: float
@@ -67,17 +67,18 @@ class Validator:
         self._net.eval()
         scores = [self._score(image) for image in self._dataset.images]
         self._net.train(training)
-        return Scores(*(float(np.mean(column)) for column in zip(*scores, strict=True)))
+        iou = float(np.mean([score for score, _ in scores]))
+        segs = [score for _, score in scores if score is not None]
+        return Scores(iou, float(np.mean(segs)) if segs else iou)
 
     def close(self) -> None:
         """Free the session."""
         self._segmenter.session.close()
 
-    def _score(self, image: Annotated) -> tuple[float, float]:
+    def _score(self, image: Annotated) -> tuple[float, float | None]:
         frame = image.frame if self._dataset.channels > 1 else image.frame[0]
         classes = self._segmenter.segment(frame).labels
-        iou = foreground_iou(classes, image.labels)
-        if not (self._dataset.instances and image.labels.any()):
-            return iou, iou
+        if not self._dataset.instances:
+            return class_iou(classes, image.labels), None
         found = instances(classes, self._segmenter.spec.separation_border)
-        return iou, float(seg_scores(found, image.labels).mean())
+        return foreground_iou(classes, image.labels), seg(found, image.labels)

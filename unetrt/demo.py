@@ -14,8 +14,8 @@ from unetrt.benchmarks.report import environment
 from unetrt.benchmarks.whole_frame import whole_frame_scores, wrong_pixels
 from unetrt.cli.train import run_with_bar
 from unetrt.export.exporter import Options, export, planned_tile
-from unetrt.runtime.artifacts import whole_file
-from unetrt.runtime.errors import ParityError
+from unetrt.runtime.artifacts import whole_file, writable_folder
+from unetrt.runtime.errors import OutputError, ParityError
 from unetrt.runtime.images import write_labels, write_png
 from unetrt.runtime.instance_labels import instances
 from unetrt.runtime.overlay import overlay
@@ -29,6 +29,8 @@ from unetrt.trainer.metrics import foreground_iou, seg_scores
 from unetrt.trainer.recipe import DEFAULT_RECIPE, RECIPES
 from unetrt.trainer.training import Training
 
+# Says that a folder is a demo's, to be drawn over.
+MARKER = ".unetrt-demo"
 # Training images and their side; the last ones are for validation.
 IMAGES, VALIDATION, SIDE = 16, 4, 384
 # Larger than one tile in both directions, and a multiple of nothing.
@@ -62,8 +64,11 @@ class Demo:
         ------
         ParityError
             The stitched result is not the whole-image result.
+        OutputError
+            The folder holds something that no demo made.
         """
         begin = time.perf_counter()
+        self._claim()
         say(f"1/4 drawing {IMAGES} images and a frame of {FRAME[0]} x {FRAME[1]} px")
         self._draw_images()
         scene = draw(FRAME, seed=self._seed + 1000)
@@ -91,6 +96,13 @@ class Demo:
         with whole_file(self._out / "report.json") as temporary:
             temporary.write_text(json.dumps(report, indent=2) + "\n")
         return _require_exact(report)
+
+    def _claim(self) -> None:
+        """Take the folder, if it is new, empty or an earlier demo's: what is in it will be overwritten."""
+        marker = writable_folder(self._out) / MARKER
+        if not marker.exists() and any(self._out.iterdir()):
+            raise OutputError(f"{self._out} holds files that are not a demo's: choose a new folder with --out")
+        marker.touch()
 
     def _draw_images(self) -> None:
         for part in ("train", "val"):

@@ -12,7 +12,7 @@ from typing import Any
 from unetrt.runtime.errors import BackendUnavailableError, OptionError
 from unetrt.runtime.sessions.protocol import Lane, Session
 
-__all__ = ["AUTO", "BACKENDS", "Backend", "Lane", "Session", "open_session"]
+__all__ = ["AUTO", "BACKENDS", "Backend", "Lane", "Session", "engines", "open_session"]
 
 log = logging.getLogger("unetrt")
 
@@ -96,5 +96,9 @@ def _named(name: str) -> Backend:
     for candidate in BACKENDS:
         if candidate.name == name:
             return candidate
-    names = ", ".join([AUTO, *(candidate.name for candidate in BACKENDS)])
-    raise OptionError(f"backend {name!r} is unknown: use one of {names}")
+    raise OptionError(f"backend {name!r} is unknown: use one of {', '.join(engines())}")
+
+
+def engines() -> list[str]:
+    """Return what a user may ask for: `auto` and the names of the backends that compute."""
+    return [AUTO, *(candidate.name for candidate in BACKENDS if candidate.automatic)]

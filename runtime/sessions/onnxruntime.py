@@ -1,5 +1,6 @@
 """ONNX Runtime on the CPU. Input and output are bound to the lane's arrays: nothing is copied."""
 
+from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -16,9 +17,13 @@ OUT_OF_MEMORY = ("Failed to allocate memory", "bad_alloc", "bad allocation")
 
 
 def probe() -> str | None:
-    """Return None where ONNX Runtime is installed, else what to install."""
+    """Return None where ONNX Runtime can be imported, else why not and what to install."""
     if find_spec("onnxruntime") is None:
         return "ONNX Runtime is not installed: pip install 'unetrt[cpu]'"
+    try:
+        import_module("onnxruntime")
+    except ImportError as error:
+        return f"ONNX Runtime does not load ({_first_line(error)}): pip install --force-reinstall onnxruntime"
     return None
 
 

@@ -32,7 +32,8 @@ class WorkerLane:
         self._pending: Future[float] | None = None
 
     def launch(self) -> None:
-        """Queue the pass on the worker thread."""
+        """Queue the pass on the worker thread, after one that nobody waited for."""
+        self.wait()
         self._pending = self._session.submit(self._pass)
 
     def wait(self) -> None:
@@ -79,9 +80,10 @@ class WorkerSession(ABC):
 
     def submit(self, work: Callable[[], float]) -> Future[float]:
         """Queue `work` on the worker thread; raises SessionClosedError after `close`."""
-        if not self._finalizer.alive:
-            raise SessionClosedError(f"the session ({self.name}) is closed: open the model again")
-        return self._worker.submit(work)
+        try:
+            return self._worker.submit(work)
+        except RuntimeError as error:  # what an executor raises after its shutdown
+            raise SessionClosedError(f"the session ({self.name}) is closed: open the model again") from error
 
     def close(self) -> None:
         """Wait for passes in flight and end the worker thread; idempotent."""

@@ -1,8 +1,6 @@
 from contextlib import contextmanager
 from functools import partial
 
-import pytest
-
 from unetrt.benchmarks.measure import interleaved, ratio, summary
 
 
@@ -32,11 +30,6 @@ def test_a_ratio_is_taken_round_by_round():
     assert ratio(slow, fast).rounds == (2, 2, 2, 2)
 
 
-def test_the_median_and_its_interval():
+def test_the_median_and_the_range():
     figure = summary([5, 1, 4, 2, 3])
-    assert (figure.median, figure.rounds) == (3, (5, 1, 4, 2, 3))
-    assert figure.low <= 2
-    assert figure.high >= 4
-    wide, narrow = summary(range(10)), summary([n / 10 for n in range(1000)])
-    assert (wide.low, wide.high) == (1, 8)
-    assert narrow.high - narrow.low == pytest.approx(6.2, abs=0.3)
+    assert (figure.median, figure.low, figure.high, figure.rounds) == (3, 1, 5, (5, 1, 4, 2, 3))

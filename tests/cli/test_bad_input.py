@@ -70,7 +70,7 @@ CASES = {
     "too many classes": ("train whole --val whole --classes 3 -o new", "holds class 3, 3 classes are 0 ... 2"),
     "unknown recipe": ("train whole --val whole --recipe best -o new", "use one of modern, paper"),
     "minutes and steps": ("train whole --val whole --minutes 1 --steps 1 -o new", "either minutes or steps"),
-    "no time": ("train whole --val whole --minutes 0 -o new", "must be above 0"),
+    "no time": ("train whole --val whole --minutes 0 -o new", "give more than 0"),
     "no depth": ("train whole --val whole --depth 0 -o new", "depth 0"),
     "train into a file": ("train whole -o file/run", "cannot write to file/run: .*not a folder"),
     "missing model": ("predict none.onnx good -o new", "none.onnx does not exist: `unetrt export"),
@@ -84,8 +84,19 @@ CASES = {
     "wrong channel count": ("predict model.onnx rgb -o new", "a.tif has 3 channels: this model takes 1"),
     "NaN pixels": ("predict model.onnx nan -o new", "a.tif: 1 pixels are NaN or infinite, .* row 3, column 5"),
     "predict into a file": ("predict model.onnx good -o file", "cannot write to file: .*not a folder"),
-    "predict over the images": ("predict model.onnx good -o good", "would overwrite it"),
-    "unknown backend": ("predict model.onnx good -o new --backend tpu", "use one of auto, onnxruntime, numpy"),
+    "predict over the images": ("predict model.onnx good -o good", "is an input and would be overwritten"),
+    "unknown backend": ("predict model.onnx good -o new --backend tpu", "use one of auto, onnxruntime$"),
+    "a backend that computes nothing": ("predict model.onnx good -o new --backend numpy", "does not segment"),
+    "demo over other files": ("demo --out whole", "whole holds files that are not a demo's"),
+    "no batch": ("plan 2048 --batch 0", "batch 0 and lanes 1 must be at least 1"),
+    "no batch to export": ("export best.safetensors -o new/m.onnx --batch 0", "batch 0"),
+    "no lanes": ("plan 2048 --lanes -1", "lanes -1 must be at least 1"),
+    "a negative seed": ("train whole --val whole --seed -1 -o new", "-1 is not in the range"),
+    "minutes that are no number": ("train whole --val whole --minutes nan -o new", "give more than 0"),
+    "a fraction of one": ("train drawn --val-fraction 1 -o new", "use one between 0 and 1"),
+    "too many classes for a label": ("train whole --val whole --classes 300 -o new", "use 2 to 256"),
+    "too deep for the usual loop": ("bench --depth 6 --base 1 --frame 300", "too small at depth 6: up to 5 works"),
+    "a name too long": (f"info {'x' * 300}.onnx", "File name too long"),
     "unknown option": ("predict model.onnx good -o new --fast", "No such option '?--fast"),
     "no output": ("predict model.onnx good", "Missing option '-o'"),
     "unknown command": ("segment model.onnx", "No such command 'segment'"),
@@ -132,4 +143,4 @@ def test_a_missing_package_names_the_extra(monkeypatch, capsys, drawn_folder, tm
     for name in [name for name in sys.modules if name.startswith("unetrt.trainer")]:
         monkeypatch.delitem(sys.modules, name)
     assert main(["train", str(drawn_folder), "-o", str(tmp_path / "run")]) == 2
-    assert "this command needs torch: pip install 'unetrt[train]'" in capsys.readouterr().err
+    assert "this needs torch: pip install 'unetrt[train]'" in capsys.readouterr().err

@@ -22,6 +22,12 @@ def test_an_exception_leaves_the_old_file_and_nothing_else(tmp_path, error):
     assert len(list(tmp_path.iterdir())) == 1
 
 
+def test_a_failure_leaves_no_folder_that_was_made_for_it(tmp_path):
+    with pytest.raises(ValueError, match="half"), whole_file(tmp_path / "new" / "deep" / "a.txt"):
+        raise ValueError("half")
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_file_can_be_read_by_whom_any_new_file_can(tmp_path):
     (tmp_path / "usual").touch()
     with whole_file(tmp_path / "a.txt") as temporary:

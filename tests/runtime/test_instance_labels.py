@@ -3,6 +3,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from unetrt.runtime.errors import FrameError, OptionError
 from unetrt.runtime.instance_labels import grow_between, instances
 
 
@@ -39,7 +40,9 @@ def test_growing_undoes_the_cut_of_training(width):
     cut = cut_between(touching, width)
     assert np.count_nonzero(touching) - np.count_nonzero(cut) == 14 * width
     back = instances(cut > 0, width)
-    np.testing.assert_array_equal(back[4:16], touching[4:16])
+    np.testing.assert_array_equal(back[touching > 0], touching[touching > 0])
+    beyond = np.argwhere(back != touching)
+    assert all(y in (*range(3 - width, 3), *range(17, 17 + width)) and 15 - width <= x < 15 + width for y, x in beyond)
 
 
 @given(st.integers(0, 2**32 - 1), st.integers(1, 3))
@@ -53,6 +56,25 @@ def test_growing_fills_background_only_and_adds_no_object(seed, reach):
 def test_small_objects_are_dropped_and_the_rest_renumbered():
     found = instances(picture("1.22", "..22", "3...") > 0, min_area=2)
     np.testing.assert_array_equal(found, picture("..11", "..11", "...."))
+
+
+def test_a_stack_is_numbered_plane_by_plane():
+    stack = np.stack([picture("1.1", "1.1"), picture("...", ".1.")])
+    np.testing.assert_array_equal(instances(stack), [picture("1.2", "1.2"), picture("...", ".1.")])
+
+
+@pytest.mark.parametrize(
+    ("classes", "options", "error"),
+    [
+        (np.zeros(3, np.uint8), {}, FrameError),
+        (np.zeros((3, 3)), {}, FrameError),
+        (np.zeros((3, 3), np.uint8), {"separation_border": -1}, OptionError),
+        (np.zeros((3, 3), np.uint8), {"min_area": -1}, OptionError),
+    ],
+)
+def test_what_holds_no_instances(classes, options, error):
+    with pytest.raises(error):
+        instances(classes, **options)
 
 
 def test_an_empty_map_has_no_instances():

@@ -59,6 +59,13 @@ def test_nothing_fits_says_what_the_least_need_is():
         best_tile([(2048, 2048)], PAPER, Budget(memory=2**20))
 
 
+def test_a_set_of_many_sizes_is_planned_without_trying_everything():
+    frames = [(200 + 3 * number, 2000 - 3 * number) for number in range(500)]
+    tried = candidates(frames, UNetShape(base=16))
+    assert len(tried) <= 65**2
+    assert tried[0].macs < cost_of((572, 572), frames, UNetShape(base=16)).macs
+
+
 def test_candidates_are_ordered_by_cost():
     macs = [one.macs for one in candidates([(1024, 1024)], PAPER)]
     assert macs == sorted(macs)

@@ -17,8 +17,8 @@ AS_IT_IS = Normalisation("fixed", offset=(0.0,), scale=(1.0,))
 class FunctionSession(WorkerSession):
     """A session whose pass is a function of the test."""
 
-    def __init__(self, function):
-        super().__init__(small_spec(normalisation=AS_IT_IS), "a function of the test")
+    def __init__(self, function, **fields):
+        super().__init__(small_spec(normalisation=AS_IT_IS, **fields), "a function of the test")
         self._function = function
 
     def compute(self, frames, scores):
@@ -116,6 +116,7 @@ def test_progress_and_timings_count_every_tile():
         (1, np.zeros((5, 5), bool), "the image is bool"),
         (1, np.zeros((5, 5), complex), "the image is complex128"),
         (1, np.array([[1, np.nan], [np.inf, 2]]), "2 pixels are NaN or infinite, the first at row 0, column 1"),
+        (1, np.array([[1, 2], [3, 1e300]]), "1 pixels are NaN or infinite, the first at row 1, column 1"),
     ],
 )
 def test_what_is_no_frame(channels, image, message):
@@ -128,6 +129,28 @@ def test_what_is_no_frame(channels, image, message):
 def test_out_must_fit(out):
     with pytest.raises(FrameError, match=r"give uint8 \(5, 5\)"):
         crop_segmenter().segment(np.zeros((5, 5)), out=out)
+
+
+def test_out_must_be_writable_and_apart_from_the_image():
+    image = np.zeros((5, 5), np.uint8)
+    with pytest.raises(FrameError, match="shares memory"):
+        crop_segmenter().segment(image, out=image)
+    image.flags.writeable = False
+    with pytest.raises(FrameError, match="can be written to"):
+        crop_segmenter().segment(np.ones((5, 5)), out=image)
+
+
+@pytest.mark.parametrize("probabilities", [False, True])
+def test_a_lower_precision_that_overflows_is_an_error_and_no_background(probabilities):
+    def compute(frames, scores):
+        scores[...] = 1
+        scores[0, 0, 3, 3] = np.nan
+
+    with (
+        FunctionSession(compute, precision="fp16") as session,
+        pytest.raises(InferenceError, match="export it in fp32"),
+    ):
+        Segmenter(session).segment(np.zeros((30, 30)), probabilities=probabilities)
 
 
 def test_a_labels_head_has_no_probabilities():

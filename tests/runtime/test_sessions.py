@@ -32,8 +32,17 @@ def test_a_missing_engine_says_what_to_install(monkeypatch, tiny_model):
             open_session(tiny_model, backend)
 
 
-def test_an_unknown_backend_names_the_known_ones(tiny_model):
-    with pytest.raises(OptionError, match="'tpu' is unknown: use one of auto, onnxruntime, numpy"):
+def test_an_engine_that_does_not_load_says_so(monkeypatch, tiny_model):
+    def broken(name):
+        raise ImportError("DLL load failed")
+
+    monkeypatch.setattr("unetrt.runtime.sessions.onnxruntime.import_module", broken)
+    with pytest.raises(BackendUnavailableError, match=r"does not load \(DLL load failed\)"):
+        open_session(tiny_model)
+
+
+def test_an_unknown_backend_names_those_that_compute(tiny_model):
+    with pytest.raises(OptionError, match="'tpu' is unknown: use one of auto, onnxruntime$"):
         open_session(tiny_model, "tpu")
 
 

@@ -3,7 +3,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from unetrt.trainer.metrics import foreground_iou, seg_scores
+from unetrt.trainer.metrics import class_iou, foreground_iou, seg, seg_scores
 
 
 def by_hand(predicted, truth):
@@ -40,5 +40,19 @@ def test_foreground_iou(predicted, iou):
     assert foreground_iou(np.array(predicted), np.array([[0, 3, 3, 0]])) == pytest.approx(iou)
 
 
-def test_two_empty_images_agree():
-    assert foreground_iou(np.zeros((2, 2)), np.zeros((2, 2))) == 1
+def test_two_empty_images_agree_and_have_no_seg():
+    empty = np.zeros((2, 2), int)
+    assert foreground_iou(empty, empty) == class_iou(empty, empty) == 1
+    assert seg(empty, empty) is None
+
+
+def test_swapped_classes_are_all_wrong():
+    truth = np.array([[0, 1, 1, 2]])
+    assert class_iou(truth, truth) == 1
+    assert class_iou(np.array([[0, 2, 2, 1]]), truth) == 0
+    assert class_iou(np.array([[0, 1, 1, 1]]), truth) == pytest.approx((2 / 3 + 0) / 2)
+
+
+def test_large_label_values_are_no_matter():
+    truth = np.array([[0, 5, 5, 4_000_000_000]])
+    assert seg(truth, truth) == 1

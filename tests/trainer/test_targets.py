@@ -54,7 +54,8 @@ def test_the_cut_is_as_wide_as_asked(width):
 def test_a_mask_becomes_its_components():
     mask = np.array([[255, 255, 0, 255]], np.uint8)
     np.testing.assert_array_equal(as_instances(mask), [[1, 1, 0, 2]])
-    np.testing.assert_array_equal(as_instances(np.array([[7, 7, 0, 3]])), [[7, 7, 0, 3]])
+    np.testing.assert_array_equal(as_instances(np.array([[7, 7, 0, 3]])), [[2, 2, 0, 1]])
+    np.testing.assert_array_equal(as_instances(np.array([[4_000_000_000, 3]], np.uint32)), [[2, 1]])
 
 
 def test_class_weights_balance_and_average_to_one():

@@ -60,7 +60,7 @@ def test_a_loss_that_is_not_finite_stops_with_step_image_and_advice(drawn_folder
     run = training(drawn_folder, tmp_path)
     with torch.no_grad():
         run.net.classify.weight.fill_(float("nan"))
-    with pytest.raises(TrainingError, match=r"the loss is nan at step 0, in \d: lower the learning rate"):
+    with pytest.raises(TrainingError, match=r"the loss is nan at step 1, in \d: lower the learning rate"):
         run.run(Budget(steps=3))
     assert not list(tmp_path.iterdir())
 
@@ -97,7 +97,12 @@ def test_fixed_normalisation_is_mean_and_deviation_of_the_training_set(drawn_fol
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
-    [({}, "either minutes or steps"), ({"minutes": 1, "steps": 1}, "either"), ({"steps": 0}, "above 0")],
+    [
+        ({}, "either minutes or steps"),
+        ({"minutes": 1, "steps": 1}, "either"),
+        ({"steps": 0}, "more than 0"),
+        ({"minutes": float("inf")}, "more than 0"),
+    ],
 )
 def test_what_is_no_budget(arguments, message):
     with pytest.raises(OptionError, match=message):

@@ -1,5 +1,6 @@
 """The command line. Each command is a module of this package, imported when it is called."""
 
+import logging
 import sys
 from collections.abc import Sequence
 from importlib import import_module
@@ -62,35 +63,41 @@ def cli(debug: bool) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line and return the exit status: 0, 1 for a failed gate, 2 for bad input.
+    """Run the command line and return the exit status: 0, 1 for a failed gate, 2 for bad input, 130 when interrupted.
 
     Every error is one line on standard error, without a traceback unless `--debug` is given.
     """
-    from unetrt.runtime.errors import UnetrtError
-
     arguments = list(sys.argv[1:] if arguments is None else arguments)
-    debug = "--debug" in arguments
+    # What tifffile notes of a damaged file is in the one line that the file gets.
+    logging.getLogger("tifffile").setLevel(logging.CRITICAL + 1)
     try:
         cli.main(arguments, prog_name="unetrt", standalone_mode=False)
     except click.exceptions.NoArgsIsHelpError as error:
         click.echo(error.format_message(), err=True)
         return 2
-    except click.ClickException as error:
-        return _fail(" ".join(error.format_message().split()), error.exit_code)
-    except (click.Abort, KeyboardInterrupt):
-        return _fail("stopped by the user", 130)
-    except UnetrtError as error:
-        if debug:
+    except (Exception, KeyboardInterrupt) as error:
+        explained = _explained(error)
+        if explained is None or ("--debug" in arguments and not isinstance(error, click.ClickException)):
             raise
-        return _fail(str(error), error.exit_code)
-    except ModuleNotFoundError as error:
-        package = (error.name or "").partition(".")[0]
-        if debug or package not in EXTRAS:
-            raise
-        return _fail(f"this command needs {package}: pip install 'unetrt[{EXTRAS[package]}]'", 2)
+        message, status = explained
+        click.echo("Error: " + " ".join(message.split()), err=True)
+        return status
     return 0
 
 
-def _fail(message: str, status: int) -> int:
-    click.echo("Error: " + " ".join(message.split()), err=True)
-    return status
+def _explained(error: BaseException) -> tuple[str, int] | None:
+    """Return what to tell the user and the exit status; None for what only a traceback explains: a defect."""
+    from unetrt.runtime.errors import UnetrtError
+
+    if isinstance(error, click.Abort | KeyboardInterrupt):
+        return "stopped by the user", 130
+    if isinstance(error, click.ClickException):
+        return error.format_message(), error.exit_code
+    if isinstance(error, UnetrtError):
+        return str(error), error.exit_code
+    if isinstance(error, ModuleNotFoundError):
+        package = (error.name or "").partition(".")[0]
+        return (f"this needs {package}: pip install 'unetrt[{EXTRAS[package]}]'", 2) if package in EXTRAS else None
+    if isinstance(error, OSError):
+        return f"{error.filename or 'a file'}: {error.strerror or error}", 2
+    return None

@@ -10,7 +10,7 @@ from unetrt.runtime.artifacts import require_writable
 @click.command("demo")
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder for everything the demo makes.")
 @click.option("--minutes", default=1.5, show_default=True, help="How long to train.")
-@click.option("--seed", default=0, show_default=True, help="Of drawings and training.")
+@click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Of drawings and training.")
 def command(out: Path, minutes: float, seed: int) -> None:
     """Draw touching cells, train on them, export, segment a large frame, and check it against one whole-image pass."""
     from unetrt.demo import Demo

@@ -1,5 +1,6 @@
 """`unetrt export`."""
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +37,7 @@ def command(
     require_writable(out.parent)
     trained = load(checkpoint)
     chosen = tile or planned_tile(trained, frame, kind["batch"])
-    verified = _frames(images, trained.shape.channels) if images else ()
+    verified = _frames(images, trained.shape.channels) if images else None
     parity = export(trained, out, Options(tile=chosen, **kind), frames=verified)
     size = out.stat().st_size / 1e6
     click.echo(f"{out}: tile {chosen[0]}x{chosen[1]}, {kind['precision']}, {kind['head']}, {size:.1f} MB")
@@ -44,11 +45,13 @@ def command(
     click.echo(f"next: unetrt predict {out} IMAGES -o DIR")
 
 
-def _frames(images: Path, channels: int) -> list[Any]:
+def _frames(images: Path, channels: int) -> Iterator[Any]:
+    """Read images one by one, of a stack the first frame."""
     from unetrt.runtime.frames import as_frame
     from unetrt.runtime.images import list_images
     from unetrt.runtime.prediction import read_frames
 
-    stacks = (read_frames(path, channels) for path in list_images(images))
     frame_axes = 2 if channels == 1 else 3
-    return [as_frame(stack if stack.ndim == frame_axes else stack[0], channels) for stack in stacks]
+    for path in list_images(images):
+        stack = read_frames(path, channels)
+        yield as_frame(stack if stack.ndim == frame_axes else stack[0], channels)

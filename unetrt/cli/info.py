@@ -38,6 +38,7 @@ def _of_checkpoint(path: Path) -> dict[str, Any]:
         "network": {"depth": shape.depth, "base": shape.base, "channels": shape.channels, "classes": shape.classes},
         "classes": list(checkpoint.class_names),
         "normalisation": checkpoint.normalisation.to_dict(),
+        "annotation": checkpoint.annotation,
         "separation_border": checkpoint.separation_border,
         "frame_sizes": [list(size) for size in checkpoint.frame_sizes],
         "weights_sha256": checkpoint.weights_sha256(),

@@ -10,6 +10,7 @@ from typing import Any
 import click
 
 from unetrt.runtime.artifacts import require_writable
+from unetrt.runtime.errors import OptionError
 
 
 @click.command("predict")
@@ -28,14 +29,17 @@ def command(model: Path, images: tuple[Path, ...], out: Path, backend: str, **ch
     Writes DIR/NAME.tif (labels) and DIR/overlays/NAME.png for each image. Stacks are segmented frame by frame.
     """
     from unetrt.runtime.images import list_images, require_distinct
-    from unetrt.runtime.prediction import Output, default_kind, predict_file
+    from unetrt.runtime.prediction import Output, predict_file
     from unetrt.runtime.segmenter import Segmenter
+    from unetrt.runtime.sessions import engines
 
+    if backend not in engines():
+        raise OptionError(f"backend {backend!r} does not segment: use one of {', '.join(engines())}")
     sources = [file for given in images for file in list_images(given)]
     require_writable(out)
-    require_distinct(sources, out)
+    require_distinct(sources, out, overlays=choices["overlays"])
     with Segmenter(model, backend=backend) as segmenter:
-        kind = choices.pop("kind") or default_kind(segmenter.spec.separation_border)
+        kind = choices.pop("kind") or segmenter.spec.annotation
         output = Output(out, kind, **choices)
         begin, pixels, objects = time.perf_counter(), 0, 0
         with _bar(len(sources)) as progress_of:

@@ -23,7 +23,11 @@ DEFAULT_MINUTES = 20.0
 @click.option("--val", type=click.Path(path_type=Path), help="Validation folder; else a part of DATA is held back.")
 @click.option("--val-fraction", default=0.2, show_default=True, help="Share of DATA held back without --val.")
 @click.option("-o", "--out", type=click.Path(path_type=Path), help="Folder of the run [default: runs/DATA-time].")
-@click.option("--minutes", type=float, help=f"How long to train, all in all [default: {DEFAULT_MINUTES:g}].")
+@click.option(
+    "--minutes",
+    type=float,
+    help=f"How long to train, before a last validation and the export [default: {DEFAULT_MINUTES:g}].",
+)
 @click.option("--steps", type=int, help="How long to train, in steps, instead of minutes.")
 @click.option("--recipe", "recipe_name", default="modern", show_default=True, help="modern, or paper: as in 2015.")
 @click.option("--classes", type=int, help="Labels are class indices 0 ... N-1, not instances.")
@@ -37,7 +41,7 @@ DEFAULT_MINUTES = 20.0
 @click.option("--separation-border", type=int, help="Background cut between touching objects, in pixels.")
 @click.option("--normalisation", type=click.Choice(MODES), help="How grey values become network input.")
 @click.option("--export/--no-export", "exporting", default=True, show_default=True, help="Write model.onnx too.")
-@click.option("--seed", default=0, show_default=True, help="Of weights, samples and split.")
+@click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Of weights, samples and split.")
 def command(
     data: Path,
     val: Path | None,
