@@ -80,4 +80,4 @@ def _print(rows: list[Any], best: Any, usual: Any, budget: Any) -> None:
         )  # fmt: skip
     Console().print(table)
     if usual:
-        click.echo(f"the best tile needs 1/{usual.macs / best.macs:.2f} of the arithmetic of 572-tiles")
+        click.echo(f"the best tile needs {best.macs / usual.macs:.0%} of the arithmetic of 572-tiles")
