@@ -19,7 +19,7 @@ def split_axes(shape: tuple[int, ...], channels: int) -> tuple[tuple[int, ...], 
     Raises
     ------
     FrameError
-        There are too few axes, the channel count is another, or an axis is empty.
+        There are too few axes, the channel count is another, colours seem to come last, or an axis is empty.
     """
     frame_axes = 2 if channels == 1 else 3
     wanted = "(H, W)" if channels == 1 else f"({channels}, H, W)"
@@ -27,6 +27,8 @@ def split_axes(shape: tuple[int, ...], channels: int) -> tuple[tuple[int, ...], 
         raise FrameError(f"the image has shape {tuple(shape)}: this model takes {wanted}, or a stack of them")
     if channels > 1 and shape[-3] != channels:
         raise FrameError(f"the image has shape {tuple(shape)}, {shape[-3]} channels: this model takes {wanted}")
+    if channels == 1 and len(shape) > 2 and shape[-1] in (3, 4) and min(shape[-3:-1]) > 4:
+        raise FrameError(f"the image has shape {tuple(shape)}, as if colours came last: this model takes {wanted}")
     if 0 in shape:
         raise FrameError(f"the image has shape {tuple(shape)}: it holds no pixels")
     return tuple(shape[:-frame_axes]), (shape[-2], shape[-1])
@@ -35,6 +37,8 @@ def split_axes(shape: tuple[int, ...], channels: int) -> tuple[tuple[int, ...], 
 def as_frame(read: Any, channels: int) -> Array:
     """Return one frame as an array (C, H, W); raises FrameError for a dtype or pixels that no camera gives."""
     frame: Array = np.asarray(read)
+    if frame.dtype == bool:
+        frame = frame.view(np.uint8)
     if frame.dtype.kind not in "uif":
         raise FrameError(f"the image is {frame.dtype}: use an integer or float dtype, such as uint8, uint16, float32")
     if frame.dtype.kind == "f":

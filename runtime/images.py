@@ -70,8 +70,12 @@ def read_labels(path: str | Path) -> Array:
         The file is no image, has several frames or channels, or holds no integers.
     """
     stack = read_stack(path)
+    if len(stack) == 1 and stack.shape[1] in (3, 4) and (stack[:, 1:3] == stack[:, :1]).all():
+        stack = stack[:, :1]  # grey, saved as colours
     if stack.shape[:2] != (1, 1):
-        raise FrameError(f"{path} has {stack.shape[0]} frames of {stack.shape[1]} channels: labels are one plane each")
+        raise FrameError(
+            f"{path} holds {stack.shape[0]} frames with {stack.shape[1]} channels: save labels as one grey plane a file"
+        )
     labels: Array = stack[0, 0]
     if labels.dtype.kind == "f" and np.array_equal(labels, np.rint(labels)):
         labels = labels.astype(np.int64)

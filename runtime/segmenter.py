@@ -123,6 +123,7 @@ class Segmenter:
         """
         timings = Timings()
         with timings.phase("total"):
+            image = _array(image)
             leading, size = split_axes(image.shape, self.spec.channels)
             labels = _labels(out, image, (*leading, *size))
             scores = self._new_scores((*leading, len(self.spec.classes), *size)) if probabilities else None
@@ -140,6 +141,7 @@ class Segmenter:
 
         Raises as `segment` does.
         """
+        frame = _array(frame)
         leading, size = split_axes(frame.shape, self.spec.channels)
         if leading:
             raise FrameError(f"the image has shape {tuple(frame.shape)}: scores takes one frame, segment takes stacks")
@@ -223,6 +225,11 @@ def _cut(frame: Array, affine: Affine, tile: Tile, slot: Array) -> None:
 
 def _into(out: Array, tile: Tile, core: Array) -> None:
     tile.stitch(core, out)
+
+
+def _array(image: ArrayLike) -> ArrayLike:
+    """Return what has a shape as it is, unread, and all else as an array, which then says what is wrong with it."""
+    return image if hasattr(image, "shape") else np.asarray(image)
 
 
 def _labels(out: Labels | None, image: ArrayLike, shape: tuple[int, ...]) -> Labels:

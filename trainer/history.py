@@ -32,18 +32,18 @@ class History:
 
     @property
     def best_scores(self) -> Scores:
-        """The best validation's scores, by SEG."""
-        return max((scores for _, scores in self.scores), key=lambda scores: scores.seg)
+        """The best validation's scores."""
+        return max((scores for _, scores in self.scores), key=lambda scores: scores.decisive)
 
     def add_loss(self, step: int, loss: float) -> None:
         """Remember a step's loss."""
         self.losses.append((step, loss))
 
     def add_scores(self, step: int, scores: Scores) -> bool:
-        """Remember a validation's scores; tell whether they are the best so far, by SEG."""
-        best = max((earlier.seg for _, earlier in self.scores), default=-1.0)
+        """Remember a validation's scores; tell whether they are the best so far."""
+        best = max((earlier.decisive for _, earlier in self.scores), default=-1.0)
         self.scores.append((step, scores))
-        return scores.seg > best
+        return scores.decisive > best
 
     def save(self, folder: Path) -> None:
         """Write history.csv and curves.png."""
@@ -69,8 +69,9 @@ class History:
         left.set(xlabel="step", ylabel="weighted cross entropy", yscale="log", title="Loss")
         left.legend()
         at = [step for step, _ in self.scores]
-        right.plot(at, [scores.iou for _, scores in self.scores], "o-", label="foreground IoU")
-        right.plot(at, [scores.seg for _, scores in self.scores], "o-", label="SEG")
+        right.plot(at, [scores.iou for _, scores in self.scores], "o-", label="IoU")
+        if all(scores.seg is not None for _, scores in self.scores):
+            right.plot(at, [scores.seg for _, scores in self.scores], "o-", label="SEG")
         right.set(xlabel="step", ylim=(0, 1), title="Validation, mean over images")
         right.legend(loc="lower right")
         figure.savefig(path, dpi=110)

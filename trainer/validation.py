@@ -27,11 +27,19 @@ class Scores:
     iou
         Intersection over union of the foreground; for class maps the mean over the classes.
     seg
-        The Cell Tracking Challenge's SEG, images without objects left out; equal to `iou` for class maps.
+        The Cell Tracking Challenge's SEG, images without objects left out; None for class maps.
     """
 
     iou: float
-    seg: float
+    seg: float | None
+
+    @property
+    def decisive(self) -> float:
+        """The score by which the best network is chosen: SEG where there is one."""
+        return self.iou if self.seg is None else self.seg
+
+    def __str__(self) -> str:
+        return f"IoU {self.iou:.3f}" + ("" if self.seg is None else f"  SEG {self.seg:.3f}")
 
 
 class Validator:
@@ -69,7 +77,7 @@ class Validator:
         self._net.train(training)
         iou = float(np.mean([score for score, _ in scores]))
         segs = [score for _, score in scores if score is not None]
-        return Scores(iou, float(np.mean(segs)) if segs else iou)
+        return Scores(iou, float(np.mean(segs)) if segs else None)
 
     def close(self) -> None:
         """Free the session."""

@@ -123,6 +123,17 @@ def test_one_line_exit_2_and_nothing_left(place, monkeypatch, capsys, command, m
     assert sorted(str(path) for path in place.rglob("*")) == before
 
 
+def test_one_bad_image_does_not_stop_the_others(place, monkeypatch, capsys):
+    monkeypatch.chdir(place)
+    (place / "good" / "a.tif").rename(place / "good" / "b.tif")
+    assert main(["predict", "model.onnx", "text.tif", "nan", "good", "-o", "new"]) == 2
+    out, err = capsys.readouterr()
+    assert out.startswith("1 images")
+    assert [line.split(":")[0] for line in err.strip().splitlines()] == ["left out", "left out", "Error"]
+    assert "2 of 3 images could not be segmented" in err
+    assert sorted(path.name for path in (place / "new").iterdir()) == ["b.tif", "overlays"]
+
+
 def test_debug_shows_the_traceback(place, monkeypatch):
     from unetrt.runtime.errors import ModelFileError
 

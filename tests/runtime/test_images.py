@@ -124,7 +124,7 @@ def test_what_would_be_read_in_part_or_in_fewer_bits_is_refused(tmp_path):
 @pytest.mark.parametrize(
     ("labels", "message"),
     [
-        (np.zeros((2, 5, 5), np.uint8), "2 frames of 1 channels: labels are one plane"),
+        (np.zeros((2, 5, 5), np.uint8), "2 frames with 1 channels: save labels as one grey plane"),
         (np.full((5, 5), 0.5, np.float32), "no labels: use whole numbers"),
         (np.full((5, 5), -1, np.int16), "no labels: use whole numbers"),
     ],
@@ -133,6 +133,12 @@ def test_what_are_no_labels(tmp_path, labels, message):
     tifffile.imwrite(tmp_path / "a.tif", labels, photometric="minisblack")
     with pytest.raises(FrameError, match=message):
         read_labels(tmp_path / "a.tif")
+
+
+def test_grey_labels_saved_as_colours_are_read(tmp_path):
+    labels = RNG.integers(0, 9, (5, 7), np.uint8)
+    Image.fromarray(np.stack([labels] * 3, axis=-1)).save(tmp_path / "a.png")
+    np.testing.assert_array_equal(read_labels(tmp_path / "a.png"), labels)
 
 
 @pytest.mark.parametrize(("highest", "dtype"), [(0, "uint8"), (255, "uint8"), (256, "uint16"), (70000, "uint32")])

@@ -52,6 +52,13 @@ def test_frames_and_stacks(channels, shape, labels):
     assert result.probabilities is None
 
 
+def test_bool_and_lists_are_images_too():
+    image = [[0, 1, 1], [1, 0, 0]]
+    segmenter = crop_segmenter(head="labels")
+    np.testing.assert_array_equal(segmenter.segment(np.array(image, bool)).labels, image)
+    np.testing.assert_array_equal(segmenter.segment(image).labels, image)
+
+
 def test_a_stack_is_each_of_its_frames():
     stack = np.random.default_rng(1).integers(0, 200, (3, 70, 50)).astype(np.uint8)
     segmenter = crop_segmenter(head="labels")
@@ -113,7 +120,8 @@ def test_progress_and_timings_count_every_tile():
         (3, np.zeros((5, 5)), r"this model takes \(3, H, W\)"),
         (3, np.zeros((2, 5, 5)), r"2 channels: this model takes \(3, H, W\)"),
         (1, np.zeros((0, 5)), "holds no pixels"),
-        (1, np.zeros((5, 5), bool), "the image is bool"),
+        (1, np.zeros((9, 9, 3), np.uint8), r"\(9, 9, 3\), as if colours came last"),
+        (1, None, r"shape \(\)"),
         (1, np.zeros((5, 5), complex), "the image is complex128"),
         (1, np.array([[1, np.nan], [np.inf, 2]]), "2 pixels are NaN or infinite, the first at row 0, column 1"),
         (1, np.array([[1, 2], [3, 1e300]]), "1 pixels are NaN or infinite, the first at row 1, column 1"),

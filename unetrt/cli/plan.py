@@ -34,7 +34,7 @@ def command(frames: tuple[Size, ...], model: Path | None, as_json: bool, **choic
     budget = Budget(choices["memory"], choices["batch"], choices["lanes"], bytes_of[choices["precision"]])
     shape = _shape(model) if model else UNetShape(*(choices[key] for key in ("depth", "base", "channels", "classes")))
     best = best_tile(frames, shape, budget)
-    rows = _front(candidates(frames, shape, budget))
+    rows = _front(candidates(frames, shape, budget), best)
     usual = cost_of((572, 572), frames, shape, budget) if shape.geometry.is_legal(572) else None
     if as_json:
         click.echo(json.dumps({"best": asdict(best), "candidates": [asdict(row) for row in rows]}, indent=2))
@@ -42,13 +42,14 @@ def command(frames: tuple[Size, ...], model: Path | None, as_json: bool, **choic
     _print(rows, best, usual, budget)
 
 
-def _front(ranked: list[Any]) -> list[Any]:
-    """Keep the tiles that no other beats in both arithmetic and memory."""
+def _front(ranked: list[Any], best: Any) -> list[Any]:
+    """Keep the tiles that no other beats in both arithmetic and memory: the best, its forerunner, and some below it."""
     front: list[Any] = []
     for one in ranked:
         if not front or one.memory < front[-1].memory:
             front.append(one)
-    return front[:ROWS]
+    at = front.index(best)
+    return front[max(0, at - 1) : at + ROWS]
 
 
 def _shape(path: Path) -> UNetShape:

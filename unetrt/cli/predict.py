@@ -10,7 +10,7 @@ from typing import Any
 import click
 
 from unetrt.runtime.artifacts import require_writable
-from unetrt.runtime.errors import OptionError
+from unetrt.runtime.errors import FrameError, OptionError
 
 
 @click.command("predict")
@@ -26,7 +26,8 @@ from unetrt.runtime.errors import OptionError
 def command(model: Path, images: tuple[Path, ...], out: Path, backend: str, **choices: Any) -> None:
     """Segment IMAGES, files or folders of TIFF or PNG, with MODEL, an ONNX file that `unetrt export` wrote.
 
-    Writes DIR/NAME.tif (labels) and DIR/overlays/NAME.png for each image. Stacks are segmented frame by frame.
+    Writes DIR/NAME.tif (labels) and DIR/overlays/NAME.png for each image. Stacks are segmented frame by frame. An image
+    that cannot be segmented is left out and named at the end.
     """
     from unetrt.runtime.images import list_images, require_distinct
     from unetrt.runtime.prediction import Output, predict_file
@@ -42,15 +43,33 @@ def command(model: Path, images: tuple[Path, ...], out: Path, backend: str, **ch
         kind = choices.pop("kind") or segmenter.spec.annotation
         output = Output(out, kind, **choices)
         begin, pixels, objects = time.perf_counter(), 0, 0
+        failures: list[FrameError] = []
         with _bar(len(sources)) as progress_of:
             for source in sources:
-                labels = predict_file(segmenter, source, output, progress_of(source.name))
+                try:
+                    labels = predict_file(segmenter, source, output, progress_of(source.name))
+                except FrameError as error:
+                    failures.append(error)
+                    continue
                 pixels += labels.size
                 objects += _highest(labels)
         seconds = time.perf_counter() - begin
         found = f", {objects} objects" if kind == "instances" else ""
         speed = f"{seconds:.1f} s, {pixels / seconds / 1e6:.1f} Mpixel/s"
-        click.echo(f"{len(sources)} images{found} -> {out} ({speed}, {segmenter.session.name})")
+        if len(failures) < len(sources):
+            done = len(sources) - len(failures)
+            click.echo(f"{done} images{found} -> {out} ({speed}, {segmenter.session.name})")
+    _report(failures, len(sources))
+
+
+def _report(failures: list[FrameError], images: int) -> None:
+    """Raise what went wrong with one image; with several, name each on a line and say how many."""
+    if len(failures) == images == 1:
+        raise failures[0]
+    for failure in failures:
+        click.echo(f"left out: {failure}", err=True)
+    if failures:
+        raise FrameError(f"{len(failures)} of {images} images could not be segmented, the others are done")
 
 
 def _highest(labels: Any) -> int:

@@ -73,8 +73,7 @@ def command(
     click.echo(f"training on   {train}\nvalidating on {validation}")
     training = Training(train, validation, recipe, folder, seed)
     best = run_with_bar(training, budget)
-    scores = training.history.best_scores
-    click.echo(f"best foreground IoU {scores.iou:.3f}, SEG {scores.seg:.3f} -> {best}")
+    click.echo(f"best: {training.history.best_scores} -> {best}")
     if exporting:
         _export(best, folder / "model.onnx")
 
@@ -105,7 +104,7 @@ def run_with_bar(training: Any, budget: Any) -> Path:
         def report(progress: Any) -> None:
             bar.update(task, completed=progress.spent, description=f"step {progress.step}  loss {progress.loss:.3f}")
             if scores := progress.scores:
-                bar.console.print(f"step {progress.step:6d}  IoU {scores.iou:.3f}  SEG {scores.seg:.3f}")
+                bar.console.print(f"step {progress.step:6d}  {scores}")
 
         best: Path = training.run(budget, report)
     return best
