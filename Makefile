@@ -6,7 +6,7 @@ READY := $(VENV)/.ready
 # The CPU build where the index offers it; the version that the tests were written against.
 TORCH := torch==2.13.0
 
-.PHONY: demo test test-slow lint format bench accept clean
+.PHONY: demo test test-slow lint format bench clean
 
 demo: $(READY)  ## draw cells, train, export, segment, check: leaves demo-out/
 	$(BIN)/unetrt demo --out demo-out
