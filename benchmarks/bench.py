@@ -95,8 +95,8 @@ def _measure(
     for module, names in PROCESSES.items():
         with Worker(module, job) as worker:
             wrong |= {name: wrong_pixels(worker.labels(name), truth) for name in names if name != SESSION}
-    if max(wrong[SEGMENT], wrong[PREDICT]) > 0:
-        raise ParityError(f"{wrong[SEGMENT]:.3%} of unetrt's labels are not those of one pass over the whole frame")
+    if (worst := max(wrong[SEGMENT], wrong[PREDICT])) > 0:
+        raise ParityError(f"{worst:.3%} of unetrt's labels are not those of one pass over the whole frame")
     return interleaved([partial(_side, module, job) for module in PROCESSES], rounds, done), wrong
 
 

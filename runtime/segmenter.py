@@ -105,6 +105,7 @@ class Segmenter:
         image
             Integers or finite floats. For a model of one channel the last two axes are (H, W), for one of C channels
             the last three are (C, H, W); all axes before these are a stack, read frame by frame.
+            For one channel a last axis of 3 or 4 is refused where it can only be colours.
         out
             uint8, (..., H, W): where the labels are written.
         probabilities
