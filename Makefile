@@ -33,7 +33,7 @@ bench: $(READY)  ## the usual loop against unetrt on this machine, as JSON under
 $(READY): pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install -q "setuptools>=77" $(TORCH)
-	$(BIN)/python -m pip install -q --no-build-isolation -e ".[cpu,train,export,dev]"
+	$(BIN)/python -m pip install -q --no-build-isolation -e ".[cpu,train,export,tensorboard,zarr,dev]"
 	touch $@
 
 clean:

@@ -9,13 +9,23 @@ from tempfile import mkdtemp
 
 from unetrt.runtime.errors import OutputError
 
+# How the names of folders begin in which files are written.
+HIDDEN = ".unetrt-"
+
 
 @contextmanager
-def whole_file(path: str | Path) -> Iterator[Path]:
+def whole_file(path: str | Path, durable: bool = False) -> Iterator[Path]:
     """Yield a temporary path on the same disk; on success it becomes `path`, on any exception it is gone.
 
     The temporary file has the same name, in a hidden folder of its own beside the target, so that writers that look
     at the name do what they would do at the final place.
+
+    Parameters
+    ----------
+    path
+        The target.
+    durable
+        Whether to wait until the disk has it: what is whole then stays whole when the power fails.
 
     Raises
     ------
@@ -26,12 +36,14 @@ def whole_file(path: str | Path) -> Iterator[Path]:
     made = [folder for folder in (path.parent, *path.parent.parents) if not folder.exists()]
     folder = writable_folder(path.parent)
     try:
-        hidden = Path(mkdtemp(prefix=".unetrt-", dir=folder))
+        hidden = Path(mkdtemp(prefix=HIDDEN, dir=folder))
     except OSError as error:
         raise OutputError(f"cannot write to {folder}: {error.strerror or error}") from error
     try:
         yield hidden / path.name
         _share(hidden / path.name)
+        if durable:
+            _sync(hidden / path.name)
         (hidden / path.name).replace(path)
     except OutputError:
         raise
@@ -41,6 +53,12 @@ def whole_file(path: str | Path) -> Iterator[Path]:
         shutil.rmtree(hidden, ignore_errors=True)
         if not path.exists():
             _remove_empty(made)
+
+
+def clear_unfinished(folder: str | Path) -> None:
+    """Remove what killed processes had not finished writing to a folder that is nobody else's now."""
+    for hidden in Path(folder).glob(f"{HIDDEN}*"):
+        shutil.rmtree(hidden, ignore_errors=True)
 
 
 def writable_folder(path: str | Path) -> Path:
@@ -72,6 +90,12 @@ def _share(path: Path) -> None:
     usual = path.with_name(".mode")
     usual.touch()
     path.chmod(usual.stat().st_mode)
+
+
+def _sync(path: Path) -> None:
+    """Wait until a file's contents are on the disk."""
+    with path.open("r+b") as file:
+        os.fsync(file.fileno())
 
 
 def _remove_empty(folders: list[Path]) -> None:

@@ -59,6 +59,12 @@ class TrainingError(UnetrtError, ArithmeticError):
     exit_code = 1
 
 
+class TrainingStopped(UnetrtError):  # noqa: N818 - no error, but what the user asked for
+    """Training ended early because it was asked to; everything is saved."""
+
+    exit_code = 130
+
+
 class ParityError(UnetrtError, RuntimeError):
     """The parity gate refused an export: its answer differs from the network it was made from."""
 

@@ -1,4 +1,4 @@
-"""Image files: TIFF and PNG in, label TIFFs and overlay PNGs out."""
+"""Image files: TIFF, PNG, NPY and Zarr in, label TIFFs and overlay PNGs out."""
 
 from pathlib import Path
 from typing import Any
@@ -10,25 +10,25 @@ from PIL import Image, UnidentifiedImageError
 
 from unetrt.runtime.artifacts import whole_file
 from unetrt.runtime.errors import FrameError, OutputError
+from unetrt.runtime.image_formats import READERS
 
 Array = NDArray[Any]
 
-TIFF = (".tif", ".tiff")
-PNG = (".png",)
-PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
-SUFFIXES = (*TIFF, *PNG)
+SUFFIXES = tuple(READERS)
+# A format that is a folder.
+ZARR = ".zarr"
 
 
 def list_images(path: str | Path) -> list[Path]:
-    """Return the images of a folder, sorted by name, or the file itself.
+    """Return the images of a folder, sorted by name, or the file (or Zarr folder) itself.
 
     Raises
     ------
     FrameError
-        There is no such file or folder, or the folder holds no TIFF or PNG.
+        There is no such file or folder, or the folder holds no image.
     """
     path = Path(path)
-    if path.is_file():
+    if path.is_file() or (path.is_dir() and path.suffix.lower() == ZARR):
         return [path]
     if not path.is_dir():
         raise FrameError(f"{path} does not exist: give a folder of {', '.join(SUFFIXES)} files, or one file")
@@ -38,10 +38,16 @@ def list_images(path: str | Path) -> list[Path]:
     return found
 
 
+def stem_of(path: Path) -> str:
+    """Return a file's name without its suffix; `.ome.tif` and `.ome.zarr` are one suffix."""
+    return path.stem[: -len(".ome")] if path.stem.lower().endswith(".ome") else path.stem
+
+
 def read_stack(path: str | Path) -> Array:
     """Read an image file as a stack (N, C, H, W) with the file's dtype; a single frame has N = 1.
 
-    A TIFF's own axes decide: samples and channels become C, all others (time, depth, pages) are flattened into N.
+    The file's own axes decide, where it names them: samples and channels become C, all others (time, depth, pages) are
+    flattened into N. NPY and plain Zarr arrays are (H, W), (N, H, W), (N, C, H, W), or have 3 or 4 colours last.
 
     Raises
     ------
@@ -50,7 +56,7 @@ def read_stack(path: str | Path) -> Array:
     """
     path = Path(path)
     try:
-        return _read_tiff(path) if path.suffix.lower() in TIFF else _read_png(path)
+        return READERS.get(path.suffix.lower(), READERS[".png"])(path)
     except FrameError as error:
         raise FrameError(f"{path} {error}") from error
     except UnidentifiedImageError as error:
@@ -58,25 +64,40 @@ def read_stack(path: str | Path) -> Array:
     except Exception as error:  # a damaged file makes the decoders fail in every way there is
         if "imagecodecs" in str(error):
             raise FrameError(f"{path} is compressed in a way that needs: pip install 'unetrt[codecs]'") from error
+        if isinstance(error, ModuleNotFoundError) and error.name == "zarr":
+            raise FrameError(f"{path} needs zarr: pip install 'unetrt[zarr]'") from error
         raise FrameError(f"{path} cannot be read: {error or type(error).__name__}") from error
 
 
 def read_labels(path: str | Path) -> Array:
-    """Read a label file: integers, (H, W).
+    """Read a label file with one plane: integers, (H, W).
 
     Raises
     ------
     FrameError
         The file is no image, has several frames or channels, or holds no integers.
     """
+    planes = read_label_stack(path)
+    if len(planes) > 1:
+        raise FrameError(f"{path} holds {len(planes)} frames: save labels as one grey plane a file")
+    plane: Array = planes[0]
+    return plane
+
+
+def read_label_stack(path: str | Path) -> Array:
+    """Read a label file: integers, (N, H, W).
+
+    Raises
+    ------
+    FrameError
+        The file is no image, has several channels, or holds no integers.
+    """
     stack = read_stack(path)
-    if len(stack) == 1 and stack.shape[1] in (3, 4) and (stack[:, 1:3] == stack[:, :1]).all():
+    if stack.shape[1] in (3, 4) and (stack[:, 1:3] == stack[:, :1]).all():
         stack = stack[:, :1]  # grey, saved as colours
-    if stack.shape[:2] != (1, 1):
-        raise FrameError(
-            f"{path} holds {stack.shape[0]} frames with {stack.shape[1]} channels: save labels as one grey plane a file"
-        )
-    labels: Array = stack[0, 0]
+    if stack.shape[1] != 1:
+        raise FrameError(f"{path} has {stack.shape[1]} channels: save labels as one grey plane")
+    labels: Array = stack[:, 0]
     if labels.dtype.kind == "f" and np.array_equal(labels, np.rint(labels)):
         labels = labels.astype(np.int64)
     if labels.dtype.kind not in "ui" or labels.min() < 0:
@@ -108,41 +129,12 @@ def require_distinct(sources: list[Path], folder: Path, overlays: bool = True) -
     taken = {source.resolve() for source in sources}
     stems: dict[str, Path] = {}
     for source in sources:
-        if (other := stems.setdefault(source.stem, source)) is not source:
-            raise OutputError(f"{other} and {source} would both become {source.stem}.tif: rename one")
-        written = [folder / f"{source.stem}.tif", *([folder / "overlays" / f"{source.stem}.png"] if overlays else [])]
+        if (other := stems.setdefault(stem_of(source), source)) is not source:
+            raise OutputError(f"{other} and {source} would both become {stem_of(source)}.tif: rename one")
+        written = [
+            folder / f"{stem_of(source)}.tif",
+            *([folder / "overlays" / f"{stem_of(source)}.png"] if overlays else []),
+        ]
         for path in written:
             if path.resolve() in taken:
                 raise OutputError(f"{path} is an input and would be overwritten: choose another output folder")
-
-
-def _read_tiff(path: Path) -> Array:
-    with tifffile.TiffFile(path) as tiff:
-        if len(tiff.series) != 1:
-            raise FrameError(f"holds {len(tiff.series)} images of different kinds: save each as a file")
-        series = tiff.series[0]
-        pixels, axes = series.asarray(), series.axes
-    if "Y" not in axes or "X" not in axes:
-        raise FrameError(f"has the axes {axes}, without rows and columns")
-    channel_axes = [index for index, axis in enumerate(axes) if axis in "CS"]
-    others = [index for index, axis in enumerate(axes) if axis not in "CSYX"]
-    ordered = pixels.transpose(*others, *channel_axes, axes.index("Y"), axes.index("X"))
-    channels = int(np.prod([pixels.shape[index] for index in channel_axes]))
-    return _unsigned(ordered.reshape(-1, channels, *ordered.shape[-2:]))
-
-
-def _read_png(path: Path) -> Array:
-    with path.open("rb") as file:
-        header = file.read(26)
-    # Bit depth and colour type of the IHDR chunk (PNG specification, 11.2.1); Pillow would cut such colours to 8 bits.
-    if header[:8] == PNG_SIGNATURE and header[24] == 16 and header[25] != 0:
-        raise FrameError("is a PNG of 16-bit colours, which would be read as 8 bits: save it as TIFF")
-    with Image.open(path) as image:
-        # A palette's indices are what a label file means; an image that is drawn with one has other colours.
-        pixels = np.asarray(image)
-    planes = pixels[None] if pixels.ndim == 2 else np.moveaxis(pixels, -1, 0)
-    return _unsigned(planes[None])
-
-
-def _unsigned(pixels: Array) -> Array:
-    return pixels.astype(np.uint8) if pixels.dtype == bool else pixels

@@ -7,7 +7,7 @@ from typing import Any
 from numpy.typing import NDArray
 
 from unetrt.runtime.errors import FrameError
-from unetrt.runtime.images import read_stack, write_labels, write_png
+from unetrt.runtime.images import read_stack, stem_of, write_labels, write_png
 from unetrt.runtime.instance_labels import instances
 from unetrt.runtime.overlay import overlay
 from unetrt.runtime.segmenter import Progress, Segmenter
@@ -30,12 +30,15 @@ class Output:
         Instances of fewer pixels are dropped.
     overlays
         Whether overlays are written.
+    tta
+        Whether to average over the 8 rotated and reflected copies of each frame.
     """
 
     folder: Path
     kind: Annotation = "instances"
     min_area: int = 0
     overlays: bool = True
+    tta: bool = False
 
 
 def predict_file(segmenter: Segmenter, source: Path, output: Output, progress: Progress | None = None) -> Array:
@@ -52,17 +55,17 @@ def predict_file(segmenter: Segmenter, source: Path, output: Output, progress: P
     """
     stack = read_frames(source, segmenter.spec.channels)
     try:
-        classes = segmenter.segment(stack, progress=progress).labels
+        classes = segmenter.segment(stack, tta=output.tta, progress=progress).labels
     except FrameError as error:
         raise FrameError(f"{source}: {error}") from error
     labels: Array = classes
     if output.kind == "instances":
         labels = instances(classes, segmenter.spec.separation_border, output.min_area)
-    write_labels(output.folder / f"{source.stem}.tif", labels)
+    write_labels(output.folder / f"{stem_of(source)}.tif", labels)
     if output.overlays:
         frame_axes = 2 if segmenter.spec.channels == 1 else 3
         picture = overlay(_first(stack, frame_axes), _first(labels, 2))
-        write_png(output.folder / "overlays" / f"{source.stem}.png", picture)
+        write_png(output.folder / "overlays" / f"{stem_of(source)}.png", picture)
     return labels
 
 

@@ -7,7 +7,7 @@ from functools import partial
 from math import prod
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Protocol, Self
+from typing import Any, NamedTuple, Protocol, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,6 +19,7 @@ from unetrt.runtime.normalisation import Affine
 from unetrt.runtime.plan import Tile, TilePlan
 from unetrt.runtime.scores import best_class, require_finite_scores, softmax
 from unetrt.runtime.sessions import AUTO, Session, open_session
+from unetrt.runtime.symmetries import ONCE, SQUARE, Symmetry
 
 Array = NDArray[Any]
 Labels = NDArray[np.uint8]
@@ -96,6 +97,7 @@ class Segmenter:
         *,
         out: NDArray[np.uint8] | None = None,
         probabilities: bool = False,
+        tta: bool = False,
         progress: Progress | None = None,
     ) -> Segmentation:
         """Segment one frame or a stack.
@@ -110,6 +112,9 @@ class Segmenter:
             uint8, (..., H, W): where the labels are written.
         probabilities
             Whether to return the probabilities of all classes too.
+        tta
+            Test-time averaging: the probabilities are the mean over the 8 rotated and reflected copies of each frame,
+            and labels follow from them. Takes 8 times as long.
         progress
             Called with the number of tiles in place and of all tiles, after each batch, on the calling thread.
 
@@ -118,7 +123,7 @@ class Segmenter:
         FrameError
             Shape, dtype or pixels do not fit the model.
         OptionError
-            Probabilities were asked of a model whose head gives labels only.
+            Probabilities, or an average over them, were asked of a model whose head gives labels only.
         InferenceError
             The engine failed; the segmenter can be used again.
         """
@@ -128,11 +133,12 @@ class Segmenter:
             leading, size = split_axes(image.shape, self.spec.channels)
             labels = _labels(out, image, (*leading, *size))
             scores = self._new_scores((*leading, len(self.spec.classes), *size)) if probabilities else None
-            plan = TilePlan(size, self.spec.tile, self.spec.geometry, self.spec.border)
+            copies = SQUARE if tta else ONCE
+            count = _Count(sum(len(self._plan(copy, size)) for copy in copies) * prod(leading), progress)
             with timings.phase("queue"):
                 self._lock.acquire()
             try:
-                self._stack(image, labels, scores, timings, _Count(plan, prod(leading), progress))
+                self._stack(image, labels, scores, _Call(copies, timings, count))
             finally:
                 self._lock.release()
         return Segmentation(labels, scores, timings)
@@ -147,9 +153,9 @@ class Segmenter:
         if leading:
             raise FrameError(f"the image has shape {tuple(frame.shape)}: scores takes one frame, segment takes stacks")
         scores = self._new_scores((len(self.spec.classes), *size))
-        plan = TilePlan(size, self.spec.tile, self.spec.geometry, self.spec.border)
         with self._lock:
-            self._frame(frame[()], plan, partial(_into, scores), Timings(), _Count(plan, 1, None))
+            call = _Call(ONCE, Timings(), _Count(0, None))
+            self._tiles(*self._measured(frame[()], call), partial(_into, scores), call)
         return scores
 
     def close(self) -> None:
@@ -165,26 +171,45 @@ class Segmenter:
     ) -> None:
         self.close()
 
-    def _stack(
-        self, image: ArrayLike, labels: Labels, scores: Scores | None, timings: Timings, count: "_Count"
-    ) -> None:
+    def _stack(self, image: ArrayLike, labels: Labels, scores: Scores | None, call: "_Call") -> None:
         """Segment every frame of a checked image, with the lanes in hand."""
         for index in np.ndindex(labels.shape[:-2]):
-            if scores is None:
-                self._frame(image[index], count.plan, self._into_labels(labels[index]), timings, count)
+            frame, affine = self._measured(image[index], call)
+            if scores is None and len(call.copies) == 1:
+                self._tiles(frame, affine, self._into_labels(labels[index]), call)
                 continue
-            self._frame(image[index], count.plan, partial(_into, scores[index]), timings, count)
-            with timings.phase("stitch"):
-                self._check(scores[index])
-                if self.spec.head == "logits":
-                    softmax(scores[index])
-                labels[index] = best_class(scores[index])
+            room = self._new_scores((len(self.spec.classes), *frame.shape[-2:])) if scores is None else scores[index]
+            self._probabilities(frame, affine, room, call)
+            with call.timings.phase("stitch"):
+                labels[index] = best_class(room)
 
-    def _frame(self, read: Any, plan: TilePlan, stitch: Stitch, timings: Timings, count: "_Count") -> None:
-        with timings.phase("normalise"):
+    def _measured(self, read: Any, call: "_Call") -> tuple[Array, Affine]:
+        with call.timings.phase("normalise"):
             frame = as_frame(read, self.spec.channels)
-            affine = self.spec.normalisation.measure(frame)
-        TileLoop(self._lanes, timings).run(plan, partial(_cut, frame, affine), stitch, count)
+            return frame, self.spec.normalisation.measure(frame)
+
+    def _probabilities(self, frame: Array, affine: Affine, out: Scores, call: "_Call") -> None:
+        """Fill `out` (classes, H, W) with the mean of the probabilities over the call's copies of a frame."""
+        for copy in call.copies:
+            turned = copy.apply(frame)
+            room = out if len(call.copies) == 1 else self._new_scores((len(out), *turned.shape[-2:]))
+            self._tiles(turned, affine, partial(_into, room), call)
+            with call.timings.phase("stitch"):
+                self._check(room)
+                if self.spec.head == "logits":
+                    softmax(room)
+                if room is not out:
+                    share = copy.undo(room) / np.float32(len(call.copies))
+                    out[:] = share if copy is call.copies[0] else out + share
+
+    def _tiles(self, frame: Array, affine: Affine, stitch: Stitch, call: "_Call") -> None:
+        plan = TilePlan(frame.shape[-2:], self.spec.tile, self.spec.geometry, self.spec.border)
+        TileLoop(self._lanes, call.timings).run(plan, partial(_cut, frame, affine), stitch, call.tiles)
+
+    def _plan(self, copy: Symmetry, size: tuple[int, int]) -> TilePlan:
+        """Return the tiles of a frame of `size`, turned as `copy` says."""
+        turned = size[::-1] if copy.transpose else size
+        return TilePlan(turned, self.spec.tile, self.spec.geometry, self.spec.border)
 
     def _into_labels(self, labels: NDArray[np.uint8]) -> Stitch:
         if self.spec.head == "labels":
@@ -208,15 +233,23 @@ class Segmenter:
 
 
 class _Count:
-    """Adds up finished tiles of so many frames of one plan, for a progress callback."""
+    """Adds up finished tiles, of so many in all, for a progress callback."""
 
-    def __init__(self, plan: TilePlan, frames: int, progress: Progress | None) -> None:
-        self.plan, self.done, self.total, self.progress = plan, 0, len(plan) * frames, progress
+    def __init__(self, total: int, progress: Progress | None) -> None:
+        self.done, self.total, self.progress = 0, total, progress
 
     def __call__(self, tiles: int) -> None:
         self.done += tiles
         if self.progress is not None:
             self.progress(self.done, self.total)
+
+
+class _Call(NamedTuple):
+    """What one call carries along: the copies of each frame that are averaged, its clock and its counter."""
+
+    copies: tuple[Symmetry, ...]
+    timings: Timings
+    tiles: _Count
 
 
 def _cut(frame: Array, affine: Affine, tile: Tile, slot: Array) -> None:

@@ -1,11 +1,17 @@
 """What many tests share: small specs, sessions that need no engine, one tiny trained network."""
 
+import os
+from pathlib import Path
+
 import numpy as np
 import pytest
 import tifffile
 from hypothesis import settings
 
 from unetrt.runtime.spec import ModelSpec
+
+# Fluorescent nuclei with instance labels, in train/ and val/; the variable names a copy elsewhere.
+NUCLEI = Path(os.environ.get("UNETRT_NUCLEI", Path(__file__).parents[2] / "shared" / "data" / "nuclei"))
 
 # Shared machines pause: an example that takes long once is no defect.
 settings.register_profile("unetrt", deadline=None)
@@ -24,6 +30,14 @@ def small_spec(depth: int = 2, tile: tuple[int, int] | None = None, **fields) ->
 def coordinate_frame(height: int, width: int) -> np.ndarray:
     """A frame whose pixels are their own coordinates, so that a misplaced one names itself."""
     return (np.arange(height)[:, None] * 1000 + np.arange(width)).astype(np.float32)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def own_cache(tmp_path_factory):
+    """Weight maps of tests are kept among the tests' files, in child processes too."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+        yield
 
 
 @pytest.fixture(scope="session")
@@ -48,12 +62,12 @@ def tiny_run(drawn_folder, tmp_path_factory):
     from unetrt.trainer import dataset
     from unetrt.trainer.budget import Budget
     from unetrt.trainer.recipe import RECIPES
-    from unetrt.trainer.training import Training
+    from unetrt.trainer.training import Run, Training
 
     folder = tmp_path_factory.mktemp("run")
     train, validation = dataset.load(drawn_folder).split(0.25, seed=0)
     recipe = RECIPES["modern"].with_options(depth=2, base=4, tile=92)
-    Training(train, validation, recipe, folder).run(Budget(steps=12))
+    Training(train, validation, recipe, Run(folder)).run(Budget(steps=12))
     return folder
 
 

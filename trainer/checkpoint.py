@@ -23,7 +23,8 @@ from unetrt.trainer.unet import UNet
 
 KEY = "unetrt"
 SCHEMA = 1
-WEIGHTS, FRAMES = "weights.", "frames."
+WEIGHTS, FRAMES, STATE = "weights.", "frames.", "state."
+BEST, LAST = "best.safetensors", "last.safetensors"
 
 
 @dataclass(frozen=True)
@@ -50,6 +51,10 @@ class Checkpoint:
         Height, width and number of the training frames: what a tile is planned for.
     training
         What is worth knowing of the training.
+    state
+        What a training needs to continue, besides the weights above: arrays by name; empty in a best checkpoint.
+    progress
+        The same, as JSON.
     """
 
     shape: UNetShape
@@ -61,6 +66,8 @@ class Checkpoint:
     frames: tuple[NDArray[Any], ...] = ()
     frame_sizes: tuple[tuple[int, int, int], ...] = ()
     training: Mapping[str, Any] = field(default_factory=dict)
+    state: Mapping[str, NDArray[Any]] = field(default_factory=dict)
+    progress: Mapping[str, Any] = field(default_factory=dict)
 
     def network(self) -> UNet:
         """Return the network with these weights, in evaluation mode."""
@@ -89,10 +96,12 @@ class Checkpoint:
             "separation_border": self.separation_border,
             "frame_sizes": self.frame_sizes,
             "training": dict(self.training),
+            "progress": dict(self.progress),
         }
         tensors = {WEIGHTS + name: np.ascontiguousarray(array) for name, array in self.weights.items()}
         tensors |= {f"{FRAMES}{index:03d}": np.ascontiguousarray(frame) for index, frame in enumerate(self.frames)}
-        with whole_file(path) as temporary:
+        tensors |= {STATE + name: np.require(array, requirements="C") for name, array in self.state.items()}
+        with whole_file(path, durable=True) as temporary:
             save_file(tensors, temporary, metadata={KEY: json.dumps(about)})
 
 
@@ -111,7 +120,7 @@ def load(path: str | Path) -> Checkpoint:
     """
     path = Path(path)
     if path.is_dir():
-        path /= "best.safetensors"
+        path = _in_folder(path)
     if not path.is_file():
         raise ModelFileError(f"{path} does not exist: `unetrt train` writes checkpoints")
     try:
@@ -123,6 +132,16 @@ def load(path: str | Path) -> Checkpoint:
     if stored is None:
         raise ModelFileError(f"{path} was not written by `unetrt train`: its header does not say what network it holds")
     return _checkpoint(path, stored, tensors)
+
+
+def _in_folder(folder: Path) -> Path:
+    """Return the best checkpoint of a training's folder; raises ModelFileError where no validation has chosen one."""
+    if (folder / LAST).is_file() and not (folder / BEST).is_file():
+        raise ModelFileError(
+            f"{folder} has no {BEST} yet, as its training stopped before a validation: continue with "
+            f"`unetrt train --resume {folder}`, or give {folder / LAST}"
+        )
+    return folder / BEST
 
 
 def _checkpoint(path: Path, stored: str, tensors: dict[str, NDArray[Any]]) -> Checkpoint:
@@ -141,6 +160,8 @@ def _checkpoint(path: Path, stored: str, tensors: dict[str, NDArray[Any]]) -> Ch
             frames=tuple(tensors[name] for name in sorted(tensors) if name.startswith(FRAMES)),
             frame_sizes=tuple((height, width, often) for height, width, often in about["frame_sizes"]),
             training=about["training"],
+            state={name.removeprefix(STATE): array for name, array in tensors.items() if name.startswith(STATE)},
+            progress=about.get("progress", {}),
         )
         checkpoint.network()
     except ModelFileError:

@@ -1,5 +1,7 @@
-"""Annotated images from a folder: `images/` and `labels/`, paired by name."""
+"""Annotated images, read into memory and checked against each other."""
 
+import difflib
+import hashlib
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -13,10 +15,14 @@ from numpy.typing import NDArray
 from unetrt.runtime.cost import MAX_CLASSES
 from unetrt.runtime.errors import DatasetError, FrameError, OptionError
 from unetrt.runtime.frames import as_frame
-from unetrt.runtime.images import list_images, read_labels, read_stack
+from unetrt.runtime.images import SUFFIXES, read_label_stack, read_stack, stem_of
+from unetrt.trainer.layouts import Pair, find_pairs
 from unetrt.trainer.targets import as_instances
 
 Array = NDArray[Any]
+
+# The label that segmentation data sets commonly give to what is not annotated, as Pascal VOC does.
+UNANNOTATED = 255
 
 
 @dataclass(frozen=True)
@@ -26,16 +32,19 @@ class Annotated:
     Attributes
     ----------
     name
-        The file's stem.
+        The file's stem; of a frame of a stack with its index, as in `stack[3]`.
     frame
         Raw grey values, (C, H, W), in the file's dtype.
     labels
         (H, W) int32: instances, one number an object, or class indices; 0 is the background.
+    ignored
+        (H, W) bool, true where nothing is known: such pixels neither train nor count in scores; None: nowhere.
     """
 
     name: str
     frame: Array
     labels: NDArray[np.int32]
+    ignored: NDArray[np.bool_] | None = None
 
 
 @dataclass(frozen=True)
@@ -66,16 +75,36 @@ class Dataset:
         """How many frames there are of each height and width."""
         return Counter(image.labels.shape for image in self.images)
 
+    @cached_property
+    def digest(self) -> str:
+        """A hash over names, frames and labels, in hexadecimal."""
+        digest = hashlib.sha256(repr((self.class_names, self.instances)).encode())
+        for image in self.images:
+            for array in (image.frame, image.labels, image.ignored):
+                if array is not None:
+                    digest.update(f"{image.name} {array.shape} {array.dtype}".encode())
+                    digest.update(np.ascontiguousarray(array).data)
+        return digest.hexdigest()
+
     def __str__(self) -> str:
         sizes = ", ".join(f"{often} of {height}x{width}" for (height, width), often in self.sizes.most_common())
         dtypes = ", ".join(sorted({str(image.frame.dtype) for image in self.images}))
-        return f"{len(self.images)} images ({sizes}; {dtypes}; channels: {self.channels}), {self._annotation()}"
+        about = f"{len(self.images)} images ({sizes}; {dtypes}; channels: {self.channels}), {self._annotation()}"
+        return about + (f", {self.ignored:.1%} of the pixels not annotated" if self.ignored else "")
 
     def _annotation(self) -> str:
+        empty = sum(not image.labels.any() for image in self.images)
+        without = f", {empty} images without any" if empty else ""
         if not self.instances:
-            return f"classes: {', '.join(self.class_names)}"
-        objects = sum(len(np.unique(image.labels[image.labels > 0])) for image in self.images)
-        return f"{objects} objects"
+            return f"classes: {', '.join(self.class_names)}{without}"
+        areas = np.concatenate([np.bincount(image.labels.ravel())[1:] for image in self.images])
+        return f"{np.count_nonzero(areas)} objects (median {np.median(areas[areas > 0]):.0f} px){without}"
+
+    @property
+    def ignored(self) -> float:
+        """Share of the pixels that are not annotated."""
+        known = sum(image.labels.size for image in self.images)
+        return sum(int(image.ignored.sum()) for image in self.images if image.ignored is not None) / known
 
     def split(self, fraction: float, seed: int) -> tuple["Dataset", "Dataset"]:
         """Return two sets, the second with `fraction` of the images, at least one, drawn at random.
@@ -97,14 +126,32 @@ class Dataset:
         held = min(max(1, round(fraction * len(order))), len(order) - 1)
         return self._subset(order[held:]), self._subset(order[:held])
 
+    def split_by(self, names: Sequence[str]) -> tuple["Dataset", "Dataset"]:
+        """Return two sets, the second with the images of those names.
+
+        Raises
+        ------
+        DatasetError
+            A name is of no image here, or a set would hold no object.
+        """
+        known = [image.name for image in self.images]
+        for name in names:
+            if name not in known:
+                close = difflib.get_close_matches(name, known, 1)
+                raise DatasetError(f"no image is named {name}" + (f": did you mean {close[0]}?" if close else ""))
+        held = [index for index, name in enumerate(known) if name in set(names)]
+        if len(held) == len(known):
+            raise DatasetError("the list holds back every image: leave some to train on")
+        return self._subset(index for index, name in enumerate(known) if name not in set(names)), self._subset(held)
+
     def _subset(self, indices: Iterable[int]) -> "Dataset":
         images = tuple(self.images[index] for index in sorted(indices))
         _require_objects(images, "the split left a set in which")
         return Dataset(images, self.class_names, self.instances)
 
 
-def load(folder: str | Path, classes: int | None = None) -> Dataset:
-    """Read every pair of a folder with `images/` and `labels/` (TIFF or PNG, paired by name without suffix).
+def load(folder: str | Path, classes: int | None = None, ignore: int | None = None) -> Dataset:
+    """Read every pair of a folder (`unetrt.trainer.layouts`); stacks become one image a frame.
 
     Parameters
     ----------
@@ -113,6 +160,8 @@ def load(folder: str | Path, classes: int | None = None) -> Dataset:
     classes
         None: labels are instances, one number an object; an image whose labels hold a single value besides 0 is a
         mask, and its connected components are the objects. A number: labels are class indices below it.
+    ignore
+        Label of pixels that are not annotated; None: 255 for class maps that do not use it, none for instances.
 
     Raises
     ------
@@ -123,7 +172,8 @@ def load(folder: str | Path, classes: int | None = None) -> Dataset:
     """
     if classes is not None and not 2 <= classes <= MAX_CLASSES:
         raise OptionError(f"{classes} classes cannot be trained: use 2 to {MAX_CLASSES}, the background counts")
-    images = tuple(_annotated(*pair, classes) for pair in find_pairs(Path(folder)))
+    ignore = ignored_label(classes, ignore)
+    images = tuple(image for pair in find_pairs(Path(folder)) for image in _annotated(pair, classes, ignore))
     channels = Counter(image.frame.shape[0] for image in images)
     if len(channels) > 1:
         usual = channels.most_common(1)[0][0]
@@ -133,6 +183,39 @@ def load(folder: str | Path, classes: int | None = None) -> Dataset:
     return Dataset(images, class_names(classes), instances=classes is None)
 
 
+def read_names(path: str | Path) -> list[str]:
+    """Read a list of image names, a line each, with or without suffix; lines that begin with # are comments.
+
+    Raises
+    ------
+    DatasetError
+        There is no such file, or it names nothing.
+    """
+    try:
+        lines = [line.strip() for line in Path(path).read_text(encoding="utf-8").splitlines()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise DatasetError(f"{path} cannot be read as a list of names, a line each: {error}") from error
+    names = [_without_suffix(line) for line in lines if line and not line.startswith("#")]
+    if not names:
+        raise DatasetError(f"{path} names no image: write one name a line")
+    return names
+
+
+def ignored_label(classes: int | None, asked: int | None) -> int | None:
+    """Return which label marks pixels that are not annotated: the one asked for, or for class maps 255 if it is free.
+
+    Raises
+    ------
+    OptionError
+        It is the background's.
+    """
+    if asked is not None:
+        if asked < 1:
+            raise OptionError(f"label {asked} cannot be ignored: 0 is the background; use one above, such as 255")
+        return asked
+    return UNANNOTATED if classes is not None and classes <= UNANNOTATED else None
+
+
 def class_names(classes: int | None) -> tuple[str, ...]:
     """Return names for class indices; two classes are background and foreground."""
     if classes is None or classes == 2:
@@ -140,52 +223,63 @@ def class_names(classes: int | None) -> tuple[str, ...]:
     return ("background", *(f"class {index}" for index in range(1, classes)))
 
 
-def find_pairs(folder: Path) -> list[tuple[Path, Path]]:
-    """Return image and label file of every pair, sorted by name; raises DatasetError where one has no partner."""
-    if not folder.is_dir():
-        raise DatasetError(f"{folder} does not exist: give a folder with images/ and labels/ in it")
-    found = [_by_stem(folder / part) for part in ("images", "labels")]
-    images, labels = found
-    for these, others, what, partner in ((images, labels, "image", "labels"), (labels, images, "label", "images")):
-        if alone := sorted(these.keys() - others.keys()):
-            more = f" (and {len(alone) - 1} more)" if len(alone) > 1 else ""
-            raise DatasetError(f"{what} {these[alone[0]].name}{more} has no partner of that name in {folder / partner}")
-    return [(images[stem], labels[stem]) for stem in sorted(images)]
+def _without_suffix(name: str) -> str:
+    return stem_of(Path(name)) if Path(name).suffix.lower() in SUFFIXES else name
 
 
-def _by_stem(folder: Path) -> dict[str, Path]:
-    if not folder.is_dir():
-        raise DatasetError(f"{folder} does not exist: images belong into images/, labels of the same name into labels/")
+def _annotated(pair: Pair, classes: int | None, ignore: int | None) -> list[Annotated]:
+    """Read a pair: one image a frame."""
+    frames, planes = _frames(pair), read_label_stack(pair.labels)
+    masks = None if pair.ignored is None else read_label_stack(pair.ignored)
+    _require_same_shape(frames, pair.image, planes, pair.labels)
+    if masks is not None:
+        _require_same_shape(frames, pair.image, masks, pair.ignored)
+    images = []
+    for index, (frame, plane) in enumerate(zip(frames, planes, strict=True)):
+        name = pair.name if len(frames) == 1 else f"{pair.name}[{index}]"
+        ignored = None if masks is None else masks[index] > 0
+        if ignore is not None and (plane == ignore).any():
+            unknown = plane == ignore
+            ignored = unknown if ignored is None else ignored | unknown
+            plane = np.where(unknown, 0, plane)  # noqa: PLW2901 - the same plane, without the mark
+        if ignored is not None and ignored.all():
+            raise DatasetError(f"{name}: all of it is to be ignored, so that nothing can be learnt from it: remove it")
+        images.append(Annotated(name, frame, _labels(plane, pair.labels, classes), ignored))
+    return images
+
+
+def _frames(pair: Pair) -> Array:
+    """Return the annotated frames of a pair's image, (N, C, H, W)."""
+    stack = read_stack(pair.image)
+    if pair.plane is not None:
+        if pair.plane >= len(stack):
+            raise DatasetError(f"{pair.labels} annotates plane {pair.plane} of {pair.image}, which has {len(stack)}")
+        stack = stack[pair.plane : pair.plane + 1]
     try:
-        files = list_images(folder)
+        return np.stack([as_frame(frame, stack.shape[1]) for frame in stack])
     except FrameError as error:
-        raise DatasetError(str(error)) from error
-    by_stem = {file.stem: file for file in files}
-    if len(by_stem) < len(files):
-        twice = next(file for file in files if by_stem[file.stem] != file)
-        raise DatasetError(f"{folder} holds {twice.name} and {by_stem[twice.stem].name}: names must differ in the stem")
-    return by_stem
+        raise FrameError(f"{pair.image}: {error}") from error
 
 
-def _annotated(image: Path, labels: Path, classes: int | None) -> Annotated:
-    stack = read_stack(image)
-    if len(stack) > 1:
-        raise DatasetError(f"{image} is a stack of {len(stack)} frames: save each frame with its labels as a file")
-    try:
-        frame = as_frame(stack[0], stack.shape[1])
-    except FrameError as error:
-        raise FrameError(f"{image}: {error}") from error
-    truth = read_labels(labels)
-    if frame.shape[-2:] != truth.shape:
+def _require_same_shape(frames: Array, image: Path, planes: Array, labels: Path | None) -> None:
+    if len(frames) != len(planes):
         raise DatasetError(
-            f"{image.name} is {frame.shape[-2]} x {frame.shape[-1]} px, its labels are "
-            f"{truth.shape[0]} x {truth.shape[1]} px: they must have the same shape"
+            f"{image} is a stack of {len(frames)} frames, {labels} of {len(planes)}: they must have as many; an array "
+            "of channels is saved as (1, C, H, W)"
         )
+    if frames.shape[-2:] != planes.shape[-2:]:
+        raise DatasetError(
+            f"{image.name} is {frames.shape[-2]} x {frames.shape[-1]} px, its labels are "
+            f"{planes.shape[-2]} x {planes.shape[-1]} px: they must have the same shape"
+        )
+
+
+def _labels(plane: Array, path: Path, classes: int | None) -> NDArray[np.int32]:
     if classes is None:
-        return Annotated(image.stem, frame, as_instances(truth))
-    if truth.max() >= classes:
-        raise DatasetError(f"{labels} holds class {truth.max()}, {classes} classes are 0 ... {classes - 1}")
-    return Annotated(image.stem, frame, truth.astype(np.int32))
+        return as_instances(plane)
+    if plane.max() >= classes:
+        raise DatasetError(f"{path} holds class {plane.max()}, {classes} classes are 0 ... {classes - 1}")
+    return plane.astype(np.int32)
 
 
 def _require_objects(images: Sequence[Annotated], where: str) -> None:

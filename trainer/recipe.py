@@ -1,12 +1,21 @@
 """Recipes: everything about a training that is a choice, as one value."""
 
-from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from dataclasses import asdict, dataclass, field, fields, replace
+from math import cos, pi
+from typing import Any, Literal, get_args
 
 from unetrt.runtime.cost import UNetShape
 from unetrt.runtime.errors import OptionError
 from unetrt.runtime.normalisation import Mode
 from unetrt.trainer.augmentation import Augmentation
+
+Schedule = Literal["constant", "cosine", "poly"]
+SCHEDULES: tuple[Schedule, ...] = get_args(Schedule)
+
+# Share of the budget in which the rate rises, for cosine and poly.
+RISE = 0.05
+# Of the polynomial decay, as in nnU-Net and DeepLab.
+POWER = 0.9
 
 
 @dataclass(frozen=True)
@@ -28,15 +37,18 @@ class Recipe:
     rate
         Learning rate.
     schedule
-        `constant`, or `cosine`: a short linear rise, then half a cosine down to 0 at the end of the budget.
+        `constant`; `cosine`: a short linear rise, then half a cosine down to 0 at the end of the budget; `poly`: the
+        same rise, then (1 - share of the budget) to the power of 0.9.
+    average
+        Decay of the exponential moving average of the weights, which is what is validated and kept; 0: none.
     balance
         Whether w_c balances the classes' frequencies.
     w0, sigma
         Weight of the separation border and its reach in pixels.
     separation_border
         Pixels of background cut between touching objects.
-    bf16
-        Whether the network computes in bfloat16 where the device has it in hardware; weights stay float32.
+    mixed
+        Whether the network computes in 16 bits where the device has them in hardware; weights stay float32.
     normalisation
         How grey values become network input.
     augmentation
@@ -50,12 +62,13 @@ class Recipe:
     batch: int = 1
     optimiser: Literal["sgd", "adamw"] = "sgd"
     rate: float = 1e-3
-    schedule: Literal["constant", "cosine"] = "constant"
+    schedule: Schedule = "constant"
+    average: float = 0.0
     balance: bool = True
     w0: float = 10.0
     sigma: float = 5.0
     separation_border: int = 2
-    bf16: bool = False
+    mixed: bool = False
     normalisation: Mode = "percentile"
     augmentation: Augmentation = field(default_factory=Augmentation)
 
@@ -65,6 +78,8 @@ class Recipe:
             ("tile", self.tile, self.tile >= smallest, f"{smallest} or more at depth {self.depth}"),
             ("batch", self.batch, self.batch >= 1, "1 or more"),
             ("rate", self.rate, self.rate > 0, "a number above 0"),
+            ("average", self.average, 0 <= self.average < 1, "a number from 0 to below 1, such as 0.999"),
+            ("zoom", self.augmentation.zoom, self.augmentation.zoom >= 1, "1 or more, such as 1.4"),
             ("dropout", self.dropout, 0 <= self.dropout < 1, "a number from 0 to below 1"),
             ("separation border", self.separation_border, self.separation_border >= 0, "0 or more"),
             ("w0", self.w0, self.w0 >= 0, "0 or more"),
@@ -83,9 +98,36 @@ class Recipe:
         geometry = UNetShape(self.depth).geometry
         return geometry.side_for(self.tile - 2 * geometry.halo - geometry.grid + 1)
 
+    def rate_at(self, spent: float) -> float:
+        """Return the learning rate when a share `spent` of the budget, 0 to 1, is spent."""
+        if self.schedule == "constant":
+            return self.rate
+        spent = min(spent, 1.0)
+        fall = 0.5 * (1 + cos(pi * spent)) if self.schedule == "cosine" else (1 - spent) ** POWER
+        return self.rate * min(1.0, (spent + 0.01) / RISE) * fall
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return all choices as JSON has them."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, stored: dict[str, Any]) -> "Recipe":
+        """Return what `to_dict` gave."""
+        return cls(**{**stored, "augmentation": Augmentation(**stored["augmentation"])})
+
     def with_options(self, **options: Any) -> "Recipe":
-        """Return a copy with those options changed that are not None."""
-        return replace(self, **{name: value for name, value in options.items() if value is not None})
+        """Return a copy with those options, of the recipe or its augmentation, changed that are not None."""
+        given = {name: value for name, value in options.items() if value is not None}
+        ways = {field.name for field in fields(Augmentation)}
+        varied = replace(self.augmentation, **{name: given.pop(name) for name in given.keys() & ways})
+        return replace(self, **given, augmentation=varied)
+
+
+def options_of() -> tuple[str, ...]:
+    """Return the names of all choices that `Recipe.with_options` takes."""
+    return tuple(
+        field.name for kind in (Recipe, Augmentation) for field in fields(kind) if field.name != "augmentation"
+    )
 
 
 RECIPES = {
@@ -99,7 +141,8 @@ RECIPES = {
         rate=1e-3,
         schedule="cosine",
         balance=False,
-        bf16=True,
+        mixed=True,
+        average=0.999,
     ),
     "paper": Recipe(),
 }

@@ -1,7 +1,7 @@
 """Training samples: tiles looked up at random in deformed frames."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -13,7 +13,11 @@ from unetrt.runtime.normalisation import Normalisation
 from unetrt.trainer.augmentation import coordinates, look_up, vary_grey_values
 from unetrt.trainer.dataset import Annotated, Dataset
 from unetrt.trainer.recipe import Recipe
-from unetrt.trainer.targets import class_weights, cut_between, separation_weights
+from unetrt.trainer.seeds import ORDER, SAMPLE, generator_for, seed_for
+from unetrt.trainer.targets import class_weights, cut_between
+from unetrt.trainer.weight_maps import cached_separation_weights, prune
+
+CPU = torch.device("cpu")
 
 
 @dataclass(frozen=True)
@@ -28,11 +32,27 @@ class Sample:
         Normalised, (C, H, W) float32.
     target
         (2, H, W) float32: class index and weight of each pixel.
+    annotated
+        Where tiles may be centred: numbers of pixels, row by row, (n,) int64; None: anywhere.
     """
 
     name: str
     frame: Tensor
     target: Tensor
+    annotated: Tensor | None = None
+
+    def to(self, device: torch.device) -> "Sample":
+        """Return the sample with frame and target on a device."""
+        return replace(self, frame=self.frame.to(device), target=self.target.to(device))
+
+    def centre(self, generator: torch.Generator) -> Tensor:
+        """Return a random place in the frame, (2,), row and column, around a pixel that is annotated."""
+        height, width = self.frame.shape[-2:]
+        within = torch.rand(2, generator=generator)
+        if self.annotated is None:
+            return within * torch.tensor([height, width])
+        pixel = int(self.annotated[torch.randint(len(self.annotated), (), generator=generator)])
+        return within - 0.5 + torch.tensor(divmod(pixel, width))
 
 
 @dataclass(frozen=True)
@@ -62,31 +82,43 @@ def prepare(dataset: Dataset, recipe: Recipe, normalisation: Normalisation) -> l
     border = recipe.separation_border if dataset.instances else 0
     cut = [cut_between(image.labels, border) for image in dataset.images]
     classes = [(labels > 0).astype(np.int32) if dataset.instances else labels for labels in cut]
-    counts = sum(np.bincount(plane.ravel(), minlength=len(dataset.class_names)) for plane in classes)
-    balance = class_weights(np.asarray(counts)) if recipe.balance else np.ones(len(dataset.class_names), np.float32)
-    return [
-        _sample(image, plane, balance, dataset.instances, recipe, normalisation)
-        for image, plane in zip(dataset.images, classes, strict=True)
-    ]
+    balance = np.ones(len(dataset.class_names), np.float32)
+    if recipe.balance:
+        balance = class_weights(_counts(dataset, classes))
+    samples = []
+    for image, plane in zip(dataset.images, classes, strict=True):
+        weights = balance[plane]
+        if dataset.instances and recipe.w0 > 0:
+            weights = weights + cached_separation_weights(image.labels, recipe.w0, recipe.sigma)
+        samples.append(_sample(image, normalisation(image.frame), plane, weights))
+    prune()
+    return samples
+
+
+def _counts(dataset: Dataset, classes: Sequence[NDArray[Any]]) -> NDArray[np.int64]:
+    """Return how many annotated pixels each class has."""
+    counts = np.zeros(len(dataset.class_names), np.int64)
+    for image, plane in zip(dataset.images, classes, strict=True):
+        known = plane.ravel() if image.ignored is None else plane[~image.ignored]
+        counts += np.bincount(known, minlength=len(counts))
+    return counts
 
 
 def _sample(
-    image: Annotated,
-    classes: NDArray[Any],
-    balance: NDArray[np.float32],
-    instances: bool,
-    recipe: Recipe,
-    normalisation: Normalisation,
+    image: Annotated, frame: NDArray[np.float32], classes: NDArray[Any], weights: NDArray[np.float32]
 ) -> Sample:
-    weights = balance[classes]
-    if instances:
-        weights = weights + separation_weights(image.labels, recipe.w0, recipe.sigma)
+    annotated = None
+    if image.ignored is not None:
+        weights = np.where(image.ignored, np.float32(0), weights)
+        annotated = torch.from_numpy(np.flatnonzero(~image.ignored))
     target = np.stack([classes.astype(np.float32), weights])
-    return Sample(image.name, torch.from_numpy(normalisation(image.frame)), torch.from_numpy(target))
+    return Sample(image.name, torch.from_numpy(frame), torch.from_numpy(target), annotated)
 
 
 class Sampler:
-    """Draws batches: an image, a place in it and a deformation, all at random, each image equally often.
+    """Draws batches: a place in an image and a deformation, at random; each image once before any comes again.
+
+    Tile `index` of step `step` depends on these numbers and the seed alone.
 
     Parameters
     ----------
@@ -94,27 +126,37 @@ class Sampler:
         The images.
     recipe
         Tile, batch, depth and augmentation.
-    generator
+    seed
         Where all randomness comes from.
+    device
+        Where frames are kept and tiles are deformed.
     """
 
-    def __init__(self, samples: Sequence[Sample], recipe: Recipe, generator: torch.Generator) -> None:
-        self._samples, self._recipe, self._generator = samples, recipe, generator
+    def __init__(self, samples: Sequence[Sample], recipe: Recipe, seed: int, device: torch.device = CPU) -> None:
+        self._samples = [sample.to(device) for sample in samples]
+        self._recipe, self._seed = recipe, seed
         self._side = recipe.legal_tile()
         self._halo = recipe.shape(1, 2).geometry.halo
 
-    def batch(self) -> Batch:
-        """Draw one batch."""
-        chosen = torch.randint(len(self._samples), (self._recipe.batch,), generator=self._generator)
-        samples = [self._samples[index] for index in chosen.tolist()]
-        tiles, targets = zip(*(self._tile(sample) for sample in samples), strict=True)
+    def batch(self, step: int, indices: range | None = None) -> Batch:
+        """Draw the batch of a step, 0 and up, or those tiles of it that `indices` names."""
+        indices = range(self._recipe.batch) if indices is None else indices
+        samples = [self._chosen(step * self._recipe.batch + index) for index in indices]
+        generators = [generator_for(self._seed, SAMPLE, step, index) for index in indices]
+        tiles, targets = zip(*(self._tile(*drawn) for drawn in zip(samples, generators, strict=True)), strict=True)
         target = torch.stack(targets)
         names = tuple(sample.name for sample in samples)
         return Batch(names, torch.stack(tiles), target[:, 0].long(), target[:, 1])
 
-    def _tile(self, sample: Sample) -> tuple[Tensor, Tensor]:
+    def _chosen(self, number: int) -> Sample:
+        """Return the image of the tile `number` of the training."""
+        epoch, place = divmod(number, len(self._samples))
+        order = np.random.default_rng(seed_for(self._seed, ORDER, epoch)).permutation(len(self._samples))
+        return self._samples[int(order[place])]
+
+    def _tile(self, sample: Sample, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         how, inner = self._recipe.augmentation, slice(self._halo, self._side - self._halo)
-        centre = torch.rand(2, generator=self._generator) * torch.tensor(sample.frame.shape[-2:])
-        at = coordinates((self._side, self._side), centre, how, self._generator)
-        tile = vary_grey_values(look_up(sample.frame, at, "bilinear"), how, self._generator)
+        centre = sample.centre(generator).to(sample.frame.device)
+        at = coordinates((self._side, self._side), centre, how, generator)
+        tile = vary_grey_values(look_up(sample.frame, at, "bilinear"), how, generator)
         return tile, look_up(sample.target, at[inner, inner], "nearest")

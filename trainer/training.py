@@ -1,35 +1,37 @@
 """The training loop."""
 
-import math
 import time
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from unetrt.runtime.errors import TrainingError
+from unetrt.runtime.artifacts import clear_unfinished
+from unetrt.runtime.errors import DatasetError, ModelFileError, OptionError, TrainingStopped
 from unetrt.runtime.normalisation import Normalisation
+from unetrt.trainer import sheet
 from unetrt.trainer.budget import Budget, ValidationClock
-from unetrt.trainer.checkpoint import Checkpoint, state_of
+from unetrt.trainer.checkpoint import BEST, LAST, Checkpoint, state_of
 from unetrt.trainer.dataset import Dataset
 from unetrt.trainer.failures import translated
 from unetrt.trainer.history import History
-from unetrt.trainer.loss import weighted_cross_entropy
+from unetrt.trainer.learner import Learner
 from unetrt.trainer.recipe import Recipe
-from unetrt.trainer.samples import Batch, Sampler, prepare
+from unetrt.trainer.samples import Sampler, prepare
+from unetrt.trainer.team import Team, alone
 from unetrt.trainer.unet import UNet
 from unetrt.trainer.validation import Scores, Validator
 
-# Share of the budget in which a cosine schedule's rate rises.
-RISE = 0.05
-# The paper's momentum (section 3), so high that many earlier samples decide each step.
-MOMENTUM = 0.99
+# Seconds between two saves of the last checkpoint: what a power cut may cost.
+SAVE_EVERY = 60.0
 # Frames kept in the checkpoint for the exporter's verification, and the largest side of each, in pixels.
 KEPT_FRAMES, KEPT_SIDE = 4, 512
+LOSSES = "losses"
+SHEET = "validation.png"
 
 
 @dataclass(frozen=True)
@@ -42,8 +44,8 @@ class Progress:
         Steps done.
     spent
         Share of the budget spent.
-    loss
-        Of the step.
+    loss, rate
+        Of the step: weighted cross entropy and learning rate.
     scores
         Of the validation after this step, or None where there was none.
     """
@@ -51,7 +53,40 @@ class Progress:
     step: int
     spent: float
     loss: float
+    rate: float
     scores: Scores | None
+
+
+class Reporter(Protocol):
+    """Is told of each step, in the leading process."""
+
+    def __call__(self, progress: Progress, /) -> None:
+        """Show or store it."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """How a training is run, as opposed to what it learns.
+
+    Attributes
+    ----------
+    folder
+        Where best.safetensors, last.safetensors, history.csv, curves.png and validation.png go.
+    seed
+        Of weights and samples.
+    tta
+        Whether validation averages over the 8 symmetries of the square.
+    compiled
+        Whether torch.compile translates the network.
+    origin
+        What the caller wants to find again in the last checkpoint, as JSON: where the data came from.
+    """
+
+    folder: Path
+    seed: int = 0
+    tta: bool = False
+    compiled: bool = False
+    origin: Mapping[str, Any] = field(default_factory=dict)
 
 
 class Training:
@@ -63,96 +98,161 @@ class Training:
         The data; same channels and classes.
     recipe
         How to train.
-    folder
-        Where best.safetensors, last.safetensors, history.csv and curves.png go.
-    seed
-        Of weights and samples.
+    run
+        Where, and from which seed.
+    team
+        The processes that train together; None: this one.
     """
 
-    def __init__(self, train: Dataset, validation: Dataset, recipe: Recipe, folder: Path, seed: int = 0) -> None:
-        self._train, self._recipe, self._folder, self._seed = train, recipe, folder, seed
-        self._validation = validation
+    def __init__(self, train: Dataset, validation: Dataset, recipe: Recipe, run: Run, team: Team | None = None) -> None:
+        self._train, self._validation, self._recipe, self._run = train, validation, recipe, run
+        self._team = team or alone()
+        self._indices = self._team.share(recipe.batch)
         self._normalisation = normalisation_for(recipe, train)
         self._border = recipe.separation_border if train.instances else 0
-        self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        generator = torch.Generator().manual_seed(seed)
-        torch.manual_seed(seed)
         shape = recipe.shape(train.channels, len(train.class_names))
-        net = UNet(shape, recipe.dropout).initialise(generator).to(self._device)
-        self.net: UNet = net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self._optimiser = _optimiser(self.net, recipe)
-        self._sampler = Sampler(prepare(train, recipe, self._normalisation), recipe, generator)
-        self._bf16 = recipe.bf16 and has_fast_bf16(self._device)
+        self._learner = Learner(shape, recipe, run.seed, self._team, run.compiled)
+        samples = prepare(train, recipe, self._normalisation)
+        self._sampler = Sampler(samples, recipe, run.seed, self._team.device)
         self.history = History()
+        self._validator: Validator | None = None
+        self._seconds, self._validated, self._saved_at = 0.0, 0.0, time.perf_counter()
 
-    def run(self, budget: Budget, report: Callable[[Progress], None] = lambda _: None) -> Path:
+    @property
+    def folder(self) -> Path:
+        """Where the run writes."""
+        return self._run.folder
+
+    @property
+    def net(self) -> UNet:
+        """The network, as it is now."""
+        return self._learner.net
+
+    def restore(self, last: Checkpoint) -> None:
+        """Continue where the run that wrote `last` stopped: on a CPU bit for bit as if it had not.
+
+        Raises
+        ------
+        ModelFileError
+            The checkpoint has nothing to continue from, or is of another network or recipe.
+        DatasetError
+            The data are not those of the run.
+        """
+        if not last.progress:
+            raise ModelFileError(f"{self._run.folder / LAST} does not say how to continue: train anew")
+        if last.progress["data"] != self._digests():
+            raise DatasetError("the images or labels are not those that the run began with: train anew")
+        try:
+            self._learner.restore({name: torch.from_numpy(array) for name, array in last.state.items()})
+        except (KeyError, RuntimeError, ValueError) as error:
+            reason = str(error).splitlines()[0]
+            raise ModelFileError(f"{self._run.folder / LAST} holds another network or recipe: {reason}") from error
+        self.history = History.from_dict(last.progress, last.state[LOSSES])
+        self._seconds, self._validated = last.progress["seconds"], last.progress["validated"]
+
+    def run(
+        self,
+        budget: Budget,
+        report: Reporter = lambda _: None,
+        should_stop: Callable[[], bool] = lambda: False,
+    ) -> Path:
         """Train until the budget is spent; return the best checkpoint.
+
+        Parameters
+        ----------
+        budget
+            What is spent of it already counts, after `restore`.
+        report
+            Told of each step.
+        should_stop
+            Asked after each step.
 
         Raises
         ------
         TrainingError
             The loss is not finite. The checkpoints written before it are whole.
+        TrainingStopped
+            `should_stop` said so; the last checkpoint is up to date.
         OutputError
             The folder cannot be written to.
         """
-        validator = Validator(self._validation, self.net, self._normalisation, self._border)
-        begin, step, spent = time.perf_counter(), 0, 0.0
-        clock = ValidationClock()
-        self.net.train()
+        clock = ValidationClock(budget, self._validated)
+        (spent,) = self._team.led(budget.spent(self.steps, self._seconds))
+        if spent >= 1:
+            raise OptionError(f"the run has done its {self.steps} steps: give it more with --minutes or --steps")
+        if self._team.leads:
+            clear_unfinished(self._run.folder)
+        begin = time.perf_counter() - self._seconds
         try:
+            if self._team.leads and self.steps:
+                self._validate_if_due(clock, spent)  # a stop does not wait for a validation
             while spent < 1:
-                step += 1
-                with translated(f"training step {step}", "use a smaller --tile, --batch or --base"):
-                    loss = self._step(self._sampler.batch(), step, self._rate(spent))
-                spent = budget.spent(step, time.perf_counter() - begin)
-                self.history.add_loss(step, loss)
-                scores = None
-                if clock.due(spent):
-                    with clock.validating(spent):
-                        scores = self._validate(validator, step, time.perf_counter() - begin)
-                report(Progress(step, min(spent, 1), loss, scores))
+                rate = self._recipe.rate_at(spent)
+                loss = self._step(rate)
+                self._seconds = time.perf_counter() - begin
+                spent, stop = self._team.led(budget.spent(self.steps, self._seconds), should_stop())
+                if self._team.leads:
+                    scores = self._look_after(clock, spent, budget, stop > 0)
+                    report(Progress(self.steps, min(spent, 1), loss, rate, scores))
+                if stop and spent < 1:
+                    raise TrainingStopped(
+                        f"stopped after step {self.steps}, all of it saved; "
+                        f"to go on: unetrt train --resume {self._run.folder}"
+                    )
         finally:
-            validator.close()
-            if self.history.losses:
-                self.history.save(self._folder)
-        return self._folder / "best.safetensors"
+            if self._validator is not None:
+                self._validator.close()
+            if self.history.losses and self._team.leads:
+                self.history.save(self._run.folder)
+        return self._run.folder / BEST
 
-    def _step(self, batch: Batch, step: int, rate: float) -> float:
-        for group in self._optimiser.param_groups:
-            group["lr"] = rate
-        tiles = batch.tiles.to(self._device, memory_format=torch.channels_last)
-        with torch.autocast(self._device.type, torch.bfloat16, enabled=self._bf16):
-            logits = self.net(tiles)
-        loss = weighted_cross_entropy(logits, batch.classes.to(self._device), batch.weights.to(self._device))
-        value = loss.item()
-        if not math.isfinite(value):
-            raise TrainingError(
-                f"the loss is {value} at step {step}, in {', '.join(batch.names)}: "
-                f"lower the learning rate ({rate:.2g}) or look at that image"
-            )
-        self._optimiser.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
-        self._optimiser.step()
-        return value
+    @property
+    def steps(self) -> int:
+        """Steps done."""
+        return len(self.history.losses)
 
-    def _rate(self, spent: float) -> float:
-        if self._recipe.schedule == "constant":
-            return self._recipe.rate
-        return self._recipe.rate * min(1, (spent + 0.01) / RISE) * 0.5 * (1 + math.cos(math.pi * min(spent, 1)))
+    def _step(self, rate: float) -> float:
+        step = self.steps
+        with translated(f"training step {step + 1}", "use a smaller --tile, --batch or --base"):
+            loss = self._learner.step(self._sampler.batch(step, self._indices), step + 1, rate)
+        self.history.losses.append(loss)
+        return loss
 
-    def _validate(self, validator: Validator, step: int, seconds: float) -> Scores:
-        scores = validator()
-        checkpoint = self._checkpoint(step, seconds, scores)
-        if self.history.add_scores(step, scores):
-            checkpoint.save(self._folder / "best.safetensors")
-        checkpoint.save(self._folder / "last.safetensors")
-        self.history.save(self._folder)
+    def _look_after(self, clock: ValidationClock, spent: float, budget: Budget, stop: bool) -> Scores | None:
+        """Validate and save where it is time to."""
+        scores = None if stop and spent < 1 else self._validate_if_due(clock, spent)
+        if scores or stop or self.steps == 1 or time.perf_counter() - self._saved_at > SAVE_EVERY:
+            self._checkpoint(self.history.latest_scores, budget).save(self._run.folder / LAST)
+            self._saved_at = time.perf_counter()
         return scores
 
-    def _checkpoint(self, step: int, seconds: float, scores: Scores) -> Checkpoint:
-        return Checkpoint(
-            shape=self.net.shape,
-            weights=state_of(self.net),
+    def _validate_if_due(self, clock: ValidationClock, spent: float) -> Scores | None:
+        if not clock.due(spent):
+            return None
+        with clock.validating(spent):
+            scores = self._validate()
+        self._validated = spent
+        return scores
+
+    def _validate(self) -> Scores:
+        """Score the network, and keep it where it is the best so far."""
+        if self._validator is None:
+            self._validator = Validator(
+                self._validation, self._learner.result, self._normalisation, self._border, self._run.tta
+            )
+        scores, results = self._validator()
+        if self.history.add_scores(self.steps, scores):
+            self._checkpoint(scores).save(self._run.folder / BEST)
+            sheet.draw(self._run.folder / SHEET, results)
+        self.history.save(self._run.folder)
+        return scores
+
+    def _checkpoint(self, scores: Scores | None, budget: Budget | None = None) -> Checkpoint:
+        """Return the network to use; with a budget, all that it takes to continue as well."""
+        net = self._learner.result
+        checkpoint = Checkpoint(
+            shape=net.shape,
+            weights=state_of(net),
             class_names=self._train.class_names,
             normalisation=self._normalisation,
             annotation="instances" if self._train.instances else "classes",
@@ -160,14 +260,30 @@ class Training:
             frames=kept_frames(self._validation),
             frame_sizes=tuple((height, width, often) for (height, width), often in self._train.sizes.items()),
             training={
-                "steps": step,
-                "seconds": round(seconds, 1),
-                "seed": self._seed,
+                "steps": self.steps,
+                "seconds": round(self._seconds, 1),
+                "seed": self._run.seed,
                 "images": len(self._train.images),
-                "validation": asdict(scores),
-                "recipe": asdict(self._recipe),
+                "validation": asdict(scores) if scores else None,
+                "recipe": self._recipe.to_dict(),
             },
         )
+        return checkpoint if budget is None else replace(checkpoint, **self._resumable(budget))
+
+    def _resumable(self, budget: Budget) -> dict[str, Any]:
+        state = {name: tensor.numpy() for name, tensor in self._learner.state().items()}
+        progress = self.history.to_dict() | {
+            "seconds": self._seconds,
+            "validated": self._validated,
+            "budget": budget.to_dict(),
+            "data": self._digests(),
+            "run": {"seed": self._run.seed, "tta": self._run.tta, "compiled": self._run.compiled},
+            "origin": dict(self._run.origin),
+        }
+        return {"state": state | {LOSSES: np.array(self.history.losses)}, "progress": progress}
+
+    def _digests(self) -> list[str]:
+        return [self._train.digest, self._validation.digest]
 
 
 def normalisation_for(recipe: Recipe, dataset: Dataset) -> Normalisation:
@@ -186,16 +302,3 @@ def kept_frames(dataset: Dataset) -> tuple[NDArray[Any], ...]:
     step = max(1, len(dataset.images) // KEPT_FRAMES)
     chosen = dataset.images[::step][:KEPT_FRAMES]
     return tuple(image.frame[:, :KEPT_SIDE, :KEPT_SIDE] for image in chosen)
-
-
-def has_fast_bf16(device: torch.device) -> bool:
-    """Tell whether a device multiplies bfloat16 in hardware; elsewhere it would be slower than float32."""
-    if device.type == "cuda":
-        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
-    return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported() and torch.cpu._is_avx512_bf16_supported())
-
-
-def _optimiser(net: UNet, recipe: Recipe) -> torch.optim.Optimizer:
-    if recipe.optimiser == "sgd":
-        return torch.optim.SGD(net.parameters(), lr=recipe.rate, momentum=MOMENTUM)
-    return torch.optim.AdamW(net.parameters(), lr=recipe.rate, weight_decay=1e-4)

@@ -51,7 +51,9 @@ class UNet(nn.Module):
             skips.append(x)
         skips.pop()
         for up, block in zip(self.up, self.expanding, strict=True):
-            x = up(x)  # (512, 56, 56), (256, 104, 104), (128, 200, 200), (64, 392, 392)
+            # The weights are drawn for "alternating convolution and ReLU layers" (section 3), and the network that the
+            # authors published has this ReLU too, though figure 1 does not show it.
+            x = F.relu(up(x), inplace=True)  # (512, 56, 56), (256, 104, 104), (128, 200, 200), (64, 392, 392)
             x = torch.cat([_crop(skips.pop(), x), x], dim=1)  # twice the channels
             x = block(x)  # (512, 52, 52), (256, 100, 100), (128, 196, 196), (64, 388, 388)
         logits: Tensor = self.classify(x)  # (2, 388, 388)

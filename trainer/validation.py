@@ -1,8 +1,9 @@
 """Validation by tiled inference, through the same geometry, normalisation and instances as in use."""
 
 from dataclasses import dataclass
+from typing import Any
 
-import numpy as np
+from numpy.typing import NDArray
 
 from unetrt.runtime.instance_labels import instances
 from unetrt.runtime.normalisation import Normalisation
@@ -10,7 +11,7 @@ from unetrt.runtime.planner import GIB, Budget, best_tile
 from unetrt.runtime.segmenter import Segmenter
 from unetrt.runtime.spec import ModelSpec
 from unetrt.trainer.dataset import Annotated, Dataset
-from unetrt.trainer.metrics import class_iou, foreground_iou, seg
+from unetrt.trainer.evaluation import Tally, evaluate_classes, evaluate_instances, pooled
 from unetrt.trainer.torch_session import TorchSession
 from unetrt.trainer.unet import UNet
 
@@ -20,18 +21,29 @@ MEMORY = 2 * GIB
 
 @dataclass(frozen=True)
 class Scores:
-    """How good a network is on validation images; each number is the mean over the images, 0 to 1.
+    """How good a network is on all validation images together; each share is from 0 to 1.
 
     Attributes
     ----------
     iou
         Intersection over union of the foreground; for class maps the mean over the classes.
-    seg
-        The Cell Tracking Challenge's SEG, images without objects left out; None for class maps.
+    seg, ap
+        The Cell Tracking Challenge's SEG, and the average precision at an IoU of 0.5; None for class maps.
+    merged
+        Objects found as one with another; None for class maps.
     """
 
     iou: float
-    seg: float | None
+    seg: float | None = None
+    ap: float | None = None
+    merged: int | None = None
+
+    @classmethod
+    def of(cls, tally: Tally) -> "Scores":
+        """Return the scores of a tally."""
+        if tally.objects is None:
+            return cls(tally.pixels.iou)
+        return cls(tally.pixels.iou, tally.objects.seg, tally.objects.average_precision(), tally.objects.merged)
 
     @property
     def decisive(self) -> float:
@@ -39,7 +51,28 @@ class Scores:
         return self.iou if self.seg is None else self.seg
 
     def __str__(self) -> str:
-        return f"IoU {self.iou:.3f}" + ("" if self.seg is None else f"  SEG {self.seg:.3f}")
+        shares = (("IoU", self.iou), ("SEG", self.seg), ("AP", self.ap))
+        shown = "  ".join(f"{name} {share:.3f}" for name, share in shares if share is not None)
+        return shown if self.merged is None else f"{shown}  merged {self.merged}"
+
+
+@dataclass(frozen=True)
+class Validated:
+    """One validation image with what the network makes of it.
+
+    Attributes
+    ----------
+    image
+        The image and its annotation.
+    labels
+        (H, W), what was found: instances, or the class map.
+    tally
+        How that agrees with the annotation.
+    """
+
+    image: Annotated
+    labels: NDArray[Any]
+    tally: Tally
 
 
 class Validator:
@@ -53,10 +86,14 @@ class Validator:
         The network; used as it is at each call.
     normalisation, separation_border
         As in training.
+    tta
+        Whether to average over the 8 symmetries of the square, which takes 8 times as long.
     """
 
-    def __init__(self, dataset: Dataset, net: UNet, normalisation: Normalisation, separation_border: int) -> None:
-        self._dataset, self._net = dataset, net
+    def __init__(
+        self, dataset: Dataset, net: UNet, normalisation: Normalisation, separation_border: int, tta: bool = False
+    ) -> None:
+        self._dataset, self._net, self._tta = dataset, net, tta
         geometry = net.shape.geometry
         spec = ModelSpec(
             tile=best_tile(dataset.sizes.elements(), net.shape, Budget(memory=MEMORY)).tile,
@@ -69,24 +106,23 @@ class Validator:
         )
         self._segmenter = Segmenter(TorchSession(net, spec))
 
-    def __call__(self) -> Scores:
-        """Return the scores of the network as it is now."""
+    def __call__(self) -> tuple[Scores, list[Validated]]:
+        """Return the scores of the network as it is now, and each image with its result."""
         training = self._net.training
         self._net.eval()
-        scores = [self._score(image) for image in self._dataset.images]
+        results = [self._validated(image) for image in self._dataset.images]
         self._net.train(training)
-        iou = float(np.mean([score for score, _ in scores]))
-        segs = [score for _, score in scores if score is not None]
-        return Scores(iou, float(np.mean(segs)) if segs else None)
+        return Scores.of(pooled([result.tally for result in results])), results
 
     def close(self) -> None:
         """Free the session."""
         self._segmenter.session.close()
 
-    def _score(self, image: Annotated) -> tuple[float, float | None]:
+    def _validated(self, image: Annotated) -> Validated:
         frame = image.frame if self._dataset.channels > 1 else image.frame[0]
-        classes = self._segmenter.segment(frame).labels
+        classes = self._segmenter.segment(frame, tta=self._tta).labels
         if not self._dataset.instances:
-            return class_iou(classes, image.labels), None
+            names = len(self._dataset.class_names)
+            return Validated(image, classes, evaluate_classes(classes, image.labels, names, image.ignored))
         found = instances(classes, self._segmenter.spec.separation_border)
-        return foreground_iou(classes, image.labels), seg(found, image.labels)
+        return Validated(image, found, evaluate_instances(found, image.labels, image.ignored, warping=False))

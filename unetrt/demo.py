@@ -25,9 +25,9 @@ from unetrt.trainer import checkpoint as checkpoints
 from unetrt.trainer import dataset
 from unetrt.trainer.budget import Budget
 from unetrt.trainer.drawn_cells import Drawing, draw
-from unetrt.trainer.metrics import foreground_iou, seg_scores
+from unetrt.trainer.evaluation import evaluate_instances
 from unetrt.trainer.recipe import DEFAULT_RECIPE, RECIPES
-from unetrt.trainer.training import Training
+from unetrt.trainer.training import Run, Training
 
 # Says that a folder is a demo's, to be drawn over.
 MARKER = ".unetrt-demo"
@@ -117,7 +117,7 @@ class Demo:
 
     def _train(self) -> checkpoints.Checkpoint:
         train, val = (dataset.load(self._out / "data" / part) for part in ("train", "val"))
-        training = Training(train, val, RECIPES[DEFAULT_RECIPE], self._out, self._seed)
+        training = Training(train, val, RECIPES[DEFAULT_RECIPE], Run(self._out, self._seed))
         return checkpoints.load(run_with_bar(training, Budget(minutes=self._minutes)))
 
     def _leave(self, scene: Drawing, found: Any) -> None:
@@ -141,12 +141,14 @@ def exactness(stitched: Any, whole: Any, spec: ModelSpec) -> dict[str, Any]:
 
 def quality(found: Any, scene: Drawing) -> dict[str, Any]:
     """Score instances (H, W) against the drawn truth."""
-    scores = seg_scores(found, scene.labels)
+    scores = evaluate_instances(found, scene.labels, warping=False).to_dict()
     return {
-        "foreground_iou": round(foreground_iou(found, scene.labels), 4),
-        "seg": round(float(scores.mean()), 4),
-        "cells_drawn": len(scores),
-        "cells_found": int(found.max()),
+        "foreground_iou": round(scores["iou"], 4),
+        "seg": round(scores["seg"], 4),
+        "average_precision": round(scores["ap"]["0.50"], 4),
+        "cells_drawn": scores["objects"],
+        "cells_found": scores["found"],
+        "cells_merged": scores["merged"],
     }
 
 

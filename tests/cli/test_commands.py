@@ -40,8 +40,10 @@ def test_from_a_folder_of_images_to_labels(run, drawn_folder, tmp_path):
         assert picture.size == (120, 80)
     scores = json.loads(run("eval", out, drawn_folder / "labels", "--json"))
     assert [row["name"] for row in scores["images"]] == ["0", "1", "2", "3"]
-    assert 0.3 < scores["mean"]["iou"] <= 1
-    assert "mean of 4 images" in run("eval", out, drawn_folder / "labels")
+    assert 0.3 < scores["pooled"]["iou"] <= 1
+    assert scores["pooled"]["objects"] == sum(row["objects"] for row in scores["images"])
+    table = run("eval", out, drawn_folder / "labels").splitlines()
+    assert [row.split()[0] for row in table] == ["IoU", "0", "1", "2", "3", "pooled"]
 
 
 def test_predict_writes_class_maps_and_stacks(run, tiny_model, tmp_path):

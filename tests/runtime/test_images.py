@@ -124,7 +124,7 @@ def test_what_would_be_read_in_part_or_in_fewer_bits_is_refused(tmp_path):
 @pytest.mark.parametrize(
     ("labels", "message"),
     [
-        (np.zeros((2, 5, 5), np.uint8), "2 frames with 1 channels: save labels as one grey plane"),
+        (np.zeros((2, 5, 5), np.uint8), "2 frames: save labels as one grey plane"),
         (np.full((5, 5), 0.5, np.float32), "no labels: use whole numbers"),
         (np.full((5, 5), -1, np.int16), "no labels: use whole numbers"),
     ],

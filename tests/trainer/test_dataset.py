@@ -25,7 +25,7 @@ def test_pairs_by_stem_whatever_the_format(tmp_path):
     assert data.images[0].frame.shape == (1, 4, 5)
     assert data.images[1].frame.dtype == np.uint16
     np.testing.assert_array_equal(data.images[0].labels, LABELS)
-    assert str(data) == "2 images (2 of 4x5; uint16; channels: 1), 4 objects"
+    assert str(data) == "2 images (2 of 4x5; uint16; channels: 1), 4 objects (median 6 px)"
 
 
 def test_class_maps(tmp_path):

@@ -1,58 +1,134 @@
+"""Each score against an implementation that is not ours."""
+
 import numpy as np
 import pytest
+import tifffile
+from ctc_metrics.metrics.technical.seg import seg as ctc_seg
+from ctc_metrics.utils.representations import match as ctc_match
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy.optimize import linear_sum_assignment
+from skimage.metrics import adapted_rand_error
+from sklearn.metrics import accuracy_score, jaccard_score
 
-from unetrt.trainer.metrics import class_iou, foreground_iou, seg, seg_scores
+from unetrt.trainer.evaluation import evaluate_classes, evaluate_instances, pooled
+from unetrt.trainer.metrics import THRESHOLDS, count_objects, count_pixels
 
-
-def by_hand(predicted, truth):
-    """The Cell Tracking Challenge's definition, object by object."""
-    scores = []
-    for number in np.unique(truth[truth > 0]):
-        inside = truth == number
-        scores.append(0.0)
-        for guess in np.unique(predicted[predicted > 0]):
-            common = (inside & (predicted == guess)).sum()
-            if common > 0.5 * inside.sum():
-                scores[-1] = common / (inside | (predicted == guess)).sum()
-    return scores
+SEEDS = st.integers(0, 2**32 - 1)
 
 
-@given(st.integers(0, 2**32 - 1))
-def test_seg_is_the_definition(seed):
+def disagreeing(seed, shape=(30, 40)):
+    """Two instance maps that share most objects, some merged, some split, some missing."""
     rng = np.random.default_rng(seed)
-    coarse = rng.choice([0, 0, 1, 2, 900], (2, 3, 4))
-    predicted, truth = np.repeat(np.repeat(coarse, 3, 1), 3, 2)
-    predicted = np.where(rng.random(predicted.shape) < 0.2, 0, predicted)
-    assert seg_scores(predicted, truth).tolist() == pytest.approx(by_hand(predicted, truth))
+    truth = np.repeat(np.repeat(rng.choice([0, 1, 2, 3, 900], (shape[0] // 5, shape[1] // 5)), 5, 0), 5, 1)
+    predicted = np.roll(truth, rng.integers(-2, 3, 2), (0, 1))
+    predicted = np.where(predicted == rng.integers(1, 4), rng.choice([0, 2, 77]), predicted)
+    half = predicted == rng.integers(1, 4)
+    half[: shape[0] // 2] = False
+    return np.where(half, 50, predicted), truth
 
 
-def test_two_merged_objects():
-    truth = np.array([[1, 1, 1, 2, 2]])
-    assert seg_scores(np.array([[1, 1, 1, 1, 1]]), truth).tolist() == pytest.approx([3 / 5, 2 / 5])
-    assert seg_scores(np.array([[1, 1, 1, 0, 2]]), truth).tolist() == pytest.approx([1, 0])
-    assert seg_scores(np.array([[0, 0, 0, 0, 0]]), truth).tolist() == [0, 0]
+@given(SEEDS)
+def test_foreground_iou_and_pixel_error_are_scikit_learns(seed):
+    predicted, truth = disagreeing(seed)
+    tally = count_pixels((predicted > 0).astype(int), truth > 0, 2)
+    masks = (truth > 0).ravel(), (predicted > 0).ravel()
+    assert tally.iou == pytest.approx(jaccard_score(*masks, zero_division=1))
+    assert tally.error == pytest.approx(1 - accuracy_score(*masks))
 
 
-@pytest.mark.parametrize(("predicted", "iou"), [([[5, 5, 0, 0]], 1 / 3), ([[0, 0, 0, 9]], 0), ([[0, 1, 2, 0]], 1)])
-def test_foreground_iou(predicted, iou):
-    assert foreground_iou(np.array(predicted), np.array([[0, 3, 3, 0]])) == pytest.approx(iou)
+@given(SEEDS, st.integers(2, 5))
+def test_class_ious_are_scikit_learns(seed, classes):
+    truth, predicted = np.random.default_rng(seed).integers(0, classes, (2, 8, 9))
+    expected = jaccard_score(truth.ravel(), predicted.ravel(), labels=range(1, classes), average=None, zero_division=0)
+    known = [iou or 0.0 for iou in count_pixels(predicted, truth, classes).class_ious]
+    assert known == pytest.approx(list(expected))
 
 
-def test_two_empty_images_agree_and_have_no_seg():
-    empty = np.zeros((2, 2), int)
-    assert foreground_iou(empty, empty) == class_iou(empty, empty) == 1
-    assert seg(empty, empty) is None
+@pytest.mark.parametrize("seed", range(12))
+def test_seg_is_py_ctcmetrics(seed, tmp_path):
+    predicted, truth = disagreeing(seed)
+    for name, labels in (("truth", truth), ("predicted", predicted)):
+        tifffile.imwrite(tmp_path / f"{name}.tif", labels.astype(np.uint16), photometric="minisblack")
+    objects, _, _, _, ious = ctc_match(str(tmp_path / "truth.tif"), str(tmp_path / "predicted.tif"))
+    assert count_objects(predicted, truth).seg == pytest.approx(ctc_seg([objects], [ious]))
 
 
-def test_swapped_classes_are_all_wrong():
-    truth = np.array([[0, 1, 1, 2]])
-    assert class_iou(truth, truth) == 1
-    assert class_iou(np.array([[0, 2, 2, 1]]), truth) == 0
-    assert class_iou(np.array([[0, 1, 1, 1]]), truth) == pytest.approx((2 / 3 + 0) / 2)
+@given(SEEDS)
+def test_rand_f_score_is_scikit_images(seed):
+    predicted, truth = disagreeing(seed)
+    truth[0, :2] = 1  # at least one pair of pixels
+    error, _, _ = adapted_rand_error(truth, predicted, ignore_labels=(0,))
+    assert count_objects(predicted, truth).rand_f_score == pytest.approx(1 - error)
+
+
+def assigned(predicted, truth, threshold):
+    """TP / (TP + FP + FN) by the Hungarian method over a matrix of masks, as StarDist does it."""
+    objects, found = ([labels == number for number in np.unique(labels[labels > 0])] for labels in (truth, predicted))
+    iou = np.array([[(a & b).sum() / (a | b).sum() for b in found] for a in objects]).reshape(len(objects), len(found))
+    costs = -(iou >= threshold).astype(float) - iou / (2 * max(1, min(iou.shape)))
+    pairs = linear_sum_assignment(costs)
+    true_positives = (iou[pairs] >= threshold).sum()
+    return true_positives / (len(objects) + len(found) - true_positives)
+
+
+@given(SEEDS, st.sampled_from(THRESHOLDS))
+def test_average_precision_is_an_assignment_of_masks(seed, threshold):
+    predicted, truth = disagreeing(seed)
+    truth[0, 0] = 1
+    assert count_objects(predicted, truth).average_precision(threshold) == pytest.approx(
+        assigned(predicted, truth, threshold)
+    )
+
+
+def test_two_objects_that_one_could_match_both_are_matched_once():
+    """At exactly 0.5 one true object has two partners: only one counts."""
+    truth, predicted = np.array([[1, 1, 1, 1]]), np.array([[1, 1, 2, 2]])
+    tally = count_objects(predicted, truth)
+    assert (tally.matched[0], tally.split, tally.merged) == (1, 1, 0)
+    assert tally.average_precision() == pytest.approx(1 / 2)
+
+
+def test_merged_and_split_objects_are_counted():
+    truth = np.array([[1, 1, 1, 2, 2, 0, 3, 3]])
+    tally = count_objects(np.array([[1, 1, 1, 1, 1, 0, 4, 5]]), truth)
+    assert (tally.objects, tally.found, tally.merged, tally.split) == (3, 3, 2, 1)
+    assert tally.seg == pytest.approx((3 / 5 + 2 / 5 + 0) / 3)
+
+
+def test_what_is_ignored_counts_nowhere():
+    truth, predicted = np.array([[1, 1, 0, 2, 2]]), np.array([[1, 1, 3, 0, 0]])
+    ignored = np.array([[False, False, True, True, True]])
+    scores = evaluate_instances(predicted, truth, ignored).to_dict()
+    assert (scores["iou"], scores["seg"], scores["pixel_error"], scores["objects"], scores["found"]) == (1, 1, 0, 1, 1)
+    assert evaluate_classes(predicted.clip(0, 2), truth, 3, ignored).pixels.error == 0
+
+
+def test_pooling_is_one_large_image():
+    pairs = [disagreeing(seed) for seed in range(3)]
+    tallies = [evaluate_instances(predicted, truth) for predicted, truth in pairs]
+    # Side by side, with numbers of its own for each.
+    shifted = [[np.where(labels > 0, labels + 1000 * index, 0) for labels in pair] for index, pair in enumerate(pairs)]
+    joined = evaluate_instances(*(np.hstack(labels) for labels in zip(*shifted, strict=True))).to_dict()
+    together = pooled(tallies).to_dict()
+    # The Rand F-score is left out: what was predicted as background is one object in each image.
+    for name in ("iou", "pixel_error", "seg", "ap", "mean_ap", "objects", "found", "merged", "split"):
+        assert together[name] == pytest.approx(joined[name]), name
+
+
+def test_without_objects_there_is_no_seg():
+    empty = np.zeros((4, 4), int)
+    tally = evaluate_instances(empty, empty)
+    assert (tally.pixels.iou, tally.objects.seg, tally.objects.average_precision()) == (1, None, None)
+    assert evaluate_instances(empty + 1, empty).objects.average_precision() == 0
 
 
 def test_large_label_values_are_no_matter():
     truth = np.array([[0, 5, 5, 4_000_000_000]])
-    assert seg(truth, truth) == 1
+    assert count_objects(truth, truth).seg == 1
+
+
+def test_class_iou_is_the_mean_over_the_classes_that_there_are():
+    truth = np.array([[0, 1, 1, 2]])
+    assert evaluate_classes(truth, truth, 4).to_dict()["class_ious"] == [1, 1, None]
+    assert evaluate_classes(np.array([[0, 1, 1, 1]]), truth, 3).pixels.iou == pytest.approx((2 / 3 + 0) / 2)

@@ -1,9 +1,13 @@
+import time
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy import ndimage
 
+from tests.conftest import NUCLEI
+from unetrt.runtime.images import read_labels
 from unetrt.trainer.drawn_cells import draw
 from unetrt.trainer.targets import as_instances, class_weights, cut_between, separation_weights
 
@@ -21,6 +25,35 @@ def distance_to(labels, number):
     """Distance to the border of one object: to its pixels from outside, out of it from inside."""
     inside = labels == number
     return ndimage.distance_transform_edt(~inside) + ndimage.distance_transform_edt(inside)
+
+
+def as_the_field_writes_it(labels):
+    """One distance transform an object, and the two smallest of all at each pixel."""
+    distances = np.stack([ndimage.distance_transform_edt(labels != number) for number in range(1, labels.max() + 1)])
+    distances.partition(1, axis=0)
+    return 10 * np.exp(-((distances[0] + distances[1]) ** 2) / (2 * 5**2))
+
+
+def best_of(runs, function, *arguments):
+    """The least of some seconds, and the result."""
+    seconds = []
+    for _ in range(runs):
+        begin = time.perf_counter()
+        result = function(*arguments)
+        seconds.append(time.perf_counter() - begin)
+    return min(seconds), result
+
+
+def test_many_objects_take_a_fortieth_of_the_direct_formulas_time():
+    """369 nuclei in 520 x 696 px, as drawn by hand; drawn cells where that image is not at hand."""
+    path = NUCLEI / "train" / "labels" / "0ea22171.tif"
+    labels = as_instances(read_labels(path)) if path.exists() else draw((520, 696), seed=1).labels
+    ours, weights = best_of(5, separation_weights, labels, 10, 5)
+    direct, outside = best_of(1, as_the_field_writes_it, labels)
+    # Outside the objects it is this formula in any reading of "distance to the border".
+    np.testing.assert_allclose(weights[labels == 0], outside[labels == 0], atol=1e-4)
+    # About 100 times for 369 objects; fewer gain less.
+    assert direct / ours > 40 * min(1, labels.max() / 369)
 
 
 @pytest.mark.parametrize("labels", [np.zeros((9, 9), np.int32), np.eye(9, dtype=np.int32)])

@@ -12,27 +12,27 @@ from unetrt.trainer.augmentation import Augmentation
 from unetrt.trainer.budget import Budget
 from unetrt.trainer.drawn_cells import draw
 from unetrt.trainer.recipe import RECIPES, Recipe
-from unetrt.trainer.training import Training, normalisation_for
+from unetrt.trainer.training import Run, Training, normalisation_for
 
 SMALL = RECIPES["modern"].with_options(depth=2, base=4, tile=92)
 
 
 def training(folder, out, recipe=SMALL, seed=0):
     train, validation = dataset.load(folder).split(0.25, seed=0)
-    return Training(train, validation, recipe, out, seed)
+    return Training(train, validation, recipe, Run(out, seed))
 
 
 def test_it_learns(drawn_folder, tmp_path):
     run = training(drawn_folder, tmp_path, SMALL.with_options(rate=3e-3))
     run.run(Budget(steps=120))
-    losses = [loss for _, loss in run.history.losses]
+    losses = run.history.losses
     assert np.mean(losses[-20:]) < 0.7 * np.mean(losses[:10])
     assert run.history.best_scores.iou > 0.6
 
 
 def test_what_a_run_leaves(tiny_run, tiny_checkpoint):
     assert sorted(path.name for path in tiny_run.iterdir()) == [
-        "best.safetensors", "curves.png", "history.csv", "last.safetensors",
+        "best.safetensors", "curves.png", "history.csv", "last.safetensors", "validation.png",
     ]  # fmt: skip
     with (tiny_run / "history.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
@@ -47,7 +47,7 @@ def test_what_a_run_leaves(tiny_run, tiny_checkpoint):
 
 
 def test_the_same_seed_gives_the_same_losses(drawn_folder, tmp_path):
-    exact = replace(SMALL, bf16=False)
+    exact = replace(SMALL, mixed=False)
     losses = []
     for seed in (0, 0, 1):
         run = training(drawn_folder, tmp_path, exact, seed)
@@ -69,7 +69,7 @@ def test_a_loss_that_is_not_finite_stops_with_step_image_and_advice(drawn_folder
 def test_other_recipes_run(drawn_folder, tmp_path, recipe):
     run = training(drawn_folder, tmp_path, recipe)
     run.run(Budget(steps=2))
-    assert all(np.isfinite(loss) for _, loss in run.history.losses)
+    assert np.isfinite(run.history.losses).all()
 
 
 def test_several_channels_and_classes(tmp_path):
@@ -81,7 +81,7 @@ def test_several_channels_and_classes(tmp_path):
         Image.fromarray(rgb).save(tmp_path / "images" / f"{number}.png")
         Image.fromarray((drawing.labels % 3).astype(np.uint8)).save(tmp_path / "labels" / f"{number}.png")
     data = dataset.load(tmp_path, classes=3)
-    run = Training(data, data, SMALL, tmp_path / "run")
+    run = Training(data, data, SMALL, Run(tmp_path / "run"))
     best = run.run(Budget(steps=2))
     from unetrt.trainer.checkpoint import load
 
@@ -126,3 +126,28 @@ def test_the_papers_recipe_is_the_paper():
     assert paper.legal_tile() == 572
     assert Recipe(tile=580).legal_tile() == 572
     assert Augmentation() == paper.augmentation
+
+
+def test_tensorboard_gets_losses_and_scores(drawn_folder, tmp_path):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    from unetrt.cli.train import run_with_bar
+
+    run_with_bar(training(drawn_folder, tmp_path), Budget(steps=4), tensorboard=True)
+    events = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
+    assert [event.step for event in events.Scalars("loss")] == [1, 2, 3, 4]
+    assert set(events.Tags()["scalars"]) >= {"learning rate", "validation/iou", "validation/seg"}
+
+
+def test_a_step_budget_validates_ten_times_at_the_same_steps(drawn_folder, tmp_path):
+    run = training(drawn_folder, tmp_path)
+    run.run(Budget(steps=20))
+    assert [step for step, _ in run.history.scores] == list(range(2, 21, 2))
+
+
+def test_the_sheet_shows_validation_images_beside_their_annotation(tiny_run):
+    with Image.open(tiny_run / "validation.png") as picture:
+        pixels = np.asarray(picture.convert("RGB")).astype(int)
+    coloured = (pixels.max(axis=2) - pixels.min(axis=2) > 60).mean(axis=0)
+    assert pixels.shape[0] > 200
+    assert coloured[: pixels.shape[1] // 4].any(), "the annotation's outlines, on the left"

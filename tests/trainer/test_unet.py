@@ -5,6 +5,7 @@ import torch
 from torch import nn
 
 from unetrt.runtime.cost import UNetShape
+from unetrt.trainer import unet
 from unetrt.trainer.unet import UNet, incoming
 
 
@@ -41,6 +42,45 @@ def test_connections_are_counted_by_pushing_ones_through():
         nn.init.zeros_(layer.bias)
         out = layer(torch.ones(1, layer.in_channels, 6, 6))
         assert (out == incoming(layer)).all()
+
+
+def second_moments(net, monkeypatch):
+    """The mean square of what each convolution takes in, and of what it gives after its ReLU.
+
+    The largest of four is larger than their mean, so that pooling lifts the moment; the rule for weights does not speak
+    of that, and every second pixel is taken instead.
+    """
+    monkeypatch.setattr(unet.F, "max_pool2d", lambda x, kernel_size: x[..., ::kernel_size, ::kernel_size])
+    moments = []
+    for layer in _convolutions(net)[:-1]:
+        layer.register_forward_hook(
+            lambda layer, given, out: moments.append((layer, given[0].square().mean(), out.relu().square().mean()))
+        )
+    with torch.no_grad():
+        net(torch.randn(1, 1, 188, 188, generator=torch.Generator().manual_seed(9)))
+    return moments
+
+
+def test_the_second_moment_stays_from_the_first_to_the_last_layer(monkeypatch):
+    """At depth 4, within a factor of 2, on average over the draws of a thin net."""
+    nets = [UNet(UNetShape(4, 24), 0).initialise(torch.Generator().manual_seed(seed)) for seed in range(4)]
+    moments = [[out for _, _, out in second_moments(net, monkeypatch)] for net in nets]
+    assert len(moments[0]) == 22
+    each_layer = torch.tensor(moments).log().mean(dim=0).exp()
+    assert each_layer.min() > 0.5
+    assert each_layer.max() < 2
+
+
+@pytest.mark.parametrize(("by_torch", "gain"), [(False, 1.0), (True, 0.5)])
+def test_torchs_own_helper_would_halve_it_at_each_up_convolution(monkeypatch, by_torch, gain):
+    net = UNet(UNetShape(4, 24), 0).initialise(torch.Generator().manual_seed(0))
+    if by_torch:
+        for layer in net.up:
+            nn.init.kaiming_normal_(layer.weight, nonlinearity="relu", generator=torch.Generator().manual_seed(1))
+    moments = second_moments(net, monkeypatch)
+    gains = [out / given for layer, given, out in moments if isinstance(layer, nn.ConvTranspose2d)]
+    assert len(gains) == 4
+    assert torch.stack(gains).mean().item() == pytest.approx(gain, rel=0.2)
 
 
 def test_the_same_seed_gives_the_same_weights():

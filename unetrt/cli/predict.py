@@ -21,10 +21,11 @@ from unetrt.runtime.errors import FrameError, OptionError
     "--as", "kind", type=click.Choice(["instances", "classes"]), help="[default: what the model was trained on]"
 )
 @click.option("--min-area", default=0, show_default=True, help="Drop instances of fewer pixels.")
+@click.option("--tta", is_flag=True, help="Average over 8 rotated and reflected copies; takes 8 times as long.")
 @click.option("--overlays/--no-overlays", default=True, show_default=True, help="Write overlays/NAME.png.")
 @click.option("--backend", default="auto", show_default=True, help="Inference engine.")
 def command(model: Path, images: tuple[Path, ...], out: Path, backend: str, **choices: Any) -> None:
-    """Segment IMAGES, files or folders of TIFF or PNG, with MODEL, an ONNX file that `unetrt export` wrote.
+    """Segment IMAGES, files or folders (TIFF, PNG, NPY, Zarr), with MODEL, an ONNX file that `unetrt export` wrote.
 
     Writes DIR/NAME.tif (labels) and DIR/overlays/NAME.png for each image. Stacks are segmented frame by frame. An image
     that cannot be segmented is left out and named at the end.

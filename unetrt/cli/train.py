@@ -1,28 +1,36 @@
 """`unetrt train`."""
 
 import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from unetrt.runtime.artifacts import require_writable
-from unetrt.runtime.errors import DatasetError, OutputError
+from unetrt.runtime.errors import OptionError, OutputError
 from unetrt.runtime.normalisation import MODES
 
 if TYPE_CHECKING:
-    from unetrt.trainer.dataset import Dataset
+    from unetrt.trainer.budget import Budget
     from unetrt.trainer.recipe import Recipe
+    from unetrt.trainer.runs import Plan
+    from unetrt.trainer.training import Progress, Training
 
 # Without --minutes or --steps.
 DEFAULT_MINUTES = 20.0
+# Options that a continued run may be given again; all others are those that it began with.
+WITH_RESUME = {"data", "resume", "minutes", "steps", "exporting", "tensorboard"}
 
 
 @click.command("train")
-@click.argument("data", type=click.Path(path_type=Path))
+@click.argument("data", type=click.Path(path_type=Path), required=False)
 @click.option("--val", type=click.Path(path_type=Path), help="Validation folder; else a part of DATA is held back.")
 @click.option("--val-fraction", default=0.2, show_default=True, help="Share of DATA held back without --val.")
+@click.option("--val-list", type=click.Path(path_type=Path), help="Text file: the images of DATA to hold back.")
 @click.option("-o", "--out", type=click.Path(path_type=Path), help="Folder of the run [default: runs/DATA-time].")
+@click.option("--resume", type=click.Path(path_type=Path), help="Continue the run in this folder, as it began.")
 @click.option(
     "--minutes",
     type=float,
@@ -31,55 +39,129 @@ DEFAULT_MINUTES = 20.0
 @click.option("--steps", type=int, help="How long to train, in steps, instead of minutes.")
 @click.option("--recipe", "recipe_name", default="modern", show_default=True, help="modern, or paper: as in 2015.")
 @click.option("--classes", type=int, help="Labels are class indices 0 ... N-1, not instances.")
+@click.option("--ignore-label", type=int, help="Label of what is not annotated [default: 255 with --classes].")
 @click.option("--depth", type=int, help="Poolings.")
 @click.option("--base", type=int, help="Feature channels of the first level.")
+@click.option("--dropout", type=float, help="Rate at the end of the contracting path.")
 @click.option("--tile", type=int, help="Side of the training tile, in pixels.")
 @click.option("--batch", type=int, help="Tiles a step.")
+@click.option("--optimiser", type=click.Choice(["sgd", "adamw"]), help="sgd has a momentum of 0.99.")
 @click.option("--rate", type=float, help="Learning rate.")
+@click.option("--schedule", type=click.Choice(["constant", "cosine", "poly"]), help="How the rate falls.")
+@click.option("--average", type=float, help="Decay of the weights' moving average; 0: none.")
+@click.option("--balance/--no-balance", default=None, help="Weigh classes by their frequency (w_c).")
 @click.option("--w0", type=float, help="Weight of the separation border.")
 @click.option("--sigma", type=float, help="Reach of that weight, in pixels.")
 @click.option("--separation-border", type=int, help="Background cut between touching objects, in pixels.")
+@click.option("--zoom", type=float, help="Vary the scale by up to this factor.")
+@click.option("--mixed/--no-mixed", default=None, help="Compute in 16 bits where the device has them.")
 @click.option("--normalisation", type=click.Choice(MODES), help="How grey values become network input.")
+@click.option("--compile", "compiled", is_flag=True, help="Translate the network with torch.compile first.")
+@click.option("--tta", is_flag=True, help="Validate with averaging over 8 rotated and reflected copies.")
+@click.option("--tensorboard", is_flag=True, help="Write events for TensorBoard too.")
 @click.option("--export/--no-export", "exporting", default=True, show_default=True, help="Write model.onnx too.")
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Of weights, samples and split.")
-def command(
-    data: Path,
-    val: Path | None,
-    val_fraction: float,
-    out: Path | None,
-    minutes: float | None,
-    steps: int | None,
-    exporting: bool,
-    seed: int,
-    **choices: Any,
-) -> None:
-    """Train a U-Net on DATA, a folder with images/ and labels/ (TIFF or PNG, paired by name).
+def command(exporting: bool, tensorboard: bool, **choices: Any) -> None:
+    """Train a U-Net on DATA, a folder with images/ and labels/ (paired by name), or a Cell Tracking Challenge's.
 
-    Labels are instances, one number an object, or masks, unless --classes is given. The folder of the run gets
-    best.safetensors, last.safetensors, curves.png, history.csv, and model.onnx, ready for `unetrt predict`.
+    TIFF, PNG, NPY and Zarr; stacks with stacks. Labels are instances, one number an object, or masks, unless --classes
+    is given; a third folder, ignore/, may mark what is not annotated. The folder of the run gets best.safetensors,
+    last.safetensors, curves.png, validation.png, history.csv, and model.onnx, ready for `unetrt predict`.
+
+    Ctrl-C stops after the step in hand and saves; --resume continues, after a crash too. Several GPUs:
+    torchrun --nproc-per-node 4 -m unetrt train DATA --batch 4.
     """
+    from unetrt.trainer.team import team
+
+    plan = _continued(choices) if choices["resume"] else _begun(choices)
+    with team() as members:
+        say: Callable[[str], None] = click.echo if members.leads else lambda _: None
+        train, validation = plan.source.load(plan.run.seed)
+        say(f"training on   {train}\nvalidating on {validation}")
+        training = plan.training(train, validation, members)
+        if plan.last is not None:
+            say(f"continuing after step {training.steps}")
+        best = run_with_bar(training, plan.budget, tensorboard=tensorboard, quiet=not members.leads)
+        if not members.leads:
+            return
+        say(f"best: {training.history.best_scores} -> {best}")
+        if exporting:
+            _export(best, plan.run.folder / "model.onnx")
+
+
+def _begun(choices: dict[str, Any]) -> "Plan":
     from unetrt.trainer.budget import Budget
-    from unetrt.trainer.training import Training
+    from unetrt.trainer.runs import Plan, Source
+    from unetrt.trainer.training import Run
 
-    folder = out or Path("runs") / f"{data.resolve().name}-{time.strftime('%Y%m%d-%H%M%S')}"
+    data: Path | None = choices["data"]
+    if data is None:
+        raise OptionError("give DATA, a folder with images/ and labels/, or --resume RUN")
+    folder = choices["out"] or Path("runs") / f"{data.resolve().name}-{time.strftime('%Y%m%d-%H%M%S')}"
     require_writable(folder)
-    if (folder / "best.safetensors").exists():
-        raise OutputError(f"{folder} already holds a training: choose another folder with -o")
+    if any((folder / name).exists() for name in ("best.safetensors", "last.safetensors")):
+        raise OutputError(f"{folder} already holds a training: choose another folder with -o, or --resume {folder}")
     recipe = _recipe(choices)
-    if minutes is None and steps is None:
-        minutes = DEFAULT_MINUTES
-    budget = Budget(minutes=minutes, steps=steps)
-    train, validation = _data(data, val, val_fraction, choices["classes"], seed)
-    click.echo(f"training on   {train}\nvalidating on {validation}")
-    training = Training(train, validation, recipe, folder, seed)
-    best = run_with_bar(training, budget)
-    click.echo(f"best: {training.history.best_scores} -> {best}")
-    if exporting:
-        _export(best, folder / "model.onnx")
+    budget = _budget(choices) or Budget(minutes=DEFAULT_MINUTES)
+    source = Source(
+        data, choices["val"], choices["val_fraction"], choices["val_list"], choices["classes"], choices["ignore_label"]
+    )
+    run = Run(folder, choices["seed"], choices["tta"], choices["compiled"], source.to_dict())
+    return Plan(source, recipe, run, budget)
 
 
-def run_with_bar(training: Any, budget: Any) -> Path:
-    """Run a training with a progress bar on standard error; return the best checkpoint."""
+def _continued(choices: dict[str, Any]) -> "Plan":
+    from unetrt.trainer.runs import Plan
+
+    context = click.get_current_context()
+    given = {name for name in choices if context.get_parameter_source(name) is click.core.ParameterSource.COMMANDLINE}
+    if changed := sorted(given - WITH_RESUME):
+        option = changed[0].replace("_", "-")
+        raise OptionError(f"--{option} cannot change in the middle of a run: --resume keeps what the run began with")
+    require_writable(choices["resume"])
+    return Plan.to_continue(choices["resume"], _budget(choices), choices["data"])
+
+
+def _budget(choices: dict[str, Any]) -> "Budget | None":
+    from unetrt.trainer.budget import Budget
+
+    minutes, steps = choices["minutes"], choices["steps"]
+    return None if minutes is None and steps is None else Budget(minutes=minutes, steps=steps)
+
+
+def _recipe(choices: dict[str, Any]) -> "Recipe":
+    from unetrt.trainer.recipe import RECIPES, options_of
+
+    name = choices["recipe_name"]
+    if name not in RECIPES:
+        raise OptionError(f"recipe {name!r} is unknown: use one of {', '.join(RECIPES)}")
+    return RECIPES[name].with_options(**{option: choices.get(option) for option in options_of()})
+
+
+def run_with_bar(training: "Training", budget: "Budget", *, tensorboard: bool = False, quiet: bool = False) -> Path:
+    """Run a training with a progress bar on standard error; return the best checkpoint.
+
+    Ctrl-C or SIGTERM stop it after the step in hand, and everything is saved.
+    """
+    from unetrt.trainer.stopping import stop_request
+
+    with ExitStack() as stack:
+        reporters = [] if quiet else [stack.enter_context(_bar())]
+        if tensorboard and not quiet:
+            from unetrt.trainer.tensorboard import TensorBoard
+
+            reporters.append(stack.enter_context(TensorBoard(training.folder, training.steps)))
+        request = stack.enter_context(stop_request())
+
+        def report(progress: "Progress") -> None:
+            for reporter in reporters:
+                reporter(progress)
+
+        return training.run(budget, report, lambda: request.asked)
+
+
+@contextmanager
+def _bar() -> Iterator[Callable[["Progress"], None]]:
     from rich.console import Console
     from rich.progress import (
         BarColumn,
@@ -98,16 +180,19 @@ def run_with_bar(training: Any, budget: Any) -> Path:
         TextColumn("left"),
         TimeRemainingColumn(),
     )
-    with Progress(*columns, console=Console(stderr=True)) as bar:
-        task = bar.add_task("training", total=1.0)
+    bar = Progress(*columns, console=Console(stderr=True))
+    task = bar.add_task("training", total=1.0)
 
-        def report(progress: Any) -> None:
-            bar.update(task, completed=progress.spent, description=f"step {progress.step}  loss {progress.loss:.3f}")
-            if scores := progress.scores:
-                bar.console.print(f"step {progress.step:6d}  {scores}")
+    def report(progress: Any) -> None:
+        bar.start()  # with the first step: an error before it is one line, not a line below a bar
+        bar.update(task, completed=progress.spent, description=f"step {progress.step}  loss {progress.loss:.3f}")
+        if scores := progress.scores:
+            bar.console.print(f"step {progress.step:6d}  {scores}")
 
-        best: Path = training.run(budget, report)
-    return best
+    try:
+        yield report
+    finally:
+        bar.stop()
 
 
 def _export(best: Path, model: Path) -> None:
@@ -124,26 +209,3 @@ def _export(best: Path, model: Path) -> None:
     parity = export(trained, model, Options(tile))
     click.echo(f"{model}: tile {tile[0]}x{tile[1]}, fp32; parity with the network: {parity}")
     click.echo(f"next: unetrt predict {model} IMAGES -o DIR")
-
-
-def _recipe(choices: dict[str, Any]) -> "Recipe":
-    from unetrt.runtime.errors import OptionError
-    from unetrt.trainer.recipe import RECIPES
-
-    options = {name: value for name, value in choices.items() if name not in ("recipe_name", "classes")}
-    name = choices["recipe_name"]
-    if name not in RECIPES:
-        raise OptionError(f"recipe {name!r} is unknown: use one of {', '.join(RECIPES)}")
-    return RECIPES[name].with_options(**options)
-
-
-def _data(data: Path, val: Path | None, fraction: float, classes: int | None, seed: int) -> tuple["Dataset", "Dataset"]:
-    from unetrt.trainer import dataset
-
-    train = dataset.load(data, classes)
-    if val is None:
-        return train.split(fraction, seed)
-    validation = dataset.load(val, classes)
-    if validation.channels != train.channels:
-        raise DatasetError(f"{val} has {validation.channels} channels, {data} has {train.channels}: they must agree")
-    return train, validation

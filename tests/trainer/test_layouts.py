@@ -1,0 +1,187 @@
+"""Every way in which annotated images may lie on a disk."""
+
+import numpy as np
+import pytest
+import tifffile
+import zarr
+
+from unetrt.runtime.errors import DatasetError, FrameError, OptionError
+from unetrt.trainer import dataset
+
+RNG = np.random.default_rng(0)
+FRAMES = RNG.integers(0, 4000, (3, 20, 30)).astype(np.uint16)
+LABELS = np.zeros((3, 20, 30), np.uint8)
+LABELS[:, 2:8, 2:8], LABELS[:, 2:8, 12:20], LABELS[1] = 1, 2, 0
+
+
+def tiff(path, pixels, **options):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    tifffile.imwrite(path, pixels, **({"photometric": "minisblack"} | options))
+
+
+def npy(path, pixels):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    np.save(path, pixels)
+
+
+def test_a_stack_becomes_an_image_a_frame(tmp_path):
+    tiff(tmp_path / "images" / "s.tif", FRAMES)
+    tiff(tmp_path / "labels" / "s.tif", LABELS)
+    data = dataset.load(tmp_path)
+    assert [image.name for image in data.images] == ["s[0]", "s[1]", "s[2]"]
+    np.testing.assert_array_equal(data.images[2].frame[0], FRAMES[2])
+    np.testing.assert_array_equal(data.images[2].labels, LABELS[2])
+    assert "1 images without any" in str(data)
+
+
+def test_ome_tiff_npy_and_zarr_pair_by_stem(tmp_path):
+    tiff(tmp_path / "images" / "a.ome.tif", FRAMES, ome=True, metadata={"axes": "TYX"})
+    npy(tmp_path / "images" / "b.npy", FRAMES.astype(np.float32))
+    zarr.save(tmp_path / "images" / "c.zarr", FRAMES)
+    group = zarr.open_group(tmp_path / "images" / "d.ome.zarr", mode="w")
+    group.create_array("0", data=FRAMES[:, None])
+    axes = [{"name": name} for name in "tcyx"]
+    group.attrs["ome"] = {"multiscales": [{"axes": axes, "datasets": [{"path": "0"}]}]}
+    for name in ("a.tif", "b.npy", "c.tif", "d.npy"):
+        (npy if name.endswith("npy") else tiff)(tmp_path / "labels" / name, LABELS)
+    data = dataset.load(tmp_path)
+    assert [image.name for image in data.images] == [f"{stem}[{index}]" for stem in "abcd" for index in range(3)]
+    for index, image in enumerate(data.images):
+        np.testing.assert_array_equal(image.frame[0], FRAMES[index % 3])
+        np.testing.assert_array_equal(image.labels, LABELS[index % 3])
+
+
+def test_channels_of_npy_and_ome(tmp_path):
+    rgb = np.stack([FRAMES[0]] * 3, axis=-1)
+    npy(tmp_path / "images" / "a.npy", rgb)
+    npy(tmp_path / "images" / "b.npy", np.moveaxis(rgb, -1, 0)[None])
+    tiff(tmp_path / "images" / "c.tif", np.moveaxis(rgb, -1, 0), ome=True, metadata={"axes": "CYX"})
+    for name in "abc":
+        npy(tmp_path / "labels" / f"{name}.npy", LABELS[0])
+    data = dataset.load(tmp_path)
+    for image in data.images:
+        np.testing.assert_array_equal(image.frame, np.moveaxis(rgb, -1, 0))
+
+
+def test_the_cell_tracking_challenges_layout(tmp_path):
+    for time in (0, 7, 12):
+        tiff(tmp_path / "01" / f"t{time:03d}.tif", FRAMES[0] + time)
+    tiff(tmp_path / "01_GT" / "SEG" / "man_seg007.tif", LABELS[0].astype(np.uint16))
+    tiff(tmp_path / "02" / "t001.tif", FRAMES)
+    tiff(tmp_path / "02_GT" / "SEG" / "man_seg_001_002.tif", LABELS[2].astype(np.uint16))
+    tiff(tmp_path / "02_GT" / "TRA" / "man_track001.tif", LABELS)
+    data = dataset.load(tmp_path)
+    assert [image.name for image in data.images] == ["01/t007", "02/t001[2]"]
+    np.testing.assert_array_equal(data.images[0].frame[0], FRAMES[0] + 7)
+    np.testing.assert_array_equal(data.images[1].frame[0], FRAMES[2])
+
+
+def test_a_third_folder_marks_what_is_not_annotated(tmp_path):
+    mask = np.zeros((20, 30), np.uint8)
+    mask[:, 15:] = 255
+    for name in ("a", "b"):
+        tiff(tmp_path / "images" / f"{name}.tif", FRAMES[0])
+        tiff(tmp_path / "labels" / f"{name}.tif", LABELS[0])
+    tiff(tmp_path / "ignore" / "b.tif", mask)
+    data = dataset.load(tmp_path)
+    assert data.images[0].ignored is None
+    np.testing.assert_array_equal(data.images[1].ignored, mask > 0)
+    assert data.ignored == pytest.approx(0.25)
+    assert "25.0% of the pixels not annotated" in str(data)
+
+
+@pytest.mark.parametrize(
+    ("classes", "ignore", "share"), [(3, None, 0.1), (None, 255, 0.1), (3, 2, None), (None, None, 0)]
+)
+def test_a_label_marks_what_is_not_annotated(tmp_path, classes, ignore, share):
+    """255 for class maps unless told otherwise; an instance may have any number."""
+    labels = LABELS[0].copy()
+    labels[:2] = 0 if ignore == 2 else 255
+    tiff(tmp_path / "images" / "a.tif", FRAMES[0])
+    tiff(tmp_path / "labels" / "a.tif", labels)
+    data = dataset.load(tmp_path, classes, ignore)
+    assert data.ignored == pytest.approx(48 / 600 if share is None else share)
+    assert data.images[0].labels.max() == (3 if share == 0 else 1 if ignore == 2 else 2)
+
+
+def named(tmp_path):
+    for name in ("cell_01", "cell_02", "cell_03"):
+        tiff(tmp_path / "images" / f"{name}.tif", FRAMES[0])
+        tiff(tmp_path / "labels" / f"{name}.tif", LABELS[0])
+    return dataset.load(tmp_path)
+
+
+def test_a_list_says_what_is_held_back(tmp_path):
+    (tmp_path / "val.txt").write_text("# held back\ncell_02.tif\n\ncell_03\n")
+    train, held = named(tmp_path).split_by(dataset.read_names(tmp_path / "val.txt"))
+    assert [[image.name for image in part.images] for part in (train, held)] == [["cell_01"], ["cell_02", "cell_03"]]
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        (["cell_1"], "no image is named cell_1: did you mean cell_01?"),
+        (["cell_01", "cell_02", "cell_03"], "holds back every image"),
+    ],
+)
+def test_lists_that_do_not_fit(tmp_path, names, message):
+    with pytest.raises(DatasetError, match=message):
+        named(tmp_path).split_by(names)
+
+
+def test_what_is_no_list(tmp_path):
+    (tmp_path / "empty.txt").write_text("# nothing\n")
+    (tmp_path / "binary.txt").write_bytes(b"\xff\xfe\x00")
+    for name, message in (("empty", "names no image"), ("binary", "cannot be read"), ("none", "cannot be read")):
+        with pytest.raises(DatasetError, match=message):
+            dataset.read_names(tmp_path / f"{name}.txt")
+
+
+BAD = {
+    "a stack with one plane of labels": (
+        {"images/a.tif": FRAMES, "labels/a.tif": LABELS[0]}, "a stack of 3 frames, .* of 1: .*\\(1, C, H, W\\)",
+    ),
+    "a mask of another shape": (
+        {"images/a.tif": FRAMES[0], "labels/a.tif": LABELS[0], "ignore/a.tif": LABELS[0][:9]}, "20 x 30 px.*9 x 30 px",
+    ),
+    "a mask without an image": (
+        {"images/a.tif": FRAMES[0], "labels/a.tif": LABELS[0], "ignore/b.tif": LABELS[0]}, "mask b.tif has no partner",
+    ),
+    "nothing annotated": (
+        {"images/a.tif": FRAMES[0], "labels/a.tif": LABELS[0], "ignore/a.tif": LABELS[0] + 1}, "nothing can be learnt",
+    ),
+    "a challenge frame that is missing": ({"01_GT/SEG/man_seg003.tif": LABELS[0]}, "t003.tif, which does not exist"),
+    "a challenge file of another name": ({"01_GT/SEG/man_seg3b.tif": LABELS[0]}, "not named as the challenge"),
+    "a challenge plane that is missing": (
+        {"01_GT/SEG/man_seg_003_9.tif": LABELS[0], "01/t003.tif": FRAMES}, "annotates plane 9 .* which has 3",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("files", "message"), BAD.values(), ids=BAD)
+def test_what_does_not_fit(tmp_path, files, message):
+    for name, pixels in files.items():
+        tiff(tmp_path / name, pixels)
+    with pytest.raises(DatasetError, match=message):
+        dataset.load(tmp_path)
+
+
+def test_a_background_cannot_be_ignored(tmp_path):
+    named(tmp_path)
+    with pytest.raises(OptionError, match="label 0 cannot be ignored"):
+        dataset.load(tmp_path, ignore=0)
+
+
+def test_objects_in_an_npy_are_never_unpickled(tmp_path):
+    class Payload:
+        def __reduce__(self):
+            return (pytest.fail, ("the pickle was run",))
+
+    named(tmp_path)
+    np.save(tmp_path / "images" / "cell_04.npy", np.array([Payload()], object), allow_pickle=True)
+    npy(tmp_path / "labels" / "cell_04.npy", LABELS[0])
+    with pytest.raises(FrameError, match="cell_04.npy holds Python objects, which are never loaded"):
+        dataset.load(tmp_path)
+    (tmp_path / "images" / "cell_04.npy").write_bytes(b"\x80\x04 a bare pickle")
+    with pytest.raises(FrameError, match="cell_04.npy cannot be read"):
+        dataset.load(tmp_path)

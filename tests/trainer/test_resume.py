@@ -1,0 +1,149 @@
+"""A run that is stopped, killed or cut off goes on as if nothing had happened."""
+
+import random
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from unetrt.__main__ import main
+from unetrt.runtime.errors import DatasetError, ModelFileError, OptionError, TrainingStopped
+from unetrt.trainer import dataset
+from unetrt.trainer.budget import Budget
+from unetrt.trainer.checkpoint import LAST, load
+from unetrt.trainer.recipe import RECIPES, Recipe
+from unetrt.trainer.training import Run, Training
+
+MODERN = RECIPES["modern"].with_options(depth=2, base=4, tile=92)
+PAPER = Recipe(depth=2, base=4, tile=92)
+
+
+def training(folder, out, recipe=MODERN, seed=0):
+    train, validation = dataset.load(folder).split(0.25, seed=0)
+    return Training(train, validation, recipe, Run(out, seed))
+
+
+def stopping_after(run, steps):
+    return lambda: run.steps >= steps
+
+
+@pytest.mark.parametrize(
+    "recipe", [MODERN, PAPER, replace(MODERN, dropout=0.5, batch=2)], ids=["modern", "paper", "drop"]
+)
+def test_a_continued_run_is_the_uninterrupted_one_bit_for_bit(drawn_folder, tmp_path, recipe):
+    """Drop-out, momentum and the moving average included; a second interruption too."""
+    budget = Budget(steps=9)
+    whole = training(drawn_folder, tmp_path / "whole", recipe)
+    whole.run(budget)
+    for stop in (4, 5, 10):
+        run = training(drawn_folder, tmp_path / "parts", recipe, seed=0)
+        if stop > 4:
+            run.restore(load(tmp_path / "parts" / LAST))
+        if stop < 10:
+            with pytest.raises(TrainingStopped, match=f"stopped after step {stop}.*--resume"):
+                run.run(budget, should_stop=stopping_after(run, stop))
+        else:
+            run.run(budget)
+    assert run.history.losses == whole.history.losses
+    assert run.history.scores == whole.history.scores
+    for name in ("best.safetensors", LAST):
+        one, other = (load(tmp_path / part / name) for part in ("whole", "parts"))
+        for kind in ("weights", "state"):
+            ones, others = getattr(one, kind), getattr(other, kind)
+            assert ones.keys() == others.keys()
+            for key in ones:
+                np.testing.assert_array_equal(ones[key], others[key], err_msg=f"{name} {kind} {key}")
+
+
+def test_other_data_are_refused(drawn_folder, tmp_path):
+    training(drawn_folder, tmp_path).run(Budget(steps=2))
+    run = training(drawn_folder, tmp_path)
+    train, validation = dataset.load(drawn_folder).split(0.5, seed=0)
+    other = Training(train, validation, MODERN, Run(tmp_path))
+    with pytest.raises(DatasetError, match="not those that the run began with"):
+        other.restore(load(tmp_path / LAST))
+    run.restore(load(tmp_path / LAST))
+    with pytest.raises(OptionError, match="has done its 2 steps: give it more"):
+        run.run(Budget(steps=2))
+
+
+def test_what_cannot_be_continued(drawn_folder, tmp_path):
+    training(drawn_folder, tmp_path).run(Budget(steps=2))
+    for recipe in (replace(MODERN, base=8), replace(MODERN, optimiser="sgd"), replace(MODERN, average=0)):
+        run = training(drawn_folder, tmp_path, recipe)
+        last = load(tmp_path / LAST)
+        if recipe.base == 8:
+            with pytest.raises(ModelFileError, match="holds another network or recipe"):
+                run.restore(last)
+    with pytest.raises(ModelFileError, match="does not say how to continue"):
+        run.restore(load(tmp_path / "best.safetensors"))
+
+
+SMALL = ["--depth", "1", "--base", "2", "--tile", "60", "--no-export"]
+
+
+def child(*arguments):
+    return subprocess.Popen(
+        [sys.executable, "-m", "unetrt", "train", *map(str, arguments)],
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+    )  # fmt: skip
+
+
+def wait_for(path, process, seconds=120):
+    begin = time.monotonic()
+    while not path.exists():
+        assert process.poll() is None, process.stdout.read()
+        assert time.monotonic() - begin < seconds, f"no {path}"
+        time.sleep(0.01)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_saves_and_resume_goes_on(drawn_folder, tmp_path, capsys, number):
+    folder = tmp_path / "run"
+    process = child(drawn_folder, "--steps", 100_000, "-o", folder, *SMALL)
+    wait_for(folder / LAST, process)
+    process.send_signal(number)
+    said, _ = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert said.strip().splitlines()[-1].startswith("Error: stopped after step ")
+    steps = load(folder / LAST).training["steps"]
+    assert f"stopped after step {steps}, all of it saved" in said
+    assert main(["train", "--resume", str(folder), "--steps", str(steps + 3), "--no-export"]) == 0
+    assert f"continuing after step {steps}" in capsys.readouterr().out
+    assert load(folder / LAST).training["steps"] == steps + 3
+
+
+def test_ten_kills_at_random_moments_leave_a_whole_checkpoint(drawn_folder, tmp_path):
+    """Every step saves here; every other kill is aimed at a save that has begun."""
+    folder, rng = tmp_path / "run", random.Random(0)
+    script = (
+        "import sys; from unetrt.trainer import training; training.SAVE_EVERY = 0; "
+        "from unetrt.__main__ import main; sys.exit(main(sys.argv[1:]))"
+    )
+    begin = ["train", str(drawn_folder), "--steps", "1000000", "-o", str(folder), *SMALL]
+    steps = 0
+    for kill in range(10):
+        arguments = begin if steps == 0 else ["train", "--resume", str(folder), "--no-export"]
+        process = subprocess.Popen(
+            [sys.executable, "-c", script, *arguments], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        )
+        before = (folder / LAST).stat().st_mtime_ns if steps else 0
+        wait_for(folder / LAST, process)
+        while (folder / LAST).stat().st_mtime_ns == before:
+            assert process.poll() is None, process.stdout.read()
+            time.sleep(0.001)
+        time.sleep(rng.random() * 0.3)
+        while kill % 2 and not list(folder.glob(".unetrt-*")):
+            pass
+        process.kill()
+        process.communicate()
+        last = load(folder / LAST)
+        assert last.training["steps"] > steps
+        steps = last.training["steps"]
+        assert len(last.state["losses"]) == steps
+    assert main(["train", "--resume", str(folder), "--steps", str(steps + 1), "--no-export"]) == 0
+    assert not list(folder.glob(".unetrt-*")), "what a killed save left is cleared away"

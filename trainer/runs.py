@@ -1,0 +1,128 @@
+"""A run as the command line describes it: where its data are, how it trains; to begin, or to continue."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from unetrt.runtime.errors import DatasetError, ModelFileError, OptionError
+from unetrt.trainer import checkpoint, dataset
+from unetrt.trainer.budget import Budget
+from unetrt.trainer.dataset import Dataset
+from unetrt.trainer.recipe import Recipe
+from unetrt.trainer.team import Team
+from unetrt.trainer.training import Run, Training
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where training and validation data come from.
+
+    Attributes
+    ----------
+    data
+        Folder to train on.
+    val
+        Folder to validate on; None: a part of `data` is held back.
+    fraction
+        How large that part is, unless a list names it.
+    listed
+        Text file that names the images to validate on, a line each; None: they are drawn.
+    classes
+        How many classes labels have; None: labels are instances.
+    ignore
+        Label of pixels that are not annotated; None: 255 for class maps, none for instances.
+    """
+
+    data: Path
+    val: Path | None = None
+    fraction: float = 0.2
+    listed: Path | None = None
+    classes: int | None = None
+    ignore: int | None = None
+
+    def load(self, seed: int) -> tuple[Dataset, Dataset]:
+        """Read both sets.
+
+        Raises
+        ------
+        DatasetError, FrameError, OptionError
+            What is there does not fit.
+        """
+        if self.val is not None and self.listed is not None:
+            raise OptionError("give either a validation folder (--val) or a list of images (--val-list), not both")
+        train = dataset.load(self.data, self.classes, self.ignore)
+        if self.listed is not None:
+            return train.split_by(dataset.read_names(self.listed))
+        if self.val is None:
+            return train.split(self.fraction, seed)
+        validation = dataset.load(self.val, self.classes, self.ignore)
+        if validation.channels != train.channels:
+            raise DatasetError(
+                f"{self.val} has {validation.channels} channels, {self.data} has {train.channels}: they must agree"
+            )
+        return train, validation
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return what JSON stores; paths are made absolute, so that a run continues from any folder."""
+        paths = {name: value.absolute() for name, value in vars(self).items() if isinstance(value, Path)}
+        return vars(self) | {name: str(path) for name, path in paths.items()}
+
+    @classmethod
+    def from_dict(cls, stored: dict[str, Any]) -> "Source":
+        """Return what `to_dict` gave."""
+        paths = {name: Path(stored[name]) for name in ("data", "val", "listed") if stored[name] is not None}
+        return cls(**{**stored, **paths})
+
+
+@dataclass(frozen=True)
+class Plan:
+    """All that makes a training.
+
+    Attributes
+    ----------
+    source
+        Where the data come from.
+    recipe
+        How to train.
+    run
+        Where to, from which seed.
+    budget
+        For how long.
+    last
+        The checkpoint to continue from; None: begin.
+    """
+
+    source: Source
+    recipe: Recipe
+    run: Run
+    budget: Budget
+    last: checkpoint.Checkpoint | None = field(default=None, repr=False)
+
+    @classmethod
+    def to_continue(cls, folder: Path, budget: Budget | None, data: Path | None) -> "Plan":
+        """Read from a run's folder how it goes on; `budget` and `data` take the place of what it says, where given.
+
+        Raises
+        ------
+        ModelFileError
+            There is no last checkpoint, or it is not whole, or of a version that could not continue.
+        """
+        path = folder / checkpoint.LAST
+        if not path.is_file():
+            raise ModelFileError(f"{folder} holds no {checkpoint.LAST} to continue from: train anew, with -o {folder}")
+        last = checkpoint.load(path)
+        try:
+            progress = last.progress
+            source = Source.from_dict(progress["origin"] | ({} if data is None else {"data": str(data)}))
+            recipe = Recipe.from_dict(last.training["recipe"])
+            run = Run(folder, origin=source.to_dict(), **progress["run"])
+            return cls(source, recipe, run, budget or Budget(**progress["budget"]), last)
+        except (KeyError, TypeError) as error:
+            raise ModelFileError(f"{path} does not say how to continue ({error} is missing): train anew") from error
+
+    def training(self, train: Dataset, validation: Dataset, team: Team) -> Training:
+        """Return the training of these sets, ready to run."""
+        training = Training(train, validation, self.recipe, self.run, team)
+        if self.last is not None:
+            training.restore(self.last)
+        return training
