@@ -59,13 +59,14 @@ def drawn_folder(tmp_path_factory):
 @pytest.fixture(scope="session")
 def tiny_run(drawn_folder, tmp_path_factory):
     """The folder of a tiny training: depth 2, base 4, a few steps."""
-    from unetrt.trainer import dataset
+    from unetrt.trainer import reading
     from unetrt.trainer.budget import Budget
     from unetrt.trainer.recipe import RECIPES
-    from unetrt.trainer.training import Run, Training
+    from unetrt.trainer.run import Run
+    from unetrt.trainer.training import Training
 
     folder = tmp_path_factory.mktemp("run")
-    train, validation = dataset.load(drawn_folder).split(0.25, seed=0)
+    train, validation = reading.load(drawn_folder).split(0.25, seed=0)
     recipe = RECIPES["modern"].with_options(depth=2, base=4, tile=92)
     Training(train, validation, recipe, Run(folder)).run(Budget(steps=12))
     return folder

@@ -115,6 +115,17 @@ def _sample(
     return Sample(image.name, torch.from_numpy(frame), torch.from_numpy(target), annotated)
 
 
+def normalisation_for(recipe: Recipe, dataset: Dataset) -> Normalisation:
+    """Return the recipe's normalisation; `fixed` takes mean and deviation of each channel over the training images."""
+    if recipe.normalisation != "fixed":
+        return Normalisation(recipe.normalisation)
+    pixels = [image.frame.reshape(dataset.channels, -1) for image in dataset.images]
+    joined = np.concatenate(pixels, axis=1).astype(np.float64)
+    deviation = joined.std(axis=1)
+    scale = np.divide(1, deviation, out=np.zeros_like(deviation), where=deviation > 0)
+    return Normalisation("fixed", offset=tuple(joined.mean(axis=1).tolist()), scale=tuple(scale.tolist()))
+
+
 class Sampler:
     """Draws batches: a place in an image and a deformation, at random; each image once before any comes again.
 

@@ -6,7 +6,7 @@ from typing import Self
 
 from torch.utils.tensorboard.writer import SummaryWriter
 
-from unetrt.trainer.training import Progress
+from unetrt.trainer.run import Progress
 
 
 class TensorBoard:

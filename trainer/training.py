@@ -1,18 +1,16 @@
 """The training loop."""
 
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Callable
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from unetrt.runtime.artifacts import clear_unfinished
 from unetrt.runtime.errors import DatasetError, ModelFileError, OptionError, TrainingStopped
-from unetrt.runtime.normalisation import Normalisation
 from unetrt.trainer import sheet
 from unetrt.trainer.budget import Budget, ValidationClock
 from unetrt.trainer.checkpoint import BEST, LAST, Checkpoint, state_of
@@ -21,72 +19,16 @@ from unetrt.trainer.failures import translated
 from unetrt.trainer.history import History
 from unetrt.trainer.learner import Learner
 from unetrt.trainer.recipe import Recipe
-from unetrt.trainer.samples import Sampler, prepare
+from unetrt.trainer.run import Progress, Reporter, Run
+from unetrt.trainer.samples import Sampler, normalisation_for, prepare
 from unetrt.trainer.team import Team, alone
 from unetrt.trainer.unet import UNet
 from unetrt.trainer.validation import Scores, Validator
 
 # Seconds between two saves of the last checkpoint: what a power cut may cost.
 SAVE_EVERY = 60.0
-# Frames kept in the checkpoint for the exporter's verification, and the largest side of each, in pixels.
-KEPT_FRAMES, KEPT_SIDE = 4, 512
 LOSSES = "losses"
 SHEET = "validation.png"
-
-
-@dataclass(frozen=True)
-class Progress:
-    """What a training reports after each step.
-
-    Attributes
-    ----------
-    step
-        Steps done.
-    spent
-        Share of the budget spent.
-    loss, rate
-        Of the step: weighted cross entropy and learning rate.
-    scores
-        Of the validation after this step, or None where there was none.
-    """
-
-    step: int
-    spent: float
-    loss: float
-    rate: float
-    scores: Scores | None
-
-
-class Reporter(Protocol):
-    """Is told of each step, in the leading process."""
-
-    def __call__(self, progress: Progress, /) -> None:
-        """Show or store it."""
-
-
-@dataclass(frozen=True)
-class Run:
-    """How a training is run, as opposed to what it learns.
-
-    Attributes
-    ----------
-    folder
-        Where best.safetensors, last.safetensors, history.csv, curves.png and validation.png go.
-    seed
-        Of weights and samples.
-    tta
-        Whether validation averages over the 8 symmetries of the square.
-    compiled
-        Whether torch.compile translates the network.
-    origin
-        What the caller wants to find again in the last checkpoint, as JSON: where the data came from.
-    """
-
-    folder: Path
-    seed: int = 0
-    tta: bool = False
-    compiled: bool = False
-    origin: Mapping[str, Any] = field(default_factory=dict)
 
 
 class Training:
@@ -257,7 +199,7 @@ class Training:
             normalisation=self._normalisation,
             annotation="instances" if self._train.instances else "classes",
             separation_border=self._border,
-            frames=kept_frames(self._validation),
+            frames=self._validation.some_frames(),
             frame_sizes=tuple((height, width, often) for (height, width), often in self._train.sizes.items()),
             training={
                 "steps": self.steps,
@@ -284,21 +226,3 @@ class Training:
 
     def _digests(self) -> list[str]:
         return [self._train.digest, self._validation.digest]
-
-
-def normalisation_for(recipe: Recipe, dataset: Dataset) -> Normalisation:
-    """Return the recipe's normalisation; `fixed` takes mean and deviation of each channel over the training images."""
-    if recipe.normalisation != "fixed":
-        return Normalisation(recipe.normalisation)
-    pixels = [image.frame.reshape(dataset.channels, -1) for image in dataset.images]
-    joined = np.concatenate(pixels, axis=1).astype(np.float64)
-    deviation = joined.std(axis=1)
-    scale = np.divide(1, deviation, out=np.zeros_like(deviation), where=deviation > 0)
-    return Normalisation("fixed", offset=tuple(joined.mean(axis=1).tolist()), scale=tuple(scale.tolist()))
-
-
-def kept_frames(dataset: Dataset) -> tuple[NDArray[Any], ...]:
-    """Return some raw validation frames (C, H, W), cropped to a bounded size, spread over the set."""
-    step = max(1, len(dataset.images) // KEPT_FRAMES)
-    chosen = dataset.images[::step][:KEPT_FRAMES]
-    return tuple(image.frame[:, :KEPT_SIDE, :KEPT_SIDE] for image in chosen)

@@ -12,7 +12,7 @@ import tifffile
 
 from unetrt.benchmarks.report import environment
 from unetrt.benchmarks.whole_frame import whole_frame_scores, wrong_pixels
-from unetrt.cli.train import run_with_bar
+from unetrt.cli.training_bar import run_with_bar
 from unetrt.export.exporter import Options, export, planned_tile
 from unetrt.runtime.artifacts import whole_file, writable_folder
 from unetrt.runtime.errors import OutputError, ParityError
@@ -22,12 +22,13 @@ from unetrt.runtime.overlay import overlay
 from unetrt.runtime.segmenter import Segmenter
 from unetrt.runtime.spec import ModelSpec
 from unetrt.trainer import checkpoint as checkpoints
-from unetrt.trainer import dataset
+from unetrt.trainer import reading
 from unetrt.trainer.budget import Budget
 from unetrt.trainer.drawn_cells import Drawing, draw
 from unetrt.trainer.evaluation import evaluate_instances
 from unetrt.trainer.recipe import DEFAULT_RECIPE, RECIPES
-from unetrt.trainer.training import Run, Training
+from unetrt.trainer.run import Run
+from unetrt.trainer.training import Training
 
 # Says that a folder is a demo's, to be drawn over.
 MARKER = ".unetrt-demo"
@@ -116,7 +117,7 @@ class Demo:
             write_labels(folder / "labels" / f"{number:03d}.tif", drawing.labels)
 
     def _train(self) -> checkpoints.Checkpoint:
-        train, val = (dataset.load(self._out / "data" / part) for part in ("train", "val"))
+        train, val = (reading.load(self._out / "data" / part) for part in ("train", "val"))
         training = Training(train, val, RECIPES[DEFAULT_RECIPE], Run(self._out, self._seed))
         return checkpoints.load(run_with_bar(training, Budget(minutes=self._minutes)))
 

@@ -10,12 +10,14 @@ import pytest
 import tifffile
 
 from unetrt.__main__ import main
+from unetrt.export.exporter import Options, export
 from unetrt.runtime.spec import KEY
+from unetrt.trainer.checkpoint import load
 
 
 def image(path: Path, pixels: np.ndarray) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
-    tifffile.imwrite(path, pixels, photometric="rgb" if pixels.ndim == 3 else "minisblack")
+    tifffile.imwrite(path, pixels, photometric="rgb" if pixels.shape[-1] == 3 else "minisblack")
     return path
 
 
@@ -49,6 +51,12 @@ def place(tmp_path, tiny_model, tiny_run, drawn_folder):
     (tmp_path / "best.safetensors").write_bytes((tiny_run / "best.safetensors").read_bytes())
     (tmp_path / "fake.safetensors").write_bytes(b"PK\x03\x04 weights of another kind")
     (tmp_path / "drawn").symlink_to(drawn_folder)
+    image(tmp_path / "stack" / "images" / "a.tif", np.stack([FRAME, FRAME]).reshape(2, 64, 64))
+    image(tmp_path / "stack" / "labels" / "a.tif", OBJECTS)
+    for folder, source in (("broken", b"cut"), ("best", (tiny_run / "best.safetensors").read_bytes())):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "last.safetensors").write_bytes(source)
+    export(load(tiny_run), tmp_path / "labels.onnx", Options((60, 60), head="labels"))
     return tmp_path
 
 
@@ -70,6 +78,18 @@ CASES = {
     "too many classes": ("train whole --val whole --classes 3 -o new", "holds class 3, 3 classes are 0 ... 2"),
     "unknown recipe": ("train whole --val whole --recipe best -o new", "use one of modern, paper"),
     "minutes and steps": ("train whole --val whole --minutes 1 --steps 1 -o new", "either minutes or steps"),
+    "no data": ("train -o new", "give DATA, a folder with images/ and labels/, or --resume RUN"),
+    "nothing to resume": ("train --resume good", "good holds no last.safetensors to continue from"),
+    "a cut checkpoint to resume": ("train --resume broken", "last.safetensors is not a safetensors checkpoint"),
+    "a best checkpoint to resume": ("train --resume best", "does not say how to continue"),
+    "another network to resume": ("train --resume best --base 9", "--base cannot change in the middle of a run"),
+    "a folder and a list": ("train whole --val whole --val-list file -o new", "not both"),
+    "a list of other names": ("train drawn --val-list file -o new", "no image is named a file, no folder"),
+    "a list that is none": ("train drawn --val-list none -o new", "none cannot be read as a list of names"),
+    "the background ignored": ("train drawn --ignore-label 0 -o new", "label 0 cannot be ignored"),
+    "an average of one": ("train drawn --average 1 -o new", "average 1.0 does not work: use a number from 0"),
+    "no zoom": ("train drawn --zoom 0.5 -o new", "zoom 0.5 does not work: use 1 or more"),
+    "a stack without its labels": ("train stack --val whole -o new", "a stack of 2 frames, .* of 1"),
     "no time": ("train whole --val whole --minutes 0 -o new", "give more than 0"),
     "no depth": ("train whole --val whole --depth 0 -o new", "depth 0"),
     "train into a file": ("train whole -o file/run", "cannot write to file/run: .*not a folder"),
@@ -100,6 +120,10 @@ CASES = {
     "unknown option": ("predict model.onnx good -o new --fast", "No such option '?--fast"),
     "no output": ("predict model.onnx good", "Missing option '-o'"),
     "unknown command": ("segment model.onnx", "No such command 'segment'"),
+    "averaging over labels": ("predict labels.onnx good -o new --tta", "head gives labels only: export it with"),
+    "predictions of another size": ("eval shapes/labels whole/labels", "a.tif: predicted 60 x 64 px, true 64 x 64 px"),
+    "classes that are too many": ("eval whole/labels whole/labels --classes 3", "class 3 is predicted, 3 classes are"),
+    "one class": ("eval whole/labels whole/labels --classes 1", "1 classes cannot be compared"),
     "no prediction": ("eval good drawn/labels", "has no labels for 0.tif"),
     "no memory": ("plan 2048 --memory lots", "'lots' is no amount of memory"),
     "too little memory": ("plan 2048 --memory 1MiB", "no tile fits 1 MiB: the smallest, 204x204, needs"),

@@ -6,7 +6,7 @@ import tifffile
 import zarr
 
 from unetrt.runtime.errors import DatasetError, FrameError, OptionError
-from unetrt.trainer import dataset
+from unetrt.trainer import reading
 
 RNG = np.random.default_rng(0)
 FRAMES = RNG.integers(0, 4000, (3, 20, 30)).astype(np.uint16)
@@ -27,7 +27,7 @@ def npy(path, pixels):
 def test_a_stack_becomes_an_image_a_frame(tmp_path):
     tiff(tmp_path / "images" / "s.tif", FRAMES)
     tiff(tmp_path / "labels" / "s.tif", LABELS)
-    data = dataset.load(tmp_path)
+    data = reading.load(tmp_path)
     assert [image.name for image in data.images] == ["s[0]", "s[1]", "s[2]"]
     np.testing.assert_array_equal(data.images[2].frame[0], FRAMES[2])
     np.testing.assert_array_equal(data.images[2].labels, LABELS[2])
@@ -44,7 +44,7 @@ def test_ome_tiff_npy_and_zarr_pair_by_stem(tmp_path):
     group.attrs["ome"] = {"multiscales": [{"axes": axes, "datasets": [{"path": "0"}]}]}
     for name in ("a.tif", "b.npy", "c.tif", "d.npy"):
         (npy if name.endswith("npy") else tiff)(tmp_path / "labels" / name, LABELS)
-    data = dataset.load(tmp_path)
+    data = reading.load(tmp_path)
     assert [image.name for image in data.images] == [f"{stem}[{index}]" for stem in "abcd" for index in range(3)]
     for index, image in enumerate(data.images):
         np.testing.assert_array_equal(image.frame[0], FRAMES[index % 3])
@@ -58,7 +58,7 @@ def test_channels_of_npy_and_ome(tmp_path):
     tiff(tmp_path / "images" / "c.tif", np.moveaxis(rgb, -1, 0), ome=True, metadata={"axes": "CYX"})
     for name in "abc":
         npy(tmp_path / "labels" / f"{name}.npy", LABELS[0])
-    data = dataset.load(tmp_path)
+    data = reading.load(tmp_path)
     for image in data.images:
         np.testing.assert_array_equal(image.frame, np.moveaxis(rgb, -1, 0))
 
@@ -70,7 +70,7 @@ def test_the_cell_tracking_challenges_layout(tmp_path):
     tiff(tmp_path / "02" / "t001.tif", FRAMES)
     tiff(tmp_path / "02_GT" / "SEG" / "man_seg_001_002.tif", LABELS[2].astype(np.uint16))
     tiff(tmp_path / "02_GT" / "TRA" / "man_track001.tif", LABELS)
-    data = dataset.load(tmp_path)
+    data = reading.load(tmp_path)
     assert [image.name for image in data.images] == ["01/t007", "02/t001[2]"]
     np.testing.assert_array_equal(data.images[0].frame[0], FRAMES[0] + 7)
     np.testing.assert_array_equal(data.images[1].frame[0], FRAMES[2])
@@ -83,7 +83,7 @@ def test_a_third_folder_marks_what_is_not_annotated(tmp_path):
         tiff(tmp_path / "images" / f"{name}.tif", FRAMES[0])
         tiff(tmp_path / "labels" / f"{name}.tif", LABELS[0])
     tiff(tmp_path / "ignore" / "b.tif", mask)
-    data = dataset.load(tmp_path)
+    data = reading.load(tmp_path)
     assert data.images[0].ignored is None
     np.testing.assert_array_equal(data.images[1].ignored, mask > 0)
     assert data.ignored == pytest.approx(0.25)
@@ -99,7 +99,7 @@ def test_a_label_marks_what_is_not_annotated(tmp_path, classes, ignore, share):
     labels[:2] = 0 if ignore == 2 else 255
     tiff(tmp_path / "images" / "a.tif", FRAMES[0])
     tiff(tmp_path / "labels" / "a.tif", labels)
-    data = dataset.load(tmp_path, classes, ignore)
+    data = reading.load(tmp_path, classes, ignore)
     assert data.ignored == pytest.approx(48 / 600 if share is None else share)
     assert data.images[0].labels.max() == (3 if share == 0 else 1 if ignore == 2 else 2)
 
@@ -108,12 +108,12 @@ def named(tmp_path):
     for name in ("cell_01", "cell_02", "cell_03"):
         tiff(tmp_path / "images" / f"{name}.tif", FRAMES[0])
         tiff(tmp_path / "labels" / f"{name}.tif", LABELS[0])
-    return dataset.load(tmp_path)
+    return reading.load(tmp_path)
 
 
 def test_a_list_says_what_is_held_back(tmp_path):
     (tmp_path / "val.txt").write_text("# held back\ncell_02.tif\n\ncell_03\n")
-    train, held = named(tmp_path).split_by(dataset.read_names(tmp_path / "val.txt"))
+    train, held = named(tmp_path).split_by(reading.read_names(tmp_path / "val.txt"))
     assert [[image.name for image in part.images] for part in (train, held)] == [["cell_01"], ["cell_02", "cell_03"]]
 
 
@@ -134,7 +134,7 @@ def test_what_is_no_list(tmp_path):
     (tmp_path / "binary.txt").write_bytes(b"\xff\xfe\x00")
     for name, message in (("empty", "names no image"), ("binary", "cannot be read"), ("none", "cannot be read")):
         with pytest.raises(DatasetError, match=message):
-            dataset.read_names(tmp_path / f"{name}.txt")
+            reading.read_names(tmp_path / f"{name}.txt")
 
 
 BAD = {
@@ -163,13 +163,13 @@ def test_what_does_not_fit(tmp_path, files, message):
     for name, pixels in files.items():
         tiff(tmp_path / name, pixels)
     with pytest.raises(DatasetError, match=message):
-        dataset.load(tmp_path)
+        reading.load(tmp_path)
 
 
 def test_a_background_cannot_be_ignored(tmp_path):
     named(tmp_path)
     with pytest.raises(OptionError, match="label 0 cannot be ignored"):
-        dataset.load(tmp_path, ignore=0)
+        reading.load(tmp_path, ignore=0)
 
 
 def test_objects_in_an_npy_are_never_unpickled(tmp_path):
@@ -181,7 +181,7 @@ def test_objects_in_an_npy_are_never_unpickled(tmp_path):
     np.save(tmp_path / "images" / "cell_04.npy", np.array([Payload()], object), allow_pickle=True)
     npy(tmp_path / "labels" / "cell_04.npy", LABELS[0])
     with pytest.raises(FrameError, match="cell_04.npy holds Python objects, which are never loaded"):
-        dataset.load(tmp_path)
+        reading.load(tmp_path)
     (tmp_path / "images" / "cell_04.npy").write_bytes(b"\x80\x04 a bare pickle")
     with pytest.raises(FrameError, match="cell_04.npy cannot be read"):
-        dataset.load(tmp_path)
+        reading.load(tmp_path)

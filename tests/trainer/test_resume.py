@@ -12,18 +12,19 @@ import pytest
 
 from unetrt.__main__ import main
 from unetrt.runtime.errors import DatasetError, ModelFileError, OptionError, TrainingStopped
-from unetrt.trainer import dataset
+from unetrt.trainer import reading
 from unetrt.trainer.budget import Budget
 from unetrt.trainer.checkpoint import LAST, load
 from unetrt.trainer.recipe import RECIPES, Recipe
-from unetrt.trainer.training import Run, Training
+from unetrt.trainer.run import Run
+from unetrt.trainer.training import Training
 
 MODERN = RECIPES["modern"].with_options(depth=2, base=4, tile=92)
 PAPER = Recipe(depth=2, base=4, tile=92)
 
 
 def training(folder, out, recipe=MODERN, seed=0):
-    train, validation = dataset.load(folder).split(0.25, seed=0)
+    train, validation = reading.load(folder).split(0.25, seed=0)
     return Training(train, validation, recipe, Run(out, seed))
 
 
@@ -62,7 +63,7 @@ def test_a_continued_run_is_the_uninterrupted_one_bit_for_bit(drawn_folder, tmp_
 def test_other_data_are_refused(drawn_folder, tmp_path):
     training(drawn_folder, tmp_path).run(Budget(steps=2))
     run = training(drawn_folder, tmp_path)
-    train, validation = dataset.load(drawn_folder).split(0.5, seed=0)
+    train, validation = reading.load(drawn_folder).split(0.5, seed=0)
     other = Training(train, validation, MODERN, Run(tmp_path))
     with pytest.raises(DatasetError, match="not those that the run began with"):
         other.restore(load(tmp_path / LAST))

@@ -7,18 +7,20 @@ import torch
 from PIL import Image
 
 from unetrt.runtime.errors import OptionError, TrainingError
-from unetrt.trainer import dataset
+from unetrt.trainer import reading
 from unetrt.trainer.augmentation import Augmentation
 from unetrt.trainer.budget import Budget
 from unetrt.trainer.drawn_cells import draw
 from unetrt.trainer.recipe import RECIPES, Recipe
-from unetrt.trainer.training import Run, Training, normalisation_for
+from unetrt.trainer.run import Run
+from unetrt.trainer.samples import normalisation_for
+from unetrt.trainer.training import Training
 
 SMALL = RECIPES["modern"].with_options(depth=2, base=4, tile=92)
 
 
 def training(folder, out, recipe=SMALL, seed=0):
-    train, validation = dataset.load(folder).split(0.25, seed=0)
+    train, validation = reading.load(folder).split(0.25, seed=0)
     return Training(train, validation, recipe, Run(out, seed))
 
 
@@ -80,7 +82,7 @@ def test_several_channels_and_classes(tmp_path):
         rgb = np.stack([drawing.frame >> 8] * 3, axis=-1).astype(np.uint8)
         Image.fromarray(rgb).save(tmp_path / "images" / f"{number}.png")
         Image.fromarray((drawing.labels % 3).astype(np.uint8)).save(tmp_path / "labels" / f"{number}.png")
-    data = dataset.load(tmp_path, classes=3)
+    data = reading.load(tmp_path, classes=3)
     run = Training(data, data, SMALL, Run(tmp_path / "run"))
     best = run.run(Budget(steps=2))
     from unetrt.trainer.checkpoint import load
@@ -89,7 +91,7 @@ def test_several_channels_and_classes(tmp_path):
 
 
 def test_fixed_normalisation_is_mean_and_deviation_of_the_training_set(drawn_folder):
-    data = dataset.load(drawn_folder)
+    data = reading.load(drawn_folder)
     fixed = normalisation_for(replace(SMALL, normalisation="fixed"), data)
     pixels = np.concatenate([fixed(image.frame).ravel() for image in data.images])
     assert (pixels.mean(), pixels.std()) == pytest.approx((0, 1), abs=1e-4)
@@ -131,7 +133,7 @@ def test_the_papers_recipe_is_the_paper():
 def test_tensorboard_gets_losses_and_scores(drawn_folder, tmp_path):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    from unetrt.cli.train import run_with_bar
+    from unetrt.cli.training_bar import run_with_bar
 
     run_with_bar(training(drawn_folder, tmp_path), Budget(steps=4), tensorboard=True)
     events = EventAccumulator(str(tmp_path / "tensorboard")).Reload()

@@ -82,8 +82,8 @@ def _tallies(predicted: Path, labels: Path, classes: int | None, ignore: int | N
 def _tally(guess: Any, truth: Any, classes: int | None, ignore: int | None, path: Path) -> "Tally":
     import numpy as np
 
-    from unetrt.trainer.dataset import ignored_label
     from unetrt.trainer.evaluation import evaluate_classes, evaluate_instances
+    from unetrt.trainer.reading import ignored_label
     from unetrt.trainer.targets import as_instances
 
     ignore = ignored_label(classes, ignore)

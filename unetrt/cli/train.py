@@ -1,22 +1,22 @@
 """`unetrt train`."""
 
 import time
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from unetrt.cli.training_bar import run_with_bar
 from unetrt.runtime.artifacts import require_writable
 from unetrt.runtime.errors import OptionError, OutputError
 from unetrt.runtime.normalisation import MODES
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from unetrt.trainer.budget import Budget
+    from unetrt.trainer.job import Job
     from unetrt.trainer.recipe import Recipe
-    from unetrt.trainer.runs import Plan
-    from unetrt.trainer.training import Progress, Training
 
 # Without --minutes or --steps.
 DEFAULT_MINUTES = 20.0
@@ -73,26 +73,26 @@ def command(exporting: bool, tensorboard: bool, **choices: Any) -> None:
     """
     from unetrt.trainer.team import team
 
-    plan = _continued(choices) if choices["resume"] else _begun(choices)
+    job = _continued(choices) if choices["resume"] else _begun(choices)
     with team() as members:
         say: Callable[[str], None] = click.echo if members.leads else lambda _: None
-        train, validation = plan.source.load(plan.run.seed)
+        train, validation = job.source.load(job.run.seed)
         say(f"training on   {train}\nvalidating on {validation}")
-        training = plan.training(train, validation, members)
-        if plan.last is not None:
+        training = job.training(train, validation, members)
+        if job.last is not None:
             say(f"continuing after step {training.steps}")
-        best = run_with_bar(training, plan.budget, tensorboard=tensorboard, quiet=not members.leads)
+        best = run_with_bar(training, job.budget, tensorboard=tensorboard, quiet=not members.leads)
         if not members.leads:
             return
         say(f"best: {training.history.best_scores} -> {best}")
         if exporting:
-            _export(best, plan.run.folder / "model.onnx")
+            _export(best, job.run.folder / "model.onnx")
 
 
-def _begun(choices: dict[str, Any]) -> "Plan":
+def _begun(choices: dict[str, Any]) -> "Job":
     from unetrt.trainer.budget import Budget
-    from unetrt.trainer.runs import Plan, Source
-    from unetrt.trainer.training import Run
+    from unetrt.trainer.job import Job, Source
+    from unetrt.trainer.run import Run
 
     data: Path | None = choices["data"]
     if data is None:
@@ -107,11 +107,11 @@ def _begun(choices: dict[str, Any]) -> "Plan":
         data, choices["val"], choices["val_fraction"], choices["val_list"], choices["classes"], choices["ignore_label"]
     )
     run = Run(folder, choices["seed"], choices["tta"], choices["compiled"], source.to_dict())
-    return Plan(source, recipe, run, budget)
+    return Job(source, recipe, run, budget)
 
 
-def _continued(choices: dict[str, Any]) -> "Plan":
-    from unetrt.trainer.runs import Plan
+def _continued(choices: dict[str, Any]) -> "Job":
+    from unetrt.trainer.job import Job
 
     context = click.get_current_context()
     given = {name for name in choices if context.get_parameter_source(name) is click.core.ParameterSource.COMMANDLINE}
@@ -119,7 +119,7 @@ def _continued(choices: dict[str, Any]) -> "Plan":
         option = changed[0].replace("_", "-")
         raise OptionError(f"--{option} cannot change in the middle of a run: --resume keeps what the run began with")
     require_writable(choices["resume"])
-    return Plan.to_continue(choices["resume"], _budget(choices), choices["data"])
+    return Job.to_continue(choices["resume"], _budget(choices), choices["data"])
 
 
 def _budget(choices: dict[str, Any]) -> "Budget | None":
@@ -136,63 +136,6 @@ def _recipe(choices: dict[str, Any]) -> "Recipe":
     if name not in RECIPES:
         raise OptionError(f"recipe {name!r} is unknown: use one of {', '.join(RECIPES)}")
     return RECIPES[name].with_options(**{option: choices.get(option) for option in options_of()})
-
-
-def run_with_bar(training: "Training", budget: "Budget", *, tensorboard: bool = False, quiet: bool = False) -> Path:
-    """Run a training with a progress bar on standard error; return the best checkpoint.
-
-    Ctrl-C or SIGTERM stop it after the step in hand, and everything is saved.
-    """
-    from unetrt.trainer.stopping import stop_request
-
-    with ExitStack() as stack:
-        reporters = [] if quiet else [stack.enter_context(_bar())]
-        if tensorboard and not quiet:
-            from unetrt.trainer.tensorboard import TensorBoard
-
-            reporters.append(stack.enter_context(TensorBoard(training.folder, training.steps)))
-        request = stack.enter_context(stop_request())
-
-        def report(progress: "Progress") -> None:
-            for reporter in reporters:
-                reporter(progress)
-
-        return training.run(budget, report, lambda: request.asked)
-
-
-@contextmanager
-def _bar() -> Iterator[Callable[["Progress"], None]]:
-    from rich.console import Console
-    from rich.progress import (
-        BarColumn,
-        Progress,
-        TaskProgressColumn,
-        TextColumn,
-        TimeElapsedColumn,
-        TimeRemainingColumn,
-    )
-
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        TaskProgressColumn(),
-        TimeElapsedColumn(),
-        TextColumn("left"),
-        TimeRemainingColumn(),
-    )
-    bar = Progress(*columns, console=Console(stderr=True))
-    task = bar.add_task("training", total=1.0)
-
-    def report(progress: Any) -> None:
-        bar.start()  # with the first step: an error before it is one line, not a line below a bar
-        bar.update(task, completed=progress.spent, description=f"step {progress.step}  loss {progress.loss:.3f}")
-        if scores := progress.scores:
-            bar.console.print(f"step {progress.step:6d}  {scores}")
-
-    try:
-        yield report
-    finally:
-        bar.stop()
 
 
 def _export(best: Path, model: Path) -> None:

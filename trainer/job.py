@@ -5,12 +5,13 @@ from pathlib import Path
 from typing import Any
 
 from unetrt.runtime.errors import DatasetError, ModelFileError, OptionError
-from unetrt.trainer import checkpoint, dataset
+from unetrt.trainer import checkpoint, reading
 from unetrt.trainer.budget import Budget
 from unetrt.trainer.dataset import Dataset
 from unetrt.trainer.recipe import Recipe
+from unetrt.trainer.run import Run
 from unetrt.trainer.team import Team
-from unetrt.trainer.training import Run, Training
+from unetrt.trainer.training import Training
 
 
 @dataclass(frozen=True)
@@ -50,12 +51,12 @@ class Source:
         """
         if self.val is not None and self.listed is not None:
             raise OptionError("give either a validation folder (--val) or a list of images (--val-list), not both")
-        train = dataset.load(self.data, self.classes, self.ignore)
+        train = reading.load(self.data, self.classes, self.ignore)
         if self.listed is not None:
-            return train.split_by(dataset.read_names(self.listed))
+            return train.split_by(reading.read_names(self.listed))
         if self.val is None:
             return train.split(self.fraction, seed)
-        validation = dataset.load(self.val, self.classes, self.ignore)
+        validation = reading.load(self.val, self.classes, self.ignore)
         if validation.channels != train.channels:
             raise DatasetError(
                 f"{self.val} has {validation.channels} channels, {self.data} has {train.channels}: they must agree"
@@ -75,7 +76,7 @@ class Source:
 
 
 @dataclass(frozen=True)
-class Plan:
+class Job:
     """All that makes a training.
 
     Attributes
@@ -99,7 +100,7 @@ class Plan:
     last: checkpoint.Checkpoint | None = field(default=None, repr=False)
 
     @classmethod
-    def to_continue(cls, folder: Path, budget: Budget | None, data: Path | None) -> "Plan":
+    def to_continue(cls, folder: Path, budget: Budget | None, data: Path | None) -> "Job":
         """Read from a run's folder how it goes on; `budget` and `data` take the place of what it says, where given.
 
         Raises
