@@ -6,7 +6,7 @@ READY := $(VENV)/.ready
 # The CPU build where the index offers it; the version that the tests were written against.
 TORCH := torch==2.13.0
 
-.PHONY: demo test test-slow lint format bench clean
+.PHONY: demo test test-slow gpu-check lint format bench clean
 
 demo: $(READY)  ## draw cells, train, export, segment, check: leaves demo-out/
 	$(BIN)/unetrt demo --out demo-out
@@ -16,6 +16,10 @@ test: $(READY)  ## the tests, under 10 minutes on 2 cores
 
 test-slow: $(READY)  ## the tests that train or measure for minutes
 	$(BIN)/python -m pytest -m slow
+
+gpu-check:  ## on a machine with a GPU, with the Python that has torch and unetrt: the GPU's tests and training speed
+	$(PYTHON) -m pytest -m gpu tests/gpu
+	$(PYTHON) -m unetrt bench --training --base 64 --json benchmarks/results/training-gpu.json
 
 lint: $(READY)  ## ruff, and mypy on the package as it installs
 	$(BIN)/ruff check .

@@ -52,6 +52,11 @@ class Learner:
         self._forward = torch.compile(forward) if compiled else forward
 
     @property
+    def dtype(self) -> torch.dtype:
+        """What the network computes in."""
+        return self._precision.dtype
+
+    @property
     def result(self) -> UNet:
         """The network to validate and to keep: the average where there is one."""
         if self._average is None:
