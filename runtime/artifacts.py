@@ -33,7 +33,7 @@ def whole_file(path: str | Path, durable: bool = False) -> Iterator[Path]:
         The folder cannot be written to, or the disk is full.
     """
     path = Path(path)
-    made = [folder for folder in (path.parent, *path.parent.parents) if not folder.exists()]
+    made = [folder for folder in (path.parent, *path.parent.parents) if not os.path.lexists(folder)]
     folder = writable_folder(path.parent)
     try:
         hidden = Path(mkdtemp(prefix=HIDDEN, dir=folder))
@@ -77,7 +77,8 @@ def require_writable(path: str | Path) -> Path:
     To be asked before long work whose result goes there.
     """
     path = Path(path)
-    there = next(part for part in (path, *path.absolute().parents) if part.exists())
+    # Not Path.exists(): below a folder that may not be entered it raises.
+    there = next(part for part in (path, *path.absolute().parents) if os.path.exists(part))  # noqa: PTH110
     if not there.is_dir():
         raise OutputError(f"cannot write to {path}: {there} is not a folder")
     if not os.access(there, os.W_OK | os.X_OK):

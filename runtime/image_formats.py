@@ -65,8 +65,14 @@ def read_zarr(path: Path) -> Array:
     if not scales:
         raise FrameError("is a Zarr group without an OME-Zarr image: give an array of it")
     level = store[scales[0]["datasets"][0]["path"]]
-    names = [axis if isinstance(axis, str) else axis["name"] for axis in scales[0]["axes"]]
-    return arranged(np.asarray(level), "".join(names).upper())
+    return arranged(np.asarray(level), "".join(_letter(axis) for axis in scales[0]["axes"]))
+
+
+def _letter(axis: str | Mapping[str, str]) -> str:
+    """Return one letter for an axis of OME-Zarr, which names it and, from 0.4 on, says what type it is of."""
+    if isinstance(axis, str):
+        return axis[0].upper()
+    return "C" if axis.get("type") == "channel" else axis["name"][0].upper()
 
 
 READERS: Mapping[str, Callable[[Path], Array]] = {

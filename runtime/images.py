@@ -56,7 +56,10 @@ def read_stack(path: str | Path) -> Array:
     """
     path = Path(path)
     try:
-        return READERS.get(path.suffix.lower(), READERS[".png"])(path)
+        stack = READERS.get(path.suffix.lower(), READERS[".png"])(path)
+        if stack.size == 0:
+            raise FrameError("holds no pixels")
+        return stack
     except FrameError as error:
         raise FrameError(f"{path} {error}") from error
     except UnidentifiedImageError as error:

@@ -22,7 +22,8 @@ from unetrt.runtime.spec import Annotation
 from unetrt.trainer.unet import UNet
 
 KEY = "unetrt"
-SCHEMA = 1
+# 2: a ReLU follows each up-convolution.
+SCHEMA = 2
 WEIGHTS, FRAMES, STATE = "weights.", "frames.", "state."
 BEST, LAST = "best.safetensors", "last.safetensors"
 
@@ -148,7 +149,10 @@ def _checkpoint(path: Path, stored: str, tensors: dict[str, NDArray[Any]]) -> Ch
     try:
         about = json.loads(stored)
         if about["schema"] != SCHEMA:
-            raise ModelFileError(f"{path} has schema {about['schema']}, this version reads {SCHEMA}")
+            raise ModelFileError(
+                f"{path} has schema {about['schema']}, this version reads {SCHEMA}: train anew, or use the version of "
+                f"unetrt that wrote it ({about.get('written_by', 'unknown')})"
+            )
         names = tuple(about["class_names"])
         checkpoint = Checkpoint(
             shape=UNetShape(**about["network"], classes=len(names)),

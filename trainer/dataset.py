@@ -33,12 +33,15 @@ class Annotated:
         (H, W) int32: instances, one number an object, or class indices; 0 is the background.
     ignored
         (H, W) bool, true where nothing is known: such pixels neither train nor count in scores; None: nowhere.
+    source
+        The stack or sequence that it is a frame of: its other frames resemble it. Empty: none.
     """
 
     name: str
     frame: Array
     labels: NDArray[np.int32]
     ignored: NDArray[np.bool_] | None = None
+    source: str = ""
 
 
 @dataclass(frozen=True)
@@ -108,6 +111,9 @@ class Dataset:
     def split(self, fraction: float, seed: int) -> tuple["Dataset", "Dataset"]:
         """Return two sets, the second with `fraction` of the images, at least one, drawn at random.
 
+        Frames of one stack or sequence stay together, unless there is only one: they resemble each other, and scores on
+        some would say little after training on the others. So the second set can come out larger.
+
         Raises
         ------
         DatasetError
@@ -121,27 +127,43 @@ class Dataset:
             )
         if len(self.images) < 2:
             raise DatasetError("one image cannot be split into training and validation: give --val FOLDER")
-        order = np.random.default_rng(seed).permutation(len(self.images))
-        held = min(max(1, round(fraction * len(order))), len(order) - 1)
-        return self._subset(order[held:]), self._subset(order[:held])
+        groups = list(self._by_source().values())
+        if len(groups) == 1:
+            groups = [[index] for index in range(len(self.images))]
+        wanted = max(1, round(fraction * len(self.images)))
+        held: list[int] = []
+        kept: list[int] = []
+        order = np.random.default_rng(seed).permutation(len(groups))
+        for place, group in enumerate(order):
+            last = place == len(order) - 1
+            (held if len(held) < wanted and not last else kept).extend(groups[group])
+        return self._subset(kept), self._subset(held)
 
     def split_by(self, names: Sequence[str]) -> tuple["Dataset", "Dataset"]:
-        """Return two sets, the second with the images of those names.
+        """Return two sets, the second with the images of those names, or of stacks and sequences of those names.
 
         Raises
         ------
         DatasetError
             A name is of no image here, or a set would hold no object.
         """
-        known = [image.name for image in self.images]
+        by_name = {image.name: [index] for index, image in enumerate(self.images)} | self._by_source()
+        held: set[int] = set()
         for name in names:
-            if name not in known:
-                close = difflib.get_close_matches(name, known, 1)
+            if name not in by_name:
+                close = difflib.get_close_matches(name, by_name, 1)
                 raise DatasetError(f"no image is named {name}" + (f": did you mean {close[0]}?" if close else ""))
-        held = [index for index, name in enumerate(known) if name in set(names)]
-        if len(held) == len(known):
+            held |= set(by_name[name])
+        if len(held) == len(self.images):
             raise DatasetError("the list holds back every image: leave some to train on")
-        return self._subset(index for index, name in enumerate(known) if name not in set(names)), self._subset(held)
+        return self._subset(set(range(len(self.images))) - held), self._subset(held)
+
+    def _by_source(self) -> dict[str, list[int]]:
+        """Return the images of each stack or sequence, and those that are alone under their own names."""
+        groups: dict[str, list[int]] = {}
+        for index, image in enumerate(self.images):
+            groups.setdefault(image.source or image.name, []).append(index)
+        return groups
 
     def _subset(self, indices: Iterable[int]) -> "Dataset":
         images = tuple(self.images[index] for index in sorted(indices))

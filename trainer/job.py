@@ -1,5 +1,6 @@
 """A run as the command line describes it: where its data are, how it trains; to begin, or to continue."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -100,8 +101,17 @@ class Job:
     last: checkpoint.Checkpoint | None = field(default=None, repr=False)
 
     @classmethod
-    def to_continue(cls, folder: Path, budget: Budget | None, data: Path | None) -> "Job":
-        """Read from a run's folder how it goes on; `budget` and `data` take the place of what it says, where given.
+    def to_continue(cls, folder: Path, budget: Budget | None, moved: Mapping[str, Path | None]) -> "Job":
+        """Read from a run's folder how it goes on.
+
+        Parameters
+        ----------
+        folder
+            Of the run.
+        budget
+            Instead of the run's own; None: that.
+        moved
+            Paths of `Source`, by name, that are no longer what the run says; None: they are.
 
         Raises
         ------
@@ -114,12 +124,12 @@ class Job:
         last = checkpoint.load(path)
         try:
             progress = last.progress
-            source = Source.from_dict(progress["origin"] | ({} if data is None else {"data": str(data)}))
+            source = Source.from_dict(progress["origin"] | {name: str(path) for name, path in moved.items() if path})
             recipe = Recipe.from_dict(last.training["recipe"])
             run = Run(folder, origin=source.to_dict(), **progress["run"])
             return cls(source, recipe, run, budget or Budget(**progress["budget"]), last)
         except (KeyError, TypeError) as error:
-            raise ModelFileError(f"{path} does not say how to continue ({error} is missing): train anew") from error
+            raise ModelFileError(f"{path} does not say how to continue ({error}): train anew") from error
 
     def training(self, train: Dataset, validation: Dataset, team: Team) -> Training:
         """Return the training of these sets, ready to run."""

@@ -26,6 +26,8 @@ class Pair:
         Files with the same frames.
     ignored
         A file that is not 0 where nothing is annotated, or None.
+    source
+        The sequence that the image belongs to, or its own name.
     plane
         The one frame of the image that `labels` annotates; None: all of them.
     """
@@ -33,6 +35,7 @@ class Pair:
     name: str
     image: Path
     labels: Path
+    source: str
     ignored: Path | None = None
     plane: int | None = None
 
@@ -53,12 +56,18 @@ def find_pairs(folder: Path) -> list[Pair]:
 
 
 def _by_name(folder: Path) -> list[Pair]:
-    images, labels = (_by_stem(folder / part) for part in (IMAGES, LABELS))
-    ignored = _by_stem(folder / IGNORE) if (folder / IGNORE).is_dir() else {}
+    for part in (IMAGES, LABELS):
+        if not (folder / part).is_dir():
+            raise DatasetError(
+                f"{folder / part} does not exist: images belong into images/, labels of the same name into labels/; a "
+                "Cell Tracking Challenge data set has 01/ and 01_GT/SEG/"
+            )
+    images, labels = (by_stem(folder / part) for part in (IMAGES, LABELS))
+    ignored = by_stem(folder / IGNORE) if (folder / IGNORE).is_dir() else {}
     _require_partners(images, "image", labels, folder / LABELS)
     _require_partners(labels, "label", images, folder / IMAGES)
     _require_partners(ignored, "mask", images, folder / IMAGES)
-    return [Pair(stem, images[stem], labels[stem], ignored.get(stem)) for stem in sorted(images)]
+    return [Pair(stem, images[stem], labels[stem], stem, ignored.get(stem)) for stem in sorted(images)]
 
 
 def _require_partners(files: Mapping[str, Path], what: str, others: Mapping[str, Path], folder: Path) -> None:
@@ -67,22 +76,24 @@ def _require_partners(files: Mapping[str, Path], what: str, others: Mapping[str,
         raise DatasetError(f"{what} {files[alone[0]].name}{more} has no partner of that name in {folder}")
 
 
-def _by_stem(folder: Path) -> dict[str, Path]:
-    if not folder.is_dir():
-        raise DatasetError(
-            f"{folder} does not exist: images belong into images/, labels of the same name into labels/; "
-            "a Cell Tracking Challenge data set has 01/ and 01_GT/SEG/"
-        )
+def by_stem(folder: Path) -> dict[str, Path]:
+    """Return the images of a folder, or one file, by name without suffix.
+
+    Raises
+    ------
+    DatasetError
+        There is none, or two have the same name but for the suffix.
+    """
     try:
         files = list_images(folder)
     except FrameError as error:
         raise DatasetError(str(error)) from error
-    by_stem = {stem_of(file): file for file in files}
-    if len(by_stem) < len(files):
-        twice = next(file for file in files if by_stem[stem_of(file)] != file)
-        first = by_stem[stem_of(twice)]
+    stems = {stem_of(file): file for file in files}
+    if len(stems) < len(files):
+        twice = next(file for file in files if stems[stem_of(file)] != file)
+        first = stems[stem_of(twice)]
         raise DatasetError(f"{folder} holds {twice.name} and {first.name}: names must differ in the stem")
-    return by_stem
+    return stems
 
 
 def _sequence(truth: Path) -> list[Pair]:
@@ -98,7 +109,7 @@ def _sequence(truth: Path) -> list[Pair]:
         if not image.is_file():
             raise DatasetError(f"{labels} annotates {image}, which does not exist")
         name = f"{frames.name}/t{time}" + (f"[{int(plane)}]" if plane else "")
-        pairs.append(Pair(name, image, labels, plane=int(plane) if plane else None))
+        pairs.append(Pair(name, image, labels, frames.name, plane=int(plane) if plane else None))
     if not pairs:
         raise DatasetError(f"{truth} holds no man_seg*.tif")
     return pairs

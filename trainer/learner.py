@@ -73,7 +73,8 @@ class Learner:
             The loss is not finite; nothing has changed then.
         """
         device = self._team.device
-        torch.manual_seed(seed_for(self._seed, DROPOUT, step, self._team.rank))
+        if self._recipe.dropout:
+            torch.manual_seed(seed_for(self._seed, DROPOUT, step, self._team.rank))
         for group in self._optimiser.param_groups:
             group["lr"] = rate
         tiles = batch.tiles.to(device, memory_format=torch.channels_last)

@@ -54,7 +54,7 @@ class PixelTally:
 
 def count_pixels(predicted: Array, truth: Array, classes: int, ignored: Array | None = None) -> PixelTally:
     """Compare two class maps (H, W) of integers below `classes`; pixels where `ignored` (H, W) is true do not count."""
-    pairs = truth.astype(np.int64) * classes + predicted
+    pairs = truth.astype(np.int64) * classes + predicted.astype(np.int64)
     if ignored is not None:
         pairs = pairs[~ignored]
     return PixelTally(np.bincount(pairs.ravel(), minlength=classes**2).reshape(classes, classes))

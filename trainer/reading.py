@@ -45,6 +45,8 @@ def load(folder: str | Path, classes: int | None = None, ignore: int | None = No
         raise OptionError(f"{classes} classes cannot be trained: use 2 to {MAX_CLASSES}, the background counts")
     ignore = ignored_label(classes, ignore)
     images = tuple(image for pair in find_pairs(Path(folder)) for image in _annotated(pair, classes, ignore))
+    if not images:
+        raise DatasetError(f"{folder}: no pixel is annotated, all of them are to be ignored")
     channels = Counter(image.frame.shape[0] for image in images)
     if len(channels) > 1:
         usual = channels.most_common(1)[0][0]
@@ -88,7 +90,8 @@ def ignored_label(classes: int | None, asked: int | None) -> int | None:
 
 
 def _without_suffix(name: str) -> str:
-    return stem_of(Path(name)) if Path(name).suffix.lower() in SUFFIXES else name
+    path = Path(name)
+    return path.with_name(stem_of(path)).as_posix() if path.suffix.lower() in SUFFIXES else name
 
 
 def _annotated(pair: Pair, classes: int | None, ignore: int | None) -> list[Annotated]:
@@ -106,9 +109,8 @@ def _annotated(pair: Pair, classes: int | None, ignore: int | None) -> list[Anno
             unknown = plane == ignore
             ignored = unknown if ignored is None else ignored | unknown
             plane = np.where(unknown, 0, plane)  # noqa: PLW2901 - the same plane, without the mark
-        if ignored is not None and ignored.all():
-            raise DatasetError(f"{name}: all of it is to be ignored, so that nothing can be learnt from it: remove it")
-        images.append(Annotated(name, frame, _labels(plane, pair.labels, classes), ignored))
+        if ignored is None or not ignored.all():  # else there is nothing to learn from it
+            images.append(Annotated(name, frame, _labels(plane, pair.labels, classes), ignored, pair.source))
     return images
 
 

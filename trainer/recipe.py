@@ -1,7 +1,7 @@
 """Recipes: everything about a training that is a choice, as one value."""
 
 from dataclasses import asdict, dataclass, field, fields, replace
-from math import cos, pi
+from math import cos, inf, pi
 from typing import Any, Literal, get_args
 
 from unetrt.runtime.cost import UNetShape
@@ -12,8 +12,9 @@ from unetrt.trainer.augmentation import Augmentation
 Schedule = Literal["constant", "cosine", "poly"]
 SCHEDULES: tuple[Schedule, ...] = get_args(Schedule)
 
-# Share of the budget in which the rate rises, for cosine and poly.
-RISE = 0.05
+# Share of the budget in which the rate rises, for cosine and poly, and as if how much of it were over at first: the
+# first steps shall not be without any rate. Chosen, not tuned.
+RISE, HEAD_START = 0.05, 0.01
 # Of the polynomial decay, as in nnU-Net and DeepLab.
 POWER = 0.9
 
@@ -77,13 +78,13 @@ class Recipe:
         rules = (
             ("tile", self.tile, self.tile >= smallest, f"{smallest} or more at depth {self.depth}"),
             ("batch", self.batch, self.batch >= 1, "1 or more"),
-            ("rate", self.rate, self.rate > 0, "a number above 0"),
+            ("rate", self.rate, 0 < self.rate < inf, "a number above 0"),
             ("average", self.average, 0 <= self.average < 1, "a number from 0 to below 1, such as 0.999"),
-            ("zoom", self.augmentation.zoom, self.augmentation.zoom >= 1, "1 or more, such as 1.4"),
+            ("zoom", self.augmentation.zoom, 1 <= self.augmentation.zoom < inf, "1 or more, such as 1.4"),
             ("dropout", self.dropout, 0 <= self.dropout < 1, "a number from 0 to below 1"),
             ("separation border", self.separation_border, self.separation_border >= 0, "0 or more"),
-            ("w0", self.w0, self.w0 >= 0, "0 or more"),
-            ("sigma", self.sigma, self.sigma > 0, "a number above 0"),
+            ("w0", self.w0, 0 <= self.w0 < inf, "0 or more"),
+            ("sigma", self.sigma, 0 < self.sigma < inf, "a number above 0"),
         )
         for name, value, holds, rule in rules:
             if not holds:
@@ -104,7 +105,7 @@ class Recipe:
             return self.rate
         spent = min(spent, 1.0)
         fall = 0.5 * (1 + cos(pi * spent)) if self.schedule == "cosine" else (1 - spent) ** POWER
-        return self.rate * min(1.0, (spent + 0.01) / RISE) * fall
+        return self.rate * min(1.0, (spent + HEAD_START) / RISE) * fall
 
     def to_dict(self) -> dict[str, Any]:
         """Return all choices as JSON has them."""

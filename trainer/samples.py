@@ -33,7 +33,7 @@ class Sample:
     target
         (2, H, W) float32: class index and weight of each pixel.
     annotated
-        Where tiles may be centred: numbers of pixels, row by row, (n,) int64; None: anywhere.
+        Where tiles may be centred: numbers of pixels, row by row, (n,) int32; None: anywhere.
     """
 
     name: str
@@ -110,7 +110,7 @@ def _sample(
     annotated = None
     if image.ignored is not None:
         weights = np.where(image.ignored, np.float32(0), weights)
-        annotated = torch.from_numpy(np.flatnonzero(~image.ignored))
+        annotated = torch.from_numpy(np.flatnonzero(~image.ignored).astype(np.int32))
     target = np.stack([classes.astype(np.float32), weights])
     return Sample(image.name, torch.from_numpy(frame), torch.from_numpy(target), annotated)
 
@@ -119,11 +119,27 @@ def normalisation_for(recipe: Recipe, dataset: Dataset) -> Normalisation:
     """Return the recipe's normalisation; `fixed` takes mean and deviation of each channel over the training images."""
     if recipe.normalisation != "fixed":
         return Normalisation(recipe.normalisation)
-    pixels = [image.frame.reshape(dataset.channels, -1) for image in dataset.images]
-    joined = np.concatenate(pixels, axis=1).astype(np.float64)
-    deviation = joined.std(axis=1)
+    pixels = sum(image.labels.size for image in dataset.images)
+    mean = _sums(dataset, np.zeros(dataset.channels)) / pixels
+    deviation = np.sqrt(_sums(dataset, mean, power=2) / pixels)
     scale = np.divide(1, deviation, out=np.zeros_like(deviation), where=deviation > 0)
-    return Normalisation("fixed", offset=tuple(joined.mean(axis=1).tolist()), scale=tuple(scale.tolist()))
+    return Normalisation("fixed", offset=tuple(mean.tolist()), scale=tuple(scale.tolist()))
+
+
+def _sums(dataset: Dataset, centre: NDArray[np.float64], power: int = 1) -> NDArray[np.float64]:
+    """Return sum((x - centre)^power) of each channel, (C,), an image at a time."""
+    sums: NDArray[np.float64] = np.zeros(dataset.channels)
+    for image in dataset.images:
+        sums += ((image.frame - centre[:, None, None]) ** power).sum(axis=(1, 2))
+    return sums
+
+
+def _home(samples: Sequence[Sample], device: torch.device) -> torch.device:
+    """Return the device if it has room for the samples and for a network beside them."""
+    if device.type != "cuda":
+        return device
+    free, _ = torch.cuda.mem_get_info(device)
+    return device if sum(sample.frame.nbytes + sample.target.nbytes for sample in samples) < free / 2 else CPU
 
 
 class Sampler:
@@ -140,11 +156,12 @@ class Sampler:
     seed
         Where all randomness comes from.
     device
-        Where frames are kept and tiles are deformed.
+        Where frames are kept and tiles are deformed, if they take less than half of its free memory; else the CPU.
     """
 
     def __init__(self, samples: Sequence[Sample], recipe: Recipe, seed: int, device: torch.device = CPU) -> None:
-        self._samples = [sample.to(device) for sample in samples]
+        home = _home(samples, device)
+        self._samples = [sample.to(home) for sample in samples]
         self._recipe, self._seed = recipe, seed
         self._side = recipe.legal_tile()
         self._halo = recipe.shape(1, 2).geometry.halo

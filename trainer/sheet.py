@@ -31,7 +31,7 @@ def draw(path: Path, results: Sequence[Validated]) -> None:
         frame = result.image.frame[:, :SIDE, :SIDE]
         for axis, labels in ((left, result.image.labels), (right, result.labels)):
             axis.imshow(overlay(frame, labels[:SIDE, :SIDE]), interpolation="nearest")
-        left.set_title(f"{result.image.name}: annotation", fontsize=7, loc="left")
-        right.set_title(str(Scores.of(result.tally)), fontsize=7, loc="left")
+        left.set_title(f"{result.image.name}: annotation", fontsize=7, loc="left", parse_math=False)
+        right.set_title(str(Scores.of(result.tally)), fontsize=7, loc="left", parse_math=False)
     with whole_file(path) as temporary:
         figure.savefig(temporary, dpi=130)

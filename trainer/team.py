@@ -4,12 +4,16 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import timedelta
 
 import torch
 from torch import Tensor, distributed, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from unetrt.runtime.errors import OptionError
+
+# How long processes wait for each other: one validates alone, on as many images as there are.
+PATIENCE = timedelta(hours=12)
 
 
 @dataclass(frozen=True)
@@ -75,13 +79,20 @@ def team() -> Iterator[Team]:
 
     CUDA devices talk through NCCL, CPUs through gloo.
     """
+    size, local = (int(os.environ.get(name, usual)) for name, usual in (("WORLD_SIZE", "1"), ("LOCAL_RANK", "0")))
     cuda = torch.cuda.is_available()
-    device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0"))) if cuda else torch.device("cpu")
-    size = int(os.environ.get("WORLD_SIZE", "1"))
+    if cuda and local >= torch.cuda.device_count():
+        raise OptionError(
+            f"process {local} has no GPU, there are {torch.cuda.device_count()}: "
+            f"use torchrun --nproc-per-node {torch.cuda.device_count()}"
+        )
+    device = torch.device("cuda", local) if cuda else torch.device("cpu")
+    if cuda:
+        torch.cuda.set_device(device)  # what asks for the current device means this one
     if size == 1:
         yield Team(0, 1, device)
         return
-    distributed.init_process_group("nccl" if cuda else "gloo")
+    distributed.init_process_group("nccl" if cuda else "gloo", timeout=PATIENCE)
     try:
         yield Team(distributed.get_rank(), size, device)
     finally:

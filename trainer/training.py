@@ -1,5 +1,6 @@
 """The training loop."""
 
+import json
 import time
 from collections.abc import Callable
 from dataclasses import asdict, replace
@@ -53,12 +54,14 @@ class Training:
         self._normalisation = normalisation_for(recipe, train)
         self._border = recipe.separation_border if train.instances else 0
         shape = recipe.shape(train.channels, len(train.class_names))
-        self._learner = Learner(shape, recipe, run.seed, self._team, run.compiled)
-        samples = prepare(train, recipe, self._normalisation)
-        self._sampler = Sampler(samples, recipe, run.seed, self._team.device)
+        with translated("building the network", "use a smaller --base or --depth"):
+            self._learner = Learner(shape, recipe, run.seed, self._team, run.compiled)
+            samples = prepare(train, recipe, self._normalisation)
+            self._sampler = Sampler(samples, recipe, run.seed, self._team.device)
         self.history = History()
         self._validator: Validator | None = None
-        self._seconds, self._validated, self._saved_at = 0.0, 0.0, time.perf_counter()
+        self._seconds, self._saved_at = 0.0, time.perf_counter()
+        self._validated_at = 0, 0.0  # after how many steps and seconds
 
     @property
     def folder(self) -> Path:
@@ -82,15 +85,19 @@ class Training:
         """
         if not last.progress:
             raise ModelFileError(f"{self._run.folder / LAST} does not say how to continue: train anew")
+        if last.training["recipe"] != json.loads(json.dumps(self._recipe.to_dict())):
+            raise ModelFileError(f"{self._run.folder / LAST} was trained by another recipe: train anew")
         if last.progress["data"] != self._digests():
             raise DatasetError("the images or labels are not those that the run began with: train anew")
         try:
             self._learner.restore({name: torch.from_numpy(array) for name, array in last.state.items()})
         except (KeyError, RuntimeError, ValueError) as error:
             reason = str(error).splitlines()[0]
-            raise ModelFileError(f"{self._run.folder / LAST} holds another network or recipe: {reason}") from error
+            raise ModelFileError(f"{self._run.folder / LAST} holds another network: {reason}") from error
         self.history = History.from_dict(last.progress, last.state[LOSSES])
-        self._seconds, self._validated = last.progress["seconds"], last.progress["validated"]
+        self._seconds = last.progress["seconds"]
+        steps, seconds = last.progress["validated_at"]
+        self._validated_at = steps, seconds
 
     def run(
         self,
@@ -118,7 +125,7 @@ class Training:
         OutputError
             The folder cannot be written to.
         """
-        clock = ValidationClock(budget, self._validated)
+        clock = ValidationClock(budget, budget.spent(*self._validated_at))
         (spent,) = self._team.led(budget.spent(self.steps, self._seconds))
         if spent >= 1:
             raise OptionError(f"the run has done its {self.steps} steps: give it more with --minutes or --steps")
@@ -137,13 +144,11 @@ class Training:
                     scores = self._look_after(clock, spent, budget, stop > 0)
                     report(Progress(self.steps, min(spent, 1), loss, rate, scores))
                 if stop and spent < 1:
-                    raise TrainingStopped(
-                        f"stopped after step {self.steps}, all of it saved; "
-                        f"to go on: unetrt train --resume {self._run.folder}"
-                    )
+                    raise TrainingStopped(f"stopped after step {self.steps}, all of it saved{self._how_to_go_on()}")
         finally:
             if self._validator is not None:
                 self._validator.close()
+                self._validator = None
             if self.history.losses and self._team.leads:
                 self.history.save(self._run.folder)
         return self._run.folder / BEST
@@ -152,6 +157,9 @@ class Training:
     def steps(self) -> int:
         """Steps done."""
         return len(self.history.losses)
+
+    def _how_to_go_on(self) -> str:
+        return f"; to go on: unetrt train --resume {self._run.folder}" if self._run.origin else ""
 
     def _step(self, rate: float) -> float:
         step = self.steps
@@ -173,7 +181,7 @@ class Training:
             return None
         with clock.validating(spent):
             scores = self._validate()
-        self._validated = spent
+        self._validated_at = self.steps, self._seconds
         return scores
 
     def _validate(self) -> Scores:
@@ -216,7 +224,7 @@ class Training:
         state = {name: tensor.numpy() for name, tensor in self._learner.state().items()}
         progress = self.history.to_dict() | {
             "seconds": self._seconds,
-            "validated": self._validated,
+            "validated_at": self._validated_at,
             "budget": budget.to_dict(),
             "data": self._digests(),
             "run": {"seed": self._run.seed, "tta": self._run.tta, "compiled": self._run.compiled},

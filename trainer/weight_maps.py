@@ -67,7 +67,8 @@ def _key(objects: Labels, w0: float, sigma: float) -> str:
 def _read(path: Path, shape: tuple[int, ...]) -> NDArray[np.float32] | None:
     try:
         weights: NDArray[np.float32] = np.load(path, allow_pickle=False)
-        os.utime(path)  # used now
     except (OSError, ValueError, EOFError):
         return None
+    with suppress(OSError):
+        os.utime(path)  # used now
     return weights if weights.shape == shape and weights.dtype == np.float32 else None

@@ -22,10 +22,10 @@ from unetrt.runtime.overlay import overlay
 from unetrt.runtime.segmenter import Segmenter
 from unetrt.runtime.spec import ModelSpec
 from unetrt.trainer import checkpoint as checkpoints
-from unetrt.trainer import reading
 from unetrt.trainer.budget import Budget
 from unetrt.trainer.drawn_cells import Drawing, draw
 from unetrt.trainer.evaluation import evaluate_instances
+from unetrt.trainer.job import Source
 from unetrt.trainer.recipe import DEFAULT_RECIPE, RECIPES
 from unetrt.trainer.run import Run
 from unetrt.trainer.training import Training
@@ -117,8 +117,9 @@ class Demo:
             write_labels(folder / "labels" / f"{number:03d}.tif", drawing.labels)
 
     def _train(self) -> checkpoints.Checkpoint:
-        train, val = (reading.load(self._out / "data" / part) for part in ("train", "val"))
-        training = Training(train, val, RECIPES[DEFAULT_RECIPE], Run(self._out, self._seed))
+        source = Source(self._out / "data" / "train", self._out / "data" / "val")
+        run = Run(self._out, self._seed, origin=source.to_dict())
+        training = Training(*source.load(self._seed), RECIPES[DEFAULT_RECIPE], run)
         return checkpoints.load(run_with_bar(training, Budget(minutes=self._minutes)))
 
     def _leave(self, scene: Drawing, found: Any) -> None:

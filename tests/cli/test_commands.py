@@ -59,6 +59,42 @@ def test_predict_writes_class_maps_and_stacks(run, tiny_model, tmp_path):
         assert picture.size == (60, 50)
 
 
+def test_eval_pairs_as_the_cell_tracking_challenge_names_and_leaves_out_what_is_masked(run, tmp_path):
+    truth = np.zeros((8, 9), np.uint16)
+    truth[1:4, 1:4], truth[5:7, 5:8] = 1, 2
+    mask = np.zeros((8, 9), np.uint8)
+    mask[:, 5:] = 1
+    files = {"truth/man_seg007": truth, "found/mask007": truth * (mask == 0), "masks/man_seg007": mask}
+    for name, pixels in files.items():
+        (tmp_path / name).parent.mkdir()
+        tifffile.imwrite(tmp_path / f"{name}.tif", pixels, photometric="minisblack")
+    folders = ("eval", tmp_path / "found", tmp_path / "truth", "--json")
+    assert json.loads(run(*folders))["pooled"]["seg"] == 0.5
+    assert json.loads(run(*folders, "--ignore", tmp_path / "masks"))["pooled"]["seg"] == 1
+
+
+def test_eval_of_class_maps(run, tmp_path):
+    for name, labels in (("a", [[0, 1, 2, 2]]), ("b", [[0, 1, 1, 255]])):
+        tifffile.imwrite(tmp_path / f"{name}.tif", np.array(labels, np.uint8), photometric="minisblack")
+    said = run("eval", tmp_path / "a.tif", tmp_path / "b.tif", "--classes", 3)
+    assert said.splitlines()[-1].split() == ["pooled", "0.250", "0.3333", "0.500", "0.000"]
+
+
+def test_a_moved_run_goes_on(run, drawn_folder, tmp_path):
+    import shutil
+
+    folder, small = tmp_path / "run", ["--depth", 1, "--base", 2, "--tile", 60, "--no-export"]
+    for name in ("data", "val"):
+        shutil.copytree(drawn_folder, tmp_path / name)
+    run("train", tmp_path / "data", "--val", tmp_path / "val", "-o", folder, "--steps", 2, *small)
+    for old in ("data", "val"):
+        (tmp_path / old).rename(tmp_path / f"new-{old}")
+    folder.rename(tmp_path / "elsewhere")
+    moved = [tmp_path / "new-data", "--val", tmp_path / "new-val"]
+    said = run("train", "--resume", tmp_path / "elsewhere", *moved, "--steps", 4, "--no-export")
+    assert "continuing after step 2" in said
+
+
 def test_info_of_a_model_and_of_a_checkpoint(run, tiny_model, tiny_run):
     about = json.loads(run("info", tiny_model, "--json"))
     assert about["tile"] == [60, 76]

@@ -148,7 +148,7 @@ BAD = {
         {"images/a.tif": FRAMES[0], "labels/a.tif": LABELS[0], "ignore/b.tif": LABELS[0]}, "mask b.tif has no partner",
     ),
     "nothing annotated": (
-        {"images/a.tif": FRAMES[0], "labels/a.tif": LABELS[0], "ignore/a.tif": LABELS[0] + 1}, "nothing can be learnt",
+        {"images/a.tif": FRAMES[0], "labels/a.tif": LABELS[0], "ignore/a.tif": LABELS[0] + 1}, "no pixel is annotated",
     ),
     "a challenge frame that is missing": ({"01_GT/SEG/man_seg003.tif": LABELS[0]}, "t003.tif, which does not exist"),
     "a challenge file of another name": ({"01_GT/SEG/man_seg3b.tif": LABELS[0]}, "not named as the challenge"),
@@ -163,6 +163,48 @@ def test_what_does_not_fit(tmp_path, files, message):
     for name, pixels in files.items():
         tiff(tmp_path / name, pixels)
     with pytest.raises(DatasetError, match=message):
+        reading.load(tmp_path)
+
+
+def test_a_frame_that_is_not_annotated_at_all_is_left_out(tmp_path):
+    tiff(tmp_path / "images" / "s.tif", FRAMES)
+    tiff(tmp_path / "labels" / "s.tif", LABELS)
+    tiff(tmp_path / "ignore" / "s.tif", np.stack([0 * LABELS[0], LABELS[0] * 0 + 1, 0 * LABELS[0]]))
+    assert [image.name for image in reading.load(tmp_path).images] == ["s[0]", "s[2]"]
+
+
+def test_frames_of_a_stack_stay_together(tmp_path):
+    for name in ("a", "b", "c"):
+        tiff(tmp_path / "images" / f"{name}.tif", FRAMES)
+        tiff(tmp_path / "labels" / f"{name}.tif", LABELS)
+    data = reading.load(tmp_path)
+    for seed in range(5):
+        train, held = data.split(0.2, seed)
+        sources = [{image.source for image in part.images} for part in (train, held)]
+        assert not sources[0] & sources[1]
+        assert (len(train.images), len(held.images)) == (6, 3)
+    train, held = data.split_by(["b", "c[1]"])
+    assert [image.name for image in held.images] == ["b[0]", "b[1]", "b[2]", "c[1]"]
+
+
+def test_a_single_stack_is_split_by_frames_and_a_sequence_is_held_back_by_its_name(tmp_path):
+    tiff(tmp_path / "a" / "images" / "s.tif", FRAMES)
+    tiff(tmp_path / "a" / "labels" / "s.tif", LABELS)
+    assert len(reading.load(tmp_path / "a").split(0.3, seed=1)[1].images) == 1
+    for sequence in ("01", "02"):
+        for time in (0, 1):
+            tiff(tmp_path / "b" / sequence / f"t00{time}.tif", FRAMES[0])
+            tiff(tmp_path / "b" / f"{sequence}_GT" / "SEG" / f"man_seg00{time}.tif", LABELS[0])
+    (tmp_path / "list").write_text("02\n01/t001.tif\n")
+    _, held = reading.load(tmp_path / "b").split_by(reading.read_names(tmp_path / "list"))
+    assert [image.name for image in held.images] == ["01/t001", "02/t000", "02/t001"]
+
+
+def test_an_empty_array_is_refused(tmp_path):
+    named(tmp_path)
+    for kind in ("images", "labels"):
+        npy(tmp_path / kind / "cell_05.npy", np.zeros((0, 20, 30), np.uint8))
+    with pytest.raises(FrameError, match="cell_05.npy holds no pixels"):
         reading.load(tmp_path)
 
 

@@ -123,6 +123,12 @@ def test_without_objects_there_is_no_seg():
     assert evaluate_instances(empty + 1, empty).objects.average_precision() == 0
 
 
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint64, np.int16])
+def test_any_integers_are_classes(dtype):
+    labels = np.array([[0, 1, 2]], dtype)
+    assert evaluate_classes(labels, labels, 3).pixels.iou == 1
+
+
 def test_large_label_values_are_no_matter():
     truth = np.array([[0, 5, 5, 4_000_000_000]])
     assert count_objects(truth, truth).seg == 1

@@ -72,16 +72,27 @@ def test_other_data_are_refused(drawn_folder, tmp_path):
         run.run(Budget(steps=2))
 
 
+def test_a_run_that_is_given_more_validates_as_often_as_a_new_one(drawn_folder, tmp_path):
+    training(drawn_folder, tmp_path).run(Budget(steps=5))
+    run = training(drawn_folder, tmp_path)
+    run.restore(load(tmp_path / LAST))
+    run.run(Budget(steps=20))
+    assert [step for step, _ in run.history.scores] == [1, 2, 3, 4, 5, *range(6, 21, 2)]
+    run.run(Budget(steps=30))
+    assert [step for step, _ in run.history.scores][-4:] == [21, 24, 27, 30]
+
+
 def test_what_cannot_be_continued(drawn_folder, tmp_path):
     training(drawn_folder, tmp_path).run(Budget(steps=2))
-    for recipe in (replace(MODERN, base=8), replace(MODERN, optimiser="sgd"), replace(MODERN, average=0)):
-        run = training(drawn_folder, tmp_path, recipe)
-        last = load(tmp_path / LAST)
-        if recipe.base == 8:
-            with pytest.raises(ModelFileError, match="holds another network or recipe"):
-                run.restore(last)
+    for recipe in (replace(MODERN, base=8), replace(MODERN, optimiser="sgd"), replace(MODERN, w0=3.0)):
+        with pytest.raises(ModelFileError, match="trained by another recipe"):
+            training(drawn_folder, tmp_path, recipe).restore(load(tmp_path / LAST))
+    last = load(tmp_path / LAST)
+    without = {name: array for name, array in last.state.items() if name != "net.classify.bias"}
+    with pytest.raises(ModelFileError, match="holds another network"):
+        training(drawn_folder, tmp_path).restore(replace(last, state=without))
     with pytest.raises(ModelFileError, match="does not say how to continue"):
-        run.restore(load(tmp_path / "best.safetensors"))
+        training(drawn_folder, tmp_path).restore(load(tmp_path / "best.safetensors"))
 
 
 SMALL = ["--depth", "1", "--base", "2", "--tile", "60", "--no-export"]
@@ -110,7 +121,7 @@ def test_a_signal_saves_and_resume_goes_on(drawn_folder, tmp_path, capsys, numbe
     process.send_signal(number)
     said, _ = process.communicate(timeout=60)
     assert process.returncode == 130
-    assert said.strip().splitlines()[-1].startswith("Error: stopped after step ")
+    assert said.strip().splitlines()[-1].startswith("stopped after step ")
     steps = load(folder / LAST).training["steps"]
     assert f"stopped after step {steps}, all of it saved" in said
     assert main(["train", "--resume", str(folder), "--steps", str(steps + 3), "--no-export"]) == 0
@@ -138,7 +149,7 @@ def test_ten_kills_at_random_moments_leave_a_whole_checkpoint(drawn_folder, tmp_
             assert process.poll() is None, process.stdout.read()
             time.sleep(0.001)
         time.sleep(rng.random() * 0.3)
-        while kill % 2 and not list(folder.glob(".unetrt-*")):
+        while kill % 2 and process.poll() is None and not list(folder.glob(".unetrt-*")):
             pass
         process.kill()
         process.communicate()

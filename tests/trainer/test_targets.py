@@ -29,7 +29,8 @@ def distance_to(labels, number):
 
 def as_the_field_writes_it(labels):
     """One distance transform an object, and the two smallest of all at each pixel."""
-    distances = np.stack([ndimage.distance_transform_edt(labels != number) for number in range(1, labels.max() + 1)])
+    each = (ndimage.distance_transform_edt(labels != number) for number in range(1, labels.max() + 1))
+    distances = np.stack([distance.astype(np.float32) for distance in each])
     distances.partition(1, axis=0)
     return 10 * np.exp(-((distances[0] + distances[1]) ** 2) / (2 * 5**2))
 

@@ -147,6 +147,17 @@ def test_a_step_budget_validates_ten_times_at_the_same_steps(drawn_folder, tmp_p
     assert [step for step, _ in run.history.scores] == list(range(2, 21, 2))
 
 
+def test_names_of_images_are_no_mathematics(drawn_folder, tmp_path):
+    from dataclasses import replace as changed
+
+    from unetrt.trainer.dataset import Dataset
+
+    data = reading.load(drawn_folder)
+    odd = Dataset(tuple(changed(image, name=rf"c$\q${image.name}") for image in data.images), data.class_names, True)
+    Training(odd, odd, SMALL, Run(tmp_path)).run(Budget(steps=1))
+    assert (tmp_path / "validation.png").exists()
+
+
 def test_the_sheet_shows_validation_images_beside_their_annotation(tiny_run):
     with Image.open(tiny_run / "validation.png") as picture:
         pixels = np.asarray(picture.convert("RGB")).astype(int)

@@ -1,3 +1,7 @@
+import os
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 
@@ -55,6 +59,24 @@ def test_a_damaged_or_unwritable_cache_costs_time_and_nothing_else(tmp_path, cou
         next(folder.glob("*.npy")).write_bytes(damage)
     weights = cached_separation_weights(LABELS, 10.0, 5.0, folder)
     np.testing.assert_array_equal(weights, separation_weights(LABELS, 10.0, 5.0))
+
+
+@pytest.mark.skipif(os.name != "posix", reason="modes and users of POSIX")
+def test_a_cache_below_a_folder_that_may_not_be_entered(tmp_path):
+    """As in a container that runs as somebody else: even asking whether the folder exists raises."""
+    closed = tmp_path / "closed"
+    closed.mkdir(mode=0)
+    program = (
+        "import os, sys; from pathlib import Path; from unetrt.trainer.drawn_cells import draw; "
+        "from unetrt.trainer.weight_maps import cached_separation_weights; labels = draw((40, 40), seed=2).labels; "
+        "os.geteuid() or os.seteuid(65534); "
+        "print(cached_separation_weights(labels, 10.0, 5.0, Path(sys.argv[1])).shape)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program, closed / "cache"], capture_output=True, text=True, check=False, timeout=120
+    )
+    closed.chmod(0o700)
+    assert done.stdout.strip() == "(40, 40)", done.stderr
 
 
 def test_the_longest_unused_go_first(tmp_path, counted):

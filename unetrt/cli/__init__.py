@@ -29,8 +29,11 @@ EXTRAS = {
     "onnxruntime": "cpu",
     "onnxscript": "export",
     "safetensors": "train",
+    "tensorboard": "tensorboard",
     "torch": "train",
 }
+# Exit status of who was asked to stop: 128 and the number of SIGINT, as shells have it.
+STOPPED = 130
 
 
 class Commands(click.Group):
@@ -80,7 +83,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if explained is None or ("--debug" in arguments and not isinstance(error, click.ClickException)):
             raise
         message, status = explained
-        click.echo("Error: " + " ".join(message.split()), err=True)
+        label = "" if status == STOPPED else "Error: "
+        click.echo(label + " ".join(message.split()), err=True)
         return status
     return 0
 
@@ -90,7 +94,7 @@ def _explained(error: BaseException) -> tuple[str, int] | None:
     from unetrt.runtime.errors import UnetrtError
 
     if isinstance(error, click.Abort | KeyboardInterrupt):
-        return "stopped by the user", 130
+        return "stopped by the user", STOPPED
     if isinstance(error, click.ClickException):
         return error.format_message(), error.exit_code
     if isinstance(error, UnetrtError):

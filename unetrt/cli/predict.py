@@ -16,7 +16,9 @@ from unetrt.runtime.errors import FrameError, OptionError
 @click.command("predict")
 @click.argument("model", type=click.Path(path_type=Path))
 @click.argument("images", type=click.Path(path_type=Path), nargs=-1, required=True)
-@click.option("-o", "--out", type=click.Path(path_type=Path), required=True, help="Folder for labels and overlays.")
+@click.option(
+    "-o", "--out", type=click.Path(path_type=Path), required=True, metavar="DIR", help="Folder for labels and overlays."
+)
 @click.option(
     "--as", "kind", type=click.Choice(["instances", "classes"]), help="[default: what the model was trained on]"
 )

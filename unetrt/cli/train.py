@@ -8,7 +8,7 @@ import click
 
 from unetrt.cli.training_bar import run_with_bar
 from unetrt.runtime.artifacts import require_writable
-from unetrt.runtime.errors import OptionError, OutputError
+from unetrt.runtime.errors import OptionError, OutputError, TrainingStopped
 from unetrt.runtime.normalisation import MODES
 
 if TYPE_CHECKING:
@@ -21,23 +21,38 @@ if TYPE_CHECKING:
 # Without --minutes or --steps.
 DEFAULT_MINUTES = 20.0
 # Options that a continued run may be given again; all others are those that it began with.
-WITH_RESUME = {"data", "resume", "minutes", "steps", "exporting", "tensorboard"}
+WITH_RESUME = {"data", "val", "val_list", "resume", "minutes", "steps", "exporting", "tensorboard"}
 
 
 @click.command("train")
 @click.argument("data", type=click.Path(path_type=Path), required=False)
 @click.option("--val", type=click.Path(path_type=Path), help="Validation folder; else a part of DATA is held back.")
 @click.option("--val-fraction", default=0.2, show_default=True, help="Share of DATA held back without --val.")
-@click.option("--val-list", type=click.Path(path_type=Path), help="Text file: the images of DATA to hold back.")
+@click.option(
+    "--val-list",
+    type=click.Path(path_type=Path),
+    help="Text file: names of images of DATA to hold back, one a line.",
+)
 @click.option("-o", "--out", type=click.Path(path_type=Path), help="Folder of the run [default: runs/DATA-time].")
-@click.option("--resume", type=click.Path(path_type=Path), help="Continue the run in this folder, as it began.")
+@click.option(
+    "--resume",
+    type=click.Path(path_type=Path),
+    help="Continue the run in this folder as it began; give DATA, --val, --val-list if they have moved, --minutes or "
+    "--steps for more.",
+)
 @click.option(
     "--minutes",
     type=float,
     help=f"How long to train, before a last validation and the export [default: {DEFAULT_MINUTES:g}].",
 )
 @click.option("--steps", type=int, help="How long to train, in steps, instead of minutes.")
-@click.option("--recipe", "recipe_name", default="modern", show_default=True, help="modern, or paper: as in 2015.")
+@click.option(
+    "--recipe",
+    "recipe_name",
+    default="modern",
+    show_default=True,
+    help="modern, or paper: as in 2015; sets defaults.",
+)
 @click.option("--classes", type=int, help="Labels are class indices 0 ... N-1, not instances.")
 @click.option("--ignore-label", type=int, help="Label of what is not annotated [default: 255 with --classes].")
 @click.option("--depth", type=int, help="Poolings.")
@@ -48,12 +63,12 @@ WITH_RESUME = {"data", "resume", "minutes", "steps", "exporting", "tensorboard"}
 @click.option("--optimiser", type=click.Choice(["sgd", "adamw"]), help="sgd has a momentum of 0.99.")
 @click.option("--rate", type=float, help="Learning rate.")
 @click.option("--schedule", type=click.Choice(["constant", "cosine", "poly"]), help="How the rate falls.")
-@click.option("--average", type=float, help="Decay of the weights' moving average; 0: none.")
+@click.option("--average", type=float, help="Decay of the weights' moving average, 0 to below 1; 0: none.")
 @click.option("--balance/--no-balance", default=None, help="Weigh classes by their frequency (w_c).")
 @click.option("--w0", type=float, help="Weight of the separation border.")
 @click.option("--sigma", type=float, help="Reach of that weight, in pixels.")
 @click.option("--separation-border", type=int, help="Background cut between touching objects, in pixels.")
-@click.option("--zoom", type=float, help="Vary the scale by up to this factor.")
+@click.option("--zoom", type=float, help="Vary the scale by up to this factor, 1 or more.")
 @click.option("--mixed/--no-mixed", default=None, help="Compute in 16 bits where the device has them.")
 @click.option("--normalisation", type=click.Choice(MODES), help="How grey values become network input.")
 @click.option("--compile", "compiled", is_flag=True, help="Translate the network with torch.compile first.")
@@ -73,6 +88,8 @@ def command(exporting: bool, tensorboard: bool, **choices: Any) -> None:
     """
     from unetrt.trainer.team import team
 
+    if tensorboard:
+        import tensorboard as _  # noqa: F401 - says so now if it is missing, not after minutes
     job = _continued(choices) if choices["resume"] else _begun(choices)
     with team() as members:
         say: Callable[[str], None] = click.echo if members.leads else lambda _: None
@@ -81,7 +98,12 @@ def command(exporting: bool, tensorboard: bool, **choices: Any) -> None:
         training = job.training(train, validation, members)
         if job.last is not None:
             say(f"continuing after step {training.steps}")
-        best = run_with_bar(training, job.budget, tensorboard=tensorboard, quiet=not members.leads)
+        try:
+            best = run_with_bar(training, job.budget, tensorboard=tensorboard, quiet=not members.leads)
+        except TrainingStopped:
+            if members.leads:
+                raise
+            raise click.exceptions.Exit(TrainingStopped.exit_code) from None  # the leader says it
         if not members.leads:
             return
         say(f"best: {training.history.best_scores} -> {best}")
@@ -114,12 +136,15 @@ def _continued(choices: dict[str, Any]) -> "Job":
     from unetrt.trainer.job import Job
 
     context = click.get_current_context()
-    given = {name for name in choices if context.get_parameter_source(name) is click.core.ParameterSource.COMMANDLINE}
-    if changed := sorted(given - WITH_RESUME):
-        option = changed[0].replace("_", "-")
-        raise OptionError(f"--{option} cannot change in the middle of a run: --resume keeps what the run began with")
+    for option in context.command.params:
+        given = context.get_parameter_source(option.name or "") is click.core.ParameterSource.COMMANDLINE
+        if given and option.name not in WITH_RESUME:
+            raise OptionError(
+                f"{option.opts[0]} cannot change in the middle of a run: --resume keeps what the run began with"
+            )
     require_writable(choices["resume"])
-    return Job.to_continue(choices["resume"], _budget(choices), choices["data"])
+    moved = {"data": choices["data"], "val": choices["val"], "listed": choices["val_list"]}
+    return Job.to_continue(choices["resume"], _budget(choices), moved)
 
 
 def _budget(choices: dict[str, Any]) -> "Budget | None":
