@@ -34,7 +34,8 @@ def list_images(path: str | Path) -> list[Path]:
         raise FrameError(f"{path} does not exist: give a folder of {', '.join(SUFFIXES)} files, or one file")
     found = sorted(file for file in path.iterdir() if file.suffix.lower() in SUFFIXES and file.name[0] != ".")
     if not found:
-        raise FrameError(f"{path} holds no image: {', '.join(SUFFIXES)} are read")
+        hint = f"; did you mean {path / 'images'}?" if (path / "images").is_dir() else ""
+        raise FrameError(f"{path} holds no image: {', '.join(SUFFIXES)} are read{hint}")
     return found
 
 

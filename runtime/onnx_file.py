@@ -35,6 +35,8 @@ def read_spec(path: str | Path) -> ModelSpec:
     path = Path(path)
     if not path.is_file():
         raise ModelFileError(f"{path} does not exist: `unetrt export CHECKPOINT -o {path.name}` writes a model")
+    if path.suffix == ".safetensors":
+        raise ModelFileError(f"{path} is a checkpoint: give the model.onnx beside it, or `unetrt export {path}`")
     entries = read_metadata(path)
     if KEY not in entries:
         raise ModelFileError(

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy import ndimage
 
 from unetrt.runtime.errors import DatasetError, OptionError
 
@@ -17,6 +18,8 @@ Array = NDArray[Any]
 
 # How many frames stand for a set, and the largest side of each, in pixels.
 SOME, SIDE = 4, 512
+# Instances in more separate pieces than so many each are doubted.
+PIECES = 1.5
 
 
 @dataclass(frozen=True)
@@ -97,6 +100,20 @@ class Dataset:
         areas = np.concatenate([np.bincount(image.labels.ravel())[1:] for image in self.images])
         return f"{np.count_nonzero(areas)} objects (median {np.median(areas[areas > 0]):.0f} px){without}"
 
+    def doubts(self) -> list[str]:
+        """Return what looks odd about the data, a sentence each."""
+        said = []
+        if flat := [
+            image.name for image in self.images if image.labels.any() and image.frame.min() == image.frame.max()
+        ]:
+            said.append(f"{_named(flat)} without any contrast, but with objects")
+        if self.instances:
+            objects = sum(len(np.unique(image.labels[image.labels > 0])) for image in self.images)
+            pieces = sum(ndimage.label(image.labels > 0)[1] for image in self.images)
+            if pieces > PIECES * objects:
+                said.append(f"{objects} objects in {pieces} separate pieces: if labels are classes, give --classes")
+        return said
+
     def some_frames(self) -> tuple[Array, ...]:
         """Return up to 4 raw frames (C, H, W), cropped to a bounded size, spread over the set."""
         step = max(1, len(self.images) // SOME)
@@ -171,6 +188,11 @@ class Dataset:
         return Dataset(images, self.class_names, self.instances)
 
 
+def _named(names: Sequence[str]) -> str:
+    """Return the first of some names, and how many more there are."""
+    return names[0] if len(names) == 1 else f"{names[0]} and {len(names) - 1} more"
+
+
 def class_names(classes: int | None) -> tuple[str, ...]:
     """Return names for class indices; two classes are background and foreground."""
     if classes is None or classes == 2:
@@ -180,5 +202,10 @@ def class_names(classes: int | None) -> tuple[str, ...]:
 
 def require_objects(images: Sequence[Annotated], where: str) -> None:
     """Raise DatasetError, which begins with `where`, if no image holds an object."""
-    if not any(image.labels.any() for image in images):
-        raise DatasetError(f"{where} all {len(images)} label images are empty: there is nothing to learn")
+    if any(image.labels.any() for image in images):
+        return
+    hint = ""
+    if any(image.ignored is not None for image in images):
+        hint = " (255 in class maps is what is not annotated: leave --classes out for masks of 255)"
+    empty = f"{where} all {len(images)} label images are empty"
+    raise DatasetError(f"{empty}: there is nothing to learn or to score{hint}")

@@ -64,6 +64,12 @@ class Source:
             )
         return train, validation
 
+    def doubts(self) -> list[str]:
+        """Return what looks odd about where the data come from, a sentence each."""
+        if self.val is not None and self.val.resolve() == self.data.resolve():
+            return ["training and validation are the same images: the scores say nothing about others"]
+        return []
+
     def to_dict(self) -> dict[str, Any]:
         """Return what JSON stores; paths are made absolute, so that a run continues from any folder."""
         paths = {name: value.absolute() for name, value in vars(self).items() if isinstance(value, Path)}

@@ -1,12 +1,13 @@
 """How annotated images lie in a folder: `images/` beside `labels/`, or a Cell Tracking Challenge data set."""
 
+import glob
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from unetrt.runtime.errors import DatasetError, FrameError
-from unetrt.runtime.images import list_images, stem_of
+from unetrt.runtime.images import SUFFIXES, list_images, stem_of
 
 IMAGES, LABELS, IGNORE = "images", "labels", "ignore"
 # `01_GT/SEG/man_seg000.tif` belongs to `01/t000.tif`; `man_seg_000_012.tif` is plane 12 of its stack
@@ -49,7 +50,8 @@ def find_pairs(folder: Path) -> list[Pair]:
         The folder has neither layout, or a file has no partner.
     """
     if not folder.is_dir():
-        raise DatasetError(f"{folder} does not exist: give a folder with images/ and labels/ in it")
+        state = "is a file" if folder.exists() else "does not exist"
+        raise DatasetError(f"{folder} {state}: give a folder with images/ and labels/ in it")
     if sequences := sorted(folder.glob("*_GT/SEG")):
         return [pair for truth in sequences for pair in _sequence(truth)]
     return _by_name(folder)
@@ -73,7 +75,9 @@ def _by_name(folder: Path) -> list[Pair]:
 def _require_partners(files: Mapping[str, Path], what: str, others: Mapping[str, Path], folder: Path) -> None:
     if alone := sorted(files.keys() - others.keys()):
         more = f" (and {len(alone) - 1} more)" if len(alone) > 1 else ""
-        raise DatasetError(f"{what} {files[alone[0]].name}{more} has no partner of that name in {folder}")
+        unread = [path.name for path in sorted(folder.glob(f"{glob.escape(alone[0])}.*"))]
+        hint = f": {unread[0]} is there, but not read, use {', '.join(SUFFIXES)}" if unread else ""
+        raise DatasetError(f"{what} {files[alone[0]].name}{more} has no partner of that name in {folder}{hint}")
 
 
 def by_stem(folder: Path) -> dict[str, Path]:

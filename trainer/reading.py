@@ -51,7 +51,10 @@ def load(folder: str | Path, classes: int | None = None, ignore: int | None = No
     if len(channels) > 1:
         usual = channels.most_common(1)[0][0]
         odd = next(image for image in images if image.frame.shape[0] != usual)
-        raise DatasetError(f"{odd.name} has {odd.frame.shape[0]} channels, most images have {usual}: all must agree")
+        raise DatasetError(
+            f"{odd.name} has {odd.frame.shape[0]} channels, most images have {usual}: all must agree (a TIFF of 3 or 4 "
+            "frames that says it is RGB is read as colours: save it with photometric='minisblack')"
+        )
     require_objects(images, f"{folder}:")
     return Dataset(images, class_names(classes), instances=classes is None)
 
@@ -135,7 +138,7 @@ def _require_same_shape(frames: Array, image: Path, planes: Array, labels: Path 
         )
     if frames.shape[-2:] != planes.shape[-2:]:
         raise DatasetError(
-            f"{image.name} is {frames.shape[-2]} x {frames.shape[-1]} px, its labels are "
+            f"{image} is {frames.shape[-2]} x {frames.shape[-1]} px, {labels} is "
             f"{planes.shape[-2]} x {planes.shape[-1]} px: they must have the same shape"
         )
 

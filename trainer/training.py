@@ -88,7 +88,7 @@ class Training:
         if last.training["recipe"] != json.loads(json.dumps(self._recipe.to_dict())):
             raise ModelFileError(f"{self._run.folder / LAST} was trained by another recipe: train anew")
         if last.progress["data"] != self._digests():
-            raise DatasetError("the images or labels are not those that the run began with: train anew")
+            raise DatasetError("images or labels are not those that the run began with: put them back, or train anew")
         try:
             self._learner.restore({name: torch.from_numpy(array) for name, array in last.state.items()})
         except (KeyError, RuntimeError, ValueError) as error:
@@ -159,7 +159,8 @@ class Training:
         return len(self.history.losses)
 
     def _how_to_go_on(self) -> str:
-        return f"; to go on: unetrt train --resume {self._run.folder}" if self._run.origin else ""
+        several = ", under torchrun again" if self._team.size > 1 else ""
+        return f"; to go on: unetrt train --resume {self._run.folder}{several}" if self._run.origin else ""
 
     def _step(self, rate: float) -> float:
         step = self.steps

@@ -1,5 +1,7 @@
 """Every way in which annotated images may lie on a disk."""
 
+import re
+
 import numpy as np
 import pytest
 import tifffile
@@ -142,13 +144,21 @@ BAD = {
         {"images/a.tif": FRAMES, "labels/a.tif": LABELS[0]}, "a stack of 3 frames, .* of 1: .*\\(1, C, H, W\\)",
     ),
     "a mask of another shape": (
-        {"images/a.tif": FRAMES[0], "labels/a.tif": LABELS[0], "ignore/a.tif": LABELS[0][:9]}, "20 x 30 px.*9 x 30 px",
+        {"images/a.tif": FRAMES[0], "labels/a.tif": LABELS[0], "ignore/a.tif": LABELS[0][:9]},
+        "images.a.tif is 20 x 30.*ignore.a.tif is 9 x 30",
     ),
     "a mask without an image": (
         {"images/a.tif": FRAMES[0], "labels/a.tif": LABELS[0], "ignore/b.tif": LABELS[0]}, "mask b.tif has no partner",
     ),
     "nothing annotated": (
         {"images/a.tif": FRAMES[0], "labels/a.tif": LABELS[0], "ignore/a.tif": LABELS[0] + 1}, "no pixel is annotated",
+    ),
+    "a format that is not read": (
+        {"images/a.tif": FRAMES[0], "labels/a.tif": LABELS[0], "labels/b.tif": LABELS[0], "images/b.jpg": FRAMES[0]},
+        "label b.tif has no partner .*: b.jpg is there, but not read, use .tif",
+    ),
+    "masks of 255 as classes": (
+        {"images/a.tif": FRAMES[0], "labels/a.tif": (LABELS[0] > 0) * np.uint8(255)}, "leave --classes out for masks",
     ),
     "a challenge frame that is missing": ({"01_GT/SEG/man_seg003.tif": LABELS[0]}, "t003.tif, which does not exist"),
     "a challenge file of another name": ({"01_GT/SEG/man_seg3b.tif": LABELS[0]}, "not named as the challenge"),
@@ -163,7 +173,20 @@ def test_what_does_not_fit(tmp_path, files, message):
     for name, pixels in files.items():
         tiff(tmp_path / name, pixels)
     with pytest.raises(DatasetError, match=message):
-        reading.load(tmp_path)
+        reading.load(tmp_path, classes=2 if "--classes" in message else None)
+
+
+def test_what_looks_odd_is_said(tmp_path):
+    spots = np.zeros((20, 30), np.uint8)
+    spots[::4, ::4] = 1 + np.arange(8) % 2
+    for name, frame in (("a", FRAMES[0]), ("b", 0 * FRAMES[0])):
+        tiff(tmp_path / "images" / f"{name}.tif", frame)
+        tiff(tmp_path / "labels" / f"{name}.tif", spots)
+    assert [re.sub(r"\d+", "N", doubt) for doubt in reading.load(tmp_path).doubts()] == [
+        "b without any contrast, but with objects",
+        "N objects in N separate pieces: if labels are classes, give --classes",
+    ]
+    assert named(tmp_path / "good").doubts() == []
 
 
 def test_a_frame_that_is_not_annotated_at_all_is_left_out(tmp_path):

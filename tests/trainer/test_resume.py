@@ -45,7 +45,7 @@ def test_a_continued_run_is_the_uninterrupted_one_bit_for_bit(drawn_folder, tmp_
         if stop > 4:
             run.restore(load(tmp_path / "parts" / LAST))
         if stop < 10:
-            with pytest.raises(TrainingStopped, match=f"stopped after step {stop}.*--resume"):
+            with pytest.raises(TrainingStopped, match=f"stopped after step {stop}, all of it saved"):
                 run.run(budget, should_stop=stopping_after(run, stop))
         else:
             run.run(budget)
@@ -65,7 +65,7 @@ def test_other_data_are_refused(drawn_folder, tmp_path):
     run = training(drawn_folder, tmp_path)
     train, validation = reading.load(drawn_folder).split(0.5, seed=0)
     other = Training(train, validation, MODERN, Run(tmp_path))
-    with pytest.raises(DatasetError, match="not those that the run began with"):
+    with pytest.raises(DatasetError, match="images or labels are not those that the run began with"):
         other.restore(load(tmp_path / LAST))
     run.restore(load(tmp_path / LAST))
     with pytest.raises(OptionError, match="has done its 2 steps: give it more"):

@@ -126,7 +126,7 @@ def _tally(guess: Any, truth: Any, ignored: Any, meaning: _Meaning) -> "Tally":
     label = ignored_label(classes, asked)
     if label is not None and (truth == label).any():
         ignored = (truth == label) if ignored is None else ignored | (truth == label)
-    known = truth if ignored is None else np.where(ignored, 0, truth)
+    guess, known = (plane if ignored is None else np.where(ignored, 0, plane) for plane in (guess, truth))
     if classes is None:
         return evaluate_instances(as_instances(guess), as_instances(known), ignored)
     if not 2 <= classes <= MAX_CLASSES:

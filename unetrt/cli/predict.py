@@ -72,7 +72,8 @@ def _report(failures: list[FrameError], images: int) -> None:
     for failure in failures:
         click.echo(f"left out: {failure}", err=True)
     if failures:
-        raise FrameError(f"{len(failures)} of {images} images could not be segmented, the others are done")
+        rest = ", the others are done" if len(failures) < images else ""
+        raise FrameError(f"{len(failures)} of {images} images could not be segmented{rest}")
 
 
 def _highest(labels: Any) -> int:

@@ -8,13 +8,14 @@ import click
 
 from unetrt.cli.training_bar import run_with_bar
 from unetrt.runtime.artifacts import require_writable
-from unetrt.runtime.errors import OptionError, OutputError, TrainingStopped
+from unetrt.runtime.errors import DatasetError, OptionError, OutputError, TrainingStopped
 from unetrt.runtime.normalisation import MODES
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from unetrt.trainer.budget import Budget
+    from unetrt.trainer.dataset import Dataset
     from unetrt.trainer.job import Job
     from unetrt.trainer.recipe import Recipe
 
@@ -93,8 +94,10 @@ def command(exporting: bool, tensorboard: bool, **choices: Any) -> None:
     job = _continued(choices) if choices["resume"] else _begun(choices)
     with team() as members:
         say: Callable[[str], None] = click.echo if members.leads else lambda _: None
-        train, validation = job.source.load(job.run.seed)
+        train, validation = _loaded(job)
         say(f"training on   {train}\nvalidating on {validation}")
+        for doubt in (*train.doubts(), *job.source.doubts()):
+            say(f"note: {doubt}")
         training = job.training(train, validation, members)
         if job.last is not None:
             say(f"continuing after step {training.steps}")
@@ -111,6 +114,16 @@ def command(exporting: bool, tensorboard: bool, **choices: Any) -> None:
             _export(best, job.run.folder / "model.onnx")
 
 
+def _loaded(job: "Job") -> "tuple[Dataset, Dataset]":
+    """Read the data; where a run goes on without them, say how to name their new place."""
+    try:
+        return job.source.load(job.run.seed)
+    except DatasetError as error:
+        if job.last is None or job.source.data.exists():
+            raise
+        raise DatasetError(f"{error}; if it has moved: unetrt train NEW-PLACE --resume {job.run.folder}") from error
+
+
 def _begun(choices: dict[str, Any]) -> "Job":
     from unetrt.trainer.budget import Budget
     from unetrt.trainer.job import Job, Source
@@ -123,6 +136,8 @@ def _begun(choices: dict[str, Any]) -> "Job":
     require_writable(folder)
     if any((folder / name).exists() for name in ("best.safetensors", "last.safetensors")):
         raise OutputError(f"{folder} already holds a training: choose another folder with -o, or --resume {folder}")
+    if all((folder / part).is_dir() for part in ("images", "labels")):
+        raise OutputError(f"{folder} holds images/ and labels/: a run goes into a folder of its own, give another -o")
     recipe = _recipe(choices)
     budget = _budget(choices) or Budget(minutes=DEFAULT_MINUTES)
     source = Source(
