@@ -68,6 +68,13 @@ def test_what_is_no_checkpoint(tmp_path, write, message):
     assert (tmp_path / "precious").exists()
 
 
+def test_a_run_that_has_not_been_validated_yet_says_how_to_go_on(tiny_run, tmp_path):
+    shutil.copy(tiny_run / "last.safetensors", tmp_path)
+    with pytest.raises(ModelFileError, match="no best.safetensors yet.*--resume.*or give .*last.safetensors"):
+        checkpoint.load(tmp_path)
+    assert checkpoint.load(tmp_path / "last.safetensors").progress["budget"] == {"minutes": None, "steps": 12}
+
+
 def test_a_checkpoint_without_a_weight_is_refused(tiny_run, tmp_path):
     from safetensors import safe_open
 

@@ -120,6 +120,20 @@ def test_what_is_no_recipe(options, message):
         Recipe().with_options(**options)
 
 
+def test_the_help_of_train_tells_the_recipes():
+    from unetrt.cli.train import command
+
+    said = " ".join((command.help or "").split())
+    modern, paper = RECIPES["modern"], RECIPES["paper"]
+    assert f"modern: depth {modern.depth}, base {modern.base}, tile {modern.tile}, AdamW" in said
+    assert f"cosine, average {modern.average}" in said
+    assert f"paper: depth {paper.depth}, base {paper.base}, tile {paper.tile}, drop-out {paper.dropout}" in said
+    for recipe in (modern, paper):
+        assert f"batch {recipe.batch}, w0 {recipe.w0:g}, sigma {recipe.sigma:g}" in said
+        assert f"separation border {recipe.separation_border}, {recipe.normalisation} normalisation" in said
+        assert recipe.rate == 1e-3
+
+
 def test_the_papers_recipe_is_the_paper():
     paper = RECIPES["paper"]
     assert (paper.depth, paper.base, paper.optimiser, paper.tile, paper.batch) == (4, 64, "sgd", 572, 1)
