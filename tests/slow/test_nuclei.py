@@ -23,9 +23,9 @@ def test_five_minutes_of_training(tmp_path, capsys):
         tmp_path / "out",
     )
     commands = (
-        ("train", train, "--val", val, "--minutes", MINUTES, "-o", run),
+        ("train", train, "--val", val, "--separation-border", 3, "--minutes", MINUTES, "-o", run),
         ("export", run, "-o", model),
-        ("predict", model, val / "images", "-o", out),
+        ("predict", model, val / "images", "-o", out, "--min-area", 20),
         ("eval", out, val / "labels", "--json"),
     )
     for command in commands:
@@ -33,4 +33,7 @@ def test_five_minutes_of_training(tmp_path, capsys):
         assert main([str(word) for word in command]) == 0
     pooled = json.loads(capsys.readouterr().out)["pooled"]
     assert pooled["iou"] >= 0.80
-    assert pooled["seg"] >= 0.68
+    assert pooled["seg"] >= 0.70
+    assert pooled["ap"]["0.50"] >= 0.70
+    # Plain Otsu merges 440 of these 1056 nuclei.
+    assert pooled["merged"] < 220
