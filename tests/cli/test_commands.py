@@ -8,6 +8,7 @@ import tifffile
 from PIL import Image
 
 from unetrt.__main__ import main
+from unetrt.runtime.segmenter import Segmenter
 
 
 @pytest.fixture
@@ -54,6 +55,11 @@ def test_predict_writes_class_maps_and_stacks(run, tiny_model, tmp_path):
     assert labels.shape == (3, 50, 60)
     assert labels.max() <= 1
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["stack.tif"]
+    run("predict", tiny_model, tmp_path / "stack.tif", "-o", tmp_path / "averaged", "--as", "classes", "--tta")
+    with Segmenter(tiny_model) as segmenter:
+        expected = segmenter.segment(stack, tta=True).labels
+    np.testing.assert_array_equal(tifffile.imread(tmp_path / "averaged" / "stack.tif"), expected)
+    assert (expected != labels).any()
     run("predict", tiny_model, tmp_path / "stack.tif", "-o", tmp_path / "out2")
     with Image.open(tmp_path / "out2" / "overlays" / "stack.png") as picture:
         assert picture.size == (60, 50)

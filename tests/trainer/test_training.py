@@ -15,6 +15,7 @@ from unetrt.trainer.recipe import RECIPES, Recipe
 from unetrt.trainer.run import Run
 from unetrt.trainer.samples import normalisation_for
 from unetrt.trainer.training import Training
+from unetrt.trainer.validation import Validator
 
 SMALL = RECIPES["modern"].with_options(depth=2, base=4, tile=92)
 
@@ -142,6 +143,23 @@ def test_the_papers_recipe_is_the_paper():
     assert paper.legal_tile() == 572
     assert Recipe(tile=580).legal_tile() == 572
     assert Augmentation() == paper.augmentation
+
+
+def test_validation_can_average_over_turned_copies(drawn_folder, tmp_path):
+    """The same network, scored alone and averaged: other scores, and the same for a turned data set."""
+    run = training(drawn_folder, tmp_path, SMALL.with_options(rate=3e-3))
+    run.run(Budget(steps=40))
+    data = reading.load(drawn_folder)
+    turned = [
+        replace(image, frame=image.frame[:, ::-1, ::-1], labels=image.labels[::-1, ::-1]) for image in data.images
+    ]
+    sets = [data, replace(data, images=tuple(turned))]
+    scores = [
+        [Validator(each, run.net, normalisation_for(SMALL, each), 2, tta)()[0].iou for each in sets]
+        for tta in (False, True)
+    ]
+    assert scores[1][0] == pytest.approx(scores[1][1], abs=1e-4)
+    assert abs(scores[0][0] - scores[1][0]) > 1e-4
 
 
 def test_tensorboard_gets_losses_and_scores(drawn_folder, tmp_path):
