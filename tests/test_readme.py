@@ -52,4 +52,7 @@ def test_every_command_of_the_table_exists(command, capsys):
 
 def test_links_lead_somewhere():
     for target in re.findall(r"\]\((?!http)([^)]+)\)", README):
-        assert (Path(__file__).parent.parent / target).exists(), target
+        path, _, section = target.partition("#")
+        text = (Path(__file__).parent.parent / path).read_text() if path.endswith(".md") else ""
+        assert (Path(__file__).parent.parent / path).exists(), target
+        assert not section or f"## {section.capitalize()}\n" in text, target

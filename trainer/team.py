@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, distributed, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from unetrt.runtime.errors import OptionError
+from unetrt.runtime.errors import OptionError, TrainingStopped
 
 # How long processes wait for each other: one validates alone, on as many images as there are.
 PATIENCE = timedelta(hours=12)
@@ -95,8 +95,18 @@ def team() -> Iterator[Team]:
     distributed.init_process_group("nccl" if cuda else "gloo", timeout=PATIENCE)
     try:
         yield Team(distributed.get_rank(), size, device)
+        distributed.barrier()
+    except TrainingStopped:
+        distributed.barrier()  # all of them stop after the same step
+        raise
     finally:
+        # Only together: a process that leaves while the leader still saves is torn down by the C++ runtime.
         distributed.destroy_process_group()
+
+
+def leads() -> bool:
+    """Tell whether this process speaks for all that torchrun started, before and after they are a team."""
+    return os.environ.get("RANK", "0") == "0"
 
 
 def alone() -> Team:

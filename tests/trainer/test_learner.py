@@ -5,6 +5,7 @@ import torch
 
 from unetrt.runtime.cost import UNetShape
 from unetrt.runtime.errors import OptionError
+from unetrt.trainer import precision
 from unetrt.trainer.learner import Learner
 from unetrt.trainer.precision import Precision, has_fast_bf16
 from unetrt.trainer.recipe import RECIPES, Recipe
@@ -65,7 +66,7 @@ def test_options_of_recipe_and_augmentation_are_set_by_name():
 
 def test_half_precision_scales_gradients_and_steps_alike(monkeypatch):
     """float16 with a scaler, as on a GPU without bfloat16, forced here on the CPU."""
-    monkeypatch.setattr("unetrt.trainer.precision._best", lambda device: torch.float16)
+    monkeypatch.setattr(precision, "_best", lambda device: torch.float16)
     half, full = learner(replace(RECIPE, mixed=True)), learner()
     losses = [[each.step(batch(), step, 1e-3) for step in range(1, 6)] for each in (half, full)]
     assert losses[0] == pytest.approx(losses[1], rel=2e-2)

@@ -1,7 +1,9 @@
 """Two real processes, started by torchrun, against one with the same global batch."""
 
+import signal
 import subprocess
 import sys
+import time
 
 import numpy as np
 import pytest
@@ -29,6 +31,27 @@ def test_two_processes_learn_what_one_would(drawn_folder, tmp_path):
     for name, weights in one.weights.items():
         np.testing.assert_allclose(two.weights[name], weights, atol=2e-4, err_msg=name)
     assert said.count("training on") == 1, "only the leader speaks"
+
+
+def test_all_stop_after_the_same_step_and_leave_together(drawn_folder, tmp_path):
+    """torchrun passes the interrupt on to its processes; the leader decides for all of them."""
+    command = [sys.executable, *TORCHRUN, "-m", "unetrt", "train", str(drawn_folder), "-o", str(tmp_path / "run")]
+    options = OPTIONS.replace("--steps 6", "--steps 100000").split()
+    process = subprocess.Popen(
+        [*command, *options], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
+    )
+    last = tmp_path / "run" / "last.safetensors"
+    begin = time.monotonic()
+    while not last.exists():
+        assert process.poll() is None, process.stdout.read()
+        assert time.monotonic() - begin < 120
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    said, _ = process.communicate(timeout=120)
+    assert said.count("stopped after step") == 1
+    assert "under torchrun again" in said
+    assert "terminate called" not in said
+    assert f"stopped after step {load(last).training['steps']}," in said
 
 
 def test_a_batch_is_shared_evenly():

@@ -74,7 +74,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     # What tifffile notes of a damaged file is in the one line that the file gets.
     logging.getLogger("tifffile").setLevel(logging.CRITICAL + 1)
     try:
-        cli.main(arguments, prog_name="unetrt", standalone_mode=False)
+        status = cli.main(arguments, prog_name="unetrt", standalone_mode=False)
     except click.exceptions.NoArgsIsHelpError as error:
         click.echo(error.format_message(), err=True)
         return 2
@@ -86,7 +86,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         label = "" if status == STOPPED else "Error: "
         click.echo(label + " ".join(message.split()), err=True)
         return status
-    return 0
+    return status if isinstance(status, int) else 0
 
 
 def _explained(error: BaseException) -> tuple[str, int] | None:

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from unetrt.trainer.dataset import Dataset
     from unetrt.trainer.job import Job
     from unetrt.trainer.recipe import Recipe
+    from unetrt.trainer.team import Team
 
 # Without --minutes or --steps.
 DEFAULT_MINUTES = 20.0
@@ -91,31 +92,36 @@ def command(exporting: bool, tensorboard: bool, **choices: Any) -> None:
     Ctrl-C stops after the step in hand and saves; --resume continues, after a crash too. Several GPUs:
     torchrun --nproc-per-node 4 -m unetrt train DATA --batch 4.
     """
-    from unetrt.trainer.team import team
+    from unetrt.trainer.team import leads, team
 
     if tensorboard:
         import tensorboard as _  # noqa: F401 - says so now if it is missing, not after minutes
     job = _continued(choices) if choices["resume"] else _begun(choices)
-    with team() as members:
-        say: Callable[[str], None] = click.echo if members.leads else lambda _: None
-        train, validation = _loaded(job)
-        say(f"training on   {train}\nvalidating on {validation}")
-        for doubt in (*train.doubts(), *job.source.doubts()):
-            say(f"note: {doubt}")
-        training = job.training(train, validation, members)
-        if job.last is not None:
-            say(f"continuing after step {training.steps}")
-        try:
-            best = run_with_bar(training, job.budget, tensorboard=tensorboard, quiet=not members.leads)
-        except TrainingStopped:
-            if members.leads:
-                raise
-            raise click.exceptions.Exit(TrainingStopped.exit_code) from None  # the leader says it
-        if not members.leads:
-            return
-        say(f"best: {training.history.best_scores} -> {best}")
-        if exporting:
-            _export(best, job.run.folder / "model.onnx")
+    try:
+        with team() as members:
+            best = _train(job, members, tensorboard)
+    except TrainingStopped:
+        if leads():
+            raise
+        raise click.exceptions.Exit(TrainingStopped.exit_code) from None  # the leader says it
+    if exporting and leads():
+        _export(best, job.run.folder / "model.onnx")
+
+
+def _train(job: "Job", members: "Team", tensorboard: bool) -> Path:
+    """Train as one of a team, of which the leader speaks; return the best checkpoint."""
+    say: Callable[[str], None] = click.echo if members.leads else lambda _: None
+    train, validation = _loaded(job)
+    say(f"training on   {train}\nvalidating on {validation}")
+    for doubt in (*train.doubts(), *job.source.doubts()):
+        say(f"note: {doubt}")
+    training = job.training(train, validation, members)
+    if job.last is not None:
+        say(f"continuing after step {training.steps}")
+    best = run_with_bar(training, job.budget, tensorboard=tensorboard, quiet=not members.leads)
+    if members.leads:
+        click.echo(f"best: {training.history.best_scores} -> {best}")
+    return best
 
 
 def _loaded(job: "Job") -> "tuple[Dataset, Dataset]":
