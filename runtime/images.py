@@ -133,12 +133,10 @@ def require_distinct(sources: list[Path], folder: Path, overlays: bool = True) -
     taken = {source.resolve() for source in sources}
     stems: dict[str, Path] = {}
     for source in sources:
-        if (other := stems.setdefault(stem_of(source), source)) is not source:
-            raise OutputError(f"{other} and {source} would both become {stem_of(source)}.tif: rename one")
-        written = [
-            folder / f"{stem_of(source)}.tif",
-            *([folder / "overlays" / f"{stem_of(source)}.png"] if overlays else []),
-        ]
+        stem = stem_of(source)
+        if (other := stems.setdefault(stem, source)) is not source:
+            raise OutputError(f"{other} and {source} would both become {stem}.tif: rename one")
+        written = [folder / f"{stem}.tif", *([folder / "overlays" / f"{stem}.png"] if overlays else [])]
         for path in written:
             if path.resolve() in taken:
                 raise OutputError(f"{path} is an input and would be overwritten: choose another output folder")

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from unetrt.runtime.errors import FrameError, OptionError
-from unetrt.runtime.frames import as_frame, split_axes
+from unetrt.runtime.frames import Size, as_frame, split_axes
 from unetrt.runtime.loop import Stitch, TileLoop, Timings
 from unetrt.runtime.normalisation import Affine
 from unetrt.runtime.plan import Tile, TilePlan
@@ -134,7 +134,8 @@ class Segmenter:
             labels = _labels(out, image, (*leading, *size))
             scores = self._new_scores((*leading, len(self.spec.classes), *size)) if probabilities else None
             copies = SQUARE if tta else ONCE
-            count = _Count(sum(len(self._plan(copy, size)) for copy in copies) * prod(leading), progress)
+            tiles = sum(len(self._plan(copy.size(size))) for copy in copies)
+            count = _Count(tiles * prod(leading), progress)
             with timings.phase("queue"):
                 self._lock.acquire()
             try:
@@ -203,13 +204,11 @@ class Segmenter:
                     out[:] = share if copy is call.copies[0] else out + share
 
     def _tiles(self, frame: Array, affine: Affine, stitch: Stitch, call: "_Call") -> None:
-        plan = TilePlan(frame.shape[-2:], self.spec.tile, self.spec.geometry, self.spec.border)
+        plan = self._plan((frame.shape[-2], frame.shape[-1]))
         TileLoop(self._lanes, call.timings).run(plan, partial(_cut, frame, affine), stitch, call.tiles)
 
-    def _plan(self, copy: Symmetry, size: tuple[int, int]) -> TilePlan:
-        """Return the tiles of a frame of `size`, turned as `copy` says."""
-        turned = size[::-1] if copy.transpose else size
-        return TilePlan(turned, self.spec.tile, self.spec.geometry, self.spec.border)
+    def _plan(self, size: Size) -> TilePlan:
+        return TilePlan(size, self.spec.tile, self.spec.geometry, self.spec.border)
 
     def _into_labels(self, labels: NDArray[np.uint8]) -> Stitch:
         if self.spec.head == "labels":

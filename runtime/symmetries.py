@@ -7,6 +7,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from unetrt.runtime.frames import Size
+
 Array = NDArray[Any]
 
 
@@ -24,6 +26,10 @@ class Symmetry:
 
     transpose: bool
     flips: tuple[bool, bool]
+
+    def size(self, size: Size) -> Size:
+        """Return height and width of what is turned, from those of what is not."""
+        return (size[1], size[0]) if self.transpose else size
 
     def apply(self, planes: Array) -> Array:
         """Return a view of planes (..., H, W), turned: (..., H, W) or (..., W, H)."""

@@ -55,7 +55,7 @@ class History:
 
     @classmethod
     def from_dict(cls, stored: Mapping[str, Any], losses: np.ndarray[Any, Any]) -> "History":
-        """Return what `to_dict` gave, with the losses (steps,)."""
+        """Return what `to_dict` gave, with the losses, (steps,) float64."""
         return cls(losses.tolist(), [(step, Scores(**scores)) for step, scores in stored["scores"]])
 
     def save(self, folder: Path) -> None:

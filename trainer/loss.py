@@ -16,7 +16,7 @@ def weighted_cross_entropy(logits: Tensor, classes: Tensor, weights: Tensor, tot
     weights
         (N, h, w), float32. Pixels of weight 0 do not count.
     total
-        What to divide by instead of sum(w), where these tiles are a part of a batch only.
+        (), float32: what to divide by instead of sum(w), where these tiles are a part of a batch only.
     """
     entropy = F.cross_entropy(logits.float(), classes, reduction="none")
     return (weights * entropy).sum() / (weights.sum() if total is None else total).clamp_min(1e-6)

@@ -35,11 +35,11 @@ class Overlap:
 
     @classmethod
     def of(cls, predicted: Array, truth: Array) -> "Overlap":
-        """Return the overlap of two instance maps (H, W)."""
-        areas, found_areas = (_numbered(labels[labels > 0])[1] for labels in (truth, predicted))
+        """Return the overlap of two instance maps (H, W) of integers, one number an object, 0 the background."""
+        numbers, areas = np.unique(truth[truth > 0], return_counts=True)
+        found_numbers, found_areas = np.unique(predicted[predicted > 0], return_counts=True)
         both = (truth > 0) & (predicted > 0)
-        # Numbers among the objects that overlap anything, back to numbers among all.
-        true, found = (np.unique(labels[labels > 0]).searchsorted(labels[both]) for labels in (truth, predicted))
+        true, found = numbers.searchsorted(truth[both]), found_numbers.searchsorted(predicted[both])
         width = max(1, len(found_areas))
         pairs, common = np.unique(true * width + found, return_counts=True)
         return cls(pairs // width, pairs % width, common, areas, found_areas)
@@ -88,9 +88,3 @@ class Overlap:
         """How many true objects hold more than half of two or more predicted ones."""
         inside = 2 * self.common > self.found_areas[self.found]
         return int((np.bincount(self.true[inside]) > 1).sum()) if inside.any() else 0
-
-
-def _numbered(labels: Array) -> tuple[Array, Counts]:
-    """Return the values that labels (n,) have, in order, and how often each."""
-    values, counts = np.unique(labels, return_counts=True)
-    return values, counts

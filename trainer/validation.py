@@ -65,7 +65,7 @@ class Validated:
     image
         The image and its annotation.
     labels
-        (H, W), what was found: instances, or the class map.
+        (H, W), what was found: instances, int32, or the class map, uint8.
     tally
         How that agrees with the annotation.
     """

@@ -30,20 +30,20 @@ def warping_error(predicted: NDArray[Any], truth: NDArray[Any]) -> int:
     Parameters
     ----------
     predicted, truth
-        (H, W), above 0 is foreground. Give instances with a border between touching ones (`outlined`).
+        (H, W), bool or numbers, above 0 is foreground. Give instances with a border between touching ones (`outlined`).
     """
     return int((warped(truth > 0, predicted > 0) != (predicted > 0)).sum())
 
 
 def outlined(instances: NDArray[Any]) -> Mask:
-    """Return the foreground of an instance map (H, W), with a line of background where two objects touch."""
+    """Return the foreground, (H, W) bool, of an instance map (H, W), integers: a line of background parts objects."""
     around = ndimage.maximum_filter(instances, 3)
     mask: Mask = (instances > 0) & (around == instances)
     return mask
 
 
 def warped(mask: Mask, target: Mask) -> Mask:
-    """Return `mask` (H, W) deformed towards `target`, with its own topology.
+    """Return `mask` deformed towards `target`, both (H, W) bool, with its own topology.
 
     Pixels of one parity of row and column are no neighbours of each other, so that flipping all their simple points at
     once is the same as one after another.
