@@ -46,6 +46,15 @@ def as_frame(read: Any, channels: int) -> Array:
     return frame.reshape(channels, *frame.shape[-2:])
 
 
+def require_raw(frame: Array, dtype: str) -> None:
+    """Raise FrameError if a frame's values are not all values of `dtype`, which the model's graph takes raw."""
+    if not np.can_cast(frame.dtype, dtype, "safe"):
+        raise FrameError(
+            f"the image is {frame.dtype}: this model takes raw {dtype} pixels; give those, or export it with "
+            "--input float32"
+        )
+
+
 def require_finite(frame: Array) -> None:
     """Raise FrameError if a float frame (..., H, W) holds NaN or infinity, saying how many and where the first is."""
     # The network computes in float32: a larger float64 is as good as infinite.

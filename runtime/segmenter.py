@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from unetrt.runtime.errors import FrameError, OptionError
-from unetrt.runtime.frames import Size, as_frame, split_axes
+from unetrt.runtime.frames import Size, as_frame, require_raw, split_axes
 from unetrt.runtime.loop import Stitch, TileLoop, Timings
 from unetrt.runtime.normalisation import Affine
 from unetrt.runtime.plan import Tile, TilePlan
@@ -184,12 +184,16 @@ class Segmenter:
             with call.timings.phase("stitch"):
                 labels[index] = best_class(room)
 
-    def _measured(self, read: Any, call: "_Call") -> tuple[Array, Affine]:
+    def _measured(self, read: Any, call: "_Call") -> tuple[Array, Affine | None]:
+        """Return a frame and how to normalise it: None where the graph does."""
         with call.timings.phase("normalise"):
             frame = as_frame(read, self.spec.channels)
+            if self.spec.takes_raw:
+                require_raw(frame, self.spec.input_dtype)
+                return frame, None
             return frame, self.spec.normalisation.measure(frame)
 
-    def _probabilities(self, frame: Array, affine: Affine, out: Scores, call: "_Call") -> None:
+    def _probabilities(self, frame: Array, affine: Affine | None, out: Scores, call: "_Call") -> None:
         """Fill `out` (classes, H, W) with the mean of the probabilities over the call's copies of a frame."""
         for copy in call.copies:
             turned = copy.apply(frame)
@@ -203,7 +207,7 @@ class Segmenter:
                     share = copy.undo(room) / np.float32(len(call.copies))
                     out[:] = share if copy is call.copies[0] else out + share
 
-    def _tiles(self, frame: Array, affine: Affine, stitch: Stitch, call: "_Call") -> None:
+    def _tiles(self, frame: Array, affine: Affine | None, stitch: Stitch, call: "_Call") -> None:
         plan = self._plan((frame.shape[-2], frame.shape[-1]))
         TileLoop(self._lanes, call.timings).run(plan, partial(_cut, frame, affine), stitch, call.tiles)
 
@@ -251,9 +255,10 @@ class _Call(NamedTuple):
     tiles: _Count
 
 
-def _cut(frame: Array, affine: Affine, tile: Tile, slot: Array) -> None:
+def _cut(frame: Array, affine: Affine | None, tile: Tile, slot: Array) -> None:
     tile.cut(frame, slot)
-    affine.apply(slot)
+    if affine is not None:
+        affine.apply(slot)
 
 
 def _into(out: Array, tile: Tile, core: Array) -> None:

@@ -16,8 +16,10 @@ from unetrt.runtime.normalisation import Normalisation
 
 Head = Literal["logits", "probabilities", "labels"]
 HEADS: tuple[Head, ...] = get_args(Head)
-Precision = Literal["fp32", "fp16"]
+Precision = Literal["fp32", "fp16", "bf16", "int8"]
 PRECISIONS: tuple[Precision, ...] = get_args(Precision)
+InputType = Literal["float32", "uint8", "uint16"]
+INPUT_TYPES: tuple[InputType, ...] = get_args(InputType)
 
 SCHEMA = 1
 Annotation = Literal["instances", "classes"]
@@ -49,7 +51,8 @@ class ModelSpec:
     precision
         What the graph computes in.
     input_dtype
-        The graph's input.
+        The graph's input: `float32` takes normalised grey values, `uint8` and `uint16` take raw ones and normalise them
+        in the graph, which only constants measured beforehand allow (mode `fixed`).
     border
         What lies beyond the frame.
     annotation
@@ -75,7 +78,7 @@ class ModelSpec:
     batch: int = 1
     head: Head = "logits"
     precision: Precision = "fp32"
-    input_dtype: str = "float32"
+    input_dtype: InputType = "float32"
     border: Border = "reflect"
     annotation: Annotation = "instances"
     separation_border: int = 0
@@ -90,7 +93,7 @@ class ModelSpec:
         known: tuple[tuple[str, str, tuple[str, ...]], ...] = (
             ("head", self.head, HEADS),
             ("precision", self.precision, PRECISIONS),
-            ("input dtype", self.input_dtype, ("float32",)),
+            ("input dtype", self.input_dtype, INPUT_TYPES),
             ("border", self.border, BORDERS),
             ("annotation", self.annotation, ANNOTATIONS),
         )
@@ -106,6 +109,16 @@ class ModelSpec:
                 f"batch {self.batch}, channels {self.channels}, {len(self.classes)} classes and a separation border of "
                 f"{self.separation_border} px make no model"
             )
+        if self.takes_raw and self.normalisation.mode != "fixed":
+            raise ModelFileError(
+                f"input {self.input_dtype} normalises in the graph, which sees one tile, but normalisation "
+                f"{self.normalisation.mode} is measured on the whole frame: use input float32, or normalisation fixed"
+            )
+
+    @property
+    def takes_raw(self) -> bool:
+        """Whether the graph takes raw grey values and normalises them itself."""
+        return self.input_dtype != "float32"
 
     @property
     def geometry(self) -> Geometry:
@@ -124,9 +137,9 @@ class ModelSpec:
         """Height and width of the network's output, in pixels."""
         return self.geometry.core(self.tile[0]), self.geometry.core(self.tile[1])
 
-    def new_input(self) -> NDArray[np.float32]:
-        """Return an array for the network's input: (batch, C, h, w) float32, zeros."""
-        return np.zeros((self.batch, self.channels, *self.tile), np.float32)
+    def new_input(self) -> NDArray[Any]:
+        """Return an array for the network's input: (batch, C, h, w) of the input dtype, zeros."""
+        return np.zeros((self.batch, self.channels, *self.tile), self.input_dtype)
 
     def new_output(self) -> NDArray[Any]:
         """Return an array for the network's output; shape and dtype follow from the head, the content is undefined."""

@@ -5,6 +5,8 @@ It shows where every pixel of a frame goes, and what the work around the network
 
 from pathlib import Path
 
+import numpy as np
+
 from unetrt.runtime.onnx_file import read_spec
 from unetrt.runtime.sessions.worker import Array, WorkerSession
 from unetrt.runtime.spec import ModelSpec
@@ -27,7 +29,10 @@ class CropSession(WorkerSession):
         super().__init__(spec, "numpy (reference: crops, computes nothing)")
 
     def compute(self, frames: Array, scores: Array) -> None:
-        """Crop."""
+        """Crop; raw grey values are normalised, as a graph that takes them does."""
         inner = slice(self.spec.halo, -self.spec.halo or None)
-        core = frames[:, :1, inner, inner]
+        core = frames[..., inner, inner]
+        if self.spec.takes_raw:
+            core = self.spec.normalisation.measure(core[0]).apply(core.astype(np.float32))
+        core = core[:, :1]
         scores[...] = core if scores.ndim == core.ndim else core[:, 0]

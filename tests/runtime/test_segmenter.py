@@ -1,5 +1,6 @@
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -131,6 +132,22 @@ def test_what_is_no_frame(channels, image, message):
     fixed = Normalisation("fixed", offset=(0.0,) * channels, scale=(1.0,) * channels)
     with pytest.raises(FrameError, match=message):
         Segmenter(CropSession(small_spec(channels=channels, normalisation=fixed))).segment(image)
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "uint16"])
+def test_a_graph_that_normalises_is_handed_raw_tiles_and_sees_what_others_see(dtype):
+    fixed = Normalisation("fixed", offset=(90.0,), scale=(0.013,))
+    image = np.random.default_rng(0).integers(0, np.iinfo(dtype).max, (131, 90), dtype=dtype)
+    with crop_segmenter() as plain, Segmenter(CropSession(replace(plain.spec, normalisation=fixed))) as normalised:
+        raw = Segmenter(CropSession(replace(normalised.spec, input_dtype=dtype)))
+        np.testing.assert_array_equal(raw.scores(image), normalised.scores(image))
+        np.testing.assert_array_equal(raw.scores(image)[0], fixed(image[None])[0])
+
+
+@pytest.mark.parametrize(("dtype", "given"), [("uint8", "uint16"), ("uint16", "float32"), ("uint16", "int16")])
+def test_a_graph_that_takes_raw_pixels_takes_no_others(dtype, given):
+    with pytest.raises(FrameError, match=f"the image is {given}: this model takes raw {dtype}.*--input float32"):
+        crop_segmenter(input_dtype=dtype).segment(np.zeros((5, 5), given))
 
 
 @pytest.mark.parametrize("out", [np.zeros((5, 4), np.uint8), np.zeros((5, 5), np.int32)])

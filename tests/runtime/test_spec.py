@@ -6,7 +6,7 @@ import pytest
 from tests.conftest import small_spec
 from unetrt.runtime.errors import ModelFileError, TileError
 from unetrt.runtime.normalisation import Normalisation
-from unetrt.runtime.spec import HEADS, ModelSpec
+from unetrt.runtime.spec import HEADS, INPUT_TYPES, ModelSpec
 
 SPEC = small_spec(
     classes=("background", "cell", "debris"),
@@ -32,6 +32,13 @@ def test_arrays_follow_from_the_spec(head, shape, dtype):
     assert set(HEADS) == {"logits", "probabilities", "labels"}
 
 
+@pytest.mark.parametrize("dtype", INPUT_TYPES)
+def test_the_input_has_the_dtype_of_the_spec(dtype):
+    spec = replace(SPEC, input_dtype=dtype)
+    assert spec.new_input().dtype == dtype
+    assert spec.takes_raw == (dtype != "float32")
+
+
 def _changed(**changes):
     return json.dumps({**json.loads(SPEC.to_json()), **changes})
 
@@ -55,6 +62,11 @@ def _without(name):
         (_changed(batch=0), "make no model"),
         (_changed(normalisation={"mode": "magic"}), "normalisation 'magic' is unknown"),
         (_changed(halo="20"), "not whole"),
+        (_changed(input_dtype="int16"), "input dtype 'int16' is unknown here: float32, uint8, uint16"),
+        (
+            _changed(input_dtype="uint16", normalisation={"mode": "zscore"}),
+            "sees one tile.*zscore is measured",
+        ),
     ],
 )
 def test_what_is_no_spec(text, message):
