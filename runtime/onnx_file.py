@@ -1,27 +1,38 @@
-"""Reads the spec out of an ONNX file without an ONNX library, and without reading the weights.
+"""What an ONNX file says, read without an ONNX library and without the weights.
 
-An ONNX file is one protobuf message, ModelProto (onnx.proto3): a row of fields, each with a tag and, for the kinds that
-matter here, a length. The metadata lies at the top level, so the graph with all its weights is skipped by a seek.
+An ONNX file is one protobuf message, ModelProto. Field numbers are those of onnx-ml.proto, ONNX 1.23.
 """
 
 from collections.abc import Iterator
-from io import BytesIO
+from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO
 
 from unetrt.runtime.errors import ModelFileError
+from unetrt.runtime.protobuf import Message, WireError
 from unetrt.runtime.spec import KEY, ModelSpec
 
-# Field numbers of ModelProto and of StringStringEntryProto, from onnx.proto3.
+# ModelProto and StringStringEntryProto.
 GRAPH, METADATA = 7, 14
 ENTRY_KEY, ENTRY_VALUE = 1, 2
 
-# Wire types of protobuf and how many bytes the fixed ones take.
-VARINT, DELIMITED = 0, 2
-FIXED = {1: 8, 5: 4}
-
-# A spec is a few kilobytes; more than this is no spec of ours.
+# A spec is a few kilobytes; more than this, in bytes, is no metadata of ours.
 MAX_METADATA = 1 << 24
+
+# Where messages lie in messages: kind -> field number -> kind. All ways that lead to a tensor or a node.
+CHILDREN = {
+    "model": {GRAPH: "graph", 20: "training", 25: "function"},
+    "training": {1: "graph", 2: "graph"},
+    "graph": {1: "node", 5: "tensor", 15: "sparse tensor"},
+    "function": {7: "node", 11: "attribute"},
+    "node": {5: "attribute"},
+    "attribute": {5: "tensor", 6: "graph", 10: "tensor", 11: "graph", 22: "sparse tensor", 23: "sparse tensor"},
+    "sparse tensor": {1: "tensor", 2: "tensor"},
+}
+# Those of which there is one. Given twice, an engine merges them; so that nobody is to guess how, they are refused.
+SINGLE = {"model": {GRAPH}, "training": {1, 2}, "attribute": {5, 6, 22}, "sparse tensor": {1, 2}}
+
+# Messages within messages; a subgraph is three deeper than its graph. Protobuf itself stops at 100.
+MAX_DEPTH = 32
 
 
 def read_spec(path: str | Path) -> ModelSpec:
@@ -50,56 +61,58 @@ def read_spec(path: str | Path) -> ModelSpec:
 
 def read_metadata(path: Path) -> dict[str, str]:
     """Return the metadata_props of an ONNX file; raises ModelFileError where it is none or is cut short."""
+    with opened(path) as model:
+        fields = list(model.fields())
+        if not any(part.number == GRAPH for part in fields):
+            raise ModelFileError(f"{path} is not an ONNX file: it holds no graph")
+        entries = [part for part in fields if part.number == METADATA]
+        if sum(part.size for part in entries) > MAX_METADATA:
+            raise WireError(f"it has more than {MAX_METADATA} bytes of metadata")
+        return dict(read_entry(model.inside(part)) for part in entries)
+
+
+@contextmanager
+def opened(path: Path) -> Iterator[Message]:
+    """Yield the ModelProto of a file; what is wrong with it, found inside the `with` too, becomes a ModelFileError."""
+    if not path.is_file():  # opening a pipe would wait for its other end
+        raise ModelFileError(
+            f"{path} does not exist or is no regular file: give the model.onnx that `unetrt export` wrote"
+        )
     try:
         with path.open("rb") as file:
-            size = path.stat().st_size
-            fields = list(_fields(file, size, keep=METADATA))
-            if not any(number == GRAPH for number, _ in fields):
-                raise ModelFileError(f"{path} is not an ONNX file: it holds no graph")
-            return dict(_entry(content) for number, content in fields if number == METADATA)
-    except EOFError as error:
+            yield Message(file, 0, path.stat().st_size)
+    except WireError as error:
         raise ModelFileError(f"{path} is not a whole ONNX file: {error}; export or copy it again") from error
     except OSError as error:
         raise ModelFileError(f"{path} cannot be read: {error.strerror or error}") from error
 
 
-def _fields(file: BinaryIO, size: int, keep: int) -> Iterator[tuple[int, bytes]]:
-    """Iterate over the fields of a message of `size` bytes: number and, for those numbered `keep`, content."""
-    while file.tell() < size:
-        tag = _varint(file)
-        number, kind = tag >> 3, tag & 7
-        if kind == VARINT:
-            _varint(file)
-            yield number, b""
+def parts(message: Message, kind: str = "model", depth: int = 0) -> Iterator[tuple[str, Message]]:
+    """Iterate over a message and, depth first, all those inside it that `CHILDREN` leads to: kind and message.
+
+    Raises
+    ------
+    WireError
+        A message is malformed, is nested too deeply, or is there twice where there can be one.
+    """
+    yield kind, message
+    if depth > MAX_DEPTH:
+        raise WireError(f"its messages are nested more than {MAX_DEPTH} deep")
+    seen: set[int] = set()
+    for part in message.fields():
+        child = CHILDREN.get(kind, {}).get(part.number)
+        if child is None:
             continue
-        if kind not in (DELIMITED, *FIXED) or number == 0:
-            raise EOFError(f"its byte {file.tell()} starts no field")
-        length = FIXED[kind] if kind in FIXED else _varint(file)
-        left = size - file.tell()
-        if length > left:
-            raise EOFError(f"{length - left} bytes are missing")
-        if number == keep and length <= MAX_METADATA:
-            yield number, file.read(length)
-        else:
-            file.seek(length, 1)
-            yield number, b""
+        if part.number in seen & SINGLE.get(kind, set()):
+            raise WireError(f"its {kind} at byte {message.begin} has two of its field {part.number} ({child})")
+        seen.add(part.number)
+        yield from parts(message.inside(part), child, depth + 1)
 
 
-def _varint(file: BinaryIO) -> int:
-    value = 0
-    for shift in range(0, 64, 7):
-        byte = file.read(1)
-        if not byte:
-            raise EOFError("it ends within a number")
-        value |= (byte[0] & 0x7F) << shift
-        if byte[0] < 0x80:
-            return value
-    raise EOFError("it holds a number of more than 64 bits")
-
-
-def _entry(content: bytes) -> tuple[str, str]:
-    def text(number: int) -> str:
-        found = [value for field, value in _fields(BytesIO(content), len(content), keep=number) if field == number]
-        return found[-1].decode(errors="replace") if found else ""
-
-    return text(ENTRY_KEY), text(ENTRY_VALUE)
+def read_entry(entry: Message, limit: int = MAX_METADATA) -> tuple[str, str]:
+    """Return key and value, of up to `limit` bytes, of a StringStringEntryProto; given twice, the last counts."""
+    texts = {ENTRY_KEY: "", ENTRY_VALUE: ""}
+    for part in entry.fields():
+        if part.number in texts:
+            texts[part.number] = entry.read(part, limit).decode(errors="replace")
+    return texts[ENTRY_KEY], texts[ENTRY_VALUE]
