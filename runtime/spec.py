@@ -13,6 +13,7 @@ from unetrt.runtime.errors import ModelFileError, UnetrtError
 from unetrt.runtime.geometry import Geometry
 from unetrt.runtime.mirror import BORDERS, Border
 from unetrt.runtime.normalisation import Normalisation
+from unetrt.runtime.spec_types import require_types
 
 Head = Literal["logits", "probabilities", "labels"]
 HEADS: tuple[Head, ...] = get_args(Head)
@@ -165,15 +166,16 @@ class ModelSpec:
         try:
             stored = json.loads(text)
             schema = stored.pop("schema")
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise ModelFileError(f"the model's spec is not readable: {error!r}") from error
-        if schema != SCHEMA:
-            wrote = stored.get("written_by") or "another version"
-            raise ModelFileError(f"the spec has schema {schema}, written by {wrote}; this version reads {SCHEMA}")
+        if type(schema) is not int or schema != SCHEMA:
+            wrote = " ".join(str(stored.get("written_by") or "another version").split())[:60]
+            raise ModelFileError(f"the spec has schema {schema!r:.60}, written by {wrote}; this version reads {SCHEMA}")
         try:
+            require_types(stored)
             pairs: dict[str, Any] = {"tile": tuple(stored.pop("tile")), "classes": tuple(stored.pop("classes"))}
             return cls(**pairs, normalisation=Normalisation.from_dict(stored.pop("normalisation")), **stored)
         except UnetrtError as error:
             raise ModelFileError(f"the model's spec makes no sense: {error}") from error
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, TypeError, ValueError, RecursionError) as error:
             raise ModelFileError(f"the model's spec is not whole: {error!r}") from error

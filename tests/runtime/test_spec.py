@@ -61,7 +61,7 @@ def _without(name):
         (_changed(tile=[60, 61]), "tile 61 is not legal"),
         (_changed(batch=0), "make no model"),
         (_changed(normalisation={"mode": "magic"}), "normalisation 'magic' is unknown"),
-        (_changed(halo="20"), "not whole"),
+        (_changed(halo="20"), "halo is '20': it must be a whole number"),
         (_changed(input_dtype="int16"), "input dtype 'int16' is unknown here: float32, uint8, uint16"),
         (
             _changed(input_dtype="uint16", normalisation={"mode": "zscore"}),
@@ -72,6 +72,69 @@ def _without(name):
 def test_what_is_no_spec(text, message):
     with pytest.raises(ModelFileError, match=message):
         ModelSpec.from_json(text)
+
+
+def _normalised(**changes):
+    return _changed(normalisation={"mode": "fixed", "offset": [1.0], "scale": [2.0], **changes})
+
+
+# As they stand in the file, so that what Python's own JSON writer would not write is there too.
+@pytest.mark.parametrize(
+    "value", ["true", "null", '"1"', "1.5", "1e99", "NaN", "-1", "[1]", "{}", "9" * 40, "9" * 5000]
+)
+@pytest.mark.parametrize("name", ["halo", "grid", "channels", "batch", "separation_border"])
+def test_what_is_no_count(name, value):
+    text = json.dumps({**json.loads(SPEC.to_json()), name: "HERE"}).replace('"HERE"', value)
+    with pytest.raises(ModelFileError, match=f"{name} is .*it must be a whole number|not readable") as caught:
+        ModelSpec.from_json(text)
+    assert len(str(caught.value)) < 250
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (_changed(tile="60"), "tile is '60': it must be height and width"),
+        (_changed(tile=[60]), "tile is"),
+        (_changed(tile=[60, 64, 68]), "tile is"),
+        (_changed(tile=[60, True]), "tile is"),
+        (_changed(tile=[60, 64.0]), "tile is"),
+        (_changed(tile=[[60], [64]]), "tile is"),
+        (_changed(grid=0), "grid is 0: it must be a whole number from 1"),
+        (_changed(classes="ab"), "classes is 'ab': it must be a list of names"),
+        (_changed(classes=[1, 2, 3]), "classes is"),
+        (_changed(classes=["a", None, "c"]), "classes is"),
+        (_changed(classes=["a", "two\nlines", "c"]), "classes is"),
+        (_changed(classes=["a", "\ud800", "c"]), "classes is"),
+        (_changed(head=["logits"]), "head is"),
+        (_changed(precision=None), "precision is None: it must be text"),
+        (_changed(written_by={}), "written_by is {}"),
+        (_changed(training=[1]), "training is"),
+        (_changed(network=[1]), "network is"),
+        (_changed(network={"depth": 2}), "network is"),
+        (_changed(network={"depth": 2, "base": "4"}), "network is"),
+        (_changed(network={"depth": 10**6, "base": 4}), "network is"),
+        (_changed(normalisation=None), "normalisation is None"),
+        (_changed(normalisation={}), "not whole.*mode"),
+        (_normalised(mode=1), "normalisation's mode is 1: it must be text"),
+        (_normalised(offset="1"), "normalisation's offset is '1': it must be a list of finite numbers"),
+        (_normalised(offset=[float("nan")]), "normalisation's offset is"),
+        (_normalised(scale=[1e39]), "normalisation's scale is"),
+        (_normalised(scale=[10**400]), "normalisation's scale is"),
+        (_normalised(scale=[True]), "normalisation's scale is"),
+        (_normalised(offset=[1, 2], scale=[1, 2]), r"\[2, 2\] constants: offset and scale are 1 each"),
+        (_changed(normalisation={"mode": "percentile", "low": "1"}), "normalisation's low is '1'"),
+        (_changed(schema=True), "schema True"),
+        (_changed(schema=[1]), "schema"),
+        (_changed(batch=2**20, tile=[1020, 1020]), "values: 2147483647 at most"),
+        ('{"schema": 1, "tile": ' + "[" * 100_000, "not readable"),
+        ("[" * 100_000, "not readable"),
+        ('{"schema": 1, "training": ' + '{"a":' * 300 + "1" + "}" * 301, "not whole"),
+    ],
+)
+def test_json_of_wrong_types(text, message):
+    with pytest.raises(ModelFileError, match=message) as caught:
+        ModelSpec.from_json(text)
+    assert "\n" not in str(caught.value)
 
 
 def test_an_illegal_tile_is_refused_at_once():
