@@ -5,9 +5,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from unetrt.runtime.errors import InferenceError, ModelFileError, OutOfMemoryError
+from unetrt.runtime.external_data import require_safe
 from unetrt.runtime.onnx_file import read_spec
 from unetrt.runtime.sessions.worker import Array, WorkerSession
 from unetrt.runtime.spec import INPUT, OUTPUT, ModelSpec
@@ -74,11 +73,14 @@ class OnnxRuntimeSession(WorkerSession):
 def _load(path: Path, threads: int) -> Any:
     import onnxruntime
 
+    require_safe(path)
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.log_severity_level = 3  # errors: its warnings are about graph optimisations
     # With it the second pass allocates everything anew and takes as long as the first, twice a later one's time.
     options.enable_mem_pattern = False
+    # What was checked is ONNX; without this a name that ends in .ort makes ONNX Runtime read its own format.
+    options.add_session_config_entry("session.load_model_format", "ONNX")
     try:
         return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     except _failures() as error:
@@ -89,18 +91,26 @@ def _load(path: Path, threads: int) -> Any:
 
 def _check(engine: Any, spec: ModelSpec, path: Path) -> None:
     """Hold the graph against its spec: a file whose two halves disagree would be read or written out of bounds."""
-    expected = [(INPUT, spec.new_input()), (OUTPUT, spec.new_output())]
-    for (name, array), node in zip(expected, [*engine.get_inputs(), *engine.get_outputs()], strict=False):
-        given = (node.name, tuple(node.shape), node.type)
-        wanted = (name, array.shape, f"tensor({_onnx_name(array.dtype)})")
+    try:
+        nodes = [(node.name, tuple(node.shape), node.type) for node in (*engine.get_inputs(), *engine.get_outputs())]
+    except UnicodeDecodeError as error:
+        raise ModelFileError(f"{path}: a name in its graph is no text ({error}); export it again") from error
+    for wanted, given in zip(_expected(spec), nodes, strict=False):
         if given != wanted:
             raise ModelFileError(f"{path}: its graph has {given}, its spec says {wanted}; export it again")
     if len(engine.get_inputs()) != 1 or len(engine.get_outputs()) != 1:
         raise ModelFileError(f"{path}: its graph must have one input and one output; export it again")
 
 
-def _onnx_name(dtype: np.dtype[Any]) -> str:
-    return {"float32": "float"}.get(dtype.name, dtype.name)
+def _expected(spec: ModelSpec) -> list[tuple[str, tuple[int, ...], str]]:
+    """Return name, shape and type of input and output; without arrays, which a spec can make as large as it likes."""
+    labels = spec.head == "labels"
+    scores = (spec.batch, *(() if labels else (len(spec.classes),)), *spec.core)
+    pixels = {"float32": "float"}.get(spec.input_dtype, spec.input_dtype)
+    return [
+        (INPUT, (spec.batch, spec.channels, *spec.tile), f"tensor({pixels})"),
+        (OUTPUT, scores, "tensor(uint8)" if labels else "tensor(float)"),
+    ]
 
 
 def _failures() -> tuple[type[Exception], ...]:
@@ -108,7 +118,8 @@ def _failures() -> tuple[type[Exception], ...]:
 
     names = ("Fail", "InvalidArgument", "InvalidGraph", "InvalidProtobuf", "NoSuchFile", "NotImplemented")
     own = [getattr(state, name) for name in (*names, "RuntimeException", "EPFail", "EngineError", "ModelLoaded")]
-    return (*own, MemoryError)
+    # A pass with bound arrays fails with a plain RuntimeError; a message may quote a damaged file's bytes, not UTF-8.
+    return (*own, RuntimeError, MemoryError, UnicodeDecodeError)
 
 
 def _is_out_of_memory(error: Exception) -> bool:

@@ -1,13 +1,15 @@
 import logging
 import threading
+from contextlib import nullcontext
 from dataclasses import replace
 
 import numpy as np
 import onnx
 import pytest
 
+from tests.runtime import small_models
 from unetrt.runtime import sessions
-from unetrt.runtime.errors import BackendUnavailableError, ModelFileError, OptionError
+from unetrt.runtime.errors import BackendUnavailableError, InferenceError, ModelFileError, OptionError
 from unetrt.runtime.segmenter import Segmenter
 from unetrt.runtime.sessions import BACKENDS, open_session
 from unetrt.runtime.spec import KEY
@@ -94,3 +96,38 @@ def test_a_graph_that_onnxruntime_cannot_load_is_one_line(tiny_model, tmp_path):
     with pytest.raises(ModelFileError, match="not a model that ONNX Runtime can load") as caught:
         open_session(path)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "damaged", "message"),
+    [
+        (b"Conv", b"Co\xffv", "not a model that ONNX Runtime can load"),
+        (b"scores", b"sc\xffres", "a name in its graph is no text"),
+    ],
+)
+def test_bytes_that_are_no_text_are_one_line_too(tmp_path, text, damaged, message):
+    """ONNX Runtime quotes the file in its messages, which Python then cannot read."""
+    content = small_models.model([small_models.convolution()], [small_models.weights()]).SerializeToString()
+    path = tmp_path / "odd.onnx"
+    path.write_bytes(content.replace(text, damaged))
+    with pytest.raises(ModelFileError, match=message):
+        open_session(path, "onnxruntime")
+
+
+def test_a_pass_that_fails_is_an_inference_error_and_the_lane_goes_on(tmp_path):
+    """Grey values are taken as places in a table of three: a frame with a 3 in it is out of bounds."""
+    nodes = [
+        onnx.helper.make_node("Cast", ["frame"], ["places"], to=onnx.TensorProto.INT64),
+        onnx.helper.make_node("Gather", ["table", "places"], ["found"]),
+        onnx.helper.make_node("Concat", ["found", "found"], ["scores"], axis=1),
+    ]
+    path = tmp_path / "table.onnx"
+    onnx.save(small_models.model(nodes, [small_models.tensor("table", [10, 11, 12])]), path)
+    with open_session(path, "onnxruntime") as session:
+        (lane,) = session.lanes(1)
+        for grey, fails in ((2, False), (3, True), (1, False)):
+            lane.input[:] = grey
+            lane.launch()
+            with pytest.raises(InferenceError, match="ONNX Runtime failed: ") if fails else nullcontext():
+                lane.wait()
+        assert (lane.output == 11).all()
