@@ -33,6 +33,35 @@ def whole_file(path: str | Path, durable: bool = False) -> Iterator[Path]:
         The folder cannot be written to, or the disk is full.
     """
     path = Path(path)
+    with _beside(path) as temporary:
+        yield temporary
+        _share(temporary)
+        if durable:
+            _sync(temporary)
+        temporary.replace(path)
+
+
+@contextmanager
+def whole_folder(path: str | Path) -> Iterator[Path]:
+    """Yield a new, empty folder on the same disk; on success it becomes `path`, on any exception it is gone.
+
+    Raises
+    ------
+    OutputError
+        `path` exists, its folder cannot be written to, or the disk is full.
+    """
+    path = Path(path)
+    if os.path.lexists(path):
+        raise OutputError(f"{path} exists: give another name, or remove it first")
+    with _beside(path) as temporary:
+        temporary.mkdir()
+        yield temporary
+        temporary.rename(path)
+
+
+@contextmanager
+def _beside(path: Path) -> Iterator[Path]:
+    """Yield a path named as `path` in a hidden folder beside it, which is gone afterwards with all it holds."""
     made = [folder for folder in (path.parent, *path.parent.parents) if not os.path.lexists(folder)]
     folder = writable_folder(path.parent)
     try:
@@ -41,10 +70,6 @@ def whole_file(path: str | Path, durable: bool = False) -> Iterator[Path]:
         raise OutputError(f"cannot write to {folder}: {error.strerror or error}") from error
     try:
         yield hidden / path.name
-        _share(hidden / path.name)
-        if durable:
-            _sync(hidden / path.name)
-        (hidden / path.name).replace(path)
     except OutputError:
         raise
     except OSError as error:

@@ -1,6 +1,6 @@
 import pytest
 
-from unetrt.runtime.artifacts import require_writable, whole_file, writable_folder
+from unetrt.runtime.artifacts import require_writable, whole_file, whole_folder, writable_folder
 from unetrt.runtime.errors import OutputError
 
 
@@ -52,3 +52,27 @@ def test_a_full_disk_is_one_line(tmp_path):
     with pytest.raises(OutputError, match="cannot write .*a.txt: No space left"), whole_file(tmp_path / "a.txt"):
         raise OSError(28, "No space left on device")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_appears_whole_and_nothing_else(tmp_path):
+    with whole_folder(tmp_path / "new" / "a") as temporary:
+        (temporary / "b").write_text("content")
+        assert not (tmp_path / "new" / "a").exists()
+    assert [str(path.relative_to(tmp_path)) for path in sorted(tmp_path.rglob("*"))] == ["new", "new/a", "new/a/b"]
+    (tmp_path / "usual").mkdir()
+    assert (tmp_path / "new" / "a").stat().st_mode == (tmp_path / "usual").stat().st_mode
+
+
+@pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])
+def test_an_exception_leaves_no_folder(tmp_path, error):
+    with pytest.raises(error), whole_folder(tmp_path / "new" / "a") as temporary:
+        (temporary / "b").write_text("half")
+        raise error
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_that_exists_stays(tmp_path):
+    (tmp_path / "a").mkdir()
+    with pytest.raises(OutputError, match="a exists"), whole_folder(tmp_path / "a"):
+        pass
+    assert list(tmp_path.rglob("*")) == [tmp_path / "a"]
