@@ -23,6 +23,7 @@ COMMANDS = {
 
 # Packages that only some commands need -> the extra that brings them.
 EXTRAS = {
+    "bioimageio": "bioimageio",
     "edt": "train",
     "matplotlib": "train",
     "onnx": "export",
