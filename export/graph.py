@@ -9,45 +9,84 @@ import onnx
 import torch
 from torch import Tensor, nn
 
-from unetrt.runtime.spec import INPUT, KEY, OUTPUT, Head, ModelSpec, Precision
+from unetrt.runtime.normalisation import Normalisation
+from unetrt.runtime.spec import INPUT, KEY, OUTPUT, ModelSpec, Precision
 from unetrt.trainer.unet import UNet
 
-# The first opset whose operators are what TensorRT 10, TensorRT for RTX and ONNX Runtime 1.18 all read.
-OPSET = 20
+# An opset whose operators TensorRT 10, TensorRT for RTX and ONNX Runtime 1.18 all read; bfloat16 convolutions are part
+# of the standard from 22 on (onnx's Changelog.md, Conv-22).
+OPSET, OPSET_BFLOAT16 = 20, 22
+
+# What the layers between input and head compute in. int8 is put around the FP32 graph's convolutions afterwards.
+TYPES: dict[Precision, torch.dtype] = {
+    "fp32": torch.float32,
+    "fp16": torch.float16,
+    "bf16": torch.bfloat16,
+    "int8": torch.float32,
+}
 
 
 class Deployed(nn.Module):
-    """A network with precision and head around it: float32 at the input and in soft-max and argmax, whatever between.
+    """A network with input, precision and head around it: FP32 at the input, in soft-max and argmax, whatever between.
 
     Parameters
     ----------
     net
         The network; converted in place where the precision is not fp32.
-    precision
-        What it computes in.
-    head
-        What comes out.
+    spec
+        What it takes, computes in and gives.
     """
 
-    def __init__(self, net: UNet, precision: Precision, head: Head) -> None:
+    def __init__(self, net: UNet, spec: ModelSpec) -> None:
         super().__init__()
-        self.net: nn.Module = net.half() if precision == "fp16" else net
-        self.precision, self.head = precision, head
+        self.spec, self.dtype = spec, TYPES[spec.precision]
+        self.net: nn.Module = net.to(self.dtype)
+        if spec.precision == "bf16":
+            net.up = nn.ModuleList(InFloat32(up) for up in net.up)
+        self.normalise = Normalise(spec.normalisation) if spec.takes_raw else nn.Identity()
 
     def forward(self, frame: Tensor) -> Tensor:
-        """Map (N, C, h, w) float32 to what the spec says of the head."""
-        x = frame.half() if self.precision == "fp16" else frame
-        logits: Tensor = self.net(x).float()
-        if self.head == "logits":
+        """Map (N, C, h, w) of the spec's input type to what the spec says of the head."""
+        logits: Tensor = self.net(self.normalise(frame).to(self.dtype)).float()
+        if self.spec.head == "logits":
             return logits
-        if self.head == "probabilities":
+        if self.spec.head == "probabilities":
             return logits.softmax(dim=1)
         return logits.argmax(dim=1).to(torch.uint8)
 
 
+class Normalise(nn.Module):
+    """The affine map of fixed normalisation, in the order of operations that the runtime has."""
+
+    def __init__(self, normalisation: Normalisation) -> None:
+        super().__init__()
+        self.offset, self.scale = (
+            nn.Buffer(torch.tensor(constants, dtype=torch.float32)[:, None, None])
+            for constants in (normalisation.offset, normalisation.scale)
+        )
+
+    def forward(self, frame: Tensor) -> Tensor:
+        """Map raw grey values (N, C, h, w), uint8 or uint16, to network input, float32."""
+        normalised: Tensor = (frame.float() - self.offset) * self.scale
+        return normalised
+
+
+class InFloat32(nn.Module):
+    """A layer kept out of a lower precision: TensorRT has no transposed convolution in bfloat16."""
+
+    def __init__(self, layer: nn.Module) -> None:
+        super().__init__()
+        self.layer = layer.float()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map what the layer maps, in the type of `x`."""
+        y: Tensor = self.layer(x.float()).to(x.dtype)
+        return y
+
+
 def build_graph(net: UNet, spec: ModelSpec) -> onnx.ModelProto:
-    """Return the ONNX model of `net`, which it may convert, for the tile, batch, head and precision of `spec`."""
-    deployed = Deployed(net, spec.precision, spec.head).eval()
+    """Return the ONNX model of `net`, which it may convert, as `spec` describes it; int8 is still missing in it."""
+    deployed = Deployed(net, spec).eval()
     tile = torch.from_numpy(spec.new_input())
     with _quiet():
         program = torch.onnx.export(
@@ -56,15 +95,37 @@ def build_graph(net: UNet, spec: ModelSpec) -> onnx.ModelProto:
             dynamo=True,
             input_names=[INPUT],
             output_names=[OUTPUT],
-            opset_version=OPSET,
+            opset_version=OPSET_BFLOAT16 if spec.precision == "bf16" else OPSET,
             verbose=False,
         )
     assert program is not None
     model: onnx.ModelProto = program.model_proto
     _strip(model)
-    onnx.helper.set_model_props(model, {KEY: spec.to_json()})
-    onnx.checker.check_model(model, full_check=True)
+    _name_layers(model)
+    describe(model, spec)
+    require_clean(model)
     return model
+
+
+def describe(model: onnx.ModelProto, spec: ModelSpec) -> None:
+    """Put the spec, and nothing else, into a model's metadata."""
+    model.ClearField("metadata_props")
+    onnx.helper.set_model_props(model, {KEY: spec.to_json()})
+
+
+def require_clean(model: onnx.ModelProto) -> None:
+    """Hold a model against the ONNX standard; every shape in it must follow, and be a number.
+
+    Raises
+    ------
+    onnx.checker.ValidationError, onnx.shape_inference.InferenceError
+        The exporter has a defect.
+    """
+    onnx.checker.check_model(model, full_check=True)
+    inferred = onnx.shape_inference.infer_shapes(model, check_type=True, strict_mode=True, data_prop=True)
+    for value in inferred.graph.value_info:
+        if not all(axis.HasField("dim_value") for axis in value.type.tensor_type.shape.dim):
+            raise onnx.checker.ValidationError(f"{value.name} has no static shape")
 
 
 def _strip(model: onnx.ModelProto) -> None:
@@ -73,6 +134,13 @@ def _strip(model: onnx.ModelProto) -> None:
     for part in (*model.graph.node, *model.graph.value_info, *model.graph.input, *model.graph.output):
         part.ClearField("metadata_props")
         part.ClearField("doc_string")
+
+
+def _name_layers(model: onnx.ModelProto) -> None:
+    """Give every convolution the name that its layer has in the network, such as `contracting.0.0`."""
+    for node in model.graph.node:
+        if node.op_type in ("Conv", "ConvTranspose"):
+            node.name = node.input[1].removesuffix(".weight").removesuffix(".layer").removeprefix("net.")
 
 
 @contextmanager

@@ -49,6 +49,10 @@ class OutOfMemoryError(InferenceError, MemoryError):
     """An inference engine reported that memory ran out."""
 
 
+class EngineError(UnetrtError, RuntimeError):
+    """A TensorRT engine that cannot be built, is not whole, or does not fit this machine."""
+
+
 class SessionClosedError(UnetrtError, RuntimeError):
     """A session, lane or segmenter was used after `close()`."""
 

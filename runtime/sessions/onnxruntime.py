@@ -5,7 +5,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from unetrt.runtime.errors import InferenceError, ModelFileError, OutOfMemoryError
+from unetrt.runtime.errors import BackendUnavailableError, InferenceError, ModelFileError, OutOfMemoryError
 from unetrt.runtime.external_data import require_safe
 from unetrt.runtime.onnx_file import read_spec
 from unetrt.runtime.sessions.worker import Array, WorkerSession
@@ -49,6 +49,11 @@ class OnnxRuntimeSession(WorkerSession):
 
     def __init__(self, path: Path, threads: int = 0) -> None:
         spec = read_spec(path)
+        if spec.precision == "bf16":
+            raise BackendUnavailableError(
+                f"{path} computes in bfloat16, and ONNX Runtime has no bfloat16 convolutions on the CPU: build a "
+                "TensorRT engine of it with `unetrt build`, or export with --precision fp32"
+            )
         self._engine = _load(path, threads)
         _check(self._engine, spec, path)
         super().__init__(spec, "onnxruntime on the CPU")

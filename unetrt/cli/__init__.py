@@ -14,10 +14,12 @@ COMMANDS = {
     "demo": "Draw cells, train, export, segment and check, without any data.",
     "train": "Train a U-Net on a folder with images/ and labels/.",
     "export": "Turn a checkpoint into a verified ONNX file.",
+    "build": "Build a TensorRT engine of a model.",
     "predict": "Segment images with an exported model.",
     "eval": "Score predicted labels against true ones.",
     "plan": "Show which tile segments frames of a size fastest.",
     "info": "Show what a model file or a checkpoint says of itself.",
+    "cache": "List or clear the engines that are kept.",
     "bench": "Time unetrt against the usual loop on this machine.",
 }
 

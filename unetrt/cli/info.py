@@ -11,8 +11,9 @@ import click
 @click.argument("model", type=click.Path(path_type=Path))
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def command(model: Path, as_json: bool) -> None:
-    """Show what MODEL, an ONNX file or a checkpoint, says of itself."""
-    about = _of_onnx(model) if model.suffix.lower() == ".onnx" else _of_checkpoint(model)
+    """Show what MODEL, an ONNX file, an engine or a checkpoint, says of itself."""
+    read = {".onnx": _of_onnx, ".engine": _of_engine, ".plan": _of_engine}.get(model.suffix.lower(), _of_checkpoint)
+    about = read(model)
     if as_json:
         click.echo(json.dumps(about, indent=2))
         return
@@ -27,6 +28,18 @@ def _of_onnx(path: Path) -> dict[str, Any]:
     spec = read_spec(path)
     core, stride = spec.core, [spec.geometry.stride(side) for side in spec.tile]
     return {**json.loads(spec.to_json()), "core": list(core), "stride": stride}
+
+
+def _of_engine(path: Path) -> dict[str, Any]:
+    from unetrt.runtime.engines.engine_file import read_sidecar
+    from unetrt.runtime.engines.fit import arguments, misfit_here
+    from unetrt.runtime.engines.machine import this_machine
+
+    sidecar, here = read_sidecar(path), this_machine()
+    stored = json.loads(sidecar.to_json())
+    facts = {**stored["facts"], "machine": str(sidecar.facts.machine), "options": " ".join(arguments(sidecar.facts))}
+    plain = {name: stored[name] for name in ("source", "size")}
+    return {"fits this machine": misfit_here(path, sidecar, here) or "yes", **plain, **facts, "spec": stored["spec"]}
 
 
 def _of_checkpoint(path: Path) -> dict[str, Any]:

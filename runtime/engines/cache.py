@@ -1,0 +1,148 @@
+"""Engines that were built before, found again by all that they depend on."""
+
+import logging
+import os
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from unetrt.runtime.artifacts import clear_unfinished
+from unetrt.runtime.cache_folder import cache_folder, locked
+from unetrt.runtime.engines.builder import build
+from unetrt.runtime.engines.engine_file import Sidecar, read_sidecar, sidecar_path, write_engine
+from unetrt.runtime.engines.facts import Difference, Facts
+from unetrt.runtime.engines.progress import Progress
+from unetrt.runtime.errors import EngineError
+from unetrt.runtime.onnx_file import read_spec
+
+log = logging.getLogger("unetrt")
+
+# Bytes of engines that are kept; the longest unused go first.
+KEEP = 20 * 2**30
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One engine of the cache.
+
+    Attributes
+    ----------
+    path
+        The engine file.
+    sidecar
+        What it is; None where that cannot be told.
+    used
+        When it was last used, in seconds since 1970.
+    """
+
+    path: Path
+    sidecar: Sidecar | None
+    used: float
+
+
+class EngineCache:
+    """The engines of one folder, each under its key.
+
+    Parameters
+    ----------
+    folder
+        None: `unetrt/engines` in the user's cache folder.
+    """
+
+    def __init__(self, folder: Path | None = None) -> None:
+        self.folder = cache_folder("engines") if folder is None else folder
+
+    def obtain(
+        self, model: Path, facts: Facts, progress: Progress | None = None, force: bool = False
+    ) -> tuple[Path, bool]:
+        """Return the engine of a model file and whether it was built now; why that was needed is logged.
+
+        Raises as `place` does.
+        """
+        path = self.folder / f"{facts.key}.engine"
+        if not current(path, facts):
+            log.info("an engine is built: %s", self.reason(model, facts))
+        built = place(path, model, facts, progress, force)
+        os.utime(path)
+        self.prune()
+        return path, built
+
+    def reason(self, model: Path, facts: Facts) -> str:
+        """Return why there is no engine yet: what the most similar one of the same model file differs by."""
+        same = [entry.sidecar for entry in self.entries() if entry.sidecar and Path(entry.sidecar.source) == model]
+        differences = [facts.differences(sidecar.facts) for sidecar in same]
+        if not differences:
+            return f"there is none of {model} yet"
+        fewest: list[Difference] = min(differences, key=len)
+        changed = ", ".join(map(str, fewest))
+        return f"changed since the last one: {changed or 'the file itself'}"
+
+    def entries(self) -> Iterator[Entry]:
+        """Iterate over the engines, the last used first."""
+        found = [(path.stat().st_mtime, path) for path in self.folder.glob("*.engine")]
+        for used, path in sorted(found, reverse=True):
+            sidecar = None
+            with suppress(EngineError, OSError):
+                sidecar = Sidecar.from_json(sidecar_path(path).read_text(encoding="utf-8"))
+            yield Entry(path, sidecar, used)
+
+    def clear(self, keys: tuple[str, ...] = ()) -> list[Path]:
+        """Delete the engines whose keys begin with one of `keys`, or all, and what killed builds left; return them."""
+        chosen = [path for path in self.folder.glob("*.engine") if not keys or path.name.startswith(keys)]
+        for path in chosen:
+            _delete(path)
+        if not keys:
+            clear_unfinished(self.folder)
+        return chosen
+
+    def prune(self, keep: int = KEEP) -> None:
+        """Delete the longest unused engines beyond `keep` bytes; never the one used last."""
+        kept = 0
+        for number, entry in enumerate(self.entries()):
+            kept += entry.path.stat().st_size
+            if number and kept > keep:
+                _delete(entry.path)
+
+
+def place(path: Path, model: Path, facts: Facts, progress: Progress | None = None, force: bool = False) -> bool:
+    """Build an engine at a place of one's own, unless it is there; return whether it was built.
+
+    What another process builds at the same place meanwhile is waited for.
+
+    Parameters
+    ----------
+    path
+        The engine file; its sidecar goes beside it.
+    model, facts
+        What to build.
+    progress
+        Told of every step.
+    force
+        Build even where it is there.
+
+    Raises
+    ------
+    OutputError
+        The place cannot be written to.
+    EngineError, ModelFileError, OutOfMemoryError
+        As `build` raises them; nothing is left behind.
+    """
+    with locked(path):
+        if not force and current(path, facts):
+            return False
+        write_engine(path, build(model, facts, progress), facts, read_spec(model), model)
+        return True
+
+
+def current(path: Path, facts: Facts) -> bool:
+    """Tell whether an engine file is there, whole, and what would be built with these facts."""
+    with suppress(EngineError):
+        return read_sidecar(path).facts == facts
+    return False
+
+
+def _delete(engine: Path) -> None:
+    for path in (engine, sidecar_path(engine)):
+        with suppress(OSError):
+            path.unlink()

@@ -1,0 +1,200 @@
+import os
+import signal
+from dataclasses import replace
+
+import numpy as np
+import onnx
+import pytest
+
+from tests.runtime.engines.machines import NONE
+from unetrt.export.graph import describe
+from unetrt.runtime.engines.builder import bindings, build, configure
+from unetrt.runtime.engines.facts import facts_of
+from unetrt.runtime.engines.flavours import FLAVOURS, usable_flavour
+from unetrt.runtime.engines.options import BuildOptions
+from unetrt.runtime.engines.progress import Progress
+from unetrt.runtime.engines.timing_cache import TimingCache
+from unetrt.runtime.errors import EngineError, ModelFileError, OptionError
+from unetrt.runtime.onnx_file import read_spec
+
+TENSORRT, RTX = FLAVOURS
+trt = pytest.importorskip("tensorrt_rtx", reason="TensorRT for RTX has no package for this platform")
+
+
+def facts_for(model, **options):
+    return facts_of(model, read_spec(model), RTX, NONE, BuildOptions(**options))
+
+
+@pytest.fixture
+def facts(tiny_model):
+    return facts_for(tiny_model)
+
+
+def test_a_real_engine_is_built_and_every_phase_is_told(tiny_model, facts):
+    phases = []
+    engine = build(tiny_model, facts, Progress(phases.append))
+    assert len(engine) > 100_000
+    assert phases[0].name == "Building engine"
+    assert phases[0].parent == ""
+    last = {phase.name: phase for phase in phases}
+    assert len(last) > 3
+    assert all(phase.done == phase.steps for phase in last.values())
+    assert all(phase.parent in last for phase in last.values() if phase.parent)
+
+
+def test_what_is_asked_for_reaches_the_engine(tiny_model):
+    one = len(build(tiny_model, facts_for(tiny_model, capabilities=("8.6",))))
+    two = len(build(tiny_model, facts_for(tiny_model, capabilities=("7.5", "8.6"))))
+    assert two > one
+
+
+def test_the_builder_is_configured(tiny_model):
+    config = trt.Builder(trt.Logger()).create_builder_config()
+    configure(trt, config, BuildOptions())
+    assert not config.get_flag(trt.BuilderFlag.TF32)
+    options = BuildOptions(workspace=2**28, level=1, tf32=True, version_compatible=True, capabilities=("8.0", "12.0"))
+    configure(trt, config, options)
+    assert config.get_memory_pool_limit(trt.MemoryPoolType.WORKSPACE) == 2**28
+    assert config.builder_optimization_level == 1
+    assert config.get_flag(trt.BuilderFlag.TF32)
+    assert config.get_flag(trt.BuilderFlag.VERSION_COMPATIBLE)
+    asked = [config.get_compute_capability(index) for index in range(config.num_compute_capabilities)]
+    assert asked == [trt.ComputeCapability.SM80, trt.ComputeCapability.SM120]
+
+
+class FakeConfig:
+    """A builder's configuration that only notes what it is given: the one of TensorRT for RTX has no such level."""
+
+    def clear_flag(self, flag): ...
+
+
+@pytest.mark.parametrize(
+    ("asked", "level"), [("ampere-plus", "AMPERE_PLUS"), ("same-capability", "SAME_COMPUTE_CAPABILITY")]
+)
+def test_hardware_compatibility(asked, level):
+    config = FakeConfig()
+    configure(trt, config, BuildOptions(hardware_compatible=asked))
+    assert config.hardware_compatibility_level == getattr(trt.HardwareCompatibilityLevel, level)
+
+
+@pytest.mark.parametrize(
+    ("options", "flavour", "message"),
+    [
+        ({"workspace": 0}, RTX, "use 1GiB"),
+        ({"level": 6}, RTX, "use 0 to 5"),
+        ({"version_compatible": True}, RTX, "use --capability"),
+        ({"hardware_compatible": "ampere-plus"}, RTX, "use --capability"),
+        ({"capabilities": ("8.6",)}, TENSORRT, "use --hardware-compatible ampere-plus"),
+        ({"capabilities": ("9.0",)}, RTX, "capability 9.0: use 7.5, 8.0, 8.6, 8.9, 12.0, 12.1"),
+    ],
+)
+def test_options_without_a_meaning(options, flavour, message):
+    with pytest.raises(OptionError, match=message):
+        BuildOptions(**options).require_for(flavour)
+
+
+def test_every_capability_that_may_be_asked_for_is_known_to_tensorrt():
+    from unetrt.runtime.engines.options import CAPABILITIES
+
+    known = {name.removeprefix("SM") for name in trt.ComputeCapability.__members__ if name.startswith("SM")}
+    assert {capability.replace(".", "") for capability in CAPABILITIES} == known
+
+
+@pytest.mark.parametrize("dtype", ["float32", "uint8", "uint16"])
+def test_what_a_uint16_engine_takes_is_the_memory_of_a_uint16_frame(dtype):
+    from tests.conftest import small_spec
+    from unetrt.runtime.normalisation import Normalisation
+
+    spec = small_spec(input_dtype=dtype, normalisation=Normalisation("fixed", offset=(0.0,), scale=(1.0,)))
+    shape, kind = bindings(spec)["frame"]
+    assert np.empty(shape, kind).nbytes == spec.new_input().nbytes
+
+
+def test_an_error_in_the_callback_cancels_the_build_and_comes_out(tiny_model, facts):
+    def fail(phase):
+        raise RuntimeError("no more room on the screen")
+
+    with pytest.raises(RuntimeError, match="no more room"):
+        build(tiny_model, facts, Progress(fail))
+
+
+def test_ctrl_c_cancels_the_build(tiny_model, facts):
+    """The signal comes while TensorRT builds on its thread; the build must end there before the call returns."""
+    seen = []
+
+    def interrupt(phase):
+        seen.append(phase)
+        if len(seen) == 1:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    progress = Progress(interrupt)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            build(tiny_model, facts, progress)
+    finally:
+        assert progress.cancelled
+    count = len(seen)
+    assert len(build(tiny_model, facts)) > 0
+    assert len(seen) == count
+
+
+def test_a_graph_that_tensorrt_does_not_have_is_refused_with_its_reason(tiny_model, tmp_path, facts):
+    model, path = onnx.load(tiny_model), tmp_path / "model.onnx"
+    node = next(node for node in model.graph.node if node.op_type == "Relu")
+    node.op_type, node.domain = "NoSuchOperator", "nobody"
+    model.opset_import.append(onnx.helper.make_opsetid("nobody", 1))
+    onnx.save(model, path)
+    with pytest.raises(EngineError, match=r"TensorRT for RTX cannot build .*model.onnx: at NoSuchOperator"):
+        build(path, facts_for(path))
+
+
+def test_a_graph_that_is_not_what_its_spec_says(tiny_model, tmp_path):
+    model, path = onnx.load(tiny_model), tmp_path / "model.onnx"
+    describe(model, replace(read_spec(tiny_model), batch=3))
+    onnx.save(model, path)
+    with pytest.raises(EngineError, match="its graph has .* its spec says .*export it again"):
+        build(path, facts_for(path))
+
+
+def test_a_model_with_data_outside_its_folder_is_not_read(tiny_model, tmp_path):
+    model, folder = onnx.load(tiny_model), tmp_path / "model"
+    folder.mkdir()
+    onnx.save(model, folder / "model.onnx", save_as_external_data=True, location="w.bin", size_threshold=0)
+    facts = facts_for(folder / "model.onnx")
+    (folder / "w.bin").rename(tmp_path / "w.bin")
+    content = (folder / "model.onnx").read_bytes().replace(b"w.bin", b"../w.")
+    (folder / "model.onnx").write_bytes(content)
+    with pytest.raises(ModelFileError, match="w"):
+        build(folder / "model.onnx", facts)
+
+
+def test_external_data_is_built_in(tiny_model, tmp_path):
+    path = tmp_path / "model.onnx"
+    onnx.save(onnx.load(tiny_model), path, save_as_external_data=True, location="w.bin", size_threshold=0)
+    assert len(build(path, facts_for(path))) == pytest.approx(len(build(tiny_model, facts_for(tiny_model))), rel=0.05)
+
+
+@pytest.mark.filterwarnings("ignore:Use Deprecated in TensorRT-RTX")
+@pytest.mark.parametrize("content", [None, b"", b"no timing cache" * 40])
+def test_a_timing_cache_is_kept_and_a_damaged_one_costs_nothing(tiny_model, facts, content):
+    times = TimingCache(replace(facts, version="of this test"))
+    if content is not None:
+        times.path.parent.mkdir(parents=True, exist_ok=True)
+        times.path.write_bytes(content)
+    config = trt.Builder(trt.Logger(trt.Logger.INTERNAL_ERROR)).create_builder_config()
+    times.attach(config)
+    times.keep(config)
+    assert times.path.read_bytes() not in (b"", content)
+
+
+def test_flavours_say_why_they_cannot_build(monkeypatch):
+    from unetrt.runtime.errors import BackendUnavailableError
+
+    assert usable_flavour("auto", NONE) is RTX
+    with pytest.raises(BackendUnavailableError, match=r"TensorRT is not installed: pip install 'unetrt\[tensorrt\]'"):
+        usable_flavour("tensorrt", NONE)
+    with pytest.raises(OptionError, match="'tensorflow'.*use one of auto, tensorrt, tensorrt-rtx"):
+        usable_flavour("tensorflow", NONE)
+    needs_gpu = replace(RTX, portable=False)
+    assert "there is none here" in needs_gpu.probe(NONE)
+    assert needs_gpu.probe(replace(NONE, gpu="NVIDIA T4")) is None

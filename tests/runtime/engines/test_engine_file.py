@@ -1,0 +1,79 @@
+import json
+from pathlib import Path
+
+import pytest
+
+from tests.runtime.engines.machines import FACTS, SPEC
+from unetrt.runtime.engines.engine_file import read_sidecar, sidecar_path, write_engine
+from unetrt.runtime.errors import EngineError
+
+PLAN = b"what TensorRT wrote"
+
+
+@pytest.fixture
+def engine(tmp_path):
+    path = tmp_path / "model.engine"
+    write_engine(path, PLAN, FACTS, SPEC, Path("model.onnx"))
+    return path
+
+
+def test_the_plan_is_untouched_and_all_else_stands_beside_it(engine):
+    assert engine.read_bytes() == PLAN
+    assert sorted(path.name for path in engine.parent.iterdir()) == ["model.engine", "model.engine.json"]
+    sidecar = read_sidecar(engine)
+    assert (sidecar.facts, sidecar.spec, sidecar.source) == (FACTS, SPEC, "model.onnx")
+    assert sidecar.size == len(PLAN)
+
+
+def test_a_damaged_engine_is_noticed(engine):
+    engine.write_bytes(PLAN[:-1])
+    with pytest.raises(EngineError, match="is not the engine that model.engine.json speaks of, or is damaged"):
+        read_sidecar(engine)
+
+
+def test_a_missing_half(engine):
+    sidecar_path(engine).unlink()
+    with pytest.raises(EngineError, match="has no model.engine.json beside it.*`unetrt build model.onnx -o"):
+        read_sidecar(engine)
+    engine.unlink()
+    with pytest.raises(EngineError, match="does not exist: `unetrt build"):
+        read_sidecar(engine)
+
+
+def _changed(engine, path, value):
+    stored = json.loads(sidecar_path(engine).read_text())
+    *folders, name = path
+    part = stored
+    for folder in folders:
+        part = part[folder]
+    if value is None:
+        del part[name]
+    else:
+        part[name] = value
+    return json.dumps(stored)
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "message"),
+    [
+        (["schema"], 2, "schema 2, this version reads 1"),
+        (["facts"], None, "'facts'"),
+        (["facts", "tile"], [1, 2, 3], "not readable"),
+        (["facts", "options", "capabilities"], 5, "not readable"),
+        (["facts", "colour"], "blue", "colour"),
+        (["spec", "tile"], [60, 61], "tile 61 is not legal"),
+        (["size"], "5", "'5' is no int"),
+        (["sha256"], None, "sha256"),
+    ],
+)
+def test_a_sidecar_that_is_none(engine, path, value, message):
+    sidecar_path(engine).write_text(_changed(engine, path, value))
+    with pytest.raises(EngineError, match=f"model.engine.json: .*{message}.*unetrt build"):
+        read_sidecar(engine)
+
+
+@pytest.mark.parametrize("text", ["", "[]", "nonsense", "[" * 100_000, '{"schema": 1}', "null"])
+def test_a_sidecar_that_is_no_json_of_ours(engine, text):
+    sidecar_path(engine).write_text(text)
+    with pytest.raises(EngineError, match="it is not readable"):
+        read_sidecar(engine)

@@ -1,0 +1,96 @@
+"""`unetrt build`."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from unetrt.cli.options import MEMORY
+from unetrt.runtime.artifacts import require_writable
+from unetrt.runtime.engines.flavours import AUTO, NAMES
+from unetrt.runtime.engines.options import COMPATIBILITIES
+
+if TYPE_CHECKING:
+    from unetrt.runtime.engines.progress import Phase, Progress
+
+
+@click.command("build")
+@click.argument("model", type=click.Path(path_type=Path))
+@click.option("-o", "--out", type=click.Path(path_type=Path), help="The engine file. [default: kept in the cache]")
+@click.option("--flavour", type=click.Choice([AUTO, *NAMES]), default=AUTO, show_default=True, help="Which TensorRT.")
+@click.option("--workspace", type=MEMORY, help="What a layer may use for itself, such as 2GiB.")
+@click.option("--level", type=int, help="How long to look for fast kernels, 0 to 5. [default: 3]")
+@click.option("--tf32", is_flag=True, help="Let FP32 convolutions round their factors to 10 bits.")
+@click.option("--version-compatible", is_flag=True, help="Let newer releases of TensorRT load it too.")
+@click.option(
+    "--hardware-compatible",
+    type=click.Choice(COMPATIBILITIES),
+    default="none",
+    show_default=True,
+    help="Let other GPUs load it too (TensorRT).",
+)
+@click.option(
+    "--capability",
+    "capabilities",
+    multiple=True,
+    metavar="X.Y",
+    help="Build for GPUs of this compute capability (TensorRT for RTX); may be repeated. [default: 8.0 and newer]",
+)
+@click.option("--force", is_flag=True, help="Build even where there is such an engine.")
+def command(model: Path, out: Path | None, flavour: str, force: bool, **wanted: Any) -> None:
+    """Build a TensorRT engine of MODEL, an ONNX file that `unetrt export` wrote.
+
+    TensorRT builds on the GPU that the engine is for. TensorRT for RTX needs none, and builds for many. Beside the
+    engine, OUT.json says what it is. Without -o it goes to the cache, where it is found by all that it depends on.
+    """
+    from unetrt.runtime.engines.cache import EngineCache, place
+    from unetrt.runtime.engines.facts import facts_of
+    from unetrt.runtime.engines.flavours import usable_flavour
+    from unetrt.runtime.engines.machine import this_machine
+    from unetrt.runtime.engines.options import BuildOptions
+    from unetrt.runtime.onnx_file import read_spec
+
+    if out is not None:
+        require_writable(out.parent)
+    spec, machine = read_spec(model), this_machine()
+    chosen, options = usable_flavour(flavour, machine), BuildOptions(**wanted)
+    options.require_for(chosen)
+    model = model.absolute()
+    facts = facts_of(model, spec, chosen, machine, options)
+    with _bar() as progress:
+        if out is None:
+            cache = EngineCache()
+            why = f" ({cache.reason(model, facts)})"
+            path, built = cache.obtain(model, facts, progress, force)
+        else:
+            why = ""
+            path, built = out, place(out, model, facts, progress, force)
+    size = f"{path.stat().st_size / 1e6:.1f} MB"
+    how = f"built{why}" if built else "is up to date (--force builds anew)"
+    click.echo(f"{path} {how}: {size}, {spec.precision}, {chosen.title} {chosen.version}")
+
+
+@contextmanager
+def _bar() -> Iterator["Progress"]:
+    """Show the phases of a build as bars on standard error, one below the other."""
+    from rich.console import Console
+    from rich.progress import BarColumn, TextColumn, TimeElapsedColumn
+    from rich.progress import Progress as Bars
+
+    from unetrt.runtime.engines.progress import Progress
+
+    columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
+    console = Console(stderr=True)
+    with Bars(*columns, console=console, transient=True, disable=not console.is_terminal) as bars:
+        tasks: dict[str, Any] = {}
+
+        def show(phase: "Phase") -> None:
+            if phase.name not in tasks:
+                tasks[phase.name] = bars.add_task(phase.name, total=phase.steps)
+            bars.update(tasks[phase.name], completed=phase.done, total=phase.steps)
+            if phase.parent and phase.done == phase.steps:
+                bars.remove_task(tasks.pop(phase.name))
+
+        yield Progress(show)
