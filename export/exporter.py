@@ -1,27 +1,30 @@
 """Checkpoint in, verified ONNX file out."""
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import onnx
 from numpy.typing import NDArray
 
 from unetrt._version import __version__
-from unetrt.export.graph import build_graph
-from unetrt.export.parity import DEFAULTS, Parity, Thresholds, compare, require
+from unetrt.export.graph import build_graph, describe, require_clean
+from unetrt.export.parity import DEFAULTS, Parity, Thresholds
+from unetrt.export.quantisation import quantised
+from unetrt.export.verification import verify
 from unetrt.runtime.artifacts import whole_file
 from unetrt.runtime.errors import OptionError
+from unetrt.runtime.normalisation import Normalisation
 from unetrt.runtime.plan import TilePlan
 from unetrt.runtime.planner import Budget, best_tile
-from unetrt.runtime.sessions import open_session
-from unetrt.runtime.spec import Head, ModelSpec, Precision
+from unetrt.runtime.spec import Head, InputType, ModelSpec, Precision
 from unetrt.trainer.checkpoint import Checkpoint
-from unetrt.trainer.torch_session import TorchSession
 
 # The gate computes this many pixels of tiles at most, but one frame at least: enough to see a wrong export.
 VERIFIED_PIXELS = 4_000_000
+
+Frames = Sequence[NDArray[Any]]
 
 
 @dataclass(frozen=True)
@@ -38,12 +41,22 @@ class Options:
         What comes out.
     batch
         Tiles in one pass.
+    input
+        What goes in: `float32` normalised grey values, `uint8` or `uint16` raw ones.
+    normalisation
+        `fixed` freezes a normalisation that is measured on each frame at what the verified frames have; None keeps it.
     """
 
     tile: tuple[int, int]
     precision: Precision = "fp32"
     head: Head = "logits"
     batch: int = 1
+    input: InputType = "float32"
+    normalisation: Literal["fixed"] | None = None
+
+    def __post_init__(self) -> None:
+        if self.batch < 1:
+            raise OptionError(f"a batch of {self.batch} tiles is none: use 1 or more")
 
 
 def planned_tile(checkpoint: Checkpoint, frames: Sequence[tuple[int, int]] = (), batch: int = 1) -> tuple[int, int]:
@@ -74,7 +87,7 @@ def export(
         What kind of file.
     frames
         Raw frames (C, H, W) to verify on, of which as many are taken as are worth the time; without any, those that the
-        checkpoint holds.
+        checkpoint holds. int8 takes its ranges, and a frozen normalisation its constants, from the same frames.
     thresholds
         What the export may differ by; the defaults depend on the precision.
 
@@ -86,6 +99,8 @@ def export(
     ------
     TileError
         The tile is not legal.
+    OptionError
+        There are no frames, or the input needs constants that the normalisation does not have.
     ParityError
         The export answers differently.
     OutputError
@@ -93,29 +108,37 @@ def export(
     """
     if frames is None and not checkpoint.frames:
         raise OptionError("the checkpoint holds no frames to verify the export on: give some with --images")
-    spec = spec_for(checkpoint, options)
-    with whole_file(path) as temporary:
-        onnx.save(build_graph(checkpoint.network(), spec), temporary)
-        parity = verify(checkpoint, temporary, spec, checkpoint.frames if frames is None else frames)
-        require(parity, thresholds or DEFAULTS[options.precision], f"the {options.precision} export")
-    return parity
-
-
-def spec_for(checkpoint: Checkpoint, options: Options) -> ModelSpec:
-    """Return the spec of an export; raises TileError where the tile is not legal."""
-    shape, geometry = checkpoint.shape, checkpoint.shape.geometry
     for side in options.tile:
-        geometry.require(side)
+        checkpoint.shape.geometry.require(side)
+    enough = list(_enough(checkpoint.frames if frames is None else frames, checkpoint, options))
+    spec = spec_for(checkpoint, options, enough)
+    with whole_file(path) as temporary:
+        onnx.save(_model(checkpoint, spec, enough), temporary)
+        return verify(checkpoint, temporary, enough, thresholds or DEFAULTS[options.precision])
+
+
+def spec_for(checkpoint: Checkpoint, options: Options, frames: Frames = ()) -> ModelSpec:
+    """Return the spec of an export, with a normalisation frozen on raw frames (C, H, W) where that is asked for.
+
+    Raises
+    ------
+    TileError
+        The tile is not legal.
+    OptionError
+        The graph cannot normalise what goes in.
+    """
+    shape, geometry = checkpoint.shape, checkpoint.shape.geometry
     return ModelSpec(
         tile=options.tile,
         halo=geometry.halo,
         grid=geometry.grid,
         channels=shape.channels,
         classes=checkpoint.class_names,
-        normalisation=checkpoint.normalisation,
+        normalisation=_normalisation(checkpoint, options, frames),
         batch=options.batch,
         head=options.head,
         precision=options.precision,
+        input_dtype=options.input,
         annotation=checkpoint.annotation,
         separation_border=checkpoint.separation_border,
         network={"depth": shape.depth, "base": shape.base},
@@ -125,20 +148,37 @@ def spec_for(checkpoint: Checkpoint, options: Options) -> ModelSpec:
     )
 
 
-def verify(checkpoint: Checkpoint, path: Path, spec: ModelSpec, frames: Iterable[NDArray[Any]]) -> Parity:
-    """Compare an exported file with its network on raw frames, as many as are worth the time."""
-    enough = list(_enough(frames, spec))
-    reference = TorchSession(checkpoint.network(), replace(spec, head="logits", precision="fp32"))
-    with reference, open_session(path) as exported:
-        return compare(reference, exported, enough)
+def _normalisation(checkpoint: Checkpoint, options: Options, frames: Frames) -> Normalisation:
+    trained = checkpoint.normalisation
+    if trained.mode == "fixed":
+        return trained
+    if options.normalisation == "fixed":
+        return trained.frozen(frames)
+    if options.input != "float32":
+        raise OptionError(
+            f"--input {options.input} normalises in the graph, which sees one tile, but this network's normalisation "
+            f"({trained.mode}) is measured on each whole frame: add --normalisation fixed, which freezes it, or keep "
+            "--input float32"
+        )
+    return trained
 
 
-def _enough(frames: Iterable[NDArray[Any]], spec: ModelSpec) -> Iterator[NDArray[Any]]:
+def _model(checkpoint: Checkpoint, spec: ModelSpec, frames: Frames) -> onnx.ModelProto:
+    model = build_graph(checkpoint.network(), spec)
+    if spec.precision != "int8":
+        return model
+    model = quantised(model, spec, frames)
+    describe(model, spec)
+    require_clean(model)
+    return model
+
+
+def _enough(frames: Iterable[NDArray[Any]], checkpoint: Checkpoint, options: Options) -> Iterator[NDArray[Any]]:
     """Yield frames (C, H, W) until their tiles hold `VERIFIED_PIXELS`, the first one always."""
     computed = 0
     for frame in frames:
         yield frame
-        plan = TilePlan((frame.shape[-2], frame.shape[-1]), spec.tile, spec.geometry, spec.border)
-        computed += -(-len(plan) // spec.batch) * spec.batch * spec.tile[0] * spec.tile[1]
+        plan = TilePlan((frame.shape[-2], frame.shape[-1]), options.tile, checkpoint.shape.geometry)
+        computed += -(-len(plan) // options.batch) * options.batch * options.tile[0] * options.tile[1]
         if computed >= VERIFIED_PIXELS:
             return

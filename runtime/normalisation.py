@@ -5,6 +5,7 @@ So it does not matter whether a frame is normalised before or after it is cut in
 Never measured on a tile: neighbouring tiles would then disagree.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
@@ -76,6 +77,15 @@ class Normalisation:
         offset = np.array([low for low, _ in limits], np.float32)
         scale = np.array([1 / width if width > 0 else 0 for _, width in limits], np.float32)
         return Affine(offset, scale)
+
+    def frozen(self, frames: Iterable[NDArray[Any]]) -> "Normalisation":
+        """Return `fixed` normalisation with the medians of what this one measures on raw frames (C, H, W).
+
+        What is measured on each frame is made for frames that differ: frozen, it fits those that are lit alike.
+        """
+        measured = [self.measure(frame) for frame in frames]
+        offset, scale = (np.median(np.stack(side), axis=0).tolist() for side in zip(*measured, strict=True))
+        return Normalisation("fixed", offset=tuple(offset), scale=tuple(scale))
 
     def _limits(self, channel: NDArray[Any]) -> tuple[float, float]:
         if self.mode == "zscore":

@@ -59,16 +59,19 @@ def drawn_folder(tmp_path_factory):
 @pytest.fixture(scope="session")
 def tiny_run(drawn_folder, tmp_path_factory):
     """The folder of a tiny training: depth 2, base 4, a few steps."""
+    return train(drawn_folder, tmp_path_factory.mktemp("run"), steps=12)
+
+
+def train(data, folder, steps):
     from unetrt.trainer import reading
     from unetrt.trainer.budget import Budget
     from unetrt.trainer.recipe import RECIPES
     from unetrt.trainer.run import Run
     from unetrt.trainer.training import Training
 
-    folder = tmp_path_factory.mktemp("run")
-    train, validation = reading.load(drawn_folder).split(0.25, seed=0)
+    training, validation = reading.load(data).split(0.25, seed=0)
     recipe = RECIPES["modern"].with_options(depth=2, base=4, tile=92)
-    Training(train, validation, recipe, Run(folder)).run(Budget(steps=12))
+    Training(training, validation, recipe, Run(folder)).run(Budget(steps=steps))
     return folder
 
 
@@ -77,6 +80,14 @@ def tiny_checkpoint(tiny_run):
     from unetrt.trainer.checkpoint import load
 
     return load(tiny_run)
+
+
+@pytest.fixture(scope="session")
+def settled_checkpoint(drawn_folder, tmp_path_factory):
+    """The same network, trained until it is sure enough of most pixels to be put into 8 bits."""
+    from unetrt.trainer.checkpoint import load
+
+    return load(train(drawn_folder, tmp_path_factory.mktemp("settled"), steps=150))
 
 
 @pytest.fixture(scope="session")

@@ -3,31 +3,94 @@ from dataclasses import replace
 
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
+import torch
 
+from tests.export.variants import ALL, PAIRWISE, REST, name, pairs
+from unetrt.export import exporter, twins
 from unetrt.export.exporter import Options, export, planned_tile
-from unetrt.export.parity import Parity, Thresholds, require
-from unetrt.runtime.errors import OptionError, ParityError, TileError
+from unetrt.export.layers import LayerError, exploding
+from unetrt.export.parity import DEFAULTS, Parity, Thresholds
+from unetrt.export.quantisation import tile_batches
+from unetrt.runtime.engines.builder import build
+from unetrt.runtime.engines.facts import facts_of
+from unetrt.runtime.engines.flavours import FLAVOURS
+from unetrt.runtime.engines.machine import Machine
+from unetrt.runtime.engines.options import BuildOptions
+from unetrt.runtime.errors import BackendUnavailableError, FrameError, OptionError, ParityError, TileError
 from unetrt.runtime.onnx_file import read_spec
+from unetrt.runtime.plan import TilePlan
 from unetrt.runtime.segmenter import Segmenter
-from unetrt.runtime.spec import HEADS, KEY, PRECISIONS
+from unetrt.runtime.sessions.worker import WorkerSession
+from unetrt.runtime.spec import HEADS, INPUT, KEY
+from unetrt.trainer.torch_session import TorchSession
 
 TILE = (60, 76)
 
 
-@pytest.mark.parametrize("precision", PRECISIONS)
-@pytest.mark.parametrize("head", HEADS)
-def test_every_precision_and_head(tiny_checkpoint, tmp_path, precision, head):
-    path = tmp_path / "model.onnx"
-    parity = export(tiny_checkpoint, path, Options(TILE, precision, head, batch=2))
-    assert parity.flips <= 2e-3
-    assert (parity.max_error is None) == (head == "labels")
-    assert list(tmp_path.iterdir()) == [path]
-    spec = read_spec(path)
-    assert (spec.tile, spec.precision, spec.head, spec.batch) == (TILE, precision, head, 2)
-    assert spec.weights_sha256 == tiny_checkpoint.weights_sha256()
-    weights = {onnx.TensorProto.DataType.Name(tensor.data_type) for tensor in onnx.load(path).graph.initializer}
-    assert ("FLOAT16" in weights) == (precision == "fp16")
+LOWER = {"fp16": "FLOAT16", "bf16": "BFLOAT16", "int8": "INT8"}
+
+
+@pytest.fixture(scope="session")
+def steady(settled_checkpoint):
+    """A network for frames of a type, with a normalisation that a graph can do."""
+
+    def of(dtype):
+        frames = settled_checkpoint.frames
+        if dtype == "uint8":
+            frames = tuple((frame // 256).astype(np.uint8) for frame in frames)
+        return replace(settled_checkpoint, frames=frames, normalisation=settled_checkpoint.normalisation.frozen(frames))
+
+    return of
+
+
+@pytest.mark.parametrize("options", PAIRWISE, ids=name)
+def test_every_pair_of_choices_is_exported_verified_and_built(steady, tmp_path, options):
+    prove(steady(options.input), tmp_path, options)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("options", REST, ids=name)
+def test_every_other_variant_too(steady, tmp_path, options):
+    prove(steady(options.input), tmp_path, options)
+
+
+def prove(checkpoint, folder, options):
+    """Export, hold the file against its spec and its network, build a real engine of it."""
+    path = folder / "model.onnx"
+    parity = export(checkpoint, path, options)
+    assert list(folder.iterdir()) == [path]
+    assert not parity.misses(DEFAULTS[options.precision])
+    spec, model = read_spec(path), onnx.load(path)
+    for choice in ("tile", "precision", "head", "batch"):
+        assert getattr(spec, choice) == getattr(options, choice)
+    assert spec.input_dtype == options.input
+    assert spec.weights_sha256 == checkpoint.weights_sha256()
+    types = {onnx.TensorProto.DataType.Name(tensor.data_type) for tensor in model.graph.initializer}
+    assert types & set(LOWER.values()) == {LOWER.get(options.precision)} - {None}
+    segment(path, spec, checkpoint)
+    pytest.importorskip("tensorrt_rtx", reason="TensorRT for RTX has no package for this platform")
+    facts = facts_of(path, spec, FLAVOURS[1], Machine(os="Linux x86_64"), BuildOptions())
+    assert len(build(path, facts)) > 100_000
+
+
+def segment(path, spec, checkpoint):
+    """Use the file as its users do: with ONNX Runtime, where that has the type."""
+    frame = checkpoint.frames[0][0]
+    if spec.precision == "bf16":
+        with pytest.raises(BackendUnavailableError, match="has no bfloat16 convolutions.*unetrt build"):
+            Segmenter(path)
+        return
+    eager = TorchSession(checkpoint.network(), replace(spec, precision="fp32", head="logits", input_dtype="float32"))
+    with Segmenter(path) as exported, Segmenter(eager) as network:
+        changed = exported.segment(frame).labels != network.segment(frame).labels
+    assert changed.mean() <= DEFAULTS[spec.precision].flips
+
+
+def test_the_pairs_are_all_there():
+    assert set().union(*map(pairs, PAIRWISE)) == set().union(*map(pairs, ALL))
+    assert len(PAIRWISE) + len(REST) == len(ALL) == 144
 
 
 def test_the_graph_is_clean_and_tells_nothing_of_this_machine(tiny_model):
@@ -56,45 +119,144 @@ def test_without_a_choice_the_tile_is_planned_for_the_training_frames(tiny_check
         planned_tile(replace(tiny_checkpoint, frame_sizes=()))
 
 
-def _half(net):
-    """Spoil a network on its way into the graph: as if the exporter got a weight wrong."""
-    with __import__("torch").no_grad():
-        net.classify.bias[0] += 1
-    return net
-
-
-def test_a_wrong_export_is_refused_and_leaves_nothing(tiny_checkpoint, tmp_path, monkeypatch):
-    from unetrt.export import exporter
-
+@pytest.mark.parametrize("layer", ["contracting.0.0", "contracting.2.2", "up.0", "expanding.1.0", "classify"])
+def test_a_wrong_weight_is_refused_and_its_layer_named(tiny_checkpoint, tmp_path, monkeypatch, layer):
+    """As if the exporter got a layer wrong on its way into the graph."""
     build = exporter.build_graph
-    monkeypatch.setattr(exporter, "build_graph", lambda net, spec: build(_half(net), spec))
-    with pytest.raises(ParityError, match="does not answer as the network.*a probability differs by") as caught:
+
+    def spoilt(net, spec):
+        with torch.no_grad():
+            net.get_submodule(layer).bias[0] += 1
+        return build(net, spec)
+
+    monkeypatch.setattr(exporter, "build_graph", spoilt)
+    wrong = (
+        f"does not answer as the network.*a probability differs by.*first layer to go wrong is {layer}, whose output is"
+    )
+    with pytest.raises(ParityError, match=wrong) as caught:
         export(tiny_checkpoint, tmp_path / "model.onnx", Options(TILE))
     assert caught.value.exit_code == 1
     assert list(tmp_path.iterdir()) == []
 
 
-def test_weights_that_overflow_in_fp16_are_refused(tiny_checkpoint, tmp_path):
-    weights = dict(tiny_checkpoint.weights)
-    weights["contracting.0.0.weight"] = weights["contracting.0.0.weight"] * np.float32(1e7)
-    loud = replace(tiny_checkpoint, weights=weights)
-    with pytest.raises(ParityError, match="fp16 export gives NaN or infinity.*--precision fp32"):
-        export(loud, tmp_path / "model.onnx", Options(TILE, "fp16"))
+def loud(checkpoint, layer, following, factor=2.0**18):
+    """A network that answers as the checkpoint's does, but with one layer's activations `factor` times as large."""
+    weights = dict(checkpoint.weights)
+    for part in ("weight", "bias"):
+        weights[f"{layer}.{part}"] = weights[f"{layer}.{part}"] * np.float32(factor)
+    weights[f"{following}.weight"] = weights[f"{following}.weight"] / np.float32(factor)
+    return replace(checkpoint, weights=weights)
+
+
+@pytest.mark.parametrize("head", HEADS)
+@pytest.mark.parametrize(
+    ("layer", "following"),
+    [
+        ("contracting.0.0", "contracting.0.2"),
+        ("contracting.2.0", "contracting.2.2"),
+        ("expanding.1.0", "expanding.1.2"),
+    ],
+)
+def test_an_overflow_in_fp16_is_refused_and_its_layer_named_and_bf16_passes(
+    tiny_checkpoint, tmp_path, layer, following, head
+):
+    overflowing = loud(tiny_checkpoint, layer, following)
+    gone = f"fp16 export .*NaN or infinity at .*first layer to go wrong is {layer}, whose output holds NaN or infinity"
+    with pytest.raises(ParityError, match=f"{gone}.*--precision bf16 or fp32 helps"):
+        export(overflowing, tmp_path / "model.onnx", Options(TILE, "fp16", head))
     assert list(tmp_path.iterdir()) == []
+    export(overflowing, tmp_path / "model.onnx", Options(TILE, "bf16", head))
+    assert [path.name for path in tmp_path.iterdir()] == ["model.onnx"]
+
+
+def test_an_up_convolution_whose_output_overflows_is_named(tiny_checkpoint, tmp_path):
+    weights = dict(tiny_checkpoint.weights)
+    for part in ("weight", "bias"):
+        weights[f"up.1.{part}"] = weights[f"up.1.{part}"] * np.float32(2.0**18)
+    with pytest.raises(ParityError, match="first layer to go wrong is up.1, whose output holds NaN or infinity"):
+        export(replace(tiny_checkpoint, weights=weights), tmp_path / "model.onnx", Options(TILE, "fp16"))
 
 
 @pytest.mark.parametrize(
-    ("parity", "message"),
+    ("errors", "named"),
     [
-        (Parity(1, 100, 0.2, 0.1, 0.0, 1.0), r"differs by 0.2 \(at most 0.1\)$"),
-        (Parity(1, 100, 0.0, 0.0, 0.02, 1.0), r"2.000% of the pixels change class \(at most 1.000%\)$"),
-        (Parity(1, 100, None, None, 0.0, 0.5), r"IoU 0.5000 \(at least 0.9\)$"),
-        (Parity(1, 100, float("nan"), 0.0, 0.0, 1.0), "differs by nan"),
+        ([1e-7, 2e-7, 3e-7], None),
+        ([1e-4, 5e-4, 2e-3, 9e-3], None),
+        ([1e-7, 0.5, 0.9], 1),
+        ([1e-7, 1e-2, float("inf")], 1),
+        ([1e-5, 1e-4, float("inf")], 2),
     ],
 )
-def test_each_threshold_can_be_missed(parity, message):
-    with pytest.raises(ParityError, match=message):
-        require(parity, Thresholds(error=0.1, flips=0.01, iou=0.9), "it")
+def test_the_layer_whose_error_explodes(errors, named):
+    layers = [LayerError(str(index), error) for index, error in enumerate(errors)]
+    assert exploding(layers, usual=1e-3) == (None if named is None else layers[named])
+
+
+@pytest.mark.parametrize(
+    ("parity", "misses"),
+    [
+        (Parity(1, 100, 0.1, 0.1, 0.01, 0.9), []),
+        (Parity(1, 100, 0.2, 0.1, 0.0, 1.0), ["a probability differs by 0.2 (at most 0.1)"]),
+        (Parity(1, 100, 0.0, 0.0, 0.02, 1.0), ["2.00% of the pixels change class (at most 0.01)"]),
+        (Parity(1, 100, 0.0, 0.0, 0.0, 0.5), ["the worst class has IoU 0.5000 (at least 0.9)"]),
+        (Parity(1, 100, float("nan"), 0.0, 0.0, 1.0), ["a probability differs by nan (at most 0.1)"]),
+        (Parity(1, 100, float("nan"), 0.0, 0.0, 1.0, not_finite=7), ["it gives NaN or infinity at 7 of 100 pixels"]),
+    ],
+)
+def test_each_threshold_can_be_missed(parity, misses):
+    assert parity.misses(Thresholds(error=0.1, flips=0.01, iou=0.9)) == misses
+
+
+def test_thresholds_are_those_of_the_precision_or_what_is_given(tiny_checkpoint, tmp_path):
+    assert Thresholds.of("int8") == DEFAULTS["int8"]
+    strict = Thresholds.of("fp16", max_error=1e-9)
+    assert strict == replace(DEFAULTS["fp16"], error=1e-9)
+    with pytest.raises(
+        ParityError, match=r"differs by .* \(at most 1e-09\); no layer stands out, the error grows evenly"
+    ):
+        export(tiny_checkpoint, tmp_path / "model.onnx", Options(TILE, "fp16"), thresholds=strict)
+    for bad in ({"max_error": -1}, {"max_flips": 2}, {"min_iou": float("nan")}):
+        with pytest.raises(OptionError, match="use a number from 0 to 1"):
+            Thresholds.of("fp32", **bad)
+
+
+def test_a_labels_head_that_names_another_class_than_its_scores_is_refused(tiny_checkpoint, tmp_path, monkeypatch):
+    build = exporter.build_graph
+
+    def spoilt(net, spec):
+        model = build(net, spec)
+        (argmax,) = (node for node in model.graph.node if node.op_type == "ArgMax")
+        argmax.op_type = "ArgMin"
+        return model
+
+    monkeypatch.setattr(exporter, "build_graph", spoilt)
+    monkeypatch.setattr(twins, "BEST", "ArgMin")
+    with pytest.raises(ParityError, match="gives another class than its own scores in"):
+        export(tiny_checkpoint, tmp_path / "model.onnx", Options(TILE, head="labels"))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_raw_input_asks_for_constants_and_a_frozen_normalisation_must_pass_the_gate(tiny_checkpoint, tmp_path):
+    out, raw = tmp_path / "model.onnx", Options(TILE, input="uint16")
+    with pytest.raises(
+        OptionError, match=r"--input uint16 .*\(percentile\) is measured on each whole frame: add --norm"
+    ):
+        export(tiny_checkpoint, out, raw)
+    frozen = replace(raw, normalisation="fixed")
+    (frame, *_) = tiny_checkpoint.frames
+    dim = (frame // 3).astype(np.uint16)
+    with pytest.raises(
+        ParityError, match="its normalisation is frozen, which fits frames that are lit alike.*--input float"
+    ):
+        export(tiny_checkpoint, out, frozen, frames=[frame, dim, dim])
+    assert list(tmp_path.iterdir()) == []
+    assert export(tiny_checkpoint, out, frozen, frames=[frame]).flips == 0
+    spec = read_spec(out)
+    expected = tiny_checkpoint.normalisation.measure(frame)
+    assert spec.normalisation.offset == tuple(expected.offset.tolist())
+    assert spec.normalisation.scale == tuple(expected.scale.tolist())
+    with pytest.raises(FrameError, match="the image is uint16: this model takes raw uint8 pixels"):
+        export(tiny_checkpoint, out, replace(frozen, input="uint8"), frames=[frame])
 
 
 def test_an_illegal_tile_and_missing_frames(tiny_checkpoint, tmp_path):
@@ -105,13 +267,52 @@ def test_an_illegal_tile_and_missing_frames(tiny_checkpoint, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_the_same_raw_frame_gives_the_same_input_in_trainer_and_segmenter(tiny_checkpoint, tiny_model):
-    """Bitwise: the trainer normalises whole frames, the segmenter the tiles that it cuts."""
-    frame = tiny_checkpoint.frames[0]
+class Recorder(WorkerSession):
+    """A session that keeps what the network would be fed."""
+
+    def __init__(self, spec):
+        super().__init__(spec, "a recorder")
+        self.seen = []
+
+    def compute(self, frames, scores):
+        self.seen.extend(frames.copy())
+        scores[...] = 0
+
+
+def test_the_same_raw_frame_gives_the_same_input_everywhere(steady, tmp_path):
+    """Bitwise in trainer, verification and Segmenter; within 1 ulp in a graph that normalises."""
+    checkpoint = steady("uint16")
+    export(checkpoint, tmp_path / "model.onnx", Options(TILE, input="uint16"))
+    frame, raw = checkpoint.frames[0], read_spec(tmp_path / "model.onnx")
     assert frame.dtype == np.uint16
-    with Segmenter(tiny_model, backend="numpy") as segmenter:
-        seen = segmenter.scores(frame[0])[0]
-    np.testing.assert_array_equal(seen, tiny_checkpoint.normalisation(frame)[0])
+    spec = replace(raw, input_dtype="float32")
+
+    trained = checkpoint.normalisation(frame)
+    cut = [_cut(trained, tile, spec) for tile in TilePlan(frame.shape[-2:], spec.tile, spec.geometry, spec.border)]
+    verified = [batch[0] for batch in tile_batches(spec, [frame])]
+    with Recorder(spec) as recorder, Segmenter(recorder) as segmenter:
+        segmenter.segment(frame[0])
+    in_graph = _network_input(onnx.load(tmp_path / "model.onnx"), list(tile_batches(raw, [frame])))
+    assert len(cut) > 4
+    for expected, *same, graph in zip(cut, verified, recorder.seen, in_graph, strict=True):
+        for other in same:
+            assert expected.tobytes() == other.tobytes()
+        np.testing.assert_array_max_ulp(graph, expected, maxulp=1)
+
+
+def _cut(frame, tile, spec):
+    out = np.empty((spec.channels, *spec.tile), np.float32)
+    tile.cut(frame, out)
+    return out
+
+
+def _network_input(model, batches):
+    """What a graph that takes raw pixels feeds its first convolution."""
+    first = next(node for node in model.graph.node if node.op_type == "Conv")
+    (value,) = (value for value in model.graph.value_info if value.name == first.input[0])
+    model.graph.output.append(value)
+    session = onnxruntime.InferenceSession(model.SerializeToString())
+    return [session.run([value.name], {INPUT: batch})[0][0] for batch in batches]
 
 
 def test_training_is_told_in_the_file(tiny_model):

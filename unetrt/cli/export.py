@@ -9,7 +9,9 @@ import click
 from unetrt.cli.options import SIZE, Size
 from unetrt.runtime.artifacts import require_writable
 from unetrt.runtime.errors import OptionError
-from unetrt.runtime.spec import HEADS, PRECISIONS
+from unetrt.runtime.spec import HEADS, INPUT_TYPES, PRECISIONS
+
+LIMITS = ("max_error", "max_flips", "min_iou")
 
 
 @click.command("export")
@@ -20,27 +22,47 @@ from unetrt.runtime.spec import HEADS, PRECISIONS
 @click.option("--precision", type=click.Choice(PRECISIONS), default="fp32", show_default=True)
 @click.option("--head", type=click.Choice(HEADS), default="logits", show_default=True, help="What comes out.")
 @click.option("--batch", default=1, show_default=True, help="Tiles in one pass.")
+@click.option(
+    "--input",
+    type=click.Choice(INPUT_TYPES),
+    default="float32",
+    show_default=True,
+    help="What goes in: normalised float32, or a camera's raw pixels, normalised in the graph.",
+)
+@click.option(
+    "--normalisation",
+    type=click.Choice(["fixed"]),
+    help="Freeze what is measured on each frame, as raw input needs it.",
+)
 @click.option("--images", type=click.Path(path_type=Path), help="Verify on these images, not on the checkpoint's.")
+@click.option("--max-error", type=float, help="Largest difference of a probability. [default: by precision]")
+@click.option("--max-flips", type=float, help="Share of pixels that may change class. [default: by precision]")
+@click.option("--min-iou", type=float, help="Least IoU of the worst class. [default: by precision]")
 def command(
-    checkpoint: Path, out: Path, tile: Size | None, frame: tuple[Size, ...], images: Path | None, **kind: Any
+    checkpoint: Path, out: Path, tile: Size | None, frame: tuple[Size, ...], images: Path | None, **choices: Any
 ) -> None:
     """Turn CHECKPOINT, a training's folder or a .safetensors file, into an ONNX file with a fixed tile.
+
+    fp32, fp16 and int8 run everywhere; bf16 has the range of fp32 and needs TensorRT. int8 takes the ranges of its
+    values from the images that it is verified on.
 
     Without --tile or --frame the tile is planned for the frames that the network was trained on. The file appears only
     if it answers as the network does, on real frames.
     """
     from unetrt.export.exporter import Options, export, planned_tile
+    from unetrt.export.parity import Thresholds
     from unetrt.trainer.checkpoint import load
 
     if tile and frame:
         raise OptionError("--tile and --frame exclude each other: a planned tile, or one of your choice")
     require_writable(out.parent)
     trained = load(checkpoint)
-    chosen = tile or planned_tile(trained, frame, kind["batch"])
+    thresholds = Thresholds.of(choices["precision"], **{name: choices.pop(name) for name in LIMITS})
+    options = Options(tile=tile or planned_tile(trained, frame, choices["batch"]), **choices)
     verified = _frames(images, trained.shape.channels) if images else None
-    parity = export(trained, out, Options(tile=chosen, **kind), frames=verified)
+    parity = export(trained, out, options, frames=verified, thresholds=thresholds)
     size = out.stat().st_size / 1e6
-    click.echo(f"{out}: tile {chosen[0]}x{chosen[1]}, {kind['precision']}, {kind['head']}, {size:.1f} MB")
+    click.echo(f"{out}: tile {options.tile[0]}x{options.tile[1]}, {options.precision}, {options.head}, {size:.1f} MB")
     click.echo(f"parity with the network in FP32: {parity}")
     click.echo(f"next: unetrt predict {out} IMAGES -o DIR")
 

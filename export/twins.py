@@ -1,0 +1,91 @@
+"""Copies of an exported model that can be looked into where the model itself cannot."""
+
+import onnx
+from onnx import TensorProto, helper, numpy_helper
+
+from unetrt.runtime.spec import OUTPUT
+
+# Operators that hand on what they get: nothing is rounded in them.
+MOVING = ("Relu", "MaxPool", "Slice", "Concat", "Identity", "Cast")
+# What a labels head ends with.
+BEST = "ArgMax"
+EXACT, ROUNDED = ".exact", ".rounded"
+
+
+def with_scores(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Return a copy whose output is the logits that the argmax of a labels head takes; float32 (N, classes, h, w)."""
+    twin = _copy(model)
+    graph = twin.graph
+    last = next(node for node in graph.node if node.op_type == BEST)
+    before = next(node for node in graph.node if last.input[0] in node.output)
+    scores = _value(_inferred(twin), last.input[0])
+    before.output[0] = scores.name = OUTPUT
+    kept = [node for node in graph.node if node is before or not {last.output[0], OUTPUT} & set(node.output)]
+    del graph.node[:], graph.output[:]
+    graph.node.extend(kept)
+    graph.output.append(scores)
+    return twin
+
+
+def in_float32(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Return a copy that ONNX Runtime can compute where it has no bfloat16.
+
+    All tensors are float32; what a bfloat16 operator gives is rounded to bfloat16, as hardware does that adds up in
+    float32.
+    """
+    twin = _copy(model)
+    lower = _tensors_of(twin, TensorProto.BFLOAT16)
+    for tensor in twin.graph.initializer:
+        if tensor.data_type == TensorProto.BFLOAT16:
+            tensor.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(tensor).astype("float32"), tensor.name))
+    nodes = [part for node in twin.graph.node for part in _rounding(node, lower)]
+    del twin.graph.node[:], twin.graph.value_info[:]
+    twin.graph.node.extend(nodes)
+    return _inferred(twin)
+
+
+def with_layers(model: onnx.ModelProto) -> tuple[onnx.ModelProto, dict[str, str]]:
+    """Return a copy that gives the output of every convolution too, and the tensors' names by layer, in order."""
+    twin = _copy(model)
+    layers = {node.name: node.output[0] for node in twin.graph.node if node.op_type in ("Conv", "ConvTranspose")}
+    inferred = _inferred(twin)
+    given = {output.name for output in twin.graph.output}
+    twin.graph.output.extend(_value(inferred, name) for name in layers.values() if name not in given)
+    return twin, layers
+
+
+def _copy(model: onnx.ModelProto) -> onnx.ModelProto:
+    twin = onnx.ModelProto()
+    twin.CopyFrom(model)
+    return twin
+
+
+def _inferred(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Return a copy in which the type and shape of every tensor between input and output stand."""
+    return onnx.shape_inference.infer_shapes(model, strict_mode=True)
+
+
+def _tensors_of(model: onnx.ModelProto, kind: int) -> set[str]:
+    return {value.name for value in _inferred(model).graph.value_info if value.type.tensor_type.elem_type == kind}
+
+
+def _rounding(node: onnx.NodeProto, lower: set[str]) -> list[onnx.NodeProto]:
+    """Return the nodes that stand for one: those that make a bfloat16 tensor are followed by its rounding."""
+    name = node.output[0]
+    if name not in lower or (node.op_type in MOVING and node.op_type != "Cast"):
+        return [node]
+    if node.op_type == "Cast":
+        exact, before = node.input[0], []
+    else:
+        exact, before = name + EXACT, [node]
+        node.output[0] = exact
+    return [
+        *before,
+        helper.make_node("Cast", [exact], [name + ROUNDED], to=TensorProto.BFLOAT16),
+        helper.make_node("Cast", [name + ROUNDED], [name], to=TensorProto.FLOAT),
+    ]
+
+
+def _value(model: onnx.ModelProto, name: str) -> onnx.ValueInfoProto:
+    found: onnx.ValueInfoProto = next(value for value in model.graph.value_info if value.name == name)
+    return found
