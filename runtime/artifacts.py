@@ -32,7 +32,7 @@ def whole_file(path: str | Path, durable: bool = False) -> Iterator[Path]:
     OutputError
         The folder cannot be written to, or the disk is full.
     """
-    path = Path(path)
+    path = require_place(path)
     with _beside(path) as temporary:
         yield temporary
         _share(temporary)
@@ -93,6 +93,18 @@ def writable_folder(path: str | Path) -> Path:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise OutputError(f"cannot write to {path}: {error.strerror or error}") from error
+    return path
+
+
+def require_place(path: str | Path) -> Path:
+    """Return `path`, or raise OutputError if no file can be written there; creates nothing.
+
+    To be asked before long work whose result goes there.
+    """
+    path = Path(path)
+    if path.is_dir():
+        raise OutputError(f"{path} is a folder: name a file in it")
+    require_writable(path.parent)
     return path
 
 

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from unetrt.runtime.errors import OptionError
 
-__all__ = ["KINDS", "Kind", "write"]
+__all__ = ["KINDS", "Kind", "named_kind", "write"]
 
 
 @dataclass(frozen=True)
@@ -42,14 +42,18 @@ class Kind:
 
     def write(self, model: Path, out: Path, frames: Sequence[NDArray[Any]], **chosen: Any) -> Path:
         """Write the package; arguments and errors as for the function `write` of this package."""
-        module = importlib.import_module(self.module)
-        choices = getattr(module, self.choices)
+        choice = self.choose(**chosen)
+        shown = (frames,) if self.needs_frame else ()
+        written: Path = importlib.import_module(self.module).write(model, out, *shown, choice)
+        return written
+
+    def choose(self, **chosen: Any) -> Any:
+        """Return the kind's dataclass of what is chosen; raises OptionError where that makes no such package."""
+        choices = getattr(importlib.import_module(self.module), self.choices)
         known = [field.name for field in fields(choices)]
         if unknown := sorted(set(chosen) - set(known)):
             raise OptionError(f"a {self.name} package has no {', '.join(unknown)}: it takes {', '.join(known)}")
-        shown = (frames,) if self.needs_frame else ()
-        written: Path = module.write(model, out, *shown, choices(**chosen))
-        return written
+        return choices(**chosen)
 
 
 KINDS = (
@@ -100,7 +104,12 @@ def write(kind: str, model: str | Path, out: str | Path, frames: Sequence[NDArra
     OutputError
         The place cannot be written to, or is taken.
     """
+    return named_kind(kind).write(Path(model), Path(out), frames, **chosen)
+
+
+def named_kind(kind: str) -> Kind:
+    """Return the kind of that name; raises OptionError where there is none."""
     for known in KINDS:
         if known.name == kind:
-            return known.write(Path(model), Path(out), frames, **chosen)
+            return known
     raise OptionError(f"package kind {kind!r} is unknown: use one of {', '.join(known.name for known in KINDS)}")

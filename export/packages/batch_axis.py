@@ -6,6 +6,7 @@ from pathlib import Path
 import onnx
 
 from unetrt.runtime.errors import ModelFileError
+from unetrt.runtime.external_data import require_safe
 from unetrt.runtime.onnx_file import read_spec
 from unetrt.runtime.spec import INPUT, KEY, OUTPUT
 
@@ -27,6 +28,7 @@ def with_batch(path: Path, batch: int | None) -> onnx.ModelProto:
     ModelFileError
         It is no model of ours, its graph does not compute what its spec says, or it computes with its batch.
     """
+    require_safe(path)
     spec = replace(read_spec(path), batch=batch or 1)
     model = onnx.load(path)
     onnx.helper.set_model_props(model, {KEY: spec.to_json()})

@@ -77,8 +77,6 @@ def _spec(model: Path, engine: Engine, spec: ModelSpec | None) -> ModelSpec:
         raise ModelFileError(f"{model} does not exist: build the engine first, or give the ONNX file")
     if spec is None:
         raise OptionError(f"{model} says nothing of its tile: give the spec of the ONNX file that it was built from")
-    if spec.input_dtype == "uint16":
-        raise ModelFileError("TensorRT has no uint16 tensors: serve the ONNX file, or export it with float32 input")
     return spec
 
 

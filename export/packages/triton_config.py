@@ -5,6 +5,7 @@ import re
 from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
+from unetrt.runtime.engines.bindings import Binding, bindings
 from unetrt.runtime.errors import OptionError
 from unetrt.runtime.spec import INPUT, KEY, OUTPUT, ModelSpec
 
@@ -100,10 +101,14 @@ def contract(name: str, engine: Engine, spec: ModelSpec, batched: bool) -> str:
     first = 1 if batched else 0
     said = replace(spec, batch=1) if batched else spec
     called = {key: value for key, value in json.loads(said.to_json()).items() if key not in OF_THE_WEIGHTS}
-    tensors = (("input", INPUT, spec.new_input()), ("output", OUTPUT, spec.new_output()))
+    arrays = {INPUT: spec.new_input(), OUTPUT: spec.new_output()}
+    ends = {name: Binding(array.shape, array.dtype.type) for name, array in arrays.items()}
+    if engine == "tensorrt":
+        ends = bindings(spec)
+    tensors = ((side, name, *ends[name]) for side, name in (("input", INPUT), ("output", OUTPUT)))
     return f'name: "{name}"\nplatform: "{platform}"\nbackend: "{engine}"\ndefault_model_filename: "{file}"\n' + "".join(
         [
-            *(_tensor(side, tensor, array.dtype.name, array.shape[first:]) for side, tensor, array in tensors),
+            *(_tensor(side, tensor, dtype.__name__, shape[first:]) for side, tensor, shape, dtype in tensors),
             # JSON in ASCII, quoted once more as JSON, is a string of protobuf's text format.
             f'parameters {{\n  key: "{KEY}"\n  value {{ string_value: {json.dumps(json.dumps(called))} }}\n}}\n',
         ]

@@ -4,9 +4,8 @@ from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from unetrt.runtime.byte_pairs import as_byte_pairs
+from unetrt.runtime.engines.bindings import bindings
 from unetrt.runtime.engines.facts import Facts
 from unetrt.runtime.engines.flavours import named_flavour
 from unetrt.runtime.engines.messages import logger_of
@@ -16,7 +15,6 @@ from unetrt.runtime.engines.timing_cache import TimingCache
 from unetrt.runtime.errors import EngineError, OutOfMemoryError
 from unetrt.runtime.external_data import require_safe
 from unetrt.runtime.onnx_file import read_spec
-from unetrt.runtime.spec import INPUT, OUTPUT, ModelSpec
 
 # Seconds between looks at whether the user has interrupted.
 PATIENCE = 0.1
@@ -103,7 +101,7 @@ class _Build:
         ends = [network.get_input(index) for index in range(network.num_inputs)]
         ends += [network.get_output(index) for index in range(network.num_outputs)]
         given = [(end.name, tuple(end.shape), trt.nptype(end.dtype)) for end in ends]
-        expected = [(name, shape, dtype) for name, (shape, dtype) in bindings(self._spec).items()]
+        expected = [(name, end.shape, end.dtype) for name, end in bindings(self._spec).items()]
         if given != expected:
             raise EngineError(f"{self._model}: its graph has {given}, its spec says {expected}; export it again")
 
@@ -137,15 +135,3 @@ def configure(trt: Any, config: Any, options: BuildOptions) -> None:
         config.num_compute_capabilities = len(options.capabilities)
         for index, capability in enumerate(options.capabilities):
             config.set_compute_capability(getattr(trt.ComputeCapability, f"SM{capability.replace('.', '')}"), index)
-
-
-def bindings(spec: ModelSpec) -> dict[str, tuple[tuple[int, ...], type]]:
-    """Return shape and numpy type of an engine's input and output by name.
-
-    As in the model file, but for uint16, which TensorRT does not have: (batch, C, h, w, 2) bytes, lowest first.
-    """
-    frame, scores = spec.new_input(), spec.new_output()
-    given: tuple[tuple[int, ...], type] = (frame.shape, frame.dtype.type)
-    if spec.input_dtype == "uint16":
-        given = (*frame.shape, 2), np.uint8
-    return {INPUT: given, OUTPUT: (scores.shape, scores.dtype.type)}

@@ -7,7 +7,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from unetrt.runtime.artifacts import clear_unfinished
+from unetrt.runtime.artifacts import clear_unfinished, require_place
 from unetrt.runtime.cache_folder import cache_folder, locked
 from unetrt.runtime.engines.builder import build
 from unetrt.runtime.engines.engine_file import Sidecar, read_sidecar, sidecar_path, write_engine
@@ -128,6 +128,7 @@ def place(path: Path, model: Path, facts: Facts, progress: Progress | None = Non
     EngineError, ModelFileError, OutOfMemoryError
         As `build` raises them; nothing is left behind.
     """
+    require_place(path)
     with locked(path):
         if not force and current(path, facts):
             return False

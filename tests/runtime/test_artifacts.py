@@ -76,3 +76,12 @@ def test_a_folder_that_exists_stays(tmp_path):
     with pytest.raises(OutputError, match="a exists"), whole_folder(tmp_path / "a"):
         pass
     assert list(tmp_path.rglob("*")) == [tmp_path / "a"]
+
+
+def test_a_folder_is_no_place_for_a_file(tmp_path):
+    with (
+        pytest.raises(OutputError, match="is a folder: name a file in it"),
+        whole_file(tmp_path),
+    ):
+        pytest.fail("it was too late to say so")
+    assert list(tmp_path.parent.glob(".unetrt-*")) == []

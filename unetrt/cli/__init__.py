@@ -15,6 +15,7 @@ COMMANDS = {
     "train": "Train a U-Net on a folder with images/ and labels/.",
     "export": "Turn a checkpoint into a verified ONNX file.",
     "build": "Build a TensorRT engine of a model.",
+    "package": "Put a model into the form that other programs load.",
     "predict": "Segment images with an exported model.",
     "eval": "Score predicted labels against true ones.",
     "plan": "Show which tile segments frames of a size fastest.",

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from unetrt.cli.options import MEMORY
-from unetrt.runtime.artifacts import require_writable
+from unetrt.runtime.artifacts import require_place
 from unetrt.runtime.engines.flavours import AUTO, NAMES
 from unetrt.runtime.engines.options import COMPATIBILITIES
 
@@ -53,7 +53,7 @@ def command(model: Path, out: Path | None, flavour: str, force: bool, **wanted: 
     from unetrt.runtime.onnx_file import read_spec
 
     if out is not None:
-        require_writable(out.parent)
+        require_place(out)
     spec, machine = read_spec(model), this_machine()
     chosen, options = usable_flavour(flavour, machine), BuildOptions(**wanted)
     options.require_for(chosen)

@@ -1,22 +1,29 @@
 """`unetrt export`."""
 
-from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
-from typing import Any
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Any
 
 import click
 
+from unetrt.cli.frames import raw_frames
 from unetrt.cli.options import SIZE, Size
-from unetrt.runtime.artifacts import require_writable
+from unetrt.cli.package import LOOKED_AT, PLACES
+from unetrt.runtime.artifacts import require_place, require_writable
 from unetrt.runtime.errors import OptionError
 from unetrt.runtime.spec import HEADS, INPUT_TYPES, PRECISIONS
 
+if TYPE_CHECKING:
+    from unetrt.export.exporter import Options
+
 LIMITS = ("max_error", "max_flips", "min_iou")
+ABOUT = ("name", "authors", "license")
 
 
 @click.command("export")
 @click.argument("checkpoint", type=click.Path(path_type=Path))
-@click.option("-o", "--out", type=click.Path(path_type=Path), default="model.onnx", show_default=True)
+@click.option("-o", "--out", type=click.Path(path_type=Path), help="[default: model.onnx]")
 @click.option("--tile", type=SIZE, help="The network's input, 572 or HEIGHTxWIDTH in pixels; must be legal.")
 @click.option("--frame", type=SIZE, multiple=True, help="Plan the tile for frames of this size; may be repeated.")
 @click.option("--precision", type=click.Choice(PRECISIONS), default="fp32", show_default=True)
@@ -38,8 +45,12 @@ LIMITS = ("max_error", "max_flips", "min_iou")
 @click.option("--max-error", type=float, help="Largest difference of a probability. [default: by precision]")
 @click.option("--max-flips", type=float, help="Share of pixels that may change class. [default: by precision]")
 @click.option("--min-iou", type=float, help="Least IoU of the worst class. [default: by precision]")
+@click.option("--package", type=click.Choice(list(PLACES)), help="Write this instead of a file; see `unetrt package`.")
+@click.option("--name", help="What the package is called.")
+@click.option("--author", "authors", multiple=True, help="Of a bioimageio package; may be repeated.")
+@click.option("--license", metavar="SPDX", help="Of a bioimageio package, such as CC-BY-4.0.")
 def command(
-    checkpoint: Path, out: Path, tile: Size | None, frame: tuple[Size, ...], images: Path | None, **choices: Any
+    checkpoint: Path, out: Path | None, tile: Size | None, frame: tuple[Size, ...], images: Path | None, **choices: Any
 ) -> None:
     """Turn CHECKPOINT, a training's folder or a .safetensors file, into an ONNX file with a fixed tile.
 
@@ -50,30 +61,46 @@ def command(
     if it answers as the network does, on real frames.
     """
     from unetrt.export.exporter import Options, export, planned_tile
+    from unetrt.export.packages import write
     from unetrt.export.parity import Thresholds
     from unetrt.trainer.checkpoint import load
 
     if tile and frame:
         raise OptionError("--tile and --frame exclude each other: a planned tile, or one of your choice")
-    require_writable(out.parent)
+    package = choices.pop("package")
+    about = _about(package, {name: choices.pop(name) for name in ABOUT})
+    out = out or PLACES.get(package, Path("model.onnx"))
+    (require_writable if package == "triton" else require_place)(out)
     trained = load(checkpoint)
     thresholds = Thresholds.of(choices["precision"], **{name: choices.pop(name) for name in LIMITS})
     options = Options(tile=tile or planned_tile(trained, frame, choices["batch"]), **choices)
-    verified = _frames(images, trained.shape.channels) if images else None
-    parity = export(trained, out, options, frames=verified, thresholds=thresholds)
-    size = out.stat().st_size / 1e6
-    click.echo(f"{out}: tile {options.tile[0]}x{options.tile[1]}, {options.precision}, {options.head}, {size:.1f} MB")
-    click.echo(f"parity with the network in FP32: {parity}")
-    click.echo(f"next: unetrt predict {out} IMAGES -o DIR")
+    with TemporaryDirectory(prefix="unetrt-") as folder:
+        model = Path(folder) / "model.onnx" if package else out
+        verified = raw_frames(images, trained.shape.channels) if images else None
+        parity = export(trained, model, options, frames=verified, thresholds=thresholds)
+        click.echo(f"{_said(out, model, options)}\nparity with the network in FP32: {parity}")
+        if not package:
+            click.echo(f"next: unetrt predict {out} IMAGES -o DIR")
+            return
+        frames = raw_frames(images, trained.shape.channels) if images else iter(trained.frames)
+        written = write(package, model, out, list(islice(frames, LOOKED_AT)), **about)
+    click.echo(f"{written}: a package for {package}")
 
 
-def _frames(images: Path, channels: int) -> Iterator[Any]:
-    """Read images one by one, of a stack the first frame."""
-    from unetrt.runtime.frames import as_frame
-    from unetrt.runtime.images import list_images
-    from unetrt.runtime.prediction import read_frames
+def _about(package: str | None, given: dict[str, Any]) -> dict[str, Any]:
+    """Return what is given of what a package says of itself, once it is known to make one."""
+    from unetrt.export.packages import named_kind
 
-    frame_axes = 2 if channels == 1 else 3
-    for path in list_images(images):
-        stack = read_frames(path, channels)
-        yield as_frame(stack if stack.ndim == frame_axes else stack[0], channels)
+    about = {name: value for name, value in given.items() if value}
+    if package is not None:
+        named_kind(package).choose(**about)
+    elif about:
+        option = next(iter(about)).removesuffix("s")
+        raise OptionError(f"--{option} is for packages: add --package {' or '.join(PLACES)}")
+    return about
+
+
+def _said(out: Path, model: Path, options: "Options") -> str:
+    height, width = options.tile
+    kind = f"tile {height}x{width}, {options.precision}, {options.head}"
+    return f"{out}: {kind}, {model.stat().st_size / 1e6:.1f} MB"

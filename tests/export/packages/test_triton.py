@@ -125,9 +125,12 @@ def test_engines_that_cannot_be_served(plan, tmp_path, changes, error, message):
     assert list(tmp_path.iterdir()) == [plan]
 
 
-def test_tensorrt_takes_no_uint16(plan, exports, tmp_path):
-    with pytest.raises(ModelFileError, match="no uint16 tensors: serve the ONNX file"):
-        triton.write(plan, tmp_path / "models", spec=read_spec(exports["uint16"]))
+def test_an_engine_takes_16_bit_frames_as_pairs_of_bytes(plan, exports, tmp_path):
+    spec = read_spec(exports["uint16"])
+    triton.write(plan, tmp_path / "models", spec=spec)
+    (tensor,) = configured(tmp_path / "models" / "cells").input
+    assert list(tensor.dims) == [*spec.new_input().shape, 2]
+    assert triton_proto.DataType.Name(tensor.data_type) == "TYPE_UINT8"
 
 
 def test_a_further_version_joins_and_what_an_administrator_tuned_stays(exports, tmp_path):

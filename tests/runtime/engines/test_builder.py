@@ -8,7 +8,8 @@ import pytest
 
 from tests.runtime.engines.machines import NONE
 from unetrt.export.graph import describe
-from unetrt.runtime.engines.builder import bindings, build, configure
+from unetrt.runtime.engines.bindings import bindings
+from unetrt.runtime.engines.builder import build, configure
 from unetrt.runtime.engines.facts import facts_of
 from unetrt.runtime.engines.flavours import FLAVOURS, usable_flavour
 from unetrt.runtime.engines.options import BuildOptions

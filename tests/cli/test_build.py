@@ -1,0 +1,85 @@
+import json
+
+import pytest
+
+from unetrt.cli import main
+from unetrt.runtime.engines.cache import EngineCache
+
+pytest.importorskip("tensorrt_rtx", reason="TensorRT for RTX has no package for this platform")
+
+
+@pytest.fixture
+def own_cache_folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    return EngineCache().folder
+
+
+def run(*arguments):
+    return main([str(argument) for argument in arguments])
+
+
+def test_build_writes_an_engine_and_its_sidecar_once(tiny_model, own_cache_folder, tmp_path, capsys):
+    out = tmp_path / "here" / "tiny.engine"
+    command = ["build", tiny_model, "-o", out, "--workspace", "256MiB", "--level", 1, "--capability", "8.6"]
+    assert run(*command) == 0
+    assert sorted(path.name for path in out.parent.iterdir()) == ["tiny.engine", "tiny.engine.json"]
+    options = json.loads(out.with_name("tiny.engine.json").read_text())["facts"]["options"]
+    assert (options["workspace"], options["level"], options["capabilities"]) == (2**28, 1, ["8.6"])
+    assert run(*command) == 0
+    assert run(*command, "--force") == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert ["built:" in line for line in lines] == [True, False, True]
+    assert "is up to date (--force builds anew)" in lines[1]
+    assert not own_cache_folder.exists()
+
+
+def test_without_a_place_engines_are_kept_listed_and_cleared(tiny_model, own_cache_folder, capsys):
+    assert run("build", tiny_model) == 0
+    assert run("build", tiny_model, "--level", 1) == 0
+    first, second = capsys.readouterr().out.splitlines()
+    assert f"(there is none of {tiny_model} yet)" in first
+    assert "(changed since the last one: option level None -> 1)" in second
+    keys = {path.stem for path in own_cache_folder.glob("*.engine")}
+    assert run("cache", "list") == 0
+    listed = capsys.readouterr().out.splitlines()
+    assert {line.split()[0] for line in listed[:2]} == {key[:12] for key in keys}
+    assert all("60x76 x 1, fp32, tensorrt-rtx" in line for line in listed[:2])
+    assert str(own_cache_folder) in listed[2]
+    assert run("cache", "clear", "nothing") == 2
+    assert run("cache", "clear", listed[0].split()[0]) == 0
+    assert len(list(own_cache_folder.glob("*.engine"))) == 1
+    assert run("cache", "clear") == 0
+    assert list(own_cache_folder.iterdir()) == []
+
+
+def test_info_tells_of_an_engine_and_whether_it_fits(tiny_model, own_cache_folder, tmp_path, capsys):
+    out = tmp_path / "tiny.engine"
+    assert run("build", tiny_model, "-o", out) == 0
+    capsys.readouterr()
+    assert run("info", out, "--json") == 0
+    about = json.loads(capsys.readouterr().out)
+    assert about["flavour"] == "tensorrt-rtx"
+    assert about["spec"]["tile"] == [60, 76]
+    assert about["fits this machine"] == "yes" or f"unetrt build {tiny_model} -o {out}" in about["fits this machine"]
+
+
+BAD = [
+    (["none.onnx"], "none.onnx does not exist"),
+    (["MODEL", "--flavour", "tensorrt"], "TensorRT"),
+    (["MODEL", "--level", "7"], "optimisation level 7 does not exist: use 0 to 5"),
+    (["MODEL", "--capability", "9.0", "--flavour", "tensorrt-rtx"], "cannot build for compute capability 9.0: use 7.5"),
+    (["MODEL", "--version-compatible", "--flavour", "tensorrt-rtx"], "use --capability"),
+    (["MODEL", "-o", "/dev/null/a.engine"], "cannot write to"),
+    (["MODEL", "-o", "FOLDER"], "is a folder: name a file in it"),
+    (["MODEL", "--workspace", "much"], "'much' is no amount of memory"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "message"), BAD)
+def test_bad_input_gets_one_line(tiny_model, own_cache_folder, tmp_path, capsys, arguments, message):
+    places = {"MODEL": tiny_model, "FOLDER": tmp_path}
+    assert run("build", *(places.get(argument, argument) for argument in arguments)) == 2
+    said = capsys.readouterr().err
+    assert message in said
+    assert said.count("\n") == 1
+    assert not own_cache_folder.exists()

@@ -1,0 +1,72 @@
+"""`unetrt package`, and what `unetrt export --package` shares with it."""
+
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import click
+
+from unetrt.cli.frames import raw_frames
+from unetrt.runtime.errors import OptionError
+
+# Where a kind of package goes unless told otherwise.
+PLACES = {"bioimageio": Path("model.zip"), "triton": Path("models")}
+# How many frames are looked at for one that shows something.
+LOOKED_AT = 4
+
+ENGINES = (".engine", ".plan")
+
+
+@click.command("package")
+@click.argument("model", type=click.Path(path_type=Path))
+@click.argument("kind", type=click.Choice(list(PLACES)))
+@click.option("-o", "--out", type=click.Path(path_type=Path), help="[default: model.zip, or the folder models]")
+@click.option("--images", type=click.Path(path_type=Path), help="A raw image to show the model on (bioimageio).")
+@click.option("--name", help="What the model is called.")
+@click.option("--author", "authors", multiple=True, help="May be repeated (bioimageio).")
+@click.option("--license", metavar="SPDX", help="Such as CC-BY-4.0 (bioimageio).")
+@click.option("--description", help="A sentence or two (bioimageio).")
+@click.option("--max-batch", "max_batch_size", type=int, help="Tiles that are gathered to one pass (triton).")
+@click.option("--queue-delay", "max_queue_delay_microseconds", type=int, help="Microseconds to gather for (triton).")
+@click.option("--instances", type=int, help="Copies of the model on each device (triton).")
+@click.option("--device", type=click.Choice(["gpu", "cpu"]), help="Where they run (triton).")
+def command(model: Path, kind: str, out: Path | None, images: Path | None, **choices: Any) -> None:
+    """Put MODEL, an ONNX file or (for triton) an engine, into the form that other programs load.
+
+    \b
+    bioimageio  a .zip for the bioimage.io model zoo and the programs that read it
+    triton      a folder in a model repository of NVIDIA's Triton inference server
+    """  # noqa: D301 - click's own mark
+    chosen = {name: value for name, value in choices.items() if value}
+    out = out or PLACES[kind]
+    if model.suffix.lower() in ENGINES:
+        written = _engine(model, kind, out, chosen)
+    else:
+        written = _onnx(model, kind, out, images, chosen)
+    click.echo(f"{written}: a package for {kind}")
+
+
+def _engine(model: Path, kind: str, out: Path, chosen: dict[str, Any]) -> Path:
+    from unetrt.export.packages import named_kind
+    from unetrt.export.packages.triton import write
+    from unetrt.runtime.engines.engine_file import read_sidecar
+    from unetrt.runtime.engines.flavours import named_flavour
+
+    if kind != "triton":
+        raise OptionError(f"a {kind} package holds an ONNX file: give the one that {model} was built from")
+    choice, sidecar = named_kind(kind).choose(**chosen), read_sidecar(model)
+    if sidecar.facts.flavour != "tensorrt":
+        title = named_flavour(sidecar.facts.flavour).title
+        raise OptionError(f"Triton loads engines of TensorRT, and {model} is one of {title}: give the ONNX file")
+    return write(model, out, choice, sidecar.spec)
+
+
+def _onnx(model: Path, kind: str, out: Path, images: Path | None, chosen: dict[str, Any]) -> Path:
+    from unetrt.export.packages import named_kind, write
+    from unetrt.runtime.onnx_file import read_spec
+
+    if named_kind(kind).needs_frame and images is None:
+        raise OptionError(f"a {kind} package shows the model on a raw image: give one with --images")
+    channels = read_spec(model).channels
+    frames = list(islice(raw_frames(images, channels), LOOKED_AT)) if images else []
+    return write(kind, model, out, frames, **chosen)
