@@ -1,0 +1,132 @@
+"""The gate of an adopted file: its tiles must answer as one pass over a larger image does."""
+
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from unetrt.export.adapted_graph import adapted
+from unetrt.export.sizes import Sizes
+from unetrt.export.static_graph import Runner, Size
+from unetrt.runtime.errors import OptionError, ParityError, TileError
+from unetrt.runtime.sessions import Session
+from unetrt.runtime.spec import ModelSpec
+
+Array = NDArray[Any]
+# Largest difference, as a share of the answer's range: float32 differs by the order of sums, coarser types by a step.
+TOLERANCE = {"fp32": 1e-4, "fp16": 1e-2, "bf16": 2e-2, "int8": 2e-2}
+# Scores that sum to 1 this closely at every pixel are probabilities.
+SUMS_TO_ONE = 1e-2
+
+
+def require_agreement(session: Session, sizes: Sizes) -> float:
+    """Compare tiles on noise of several amplitudes, one grid apart along both axes.
+
+    Parameters
+    ----------
+    session
+        The adopted file, loaded by the runtime.
+    sizes
+        The network it was made from. Where it runs on larger images, one pass over an image that holds both tiles is
+        the reference; else the first tile is, where both answer.
+
+    Returns
+    -------
+    The largest difference, as a share of the answer's range; for labels, the share of pixels that differ.
+
+    Raises
+    ------
+    ParityError
+        Tiles answer differently.
+    TileError
+        The core is too small to compare tiles of a network that runs on no larger image.
+    OptionError
+        The answer is no probabilities, or is, other than the spec's head says.
+    """
+    spec = session.spec
+    if not sizes.step and min(spec.core) <= spec.grid:
+        raise TileError(
+            f"a core of {spec.core[0]}x{spec.core[1]} px leaves nothing to compare tiles on that lie {spec.grid} px "
+            f"apart, and {sizes.foreign.name} runs on no larger image: export it with open axes, or for a larger one"
+        )
+    worst = 0.0
+    for image in _noise(spec):
+        tiles = [_answer(session, image, origin) for origin in (0, spec.grid)]
+        _require_head(tiles[0], spec)
+        worst = max(worst, *_differences(tiles, _whole(sizes, spec, image), spec))
+    if not worst <= TOLERANCE[spec.precision]:
+        raise ParityError(
+            f"tiles differ by {worst:.2g} of the answer's range from a pass over a larger image (at most "
+            f"{TOLERANCE[spec.precision]:g}): its answer depends on where in the tile a pixel lies: the "
+            f"grid is a multiple of {spec.grid}, or the network has constants as large as the tile and cannot be tiled"
+        )
+    return worst
+
+
+def _noise(spec: ModelSpec) -> Iterator[Array]:
+    """Yield images (C, H, W) float32 that hold two tiles, one grid apart: as normalised frames are, and far louder."""
+    random = np.random.default_rng(2015)
+    shape = (spec.channels, *_large(spec))
+    yield random.random(shape, np.float32)
+    for amplitude in (1, 20):
+        yield amplitude * random.standard_normal(shape, np.float32)
+
+
+def _large(spec: ModelSpec) -> Size:
+    return spec.tile[0] + spec.grid, spec.tile[1] + spec.grid
+
+
+def _answer(session: Session, image: Array, origin: int) -> Array:
+    """Return the answer of the runtime for the tile at (origin, origin), (..., h', w')."""
+    height, width = session.spec.tile
+    (lane,) = session.lanes(1)
+    lane.input[:] = image[:, origin : origin + height, origin : origin + width]
+    lane.launch()
+    lane.wait()
+    answer: Array = lane.output[-1].copy()
+    return answer
+
+
+def _whole(sizes: Sizes, spec: ModelSpec, image: Array) -> Array | None:
+    """Return the answer of one pass over the image, or None where the network runs on the tile alone."""
+    if not sizes.step:
+        return None
+    large = replace(spec, tile=_large(spec), batch=1)
+    answer: Array = Runner(adapted(sizes.at(large.tile), large))(image[None])[0][0]
+    return answer
+
+
+def _differences(tiles: list[Array], whole: Array | None, spec: ModelSpec) -> Iterator[float]:
+    """Yield how far the tiles at 0 and at one grid are from the whole, or from each other where both answer."""
+    (height, width), grid = spec.core, spec.grid
+    if whole is None:
+        yield _difference(tiles[0][..., grid:, grid:], tiles[1][..., : height - grid, : width - grid])
+        return
+    for origin, tile in zip((0, grid), tiles, strict=True):
+        yield _difference(whole[..., origin : origin + height, origin : origin + width], tile)
+
+
+def _difference(expected: Array, given: Array) -> float:
+    if expected.dtype == np.uint8:
+        return float((expected != given).mean())
+    if not (np.isfinite(expected).all() and np.isfinite(given).all()):
+        raise ParityError("the network gives NaN or infinity for noise: it cannot be verified")
+    return float(np.abs(expected - given).max() / max(1.0, np.ptp(expected)))
+
+
+def _require_head(answer: Array, spec: ModelSpec) -> None:
+    """Raise OptionError where scores (classes, h', w') or labels are not what the head says."""
+    if spec.head == "labels":
+        if answer.max() >= len(spec.classes):
+            raise OptionError(f"the output has label {answer.max()}, {len(spec.classes)} classes are named: name all")
+        return
+    off = np.abs(answer.sum(axis=0) - 1).max()
+    probable = off < SUMS_TO_ONE and answer.min() >= 0
+    if spec.head == "probabilities" and not probable:
+        raise OptionError(
+            "the output is no probabilities: its classes do not sum to 1 at each pixel; use --head logits"
+        )
+    if spec.head == "logits" and probable:
+        raise OptionError("the output is probabilities, which sum to 1 at each pixel: use --head probabilities")
