@@ -13,6 +13,7 @@ import onnx.inliner
 from onnx import TensorProto
 
 from unetrt.runtime.errors import ModelFileError
+from unetrt.runtime.external_data import require_safe
 from unetrt.runtime.onnx_file import read_metadata
 from unetrt.runtime.spec import KEY, Precision
 
@@ -81,11 +82,12 @@ def read_foreign(path: str | Path) -> Foreign:
     Raises
     ------
     ModelFileError
-        It is no ONNX file, is not whole, is ours already, or is not of one image in and one answer out.
+        It is no ONNX file, is not whole, keeps weights outside its folder, is ours already, or is not of one image in and one answer out.
     """
     path = Path(path)
     if not path.is_file():
         raise ModelFileError(f"{path} does not exist: give the ONNX file of a trained network")
+    require_safe(path)
     if KEY in read_metadata(path):
         raise ModelFileError(f"{path} is a model of unetrt already: nothing to adopt, `unetrt predict {path}` runs it")
     model = _load(path)
@@ -103,10 +105,7 @@ def weights(model: onnx.ModelProto) -> Iterator[TensorProto]:
 
 
 def _load(path: Path) -> onnx.ModelProto:
-    """Parse a file that somebody else wrote, with its external data: the one place where that happens.
-
-    onnx refuses external data that lie outside the file's folder.
-    """
+    """Parse a file that somebody else wrote and that is safe to read, with its external data."""
     try:
         model = onnx.load(path)
         onnx.checker.check_model(model)

@@ -95,7 +95,7 @@ def _longer(sizes: Sizes, length: int) -> int:
 
 def _unlimited(sizes: Sizes, operator: str) -> str:
     return (
-        f"{sizes.foreign.name}: {operator} sees the whole image, so every pixel depends on every other and no halo makes "
-        "tiles exact: train the network without it (batch normalisation in place of instance or group normalisation, no "
-        "squeeze-and-excitation, global pooling or attention)"
+        f"{sizes.foreign.name}: {operator} sees the whole image, so every pixel depends on every other and no halo "
+        "makes tiles exact: train the network without it (batch normalisation in place of instance or group "
+        "normalisation, no squeeze-and-excitation, global pooling or attention)"
     )

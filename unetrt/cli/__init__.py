@@ -14,6 +14,7 @@ COMMANDS = {
     "demo": "Draw cells, train, export, segment and check, without any data.",
     "train": "Train a U-Net on a folder with images/ and labels/.",
     "export": "Turn a checkpoint into a verified ONNX file.",
+    "adopt": "Turn an ONNX file of another toolkit into a model file.",
     "build": "Build a TensorRT engine of a model.",
     "package": "Put a model into the form that other programs load.",
     "predict": "Segment images with an exported model.",

@@ -1,0 +1,68 @@
+"""`unetrt adopt` at the shell: what it prints, what it refuses, and that `predict` takes what it wrote."""
+
+import re
+
+import numpy as np
+import pytest
+import tifffile
+
+from tests.export.foreign_nets import CASES, save
+from unetrt.__main__ import main
+from unetrt.runtime.onnx_file import read_spec
+
+GIVEN = "adopt fcn.onnx --tile 64x80 --classes background,cell --head logits"
+
+
+@pytest.fixture
+def place(tmp_path, monkeypatch):
+    """A folder with a foreign network, to work in."""
+    save(CASES["fcn"].network(), tmp_path / "fcn.onnx")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def test_it_prints_what_it_measured_and_the_next_command_works(place, capsys):
+    assert main([*GIVEN.split(), "-o", "m.onnx", "--normalisation", "percentile:2:98", "--halo", "20"]) == 0
+    told, measured, compared, remark, following = capsys.readouterr().out.splitlines()
+    assert re.fullmatch(r"m.onnx: tile 64x80, core 24x40, halo 20, grid 4, fp32, logits, \d\.\d MB", told)
+    radius = CASES["fcn"].radius
+    assert measured == f"measured: an output pixel depends on pixels up to {radius} px away, the grid is 4 px"
+    assert re.fullmatch(
+        r"tiles against one pass over a larger image: max difference \d.* of the answer's range", compared
+    )
+    assert remark == "remark: halo 20 is larger than needed: --halo 12 is exact too, and faster"
+    normalisation = read_spec("m.onnx").normalisation
+    assert (normalisation.mode, normalisation.low, normalisation.high) == ("percentile", 2, 98)
+    tifffile.imwrite("a.tif", np.arange(100 * 90, dtype=np.uint16).reshape(100, 90))
+    assert following == "next: unetrt predict m.onnx IMAGES -o DIR"
+    assert main(["predict", "m.onnx", "a.tif", "-o", "labels"]) == 0
+    assert (place / "labels" / "a.tif").is_file()
+
+
+REFUSED = {
+    "a halo that is too small": ("--normalisation zscore --halo 4", "halo 4 is too small: .* use --halo 12$"),
+    "no normalisation": ("", "Missing option '--normalisation'"),
+    "another normalisation": ("--normalisation minmax", "'minmax' is no normalisation: write fixed:OFFSET:SCALE"),
+    "constants that are none": ("--normalisation fixed:a:b", "'fixed:a:b' is no normalisation"),
+    "percentiles the wrong way": ("--normalisation percentile:99:1", "percentiles 99.0 and 1.0 do not fit"),
+    "one class": ("--normalisation zscore --classes cell", "'cell' are no class names: write two or more"),
+    "classes of one name": ("--normalisation zscore --classes a,a", "'a,a' are no class names"),
+    "a halo below zero": ("--normalisation zscore --halo -1", "-1 is not in the range"),
+    "over the input": ("--normalisation zscore -o fcn.onnx", "is the input and would be overwritten"),
+    "into a file": ("--normalisation zscore -o fcn.onnx/m.onnx", "cannot write to fcn.onnx: .*not a folder"),
+}
+
+
+@pytest.mark.parametrize(("options", "message"), REFUSED.values(), ids=REFUSED)
+def test_one_line_exit_2_and_nothing_left(place, capsys, options, message):
+    before = [(path, path.stat().st_mtime_ns) for path in place.iterdir()]
+    assert main([*GIVEN.split(), "-o", "new/m.onnx", *options.split()]) == 2
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    assert re.search(f"^Error: .*{message}", line), line
+    assert [(path, path.stat().st_mtime_ns) for path in place.iterdir()] == before
+
+
+def test_constants_of_each_channel(place):
+    assert main([*GIVEN.split(), "-o", "m.onnx", "--normalisation", "fixed:100,200:0.01,0.02"]) == 2
+    assert main([*GIVEN.split(), "-o", "m.onnx", "--normalisation", "fixed:100:0.01"]) == 0
+    assert (read_spec("m.onnx").normalisation.offset, read_spec("m.onnx").normalisation.scale) == ((100,), (0.01,))
