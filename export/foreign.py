@@ -82,7 +82,8 @@ def read_foreign(path: str | Path) -> Foreign:
     Raises
     ------
     ModelFileError
-        It is no ONNX file, is not whole, keeps weights outside its folder, is ours already, or is not of one image in and one answer out.
+        It is no ONNX file, is not whole, keeps weights outside its folder, is ours already, or is not of one image in
+        and one answer out.
     """
     path = Path(path)
     if not path.is_file():

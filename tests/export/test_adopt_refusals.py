@@ -258,14 +258,14 @@ def test_external_data_are_read_from_the_files_folder_only(tmp_path):
     spec = adopt(inside / "net.onnx", inside / "model.onnx", choices()).spec
     assert spec.weights_sha256 == adopt(outside, inside / "whole.onnx", choices()).spec.weights_sha256
     (inside / "net.data").rename(tmp_path / "net.data")
-    with pytest.raises(ModelFileError, match="is not an ONNX file that can be read: .*net.data"):
+    with pytest.raises(ModelFileError, match="net.onnx: tensor .*net.data, which cannot be read"):
         adopt(inside / "net.onnx", inside / "model.onnx", choices())
     evil = onnx.load(inside / "net.onnx", load_external_data=False)
     for tensor in evil.graph.initializer:
         for entry in tensor.external_data:
             entry.value = "../net.data" if entry.key == "location" else entry.value
     (inside / "evil.onnx").write_bytes(evil.SerializeToString())
-    with pytest.raises(ModelFileError, match="is not an ONNX file that can be read: .*net.data"):
+    with pytest.raises(ModelFileError, match="evil.onnx: tensor .*net.data"):
         adopt(inside / "evil.onnx", inside / "model.onnx", choices())
 
 
