@@ -95,7 +95,7 @@ def kernel(*weights: float) -> np.ndarray:
 HIDDEN = {
     "a dead ReLU": (kernel(1, 1, 1, 1, 1, 1, 1), "b = Sub(c, big) x = Relu(b)", 3),
     "a tiny weight at the rim": (kernel(1e-30, 0, 0, 1, 0, 0, 0), "x = Identity(c)", 3),
-    "weights that cancel": (kernel(1, -1, 0, 0, 0, 0, 0), "x = Identity(c)", 3),
+    "channels that cancel": (kernel(1, 1, 1, 1, 1, 1, 1), "t = Concat<axis = 1>(c, c) x = Conv(t, against)", 3),
     "weights that are zero": (kernel(0, 0, 1, 1, 0, 0, 0), "x = Identity(c)", 1),
     "a cubic upsampling": (
         kernel(0, 0, 0, 1, 0, 0, 0),
@@ -109,6 +109,7 @@ HIDDEN = {
 @pytest.mark.parametrize(("weights", "rest", "radius"), HIDDEN.values(), ids=HIDDEN)
 def test_what_noise_does_not_show_is_measured(tmp_path, weights, rest, radius):
     constants = {"big": np.float32(1e9), "two": np.array([1, 1, 2, 2], np.float32)}
+    constants["against"] = np.array([1, -1], np.float32).reshape(1, 2, 1, 1)
     used = {name: array for name, array in constants.items() if name in rest}
     body = f"c = Conv<pads = [0, 3, 0, 3]>(image, k) {rest} {TWICE}"
     path = write(tmp_path / "net.onnx", body, k=weights, **used)
