@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import tifffile
 
-from tests.export.foreign_nets import CASES, save
+from tests.export.adoption.foreign_nets import CASES, save
 from unetrt.__main__ import main
 from unetrt.runtime.onnx_file import read_spec
 

@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 from onnx import NodeProto, helper
 
-from unetrt.export.footprint_graph import FootprintGraph
+from unetrt.export.adoption.footprint_graph import FootprintGraph
 
 # What an interpolation must pass on to count: more than rounding of its coordinates, less than the share of a
 # neighbour in a linear interpolation by a factor of 64, 1/128.

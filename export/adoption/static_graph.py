@@ -9,7 +9,7 @@ import onnx
 import onnx.shape_inference
 from numpy.typing import NDArray
 
-from unetrt.export.foreign import Foreign
+from unetrt.export.adoption.foreign import Foreign
 from unetrt.runtime.errors import BackendUnavailableError, TileError
 from unetrt.runtime.sessions.onnxruntime import probe
 

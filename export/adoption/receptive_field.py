@@ -2,8 +2,8 @@
 
 from dataclasses import dataclass
 
-from unetrt.export.ruler import Ruler
-from unetrt.export.sizes import Sizes
+from unetrt.export.adoption.ruler import Ruler
+from unetrt.export.adoption.sizes import Sizes
 from unetrt.runtime.errors import ModelFileError, OptionError, TileError
 
 # Farther than this nobody tiles; the measuring image is this long at most, in pixels.

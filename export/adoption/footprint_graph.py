@@ -8,7 +8,7 @@ import onnx
 from numpy.typing import NDArray
 from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
-from unetrt.export.foreign import STANDARD
+from unetrt.export.adoption.foreign import STANDARD
 from unetrt.runtime.errors import ModelFileError
 
 Attributes = Iterable[onnx.AttributeProto]

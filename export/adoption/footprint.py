@@ -14,9 +14,9 @@ import numpy as np
 import onnx.reference
 from onnx import ModelProto, NodeProto
 
-from unetrt.export.footprint_graph import FootprintGraph
-from unetrt.export.footprint_rules import RULES
-from unetrt.export.foreign import STANDARD
+from unetrt.export.adoption.footprint_graph import FootprintGraph
+from unetrt.export.adoption.footprint_rules import RULES
+from unetrt.export.adoption.foreign import STANDARD
 
 
 @dataclass(frozen=True)

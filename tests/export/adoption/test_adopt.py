@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import nn
 
-from tests.export.foreign_nets import CASES, Case, save
-from unetrt.export.adopt import Choices, adopt
+from tests.export.adoption.foreign_nets import CASES, Case, save
+from unetrt.export.adoption.adopt import Choices, adopt
 from unetrt.runtime.errors import OptionError, TileError
 from unetrt.runtime.normalisation import Normalisation
 from unetrt.runtime.onnx_file import read_spec

@@ -10,7 +10,7 @@ import onnx.shape_inference
 from numpy.typing import NDArray
 from onnx import ModelProto, TensorProto, helper, numpy_helper
 
-from unetrt.export.static_graph import output_shape
+from unetrt.export.adoption.static_graph import output_shape
 from unetrt.runtime.errors import OptionError
 from unetrt.runtime.spec import INPUT, KEY, OUTPUT, ModelSpec
 

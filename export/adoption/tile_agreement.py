@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from unetrt.export.adapted_graph import adapted
-from unetrt.export.sizes import Sizes
-from unetrt.export.static_graph import Runner, Size
+from unetrt.export.adoption.adapted_graph import adapted
+from unetrt.export.adoption.sizes import Sizes
+from unetrt.export.adoption.static_graph import Runner, Size
 from unetrt.runtime.errors import OptionError, ParityError, TileError
 from unetrt.runtime.sessions import Session
 from unetrt.runtime.spec import ModelSpec

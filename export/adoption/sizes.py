@@ -7,8 +7,8 @@ from math import lcm
 
 from onnx import ModelProto
 
-from unetrt.export.foreign import Foreign
-from unetrt.export.static_graph import Size, fixed, output_shape
+from unetrt.export.adoption.foreign import Foreign
+from unetrt.export.adoption.static_graph import Size, fixed, output_shape
 from unetrt.runtime.errors import ModelFileError, OptionError, TileError
 
 # Steps from the tile to other sizes: the first suits lattices of powers of two, the second those of 3 and 5 as well.

@@ -6,9 +6,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from unetrt.export.footprint import footprint
-from unetrt.export.sizes import Sizes
-from unetrt.export.static_graph import Runner
+from unetrt.export.adoption.footprint import footprint
+from unetrt.export.adoption.sizes import Sizes
+from unetrt.export.adoption.static_graph import Runner
 
 
 class Ruler:

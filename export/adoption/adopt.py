@@ -6,12 +6,12 @@ from pathlib import Path
 import onnx
 
 from unetrt._version import __version__
-from unetrt.export.adapted_graph import adapted
-from unetrt.export.foreign import Foreign, read_foreign
-from unetrt.export.receptive_field import ReceptiveField, measure
-from unetrt.export.sizes import Sizes, sizes_of
-from unetrt.export.static_graph import clean, fixed
-from unetrt.export.tile_agreement import require_agreement
+from unetrt.export.adoption.adapted_graph import adapted
+from unetrt.export.adoption.foreign import Foreign, read_foreign
+from unetrt.export.adoption.receptive_field import ReceptiveField, measure
+from unetrt.export.adoption.sizes import Sizes, sizes_of
+from unetrt.export.adoption.static_graph import clean, fixed
+from unetrt.export.adoption.tile_agreement import require_agreement
 from unetrt.runtime.artifacts import whole_file
 from unetrt.runtime.errors import OptionError, OutputError
 from unetrt.runtime.mirror import Border

@@ -8,11 +8,11 @@ import onnx.parser
 import pytest
 from onnx import numpy_helper
 
-from tests.export.foreign_nets import CASES, save
-from unetrt.export.adopt import Choices, adopt
-from unetrt.export.foreign import read_foreign
-from unetrt.export.receptive_field import measure
-from unetrt.export.sizes import sizes_of
+from tests.export.adoption.foreign_nets import CASES, save
+from unetrt.export.adoption.adopt import Choices, adopt
+from unetrt.export.adoption.foreign import read_foreign
+from unetrt.export.adoption.receptive_field import measure
+from unetrt.export.adoption.sizes import sizes_of
 from unetrt.runtime.errors import (
     ModelFileError,
     OptionError,
