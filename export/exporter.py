@@ -1,6 +1,6 @@
 """Checkpoint in, verified ONNX file out."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -14,7 +14,7 @@ from unetrt.export.parity import DEFAULTS, Parity, Thresholds
 from unetrt.export.quantisation import quantised
 from unetrt.export.verification import verify
 from unetrt.runtime.artifacts import whole_file
-from unetrt.runtime.errors import OptionError
+from unetrt.runtime.errors import FrameError, OptionError
 from unetrt.runtime.normalisation import Normalisation
 from unetrt.runtime.plan import TilePlan
 from unetrt.runtime.planner import Budget, best_tile
@@ -58,6 +58,10 @@ class Options:
         if self.batch < 1:
             raise OptionError(f"a batch of {self.batch} tiles is none: use 1 or more")
 
+    def measures(self, trained: Normalisation) -> bool:
+        """Tell whether frames decide what the file holds: ranges, or constants instead of the trained normalisation."""
+        return self.precision == "int8" or (self.normalisation == "fixed" and trained.mode != "fixed")
+
 
 def planned_tile(checkpoint: Checkpoint, frames: Sequence[tuple[int, int]] = (), batch: int = 1) -> tuple[int, int]:
     """Return the best tile for frames of these sizes, or, without any, for those the network was trained on."""
@@ -87,7 +91,7 @@ def export(
         What kind of file.
     frames
         Raw frames (C, H, W) to verify on, of which as many are taken as are worth the time; without any, those that the
-        checkpoint holds. int8 takes its ranges, and a frozen normalisation its constants, from the same frames.
+        checkpoint holds. int8 takes its ranges, and a frozen normalisation its constants, from every other one.
     thresholds
         What the export may differ by; the defaults depend on the precision.
 
@@ -100,21 +104,26 @@ def export(
     TileError
         The tile is not legal.
     OptionError
-        There are no frames, or the input needs constants that the normalisation does not have.
+        There are too few frames, or the input needs constants that the normalisation does not have.
+    FrameError
+        A frame has another number of channels, or pixels that the export cannot take.
     ParityError
         The export answers differently.
     OutputError
         The file cannot be written.
     """
-    if frames is None and not checkpoint.frames:
-        raise OptionError("the checkpoint holds no frames to verify the export on: give some with --images")
     for side in options.tile:
         checkpoint.shape.geometry.require(side)
-    enough = list(_enough(checkpoint.frames if frames is None else frames, checkpoint, options))
-    spec = spec_for(checkpoint, options, enough)
+    verified = _verified(checkpoint, options, checkpoint.frames if frames is None else frames)
+    # What is measured on some frames must prove itself on others too.
+    measured = verified[::2]
+    spec = spec_for(checkpoint, options, measured)
     with whole_file(path) as temporary:
-        onnx.save(_model(checkpoint, spec, enough), temporary)
-        return verify(checkpoint, temporary, enough, thresholds or DEFAULTS[options.precision])
+        onnx.save(_model(checkpoint, spec, measured), temporary)
+        parity = verify(checkpoint, temporary, spec, verified, thresholds or DEFAULTS[options.precision])
+        if parity.classes < 2 and options.measures(checkpoint.normalisation):
+            raise OptionError("the network finds one class only on these frames, which shows nothing: give others")
+    return parity
 
 
 def spec_for(checkpoint: Checkpoint, options: Options, frames: Frames = ()) -> ModelSpec:
@@ -173,12 +182,23 @@ def _model(checkpoint: Checkpoint, spec: ModelSpec, frames: Frames) -> onnx.Mode
     return model
 
 
-def _enough(frames: Iterable[NDArray[Any]], checkpoint: Checkpoint, options: Options) -> Iterator[NDArray[Any]]:
-    """Yield frames (C, H, W) until their tiles hold `VERIFIED_PIXELS`, the first one always."""
+def _verified(checkpoint: Checkpoint, options: Options, frames: Iterable[NDArray[Any]]) -> Frames:
+    """Return as many raw frames (C, H, W) as are worth the time: until their tiles hold `VERIFIED_PIXELS`.
+
+    One at least; two where something is measured on them.
+    """
+    least = 2 if options.measures(checkpoint.normalisation) else 1
+    chosen: list[NDArray[Any]] = []
     computed = 0
     for frame in frames:
-        yield frame
+        if len(frame) != checkpoint.shape.channels:
+            raise FrameError(f"a frame of shape {frame.shape}: this network takes {checkpoint.shape.channels} channels")
+        chosen.append(frame)
         plan = TilePlan((frame.shape[-2], frame.shape[-1]), options.tile, checkpoint.shape.geometry)
         computed += -(-len(plan) // options.batch) * options.batch * options.tile[0] * options.tile[1]
-        if computed >= VERIFIED_PIXELS:
-            return
+        if computed >= VERIFIED_PIXELS and len(chosen) >= least:
+            break
+    if len(chosen) < least:
+        what = "an export on" if least == 1 else "on some of them what is measured on the others"
+        raise OptionError(f"{len(chosen)} frames are too few to verify {what}: give {least} or more with --images")
+    return chosen

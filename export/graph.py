@@ -2,7 +2,7 @@
 
 import logging
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import onnx
@@ -40,9 +40,9 @@ class Deployed(nn.Module):
     def __init__(self, net: UNet, spec: ModelSpec) -> None:
         super().__init__()
         self.spec, self.dtype = spec, TYPES[spec.precision]
-        self.net: nn.Module = net.to(self.dtype)
         if spec.precision == "bf16":
             net.up = nn.ModuleList(InFloat32(up) for up in net.up)
+        self.net: nn.Module = net.to(self.dtype)
         self.normalise = Normalise(spec.normalisation) if spec.takes_raw else nn.Identity()
 
     def forward(self, frame: Tensor) -> Tensor:
@@ -76,7 +76,11 @@ class InFloat32(nn.Module):
 
     def __init__(self, layer: nn.Module) -> None:
         super().__init__()
-        self.layer = layer.float()
+        self.layer = layer
+
+    def _apply(self, change: Callable[[Tensor], Tensor], recurse: bool = True) -> "InFloat32":  # noqa: ARG002
+        """Stay as it is when the network around it is converted: its weights are not to be rounded."""
+        return self
 
     def forward(self, x: Tensor) -> Tensor:
         """Map what the layer maps, in the type of `x`."""

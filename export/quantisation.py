@@ -62,6 +62,7 @@ def quantised(model: onnx.ModelProto, spec: ModelSpec, frames: Sequence[NDArray[
                 "WeightSymmetric": True,
                 "QuantizeBias": False,
                 "CalibPercentile": PERCENTILE,
+                "CalibStridedMinMax": 1,  # one batch at a time: it holds every activation of what it is given
             },
         )
         return onnx.load(out)
@@ -90,8 +91,11 @@ def _reader(batches: list[NDArray[Any]]) -> Any:
     from onnxruntime.quantization import CalibrationDataReader
 
     class Reader(CalibrationDataReader):  # type: ignore[misc]
-        def __init__(self) -> None:
-            self._left = iter(batches)
+        def __len__(self) -> int:
+            return len(batches)
+
+        def set_range(self, start_index: int, end_index: int) -> None:
+            self._left = iter(batches[start_index:end_index])
 
         def get_next(self) -> dict[str, NDArray[Any]] | None:
             batch = next(self._left, None)

@@ -6,7 +6,8 @@ from onnx import TensorProto, helper, numpy_helper
 from unetrt.runtime.spec import OUTPUT
 
 # Operators that hand on what they get: nothing is rounded in them.
-MOVING = ("Relu", "MaxPool", "Slice", "Concat", "Identity", "Cast")
+MOVING = ("Relu", "MaxPool", "Slice", "Concat", "Identity")
+LOWER = (TensorProto.FLOAT16, TensorProto.BFLOAT16)
 # What a labels head ends with.
 BEST = "ArgMax"
 EXACT, ROUNDED = ".exact", ".rounded"
@@ -28,15 +29,15 @@ def with_scores(model: onnx.ModelProto) -> onnx.ModelProto:
 
 
 def in_float32(model: onnx.ModelProto) -> onnx.ModelProto:
-    """Return a copy that ONNX Runtime can compute where it has no bfloat16.
+    """Return a copy in float32 that rounds as the model's own type does: what each of its operators gives.
 
-    All tensors are float32; what a bfloat16 operator gives is rounded to bfloat16, as hardware does that adds up in
-    float32.
+    ONNX Runtime on the CPU has no bfloat16 convolutions, and in float16 it computes whole chains of operators in
+    float32: an activation that no float16 can hold passes there unseen. A GPU adds up in float32 and rounds the sum.
     """
     twin = _copy(model)
-    lower = _tensors_of(twin, TensorProto.BFLOAT16)
+    lower = {name: kind for kind in LOWER for name in _tensors_of(twin, kind)}
     for tensor in twin.graph.initializer:
-        if tensor.data_type == TensorProto.BFLOAT16:
+        if tensor.data_type in LOWER:
             tensor.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(tensor).astype("float32"), tensor.name))
     nodes = [part for node in twin.graph.node for part in _rounding(node, lower)]
     del twin.graph.node[:], twin.graph.value_info[:]
@@ -45,9 +46,10 @@ def in_float32(model: onnx.ModelProto) -> onnx.ModelProto:
 
 
 def with_layers(model: onnx.ModelProto) -> tuple[onnx.ModelProto, dict[str, str]]:
-    """Return a copy that gives the output of every convolution too, and the tensors' names by layer, in order."""
+    """Return a copy that gives the (rounded) output of every convolution too, and the tensors' names by layer."""
     twin = _copy(model)
-    layers = {node.name: node.output[0] for node in twin.graph.node if node.op_type in ("Conv", "ConvTranspose")}
+    convolutions = [node for node in twin.graph.node if node.op_type in ("Conv", "ConvTranspose")]
+    layers = {node.name: node.output[0].removesuffix(EXACT) for node in convolutions}
     inferred = _inferred(twin)
     given = {output.name for output in twin.graph.output}
     twin.graph.output.extend(_value(inferred, name) for name in layers.values() if name not in given)
@@ -69,10 +71,10 @@ def _tensors_of(model: onnx.ModelProto, kind: int) -> set[str]:
     return {value.name for value in _inferred(model).graph.value_info if value.type.tensor_type.elem_type == kind}
 
 
-def _rounding(node: onnx.NodeProto, lower: set[str]) -> list[onnx.NodeProto]:
-    """Return the nodes that stand for one: those that make a bfloat16 tensor are followed by its rounding."""
+def _rounding(node: onnx.NodeProto, lower: dict[str, int]) -> list[onnx.NodeProto]:
+    """Return the nodes that stand for one: those that make a tensor of a lower type are followed by its rounding."""
     name = node.output[0]
-    if name not in lower or (node.op_type in MOVING and node.op_type != "Cast"):
+    if name not in lower or node.op_type in MOVING:
         return [node]
     if node.op_type == "Cast":
         exact, before = node.input[0], []
@@ -81,7 +83,7 @@ def _rounding(node: onnx.NodeProto, lower: set[str]) -> list[onnx.NodeProto]:
         node.output[0] = exact
     return [
         *before,
-        helper.make_node("Cast", [exact], [name + ROUNDED], to=TensorProto.BFLOAT16),
+        helper.make_node("Cast", [exact], [name + ROUNDED], to=lower[name]),
         helper.make_node("Cast", [name + ROUNDED], [name], to=TensorProto.FLOAT),
     ]
 

@@ -82,9 +82,15 @@ class Normalisation:
         """Return `fixed` normalisation with the medians of what this one measures on raw frames (C, H, W).
 
         What is measured on each frame is made for frames that differ: frozen, it fits those that are lit alike.
+        Raises OptionError where a channel has no contrast in half of them.
         """
         measured = [self.measure(frame) for frame in frames]
         offset, scale = (np.median(np.stack(side), axis=0).tolist() for side in zip(*measured, strict=True))
+        if 0 in scale:
+            raise OptionError(
+                f"channel {scale.index(0)} of the frames has no contrast, so there are no constants to take from it: "
+                "give other frames"
+            )
         return Normalisation("fixed", offset=tuple(offset), scale=tuple(scale))
 
     def _limits(self, channel: NDArray[Any]) -> tuple[float, float]:

@@ -1,15 +1,55 @@
-"""The programs that draw the pictures of docs/ run."""
+"""What docs/ shows is run, and what it says is what is measured."""
 
+import json
+import re
+import runpy
+import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 from PIL import Image
 
+from tests.export.adoption.foreign_nets import save, unpadded
+from unetrt.__main__ import main
+from unetrt.export.parity import DEFAULTS
+
 DOCS = Path(__file__).parents[1] / "docs"
+EXPORT = (DOCS / "export.md").read_text()
 
 
 def test_the_picture_of_the_augmentation(tmp_path):
     subprocess.run([sys.executable, DOCS / "augmentation.py", tmp_path / "a.png"], check=True, timeout=120)
     with Image.open(tmp_path / "a.png") as drawn, Image.open(DOCS / "augmentation.png") as kept:
         assert drawn.size == kept.size
+
+
+def test_the_thresholds_are_those_of_the_gate():
+    rows = re.findall(r"^\| (\w+) \| ([\d.]+) \| ([\d.]+) \| ([\d.]+) \|$", EXPORT, flags=re.MULTILINE)
+    told = {precision: tuple(map(float, limits)) for precision, *limits in rows}
+    assert told == {name: (known.error, known.flips, known.iou) for name, known in DEFAULTS.items()}
+
+
+def test_the_table_of_engines_shows_the_figures_that_were_measured():
+    program = runpy.run_path(str(DOCS / "engines.py"), run_name="engines")
+    results = json.loads(program["RESULTS"].read_text())
+    assert len(results["engines"]) == 32
+    assert program["page"](EXPORT, results) == EXPORT
+
+
+def test_the_commands_run(tiny_run, drawn_folder, tmp_path, monkeypatch):
+    """As printed, but for a smaller tile of the foreign network."""
+    pytest.importorskip("tensorrt_rtx", reason="TensorRT for RTX has no package for this platform")
+    shutil.copytree(tiny_run, tmp_path / "run")
+    shutil.copy(drawn_folder / "images" / "0.tif", tmp_path / "one.tif")
+    save(unpadded(), tmp_path / "net.onnx")
+    monkeypatch.chdir(tmp_path)
+    blocks = re.findall(r"```bash\n(.*?)```", EXPORT, flags=re.DOTALL)
+    inline = [" ".join(found.split()) for found in re.findall(r"`(unetrt package .*?)`", EXPORT, flags=re.DOTALL)]
+    commands = [line for block in blocks for line in block.splitlines()] + inline
+    assert len(commands) == 5
+    for command in commands:
+        smaller = command.replace("2048x2048", "96x96").replace("--tile 1024", "--tile 64")
+        assert main(shlex.split(smaller)[1:]) == 0, command
