@@ -1,5 +1,7 @@
 """Copies of an exported model that can be looked into where the model itself cannot."""
 
+from collections.abc import Mapping
+
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
@@ -71,7 +73,7 @@ def _tensors_of(model: onnx.ModelProto, kind: int) -> set[str]:
     return {value.name for value in _inferred(model).graph.value_info if value.type.tensor_type.elem_type == kind}
 
 
-def _rounding(node: onnx.NodeProto, lower: dict[str, int]) -> list[onnx.NodeProto]:
+def _rounding(node: onnx.NodeProto, lower: Mapping[str, int]) -> list[onnx.NodeProto]:
     """Return the nodes that stand for one: those that make a tensor of a lower type are followed by its rounding."""
     name = node.output[0]
     if name not in lower or node.op_type in MOVING:

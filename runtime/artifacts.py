@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -80,10 +81,20 @@ def _beside(path: Path) -> Iterator[Path]:
             _remove_empty(made)
 
 
-def clear_unfinished(folder: str | Path) -> None:
-    """Remove what killed processes had not finished writing to a folder that is nobody else's now."""
+def clear_unfinished(folder: str | Path, older: float = 0) -> None:
+    """Remove what killed processes had not finished writing to a folder.
+
+    Parameters
+    ----------
+    folder
+        Where they wrote.
+    older
+        Seconds that it must be old; 0 where the folder is nobody else's now.
+    """
     for hidden in Path(folder).glob(f"{HIDDEN}*"):
-        shutil.rmtree(hidden, ignore_errors=True)
+        with suppress(OSError):
+            if time.time() - hidden.stat().st_mtime >= older:
+                shutil.rmtree(hidden, ignore_errors=True)
 
 
 def writable_folder(path: str | Path) -> Path:

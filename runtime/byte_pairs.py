@@ -123,7 +123,7 @@ def _einsum(values: bytes, weights: bytes, output: bytes) -> bytes:
     ]
     equation = field_of(ATTRIBUTE_NAME, b"equation") + field_of(ATTRIBUTE_STRING, EQUATION)
     attribute = field_of(ATTRIBUTE, equation + number_field(ATTRIBUTE_TYPE, TYPE_STRING))
-    return b"".join(field_of(number, text) for number, text in [*texts, (OP_TYPE, b"Einsum")]) + attribute
+    return b"".join(field_of(number, text) for number, text in texts) + attribute
 
 
 def _weights(name: bytes) -> bytes:

@@ -1,13 +1,16 @@
 """Where things are kept that can be made again."""
 
-from contextlib import AbstractContextManager
+from collections.abc import Iterator
+from contextlib import contextmanager
 from hashlib import sha256
+from os.path import normcase
 from pathlib import Path
 
 from filelock import FileLock
 from platformdirs import user_cache_path
 
 from unetrt.runtime.artifacts import writable_folder
+from unetrt.runtime.errors import OutputError
 
 
 def cache_folder(part: str) -> Path:
@@ -15,15 +18,24 @@ def cache_folder(part: str) -> Path:
     return user_cache_path("unetrt", appauthor=False) / part
 
 
-def locked(path: str | Path) -> AbstractContextManager[object]:
-    """Return a lock that one process at a time can hold for a file, whether or not that exists.
+@contextmanager
+def locked(path: str | Path) -> Iterator[None]:
+    """Hold the lock of a file, whether or not that exists; one process of this user on this machine has it at a time.
 
     The lock is a file in the user's cache, so that nothing is left beside `path`; it ends with its process.
 
     Raises
     ------
     OutputError
-        The user's cache cannot be written to.
+        The user's cache cannot be written to, or is on a disk that has no locks.
     """
-    name = sha256(str(Path(path).absolute()).encode()).hexdigest()[:32]
-    return FileLock(writable_folder(cache_folder("locks")) / f"{name}.lock")
+    name = sha256(normcase(Path(path).resolve()).encode()).hexdigest()[:32]
+    lock = FileLock(writable_folder(cache_folder("locks")) / f"{name}.lock")
+    try:
+        lock.acquire()
+    except (OSError, NotImplementedError) as error:
+        raise OutputError(f"cannot lock {lock.lock_file}: {error}; set XDG_CACHE_HOME to a local disk") from error
+    try:
+        yield
+    finally:
+        lock.release()

@@ -13,7 +13,7 @@ from unetrt.runtime.errors import ModelFileError, UnetrtError
 from unetrt.runtime.geometry import Geometry
 from unetrt.runtime.mirror import BORDERS, Border
 from unetrt.runtime.normalisation import Normalisation
-from unetrt.runtime.spec_types import require_types
+from unetrt.runtime.spec_types import is_text, require_types
 
 Head = Literal["logits", "probabilities", "labels"]
 HEADS: tuple[Head, ...] = get_args(Head)
@@ -110,6 +110,9 @@ class ModelSpec:
                 f"batch {self.batch}, channels {self.channels}, {len(self.classes)} classes and a separation border of "
                 f"{self.separation_border} px make no model"
             )
+        for name in self.classes:
+            if not is_text(name) or not name.strip():
+                raise ModelFileError(f"class name {name!r} is none: use letters on one line")
         if self.takes_raw and self.normalisation.mode != "fixed":
             raise ModelFileError(
                 f"input {self.input_dtype} normalises in the graph, which sees one tile, but normalisation "

@@ -77,9 +77,9 @@ def require_types(stored: Mapping[str, Any]) -> None:
 
     Fields that are missing or unknown are not its business.
     """
-    _require(stored, SPEC, "")
+    require(stored, SPEC, "")
     normalisation = stored.get("normalisation", {})
-    _require(normalisation, NORMALISATION, "normalisation's ")
+    require(normalisation, NORMALISATION, "normalisation's ")
     tile, channels, classes = stored.get("tile", [1, 1]), stored.get("channels", 1), stored.get("classes", [])
     elements = math.prod((stored.get("batch", 1), max(channels, len(classes)), *tile))
     if elements > MAX_ELEMENTS:
@@ -89,7 +89,8 @@ def require_types(stored: Mapping[str, Any]) -> None:
         raise ModelFileError(f"normalisation has {constants} constants: offset and scale are {channels} each")
 
 
-def _require(stored: Mapping[str, Any], rules: Mapping[str, Rule], whose: str) -> None:
+def require(stored: Mapping[str, Any], rules: Mapping[str, Rule], whose: str) -> None:
+    """Raise ModelFileError where a field, as JSON gave it, breaks its rule; `whose` is put before its name."""
     for name, rule in rules.items():
         if name in stored and not rule.holds(stored[name]):
             given = repr(stored[name])

@@ -1,4 +1,4 @@
-"""What a bioimage.io package says of a model: the content of its bioimageio.yaml (model format 0.5) and README.md."""
+"""What a bioimage.io package says of a model: the content of its bioimageio.yaml (model format 0.5)."""
 
 import json
 from typing import Any

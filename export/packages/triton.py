@@ -12,6 +12,8 @@ import onnx
 from unetrt.export.packages.batch_axis import with_batch
 from unetrt.export.packages.triton_config import FILES, Engine, Serving, contract, scheduling
 from unetrt.runtime.artifacts import whole_folder
+from unetrt.runtime.engines.engine_file import read_sidecar
+from unetrt.runtime.engines.flavours import named_flavour
 from unetrt.runtime.errors import ModelFileError, OptionError, OutputError
 from unetrt.runtime.onnx_file import read_spec
 from unetrt.runtime.spec import ModelSpec
@@ -34,7 +36,7 @@ def write(model: Path, repository: Path, serving: Serving | None = None, spec: M
     serving
         How it is served. For a further version name, device and batching are those of the configuration in place.
     spec
-        What the engine was built from; an ONNX file says it itself.
+        What the engine was built from; without, its sidecar says it, and an ONNX file says it itself.
 
     Returns
     -------
@@ -75,9 +77,13 @@ def _spec(model: Path, engine: Engine, spec: ModelSpec | None) -> ModelSpec:
         return read_spec(model)
     if not model.is_file():
         raise ModelFileError(f"{model} does not exist: build the engine first, or give the ONNX file")
-    if spec is None:
-        raise OptionError(f"{model} says nothing of its tile: give the spec of the ONNX file that it was built from")
-    return spec
+    if spec is not None:
+        return spec
+    sidecar = read_sidecar(model)
+    if sidecar.facts.flavour != "tensorrt":
+        title = named_flavour(sidecar.facts.flavour).title
+        raise OptionError(f"Triton loads engines of TensorRT, and {model} is one of {title}: give the ONNX file")
+    return sidecar.spec
 
 
 def _next_version(folder: Path, version: int | None, promised: str) -> Path:

@@ -13,7 +13,7 @@ from unetrt.runtime.engines.options import BuildOptions
 from unetrt.runtime.engines.progress import Progress, monitor_of
 from unetrt.runtime.engines.timing_cache import TimingCache
 from unetrt.runtime.errors import EngineError, OutOfMemoryError
-from unetrt.runtime.external_data import require_safe
+from unetrt.runtime.external_data import require_safe, sha256_of_model
 from unetrt.runtime.onnx_file import read_spec
 
 # Seconds between looks at whether the user has interrupted.
@@ -39,7 +39,7 @@ def build(model: Path, facts: Facts, progress: Progress | None = None) -> bytes:
     ModelFileError
         The file is not a model of ours, or not safe to read.
     EngineError
-        TensorRT refuses the model or the options; the message is its first.
+        TensorRT refuses the model or the options (the message is its first), or the file is not that of the facts.
     OutOfMemoryError
         There was too little memory.
     """
@@ -83,10 +83,13 @@ class _Build:
         times = None if self._flavour.portable else TimingCache(self._facts)
         if times:
             times.attach(config)
+        self._errors.clear()  # what did not keep the model from being read is not why it cannot be built
         engine = builder.build_serialized_network(network, config)
         del monitor
         if engine is None:
             raise self._error(self._errors)
+        if sha256_of_model(self._model) != self._facts.model:
+            raise EngineError(f"{self._model} was changed while its engine was built: build it again")
         if times:
             times.keep(config)
         return bytes(engine)

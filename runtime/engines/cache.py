@@ -2,7 +2,6 @@
 
 import logging
 import os
-from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +19,8 @@ log = logging.getLogger("unetrt")
 
 # Bytes of engines that are kept; the longest unused go first.
 KEEP = 20 * 2**30
+# Seconds after which what is not finished is nobody's any more.
+UNFINISHED = 3600.0
 
 
 @dataclass(frozen=True)
@@ -34,11 +35,14 @@ class Entry:
         What it is; None where that cannot be told.
     used
         When it was last used, in seconds since 1970.
+    size
+        Of the engine file, in bytes.
     """
 
     path: Path
     sidecar: Sidecar | None
     used: float
+    size: int
 
 
 class EngineCache:
@@ -64,7 +68,8 @@ class EngineCache:
         if not current(path, facts):
             log.info("an engine is built: %s", self.reason(model, facts))
         built = place(path, model, facts, progress, force)
-        os.utime(path)
+        with suppress(OSError):
+            os.utime(path)
         self.prune()
         return path, built
 
@@ -76,31 +81,37 @@ class EngineCache:
             return f"there is none of {model} yet"
         fewest: list[Difference] = min(differences, key=len)
         changed = ", ".join(map(str, fewest))
-        return f"changed since the last one: {changed or 'the file itself'}"
+        return f"changed since the last one: {changed}" if changed else "built anew"
 
-    def entries(self) -> Iterator[Entry]:
-        """Iterate over the engines, the last used first."""
-        found = [(path.stat().st_mtime, path) for path in self.folder.glob("*.engine")]
-        for used, path in sorted(found, reverse=True):
-            sidecar = None
-            with suppress(EngineError, OSError):
-                sidecar = Sidecar.from_json(sidecar_path(path).read_text(encoding="utf-8"))
-            yield Entry(path, sidecar, used)
+    def entries(self) -> list[Entry]:
+        """Return the engines, the last used first; another process may delete some meanwhile."""
+        found = []
+        for path in self.folder.glob("*.engine"):
+            with suppress(OSError):
+                about = path.stat()
+                found.append(Entry(path, _sidecar(path), about.st_mtime, about.st_size))
+        return sorted(found, key=lambda entry: entry.used, reverse=True)
 
     def clear(self, keys: tuple[str, ...] = ()) -> list[Path]:
-        """Delete the engines whose keys begin with one of `keys`, or all, and what killed builds left; return them."""
+        """Delete the engines whose keys begin with one of `keys`, or all, and what killed builds left.
+
+        Returns
+        -------
+        What is gone: not what another process has open, where the system protects that.
+        """
         chosen = [path for path in self.folder.glob("*.engine") if not keys or path.name.startswith(keys)]
-        for path in chosen:
-            _delete(path)
-        if not keys:
-            clear_unfinished(self.folder)
-        return chosen
+        gone = [path for path in chosen if _delete(path)]
+        for sidecar in self.folder.glob("*.engine.json"):
+            if not sidecar.with_suffix("").exists():
+                sidecar.unlink(missing_ok=True)
+        clear_unfinished(self.folder, older=UNFINISHED)
+        return gone
 
     def prune(self, keep: int = KEEP) -> None:
         """Delete the longest unused engines beyond `keep` bytes; never the one used last."""
         kept = 0
         for number, entry in enumerate(self.entries()):
-            kept += entry.path.stat().st_size
+            kept += entry.size
             if number and kept > keep:
                 _delete(entry.path)
 
@@ -143,7 +154,15 @@ def current(path: Path, facts: Facts) -> bool:
     return False
 
 
-def _delete(engine: Path) -> None:
-    for path in (engine, sidecar_path(engine)):
-        with suppress(OSError):
-            path.unlink()
+def _sidecar(engine: Path) -> Sidecar | None:
+    with suppress(EngineError, OSError, UnicodeDecodeError):
+        return Sidecar.from_json(sidecar_path(engine).read_text(encoding="utf-8"))
+    return None
+
+
+def _delete(engine: Path) -> bool:
+    """Delete an engine and then its sidecar; return whether it is gone."""
+    with suppress(OSError):
+        engine.unlink(missing_ok=True)
+        sidecar_path(engine).unlink(missing_ok=True)
+    return not engine.exists()

@@ -67,7 +67,9 @@ def sidecar_path(engine: Path) -> Path:
 
 
 def write_engine(path: Path, content: bytes, facts: Facts, spec: ModelSpec, source: Path) -> Sidecar:
-    """Write an engine and its sidecar; what a kill between the two leaves is refused by `read_sidecar`.
+    """Write an engine and its sidecar, in this order: where the first cannot be replaced, both stay.
+
+    What a kill between the two leaves is refused by `read_sidecar`.
 
     Raises
     ------
@@ -76,7 +78,7 @@ def write_engine(path: Path, content: bytes, facts: Facts, spec: ModelSpec, sour
     """
     digest = sha256(content).hexdigest()
     sidecar = Sidecar(facts, spec, str(source), digest, len(content), f"unetrt {__version__}")
-    with whole_file(path) as engine, whole_file(sidecar_path(path)) as beside:
+    with whole_file(sidecar_path(path)) as beside, whole_file(path) as engine:
         engine.write_bytes(content)
         beside.write_text(sidecar.to_json(), encoding="utf-8")
     return sidecar

@@ -6,11 +6,27 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from unetrt.runtime.engines.flavours import Flavour
+from unetrt.runtime.engines.flavours import Flavour, named_flavour
 from unetrt.runtime.engines.machine import Machine
 from unetrt.runtime.engines.options import BuildOptions
 from unetrt.runtime.external_data import sha256_of_model
 from unetrt.runtime.spec import ModelSpec
+from unetrt.runtime.spec_types import COUNT, SPEC, TEXT, Rule, is_list, is_text, require
+
+# What facts are as JSON.
+FLAG = Rule(lambda value: type(value) is bool, "true or false")
+FACTS = {
+    **dict.fromkeys(("model", "precision", "flavour", "version"), TEXT),
+    "tile": SPEC["tile"],
+    "batch": COUNT,
+}
+MACHINE = dict.fromkeys(("gpu", "capability", "driver", "os"), TEXT)
+OPTIONS = {
+    **dict.fromkeys(("workspace", "level"), Rule(lambda value: value is None or type(value) is int, "a whole number")),
+    **dict.fromkeys(("tf32", "version_compatible"), FLAG),
+    "hardware_compatible": TEXT,
+    "capabilities": Rule(lambda value: is_list(value, is_text), "a list of compute capabilities"),
+}
 
 # Part of every key: raised when the same facts no longer give the same engine.
 METHOD = 1
@@ -84,11 +100,21 @@ class Facts:
 
     @classmethod
     def from_dict(cls, stored: dict[str, Any]) -> "Facts":
-        """Return what `dataclasses.asdict` made of facts, read from JSON; raises KeyError, TypeError or ValueError."""
-        height, width = stored["tile"]
+        """Return what `dataclasses.asdict` made of facts, read from JSON.
+
+        Raises
+        ------
+        KeyError, TypeError, UnetrtError
+            They are no facts of this version.
+        """
+        require(stored, FACTS, "")
+        require(stored["machine"], MACHINE, "the machine's ")
+        require(stored["options"], OPTIONS, "the options' ")
         options = {**stored["options"], "capabilities": tuple(stored["options"]["capabilities"])}
-        parts = {"tile": (height, width), "machine": Machine(**stored["machine"]), "options": BuildOptions(**options)}
-        return cls(**{**stored, **parts})
+        parts = {"tile": tuple(stored["tile"]), "machine": Machine(**stored["machine"])}
+        facts = cls(**{**stored, **parts, "options": BuildOptions(**options)})
+        named_flavour(facts.flavour)
+        return facts
 
 
 def facts_of(model: Path, spec: ModelSpec, flavour: Flavour, machine: Machine, options: BuildOptions) -> Facts:

@@ -1,7 +1,9 @@
 """Whether an engine runs on a machine; where not, what stands against it, and the command that builds one that does."""
 
+import os
 import shlex
 from pathlib import Path
+from subprocess import list2cmdline
 
 from unetrt.runtime.engines.engine_file import Sidecar
 from unetrt.runtime.engines.facts import Difference, Facts
@@ -60,7 +62,8 @@ def first_misfit(facts: Facts, machine: Machine, version: str) -> Difference | N
 
 def rebuild_command(path: Path, sidecar: Sidecar) -> str:
     """Return the command that builds an engine anew, with the options it was built with."""
-    return shlex.join(["unetrt", "build", sidecar.source, "-o", str(path), *arguments(sidecar.facts)])
+    words = ["unetrt", "build", sidecar.source, "-o", str(path), *arguments(sidecar.facts)]
+    return list2cmdline(words) if os.name == "nt" else shlex.join(words)
 
 
 def arguments(facts: Facts) -> list[str]:

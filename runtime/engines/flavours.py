@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import Any
 
-from unetrt.runtime.engines.machine import Machine
+from unetrt.runtime.engines.machine import Machine, why_no_gpu
 from unetrt.runtime.errors import BackendUnavailableError, OptionError
 
 AUTO = "auto"
@@ -44,7 +44,7 @@ class Flavour:
         except (ImportError, OSError) as error:
             return f"{self.title} does not load ({error}): pip install --force-reinstall 'unetrt[{self.extra}]'"
         if not (self.portable or machine.gpu):
-            return f"{self.title} builds on the GPU that the engine is for, and there is none here"
+            return f"{self.title} builds on the GPU that the engine is for, and {why_no_gpu()}"
         return None
 
     def load(self) -> Any:

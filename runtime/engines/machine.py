@@ -3,6 +3,8 @@
 import platform
 from contextlib import suppress
 from dataclasses import dataclass
+from importlib.util import find_spec
+from typing import Any
 
 
 @dataclass(frozen=True)
@@ -33,8 +35,8 @@ class Machine:
         return f"{gpu}, {self.os}"
 
 
-def this_machine(device: int = 0) -> Machine:
-    """Return what this machine is, with its GPU number `device` in the order of NVIDIA's management library."""
+def this_machine() -> Machine:
+    """Return what this machine is, with the GPU that CUDA takes first, on which engines are built and run."""
     system = f"{platform.system()} {platform.machine()}"
     with suppress(ImportError):
         import pynvml
@@ -42,10 +44,43 @@ def this_machine(device: int = 0) -> Machine:
         with suppress(pynvml.NVMLError):
             pynvml.nvmlInit()
             try:
-                handle = pynvml.nvmlDeviceGetHandleByIndex(device)
-                major, minor = pynvml.nvmlDeviceGetCudaComputeCapability(handle)
-                gpu, driver = pynvml.nvmlDeviceGetName(handle), pynvml.nvmlSystemGetDriverVersion()
-                return Machine(gpu, f"{major}.{minor}", driver, system)
+                return _with_gpu(pynvml, system)
             finally:
                 pynvml.nvmlShutdown()
     return Machine(os=system)
+
+
+def why_no_gpu() -> str:
+    """Return why `this_machine` has no GPU."""
+    if find_spec("pynvml") is None:
+        return "none is seen without nvidia-ml-py: pip install nvidia-ml-py"
+    return "there is none here"
+
+
+def _with_gpu(nvml: Any, system: str) -> Machine:
+    bus = _first_bus_id()
+    handle = nvml.nvmlDeviceGetHandleByPciBusId(bus) if bus else nvml.nvmlDeviceGetHandleByIndex(0)
+    major, minor = nvml.nvmlDeviceGetCudaComputeCapability(handle)
+    gpu, driver = nvml.nvmlDeviceGetName(handle), nvml.nvmlSystemGetDriverVersion()
+    return Machine(gpu, f"{major}.{minor}", driver, system)
+
+
+def _first_bus_id() -> str | None:
+    """Return the PCI bus of the GPU that CUDA takes first; None where no binding of CUDA is installed or works.
+
+    The management library counts GPUs in another order, and does not know which of them CUDA_VISIBLE_DEVICES hides.
+    """
+    with suppress(ImportError, RuntimeError):  # RuntimeError: the driver's library is missing
+        from cuda.bindings import driver
+
+        if int(driver.cuInit(0)[0]) == 0:
+            _, device = driver.cuDeviceGet(0)
+            _, name = driver.cuDeviceGetPCIBusId(32, device)
+            return str(name.split(b"\0")[0].decode())
+    with suppress(ImportError):
+        import pycuda.driver
+
+        with suppress(pycuda.driver.Error):
+            pycuda.driver.init()
+            return str(pycuda.driver.Device(0).pci_bus_id())
+    return None

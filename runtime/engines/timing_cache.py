@@ -34,7 +34,7 @@ class TimingCache:
 
     def keep(self, config: Any) -> None:
         """Add what a build has measured to what other builds have added meanwhile, and write that."""
-        with suppress(OutputError), locked(self.path):
+        with suppress(OutputError, OSError), locked(self.path):
             times = config.get_timing_cache()
             others = config.create_timing_cache(self._read())
             if others is not None:

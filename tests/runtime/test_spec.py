@@ -60,6 +60,7 @@ def _without(name):
         (_changed(head="mask"), "head 'mask' is unknown here: logits, probabilities, labels"),
         (_changed(tile=[60, 61]), "tile 61 is not legal"),
         (_changed(batch=0), "make no model"),
+        (_changed(classes=["background", " "]), "class name ' ' is none"),
         (_changed(normalisation={"mode": "magic"}), "normalisation 'magic' is unknown"),
         (_changed(halo="20"), "halo is '20': it must be a whole number"),
         (_changed(input_dtype="int16"), "input dtype 'int16' is unknown here: float32, uint8, uint16"),

@@ -23,11 +23,10 @@ def listed() -> None:
 
     cache, total = EngineCache(), 0
     for entry in cache.entries():
-        size = entry.path.stat().st_size
-        total += size
+        total += entry.size
         about = "not readable" if entry.sidecar is None else _about(entry.sidecar)
         used = time.strftime("%Y-%m-%d %H:%M", time.localtime(entry.used))
-        click.echo(f"{entry.path.stem[:12]}  {size / 1e6:8.1f} MB  used {used}  {about}")
+        click.echo(f"{entry.path.stem[:12]}  {entry.size / 1e6:8.1f} MB  used {used}  {about}")
     click.echo(f"{total / 1e6:.1f} MB in {cache.folder}")
 
 

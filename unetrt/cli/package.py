@@ -39,29 +39,19 @@ def command(model: Path, kind: str, out: Path | None, images: Path | None, **cho
     """  # noqa: D301 - click's own mark
     chosen = {name: value for name, value in choices.items() if value}
     out = out or PLACES[kind]
-    if model.suffix.lower() in ENGINES:
-        written = _engine(model, kind, out, chosen)
-    else:
-        written = _onnx(model, kind, out, images, chosen)
-    click.echo(f"{written}: a package for {kind}")
+    write = _write_engine if model.suffix.lower() in ENGINES else _write_model
+    click.echo(f"{write(model, kind, out, images, chosen)}: a package for {kind}")
 
 
-def _engine(model: Path, kind: str, out: Path, chosen: dict[str, Any]) -> Path:
-    from unetrt.export.packages import named_kind
-    from unetrt.export.packages.triton import write
-    from unetrt.runtime.engines.engine_file import read_sidecar
-    from unetrt.runtime.engines.flavours import named_flavour
+def _write_engine(model: Path, kind: str, out: Path, _images: Path | None, chosen: dict[str, Any]) -> Path:
+    from unetrt.export.packages import write
 
     if kind != "triton":
         raise OptionError(f"a {kind} package holds an ONNX file: give the one that {model} was built from")
-    choice, sidecar = named_kind(kind).choose(**chosen), read_sidecar(model)
-    if sidecar.facts.flavour != "tensorrt":
-        title = named_flavour(sidecar.facts.flavour).title
-        raise OptionError(f"Triton loads engines of TensorRT, and {model} is one of {title}: give the ONNX file")
-    return write(model, out, choice, sidecar.spec)
+    return write(kind, model, out, **chosen)
 
 
-def _onnx(model: Path, kind: str, out: Path, images: Path | None, chosen: dict[str, Any]) -> Path:
+def _write_model(model: Path, kind: str, out: Path, images: Path | None, chosen: dict[str, Any]) -> Path:
     from unetrt.export.packages import named_kind, write
     from unetrt.runtime.onnx_file import read_spec
 

@@ -11,7 +11,7 @@ from tritonclient.grpc import model_config_pb2 as triton_proto
 from tests.conftest import small_spec
 from tests.export.packages.conftest import EXPORTS
 from unetrt.export.packages import triton, write
-from unetrt.runtime.errors import ModelFileError, OptionError, OutputError
+from unetrt.runtime.errors import EngineError, ModelFileError, OptionError, OutputError
 from unetrt.runtime.onnx_file import read_spec
 from unetrt.runtime.spec import INPUT, OUTPUT, ModelSpec
 
@@ -109,7 +109,7 @@ def test_an_engine_keeps_its_batch_and_is_not_batched(plan, tmp_path):
 
 
 ENGINES = [
-    ({"spec": None}, OptionError, "give the spec of the ONNX file"),
+    ({"spec": None}, EngineError, "has no cells.engine.json beside it"),
     ({"serving": triton.Serving(max_batch_size=4)}, OptionError, "runs on a GPU with the batch it was built for"),
     ({"serving": triton.Serving(device="cpu")}, OptionError, "runs on a GPU"),
     ({"model": "none.plan"}, ModelFileError, "none.plan does not exist"),

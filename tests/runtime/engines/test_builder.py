@@ -197,5 +197,5 @@ def test_flavours_say_why_they_cannot_build(monkeypatch):
     with pytest.raises(OptionError, match="'tensorflow'.*use one of auto, tensorrt, tensorrt-rtx"):
         usable_flavour("tensorflow", NONE)
     needs_gpu = replace(RTX, portable=False)
-    assert "there is none here" in needs_gpu.probe(NONE)
+    assert "the GPU that the engine is for, and " in needs_gpu.probe(NONE)
     assert needs_gpu.probe(replace(NONE, gpu="NVIDIA T4")) is None

@@ -15,6 +15,7 @@ from unetrt.runtime.engines.facts import facts_of
 from unetrt.runtime.engines.flavours import FLAVOURS
 from unetrt.runtime.engines.options import BuildOptions
 from unetrt.runtime.engines.progress import Progress
+from unetrt.runtime.errors import EngineError
 from unetrt.runtime.onnx_file import read_spec
 
 pytest.importorskip("tensorrt_rtx", reason="TensorRT for RTX has no package for this platform")
@@ -29,6 +30,7 @@ from unetrt.runtime.engines.flavours import FLAVOURS
 from unetrt.runtime.engines.machine import Machine
 from unetrt.runtime.engines.options import BuildOptions
 from unetrt.runtime.engines.progress import Progress
+from unetrt.runtime.errors import EngineError
 from unetrt.runtime.onnx_file import read_spec
 model, out, after = Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3])
 facts = facts_of(model, read_spec(model), FLAVOURS[1], Machine(os="Linux x86_64"), BuildOptions())
@@ -141,6 +143,38 @@ def test_the_cache_is_listed_cleared_and_bounded(cache, tiny_model, facts, monke
     assert cache.clear(("no such key",)) == []
     assert cache.clear((paths[2].name[:6],)) == [paths[2]]
     assert list(cache.folder.iterdir()) == []
+
+
+def test_a_model_that_changes_under_a_build_leaves_no_engine(cache, tiny_model, facts, tmp_path):
+    model = tmp_path / "model.onnx"
+    model.write_bytes(tiny_model.read_bytes())
+
+    def swap(phase):
+        model.write_bytes(tiny_model.read_bytes() + b"\x08\x09")  # ir_version once more: the same model to any reader
+
+    with pytest.raises(EngineError, match="was changed while its engine was built"):
+        cache.obtain(model, facts, Progress(swap))
+    assert list(cache.folder.glob("*")) == []
+
+
+def test_listing_while_another_process_clears(cache, tiny_model, facts):
+    path, _ = cache.obtain(tiny_model, facts)
+    vanishing = path.with_name("0.engine")
+    vanishing.symlink_to("nowhere")
+    assert [entry.path for entry in cache.entries()] == [path]
+    vanishing.unlink()
+    sidecar_path(path).with_name("f.engine.json").write_text("{}")
+    assert cache.clear() == [path]
+    assert list(cache.folder.iterdir()) == []
+
+
+def test_clearing_leaves_what_another_process_is_writing(cache, tmp_path):
+    cache.folder.mkdir()
+    (writing := cache.folder / ".unetrt-new").mkdir()
+    (killed := cache.folder / ".unetrt-old").mkdir()
+    os.utime(killed, (1, 1))
+    cache.clear()
+    assert list(cache.folder.iterdir()) == [writing]
 
 
 def test_obtaining_prunes(cache, tiny_model, facts, monkeypatch):

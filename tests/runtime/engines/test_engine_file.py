@@ -5,7 +5,7 @@ import pytest
 
 from tests.runtime.engines.machines import FACTS, SPEC
 from unetrt.runtime.engines.engine_file import read_sidecar, sidecar_path, write_engine
-from unetrt.runtime.errors import EngineError
+from unetrt.runtime.errors import EngineError, OutputError
 
 PLAN = b"what TensorRT wrote"
 
@@ -61,6 +61,11 @@ def _changed(engine, path, value):
         (["facts", "tile"], [1, 2, 3], "not readable"),
         (["facts", "options", "capabilities"], 5, "not readable"),
         (["facts", "colour"], "blue", "colour"),
+        (["facts", "model"], 5, "model is 5: it must be text"),
+        (["facts", "flavour"], "foo", "no flavour 'foo' of TensorRT"),
+        (["facts", "machine", "driver"], 5, "the machine's driver is 5"),
+        (["facts", "options", "tf32"], 1, "the options' tf32 is 1"),
+        (["facts", "options", "capabilities"], "8.6", "the options' capabilities is '8.6'"),
         (["spec", "tile"], [60, 61], "tile 61 is not legal"),
         (["size"], "5", "'5' is no int"),
         (["sha256"], None, "sha256"),
@@ -77,3 +82,19 @@ def test_a_sidecar_that_is_no_json_of_ours(engine, text):
     sidecar_path(engine).write_text(text)
     with pytest.raises(EngineError, match="it is not readable"):
         read_sidecar(engine)
+
+
+def test_where_the_engine_cannot_be_replaced_the_old_one_stays_whole(engine, monkeypatch):
+    """As on Windows, while a program has it open."""
+    replace = Path.replace
+
+    def refuse(self, target):
+        if Path(target) == engine:
+            raise PermissionError(13, "it is open")
+        return replace(self, target)
+
+    monkeypatch.setattr(Path, "replace", refuse)
+    with pytest.raises(OutputError, match="it is open"):
+        write_engine(engine, b"another", FACTS, SPEC, Path("other.onnx"))
+    assert read_sidecar(engine).source == "model.onnx"
+    assert sorted(path.name for path in engine.parent.iterdir()) == ["model.engine", "model.engine.json"]

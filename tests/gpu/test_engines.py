@@ -1,0 +1,75 @@
+"""Engines on a machine with a GPU: what no other can show."""
+
+import importlib.util
+
+import pytest
+
+torch = pytest.importorskip("torch")
+
+from unetrt.runtime.engines.builder import build  # noqa: E402
+from unetrt.runtime.engines.cache import EngineCache  # noqa: E402
+from unetrt.runtime.engines.facts import facts_of  # noqa: E402
+from unetrt.runtime.engines.fit import first_misfit  # noqa: E402
+from unetrt.runtime.engines.flavours import FLAVOURS  # noqa: E402
+from unetrt.runtime.engines.machine import this_machine  # noqa: E402
+from unetrt.runtime.engines.options import BuildOptions  # noqa: E402
+from unetrt.runtime.engines.timing_cache import TimingCache  # noqa: E402
+from unetrt.runtime.onnx_file import read_spec  # noqa: E402
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device"),
+]
+
+INSTALLED = [flavour for flavour in FLAVOURS if importlib.util.find_spec(flavour.module)]
+
+
+def loaded(flavour, engine):
+    trt = flavour.load()
+    return trt.Runtime(trt.Logger()).deserialize_cuda_engine(engine)
+
+
+def test_the_machine_is_the_one_that_torch_sees():
+    machine = this_machine()
+    assert machine.gpu == torch.cuda.get_device_name(0)
+    assert machine.capability == ".".join(map(str, torch.cuda.get_device_capability(0)))
+    assert machine.driver
+
+
+@pytest.mark.parametrize("flavour", INSTALLED, ids=lambda flavour: flavour.name)
+def test_what_is_said_to_fit_is_loaded_and_nothing_else(tiny_model, flavour):
+    machine = this_machine()
+    facts = facts_of(tiny_model, read_spec(tiny_model), flavour, machine, BuildOptions())
+    engine = loaded(flavour, build(tiny_model, facts))
+    misfit = first_misfit(facts, machine, flavour.version)
+    assert (engine is not None) == (misfit is None), misfit
+
+
+@pytest.mark.parametrize("capability", ["8.0", "8.6", "8.9", "12.0"])
+def test_engines_of_tensorrt_for_rtx_for_one_capability(tiny_model, capability):
+    """Whether a device loads what was built for another is documented for neither."""
+    flavour, machine = FLAVOURS[1], this_machine()
+    if flavour not in INSTALLED:
+        pytest.skip("TensorRT for RTX is not installed")
+    options = BuildOptions(capabilities=(capability,))
+    facts = facts_of(tiny_model, read_spec(tiny_model), flavour, machine, options)
+    engine = loaded(flavour, build(tiny_model, facts))
+    assert (engine is not None) == (first_misfit(facts, machine, flavour.version) is None)
+
+
+@pytest.mark.skipif(FLAVOURS[0] not in INSTALLED, reason="TensorRT is not installed")
+@pytest.mark.parametrize(
+    "options",
+    [
+        BuildOptions(version_compatible=True),
+        BuildOptions(hardware_compatible="ampere-plus"),
+        BuildOptions(workspace=2**30),
+    ],
+)
+def test_tensorrt_takes_its_options_and_keeps_its_times(tiny_model, tmp_path, asked):
+    flavour = FLAVOURS[0]
+    facts = facts_of(tiny_model, read_spec(tiny_model), flavour, this_machine(), BuildOptions(**asked))
+    path, built = EngineCache(tmp_path).obtain(tiny_model, facts)
+    assert built
+    assert loaded(flavour, path.read_bytes()) is not None
+    assert TimingCache(facts).path.stat().st_size > 0
