@@ -43,11 +43,13 @@ class Thresholds:
         min_iou: float | None = None,
     ) -> "Thresholds":
         """Return a precision's thresholds, or other ones where they are given."""
-        given = {"error": max_error, "flips": max_flips, "iou": min_iou}
+        given = {"max_error": max_error, "max_flips": max_flips, "min_iou": min_iou}
         for name, value in given.items():
             if value is not None and not 0 <= value <= 1:
-                raise OptionError(f"a threshold of {value} for {name} is none: use a number from 0 to 1")
-        return replace(DEFAULTS[precision], **{name: value for name, value in given.items() if value is not None})
+                option = name.replace("_", "-")
+                raise OptionError(f"--{option} {value} is no threshold: use a number from 0 to 1")
+        chosen = {name.partition("_")[2]: value for name, value in given.items() if value is not None}
+        return replace(DEFAULTS[precision], **chosen)
 
 
 # FP32 differs by summation order alone. FP16 keeps 11 bits of each activation, bfloat16 8: twenty layers leave about

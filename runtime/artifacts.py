@@ -3,7 +3,7 @@
 import os
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from tempfile import mkdtemp
@@ -12,6 +12,8 @@ from unetrt.runtime.errors import OutputError
 
 # How the names of folders begin in which files are written.
 HIDDEN = ".unetrt-"
+# Seconds after which what is not finished was a killed process's: no writing takes a day.
+FORGOTTEN = 86400.0
 
 
 @contextmanager
@@ -19,7 +21,7 @@ def whole_file(path: str | Path, durable: bool = False) -> Iterator[Path]:
     """Yield a temporary path on the same disk; on success it becomes `path`, on any exception it is gone.
 
     The temporary file has the same name, in a hidden folder of its own beside the target, so that writers that look
-    at the name do what they would do at the final place.
+    at the name do what they would do at the final place. What killed processes left there a day ago is removed.
 
     Parameters
     ----------
@@ -33,7 +35,8 @@ def whole_file(path: str | Path, durable: bool = False) -> Iterator[Path]:
     OutputError
         The folder cannot be written to, or the disk is full.
     """
-    path = require_place(path)
+    path = Path(os.path.realpath(require_place(path)))  # behind a link lies what is meant
+    clear_unfinished(path.parent, older=FORGOTTEN)
     with _beside(path) as temporary:
         yield temporary
         _share(temporary)
@@ -107,14 +110,26 @@ def writable_folder(path: str | Path) -> Path:
     return path
 
 
-def require_place(path: str | Path) -> Path:
+def require_place(path: str | Path, sources: Iterable[str | Path] = ()) -> Path:
     """Return `path`, or raise OutputError if no file can be written there; creates nothing.
 
     To be asked before long work whose result goes there.
+
+    Parameters
+    ----------
+    path
+        Where a file is to appear, new or in the place of another.
+    sources
+        Files that the work reads.
     """
     path = Path(path)
     if path.is_dir():
         raise OutputError(f"{path} is a folder: name a file in it")
+    if path.exists() and not path.is_file():
+        raise OutputError(f"{path} is no regular file, and would be replaced by one: name another")
+    for source in sources:
+        if path.exists() and path.samefile(source):
+            raise OutputError(f"{path} is read for this, and would be overwritten: give another name with -o")
     require_writable(path.parent)
     return path
 

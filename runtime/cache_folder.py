@@ -2,9 +2,11 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from getpass import getuser
 from hashlib import sha256
 from os.path import normcase
 from pathlib import Path
+from tempfile import gettempdir
 
 from filelock import FileLock
 from platformdirs import user_cache_path
@@ -22,15 +24,16 @@ def cache_folder(part: str) -> Path:
 def locked(path: str | Path) -> Iterator[None]:
     """Hold the lock of a file, whether or not that exists; one process of this user on this machine has it at a time.
 
-    The lock is a file in the user's cache, so that nothing is left beside `path`; it ends with its process.
+    The lock is a file in the user's cache, or in the folder of temporary files where that cannot be written to, so that
+    nothing is left beside `path`; it ends with its process.
 
     Raises
     ------
     OutputError
-        The user's cache cannot be written to, or is on a disk that has no locks.
+        Neither can be written to, or the disk has no locks.
     """
     name = sha256(normcase(Path(path).resolve()).encode()).hexdigest()[:32]
-    lock = FileLock(writable_folder(cache_folder("locks")) / f"{name}.lock")
+    lock = FileLock(_folder_of_locks() / f"{name}.lock")
     try:
         lock.acquire()
     except (OSError, NotImplementedError) as error:
@@ -39,3 +42,10 @@ def locked(path: str | Path) -> Iterator[None]:
         yield
     finally:
         lock.release()
+
+
+def _folder_of_locks() -> Path:
+    try:
+        return writable_folder(cache_folder("locks"))
+    except OutputError:
+        return writable_folder(Path(gettempdir()) / f"unetrt-locks-{getuser()}")

@@ -44,10 +44,7 @@ def read_spec(path: str | Path) -> ModelSpec:
         There is no such file, it is no ONNX file, it is cut short, or it carries no spec.
     """
     path = Path(path)
-    if not path.is_file():
-        raise ModelFileError(f"{path} does not exist: `unetrt export CHECKPOINT -o {path.name}` writes a model")
-    if path.suffix == ".safetensors":
-        raise ModelFileError(f"{path} is a checkpoint: give the model.onnx beside it, or `unetrt export {path}`")
+    _require_model(path)
     entries = read_metadata(path)
     if KEY not in entries:
         raise ModelFileError(
@@ -57,6 +54,22 @@ def read_spec(path: str | Path) -> ModelSpec:
         return ModelSpec.from_json(entries[KEY])
     except ModelFileError as error:
         raise ModelFileError(f"{path}: {error}") from error
+
+
+def _require_model(path: Path) -> None:
+    """Raise ModelFileError for what is easily taken for a model file."""
+    if path.is_dir():
+        model = path / "model.onnx"
+        advice = f"give {model}" if model.is_file() else f"`unetrt export {path}` makes a model file of a training"
+        raise ModelFileError(f"{path} is a folder: {advice}")
+    if not path.exists():
+        raise ModelFileError(f"{path} does not exist: `unetrt export CHECKPOINT -o {path.name}` writes a model")
+    if not path.is_file():
+        raise ModelFileError(f"{path} is no regular file: give a model file")
+    if path.suffix == ".safetensors":
+        raise ModelFileError(f"{path} is a checkpoint: give the model.onnx beside it, or `unetrt export {path}`")
+    if path.suffix in (".engine", ".plan"):
+        raise ModelFileError(f"{path} is an engine: give the ONNX file that it was built from")
 
 
 def read_metadata(path: Path) -> dict[str, str]:

@@ -14,6 +14,10 @@ if TYPE_CHECKING:
 __all__ = ["ModelSpec", "Segmentation", "Segmenter", "UnetrtError", "__version__", "instances", "open_session"]
 
 
+def __dir__() -> list[str]:
+    return __all__
+
+
 def __getattr__(name: str) -> Any:
     if name in __all__:
         return getattr(import_module("unetrt.runtime"), name)

@@ -12,8 +12,9 @@ from unetrt.export.adoption.receptive_field import ReceptiveField, measure
 from unetrt.export.adoption.sizes import Sizes, sizes_of
 from unetrt.export.adoption.static_graph import clean, fixed
 from unetrt.export.adoption.tile_agreement import require_agreement
-from unetrt.runtime.artifacts import whole_file
-from unetrt.runtime.errors import OptionError, OutputError
+from unetrt.runtime.artifacts import require_place, whole_file
+from unetrt.runtime.errors import OptionError
+from unetrt.runtime.external_data import external_files
 from unetrt.runtime.mirror import Border
 from unetrt.runtime.normalisation import Normalisation
 from unetrt.runtime.sessions import open_session
@@ -72,6 +73,8 @@ class Adoption:
         What tiles were compared with: one pass over a larger image where the network runs on one, else each other.
     remarks
         What could be better, one sentence each.
+    given_grid
+        Whether the grid was given, and only verified.
     """
 
     spec: ModelSpec
@@ -79,6 +82,7 @@ class Adoption:
     difference: float
     reference: str
     remarks: tuple[str, ...]
+    given_grid: bool = False
 
 
 def adopt(source: str | Path, path: str | Path, choices: Choices) -> Adoption:
@@ -107,7 +111,7 @@ def adopt(source: str | Path, path: str | Path, choices: Choices) -> Adoption:
         The file cannot be written.
     """
     foreign = read_foreign(source)
-    _require_other(source, path)
+    require_place(path, (source, *external_files(source)))
     sizes = sizes_of(foreign, _tile(foreign, choices), choices.grid)
     field = measure(sizes, choices.grid)
     spec = _spec(foreign, sizes, field, choices)
@@ -118,12 +122,7 @@ def adopt(source: str | Path, path: str | Path, choices: Choices) -> Adoption:
         with open_session(temporary, "onnxruntime") as session:
             difference = require_agreement(session, sizes)
     reference = "one pass over a larger image" if sizes.step else "each other"
-    return Adoption(spec, field, difference, reference, tuple(_remarks(spec, field)))
-
-
-def _require_other(source: str | Path, path: str | Path) -> None:
-    if Path(path).exists() and Path(path).samefile(source):
-        raise OutputError(f"{path} is the input and would be overwritten: give another name with -o")
+    return Adoption(spec, field, difference, reference, tuple(_remarks(spec, field)), choices.grid is not None)
 
 
 def _tile(foreign: Foreign, choices: Choices) -> tuple[int, int]:

@@ -17,7 +17,9 @@ Rule = Callable[[FootprintGraph, NodeProto], None]
 
 def _pointwise(graph: FootprintGraph, node: NodeProto) -> None:
     """Pass on value by value: activations, normalisation by stored statistics, casts, quantisation by stored scales."""
-    if graph.data(node) != [node.input[0]] or _attribute(node, "training_mode", 0):
+    if _attribute(node, "training_mode", 0):
+        graph.refuse(node, "is in training mode: export the network in evaluation mode (net.eval() in torch)")
+    if graph.data(node) != [node.input[0]]:
         graph.refuse(node, "takes its parameters from the image, so that its reach is not known here")
     graph.emit("Identity", [node.input[0]], [node.output[0]])
 

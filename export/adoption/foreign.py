@@ -138,6 +138,10 @@ def _require_one_image(model: onnx.ModelProto, path: Path) -> None:
     axes = [dim.dim_value or dim.dim_param or "?" for dim in tensor.shape.dim]
     if len(axes) != 4:
         raise ModelFileError(f"{path}: its input {fed[0].name} has axes {axes}: it must be (batch, channels, H, W)")
+    if tensor.shape.dim[3].dim_value in (1, 3, 4) and tensor.shape.dim[1].dim_value not in (1, 3, 4):
+        raise ModelFileError(
+            f"{path}: its input has axes {axes}, its channels last: export it as (batch, channels, H, W)"
+        )
     if not tensor.shape.dim[1].dim_value:
         raise ModelFileError(f"{path}: its input {fed[0].name} has axes {axes}: export it with a fixed channel count")
     if tensor.elem_type not in (TensorProto.FLOAT, TensorProto.FLOAT16):

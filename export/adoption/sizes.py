@@ -112,7 +112,8 @@ def _at_tile(foreign: Foreign, tile: Size, grid: int | None) -> ModelProto:
             raise TileError(f"{error}; {advice}") from error
         for multiple in (grid,) if grid else USUAL_GRIDS:
             near = (-(-tile[0] // multiple) * multiple, -(-tile[1] // multiple) * multiple)
-            if near != tile and _runs(foreign, near):
+            beyond = (near[0] + multiple, near[1] + multiple)
+            if near != tile and _runs(foreign, near) and _runs(foreign, beyond):
                 rule = f"multiples of {multiple} are legal"
                 raise TileError(f"tile {_px(tile)} does not run ({rule}): use --tile {_px(near)}") from error
         raise
@@ -138,6 +139,8 @@ def _margin(graph: ModelProto, size: Size) -> Size:
         raise OptionError(
             f"the output has shape {shape}: it must be (batch, classes, H, W), or (batch, H, W) of labels"
         )
+    if len(shape) == 4 and shape[1:3] == size:
+        raise ModelFileError(f"the output has shape {shape}, its channels last: export it as (batch, classes, H, W)")
     return size[0] - shape[-2], size[1] - shape[-1]
 
 

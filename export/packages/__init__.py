@@ -32,6 +32,8 @@ class Kind:
         One line for help texts: what appears, and who reads it.
     needs_frame
         Whether it takes a raw frame to show the model on.
+    suffix
+        What its file is called; empty for a folder.
     """
 
     name: str
@@ -39,6 +41,7 @@ class Kind:
     choices: str
     for_whom: str
     needs_frame: bool = False
+    suffix: str = ""
 
     def write(self, model: Path, out: Path, frames: Sequence[NDArray[Any]], **chosen: Any) -> Path:
         """Write the package; arguments and errors as for the function `write` of this package."""
@@ -63,6 +66,7 @@ KINDS = (
         "Metadata",
         "a .zip for the bioimage.io model zoo and the programs that read it",
         needs_frame=True,
+        suffix=".zip",
     ),
     Kind(
         "triton",

@@ -1,12 +1,13 @@
 """Another batch for an exported graph: it holds no arithmetic on shapes, so only its declared sizes change."""
 
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
 import onnx
 
 from unetrt.runtime.errors import ModelFileError
-from unetrt.runtime.external_data import require_safe
+from unetrt.runtime.external_data import external_files, require_safe
 from unetrt.runtime.onnx_file import read_spec
 from unetrt.runtime.spec import INPUT, KEY, OUTPUT
 
@@ -45,6 +46,14 @@ def with_batch(path: Path, batch: int | None) -> onnx.ModelProto:
             )
     onnx.checker.check_model(inferred, full_check=True)
     return inferred
+
+
+def copy_model(path: Path, target: Path) -> None:
+    """Write a model file to another place, with what it keeps in files beside it in itself."""
+    if external_files(path):
+        onnx.save(onnx.load(path), target)
+    else:
+        shutil.copyfile(path, target)
 
 
 def _declare(model: onnx.ModelProto, batch: int | None) -> None:

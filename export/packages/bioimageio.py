@@ -2,7 +2,6 @@
 
 import gc
 import re
-import shutil
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -26,7 +25,7 @@ from bioimageio.spec.model.v0_5 import ModelDescr
 from numpy.typing import NDArray
 
 from unetrt.export.packages import sample
-from unetrt.export.packages.batch_axis import with_batch
+from unetrt.export.packages.batch_axis import copy_model, with_batch
 from unetrt.export.packages.bioimageio_description import (
     COVER,
     README,
@@ -38,7 +37,7 @@ from unetrt.export.packages.bioimageio_description import (
 from unetrt.export.packages.bioimageio_metadata import Citation, Metadata
 from unetrt.export.packages.bioimageio_readme import readme
 from unetrt.runtime.artifacts import whole_file
-from unetrt.runtime.errors import OptionError
+from unetrt.runtime.errors import ModelFileError, OptionError
 from unetrt.runtime.onnx_file import read_spec
 from unetrt.runtime.sessions import open_session
 
@@ -89,9 +88,11 @@ def write(model: Path, out: Path, frames: Sequence[NDArray[Any]], metadata: Meta
 
 def _fill(folder: Path, model: Path, frames: Sequence[NDArray[Any]], metadata: Metadata) -> dict[str, Any]:
     """Write the package's files into a folder, and return what describes them."""
-    weights = folder / WEIGHTS
-    if read_spec(model).batch == 1:
-        shutil.copyfile(model, weights)
+    weights, spec = folder / WEIGHTS, read_spec(model)
+    if spec.precision == "bf16":
+        raise ModelFileError(f"{model} computes in bfloat16, which bioimage.io's programs cannot: export it in fp32")
+    if spec.batch == 1:
+        copy_model(model, weights)
     else:
         onnx.save(with_batch(model, 1), weights)
     with open_session(weights, "onnxruntime") as session:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import onnx
 
-from unetrt.export.packages.batch_axis import with_batch
+from unetrt.export.packages.batch_axis import copy_model, with_batch
 from unetrt.export.packages.triton_config import FILES, Engine, Serving, contract, scheduling
 from unetrt.runtime.artifacts import whole_folder
 from unetrt.runtime.engines.engine_file import read_sidecar
@@ -106,5 +106,7 @@ def _write_model(model: Path, folder: Path, engine: Engine, free: bool) -> None:
     file = folder / FILES[engine][1]
     if free:
         onnx.save(with_batch(model, None), file)
+    elif engine == "onnxruntime":
+        copy_model(model, file)
     else:
         shutil.copyfile(model, file)

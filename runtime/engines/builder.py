@@ -2,6 +2,7 @@
 
 from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
+from textwrap import shorten
 from typing import Any
 
 from unetrt.runtime.byte_pairs import as_byte_pairs
@@ -18,6 +19,8 @@ from unetrt.runtime.onnx_file import read_spec
 
 # Seconds between looks at whether the user has interrupted.
 PATIENCE = 0.1
+# Characters of one of TensorRT's messages.
+SHOWN = 240
 
 
 def build(model: Path, facts: Facts, progress: Progress | None = None) -> bytes:
@@ -109,10 +112,12 @@ class _Build:
             raise EngineError(f"{self._model}: its graph has {given}, its spec says {expected}; export it again")
 
     def _error(self, messages: list[str]) -> EngineError:
-        first = " ".join((messages or self._errors or ["it gives no reason"])[0].split())
+        first = shorten((messages or self._errors or ["it gives no reason"])[0], SHOWN)
         if "memory" in first.lower() and ("out of" in first.lower() or "alloc" in first.lower()):
             raise OutOfMemoryError(f"{self._model}: {first}; use a smaller tile or batch, or --workspace")
-        return EngineError(f"{self._flavour.title} cannot build {self._model}: {first}")
+        limited = self._facts.options.workspace is not None
+        advice = "; try a larger --workspace, or none" if limited else ""
+        return EngineError(f"{self._flavour.title} cannot build {self._model}: {first}{advice}")
 
 
 def _described(error: Any) -> str:

@@ -13,6 +13,7 @@ from unetrt.runtime.engines.engine_file import Sidecar, read_sidecar, sidecar_pa
 from unetrt.runtime.engines.facts import Difference, Facts
 from unetrt.runtime.engines.progress import Progress
 from unetrt.runtime.errors import EngineError
+from unetrt.runtime.external_data import external_files
 from unetrt.runtime.onnx_file import read_spec
 
 log = logging.getLogger("unetrt")
@@ -54,8 +55,8 @@ class EngineCache:
         None: `unetrt/engines` in the user's cache folder.
     """
 
-    def __init__(self, folder: Path | None = None) -> None:
-        self.folder = cache_folder("engines") if folder is None else folder
+    def __init__(self, folder: str | Path | None = None) -> None:
+        self.folder = cache_folder("engines") if folder is None else Path(folder)
 
     def obtain(
         self, model: Path, facts: Facts, progress: Progress | None = None, force: bool = False
@@ -139,7 +140,7 @@ def place(path: Path, model: Path, facts: Facts, progress: Progress | None = Non
     EngineError, ModelFileError, OutOfMemoryError
         As `build` raises them; nothing is left behind.
     """
-    require_place(path)
+    require_place(path, (model, *external_files(model)))
     with locked(path):
         if not force and current(path, facts):
             return False

@@ -13,6 +13,8 @@ from unetrt.runtime.errors import EngineError, UnetrtError
 from unetrt.runtime.spec import ModelSpec
 
 SCHEMA = 1
+# What engine files are called.
+SUFFIXES = (".engine", ".plan")
 
 
 @dataclass(frozen=True)
@@ -84,7 +86,7 @@ def write_engine(path: Path, content: bytes, facts: Facts, spec: ModelSpec, sour
     return sidecar
 
 
-def read_sidecar(path: Path) -> Sidecar:
+def read_sidecar(path: str | Path) -> Sidecar:
     """Return what stands beside an engine file, which is whole and the one that it speaks of.
 
     Raises
@@ -92,6 +94,7 @@ def read_sidecar(path: Path) -> Sidecar:
     EngineError
         There is no such engine or no sidecar, it is not readable, or it is another engine's.
     """
+    path = Path(path)
     if not path.is_file():
         raise EngineError(f"{path} does not exist: `unetrt build model.onnx -o {path}` writes engines")
     beside = sidecar_path(path)

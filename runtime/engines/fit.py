@@ -8,7 +8,7 @@ from subprocess import list2cmdline
 from unetrt.runtime.engines.engine_file import Sidecar
 from unetrt.runtime.engines.facts import Difference, Facts
 from unetrt.runtime.engines.flavours import named_flavour
-from unetrt.runtime.engines.machine import Machine
+from unetrt.runtime.engines.machine import Machine, why_no_gpu
 from unetrt.runtime.engines.options import BuildOptions
 from unetrt.runtime.errors import BackendUnavailableError, EngineError
 
@@ -22,6 +22,8 @@ def require_fit(path: Path, sidecar: Sidecar, machine: Machine, version: str) ->
     The message names the fact that differs, what the engine was built with, what is here, and how to build it anew.
     """
     misfit = first_misfit(sidecar.facts, machine, version)
+    if misfit is not None and misfit.name == "GPU":
+        raise EngineError(f"{path} runs on a GPU, {misfit.there}, and {why_no_gpu()}")
     if misfit is not None:
         raise EngineError(
             f"{path} does not fit this machine: built with {misfit.name} {misfit.there or 'none'}, here "
@@ -47,12 +49,12 @@ def first_misfit(facts: Facts, machine: Machine, version: str) -> Difference | N
     if not flavour.portable and machine.os != built.os:
         return Difference("system", built.os, machine.os)
     if not machine.gpu:
-        return Difference("GPU", built.gpu or f"of compute capability {_targets(facts)}", "")
+        return Difference("GPU", built.gpu or f"of compute capability {targets(facts)}", "")
     if flavour.portable:
         fits = _number(machine.capability) >= OLDEST_BY_DEFAULT
         if facts.options.capabilities:
             fits = machine.capability in facts.options.capabilities
-        return None if fits else Difference("compute capability", _targets(facts), machine.capability)
+        return None if fits else Difference("compute capability", targets(facts), machine.capability)
     if facts.options.hardware_compatible == "ampere-plus":
         fits = _number(machine.capability) >= (8, 0)
     else:
@@ -81,15 +83,16 @@ def arguments(facts: Facts) -> list[str]:
     return given
 
 
+def targets(facts: Facts) -> str:
+    """Return the compute capabilities that an engine of TensorRT for RTX was built for."""
+    return ", ".join(facts.options.capabilities) or "8.0 and newer"
+
+
 def _version_fits(facts: Facts, version: str) -> bool:
     if not facts.options.version_compatible:
         return version == facts.version
     there, here = _number(facts.version), _number(version)
     return there[0] == here[0] and here >= there
-
-
-def _targets(facts: Facts) -> str:
-    return ", ".join(facts.options.capabilities) or "8.0 and newer"
 
 
 def _number(version: str) -> tuple[int, ...]:

@@ -26,7 +26,7 @@ def test_it_prints_what_it_measured_and_the_next_command_works(place, capsys):
     told, measured, compared, remark, following = capsys.readouterr().out.splitlines()
     assert re.fullmatch(r"m.onnx: tile 64x80, core 24x40, halo 20, grid 4, fp32, logits, \d\.\d MB", told)
     radius = CASES["fcn"].radius
-    assert measured == f"measured: an output pixel depends on pixels up to {radius} px away, the grid is 4 px"
+    assert measured == f"measured: an output pixel depends on pixels up to {radius} px away; the grid is 4 px"
     assert re.fullmatch(
         r"tiles against one pass over a larger image: max difference \d.* of the answer's range", compared
     )
@@ -48,7 +48,7 @@ REFUSED = {
     "one class": ("--normalisation zscore --classes cell", "'cell' are no class names: write two or more"),
     "classes of one name": ("--normalisation zscore --classes a,a", "'a,a' are no class names"),
     "a halo below zero": ("--normalisation zscore --halo -1", "-1 is not in the range"),
-    "over the input": ("--normalisation zscore -o fcn.onnx", "is the input and would be overwritten"),
+    "over the input": ("--normalisation zscore -o fcn.onnx", "is read for this, and would be overwritten"),
     "into a file": ("--normalisation zscore -o fcn.onnx/m.onnx", "cannot write to fcn.onnx: .*not a folder"),
 }
 

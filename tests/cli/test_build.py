@@ -1,5 +1,6 @@
 import json
 
+import onnx
 import pytest
 
 from unetrt.cli import main
@@ -60,7 +61,7 @@ def test_info_tells_of_an_engine_and_whether_it_fits(tiny_model, own_cache_folde
     about = json.loads(capsys.readouterr().out)
     assert about["flavour"] == "tensorrt-rtx"
     assert about["spec"]["tile"] == [60, 76]
-    assert about["fits this machine"] == "yes" or f"unetrt build {tiny_model} -o {out}" in about["fits this machine"]
+    assert about["fits this machine"] == "yes" or "runs on a GPU, of compute capability 8" in about["fits this machine"]
 
 
 BAD = [
@@ -71,15 +72,39 @@ BAD = [
     (["MODEL", "--version-compatible", "--flavour", "tensorrt-rtx"], "use --capability"),
     (["MODEL", "-o", "/dev/null/a.engine"], "cannot write to"),
     (["MODEL", "-o", "FOLDER"], "is a folder: name a file in it"),
+    (["MODEL", "-o", "report"], "report does not look like an engine: use report.engine"),
+    (["FOLDER"], "is a folder: `unetrt export"),
+    (["x.engine"], "is an engine: give the ONNX file that it was built from"),
     (["MODEL", "--workspace", "much"], "'much' is no amount of memory"),
 ]
 
 
 @pytest.mark.parametrize(("arguments", "message"), BAD)
 def test_bad_input_gets_one_line(tiny_model, own_cache_folder, tmp_path, capsys, arguments, message):
-    places = {"MODEL": tiny_model, "FOLDER": tmp_path}
+    (folder := tmp_path / "folder.engine").mkdir()
+    (engine := tmp_path / "x.engine").touch()
+    places = {"MODEL": tiny_model, "FOLDER": folder, "x.engine": engine}
     assert run("build", *(places.get(argument, argument) for argument in arguments)) == 2
     said = capsys.readouterr().err
     assert message in said
     assert said.count("\n") == 1
     assert not own_cache_folder.exists()
+
+
+@pytest.mark.parametrize("out", ["weights.engine", "link.engine"])
+def test_what_is_read_is_not_overwritten(tiny_model, own_cache_folder, tmp_path, capsys, out):
+    model, weights = tmp_path / "m.onnx", tmp_path / "weights.engine"
+    onnx.save(onnx.load(tiny_model), model, save_as_external_data=True, location=weights.name, size_threshold=0)
+    (tmp_path / "link.engine").symlink_to(weights)
+    before = weights.read_bytes()
+    assert run("build", model, "-o", tmp_path / out) == 2
+    assert "is read for this, and would be overwritten" in capsys.readouterr().err
+    assert weights.read_bytes() == before
+
+
+def test_info_reads_a_renamed_model(tiny_model, tmp_path, capsys):
+    (tmp_path / "renamed.thing").write_bytes(tiny_model.read_bytes())
+    assert run("info", tmp_path / "renamed.thing", "--json") == 0
+    assert json.loads(capsys.readouterr().out)["tile"] == [60, 76]
+    assert run("info", tmp_path / "none.thing") == 2
+    assert "does not exist, or is no file" in capsys.readouterr().err

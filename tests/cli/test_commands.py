@@ -2,12 +2,14 @@
 
 import json
 
+import click
 import numpy as np
 import pytest
 import tifffile
 from PIL import Image
 
 from unetrt.__main__ import main
+from unetrt.cli import Commands
 from unetrt.runtime.segmenter import Segmenter
 
 
@@ -152,3 +154,18 @@ def test_demo_leaves_what_it_says(run, tmp_path):
 @pytest.mark.parametrize("command", ["demo", "train", "export", "predict", "eval", "plan", "info", "bench"])
 def test_every_command_has_help(run, command):
     assert f"unetrt {command}" in run(command, "--help")
+
+
+def test_an_error_that_came_of_an_interrupt_is_the_interrupt(monkeypatch, capsys):
+    """As when Ctrl-C falls into an import: what comes out is the import's own trouble."""
+
+    @click.command()
+    def command():
+        try:
+            raise KeyboardInterrupt
+        except KeyboardInterrupt:
+            raise AttributeError("a half imported module has no attribute")  # noqa: B904
+
+    monkeypatch.setattr(Commands, "get_command", lambda *_: command)
+    assert main(["export"]) == 130
+    assert capsys.readouterr().err == "stopped by the user\n"

@@ -1,9 +1,11 @@
+import onnx
 import pytest
 from click.testing import CliRunner
 
 from tests.runtime.engines.machines import FACTS, RTX
 from unetrt.cli import main
 from unetrt.runtime.engines.engine_file import write_engine
+from unetrt.runtime.external_data import external_files
 from unetrt.runtime.onnx_file import read_spec
 
 
@@ -53,9 +55,35 @@ def test_package_takes_an_engine_of_tensorrt(engine, tmp_path):
     assert (tmp_path / "models" / "tiny" / "1" / "model.plan").read_bytes() == b"a plan"
 
 
+def test_no_batching_is_an_answer(tiny_model, tmp_path):
+    assert run("package", tiny_model, "triton", "-o", tmp_path, "--max-batch", 0) == 0
+    assert "max_batch_size: 0" in (tmp_path / "tiny" / "config.pbtxt").read_text()
+
+
+@pytest.mark.parametrize("kind", ["bioimageio", "triton"])
+def test_weights_that_lie_beside_the_model_are_packed(tiny_model, drawn_folder, tmp_path, kind):
+    model = tmp_path / "model.onnx"
+    onnx.save(onnx.load(tiny_model), model, save_as_external_data=True, location="w.bin", size_threshold=0)
+    out, image = tmp_path / "out" / "a.zip", drawn_folder / "images" / "0.tif"
+    chosen = ("--images", image) if kind == "bioimageio" else ("--max-batch", 0)
+    assert run("package", model, kind, "-o", out, *chosen) == 0
+    if kind == "triton":
+        assert len(external_files(out / "model" / "1" / "model.onnx")) == 0
+
+
+def test_after_an_export_in_bfloat16_comes_an_engine(tiny_run, tmp_path, capsys):
+    out = tmp_path / "model.onnx"
+    assert run("export", tiny_run, "-o", out, "--tile", "60x76", "--precision", "bf16") == 0
+    *_, following = capsys.readouterr().out.splitlines()
+    assert following == f"next: unetrt build {out} -o {tmp_path / 'model.engine'}"
+
+
 BAD = [
     (["package", "MODEL", "bioimageio"], "shows the model on a raw image: give one with --images"),
-    (["package", "MODEL", "triton", "--author", "x"], "a triton package has no authors: it takes name"),
+    (
+        ["package", "MODEL", "triton", "--author", "x"],
+        "--author is for packages of bioimageio, not for triton: leave it out",
+    ),
     (["package", "ENGINE", "bioimageio"], "holds an ONNX file: give the one that"),
     (
         ["package", "RTX", "triton"],
@@ -63,10 +91,15 @@ BAD = [
     ),
     (
         ["export", "RUN", "--tile", "60", "--author", "x"],
-        "--author is for packages: add --package",
+        "--author is for packages of bioimageio, not for a single file",
     ),
     (["export", "RUN", "--package", "bioimageio", "--name", "a/b/c/d"], "the name 'a/b/c/d' does not fit bioimage.io"),
-    (["export", "RUN", "--package", "triton", "--author", "x"], "a triton package has no authors"),
+    (
+        ["export", "RUN", "--package", "triton", "--author", "x"],
+        "--author is for packages of bioimageio, not for triton",
+    ),
+    (["export", "RUN", "--package", "bioimageio", "-o", "pk"], "a bioimageio package is a .zip: use pk.zip"),
+    (["package", "MODEL", "triton", "--instances", "0"], "there is at least one instance"),
 ]
 
 

@@ -1,3 +1,5 @@
+import os
+
 import pytest
 
 from unetrt.runtime.artifacts import require_writable, whole_file, whole_folder, writable_folder
@@ -85,3 +87,26 @@ def test_a_folder_is_no_place_for_a_file(tmp_path):
     ):
         pytest.fail("it was too late to say so")
     assert list(tmp_path.parent.glob(".unetrt-*")) == []
+
+
+def test_what_is_no_regular_file_is_not_replaced_by_one(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(OutputError, match="is no regular file"), whole_file(tmp_path / "pipe"):
+        pytest.fail("it was too late to say so")
+
+
+def test_behind_a_link_lies_what_is_meant(tmp_path):
+    (tmp_path / "link").symlink_to(tmp_path / "real")
+    with whole_file(tmp_path / "link") as temporary:
+        temporary.write_text("new")
+    assert (tmp_path / "link").is_symlink()
+    assert (tmp_path / "real").read_text() == "new"
+
+
+def test_what_a_killed_process_left_a_day_ago_is_removed(tmp_path):
+    for name in ("old", "new"):
+        (tmp_path / f".unetrt-{name}").mkdir()
+    os.utime(tmp_path / ".unetrt-old", (1, 1))
+    with whole_file(tmp_path / "a.txt") as temporary:
+        temporary.touch()
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".unetrt-new", "a.txt"]

@@ -94,11 +94,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return status if isinstance(status, int) else 0
 
 
+def _interrupted(error: BaseException | None) -> bool:
+    """Tell whether an error is the user's, or came of it: an import that is interrupted fails in ways of its own."""
+    while error is not None:
+        if isinstance(error, click.Abort | KeyboardInterrupt):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
+
+
 def _explained(error: BaseException) -> tuple[str, int] | None:
     """Return what to tell the user and the exit status; None for what only a traceback explains: a defect."""
     from unetrt.runtime.errors import UnetrtError
 
-    if isinstance(error, click.Abort | KeyboardInterrupt):
+    if _interrupted(error):
         return "stopped by the user", STOPPED
     if isinstance(error, click.ClickException):
         return error.format_message(), error.exit_code

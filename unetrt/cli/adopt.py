@@ -1,5 +1,6 @@
 """`unetrt adopt`."""
 
+from math import isfinite
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -31,7 +32,7 @@ class NormalisationType(click.ParamType):  # type: ignore[type-arg]
         except ValueError:
             numbers = [()]
         match mode, numbers:
-            case "fixed", [offset, scale]:
+            case "fixed", [offset, scale] if _usable(offset, scale):
                 return Normalisation("fixed", offset=offset, scale=scale)
             case "percentile", []:
                 return Normalisation("percentile")
@@ -40,9 +41,14 @@ class NormalisationType(click.ParamType):  # type: ignore[type-arg]
             case "zscore", []:
                 return Normalisation("zscore")
         raise OptionError(
-            f"{value!r} is no normalisation: write fixed:OFFSET:SCALE for (grey value - OFFSET) * SCALE, percentile, "
-            "percentile:LOW:HIGH or zscore"
+            f"{value!r} is no normalisation: write fixed:OFFSET:SCALE for (grey value - OFFSET) * SCALE, with a SCALE "
+            "other than 0, percentile, percentile:LOW:HIGH or zscore"
         )
+
+
+def _usable(offset: tuple[float, ...], scale: tuple[float, ...]) -> bool:
+    """Tell whether constants are finite, and leave pixels that differ different."""
+    return all(map(isfinite, (*offset, *scale))) and 0 not in scale
 
 
 class NamesType(click.ParamType):  # type: ignore[type-arg]
@@ -72,7 +78,12 @@ class NamesType(click.ParamType):  # type: ignore[type-arg]
     help="fixed:OFFSET:SCALE, percentile[:LOW:HIGH] or zscore.",
 )
 @click.option("--classes", type=NamesType(), required=True, help="Names, background first.")
-@click.option("--head", type=click.Choice(HEADS), required=True, help="What the network's output is.")
+@click.option(
+    "--head",
+    type=click.Choice(HEADS),
+    required=True,
+    help="What the output is; labels of a network of scores are the best classes.",
+)
 @click.option("--border", type=click.Choice(BORDERS), default="reflect", show_default=True, help="Beyond the frame.")
 @click.option(
     "--annotation", type=click.Choice(ANNOTATIONS), default="instances", show_default=True, help="What it learned."
@@ -104,7 +115,10 @@ def _tell(adoption: "Adoption", out: Path) -> None:
         f"{out}: tile {tile}, core {core}, halo {spec.halo}, grid {spec.grid}, {spec.precision}, {spec.head}, "
         f"{size:.1f} MB"
     )
-    click.echo(f"measured: an output pixel depends on pixels up to {field.radius} px away, the grid is {field.grid} px")
+    grid = "is given as" if adoption.given_grid else "is"
+    click.echo(
+        f"measured: an output pixel depends on pixels up to {field.radius} px away; the grid {grid} {field.grid} px"
+    )
     click.echo(f"tiles against {adoption.reference}: max difference {adoption.difference:.1e} of the answer's range")
     for remark in adoption.remarks:
         click.echo(f"remark: {remark}")

@@ -9,8 +9,10 @@ import click
 
 from unetrt.cli.options import MEMORY
 from unetrt.runtime.artifacts import require_place
+from unetrt.runtime.engines.engine_file import SUFFIXES
 from unetrt.runtime.engines.flavours import AUTO, NAMES
 from unetrt.runtime.engines.options import COMPATIBILITIES
+from unetrt.runtime.errors import OptionError
 
 if TYPE_CHECKING:
     from unetrt.runtime.engines.progress import Phase, Progress
@@ -53,7 +55,7 @@ def command(model: Path, out: Path | None, flavour: str, force: bool, **wanted: 
     from unetrt.runtime.onnx_file import read_spec
 
     if out is not None:
-        require_place(out)
+        _require_engine_place(out, model)
     spec, machine = read_spec(model), this_machine()
     chosen, options = usable_flavour(flavour, machine), BuildOptions(**wanted)
     options.require_for(chosen)
@@ -70,6 +72,14 @@ def command(model: Path, out: Path | None, flavour: str, force: bool, **wanted: 
     size = f"{path.stat().st_size / 1e6:.1f} MB"
     how = f"built{why}" if built else "is up to date (--force builds anew)"
     click.echo(f"{path} {how}: {size}, {spec.precision}, {chosen.title} {chosen.version}")
+
+
+def _require_engine_place(out: Path, model: Path) -> None:
+    from unetrt.runtime.external_data import external_files
+
+    if out.suffix.lower() not in SUFFIXES:
+        raise OptionError(f"{out} does not look like an engine: use {out.with_suffix('.engine')}")
+    require_place(out, (model, *external_files(model)) if model.is_file() else ())
 
 
 @contextmanager

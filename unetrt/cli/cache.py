@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from unetrt.runtime.errors import OptionError
+from unetrt.runtime.errors import OptionError, OutputError
 
 if TYPE_CHECKING:
     from unetrt.runtime.engines.engine_file import Sidecar
@@ -33,18 +33,28 @@ def listed() -> None:
 @command.command("clear")
 @click.argument("keys", nargs=-1)
 def clear(keys: tuple[str, ...]) -> None:
-    """Delete the engines whose keys begin with KEYS, as `unetrt cache list` shows them, or all."""
+    """Delete the engines whose keys begin with KEYS, or all."""
     from unetrt.runtime.engines.cache import EngineCache
 
     cache = EngineCache()
+    if "" in keys:
+        raise OptionError("an empty key is that of every engine: give none to delete all")
+    before = {entry.path for entry in cache.entries()}
     gone = cache.clear(keys)
-    if keys and not gone:
+    left = [path for path in before - set(gone) if not keys or path.name.startswith(keys)]
+    if keys and not gone and not left:
         raise OptionError(f"no engine's key begins with {' or '.join(keys)}: `unetrt cache list` shows them")
     click.echo(f"{len(gone)} engines deleted from {cache.folder}")
+    if left:
+        raise OutputError(f"{len(left)} engines could not be deleted, such as {left[0]}: another program has them open")
 
 
 def _about(sidecar: "Sidecar") -> str:
+    from unetrt.runtime.engines.fit import targets
+
     facts, machine = sidecar.facts, sidecar.facts.machine
     height, width = facts.tile
     what = f"{height}x{width} x {facts.batch}, {facts.precision}"
-    return f"{sidecar.source}: {what}, {facts.flavour} {facts.version}, {machine.gpu or 'any GPU'}"
+    return (
+        f"{sidecar.source}: {what}, {facts.flavour} {facts.version}, {machine.gpu or f'for GPUs of {targets(facts)}'}"
+    )

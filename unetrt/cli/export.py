@@ -9,8 +9,8 @@ import click
 
 from unetrt.cli.frames import raw_frames
 from unetrt.cli.options import SIZE, Size
-from unetrt.cli.package import LOOKED_AT, PLACES
-from unetrt.runtime.artifacts import require_place, require_writable
+from unetrt.cli.package import LOOKED_AT, PLACES, require_about, require_package_place
+from unetrt.runtime.artifacts import require_place
 from unetrt.runtime.errors import OptionError
 from unetrt.runtime.spec import HEADS, INPUT_TYPES, PRECISIONS
 
@@ -68,10 +68,11 @@ def command(
     if tile and frame:
         raise OptionError("--tile and --frame exclude each other: a planned tile, or one of your choice")
     package = choices.pop("package")
-    about = _about(package, {name: choices.pop(name) for name in ABOUT})
+    about = {name: value for name in ABOUT if (value := choices.pop(name))}
+    require_about(package, about)
     out = out or PLACES.get(package, Path("model.onnx"))
-    (require_writable if package == "triton" else require_place)(out)
     trained = load(checkpoint)
+    _require_place(package, out, checkpoint)
     thresholds = Thresholds.of(choices["precision"], **{name: choices.pop(name) for name in LIMITS})
     options = Options(tile=tile or planned_tile(trained, frame, choices["batch"]), **choices)
     with TemporaryDirectory(prefix="unetrt-") as folder:
@@ -80,24 +81,24 @@ def command(
         parity = export(trained, model, options, frames=verified, thresholds=thresholds)
         click.echo(f"{_said(out, model, options)}\nparity with the network in FP32: {parity}")
         if not package:
-            click.echo(f"next: unetrt predict {out} IMAGES -o DIR")
+            click.echo(f"next: {_next(out, options)}")
             return
         frames = raw_frames(images, trained.shape.channels) if images else iter(trained.frames)
         written = write(package, model, out, list(islice(frames, LOOKED_AT)), **about)
     click.echo(f"{written}: a package for {package}")
 
 
-def _about(package: str | None, given: dict[str, Any]) -> dict[str, Any]:
-    """Return what is given of what a package says of itself, once it is known to make one."""
-    from unetrt.export.packages import named_kind
+def _require_place(package: str | None, out: Path, checkpoint: Path) -> None:
+    if package is None:
+        require_place(out, (checkpoint,) if checkpoint.is_file() else ())
+    else:
+        require_package_place(package, out)
 
-    about = {name: value for name, value in given.items() if value}
-    if package is not None:
-        named_kind(package).choose(**about)
-    elif about:
-        option = next(iter(about)).removesuffix("s")
-        raise OptionError(f"--{option} is for packages: add --package {' or '.join(PLACES)}")
-    return about
+
+def _next(out: Path, options: "Options") -> str:
+    if options.precision == "bf16":
+        return f"unetrt build {out} -o {out.with_suffix('.engine')}"
+    return f"unetrt predict {out} IMAGES -o DIR"
 
 
 def _said(out: Path, model: Path, options: "Options") -> str:

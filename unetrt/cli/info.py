@@ -1,10 +1,13 @@
 """`unetrt info`."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import click
+
+from unetrt.runtime.errors import ModelFileError
 
 
 @click.command("info")
@@ -12,14 +15,37 @@ import click
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def command(model: Path, as_json: bool) -> None:
     """Show what MODEL, an ONNX file, an engine or a checkpoint, says of itself."""
-    read = {".onnx": _of_onnx, ".engine": _of_engine, ".plan": _of_engine}.get(model.suffix.lower(), _of_checkpoint)
-    about = read(model)
+    about = _reader(model)(model)
     if as_json:
         click.echo(json.dumps(about, indent=2))
         return
     for name, value in about.items():
         shown = json.dumps(value) if isinstance(value, dict | list) else value
         click.echo(f"{name:18s} {shown}")
+
+
+def _reader(path: Path) -> Callable[[Path], dict[str, Any]]:
+    """Return what reads a file, by its name or else by what it holds."""
+    from unetrt.runtime.engines.engine_file import SUFFIXES
+
+    by_name = {".onnx": _of_onnx, ".safetensors": _of_checkpoint, **dict.fromkeys(SUFFIXES, _of_engine)}
+    if path.suffix.lower() in by_name:
+        return by_name[path.suffix.lower()]
+    if path.is_dir():
+        return _of_checkpoint
+    if not path.is_file():
+        raise ModelFileError(f"{path} does not exist, or is no file: give a model file, an engine or a checkpoint")
+    return _of_onnx if _holds_a_graph(path) else _of_checkpoint
+
+
+def _holds_a_graph(path: Path) -> bool:
+    from unetrt.runtime.onnx_file import read_metadata
+
+    try:
+        read_metadata(path)
+    except ModelFileError:
+        return False
+    return True
 
 
 def _of_onnx(path: Path) -> dict[str, Any]:

@@ -7,6 +7,8 @@ from typing import Any
 import click
 
 from unetrt.cli.frames import raw_frames
+from unetrt.runtime.artifacts import require_place, require_writable
+from unetrt.runtime.engines.engine_file import SUFFIXES
 from unetrt.runtime.errors import OptionError
 
 # Where a kind of package goes unless told otherwise.
@@ -14,7 +16,17 @@ PLACES = {"bioimageio": Path("model.zip"), "triton": Path("models")}
 # How many frames are looked at for one that shows something.
 LOOKED_AT = 4
 
-ENGINES = (".engine", ".plan")
+# The options of each kind, by what they are called in Python.
+OPTIONS = {
+    "bioimageio": {"name": "--name", "authors": "--author", "license": "--license", "description": "--description"},
+    "triton": {
+        "name": "--name",
+        "max_batch_size": "--max-batch",
+        "max_queue_delay_microseconds": "--queue-delay",
+        "instances": "--instances",
+        "device": "--device",
+    },
+}
 
 
 @click.command("package")
@@ -37,10 +49,39 @@ def command(model: Path, kind: str, out: Path | None, images: Path | None, **cho
     bioimageio  a .zip for the bioimage.io model zoo and the programs that read it
     triton      a folder in a model repository of NVIDIA's Triton inference server
     """  # noqa: D301 - click's own mark
-    chosen = {name: value for name, value in choices.items() if value}
+    chosen = {name: value for name, value in choices.items() if value not in (None, ())}
+    require_about(kind, chosen)
     out = out or PLACES[kind]
-    write = _write_engine if model.suffix.lower() in ENGINES else _write_model
+    require_package_place(kind, out)
+    write = _write_engine if model.suffix.lower() in SUFFIXES else _write_model
     click.echo(f"{write(model, kind, out, images, chosen)}: a package for {kind}")
+
+
+def require_about(kind: str | None, chosen: dict[str, Any]) -> None:
+    """Raise OptionError where options are given that a kind of package, or None, does not have, or not so."""
+    from unetrt.export.packages import named_kind
+
+    known = OPTIONS[kind] if kind else {}
+    names = {name: option for options in OPTIONS.values() for name, option in options.items()}
+    for name in chosen:
+        if name not in known:
+            of = " or ".join(place for place, options in OPTIONS.items() if name in options)
+            raise OptionError(f"{names[name]} is for packages of {of}, not for {kind or 'a single file'}: leave it out")
+    if kind:
+        named_kind(kind).choose(**chosen)
+
+
+def require_package_place(kind: str, out: Path) -> None:
+    """Raise an error where no package of that kind can be written."""
+    from unetrt.export.packages import named_kind
+
+    suffix = named_kind(kind).suffix
+    if not suffix:
+        require_writable(out)
+        return
+    if out.suffix != suffix:
+        raise OptionError(f"a {kind} package is a {suffix}: use {out.with_suffix(suffix)}")
+    require_place(out)
 
 
 def _write_engine(model: Path, kind: str, out: Path, _images: Path | None, chosen: dict[str, Any]) -> Path:

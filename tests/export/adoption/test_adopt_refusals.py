@@ -6,7 +6,9 @@ import numpy as np
 import onnx
 import onnx.parser
 import pytest
+import torch
 from onnx import numpy_helper
+from torch import nn
 
 from tests.export.adoption.foreign_nets import CASES, save
 from unetrt.export.adoption.adopt import Choices, adopt
@@ -183,7 +185,7 @@ SPOILT = {
     ),
     "a label that is not named": (
         {"body": "i = Cast<to = 7>(image) a = Abs(i) mask = Min(a, nine)", "answer": "int64[n, 1, h, w] mask",
-         "nine": np.int64(9)}, {"head": "labels"}, OptionError, "has label 4, 2 classes are named: name all",
+         "nine": np.int64(9)}, {"head": "labels"}, OptionError, "has label 3, 2 classes are named: name all",
     ),
     "no tile": ({"body": BOTH}, {"tile": None}, OptionError, "takes images of any size: choose one with --tile"),
     "a grid that is none": (
@@ -281,5 +283,25 @@ def test_files_that_are_no_foreign_network(tmp_path):
     with pytest.raises(ModelFileError, match="text.onnx is not a whole ONNX file"):
         adopt(tmp_path / "text.onnx", tmp_path / "model.onnx", choices())
     path = write(tmp_path / "net.onnx", BOTH)
-    with pytest.raises(OutputError, match="net.onnx is the input and would be overwritten"):
+    with pytest.raises(OutputError, match="net.onnx is read for this, and would be overwritten"):
         adopt(path, path, choices())
+
+
+class Drifting(nn.Module):
+    """A constant that grows along the tile: little from one tile place to the next, much over a core."""
+
+    def __init__(self, share: float) -> None:
+        super().__init__()
+        self.layer = nn.Conv2d(1, 2, 3, padding=1)
+        self.register_buffer("drift", share * torch.linspace(-1, 1, 64)[None, None, :, None])
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return 0.01 * (self.layer(x) + torch.cat([self.drift, -self.drift], 1))
+
+
+@pytest.mark.parametrize("share", [0.003, 0.1])
+def test_a_constant_as_large_as_the_tile_is_seen_however_small_the_answers_are(tmp_path, share):
+    path = save(Drifting(share).eval(), tmp_path / "net.onnx", open_axes=False)
+    with pytest.raises(ParityError, match="tiles differ by .* of the answer's range"):
+        adopt(path, tmp_path / "model.onnx", choices(grid=1))
+    assert [left.name for left in tmp_path.iterdir()] == ["net.onnx"]

@@ -39,13 +39,11 @@ def test_what_fits(facts, machine, version):
         (FACTS, AMPERE, "11.4.0.106", "built with compute capability 8.9, here 8.6"),
         (FACTS, ADA, "11.5.0.1", "built with TensorRT version 11.4.0.106, here 11.5.0.1"),
         (FACTS, WINDOWS, "11.4.0.106", "built with system Linux x86_64, here Windows AMD64"),
-        (FACTS, NONE, "11.4.0.106", "built with GPU NVIDIA RTX 4090, here none"),
         (AMPERE_PLUS, TURING, "11.4.0.106", "built with compute capability 8.9, here 7.5"),
         (NEWER, ADA, "11.3.9", "version 11.4.0.106, here 11.3.9"),
         (NEWER, ADA, "12.0.0", "version 11.4.0.106, here 12.0.0"),
         (RTX, TURING, "1.7.1.116", "built with compute capability 8.0 and newer, here 7.5"),
         (FOR_TURING, ADA, "1.7.1.116", "built with compute capability 7.5, here 8.9"),
-        (RTX, NONE, "1.7.1.116", "built with GPU of compute capability 8.0 and newer, here none"),
         (RTX, ADA, "1.6.0", "built with TensorRT for RTX version 1.7.1.116, here 1.6.0"),
     ],
 )
@@ -57,6 +55,13 @@ def test_what_does_not_fit_is_named_with_both_sides_and_the_command_that_rebuild
         require_fit(Path("model.engine"), sidecar, machine, version)
     assert f"`{rebuild_command(Path('model.engine'), sidecar)}`" in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(("facts", "gpu"), [(FACTS, "NVIDIA RTX 4090"), (RTX, "of compute capability 8.0 and newer")])
+def test_where_there_is_no_gpu_nothing_is_to_be_rebuilt(facts, gpu):
+    sidecar = Sidecar(facts, SPEC, "cells/model.onnx", "", 0)
+    with pytest.raises(EngineError, match=f"^model.engine runs on a GPU, {gpu}, and (there is none here|none is seen)"):
+        require_fit(Path("model.engine"), sidecar, NONE, facts.version)
 
 
 @pytest.mark.parametrize(
