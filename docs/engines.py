@@ -1,0 +1,115 @@
+"""Measures what docs/export.md says of engines: sizes and build times. Run it on a quiet machine.
+
+python docs/engines.py      builds real engines, and writes benchmarks/results/engines.json and the table
+"""
+
+import json
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from statistics import median
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+import onnx
+import torch
+
+from unetrt.benchmarks.report import processor
+from unetrt.export.graph import build_graph, describe
+from unetrt.export.quantisation import quantised
+from unetrt.runtime.cost import UNetShape
+from unetrt.runtime.engines.builder import build
+from unetrt.runtime.engines.facts import facts_of
+from unetrt.runtime.engines.flavours import AUTO, usable_flavour
+from unetrt.runtime.engines.machine import this_machine
+from unetrt.runtime.engines.options import BuildOptions
+from unetrt.runtime.normalisation import Normalisation
+from unetrt.runtime.spec import PRECISIONS, ModelSpec
+from unetrt.trainer.unet import UNet
+
+RESULTS = Path(__file__).parents[1] / "benchmarks" / "results" / "engines.json"
+PAGE = Path(__file__).with_name("export.md")
+MARKS = ("<!-- engines -->\n", "<!-- /engines -->\n")
+
+# The recipes' networks, with the tile of the paper and one of about the same size.
+NETWORKS = {"modern": (UNetShape(3, 16), (572, 572)), "paper": (UNetShape(), (572, 572))}
+VARIANTS: tuple[dict[str, Any], ...] = (
+    {},
+    {"head": "labels"},
+    {"input_dtype": "uint16"},
+    {"batch": 4},
+)
+# Times of this many builds; the median is told.
+REPEATS = 5
+
+
+def measured() -> dict[str, Any]:
+    """Build every variant, and return sizes in bytes and times in seconds with what they were measured on."""
+    machine = this_machine()
+    flavour = usable_flavour(AUTO, machine)
+    versions = {flavour.title: flavour.version, "torch": torch.__version__, "onnx": onnx.__version__}
+    return {"machine": str(machine), "processor": processor(), "versions": versions, "engines": list(_engines())}
+
+
+def _engines() -> Iterator[dict[str, Any]]:
+    for network, (shape, tile) in NETWORKS.items():
+        for precision in PRECISIONS:
+            for variant in VARIANTS:
+                spec = replace(_spec(shape, tile), precision=precision, **variant)
+                with TemporaryDirectory() as folder:
+                    model = Path(folder) / "model.onnx"
+                    onnx.save(_model(shape, spec), model)
+                    yield {"network": network, "precision": precision, **variant, **_built(model, spec)}
+
+
+def _spec(shape: UNetShape, tile: tuple[int, int]) -> ModelSpec:
+    fixed = Normalisation("fixed", offset=(400.0,), scale=(0.0003,))
+    geometry = shape.geometry
+    return ModelSpec(tile=tile, halo=geometry.halo, grid=geometry.grid, normalisation=fixed)
+
+
+def _model(shape: UNetShape, spec: ModelSpec) -> onnx.ModelProto:
+    """Return a network with drawn weights: neither size nor time depends on them."""
+    model = build_graph(UNet(shape).initialise(torch.Generator().manual_seed(0)).eval(), spec)
+    if spec.precision == "int8":
+        drawn = np.random.default_rng(0).integers(0, 4000, (1, *spec.core)).astype(np.uint16)
+        model = quantised(model, spec, [drawn])
+        describe(model, spec)
+    return model
+
+
+def _built(model: Path, spec: ModelSpec) -> dict[str, Any]:
+    machine = this_machine()
+    facts = facts_of(model, spec, usable_flavour(AUTO, machine), machine, BuildOptions())
+    seconds, engine = [], b""
+    for _ in range(REPEATS):
+        begin = time.perf_counter()
+        engine = build(model, facts)
+        seconds.append(round(time.perf_counter() - begin, 3))
+    return {"model_bytes": model.stat().st_size, "engine_bytes": len(engine), "seconds": seconds}
+
+
+def table(results: dict[str, Any]) -> str:
+    """Return the figures as Markdown."""
+    lines = ["| network | precision | variant | model | engine | built in |", "| --- | --- | --- | --- | --- | --- |"]
+    for engine in results["engines"]:
+        shown = {"head": "{}", "input_dtype": "{} input", "batch": "batch {}"}
+        variant = ", ".join(text.format(engine[name]) for name, text in shown.items() if name in engine)
+        sizes = " | ".join(f"{engine[name] / 1e6:.1f} MB" for name in ("model_bytes", "engine_bytes"))
+        seconds = f"{median(engine['seconds']):.2f} s"
+        lines.append(f"| {engine['network']} | {engine['precision']} | {variant} | {sizes} | {seconds} |")
+    return "\n".join(lines) + "\n"
+
+
+def page(text: str, results: dict[str, Any]) -> str:
+    """Return the page with the table of these results in its place."""
+    before, rest = text.split(MARKS[0])
+    return before + MARKS[0] + table(results) + MARKS[1] + rest.split(MARKS[1])[1]
+
+
+if __name__ == "__main__":
+    found = measured()
+    RESULTS.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    PAGE.write_text(page(PAGE.read_text(encoding="utf-8"), found), encoding="utf-8")
