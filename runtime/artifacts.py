@@ -123,12 +123,13 @@ def require_place(path: str | Path, sources: Iterable[str | Path] = ()) -> Path:
         Files that the work reads.
     """
     path = Path(path)
-    if path.is_dir():
+    there = os.path.exists(path)  # noqa: PTH110 - Path.exists() raises below a folder that may not be entered
+    if there and path.is_dir():
         raise OutputError(f"{path} is a folder: name a file in it")
-    if path.exists() and not path.is_file():
+    if there and not path.is_file():
         raise OutputError(f"{path} is no regular file, and would be replaced by one: name another")
     for source in sources:
-        if path.exists() and path.samefile(source):
+        if there and path.samefile(source):
             raise OutputError(f"{path} is read for this, and would be overwritten: give another name with -o")
     require_writable(path.parent)
     return path

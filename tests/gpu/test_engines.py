@@ -66,9 +66,9 @@ def test_engines_of_tensorrt_for_rtx_for_one_capability(tiny_model, capability):
         BuildOptions(workspace=2**30),
     ],
 )
-def test_tensorrt_takes_its_options_and_keeps_its_times(tiny_model, tmp_path, asked):
+def test_tensorrt_takes_its_options_and_keeps_its_times(tiny_model, tmp_path, options):
     flavour = FLAVOURS[0]
-    facts = facts_of(tiny_model, read_spec(tiny_model), flavour, this_machine(), BuildOptions(**asked))
+    facts = facts_of(tiny_model, read_spec(tiny_model), flavour, this_machine(), options)
     path, built = EngineCache(tmp_path).obtain(tiny_model, facts)
     assert built
     assert loaded(flavour, path.read_bytes()) is not None
