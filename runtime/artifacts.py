@@ -5,6 +5,7 @@ import shutil
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
+from functools import cache
 from pathlib import Path
 from tempfile import mkdtemp
 
@@ -36,7 +37,6 @@ def whole_file(path: str | Path, durable: bool = False) -> Iterator[Path]:
         The folder cannot be written to, or the disk is full.
     """
     path = Path(os.path.realpath(require_place(path)))  # behind a link lies what is meant
-    clear_unfinished(path.parent, older=FORGOTTEN)
     with _beside(path) as temporary:
         yield temporary
         _share(temporary)
@@ -68,6 +68,7 @@ def _beside(path: Path) -> Iterator[Path]:
     """Yield a path named as `path` in a hidden folder beside it, which is gone afterwards with all it holds."""
     made = [folder for folder in (path.parent, *path.parent.parents) if not os.path.lexists(folder)]
     folder = writable_folder(path.parent)
+    _forget(folder)
     try:
         hidden = Path(mkdtemp(prefix=HIDDEN, dir=folder))
     except OSError as error:
@@ -98,6 +99,12 @@ def clear_unfinished(folder: str | Path, older: float = 0) -> None:
         with suppress(OSError):
             if time.time() - hidden.stat().st_mtime >= older:
                 shutil.rmtree(hidden, ignore_errors=True)
+
+
+@cache
+def _forget(folder: Path) -> None:
+    """Remove what nobody will finish; once a process, as a folder may hold a hundred thousand files."""
+    clear_unfinished(folder, older=FORGOTTEN)
 
 
 def writable_folder(path: str | Path) -> Path:
