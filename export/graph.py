@@ -13,7 +13,7 @@ from unetrt.runtime.normalisation import Normalisation
 from unetrt.runtime.spec import INPUT, KEY, OUTPUT, ModelSpec, Precision
 from unetrt.trainer.unet import UNet
 
-# An opset whose operators TensorRT 10, TensorRT for RTX and ONNX Runtime 1.18 all read; bfloat16 convolutions are part
+# An opset whose operators TensorRT 10, TensorRT for RTX and ONNX Runtime 1.20 all read; bfloat16 convolutions are part
 # of the standard from 22 on (onnx's Changelog.md, Conv-22).
 OPSET, OPSET_BFLOAT16 = 20, 22
 

@@ -45,9 +45,11 @@ def quantised(model: onnx.ModelProto, spec: ModelSpec, frames: Sequence[NDArray[
     from onnxruntime.quantization import CalibrationMethod, QuantFormat, QuantType, quantize_static
 
     with TemporaryDirectory(prefix="unetrt-") as folder, _quiet():
-        out = Path(folder) / "int8.onnx"
+        # Files, not the model itself: of one in memory, older ONNX Runtimes write copies that onnx does not read.
+        plain, out = Path(folder) / "fp32.onnx", Path(folder) / "int8.onnx"
+        onnx.save(model, plain)
         quantize_static(
-            model,
+            plain,
             out,
             _reader(spread(list(tile_batches(spec, frames)), CALIBRATION_BATCHES)),
             quant_format=QuantFormat.QDQ,

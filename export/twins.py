@@ -5,6 +5,7 @@ from collections.abc import Mapping
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
+from unetrt.export.graph import OPSET
 from unetrt.runtime.spec import OUTPUT
 
 # Operators that hand on what they get: nothing is rounded in them.
@@ -44,6 +45,9 @@ def in_float32(model: onnx.ModelProto) -> onnx.ModelProto:
     nodes = [part for node in twin.graph.node for part in _rounding(node, lower)]
     del twin.graph.node[:], twin.graph.value_info[:]
     twin.graph.node.extend(nodes)
+    for opset in twin.opset_import:
+        # What float32 operators mean did not change since, and older ONNX Runtimes read it.
+        opset.version = min(opset.version, OPSET)
     return _inferred(twin)
 
 

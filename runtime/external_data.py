@@ -22,6 +22,8 @@ SPECIAL = '\\:*?"<>|'
 # Digits of 2^63 - 1, the largest offset that engines can hold.
 MAX_DIGITS = 19
 CHUNK = 1 << 20
+# NodeProto.
+NODE_OUTPUT, OP_TYPE = 2, 4
 
 
 def require_safe(path: str | Path) -> None:
@@ -32,7 +34,8 @@ def require_safe(path: str | Path) -> None:
 def external_files(path: str | Path) -> tuple[Path, ...]:
     """Return the files that an ONNX file keeps weights in, sorted; none for most.
 
-    Looks at every tensor: initializers, sparse ones, attributes, in subgraphs and functions too. No weights are read.
+    Looks at every tensor: initializers, sparse ones, attributes, in subgraphs and functions too; and at every node. No
+    weights are read.
 
     Raises
     ------
@@ -74,6 +77,14 @@ def _tensors(model: Message) -> Iterator[StoredTensor]:
             yield StoredTensor.read(message)
         elif kind == "sparse tensor":
             require_sparse(message)
+        elif kind == "node":
+            _require_node(message)
+
+
+def _require_node(node: Message) -> None:
+    """Refuse a node without an operator, or without an output: TensorRT for RTX 1.7 dies of one."""
+    if not {NODE_OUTPUT, OP_TYPE} <= {part.number for part in node.fields()}:
+        raise ModelFileError("it has a node without operator or output; export or copy it again")
 
 
 def _checked(tensor: StoredTensor, folder: Path) -> Path | None:

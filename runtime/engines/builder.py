@@ -122,8 +122,11 @@ class _Build:
 
 def _described(error: Any) -> str:
     """Return what TensorRT's parser has to say, and of which node."""
-    node = " ".join(filter(None, (error.node_operator(), error.node_name())))
-    return f"at {node}: {error.desc()}" if node else str(error.desc())
+    try:
+        node = " ".join(filter(None, (error.node_operator(), error.node_name())))
+        return f"at {node}: {error.desc()}" if node else str(error.desc())
+    except UnicodeDecodeError:
+        return "a node has a name that is no text"
 
 
 def configure(trt: Any, config: Any, options: BuildOptions) -> None:

@@ -17,7 +17,8 @@ CANARY = 1234.5677
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="limits of memory and time are POSIX's")
 
 
-def _originals():
+def damageable():
+    """Three small models: with external data, with subgraphs, and a U-Net of ours."""
     external = model([convolution()], [outside(weights(), "in/w.bin", offset=0, length=8)])
     subgraph = branching(branch(weights(name="a"), "bright_scores"), branch(weights(name="b"), "dark_scores"))
     return [made.SerializeToString() for made in (external, subgraph, network())]
@@ -49,7 +50,7 @@ def folder(tmp_path):
 
 
 def test_a_thousand_damaged_models(folder):
-    originals = _originals()
+    originals = damageable()
     for number in range(MUTANTS):
         (folder / f"{number:04d}.onnx").write_bytes(mutant(originals[number % len(originals)], number))
     results, crashes = _loaded(folder)
@@ -67,7 +68,7 @@ def test_a_thousand_damaged_models(folder):
 
 def test_crashes_canaries_and_reads_outside_are_seen(folder):
     """The test above can fail: what it looks for is found where it is."""
-    data = _originals()[0]
+    data = damageable()[0]
     for name in ("control-canary", "control-crash", "control-read", "last"):
         (folder / f"{name}.onnx").write_bytes(data)
     (folder / "in" / "w.bin").write_bytes((folder.parent / "w.bin").read_bytes())

@@ -333,3 +333,14 @@ def test_a_weights_file_that_may_not_be_read_says_so(folder):
         pytest.skip("this user may read everything")
     with pytest.raises(ModelFileError, match="w.bin cannot be read"):
         sha256_of_model(path)
+
+
+@pytest.mark.parametrize("missing", ["output", "op_type"])
+def test_a_node_without_operator_or_output_is_refused(folder, missing):
+    """TensorRT for RTX 1.7.1 takes the process with it where a node has no output."""
+    made = model([convolution()], [weights()])
+    made.graph.node[0].ClearField(missing)
+    path = folder / "model.onnx"
+    path.write_bytes(made.SerializeToString())
+    with pytest.raises(ModelFileError, match="a node without operator or output"):
+        require_safe(path)
