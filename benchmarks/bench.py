@@ -17,7 +17,8 @@ from unetrt.benchmarks.report import Result
 from unetrt.benchmarks.usual_loop import TILE
 from unetrt.benchmarks.whole_frame import whole_frame_scores, wrong_pixels
 from unetrt.benchmarks.worker import Worker
-from unetrt.export.exporter import Options, export, planned_tile
+from unetrt.export.exporter import export, planned_tile
+from unetrt.export.options import Options
 from unetrt.runtime.cost import UNetShape
 from unetrt.runtime.errors import OptionError, ParityError
 from unetrt.runtime.normalisation import Normalisation

@@ -1,15 +1,15 @@
 """Checkpoint in, verified ONNX file out."""
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import onnx
 from numpy.typing import NDArray
 
 from unetrt._version import __version__
 from unetrt.export.graph import build_graph, describe, require_clean
+from unetrt.export.options import Options
 from unetrt.export.parity import DEFAULTS, Parity, Thresholds
 from unetrt.export.quantisation import quantised
 from unetrt.export.verification import verify
@@ -18,49 +18,13 @@ from unetrt.runtime.errors import FrameError, OptionError
 from unetrt.runtime.normalisation import Normalisation
 from unetrt.runtime.plan import TilePlan
 from unetrt.runtime.planner import Budget, best_tile
-from unetrt.runtime.spec import Head, InputType, ModelSpec, Precision
+from unetrt.runtime.spec import ModelSpec
 from unetrt.trainer.checkpoint import Checkpoint
 
 # The gate computes this many pixels of tiles at most, but one frame at least: enough to see a wrong export.
 VERIFIED_PIXELS = 4_000_000
 
 Frames = Sequence[NDArray[Any]]
-
-
-@dataclass(frozen=True)
-class Options:
-    """What kind of file to write.
-
-    Attributes
-    ----------
-    tile
-        Height and width of the input, in pixels.
-    precision
-        What the graph computes in.
-    head
-        What comes out.
-    batch
-        Tiles in one pass.
-    input
-        What goes in: `float32` normalised grey values, `uint8` or `uint16` raw ones.
-    normalisation
-        `fixed` freezes a normalisation that is measured on each frame at what the verified frames have; None keeps it.
-    """
-
-    tile: tuple[int, int]
-    precision: Precision = "fp32"
-    head: Head = "logits"
-    batch: int = 1
-    input: InputType = "float32"
-    normalisation: Literal["fixed"] | None = None
-
-    def __post_init__(self) -> None:
-        if self.batch < 1:
-            raise OptionError(f"a batch of {self.batch} tiles is none: use 1 or more")
-
-    def measures(self, trained: Normalisation) -> bool:
-        """Tell whether frames decide what the file holds: ranges, or constants instead of the trained normalisation."""
-        return self.precision == "int8" or (self.normalisation == "fixed" and trained.mode != "fixed")
 
 
 def planned_tile(checkpoint: Checkpoint, frames: Sequence[tuple[int, int]] = (), batch: int = 1) -> tuple[int, int]:

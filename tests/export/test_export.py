@@ -9,9 +9,10 @@ import torch
 
 from tests.export.variants import ALL, PAIRWISE, REST, name, pairs
 from unetrt.export import exporter, twins
-from unetrt.export.exporter import Options, export, planned_tile
+from unetrt.export.exporter import export, planned_tile
 from unetrt.export.graph import build_graph
 from unetrt.export.layers import LayerError, exploding
+from unetrt.export.options import Options
 from unetrt.export.parity import DEFAULTS, Parity, Thresholds
 from unetrt.export.quantisation import tile_batches
 from unetrt.export.twins import in_float32, with_layers
