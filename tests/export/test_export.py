@@ -16,19 +16,22 @@ from unetrt.export.options import Options
 from unetrt.export.parity import DEFAULTS, Parity, Thresholds
 from unetrt.export.quantisation import tile_batches
 from unetrt.export.twins import in_float32, with_layers
+from unetrt.runtime.cost import UNetShape
 from unetrt.runtime.engines.builder import build
 from unetrt.runtime.engines.facts import facts_of
 from unetrt.runtime.engines.flavours import FLAVOURS
 from unetrt.runtime.engines.machine import Machine
 from unetrt.runtime.engines.options import BuildOptions
 from unetrt.runtime.errors import BackendUnavailableError, FrameError, OptionError, ParityError, TileError
+from unetrt.runtime.normalisation import Normalisation
 from unetrt.runtime.onnx_file import read_spec
 from unetrt.runtime.plan import TilePlan
 from unetrt.runtime.segmenter import Segmenter
 from unetrt.runtime.sessions.worker import WorkerSession
-from unetrt.runtime.spec import HEADS, INPUT, KEY, OUTPUT
+from unetrt.runtime.spec import HEADS, INPUT, KEY, OUTPUT, ModelSpec
 from unetrt.trainer.drawn_cells import draw
 from unetrt.trainer.torch_session import TorchSession
+from unetrt.trainer.unet import UNet
 
 TILE = (60, 76)
 
@@ -420,3 +423,20 @@ def test_training_is_told_in_the_file(tiny_model):
     training = json.loads(read_spec(tiny_model).to_json())["training"]
     assert 1 <= training["steps"] <= 12
     assert training["recipe"]["depth"] == 2
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16", "bf16"])
+def test_the_graph_of_the_paper_has_under_80_nodes_and_static_shapes(precision):
+    """With all that can be around the network: raw input, labels, types that are not the network's own."""
+    shape = UNetShape(base=2)
+    fixed = Normalisation("fixed", offset=(400.0,), scale=(0.001,))
+    geometry = {"tile": (188, 204), "halo": shape.geometry.halo, "grid": shape.geometry.grid}
+    spec = ModelSpec(**geometry, normalisation=fixed, precision=precision, input_dtype="uint16", head="labels", batch=2)
+    model = build_graph(UNet(shape).eval(), spec)
+    assert len(model.graph.node) < 80
+    named = [node.name for node in model.graph.node if node.op_type in ("Conv", "ConvTranspose")]
+    assert len(named) == 23 == len(set(named))
+    assert {"contracting.4.2", "up.3", "expanding.0.0", "classify"} <= set(named)
+    inferred = onnx.shape_inference.infer_shapes(model, strict_mode=True, data_prop=True).graph
+    values = [*inferred.value_info, *inferred.input, *inferred.output]
+    assert all(axis.HasField("dim_value") for value in values for axis in value.type.tensor_type.shape.dim)
