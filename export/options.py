@@ -25,7 +25,8 @@ class Options:
     input
         What goes in: `float32` normalised grey values, `uint8` or `uint16` raw ones.
     normalisation
-        `fixed` freezes a normalisation that is measured on each frame at what the verified frames have; None keeps it.
+        `fixed` freezes a normalisation that is measured on each frame at what every other verified frame has; None
+        keeps it.
     """
 
     tile: tuple[int, int]

@@ -42,8 +42,8 @@ def verify(
     """Compare an exported file with its network in FP32.
 
     What is compared is the file's graph: where it is in FP16 or bfloat16, in float32 with every operator's result
-    rounded; where it has a labels head, the scores before it, as an argmax hides NaN. Then the file itself must give
-    the same classes.
+    rounded; where it has a labels head, the scores before it, as an argmax hides NaN. Then the file itself, but for
+    one in bfloat16, must give the same classes.
 
     Parameters
     ----------

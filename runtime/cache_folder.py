@@ -1,5 +1,6 @@
 """Where things are kept that can be made again."""
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from getpass import getuser
@@ -37,7 +38,7 @@ def locked(path: str | Path) -> Iterator[None]:
     try:
         lock.acquire()
     except (OSError, NotImplementedError) as error:
-        raise OutputError(f"cannot lock {lock.lock_file}: {error}; set XDG_CACHE_HOME to a local disk") from error
+        raise OutputError(f"cannot lock {lock.lock_file}: {error}; its disk has no locks") from error
     try:
         yield
     finally:
@@ -48,4 +49,5 @@ def _folder_of_locks() -> Path:
     try:
         return writable_folder(cache_folder("locks"))
     except OutputError:
-        return writable_folder(Path(gettempdir()) / f"unetrt-locks-{getuser()}")
+        user = os.getuid() if hasattr(os, "getuid") else getuser()
+        return writable_folder(Path(gettempdir()) / f"unetrt-locks-{user}")

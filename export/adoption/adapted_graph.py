@@ -95,6 +95,8 @@ class _Edges:
             declared.append(helper.make_tensor_value_info(name, kind, array.shape))
 
 
+# Operators that hand on values as they are.
+PASSING = ("Cast", "Identity", "Reshape", "Slice", "Squeeze", "Transpose", "Unsqueeze")
 Finish = Callable[[_Edges, str, ModelSpec], None]
 
 
@@ -124,11 +126,17 @@ def _labels(edges: _Edges, core: str, spec: ModelSpec) -> None:
     edges.add("Cast", [edges.add("Reshape", [core, shape], "flat")], OUTPUT, to=TensorProto.UINT8)
 
 
+def gives_scores(network: ModelProto) -> bool:
+    """Tell whether a static network gives floats (N, C, H, W), and no labels."""
+    kind = network.graph.output[0].type.tensor_type.elem_type
+    return len(output_shape(network)) == 4 and kind in SCORES
+
+
 def _head(network: ModelProto, spec: ModelSpec) -> Finish:
     """Return what makes the spec's output of the network's; raises OptionError where that cannot be."""
     shape, classes = output_shape(network), len(spec.classes)
     channels = shape[1] if len(shape) == 4 else 1
-    if len(shape) == 3 or network.graph.output[0].type.tensor_type.elem_type not in SCORES:
+    if not gives_scores(network):
         if spec.head != "labels" or channels != 1:
             raise OptionError(f"the output, shape {shape}, has one label a pixel, no scores: use --head labels")
         return _labels
@@ -145,5 +153,9 @@ def _head(network: ModelProto, spec: ModelSpec) -> Finish:
 
 
 def _made_by(network: ModelProto) -> str:
-    """Return the operator that makes the network's output."""
-    return next(str(node.op_type) for node in network.graph.node if network.graph.output[0].name in node.output)
+    """Return the operator that makes the values of the network's output."""
+    made = {name: node for node in network.graph.node for name in node.output}
+    node = made.get(network.graph.output[0].name)
+    while node is not None and node.op_type in PASSING:
+        node = made.get(node.input[0])
+    return node.op_type if node is not None else ""

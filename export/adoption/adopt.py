@@ -1,12 +1,13 @@
 """A foreign ONNX file in, a verified model file of ours out."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import onnx
 
 from unetrt._version import __version__
-from unetrt.export.adoption.adapted_graph import adapted
+from unetrt.export.adoption.adapted_graph import adapted, gives_scores
 from unetrt.export.adoption.foreign import Foreign, read_foreign
 from unetrt.export.adoption.receptive_field import ReceptiveField, measure
 from unetrt.export.adoption.sizes import Sizes, sizes_of
@@ -115,14 +116,24 @@ def adopt(source: str | Path, path: str | Path, choices: Choices) -> Adoption:
     sizes = sizes_of(foreign, _tile(foreign, choices), choices.grid)
     field = measure(sizes, choices.grid)
     spec = _spec(foreign, sizes, field, choices)
-    model = adapted(fixed(foreign, spec.tile, spec.batch), spec)
-    clean(model)
-    with whole_file(path) as temporary:
-        onnx.save(model, temporary)
-        with open_session(temporary, "onnxruntime") as session:
+    network = fixed(foreign, spec.tile, spec.batch)
+    with whole_file(path) as temporary, TemporaryDirectory(dir=temporary.parent) as copies:
+        _write(network, spec, temporary)
+        shown = temporary
+        if spec.head == "labels" and gives_scores(network):
+            # Labels of noise are nearly all background, which would hide what its scores show.
+            shown = Path(copies) / "scores.onnx"
+            _write(network, replace(spec, head="logits"), shown)
+        with open_session(shown, "onnxruntime") as session:
             difference = require_agreement(session, sizes)
     reference = "one pass over a larger image" if sizes.step else "each other"
     return Adoption(spec, field, difference, reference, tuple(_remarks(spec, field)), choices.grid is not None)
+
+
+def _write(network: onnx.ModelProto, spec: ModelSpec, path: Path) -> None:
+    model = adapted(network, spec)
+    clean(model)
+    onnx.save(model, path)
 
 
 def _tile(foreign: Foreign, choices: Choices) -> tuple[int, int]:

@@ -8,6 +8,10 @@ from unetrt.runtime.errors import ModelFileError, OptionError, TileError
 
 # Farther than this nobody tiles; the measuring image is this long at most, in pixels.
 MAX_LENGTH = 8192
+# Periods that are looked for, in pixels, where the axes of a network do not tell its own.
+MAX_PERIOD = 64
+# How far, in pixels, what a line touches may lie off the line on average: even kernels make a half.
+OFF_CENTRE = 0.75
 
 
 @dataclass(frozen=True)
@@ -54,7 +58,35 @@ def measure(sizes: Sizes, grid: int | None = None) -> ReceptiveField:
     """
     rulers = [_ruler(sizes, axis, sizes.step or grid or 1) for axis in (0, 1)]
     found = _grid(sizes, grid)
+    if sizes.step and grid is None:
+        found = _repeating(sizes, rulers, found)
+    _require_centred(sizes, rulers, found)
     return ReceptiveField(max(ruler.radius(found) for ruler in rulers), found, sizes.margin)
+
+
+def _repeating(sizes: Sizes, rulers: list[Ruler], lattice: int) -> int:
+    """Return the period of the network's reach: that of its axes, or a multiple where it works in larger windows."""
+    longest = max(MAX_PERIOD, lattice)
+    for period in range(lattice, longest + 1, lattice):
+        rulers = [
+            ruler if ruler.holds(2 * period) else _ruler(sizes, axis, 2 * period) for axis, ruler in enumerate(rulers)
+        ]
+        if all(ruler.repeats(period) for ruler in rulers):
+            return period
+    raise OptionError(
+        f"{sizes.foreign.name} does not repeat within {longest} px: give --grid, the product of its strides, poolings "
+        "and windows"
+    )
+
+
+def _require_centred(sizes: Sizes, rulers: list[Ruler], period: int) -> None:
+    """Refuse a network that loses more at one end of an axis than at the other: its answer lies elsewhere."""
+    for ruler, margin in zip(rulers, sizes.margin, strict=True):
+        if margin and abs(offset := ruler.offset(period)) > OFF_CENTRE:
+            raise ModelFileError(
+                f"{sizes.foreign.name} loses {margin} px, and not the same at both ends: its answer lies {offset:g} px "
+                "off the middle of its image; pad it evenly, or not at all"
+            )
 
 
 def _grid(sizes: Sizes, given: int | None) -> int:
@@ -73,11 +105,13 @@ def _grid(sizes: Sizes, given: int | None) -> int:
 
 def _ruler(sizes: Sizes, axis: int, period: int) -> Ruler:
     """Return a ruler that is long enough for a period along an axis, each one tried twice as long as the last."""
-    length = sizes.least[axis]
+    length, suspect = sizes.least[axis], None
     while not (ruler := Ruler(sizes, axis, length)).holds(period):
-        if operator := ruler.global_operator():
+        operator = ruler.global_operator()
+        # A window that fills a short image sees all of it; what sees all of a longer one too has no end.
+        if operator and (operator == suspect or not sizes.step):
             raise ModelFileError(_unlimited(sizes, operator))
-        length = _longer(sizes, length)
+        length, suspect = _longer(sizes, length), operator
     return ruler
 
 

@@ -10,6 +10,9 @@ from unetrt.export.adoption.footprint import footprint
 from unetrt.export.adoption.sizes import Sizes
 from unetrt.export.adoption.static_graph import Runner
 
+# Periods up to this many pixels are measured line by line; longer ones at lines that a bisection finds.
+EACH = 32
+
 
 class Ruler:
     """A long, narrow image, and how far the influence of one of its lines goes.
@@ -48,7 +51,29 @@ class Ruler:
 
     def radius(self, period: int) -> int:
         """Return the farthest influence, in pixels, of the lines of one period from the middle of the image on."""
-        return self._radius(self.length // 2, self.length // 2 + period - 1)
+        first = self.length // 2
+        if period <= EACH:
+            return max(self._reach(line) for line in range(first, first + period))
+        return self._radius(first, first + period - 1)
+
+    def repeats(self, period: int) -> bool:
+        """Tell whether a line that lies a period further on touches what lies a period further on."""
+        first = self.length // 2
+        lines = range(first, first + period, max(1, period // EACH))
+        return all(
+            self.extent(line + period) == tuple(end + period for end in self.extent(line))
+            for line in lines
+            if line + period < self.length
+        )
+
+    def offset(self, period: int) -> float:
+        """Return how far the middle of what a line touches lies from the line, in pixels, on average over a period."""
+        first = self.length // 2
+        lines = range(first, first + period, max(1, period // EACH))
+        return float(np.mean([sum(self.extent(line)) / 2 - line for line in lines]))
+
+    def _reach(self, line: int) -> int:
+        return max(abs(touched - line) for touched in self.extent(line))
 
     def _radius(self, first: int, last: int) -> int:
         """Return the farthest influence of lines first ... last.
@@ -56,7 +81,7 @@ class Ruler:
         A line that lies further on touches nothing that lies further back. So where two lines touch the same, all lines
         between them do, and the farthest influence is that of the two.
         """
-        ends = [abs(touched - line) for line in (first, last) for touched in self.extent(line)]
+        ends = [self._reach(first), self._reach(last)]
         if last - first < 2 or self.extent(first) == self.extent(last):
             return max(ends)
         middle = (first + last) // 2

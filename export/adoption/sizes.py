@@ -13,6 +13,8 @@ from unetrt.runtime.errors import ModelFileError, OptionError, TileError
 
 # Steps from the tile to other sizes: the first suits lattices of powers of two, the second those of 3 and 5 as well.
 STEPS = (64, 960)
+# A step so long that an axis which grows once in up to 256, 3 * 256 or 5 * 256 pixels grows by what it should.
+FAR = 3840
 # Sides that networks with padding want are multiples of one of these.
 USUAL_GRIDS = (2, 4, 8, 16, 32, 64)
 
@@ -58,10 +60,22 @@ class Sizes:
         """
         if not self.step:
             return None
-        sizes = (self.tile, (self.tile[0] + self.step, self.tile[1] + self.step))
-        before, after = (_axes(self.at(size)) for size in sizes)
-        grown = [b - a for name, axes in before.items() for a, b in zip(axes, after.get(name, axes), strict=True)]
-        return lcm(*(Fraction(self.step, pixels).numerator for pixels in grown if pixels > 0))
+        return lcm(*(self._lattice(axis) for axis in (0, 1)))
+
+    def _lattice(self, axis: int) -> int:
+        """Return how often the lattice repeats along one axis, seen on a long, narrow image, which is cheap."""
+        narrow = [self.tile[0], self.least[1]] if axis == 0 else [self.least[0], self.tile[1]]
+        before = _axes(self.at((narrow[0], narrow[1])))
+        for step in (FAR, self.step):
+            longer = list(narrow)
+            longer[axis] += step
+            try:
+                after = _axes(self.at((longer[0], longer[1])))
+            except TileError:
+                continue
+            pairs = [pair for name, axes in before.items() for pair in zip(axes, after.get(name, axes), strict=True)]
+            return lcm(*(Fraction(step, grown - side).numerator for side, grown in pairs if grown > side))
+        return 1
 
     def _least(self, axis: int) -> int:
         least = self.margin[axis] + 1
@@ -88,6 +102,7 @@ def sizes_of(foreign: Foreign, tile: Size, grid: int | None) -> Sizes:
     margin = _margin(_at_tile(foreign, tile, grid), tile)
     if min(margin) < 0 or any(pixels % 2 for pixels in margin):
         raise ModelFileError(_not_one_a_pixel(foreign, tile, margin))
+    others: list[tuple[Size, Size]] = []
     for step in (*((grid * -(-STEPS[0] // grid),) if grid else ()), *STEPS):
         larger = (tile[0] + step, tile[1] + step)
         try:
@@ -96,8 +111,10 @@ def sizes_of(foreign: Foreign, tile: Size, grid: int | None) -> Sizes:
             continue
         if (given := _margin(graph, larger)) == margin:
             return Sizes(foreign, tile, margin, step)
-        if foreign.size is None:
-            raise ModelFileError(_not_one_a_pixel(foreign, larger, given))
+        others.append((larger, given))
+    if others and foreign.size is None:
+        size, given = others[0]
+        raise ModelFileError(_not_one_a_pixel(foreign, size, given))
     return Sizes(foreign, tile, margin, 0)
 
 

@@ -24,12 +24,12 @@ SUMS_TO_ONE = 1e-2
 
 
 def require_agreement(session: Session, sizes: Sizes) -> float:
-    """Compare tiles on noise of several amplitudes, three quarters of a core apart along both axes.
+    """Compare tiles on noise of several amplitudes, one grid and three quarters of a core apart along both axes.
 
     Parameters
     ----------
     session
-        The adopted file, loaded by the runtime.
+        The adopted file, loaded by the runtime; with a head of scores where the network gives scores.
     sizes
         The network it was made from. Where it runs on larger images, one pass over an image that holds both tiles is
         the reference; else the first tile is, where both answer.
@@ -54,27 +54,38 @@ def require_agreement(session: Session, sizes: Sizes) -> float:
             f"apart, and {sizes.foreign.name} runs on no larger image: export it with open axes, or for a larger one"
         )
     worst = 0.0
-    for image in _noise(spec):
-        tiles = [_answer(session, image, origin) for origin in ((0, 0), _shift(spec))]
-        _require_head(tiles[0], spec)
-        worst = max(worst, *_differences(tiles, _whole(sizes, spec, image), spec))
+    for shift in dict.fromkeys(((spec.grid, spec.grid), _shift(spec))):
+        for image in _noise(spec, shift):
+            tiles = [_answer(session, image, origin) for origin in ((0, 0), shift)]
+            _require_head(tiles[0], spec)
+            worst = max(worst, *_differences(tiles, _whole(sizes, spec, image), spec, shift))
     if not worst <= TOLERANCE[spec.precision]:
-        raise ParityError(
-            f"tiles differ by {worst:.2g} of the answer's range from a pass over a larger image (at most "
-            f"{TOLERANCE[spec.precision]:g}): its answer depends on where in the tile a pixel lies: the "
-            f"grid is a multiple of {spec.grid}, the answer is coarser than the image, or the network has constants as "
-            "large as the tile and cannot be tiled"
-        )
+        raise ParityError(_refusal(worst, sizes, spec))
     return worst
 
 
-def _noise(spec: ModelSpec) -> Iterator[Array]:
-    """Yield images (C, H, W) float32 that hold both tiles: as normalised frames are, and far louder."""
+def _refusal(worst: float, sizes: Sizes, spec: ModelSpec) -> str:
+    other = "a pass over a larger image" if sizes.step else "each other"
+    return (
+        f"tiles differ by {worst:.2g} of the answer's range from {other} (at most {TOLERANCE[spec.precision]:g}): the "
+        "answer depends on where in the tile a pixel lies, or on the rest of its batch. Either the grid is not "
+        f"{spec.grid} but a multiple of it (give --grid, and multiples of that for --tile), or the answer "
+        "is coarser than the image, or the network has constants as large as the tile and cannot be tiled"
+    )
+
+
+def _noise(spec: ModelSpec, shift: Size) -> Iterator[Array]:
+    """Yield images (C, H, W) float32 that hold two tiles so far apart: as normalised frames are, and far louder."""
     random = np.random.default_rng(2015)
-    shape = (spec.channels, *_large(spec))
+    shape = (spec.channels, spec.tile[0] + shift[0], spec.tile[1] + shift[1])
     yield random.random(shape, np.float32)
     for amplitude in (1, 20):
         yield amplitude * random.standard_normal(shape, np.float32)
+    if spec.normalisation.mode == "fixed":
+        # The largest float16 is 65504.
+        for brightest in (255, 4095) if spec.precision == "fp16" else (255, 65535):
+            frame = random.integers(0, brightest, shape, endpoint=True).astype(np.float32)
+            yield spec.normalisation.measure(frame).apply(frame)
 
 
 def _shift(spec: ModelSpec) -> Size:
@@ -83,16 +94,13 @@ def _shift(spec: ModelSpec) -> Size:
     return down, right
 
 
-def _large(spec: ModelSpec) -> Size:
-    (down, right), (height, width) = _shift(spec), spec.tile
-    return height + down, width + right
-
-
 def _answer(session: Session, image: Array, origin: Size) -> Array:
     """Return the answer of the runtime for the tile at `origin`, (..., h', w')."""
     (top, left), (height, width) = origin, session.spec.tile
     (lane,) = session.lanes(1)
-    lane.input[:] = image[:, top : top + height, left : left + width]
+    # What lies in the other places of the batch must not matter: it is another part of the image each time.
+    lane.input[:] = image[:, ::-1, ::-1][:, top : top + height, left : left + width]
+    lane.input[-1] = image[:, top : top + height, left : left + width]
     lane.launch()
     lane.wait()
     answer: Array = lane.output[-1].copy()
@@ -103,14 +111,21 @@ def _whole(sizes: Sizes, spec: ModelSpec, image: Array) -> Array | None:
     """Return the answer of one pass over the image, or None where the network runs on the tile alone."""
     if not sizes.step:
         return None
-    large = replace(spec, tile=_large(spec), batch=1)
-    answer: Array = Runner(adapted(sizes.at(large.tile), large))(image[None])[0][0]
+    large = replace(spec, tile=(image.shape[-2], image.shape[-1]), batch=1)
+    try:
+        network = sizes.at(large.tile)
+    except TileError as error:
+        raise TileError(
+            f"{sizes.foreign.name} does not run on {image.shape[-2]}x{image.shape[-1]} px, {spec.grid} px more than a "
+            "tile or a multiple of it: its grid is larger; give --grid"
+        ) from error
+    answer: Array = Runner(adapted(network, large))(image[None])[0][0]
     return answer
 
 
-def _differences(tiles: list[Array], whole: Array | None, spec: ModelSpec) -> Iterator[float]:
+def _differences(tiles: list[Array], whole: Array | None, spec: ModelSpec, shift: Size) -> Iterator[float]:
     """Yield how far both tiles are from the whole, or from each other where both answer."""
-    (height, width), (down, right) = spec.core, _shift(spec)
+    (height, width), (down, right) = spec.core, shift
     if whole is None:
         yield _difference(tiles[0][..., down:, right:], tiles[1][..., : height - down, : width - right])
         return
@@ -141,5 +156,5 @@ def _require_head(answer: Array, spec: ModelSpec) -> None:
         raise OptionError(
             "the output is no probabilities: its classes do not sum to 1 at each pixel; use --head logits"
         )
-    if spec.head == "logits" and probable:
+    if spec.head == "logits" and len(answer) > 1 and probable:
         raise OptionError("the output is probabilities, which sum to 1 at each pixel: use --head probabilities")

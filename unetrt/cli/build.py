@@ -77,9 +77,9 @@ def command(model: Path, out: Path | None, flavour: str, force: bool, **wanted: 
 def _require_engine_place(out: Path, model: Path) -> None:
     from unetrt.runtime.external_data import external_files
 
+    require_place(out, (model, *external_files(model)) if model.is_file() else ())
     if out.suffix.lower() not in SUFFIXES:
         raise OptionError(f"{out} does not look like an engine: use {out.with_suffix('.engine')}")
-    require_place(out, (model, *external_files(model)) if model.is_file() else ())
 
 
 @contextmanager

@@ -41,7 +41,7 @@ ABOUT = ("name", "authors", "license")
     type=click.Choice(["fixed"]),
     help="Freeze what is measured on each frame, as raw input needs it.",
 )
-@click.option("--images", type=click.Path(path_type=Path), help="Verify on these images, not on the checkpoint's.")
+@click.option("--images", type=click.Path(path_type=Path), help="Verify on up to 16 of these, not on the checkpoint's.")
 @click.option("--max-error", type=float, help="Largest difference of a probability. [default: by precision]")
 @click.option("--max-flips", type=float, help="Share of pixels that may change class. [default: by precision]")
 @click.option("--min-iou", type=float, help="Least IoU of the worst class. [default: by precision]")
@@ -74,6 +74,7 @@ def command(
     out = out or PLACES.get(package, Path("model.onnx"))
     trained = load(checkpoint)
     _require_place(package, out, checkpoint)
+    _require_precision(package, choices["precision"])
     thresholds = Thresholds.of(choices["precision"], **{name: choices.pop(name) for name in LIMITS})
     options = Options(tile=tile or planned_tile(trained, frame, choices["batch"]), **choices)
     with TemporaryDirectory(prefix="unetrt-") as folder:
@@ -94,6 +95,11 @@ def _require_place(package: str | None, out: Path, checkpoint: Path) -> None:
         require_place(out, (checkpoint,) if checkpoint.is_file() else ())
     else:
         require_package_place(package, out)
+
+
+def _require_precision(package: str | None, precision: str) -> None:
+    if package == "bioimageio" and precision == "bf16":
+        raise OptionError("bioimage.io's programs compute no bfloat16: use --precision fp32 or fp16")
 
 
 def _next(out: Path, options: "Options") -> str:

@@ -79,9 +79,9 @@ def require_package_place(kind: str, out: Path) -> None:
     if not suffix:
         require_writable(out)
         return
+    require_place(out)
     if out.suffix != suffix:
         raise OptionError(f"a {kind} package is a {suffix}: use {out.with_suffix(suffix)}")
-    require_place(out)
 
 
 def _write_engine(model: Path, kind: str, out: Path, _images: Path | None, chosen: dict[str, Any]) -> Path:

@@ -185,7 +185,7 @@ SPOILT = {
     ),
     "a label that is not named": (
         {"body": "i = Cast<to = 7>(image) a = Abs(i) mask = Min(a, nine)", "answer": "int64[n, 1, h, w] mask",
-         "nine": np.int64(9)}, {"head": "labels"}, OptionError, "has label 3, 2 classes are named: name all",
+         "nine": np.int64(9)}, {"head": "labels"}, OptionError, "has label 4, 2 classes are named: name all",
     ),
     "no tile": ({"body": BOTH}, {"tile": None}, OptionError, "takes images of any size: choose one with --tile"),
     "a grid that is none": (
@@ -305,3 +305,74 @@ def test_a_constant_as_large_as_the_tile_is_seen_however_small_the_answers_are(t
     with pytest.raises(ParityError, match="tiles differ by .* of the answer's range"):
         adopt(path, tmp_path / "model.onnx", choices(grid=1))
     assert [left.name for left in tmp_path.iterdir()] == ["net.onnx"]
+
+
+TO_SIZE = 'mode = "nearest", coordinate_transformation_mode = "asymmetric", nearest_mode = "floor"'
+WINDOWS = (
+    "s = Shape(image) h = Slice(s, two, three) w = Slice(s, three, four) hb = Div(h, win) wb = Div(w, win) "
+    "t = Concat<axis = 0>(one, one, hb, win, wb, win) r = Reshape(image, t) m = ReduceMean(r, ax) d = Sub(r, m) "
+    "x = Reshape(d, s) mask = Concat<axis = 1>(x, image)"
+)
+WINDOWS_OF_8 = {
+    name: np.array(value, np.int64)
+    for name, value in {"one": [1], "two": [2], "three": [3], "four": [4], "win": [8], "ax": [3, 5]}.items()
+}
+# Networks whose lattice does not stand in the sizes of their axes, or hardly: body, weights, tile, grid, radius.
+LATTICES = {
+    "windows of 8": (WINDOWS, WINDOWS_OF_8, (128, 128), 8, 7),
+    "stride 3, back to the size": (
+        "p = AveragePool<kernel_shape = [3, 3], strides = [3, 3]>(image) s = Shape(image) "
+        f"a = Resize<{TO_SIZE}>(p, , , s) mask = Concat<axis = 1>(a, image)",
+        {}, (192, 192), 3, 3,
+    ),
+    "stride 128, back to the size": (
+        "p = AveragePool<kernel_shape = [128, 128], strides = [128, 128]>(image) s = Shape(image) "
+        f"a = Resize<{TO_SIZE}>(p, , , s) mask = Concat<axis = 1>(a, image)",
+        {}, (640, 640), 128, 127,
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", LATTICES)
+def test_the_lattice_is_found_where_axes_do_not_tell_it(tmp_path, name):
+    body, constants, tile, grid, radius = LATTICES[name]
+    path = write(tmp_path / "net.onnx", body, opset=18, **constants)
+    adoption = adopt(path, tmp_path / "model.onnx", choices(tile=tile))
+    assert (adoption.field.grid, adoption.field.radius) == (grid, radius)
+
+
+RAMP = np.linspace(-1, 1, 64, dtype=np.float32)[None, None, :, None].repeat(64, 3)
+HIDDEN = {
+    "the rest of the batch": (
+        "m = ReduceMean(image, zero) h = Mul(m, half) x = Sub(image, h) mask = Concat<axis = 1>(x, image)",
+        {"zero": np.array([0], np.int64), "half": np.float32(0.5)}, {"batch": 2}, "or on the rest of its batch",
+    ),
+    "what only grey values wake": (
+        "a = Sub(image, dark) r = Relu(a) y = Mul(r, ramp) x = Add(y, image) mask = Concat<axis = 1>(x, image)",
+        {"dark": np.float32(200), "ramp": RAMP}, {"grid": 1}, "tiles differ by",
+    ),
+    "labels that noise leaves alone": (
+        "y = Add(image, ramp) a = Sub(y, bright) z = Sub(image, image) mask = Concat<axis = 1>(z, a)",
+        {"bright": np.float32(1e6), "ramp": 1e5 * RAMP}, {"grid": 1, "head": "labels"}, "tiles differ by",
+    ),
+    "a sigmoid behind a cast": (
+        "h = Cast<to = 10>(image) g = Sigmoid(h) mask = Cast<to = 1>(g)", {}, {}, "use --head probabilities",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", HIDDEN)
+def test_what_is_easily_overlooked_is_refused(tmp_path, name):
+    body, constants, changed, message = HIDDEN[name]
+    answer = MASK if constants else "float[n, 1, h, w] mask"
+    path = write(tmp_path / "net.onnx", body, answer=answer, opset=18, **constants)
+    with pytest.raises((ParityError, OptionError), match=message):
+        adopt(path, tmp_path / "model.onnx", choices(**changed))
+    assert [left.name for left in tmp_path.iterdir()] == ["net.onnx"]
+
+
+def test_an_answer_that_lies_beside_its_place_is_refused(tmp_path):
+    body = "x = Conv<kernel_shape = [3, 5], pads = [0, 2, 0, 0]>(image, w) mask = Concat<axis = 1>(x, x)"
+    path = write(tmp_path / "net.onnx", body, opset=18, w=np.ones((1, 1, 3, 5), np.float32))
+    with pytest.raises(ModelFileError, match="loses 2 px, and not the same at both ends: its answer lies -?1 px off"):
+        adopt(path, tmp_path / "model.onnx", choices())
