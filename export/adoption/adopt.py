@@ -15,8 +15,8 @@ from unetrt.export.adoption.static_graph import clean, fixed
 from unetrt.export.adoption.tile_agreement import require_agreement
 from unetrt.runtime.artifacts import require_place, whole_file
 from unetrt.runtime.errors import OptionError
-from unetrt.runtime.external_data import external_files
 from unetrt.runtime.mirror import Border
+from unetrt.runtime.model_files.external_data import external_files
 from unetrt.runtime.normalisation import Normalisation
 from unetrt.runtime.sessions import open_session
 from unetrt.runtime.spec import Annotation, Head, ModelSpec

@@ -13,8 +13,8 @@ import onnx.inliner
 from onnx import TensorProto
 
 from unetrt.runtime.errors import ModelFileError
-from unetrt.runtime.external_data import require_safe
-from unetrt.runtime.onnx_file import read_metadata
+from unetrt.runtime.model_files.external_data import require_safe
+from unetrt.runtime.model_files.onnx_file import read_metadata
 from unetrt.runtime.spec import KEY, Precision
 
 # `TensorProto.DataType` of onnx.proto, and what weights of that type are computed in.

@@ -7,8 +7,8 @@ from pathlib import Path
 import onnx
 
 from unetrt.runtime.errors import ModelFileError
-from unetrt.runtime.external_data import external_files, require_safe
-from unetrt.runtime.onnx_file import read_spec
+from unetrt.runtime.model_files.external_data import external_files, require_safe
+from unetrt.runtime.model_files.onnx_file import read_spec
 from unetrt.runtime.spec import INPUT, KEY, OUTPUT
 
 FREE = "batch"  # the name of a first axis of any length

@@ -15,7 +15,7 @@ from unetrt.runtime.artifacts import whole_folder
 from unetrt.runtime.engines.engine_file import read_sidecar
 from unetrt.runtime.engines.flavours import named_flavour
 from unetrt.runtime.errors import ModelFileError, OptionError, OutputError
-from unetrt.runtime.onnx_file import read_spec
+from unetrt.runtime.model_files.onnx_file import read_spec
 from unetrt.runtime.spec import ModelSpec
 
 __all__ = ["Serving", "write"]

@@ -5,7 +5,6 @@ from pathlib import Path
 from textwrap import shorten
 from typing import Any
 
-from unetrt.runtime.byte_pairs import as_byte_pairs
 from unetrt.runtime.engines.bindings import bindings
 from unetrt.runtime.engines.facts import Facts
 from unetrt.runtime.engines.flavours import named_flavour
@@ -14,8 +13,9 @@ from unetrt.runtime.engines.options import BuildOptions
 from unetrt.runtime.engines.progress import Progress, monitor_of
 from unetrt.runtime.engines.timing_cache import TimingCache
 from unetrt.runtime.errors import EngineError, OutOfMemoryError
-from unetrt.runtime.external_data import require_safe, sha256_of_model
-from unetrt.runtime.onnx_file import read_spec
+from unetrt.runtime.model_files.byte_pairs import as_byte_pairs
+from unetrt.runtime.model_files.external_data import require_safe, sha256_of_model
+from unetrt.runtime.model_files.onnx_file import read_spec
 
 # Seconds between looks at whether the user has interrupted.
 PATIENCE = 0.1

@@ -13,8 +13,8 @@ from unetrt.runtime.engines.engine_file import Sidecar, read_sidecar, sidecar_pa
 from unetrt.runtime.engines.facts import Difference, Facts
 from unetrt.runtime.engines.progress import Progress
 from unetrt.runtime.errors import EngineError
-from unetrt.runtime.external_data import external_files
-from unetrt.runtime.onnx_file import read_spec
+from unetrt.runtime.model_files.external_data import external_files
+from unetrt.runtime.model_files.onnx_file import read_spec
 
 log = logging.getLogger("unetrt")
 

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from unetrt.runtime.engines.flavours import Flavour, named_flavour
 from unetrt.runtime.engines.machine import Machine
 from unetrt.runtime.engines.options import BuildOptions
-from unetrt.runtime.external_data import sha256_of_model
+from unetrt.runtime.model_files.external_data import sha256_of_model
 from unetrt.runtime.spec import ModelSpec
 from unetrt.runtime.spec_types import COUNT, SPEC, TEXT, Rule, is_list, is_text, require
 

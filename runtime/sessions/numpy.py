@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from unetrt.runtime.onnx_file import read_spec
+from unetrt.runtime.model_files.onnx_file import read_spec
 from unetrt.runtime.sessions.worker import Array, WorkerSession
 from unetrt.runtime.spec import ModelSpec
 

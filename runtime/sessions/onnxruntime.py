@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from unetrt.runtime.errors import BackendUnavailableError, InferenceError, ModelFileError, OutOfMemoryError
-from unetrt.runtime.external_data import require_safe
-from unetrt.runtime.onnx_file import read_spec
+from unetrt.runtime.model_files.external_data import require_safe
+from unetrt.runtime.model_files.onnx_file import read_spec
 from unetrt.runtime.sessions.worker import Array, WorkerSession
 from unetrt.runtime.spec import INPUT, OUTPUT, ModelSpec
 

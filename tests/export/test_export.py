@@ -23,8 +23,8 @@ from unetrt.runtime.engines.flavours import FLAVOURS
 from unetrt.runtime.engines.machine import Machine
 from unetrt.runtime.engines.options import BuildOptions
 from unetrt.runtime.errors import BackendUnavailableError, FrameError, OptionError, ParityError, TileError
+from unetrt.runtime.model_files.onnx_file import read_spec
 from unetrt.runtime.normalisation import Normalisation
-from unetrt.runtime.onnx_file import read_spec
 from unetrt.runtime.plan import TilePlan
 from unetrt.runtime.segmenter import Segmenter
 from unetrt.runtime.sessions.worker import WorkerSession

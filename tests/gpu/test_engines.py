@@ -14,7 +14,7 @@ from unetrt.runtime.engines.flavours import FLAVOURS  # noqa: E402
 from unetrt.runtime.engines.machine import this_machine  # noqa: E402
 from unetrt.runtime.engines.options import BuildOptions  # noqa: E402
 from unetrt.runtime.engines.timing_cache import TimingCache  # noqa: E402
-from unetrt.runtime.onnx_file import read_spec  # noqa: E402
+from unetrt.runtime.model_files.onnx_file import read_spec  # noqa: E402
 
 pytestmark = [
     pytest.mark.gpu,

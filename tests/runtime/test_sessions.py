@@ -7,7 +7,7 @@ import numpy as np
 import onnx
 import pytest
 
-from tests.runtime import small_models
+from tests.runtime.model_files import small_models
 from unetrt.runtime import sessions
 from unetrt.runtime.errors import BackendUnavailableError, InferenceError, ModelFileError, OptionError
 from unetrt.runtime.segmenter import Segmenter

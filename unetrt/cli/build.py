@@ -52,7 +52,7 @@ def command(model: Path, out: Path | None, flavour: str, force: bool, **wanted: 
     from unetrt.runtime.engines.flavours import usable_flavour
     from unetrt.runtime.engines.machine import this_machine
     from unetrt.runtime.engines.options import BuildOptions
-    from unetrt.runtime.onnx_file import read_spec
+    from unetrt.runtime.model_files.onnx_file import read_spec
 
     if out is not None:
         _require_engine_place(out, model)
@@ -75,7 +75,7 @@ def command(model: Path, out: Path | None, flavour: str, force: bool, **wanted: 
 
 
 def _require_engine_place(out: Path, model: Path) -> None:
-    from unetrt.runtime.external_data import external_files
+    from unetrt.runtime.model_files.external_data import external_files
 
     require_place(out, (model, *external_files(model)) if model.is_file() else ())
     if out.suffix.lower() not in SUFFIXES:

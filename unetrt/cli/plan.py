@@ -57,7 +57,7 @@ def _shape(path: Path) -> UNetShape:
         from unetrt.trainer.checkpoint import load
 
         return load(path).shape
-    from unetrt.runtime.onnx_file import read_spec
+    from unetrt.runtime.model_files.onnx_file import read_spec
 
     shape = read_spec(path).shape
     if shape is None:

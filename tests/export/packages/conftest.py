@@ -7,8 +7,8 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
+from unetrt.runtime.model_files.onnx_file import read_spec
 from unetrt.runtime.normalisation import Normalisation
-from unetrt.runtime.onnx_file import read_spec
 from unetrt.runtime.spec import INPUT, KEY, OUTPUT
 
 FIXED = Normalisation("fixed", offset=(400.0,), scale=(1 / 1500,))

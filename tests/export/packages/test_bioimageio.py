@@ -12,7 +12,7 @@ import ruyaml
 from tests.export.packages.conftest import EXPORTS, FIXED, raw
 from unetrt.export.packages import write
 from unetrt.runtime.errors import FrameError, ModelFileError, OptionError, OutputError
-from unetrt.runtime.onnx_file import read_spec
+from unetrt.runtime.model_files.onnx_file import read_spec
 from unetrt.runtime.plan import TilePlan
 from unetrt.runtime.sessions import open_session
 

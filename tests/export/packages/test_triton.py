@@ -12,7 +12,7 @@ from tests.conftest import small_spec
 from tests.export.packages.conftest import EXPORTS
 from unetrt.export.packages import triton, write
 from unetrt.runtime.errors import EngineError, ModelFileError, OptionError, OutputError
-from unetrt.runtime.onnx_file import read_spec
+from unetrt.runtime.model_files.onnx_file import read_spec
 from unetrt.runtime.spec import INPUT, OUTPUT, ModelSpec
 
 PLAN = small_spec(batch=4, head="labels", classes=("background", "nucleus", 'a "third"'))

@@ -16,7 +16,7 @@ from unetrt.runtime.engines.options import BuildOptions
 from unetrt.runtime.engines.progress import Progress
 from unetrt.runtime.engines.timing_cache import TimingCache
 from unetrt.runtime.errors import EngineError, ModelFileError, OptionError
-from unetrt.runtime.onnx_file import read_spec
+from unetrt.runtime.model_files.onnx_file import read_spec
 
 TENSORRT, RTX = FLAVOURS
 trt = pytest.importorskip("tensorrt_rtx", reason="TensorRT for RTX has no package for this platform")

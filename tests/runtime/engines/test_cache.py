@@ -16,7 +16,7 @@ from unetrt.runtime.engines.flavours import FLAVOURS
 from unetrt.runtime.engines.options import BuildOptions
 from unetrt.runtime.engines.progress import Progress
 from unetrt.runtime.errors import EngineError
-from unetrt.runtime.onnx_file import read_spec
+from unetrt.runtime.model_files.onnx_file import read_spec
 
 pytest.importorskip("tensorrt_rtx", reason="TensorRT for RTX has no package for this platform")
 
@@ -31,7 +31,7 @@ from unetrt.runtime.engines.machine import Machine
 from unetrt.runtime.engines.options import BuildOptions
 from unetrt.runtime.engines.progress import Progress
 from unetrt.runtime.errors import EngineError
-from unetrt.runtime.onnx_file import read_spec
+from unetrt.runtime.model_files.onnx_file import read_spec
 model, out, after = Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3])
 facts = facts_of(model, read_spec(model), FLAVOURS[1], Machine(os="Linux x86_64"), BuildOptions())
 seen = []

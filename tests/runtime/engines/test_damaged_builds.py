@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.runtime.mutations import mutant
-from tests.runtime.test_damaged_models import damageable
+from tests.runtime.model_files.mutations import mutant
+from tests.runtime.model_files.test_damaged_models import damageable
 
 MUTANTS = 1000
 
@@ -22,7 +22,7 @@ from unetrt.runtime.engines.flavours import FLAVOURS
 from unetrt.runtime.engines.machine import Machine
 from unetrt.runtime.engines.options import BuildOptions
 from unetrt.runtime.errors import UnetrtError
-from unetrt.runtime.onnx_file import read_spec
+from unetrt.runtime.model_files.onnx_file import read_spec
 for model in sorted(Path(sys.argv[1]).glob("*.onnx")):
     print(model.name, end=" ", flush=True)
     try:

@@ -11,7 +11,7 @@ from unetrt.export.options import Options
 from unetrt.runtime.engines.facts import Facts, facts_of
 from unetrt.runtime.engines.flavours import FLAVOURS
 from unetrt.runtime.engines.options import BuildOptions
-from unetrt.runtime.onnx_file import read_spec
+from unetrt.runtime.model_files.onnx_file import read_spec
 
 CHANGES = {
     "weights or graph": {"model": "1" * 64},

@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.runtime.mutations import mutant
-from tests.runtime.small_models import branch, branching, convolution, model, network, outside, weights
+from tests.runtime.model_files.mutations import mutant
+from tests.runtime.model_files.small_models import branch, branching, convolution, model, network, outside, weights
 
 MUTANTS = 1000
 CANARY = 1234.5677
@@ -28,8 +28,14 @@ def _loaded(folder):
     """What a process of its own says of each model, started again after each model that kills it."""
     models, results, crashes = sorted(folder.glob("*.onnx")), [], {}
     while len(results) + len(crashes) < len(models):
-        command = [sys.executable, "-m", "tests.runtime.loading_child", str(folder), str(len(results) + len(crashes))]
-        done = subprocess.run(command, cwd=Path(__file__).parents[2], capture_output=True, text=True, check=False)
+        command = [
+            sys.executable,
+            "-m",
+            "tests.runtime.model_files.loading_child",
+            str(folder),
+            str(len(results) + len(crashes)),
+        ]
+        done = subprocess.run(command, cwd=Path(__file__).parents[3], capture_output=True, text=True, check=False)
         lines = [json.loads(line) for line in done.stdout.splitlines()]
         assert lines, done.stderr
         results += [line for line in lines if "begins" not in line]

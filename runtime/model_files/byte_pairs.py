@@ -7,8 +7,17 @@ from collections.abc import Callable
 from struct import pack
 
 from unetrt.runtime.errors import ModelFileError
-from unetrt.runtime.onnx_file import GRAPH, parts
-from unetrt.runtime.protobuf import VARINT, Field, Message, WireError, field_of, number_field, replace, signed
+from unetrt.runtime.model_files.onnx_file import GRAPH, parts
+from unetrt.runtime.model_files.protobuf import (
+    VARINT,
+    Field,
+    Message,
+    WireError,
+    field_of,
+    number_field,
+    replace,
+    signed,
+)
 from unetrt.runtime.spec import INPUT
 
 # Field numbers (onnx-ml.proto) of GraphProto, ...

@@ -12,9 +12,9 @@ from pathlib import Path, PurePosixPath
 from stat import S_ISREG
 
 from unetrt.runtime.errors import ModelFileError
-from unetrt.runtime.onnx_file import opened, parts
-from unetrt.runtime.protobuf import Message
-from unetrt.runtime.stored_tensor import SHOWN, STRING, StoredTensor, require_sparse
+from unetrt.runtime.model_files.onnx_file import opened, parts
+from unetrt.runtime.model_files.protobuf import Message
+from unetrt.runtime.model_files.stored_tensor import SHOWN, STRING, StoredTensor, require_sparse
 
 # Characters that some file system reads as more than a name: Windows' separators, drives, streams and wildcards. ONNX
 # Runtime itself takes a location that begins with */_ORT_MEM_ADDR_ for an address in memory (its tensorprotoutils.h).

@@ -1,6 +1,6 @@
 """Loads every model of a folder in one process, as a host program would, and prints a JSON line for each.
 
-    python -m tests.runtime.loading_child FOLDER FIRST
+    python -m tests.runtime.model_files.loading_child FOLDER FIRST
 
 A crash ends it: the line that says "begins" of the model that did it has no successor. FIRST is where to go on.
 """
@@ -15,8 +15,8 @@ from pathlib import Path
 import numpy as np
 
 from unetrt.runtime.errors import UnetrtError
-from unetrt.runtime.external_data import external_files, sha256_of_model
-from unetrt.runtime.onnx_file import read_spec
+from unetrt.runtime.model_files.external_data import external_files, sha256_of_model
+from unetrt.runtime.model_files.onnx_file import read_spec
 from unetrt.runtime.sessions import open_session
 from unetrt.runtime.sessions.onnxruntime import probe
 

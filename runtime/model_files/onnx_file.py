@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from unetrt.runtime.errors import ModelFileError
-from unetrt.runtime.protobuf import Message, WireError
+from unetrt.runtime.model_files.protobuf import Message, WireError
 from unetrt.runtime.spec import KEY, ModelSpec
 
 # ModelProto and StringStringEntryProto.

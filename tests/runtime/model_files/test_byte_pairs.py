@@ -4,9 +4,9 @@ import onnxruntime
 import pytest
 from onnx import TensorProto, helper
 
-from tests.runtime.small_models import network, tensor
-from unetrt.runtime.byte_pairs import as_byte_pairs
+from tests.runtime.model_files.small_models import network, tensor
 from unetrt.runtime.errors import ModelFileError
+from unetrt.runtime.model_files.byte_pairs import as_byte_pairs
 
 SIDE = 256
 

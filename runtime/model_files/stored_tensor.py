@@ -5,8 +5,8 @@ from io import BytesIO
 from math import prod
 
 from unetrt.runtime.errors import ModelFileError
-from unetrt.runtime.onnx_file import read_entry
-from unetrt.runtime.protobuf import VARINT, Field, Message, WireError, read_varint, signed
+from unetrt.runtime.model_files.onnx_file import read_entry
+from unetrt.runtime.model_files.protobuf import VARINT, Field, Message, WireError, read_varint, signed
 
 # Field numbers of TensorProto (onnx-ml.proto), and where its values may lie other than in raw_data.
 DIMS, DATA_TYPE, NAME, RAW_DATA, EXTERNAL_DATA, DATA_LOCATION = 1, 2, 8, 9, 13, 14
