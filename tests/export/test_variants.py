@@ -1,0 +1,69 @@
+"""Every kind of file is exported, verified, run and built."""
+
+from dataclasses import replace
+
+import onnx
+import pytest
+
+from tests.export.variants import ALL, PAIRWISE, REST, name, pairs
+from unetrt.export.exporter import export
+from unetrt.export.parity import DEFAULTS
+from unetrt.runtime.engines.builder import build
+from unetrt.runtime.engines.facts import facts_of
+from unetrt.runtime.engines.flavours import FLAVOURS
+from unetrt.runtime.engines.machine import Machine
+from unetrt.runtime.engines.options import BuildOptions
+from unetrt.runtime.errors import BackendUnavailableError
+from unetrt.runtime.model_files.onnx_file import read_spec
+from unetrt.runtime.segmenter import Segmenter
+from unetrt.trainer.torch_session import TorchSession
+
+LOWER = {"fp16": "FLOAT16", "bf16": "BFLOAT16", "int8": "INT8"}
+
+
+@pytest.mark.parametrize("options", PAIRWISE, ids=name)
+def test_every_pair_of_choices_is_exported_verified_and_built(steady, tmp_path, options):
+    prove(steady(options.input), tmp_path, options)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("options", REST, ids=name)
+def test_every_other_variant_too(steady, tmp_path, options):
+    prove(steady(options.input), tmp_path, options)
+
+
+def prove(checkpoint, folder, options):
+    """Export, hold the file against its spec and its network, build a real engine of it."""
+    path = folder / "model.onnx"
+    parity = export(checkpoint, path, options)
+    assert list(folder.iterdir()) == [path]
+    assert not parity.misses(DEFAULTS[options.precision])
+    spec, model = read_spec(path), onnx.load(path)
+    for choice in ("tile", "precision", "head", "batch"):
+        assert getattr(spec, choice) == getattr(options, choice)
+    assert spec.input_dtype == options.input
+    assert spec.weights_sha256 == checkpoint.weights_sha256()
+    types = {onnx.TensorProto.DataType.Name(tensor.data_type) for tensor in model.graph.initializer}
+    assert types & set(LOWER.values()) == {LOWER.get(options.precision)} - {None}
+    segment(path, spec, checkpoint)
+    pytest.importorskip("tensorrt_rtx", reason="TensorRT for RTX has no package for this platform")
+    facts = facts_of(path, spec, FLAVOURS[1], Machine(os="Linux x86_64"), BuildOptions())
+    assert len(build(path, facts)) > 100_000
+
+
+def segment(path, spec, checkpoint):
+    """Use the file as its users do: with ONNX Runtime, where that has the type."""
+    frame = checkpoint.frames[0][0]
+    if spec.precision == "bf16":
+        with pytest.raises(BackendUnavailableError, match="has no bfloat16 convolutions.*unetrt build"):
+            Segmenter(path)
+        return
+    eager = TorchSession(checkpoint.network(), replace(spec, precision="fp32", head="logits", input_dtype="float32"))
+    with Segmenter(path) as exported, Segmenter(eager) as network:
+        changed = exported.segment(frame).labels != network.segment(frame).labels
+    assert changed.mean() <= DEFAULTS[spec.precision].flips
+
+
+def test_the_pairs_are_all_there():
+    assert set().union(*map(pairs, PAIRWISE)) == set().union(*map(pairs, ALL))
+    assert len(PAIRWISE) + len(REST) == len(ALL) == 144
