@@ -55,7 +55,7 @@ def command(
     """Turn CHECKPOINT, a training's folder or a .safetensors file, into an ONNX file with a fixed tile.
 
     fp32, fp16 and int8 run everywhere; bf16 has the range of fp32 and needs TensorRT. int8 takes the ranges of its
-    values from the images that it is verified on.
+    values from every other image that it is verified on.
 
     Without --tile or --frame the tile is planned for the frames that the network was trained on. The file appears only
     if it answers as the network does, on real frames.
