@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from unetrt.export.quantisation import tile_batches
+from unetrt.export.tiles import tile_batches
 from unetrt.export.twins import with_layers
 from unetrt.runtime.spec import INPUT, ModelSpec, Precision
 
@@ -82,16 +82,17 @@ def layer_errors(
     batches = zip(tile_batches(reference, [frame]), tile_batches(spec, [frame]), strict=True)
     for expected_input, given_input in batches:
         given = dict(zip(layers, session.run(list(layers.values()), {INPUT: given_input}), strict=True))
-        for name, expected in _outputs(net, expected_input, layers):
+        for name, expected in _outputs(net, expected_input, layers).items():
             worst[name] = max(worst[name], _relative(expected, given[name]))
     return [LayerError(name, error) for name, error in worst.items()]
 
 
-def _outputs(net: nn.Module, batch: Array, names: dict[str, str]) -> Iterator[tuple[str, Array]]:
+def _outputs(net: nn.Module, batch: Array, names: dict[str, str]) -> dict[str, Array]:
+    """Return what the named layers give for a batch (N, C, h, w), by name."""
     seen: dict[str, Array] = {}
     with _watching(net, names, seen), torch.inference_mode():
         net(torch.from_numpy(batch))
-    yield from seen.items()
+    return seen
 
 
 @contextmanager

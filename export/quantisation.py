@@ -5,7 +5,7 @@ arithmetic, stay in FP32, and so does the last layer, whose output decides.
 """
 
 import logging
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout
 from io import StringIO
 from pathlib import Path
@@ -16,7 +16,7 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
-from unetrt.runtime.plan import TilePlan
+from unetrt.export.tiles import tile_batches
 from unetrt.runtime.spec import INPUT, ModelSpec
 
 # Layers that keep FP32 although they are convolutions.
@@ -68,19 +68,6 @@ def quantised(model: onnx.ModelProto, spec: ModelSpec, frames: Sequence[NDArray[
             },
         )
         return onnx.load(out)
-
-
-def tile_batches(spec: ModelSpec, frames: Iterable[NDArray[Any]]) -> Iterator[NDArray[Any]]:
-    """Iterate over what the network is fed of raw frames (C, H, W): arrays as `spec.new_input`."""
-    for frame in frames:
-        affine = spec.normalisation.measure(frame)
-        plan = TilePlan((frame.shape[-2], frame.shape[-1]), spec.tile, spec.geometry, spec.border)
-        for tiles in plan.batches(spec.batch):
-            batch = spec.new_input()
-            for slot, tile in enumerate(tiles):
-                tile.cut(frame, batch[slot])
-            batch[len(tiles) :] = batch[len(tiles) - 1]
-            yield batch if spec.takes_raw else affine.apply(batch)
 
 
 def spread(batches: list[NDArray[Any]], count: int) -> list[NDArray[Any]]:

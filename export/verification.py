@@ -13,7 +13,7 @@ from unetrt.export.consistency import require_same_labels, require_same_slots
 from unetrt.export.graph import describe
 from unetrt.export.layers import first_explosion
 from unetrt.export.parity import Parity, Thresholds, compare
-from unetrt.export.quantisation import tile_batches
+from unetrt.export.tiles import tile_batches
 from unetrt.export.twins import in_float32, with_scores
 from unetrt.runtime.errors import ParityError
 from unetrt.runtime.model_files.onnx_file import read_spec

@@ -12,7 +12,7 @@ from unetrt.runtime.engines.messages import logger_of
 from unetrt.runtime.engines.options import BuildOptions
 from unetrt.runtime.engines.progress import Progress, monitor_of
 from unetrt.runtime.engines.timing_cache import TimingCache
-from unetrt.runtime.errors import EngineError, OutOfMemoryError
+from unetrt.runtime.errors import EngineError, OutOfMemoryError, UnetrtError
 from unetrt.runtime.model_files.byte_pairs import as_byte_pairs
 from unetrt.runtime.model_files.external_data import require_safe, sha256_of_model
 from unetrt.runtime.model_files.onnx_file import read_spec
@@ -111,10 +111,11 @@ class _Build:
         if given != expected:
             raise EngineError(f"{self._model}: its graph has {given}, its spec says {expected}; export it again")
 
-    def _error(self, messages: list[str]) -> EngineError:
+    def _error(self, messages: list[str]) -> UnetrtError:
+        """Return what the user is told of a build that failed with these messages of TensorRT's."""
         first = shorten((messages or self._errors or ["it gives no reason"])[0], SHOWN)
         if "memory" in first.lower() and ("out of" in first.lower() or "alloc" in first.lower()):
-            raise OutOfMemoryError(f"{self._model}: {first}; use a smaller tile or batch, or --workspace")
+            return OutOfMemoryError(f"{self._model}: {first}; use a smaller tile or batch, or --workspace")
         limited = self._facts.options.workspace is not None
         advice = "; try a larger --workspace, or none" if limited else ""
         return EngineError(f"{self._flavour.title} cannot build {self._model}: {first}{advice}")

@@ -10,7 +10,7 @@ from unetrt.export import exporter
 from unetrt.export.exporter import export, planned_tile
 from unetrt.export.graph import build_graph
 from unetrt.export.options import Options
-from unetrt.export.quantisation import tile_batches
+from unetrt.export.tiles import tile_batches
 from unetrt.runtime.cost import UNetShape
 from unetrt.runtime.errors import OptionError, TileError
 from unetrt.runtime.model_files.onnx_file import read_spec

@@ -14,7 +14,7 @@ from unetrt.export.graph import build_graph
 from unetrt.export.layers import LayerError, exploding
 from unetrt.export.options import Options
 from unetrt.export.parity import DEFAULTS, Parity, Thresholds
-from unetrt.export.quantisation import tile_batches
+from unetrt.export.tiles import tile_batches
 from unetrt.export.twins import in_float32, with_layers
 from unetrt.runtime.errors import FrameError, OptionError, ParityError
 from unetrt.runtime.model_files.onnx_file import read_spec
