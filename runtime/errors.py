@@ -49,6 +49,10 @@ class OutOfMemoryError(InferenceError, MemoryError):
     """An inference engine reported that memory ran out."""
 
 
+class CudaError(InferenceError):
+    """A call of CUDA's driver failed; the message names it."""
+
+
 class EngineError(UnetrtError, RuntimeError):
     """A TensorRT engine that cannot be built, is not whole, or does not fit this machine."""
 

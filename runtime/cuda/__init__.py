@@ -1,0 +1,1 @@
+"""CUDA behind one narrow contract: devices, streams, events, memory, graphs and kernels."""
