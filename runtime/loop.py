@@ -1,127 +1,139 @@
-"""The double-buffered loop: while one lane computes, the next tile is cut and the last result is stitched."""
+"""The loop over lanes: while some compute, the next tiles are cut into another and the last result is stitched."""
 
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
+from itertools import islice
+from typing import NamedTuple, Protocol
 
-from numpy.typing import NDArray
-
-from unetrt.runtime.plan import Tile, TilePlan
-from unetrt.runtime.sessions import Lane
-
-Array = NDArray[Any]
-Cut = Callable[[Tile, Array], None]
-Stitch = Callable[[Tile, Array], None]
+from unetrt.runtime.errors import SessionClosedError
+from unetrt.runtime.plan import Tile
+from unetrt.runtime.sessions.protocol import Lane, Step
+from unetrt.runtime.timings import Occupancy, Timings
 
 
-@dataclass
-class Timings:
-    """Where the time of one call went, in seconds.
+class Steps(NamedTuple):
+    """What a tile gives to the stream of a lane on a GPU, if anything.
 
     Attributes
     ----------
-    total
-        The whole call.
-    queue
-        Waiting for calls of other threads.
-    normalise
-        Reading and checking frames and measuring their grey values.
-    cut
-        Copying tiles out of the frame and normalising them.
-    wait
-        Blocked until a pass ended: what is left of `compute` after the other phases overlapped with it.
-    stitch
-        Turning scores into labels and copying them to their place.
-    compute
-        The engine, by its own clock.
-    tiles
-        Number of tiles computed.
+    before
+        Cuts it there; without, it was cut on the host.
+    after
+        Takes its output to its place there; without, that is done on the host.
     """
 
-    total: float = 0.0
-    queue: float = 0.0
-    normalise: float = 0.0
-    cut: float = 0.0
-    wait: float = 0.0
-    stitch: float = 0.0
-    compute: float = 0.0
-    tiles: int = 0
+    before: Step | None = None
+    after: Step | None = None
 
-    @contextmanager
-    def phase(self, name: str) -> Iterator[None]:
-        """Add the time spent inside to the phase `name`."""
-        begin = time.perf_counter()
-        try:
-            yield
-        finally:
-            setattr(self, name, getattr(self, name) + time.perf_counter() - begin)
+
+ON_HOST = Steps()
+
+
+class FramePass(Protocol):
+    """A frame on its way through a network.
+
+    Attributes
+    ----------
+    timings
+        Where the frame's phases are added up.
+    """
+
+    timings: Timings
+
+    def fill(self, tile: Tile, lane: Lane, slot: int) -> "Steps":
+        """Cut a tile into a slot of a lane's input, or say what does it on the device. Runs before the launch."""
+
+    def stitch(self, tile: Tile, lane: Lane, slot: int) -> None:
+        """Take a slot of a lane's output to its place, unless a step did. Runs once the pass has ended."""
+
+
+class Job(NamedTuple):
+    """A tile, and the frame that it belongs to."""
+
+    tile: Tile
+    frame: FramePass
+
+
+Batch = list[Job]
 
 
 class TileLoop:
-    """Drives the tiles of a frame through lanes.
+    """Drives tiles through lanes, in order; a batch may hold tiles of several frames.
 
     Parameters
     ----------
     lanes
         At least one; they are the loop's alone while `run` runs.
-    timings
-        Where the phases are added up.
+
+    Attributes
+    ----------
+    occupancy
+        How long the engine computed.
     """
 
-    def __init__(self, lanes: Sequence[Lane], timings: Timings) -> None:
-        self._lanes, self._timings = lanes, timings
-        self._flying: deque[tuple[Lane, tuple[Tile, ...]]] = deque()
+    def __init__(self, lanes: Sequence[Lane]) -> None:
+        self.occupancy = Occupancy()
+        self._lanes = lanes
+        self._flying: deque[tuple[Lane, Batch]] = deque()
 
-    def run(self, plan: TilePlan, cut: Cut, stitch: Stitch, finished: Callable[[int], None]) -> None:
-        """Compute every tile of `plan`.
+    def run(self, jobs: Iterable[Job], finished: Callable[[int], None]) -> None:
+        """Compute every tile.
 
         Parameters
         ----------
-        plan
-            The frame's tiles.
-        cut
-            Fills one slot (C, h, w) of a lane's input.
-        stitch
-            Takes one slot of a lane's output to its place.
+        jobs
+            Asked for one by one, while the lanes compute what was asked for before.
         finished
             Called with the number of tiles of each batch that is in its place.
 
         Raises
         ------
         Exception
-            Whatever `cut`, `stitch` or a pass raised; no pass is in flight then.
+            Whatever `jobs`, a frame or a pass raised; no pass is in flight then.
         """
-        free = deque(self._lanes)
+        free, rest = deque(self._lanes), iter(jobs)
         try:
-            for batch in plan.batches(len(self._lanes[0].input)):
+            while True:
                 if not free:
-                    free.append(self._finish(stitch, finished))
-                self._start(free.popleft(), batch, cut)
+                    free.append(self._finish(finished))
+                if not self._start(free[0], rest):
+                    break
+                free.popleft()
             while self._flying:
-                self._finish(stitch, finished)
+                self._finish(finished)
         finally:
             self._drain()
 
-    def _start(self, lane: Lane, batch: tuple[Tile, ...], cut: Cut) -> None:
-        with self._timings.phase("cut"):
-            for tile, slot in zip(batch, lane.input, strict=False):
-                cut(tile, slot)
-        lane.launch()
-        self._flying.append((lane, batch))
+    def _start(self, lane: Lane, jobs: Iterator[Job]) -> bool:
+        """Fill a lane and launch it; return whether there was anything to compute."""
+        if not len(lane.input):
+            raise SessionClosedError("the lane is closed, by its session or its segmenter: open the model again")
+        batch: Batch = []
+        steps: list[Steps] = []
+        for slot, job in enumerate(islice(jobs, len(lane.input))):
+            with job.frame.timings.phase("cut"):
+                steps.append(job.frame.fill(job.tile, lane, slot))
+            batch.append(job)
+        if batch:
+            lane.launch([one.before for one in steps if one.before], [one.after for one in steps if one.after])
+            self._flying.append((lane, batch))
+        return bool(batch)
 
-    def _finish(self, stitch: Stitch, finished: Callable[[int], None]) -> Lane:
+    def _finish(self, finished: Callable[[int], None]) -> Lane:
         lane, batch = self._flying[0]
-        with self._timings.phase("wait"):
-            lane.wait()
+        begin = time.perf_counter()
+        lane.wait()
+        waited = time.perf_counter() - begin
         self._flying.popleft()
-        with self._timings.phase("stitch"):
-            for tile, slot in zip(batch, lane.output, strict=False):
-                stitch(tile, slot)
-        self._timings.compute += lane.seconds
-        self._timings.tiles += len(batch)
+        self.occupancy.add(lane.passed)
+        for slot, (tile, frame) in enumerate(batch):
+            frame.timings.add("wait", waited / len(batch))
+            frame.timings.passed(lane.passed, 1 / len(batch))
+            frame.timings.tiles += 1
+            with frame.timings.phase("stitch"):
+                frame.stitch(tile, lane, slot)
         finished(len(batch))
         return lane
 

@@ -1,27 +1,24 @@
 """The segmenter: frames of any size in, label maps without a seam out."""
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass
-from functools import partial
-from math import prod
 from pathlib import Path
 from types import TracebackType
-from typing import Any, NamedTuple, Protocol, Self
+from typing import Any, Protocol, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
 from unetrt.runtime.errors import FrameError, OptionError
-from unetrt.runtime.frames import Size, as_frame, require_raw, split_axes
-from unetrt.runtime.loop import Stitch, TileLoop, Timings
-from unetrt.runtime.normalisation import Affine
-from unetrt.runtime.plan import Tile, TilePlan
-from unetrt.runtime.scores import best_class, require_finite_scores, softmax
+from unetrt.runtime.frames import split_axes
+from unetrt.runtime.host_frames import HostCall, scores_jobs
+from unetrt.runtime.loop import Job, TileLoop
 from unetrt.runtime.sessions import AUTO, Session, open_session
-from unetrt.runtime.symmetries import ONCE, SQUARE, Symmetry
+from unetrt.runtime.symmetries import ONCE, SQUARE
+from unetrt.runtime.timings import Timings
 
-Array = NDArray[Any]
 Labels = NDArray[np.uint8]
 Scores = NDArray[np.float32]
 Progress = Callable[[int, int], None]
@@ -72,7 +69,9 @@ class Segmenter:
     backend
         Which engine loads the file; `auto` takes the first that is usable.
     lanes
-        How many passes may be in flight.
+        How many passes may be in flight; on a GPU each has a CUDA stream and memory of its own.
+    device
+        The number of the GPU, as CUDA counts; None takes the first, or the CPU where no engine for a GPU is usable.
 
     Raises
     ------
@@ -80,15 +79,24 @@ class Segmenter:
         The file is not a model of ours.
     BackendUnavailableError
         The engine is not usable here; the message says why.
+    OutOfMemoryError
+        The lanes do not fit on the GPU; the message says what they need.
     """
 
-    def __init__(self, model: str | Path | Session, *, backend: str = AUTO, lanes: int = LANES) -> None:
+    def __init__(
+        self, model: str | Path | Session, *, backend: str = AUTO, lanes: int = LANES, device: int | None = None
+    ) -> None:
         if lanes < 1:
             raise OptionError(f"{lanes} lanes compute nothing: use 1 or more")
-        self._owns_session = isinstance(model, str | Path)
-        self.session = open_session(model, backend) if isinstance(model, str | Path) else model
-        self.spec = self.session.spec
-        self._lanes = self.session.lanes(lanes)
+        with ExitStack() as opened:
+            self.session = (
+                opened.enter_context(open_session(model, backend, device)) if isinstance(model, str | Path) else model
+            )
+            self.spec = self.session.spec
+            self._lanes = self.session.lanes(lanes)
+            for lane in self._lanes:
+                opened.callback(lane.close)
+            self._opened = opened.pop_all()
         self._lock = threading.Lock()
 
     def segment(
@@ -101,6 +109,8 @@ class Segmenter:
         progress: Progress | None = None,
     ) -> Segmentation:
         """Segment one frame or a stack.
+
+        While the engine computes, the next tiles are cut and the last ones stitched, across the frames of a stack too.
 
         Parameters
         ----------
@@ -132,16 +142,11 @@ class Segmenter:
             image = _array(image)
             leading, size = split_axes(image.shape, self.spec.channels)
             labels = _labels(out, image, (*leading, *size))
-            scores = self._new_scores((*leading, len(self.spec.classes), *size)) if probabilities else None
-            copies = SQUARE if tta else ONCE
-            tiles = sum(len(self._plan(copy.size(size))) for copy in copies)
-            count = _Count(tiles * prod(leading), progress)
-            with timings.phase("queue"):
-                self._lock.acquire()
-            try:
-                self._stack(image, labels, scores, _Call(copies, timings, count))
-            finally:
-                self._lock.release()
+            if probabilities or tta:
+                self._require_scores()
+            scores = np.empty((*leading, len(self.spec.classes), *size), np.float32) if probabilities else None
+            call = HostCall(self.spec, image, labels, scores, SQUARE if tta else ONCE, timings)
+            self._run(call.jobs(), _Count(len(call), progress), timings)
         return Segmentation(labels, scores, timings)
 
     def scores(self, frame: ArrayLike) -> NDArray[np.float32]:
@@ -153,16 +158,15 @@ class Segmenter:
         leading, size = split_axes(frame.shape, self.spec.channels)
         if leading:
             raise FrameError(f"the image has shape {tuple(frame.shape)}: scores takes one frame, segment takes stacks")
-        scores = self._new_scores((len(self.spec.classes), *size))
-        with self._lock:
-            call = _Call(ONCE, Timings(), _Count(0, None))
-            self._tiles(*self._measured(frame[()], call), partial(_into, scores), call)
+        self._require_scores()
+        scores = np.empty((len(self.spec.classes), *size), np.float32)
+        self._run(scores_jobs(self.spec, frame[()], scores), _Count(0, None), Timings())
         return scores
 
     def close(self) -> None:
-        """Free the session if it was opened here; idempotent."""
-        if self._owns_session:
-            self.session.close()
+        """Free the lanes, and the session if it was opened here; idempotent."""
+        with self._lock:
+            self._opened.close()
 
     def __enter__(self) -> Self:
         return self
@@ -172,67 +176,20 @@ class Segmenter:
     ) -> None:
         self.close()
 
-    def _stack(self, image: ArrayLike, labels: Labels, scores: Scores | None, call: "_Call") -> None:
-        """Segment every frame of a checked image, with the lanes in hand."""
-        for index in np.ndindex(labels.shape[:-2]):
-            frame, affine = self._measured(image[index], call)
-            if scores is None and len(call.copies) == 1:
-                self._tiles(frame, affine, self._into_labels(labels[index]), call)
-                continue
-            room = self._new_scores((len(self.spec.classes), *frame.shape[-2:])) if scores is None else scores[index]
-            self._probabilities(frame, affine, room, call)
-            with call.timings.phase("stitch"):
-                labels[index] = best_class(room)
+    def _run(self, jobs: Iterator[Job], count: "_Count", timings: Timings) -> None:
+        """Take jobs through the lanes, once they are free."""
+        with timings.phase("queue"):
+            self._lock.acquire()
+        try:
+            loop = TileLoop(self._lanes)
+            loop.run(jobs, count)
+        finally:
+            self._lock.release()
+        timings.sum_frames(loop.occupancy)
 
-    def _measured(self, read: Any, call: "_Call") -> tuple[Array, Affine | None]:
-        """Return a frame and how to normalise it: None where the graph does."""
-        with call.timings.phase("normalise"):
-            frame = as_frame(read, self.spec.channels)
-            if self.spec.takes_raw:
-                require_raw(frame, self.spec.input_dtype)
-                return frame, None
-            return frame, self.spec.normalisation.measure(frame)
-
-    def _probabilities(self, frame: Array, affine: Affine | None, out: Scores, call: "_Call") -> None:
-        """Fill `out` (classes, H, W) with the mean of the probabilities over the call's copies of a frame."""
-        for copy in call.copies:
-            turned = copy.apply(frame)
-            room = out if len(call.copies) == 1 else self._new_scores((len(out), *turned.shape[-2:]))
-            self._tiles(turned, affine, partial(_into, room), call)
-            with call.timings.phase("stitch"):
-                self._check(room)
-                if self.spec.head == "logits":
-                    softmax(room)
-                if room is not out:
-                    share = copy.undo(room) / np.float32(len(call.copies))
-                    out[:] = share if copy is call.copies[0] else out + share
-
-    def _tiles(self, frame: Array, affine: Affine | None, stitch: Stitch, call: "_Call") -> None:
-        plan = self._plan((frame.shape[-2], frame.shape[-1]))
-        TileLoop(self._lanes, call.timings).run(plan, partial(_cut, frame, affine), stitch, call.tiles)
-
-    def _plan(self, size: Size) -> TilePlan:
-        return TilePlan(size, self.spec.tile, self.spec.geometry, self.spec.border)
-
-    def _into_labels(self, labels: NDArray[np.uint8]) -> Stitch:
-        if self.spec.head == "labels":
-            return partial(_into, labels)
-
-        def stitch(tile: Tile, core: Array) -> None:
-            self._check(core)
-            tile.stitch(best_class(core), labels)
-
-        return stitch
-
-    def _check(self, scores: Array) -> None:
-        """Refuse what a lower precision's range has spoilt."""
-        if self.spec.precision != "fp32":
-            require_finite_scores(scores)
-
-    def _new_scores(self, shape: tuple[int, ...]) -> NDArray[np.float32]:
+    def _require_scores(self) -> None:
         if self.spec.head == "labels":
             raise OptionError("this model's head gives labels only: export it with --head logits or probabilities")
-        return np.empty(shape, np.float32)
 
 
 class _Count:
@@ -245,24 +202,6 @@ class _Count:
         self.done += tiles
         if self.progress is not None:
             self.progress(self.done, self.total)
-
-
-class _Call(NamedTuple):
-    """What one call carries along: the copies of each frame that are averaged, its clock and its counter."""
-
-    copies: tuple[Symmetry, ...]
-    timings: Timings
-    tiles: _Count
-
-
-def _cut(frame: Array, affine: Affine | None, tile: Tile, slot: Array) -> None:
-    tile.cut(frame, slot)
-    if affine is not None:
-        affine.apply(slot)
-
-
-def _into(out: Array, tile: Tile, core: Array) -> None:
-    tile.stitch(core, out)
 
 
 def _array(image: ArrayLike) -> ArrayLike:

@@ -1,6 +1,8 @@
 """Model file in, TensorRT engine out: one code path for TensorRT 10, TensorRT 11 and TensorRT for RTX."""
 
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor, wait
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from textwrap import shorten
 from typing import Any
@@ -17,13 +19,15 @@ from unetrt.runtime.model_files.byte_pairs import as_byte_pairs
 from unetrt.runtime.model_files.external_data import require_safe, sha256_of_model
 from unetrt.runtime.model_files.onnx_file import read_spec
 
+# What makes a device current on the thread that enters it.
+Within = Callable[[], AbstractContextManager[Any]]
 # Seconds between looks at whether the user has interrupted.
 PATIENCE = 0.1
 # Characters of one of TensorRT's messages.
 SHOWN = 240
 
 
-def build(model: Path, facts: Facts, progress: Progress | None = None) -> bytes:
+def build(model: Path, facts: Facts, progress: Progress | None = None, within: Within = nullcontext) -> bytes:
     """Return the serialised engine of a model file.
 
     The build runs on a thread of its own; KeyboardInterrupt on the calling thread cancels it.
@@ -36,6 +40,8 @@ def build(model: Path, facts: Facts, progress: Progress | None = None) -> bytes:
         What to build; the flavour must be installed.
     progress
         Told of every step.
+    within
+        Entered on the building thread: makes the device current that TensorRT is to build on. RTX builds on none.
 
     Raises
     ------
@@ -48,7 +54,7 @@ def build(model: Path, facts: Facts, progress: Progress | None = None) -> bytes:
     """
     progress = progress or Progress()
     with ThreadPoolExecutor(1, thread_name_prefix="unetrt-build") as worker:
-        building = worker.submit(_Build(model, facts, progress).run)
+        building = worker.submit(_within, within, _Build(model, facts, progress).run)
         try:
             while not building.done():
                 wait([building], timeout=PATIENCE)
@@ -58,6 +64,11 @@ def build(model: Path, facts: Facts, progress: Progress | None = None) -> bytes:
         if progress.error is not None:
             raise progress.error
         return building.result()
+
+
+def _within(within: Within, run: Callable[[], bytes]) -> bytes:
+    with within():
+        return run()
 
 
 class _Build:

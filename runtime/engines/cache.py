@@ -2,13 +2,13 @@
 
 import logging
 import os
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from unetrt.runtime.artifacts import clear_unfinished, require_place
 from unetrt.runtime.cache_folder import cache_folder, locked
-from unetrt.runtime.engines.builder import build
+from unetrt.runtime.engines.builder import Within, build
 from unetrt.runtime.engines.engine_file import Sidecar, read_sidecar, sidecar_path, write_engine
 from unetrt.runtime.engines.facts import Difference, Facts
 from unetrt.runtime.engines.progress import Progress
@@ -59,7 +59,12 @@ class EngineCache:
         self.folder = cache_folder("engines") if folder is None else Path(folder)
 
     def obtain(
-        self, model: Path, facts: Facts, progress: Progress | None = None, force: bool = False
+        self,
+        model: Path,
+        facts: Facts,
+        progress: Progress | None = None,
+        force: bool = False,
+        within: Within = nullcontext,
     ) -> tuple[Path, bool]:
         """Return the engine of a model file and whether it was built now; why that was needed is logged.
 
@@ -68,7 +73,7 @@ class EngineCache:
         path = self.folder / f"{facts.key}.engine"
         if not current(path, facts):
             log.info("an engine is built: %s", self.reason(model, facts))
-        built = place(path, model, facts, progress, force)
+        built = place(path, model, facts, progress, force, within)
         with suppress(OSError):
             os.utime(path)
         self.prune()
@@ -117,7 +122,14 @@ class EngineCache:
                 _delete(entry.path)
 
 
-def place(path: Path, model: Path, facts: Facts, progress: Progress | None = None, force: bool = False) -> bool:
+def place(
+    path: Path,
+    model: Path,
+    facts: Facts,
+    progress: Progress | None = None,
+    force: bool = False,
+    within: Within = nullcontext,
+) -> bool:
     """Build an engine at a place of one's own, unless it is there; return whether it was built.
 
     What another process builds at the same place meanwhile is waited for.
@@ -132,6 +144,8 @@ def place(path: Path, model: Path, facts: Facts, progress: Progress | None = Non
         Told of every step.
     force
         Build even where it is there.
+    within
+        As `build` has it.
 
     Raises
     ------
@@ -144,7 +158,7 @@ def place(path: Path, model: Path, facts: Facts, progress: Progress | None = Non
     with locked(path):
         if not force and current(path, facts):
             return False
-        write_engine(path, build(model, facts, progress), facts, read_spec(model), model)
+        write_engine(path, build(model, facts, progress, within), facts, read_spec(model), model)
         return True
 
 

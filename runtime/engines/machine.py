@@ -35,8 +35,8 @@ class Machine:
         return f"{gpu}, {self.os}"
 
 
-def this_machine() -> Machine:
-    """Return what this machine is, with the GPU that CUDA takes first, on which engines are built and run."""
+def this_machine(device: int = 0) -> Machine:
+    """Return what this machine is, with one GPU: by its number as CUDA counts, the first unless told otherwise."""
     system = f"{platform.system()} {platform.machine()}"
     with suppress(ImportError):
         import pynvml
@@ -44,7 +44,7 @@ def this_machine() -> Machine:
         with suppress(pynvml.NVMLError):
             pynvml.nvmlInit()
             try:
-                return _with_gpu(pynvml, system)
+                return _with_gpu(pynvml, system, device)
             finally:
                 pynvml.nvmlShutdown()
     return Machine(os=system)
@@ -57,16 +57,16 @@ def why_no_gpu() -> str:
     return "there is none here"
 
 
-def _with_gpu(nvml: Any, system: str) -> Machine:
-    bus = _first_bus_id()
-    handle = nvml.nvmlDeviceGetHandleByPciBusId(bus) if bus else nvml.nvmlDeviceGetHandleByIndex(0)
+def _with_gpu(nvml: Any, system: str, device: int) -> Machine:
+    bus = _bus_id(device)
+    handle = nvml.nvmlDeviceGetHandleByPciBusId(bus) if bus else nvml.nvmlDeviceGetHandleByIndex(device)
     major, minor = nvml.nvmlDeviceGetCudaComputeCapability(handle)
     gpu, driver = nvml.nvmlDeviceGetName(handle), nvml.nvmlSystemGetDriverVersion()
     return Machine(gpu, f"{major}.{minor}", driver, system)
 
 
-def _first_bus_id() -> str | None:
-    """Return the PCI bus of the GPU that CUDA takes first; None where no binding of CUDA is installed or works.
+def _bus_id(number: int) -> str | None:
+    """Return the PCI bus of the GPU that CUDA counts so; None where no binding of CUDA is installed or works.
 
     The management library counts GPUs in another order, and does not know which of them CUDA_VISIBLE_DEVICES hides.
     """
@@ -74,7 +74,7 @@ def _first_bus_id() -> str | None:
         from cuda.bindings import driver
 
         if int(driver.cuInit(0)[0]) == 0:
-            _, device = driver.cuDeviceGet(0)
+            _, device = driver.cuDeviceGet(number)
             _, name = driver.cuDeviceGetPCIBusId(32, device)
             return str(name.split(b"\0")[0].decode())
     with suppress(ImportError):
@@ -82,5 +82,5 @@ def _first_bus_id() -> str | None:
 
         with suppress(pycuda.driver.Error):
             pycuda.driver.init()
-            return str(pycuda.driver.Device(0).pci_bus_id())
+            return str(pycuda.driver.Device(number).pci_bus_id())
     return None

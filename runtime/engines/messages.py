@@ -1,6 +1,7 @@
 """TensorRT's messages: to the log, and its errors to whoever has to explain them."""
 
 import logging
+from collections.abc import MutableSequence
 from typing import Any
 
 log = logging.getLogger("unetrt.tensorrt")
@@ -9,7 +10,7 @@ log = logging.getLogger("unetrt.tensorrt")
 LEVELS = (logging.CRITICAL, logging.ERROR, logging.INFO, logging.DEBUG, logging.DEBUG)
 
 
-def logger_of(trt: Any, errors: list[str]) -> Any:
+def logger_of(trt: Any, errors: MutableSequence[str]) -> Any:
     """Return a TensorRT ILogger that passes messages on to the log and adds the texts of errors to `errors`."""
 
     class Logger(trt.ILogger):  # type: ignore[misc]

@@ -5,10 +5,12 @@ Importing this package imports no engine.
 
 import importlib
 import logging
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from unetrt.runtime.engines.engine_file import SUFFIXES
 from unetrt.runtime.errors import BackendUnavailableError, OptionError
 from unetrt.runtime.sessions.protocol import Lane, Session
 
@@ -27,69 +29,103 @@ class Backend:
     ----------
     name
         What the user writes.
-    module
-        Where it is implemented: a module with `probe()` and `open_session(path)`.
+    implementation
+        Where it is: a module, or `module:object`, with `probe()` and `open_session(path)`, or for a GPU
+        `open_session(path, device)`.
+    gpu
+        Whether it computes on a GPU.
     automatic
         Whether `auto` may choose it.
+    computes
+        Whether it is for users.
+    runs_engines
+        Whether it runs TensorRT's engine files.
     """
 
     name: str
-    module: str
+    implementation: str
+    gpu: bool = False
     automatic: bool = True
+    computes: bool = True
+    runs_engines: bool = False
 
     def probe(self) -> str | None:
         """Return None where the engine is usable, else one sentence that says why not and what helps."""
         return self._implementation().probe()  # type: ignore[no-any-return]
 
-    def open(self, path: Path) -> Session:
+    def open(self, path: Path, device: int | None = None) -> Session:
         """Load a model; raises BackendUnavailableError where the engine is not usable."""
+        if path.suffix.lower() in SUFFIXES and not self.runs_engines:
+            raise OptionError(
+                f"{path} is a TensorRT engine, which {self.name} does not run: use backend tensorrt, or give the ONNX "
+                "file that it was built from"
+            )
+        if device is not None and not self.gpu:
+            raise OptionError(f"{self.name} computes on the CPU and has no device {device}: leave the device out")
         if reason := self.probe():
             raise BackendUnavailableError(reason)
-        return self._implementation().open_session(path)  # type: ignore[no-any-return]
+        place = (device or 0,) if self.gpu else ()
+        return self._implementation().open_session(path, *place)  # type: ignore[no-any-return]
 
     def _implementation(self) -> Any:
-        return importlib.import_module(self.module)
+        module, _, name = self.implementation.partition(":")
+        home = importlib.import_module(f"unetrt.runtime.sessions.{module}")
+        return getattr(home, name) if name else home
 
 
 # In the order in which `auto` tries them.
 BACKENDS = (
-    Backend("onnxruntime", "unetrt.runtime.sessions.onnxruntime"),
-    Backend("numpy", "unetrt.runtime.sessions.numpy", automatic=False),
+    Backend("onnxruntime-cuda", "onnxruntime_gpu:CUDA", gpu=True),
+    Backend("onnxruntime-tensorrt", "onnxruntime_gpu:TENSORRT", gpu=True, automatic=False),
+    Backend("onnxruntime-tensorrt-rtx", "onnxruntime_gpu:TENSORRT_RTX", gpu=True, automatic=False),
+    Backend("onnxruntime", "onnxruntime"),
+    Backend("numpy", "numpy", automatic=False, computes=False),
 )
 
 
-def open_session(path: str | Path, backend: str = AUTO) -> Session:
-    """Load a model file.
+def open_session(path: str | Path, backend: str = AUTO, device: int | None = None) -> Session:
+    """Load a model file or an engine.
 
     Parameters
     ----------
     path
-        An ONNX file that `unetrt export` wrote.
+        An ONNX file that `unetrt export` wrote, or a TensorRT engine that `unetrt build` did.
     backend
         A name from `BACKENDS`, or `auto`: the first that is usable, which is logged.
+    device
+        The number of the GPU, as CUDA counts; None takes the first, and lets `auto` fall back to a CPU.
 
     Raises
     ------
     BackendUnavailableError
         The backend, or for `auto` every backend, is not usable; the message says why.
     OptionError
-        There is no such backend.
+        There is no such backend, or it does not run such files or on such a device.
     ModelFileError
         The file is not a model of ours.
+    EngineError
+        The engine does not fit this machine.
     """
+    path = Path(path)
     if backend != AUTO:
-        return _named(backend).open(Path(path))
+        return _named(backend).open(path, device)
     reasons = []
-    for candidate in BACKENDS:
-        if not candidate.automatic:
-            continue
+    for candidate in _automatic(path, device):
         if reason := candidate.probe():
             reasons.append(f"{candidate.name}: {reason}")
             continue
-        session = candidate.open(Path(path))
+        session = candidate.open(path, device)
         log.info("auto chose %s", session.name)
         return session
     raise BackendUnavailableError("no inference engine is usable; " + "; ".join(reasons))
+
+
+def _automatic(path: Path, device: int | None) -> Iterator[Backend]:
+    """Yield what `auto` may take for a file and a device."""
+    engine = path.suffix.lower() in SUFFIXES
+    for candidate in BACKENDS:
+        if candidate.automatic and (candidate.runs_engines or not engine) and (candidate.gpu or device is None):
+            yield candidate
 
 
 def _named(name: str) -> Backend:
@@ -101,4 +137,4 @@ def _named(name: str) -> Backend:
 
 def engines() -> list[str]:
     """Return what a user may ask for: `auto` and the names of the backends that compute."""
-    return [AUTO, *(candidate.name for candidate in BACKENDS if candidate.automatic)]
+    return [AUTO, *(candidate.name for candidate in BACKENDS if candidate.computes)]

@@ -1,11 +1,16 @@
 """What a session and its lanes promise, whatever the engine."""
 
+from collections.abc import Callable, Sequence
 from types import TracebackType
 from typing import Any, Protocol, Self
 
 from numpy.typing import NDArray
 
 from unetrt.runtime.spec import ModelSpec
+from unetrt.runtime.timings import Passed
+
+# Gives work to the CUDA stream of that handle.
+Step = Callable[[int], None]
 
 
 class Lane(Protocol):
@@ -17,19 +22,33 @@ class Lane(Protocol):
     Attributes
     ----------
     input
-        (batch, C, h, w), as the spec says; stays the same array for the lane's life.
+        (batch, C, h, w), as the spec says; stays the same array until `close`.
     output
-        As the spec's head says; stays the same array for the lane's life. Its content is that of the last pass.
-    seconds
-        How long the engine computed in the last pass that was waited for.
+        As the spec's head says; stays the same array until `close`. Its content is that of the last pass.
+    passed
+        The times of the last pass that was waited for.
     """
 
     input: NDArray[Any]
     output: NDArray[Any]
-    seconds: float
+    passed: Passed
 
-    def launch(self) -> None:
-        """Start a pass and return at once. Raises SessionClosedError after `close`."""
+    def launch(self, before: Sequence[Step] = (), after: Sequence[Step] = ()) -> None:
+        """Start a pass and return at once.
+
+        Parameters
+        ----------
+        before, after
+            What a lane on a GPU does instead of copying `input` to the device, and instead of copying the result to
+            `output`. Others take none.
+
+        Raises
+        ------
+        SessionClosedError
+            The lane or its session is closed.
+        InferenceError
+            The pass did not start; the lane can be launched again.
+        """
 
     def wait(self) -> None:
         """Block until the pass has ended; afterwards `output` is whole.
@@ -39,6 +58,9 @@ class Lane(Protocol):
         InferenceError
             The pass failed. The lane can be launched again.
         """
+
+    def close(self) -> None:
+        """Wait for the pass and free what the lane holds; idempotent."""
 
 
 class Session(Protocol):
@@ -50,13 +72,22 @@ class Session(Protocol):
         The model's spec.
     name
         Engine and device, for people.
+    device
+        The number of the GPU, as CUDA counts; None on a CPU.
     """
 
     spec: ModelSpec
     name: str
+    device: int | None
 
     def lanes(self, count: int) -> list[Lane]:
-        """Return `count` new lanes. They live until `close`."""
+        """Return `count` new lanes. They live until they or the session are closed.
+
+        Raises
+        ------
+        OutOfMemoryError
+            They do not fit on the device; the message says what they need.
+        """
 
     def close(self) -> None:
         """Wait for passes in flight and free everything; calling it again does nothing."""

@@ -7,16 +7,18 @@ take twice the memory.
 import time
 import weakref
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from types import TracebackType
 from typing import Any, Self
 
 from numpy.typing import NDArray
 
-from unetrt.runtime.errors import SessionClosedError
-from unetrt.runtime.sessions.protocol import Lane
+from unetrt.runtime.errors import OptionError, SessionClosedError
+from unetrt.runtime.sessions.protocol import Lane, Step
 from unetrt.runtime.spec import ModelSpec
+from unetrt.runtime.timings import Passed
 
 Array = NDArray[Any]
 
@@ -27,13 +29,17 @@ class WorkerLane:
     def __init__(self, session: "WorkerSession") -> None:
         self.input: Array = session.spec.new_input()
         self.output: Array = session.spec.new_output()
-        self.seconds = 0.0
-        self._session = session
-        self._pending: Future[float] | None = None
+        self.passed = Passed()
+        self._session: WorkerSession | None = session
+        self._pending: Future[Passed] | None = None
 
-    def launch(self) -> None:
+    def launch(self, before: Sequence[Step] = (), after: Sequence[Step] = ()) -> None:
         """Queue the pass on the worker thread, after one that nobody waited for."""
+        if before or after:
+            raise OptionError("a lane on the CPU takes no steps for a CUDA stream: give arrays on the host")
         self.wait()
+        if self._session is None:
+            raise SessionClosedError("the lane is closed: ask the session for another")
         self._pending = self._session.submit(self._pass)
 
     def wait(self) -> None:
@@ -41,16 +47,24 @@ class WorkerLane:
         if self._pending is None:
             return
         try:
-            self.seconds = self._pending.result()
+            self.passed = self._pending.result()
         finally:
             # An interrupt can end the wait before the pass: then it is still in flight.
             if self._pending.done():
                 self._pending = None
 
-    def _pass(self) -> float:
+    def close(self) -> None:
+        """Wait for the pass, whatever comes of it, and let go of the arrays; idempotent."""
+        with suppress(Exception):
+            self.wait()
+        self._session = None
+        self.input, self.output = self.input[:0].copy(), self.output[:0].copy()
+
+    def _pass(self) -> Passed:
+        assert self._session is not None
         begin = time.perf_counter()
         self._session.compute(self.input, self.output)
-        return time.perf_counter() - begin
+        return Passed(compute=time.perf_counter() - begin, begin=begin)
 
 
 class WorkerSession(ABC):
@@ -63,6 +77,8 @@ class WorkerSession(ABC):
     name
         Engine and device, for people.
     """
+
+    device = None
 
     def __init__(self, spec: ModelSpec, name: str) -> None:
         self.spec, self.name = spec, name
@@ -78,7 +94,7 @@ class WorkerSession(ABC):
         """Return `count` lanes with staging arrays of their own."""
         return [WorkerLane(self) for _ in range(count)]
 
-    def submit(self, work: Callable[[], float]) -> Future[float]:
+    def submit(self, work: Callable[[], Passed]) -> Future[Passed]:
         """Queue `work` on the worker thread; raises SessionClosedError after `close`."""
         try:
             return self._worker.submit(work)

@@ -240,9 +240,12 @@ def test_the_next_tile_is_cut_while_one_computes():
 
 def test_a_closed_session_says_so():
     session = CropSession(small_spec(normalisation=AS_IT_IS))
-    segmenter = Segmenter(session)
-    segmenter.close()
-    segmenter.segment(np.zeros((5, 5)))  # the session was not opened by the segmenter
+    closed, segmenter = Segmenter(session), Segmenter(session)
+    closed.close()
+    closed.close()
+    with pytest.raises(SessionClosedError, match="open the model again"):
+        closed.segment(np.zeros((5, 5)))
+    segmenter.segment(np.zeros((5, 5)))  # the session was not opened by the segmenter that was closed
     session.close()
     session.close()
     with pytest.raises(SessionClosedError, match="open the model again"):

@@ -44,7 +44,7 @@ def test_an_engine_that_does_not_load_says_so(monkeypatch, tiny_model):
 
 
 def test_an_unknown_backend_names_those_that_compute(tiny_model):
-    with pytest.raises(OptionError, match="'tpu' is unknown: use one of auto, onnxruntime$"):
+    with pytest.raises(OptionError, match="'tpu' is unknown: use one of auto, .*, onnxruntime$"):
         open_session(tiny_model, "tpu")
 
 
@@ -61,7 +61,7 @@ def test_closing_ends_the_worker_and_is_idempotent(tiny_model):
     (lane,) = session.lanes(1)
     lane.launch()
     lane.wait()
-    assert lane.seconds > 0
+    assert lane.passed.compute > 0
     session.close()
     session.close()
     assert threading.active_count() == before

@@ -1,0 +1,222 @@
+"""Frames on the host: read, measured, cut and stitched there."""
+
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from functools import lru_cache, partial
+from math import prod
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from unetrt.runtime.frames import as_frame, require_raw
+from unetrt.runtime.loop import ON_HOST, Job, Steps
+from unetrt.runtime.normalisation import Affine
+from unetrt.runtime.plan import Tile, TilePlan
+from unetrt.runtime.scores import best_class, require_finite_scores, softmax
+from unetrt.runtime.sessions.protocol import Lane
+from unetrt.runtime.spec import ModelSpec
+from unetrt.runtime.symmetries import ONCE, Symmetry
+from unetrt.runtime.timings import Timings
+
+Array = NDArray[Any]
+Labels = NDArray[np.uint8]
+Scores = NDArray[np.float32]
+# Takes a tile's output to its place.
+Stitch = Callable[[Tile, Array], None]
+
+
+@dataclass
+class HostPass:
+    """A frame on its way through the network.
+
+    Attributes
+    ----------
+    frame, affine
+        Raw grey values (C, H, W), and how to normalise them: None where the graph does.
+    stitch_tile
+        What happens to each tile's output.
+    finish
+        What happens once `left`, the number of tiles that are not in their place, is 0.
+    timings
+        The frame's.
+    """
+
+    frame: Array
+    affine: Affine | None
+    stitch_tile: Stitch
+    finish: Callable[[], None]
+    left: int
+    timings: Timings
+
+    def fill(self, tile: Tile, lane: Lane, slot: int) -> Steps:
+        """Cut a tile and normalise it."""
+        tile.cut(self.frame, lane.input[slot])
+        if self.affine is not None:
+            self.affine.apply(lane.input[slot])
+        return ON_HOST
+
+    def stitch(self, tile: Tile, lane: Lane, slot: int) -> None:
+        """Take a slot of a lane's output to its place."""
+        self.stitch_tile(tile, lane.output[slot])
+        self.left -= 1
+        if not self.left:
+            self.finish()
+
+
+@dataclass
+class HostCall:
+    """One call for the labels of a frame or a stack on the host.
+
+    Attributes
+    ----------
+    spec
+        The model's.
+    image
+        What frames are read from, one by one, by an index of its leading axes.
+    labels
+        uint8, (..., H, W), to be written.
+    scores
+        float32, (..., classes, H, W), to be filled with probabilities; None where nobody asked.
+    copies
+        The turned copies of each frame over which probabilities are averaged.
+    timings
+        The call's.
+    """
+
+    spec: ModelSpec
+    image: Any
+    labels: Labels
+    scores: Scores | None = None
+    copies: tuple[Symmetry, ...] = ONCE
+    timings: Timings = field(default_factory=Timings)
+
+    def __len__(self) -> int:
+        """Count the tiles of all copies of all frames."""
+        size = (self.labels.shape[-2], self.labels.shape[-1])
+        return prod(self.labels.shape[:-2]) * sum(len(plan_of(self.spec, copy.size(size))) for copy in self.copies)
+
+    def jobs(self) -> Iterator[Job]:
+        """Read one frame after the other, and yield the tiles of each."""
+        for index in np.ndindex(self.labels.shape[:-2]):
+            timings, begin = Timings(), time.perf_counter()
+            self.timings.frames.append(timings)
+            frame, affine = measured(self.spec, self.image[index], timings)
+            last = partial(_set_total, timings, begin)
+            if self.scores is None and len(self.copies) == 1:
+                yield from jobs_of(self.spec, frame, affine, into_labels(self.spec, self.labels[index]), timings, last)
+            else:
+                yield from self._averaged(frame, affine, index, timings, last)
+
+    def _averaged(
+        self, frame: Array, affine: Affine | None, index: Any, timings: Timings, last: Callable[[], None]
+    ) -> Iterator[Job]:
+        """Yield the tiles of all copies of a frame; with the last one, probabilities become labels."""
+        mean = _Mean(self.spec, len(self.copies), self._room(index), self.labels[index], last)
+        for copy in self.copies:
+            turned = copy.apply(frame)
+            room = mean.room(turned.shape[-2:])
+            yield from jobs_of(self.spec, turned, affine, partial(_into, room), timings, partial(mean.add, copy, room))
+
+    def _room(self, index: Any) -> Scores:
+        if self.scores is not None:
+            return self.scores[index]
+        return np.empty((len(self.spec.classes), *self.labels.shape[-2:]), np.float32)
+
+
+class _Mean:
+    """The mean of probabilities over turned copies of a frame, and its labels.
+
+    `out`, float32 (classes, H, W), and `labels`, uint8 (H, W), are whole after `copies` calls of `add`; then `last` is
+    called.
+    """
+
+    def __init__(self, spec: ModelSpec, copies: int, out: Scores, labels: Labels, last: Callable[[], None]) -> None:
+        self._spec, self._copies, self._out, self._labels, self._last = spec, copies, out, labels, last
+        self._added = 0
+
+    def room(self, size: tuple[int, ...]) -> Scores:
+        """Return where the scores of a copy of that size are put together."""
+        return self._out if self._copies == 1 else np.empty((len(self._out), *size), np.float32)
+
+    def add(self, copy: Symmetry, room: Scores) -> None:
+        """Count the scores of a copy in; `room` is what `room` returned for it."""
+        require_sound(self._spec, room)
+        if self._spec.head == "logits":
+            softmax(room)
+        if room is not self._out:
+            share = copy.undo(room) / np.float32(self._copies)
+            self._out[:] = self._out + share if self._added else share
+        self._added += 1
+        if self._added == self._copies:
+            self._labels[...] = best_class(self._out)
+            self._last()
+
+
+def plan_of(spec: ModelSpec, size: tuple[int, ...]) -> TilePlan:
+    """Return how a frame of that height and width is covered."""
+    return _plan((size[0], size[1]), spec.tile, spec.geometry, spec.border)
+
+
+# Frames come by the thousand in a few sizes.
+_plan = lru_cache(maxsize=64)(TilePlan)
+
+
+def measured(spec: ModelSpec, read: Any, timings: Timings) -> tuple[Array, Affine | None]:
+    """Return what was read as a frame (C, H, W), and how to normalise it: None where the graph does.
+
+    Raises FrameError where the network cannot take it.
+    """
+    with timings.phase("normalise"):
+        frame = as_frame(read, spec.channels)
+        if spec.takes_raw:
+            require_raw(frame, spec.input_dtype)
+            return frame, None
+        return frame, spec.normalisation.measure(frame)
+
+
+def jobs_of(
+    spec: ModelSpec, frame: Array, affine: Affine | None, stitch: Stitch, timings: Timings, finish: Callable[[], None]
+) -> Iterator[Job]:
+    """Yield the tiles of a frame."""
+    plan = plan_of(spec, frame.shape[-2:])
+    on_its_way = HostPass(frame, affine, stitch, finish, len(plan), timings)
+    return (Job(tile, on_its_way) for tile in plan)
+
+
+def scores_jobs(spec: ModelSpec, read: Any, scores: Scores) -> Iterator[Job]:
+    """Yield the tiles of one frame, whose scores go to `scores` (classes, H, W) as the network gives them."""
+    timings = Timings()
+    frame, affine = measured(spec, read, timings)
+    yield from jobs_of(spec, frame, affine, partial(_into, scores), timings, _nothing)
+
+
+def into_labels(spec: ModelSpec, labels: Labels) -> Stitch:
+    """Return what takes a tile's output to labels (H, W)."""
+    if spec.head == "labels":
+        return partial(_into, labels)
+
+    def stitch(tile: Tile, core: Array) -> None:
+        require_sound(spec, core)
+        tile.stitch(best_class(core), labels)
+
+    return stitch
+
+
+def require_sound(spec: ModelSpec, scores: Array) -> None:
+    """Refuse what a lower precision's range has spoilt."""
+    if spec.precision != "fp32":
+        require_finite_scores(scores)
+
+
+def _into(out: Array, tile: Tile, core: Array) -> None:
+    tile.stitch(core, out)
+
+
+def _set_total(timings: Timings, begin: float) -> None:
+    timings.total = time.perf_counter() - begin
+
+
+def _nothing() -> None:
+    pass
