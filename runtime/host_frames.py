@@ -121,7 +121,8 @@ class HostCall:
 
     def _room(self, index: Any) -> Scores:
         if self.scores is not None:
-            return self.scores[index]
+            room: Scores = self.scores[index]
+            return room
         return np.empty((len(self.spec.classes), *self.labels.shape[-2:]), np.float32)
 
 

@@ -78,7 +78,7 @@ class WorkerSession(ABC):
         Engine and device, for people.
     """
 
-    device = None
+    device: int | None = None
 
     def __init__(self, spec: ModelSpec, name: str) -> None:
         self.spec, self.name = spec, name
