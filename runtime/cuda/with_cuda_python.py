@@ -1,0 +1,167 @@
+"""The CUDA contract over `cuda.bindings.driver` of NVIDIA's cuda-python, 12 and 13."""
+
+import ctypes
+import importlib
+
+from unetrt.runtime.cuda.contract import Driver, Extent, Rows
+from unetrt.runtime.cuda.cuda_python_calls import call, device_name, package
+
+
+def device_names() -> tuple[str, ...]:
+    """Return the names of CUDA's devices, in its order; makes no context. Raises CudaError."""
+    call("cuInit", 0)
+    return tuple(device_name(index) for index in range(call("cuDeviceGetCount")))
+
+
+def open_device(index: int) -> Driver:
+    """Return the device of that number, one of `device_names`. Raises CudaError."""
+    return CudaPythonDriver(index)
+
+
+class CudaPythonDriver:
+    """One CUDA device: see `contract.Driver`.
+
+    Parameters
+    ----------
+    index
+        The device's number, as CUDA counts.
+    """
+
+    captures = True
+
+    def __init__(self, index: int) -> None:
+        call("cuInit", 0)
+        self.implementation = f"cuda-python {importlib.import_module('cuda.bindings').__version__}"
+        self.index = index
+        self.name = device_name(index)
+        self._device = call("cuDeviceGet", index)
+        self._context = call("cuDevicePrimaryCtxRetain", self._device)
+
+    def push(self) -> None:
+        """Make the primary context current."""
+        call("cuCtxPushCurrent", self._context)
+
+    def pop(self) -> None:
+        """Undo `push`."""
+        call("cuCtxPopCurrent")
+
+    def release(self) -> None:
+        """Give the primary context back."""
+        call("cuDevicePrimaryCtxRelease", self._device)
+
+    def memory(self) -> tuple[int, int]:
+        """Return free and all memory, in bytes."""
+        free, total = call("cuMemGetInfo")
+        return int(free), int(total)
+
+    def allocate(self, size: int) -> int:
+        """Return the address of `size` bytes on the device."""
+        return int(call("cuMemAlloc", size))
+
+    def free(self, address: int) -> None:
+        """Free what `allocate` returned."""
+        call("cuMemFree", address)
+
+    def allocate_pinned(self, size: int) -> int:
+        """Return the address of `size` pinned bytes, pinned for every context."""
+        return int(call("cuMemHostAlloc", size, package().CU_MEMHOSTALLOC_PORTABLE))
+
+    def free_pinned(self, address: int) -> None:
+        """Free what `allocate_pinned` returned."""
+        call("cuMemFreeHost", address)
+
+    def copy_in(self, device: int, host: int, size: int, stream: int) -> None:
+        """Copy from host to device."""
+        call("cuMemcpyHtoDAsync", device, host, size, stream)
+
+    def copy_out(self, host: int, device: int, size: int, stream: int) -> None:
+        """Copy from device to host."""
+        call("cuMemcpyDtoHAsync", host, device, size, stream)
+
+    def copy_rows(self, target: Rows, source: Rows, width: int, height: int, stream: int) -> None:
+        """Copy rows on the device."""
+        cuda = package()
+        copy = cuda.CUDA_MEMCPY2D()
+        copy.srcMemoryType = copy.dstMemoryType = cuda.CUmemorytype.CU_MEMORYTYPE_DEVICE
+        copy.srcDevice, copy.srcPitch = cuda.CUdeviceptr(source.address), source.pitch
+        copy.dstDevice, copy.dstPitch = cuda.CUdeviceptr(target.address), target.pitch
+        copy.WidthInBytes, copy.Height = width, height
+        call("cuMemcpy2DAsync", copy, stream)
+
+    def fill(self, address: int, byte: int, size: int, stream: int) -> None:
+        """Set bytes on the device."""
+        call("cuMemsetD8Async", address, byte, size, stream)
+
+    def create_stream(self) -> int:
+        """Return a new stream."""
+        return int(call("cuStreamCreate", int(package().CUstream_flags.CU_STREAM_NON_BLOCKING)))
+
+    def destroy_stream(self, stream: int) -> None:
+        """Free a stream."""
+        call("cuStreamDestroy", stream)
+
+    def synchronize_stream(self, stream: int) -> None:
+        """Wait for a stream."""
+        call("cuStreamSynchronize", stream)
+
+    def create_event(self) -> int:
+        """Return a new event."""
+        return int(call("cuEventCreate", int(package().CUevent_flags.CU_EVENT_BLOCKING_SYNC)))
+
+    def destroy_event(self, event: int) -> None:
+        """Free an event."""
+        call("cuEventDestroy", event)
+
+    def record(self, event: int, stream: int) -> None:
+        """Record an event."""
+        call("cuEventRecord", event, stream)
+
+    def wait_for(self, stream: int, event: int) -> None:
+        """Let a stream wait for an event."""
+        call("cuStreamWaitEvent", stream, event, 0)
+
+    def synchronize_event(self, event: int) -> None:
+        """Wait for an event."""
+        call("cuEventSynchronize", event)
+
+    def elapsed(self, begin: int, end: int) -> float:
+        """Return the seconds between two events."""
+        return float(call("cuEventElapsedTime", begin, end)) / 1e3
+
+    def begin_capture(self, stream: int) -> None:
+        """Begin to collect; other threads, and what they call, are left alone."""
+        call("cuStreamBeginCapture", stream, package().CUstreamCaptureMode.CU_STREAM_CAPTURE_MODE_THREAD_LOCAL)
+
+    def end_capture(self, stream: int) -> int:
+        """Return what was collected, ready to launch."""
+        graph = call("cuStreamEndCapture", stream)
+        try:
+            return int(call("cuGraphInstantiate", graph, 0))
+        finally:
+            call("cuGraphDestroy", graph)
+
+    def launch_graph(self, graph: int, stream: int) -> None:
+        """Do what a graph holds."""
+        call("cuGraphLaunch", graph, stream)
+
+    def destroy_graph(self, graph: int) -> None:
+        """Free a graph."""
+        call("cuGraphExecDestroy", graph)
+
+    def load_module(self, ptx: bytes) -> int:
+        """Return a module of kernels."""
+        return int(call("cuModuleLoadData", ptx + b"\0"))
+
+    def unload_module(self, module: int) -> None:
+        """Free a module."""
+        call("cuModuleUnload", module)
+
+    def function(self, module: int, name: str) -> int:
+        """Return a kernel."""
+        return int(call("cuModuleGetFunction", module, name.encode()))
+
+    def launch(self, function: int, grid: Extent, block: Extent, argument: bytes, stream: int) -> None:
+        """Run a kernel."""
+        struct = ctypes.create_string_buffer(argument, len(argument))
+        parameters = (ctypes.c_void_p * 1)(ctypes.addressof(struct))
+        call("cuLaunchKernel", function, *grid, *block, 0, stream, ctypes.addressof(parameters), 0)
