@@ -1,0 +1,37 @@
+"""Runs one case against the real Python packages, on the fake libcuda that the loader finds first.
+
+    python -m tests.runtime.cuda.driver_cases CASE
+
+A process of its own for each: what is left over when it ends is written down by the library.
+"""
+
+import os
+import sys
+
+from tests.runtime.cuda.bench_cases import BENCH_CASES
+from tests.runtime.cuda.process_cases import PROCESS_CASES
+from tests.runtime.cuda.workbench import Workbench
+from unetrt.runtime.cuda.implementations import open_driver
+
+# PyCUDA links to all of the driver; the library has only what is called.
+sys.setdlopenflags(os.RTLD_LAZY)
+
+
+def on_a_workbench(case):
+    def run():
+        driver = open_driver(1, os.environ)
+        driver.push()
+        bench = Workbench(driver)
+        case(driver, bench)
+        bench.close()
+        driver.pop()
+        driver.release()
+
+    return run
+
+
+CASES = {case.__name__: on_a_workbench(case) for case in BENCH_CASES}
+CASES |= {case.__name__: case for case in PROCESS_CASES}
+
+if __name__ == "__main__":
+    CASES[sys.argv[1]]()

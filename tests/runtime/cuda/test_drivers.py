@@ -1,0 +1,105 @@
+"""Both implementations of the CUDA contract, over the real packages, on a library that stands in for the driver."""
+
+from importlib.util import find_spec
+
+import pytest
+
+from tests.runtime.cuda.conftest import python
+
+PACKAGES = {"cuda-python": "cuda", "pycuda": "pycuda"}
+IN_BOTH = (
+    "there_and_back",
+    "filled",
+    "rows",
+    "order_across_streams",
+    "events",
+    "kernels",
+    "failures_are_named",
+    "out_of_memory",
+    "without_a_context",
+    "another_thread",
+    "device",
+    "host_program",
+    "two_drivers_of_one_device",
+    "released_by_another_thread",
+    "released_at_exit",
+    "chosen_without_the_variable",
+)
+IN_ONE = (("cuda-python", "graph"), ("pycuda", "no_graphs"), ("pycuda", "host_program_with_pycuda"))
+FAILURE_OF_A_GRAPH = {"FAKE_CUDA_FAIL": "cuGraphInstantiate:1:1"}
+
+
+@pytest.fixture(params=PACKAGES)
+def implementation(request):
+    return installed(request.param)
+
+
+def installed(name):
+    if find_spec(PACKAGES[name]) is None:
+        pytest.skip(f"{name} is not installed")
+    return name
+
+
+def report_of(case, implementation, libcuda, tmp_path, **variables):
+    """Run a case; return what was left over when its process ended."""
+    report = tmp_path / "report.txt"
+    done = python(
+        *("-W", "error", "-m", "tests.runtime.cuda.driver_cases", case),
+        libcuda=libcuda,
+        UNETRT_CUDA=implementation,
+        FAKE_CUDA_REPORT=str(report),
+        **variables,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == ""
+    return {what: int(count) for what, count in map(str.split, report.read_text().splitlines())}
+
+
+def assert_nothing_is_left(report):
+    retained = report.pop("retained_ever")
+    assert retained > 0
+    assert not any(report.values()), report
+
+
+@pytest.mark.parametrize("case", IN_BOTH)
+def test_the_contract(fake_libcuda, implementation, case, tmp_path):
+    assert_nothing_is_left(report_of(case, implementation, fake_libcuda, tmp_path))
+
+
+@pytest.mark.parametrize(("name", "case"), IN_ONE)
+def test_what_one_alone_does(fake_libcuda, name, case, tmp_path):
+    assert_nothing_is_left(report_of(case, installed(name), fake_libcuda, tmp_path))
+
+
+def test_a_graph_that_cannot_be_made_leaves_nothing(fake_libcuda, tmp_path):
+    name = installed("cuda-python")
+    report = report_of("a_graph_that_cannot_be_made", name, fake_libcuda, tmp_path, **FAILURE_OF_A_GRAPH)
+    assert_nothing_is_left(report)
+
+
+def test_waiting_lets_others_run(fake_libcuda, implementation, tmp_path):
+    report = report_of("waiting_lets_others_run", implementation, fake_libcuda, tmp_path, FAKE_CUDA_WAIT_MS="300")
+    assert_nothing_is_left(report)
+
+
+def test_a_context_that_cannot_be_had_is_not_held(fake_libcuda, implementation, tmp_path):
+    report = report_of("a_context_that_cannot_be_had", implementation, fake_libcuda, tmp_path)
+    assert not any(report.values())
+
+
+def test_a_release_that_fails_says_so(fake_libcuda, implementation, tmp_path):
+    report_of("a_release_that_fails", implementation, fake_libcuda, tmp_path)
+
+
+def test_probing_makes_no_context(fake_libcuda, implementation, tmp_path):
+    assert report_of("only_probed", implementation, fake_libcuda, tmp_path)["retained_ever"] == 0
+
+
+def test_the_report_sees_what_is_left(fake_libcuda, tmp_path):
+    report = report_of("leaking", installed("cuda-python"), fake_libcuda, tmp_path)
+    assert {what: count for what, count in report.items() if count} == {
+        "events": 1,
+        "memory": 1,
+        "retained": 1,
+        "retained_ever": 1,
+    }
