@@ -11,7 +11,7 @@ from typing import Any, Protocol, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from unetrt.runtime.errors import FrameError, OptionError
+from unetrt.runtime.errors import FrameError, OptionError, SessionClosedError
 from unetrt.runtime.frames import split_axes
 from unetrt.runtime.host_frames import HostCall, scores_jobs
 from unetrt.runtime.loop import Job, TileLoop
@@ -166,6 +166,7 @@ class Segmenter:
     def close(self) -> None:
         """Free the lanes, and the session if it was opened here; idempotent."""
         with self._lock:
+            self._lanes = []
             self._opened.close()
 
     def __enter__(self) -> Self:
@@ -181,6 +182,8 @@ class Segmenter:
         with timings.phase("queue"):
             self._lock.acquire()
         try:
+            if not self._lanes:
+                raise SessionClosedError("the segmenter is closed: open the model again")
             loop = TileLoop(self._lanes)
             loop.run(jobs, count)
         finally:

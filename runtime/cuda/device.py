@@ -141,6 +141,31 @@ class Graph(Owned):
         self.device.driver.launch_graph(self.handle, stream.handle)
 
 
+class Guests:
+    """Objects of another library that must be freed while the device is current, the youngest first.
+
+    They are freed by `close`, or when nothing refers to this any more. Hold them nowhere else.
+    """
+
+    def __init__(self, device: CudaDevice) -> None:
+        self._device = device
+        self._things: list[Any] = []
+        self._finalizer = weakref.finalize(self, _send_off, device, self._things)
+
+    def add(self, make: Callable[[], Any]) -> "Guests":
+        """Add what `make` returns; it runs with the device current, and what it raises is passed on."""
+        with self._device.current():
+            self._things.append(make())
+        return self
+
+    def __getitem__(self, index: int) -> Any:
+        return self._things[index]
+
+    def close(self) -> None:
+        """Free them; idempotent."""
+        self._finalizer()
+
+
 class _Pinned(Owned):
     """Pinned memory; arrays made of it hold it."""
 
@@ -170,7 +195,7 @@ def _discard(driver: Driver, stream: int) -> None:
     try:
         driver.destroy_graph(driver.end_capture(stream))
     except InferenceError as error:
-        log.debug("a capture was given up: %s", error)
+        log.debug("a capture was given up: %s", str(error))
 
 
 def _free(device: CudaDevice, free: Callable[[int], None], handle: int) -> None:
@@ -179,11 +204,17 @@ def _free(device: CudaDevice, free: Callable[[int], None], handle: int) -> None:
         with device.current():
             free(handle)
     except InferenceError as error:
-        log.warning("not freed: %s", error)
+        log.warning("not freed: %s", str(error))
+
+
+def _send_off(device: CudaDevice, things: list[Any]) -> None:
+    with device.current():
+        while things:
+            things.pop()
 
 
 def _release(driver: Driver) -> None:
     try:
         driver.release()
     except InferenceError as error:
-        log.warning("not released: %s", error)
+        log.warning("not released: %s", str(error))

@@ -6,7 +6,7 @@ from collections import deque
 from pathlib import Path
 from typing import Any
 
-from unetrt.runtime.cuda.device import CudaDevice
+from unetrt.runtime.cuda.device import CudaDevice, Guests
 from unetrt.runtime.engines.bindings import bindings
 from unetrt.runtime.engines.engine_file import Sidecar
 from unetrt.runtime.engines.fit import rebuild_command
@@ -63,24 +63,20 @@ class LoadedEngine:
         self.lock = threading.Lock()
         self._path, self._messages = path, deque[str](maxlen=MESSAGES)
         self._require_room()
-        # In the order in which they must go.
-        self._parts: list[Any] = []
-        self._finalizer = weakref.finalize(self, _drop, device, self._parts)
-        with device.current():
-            runtime = self.trt.Runtime(logger_of(self.trt, self._messages))
-            engine = runtime.deserialize_cuda_engine(path.read_bytes())
-            self._parts += [engine, runtime]
-            if engine is None:
-                raise EngineError(
-                    f"{self.flavour.title} cannot load {path}: {self.last_message()}; rebuild it with "
-                    f"`{rebuild_command(path, sidecar)}`"
-                )
-            self._require_ends()
+        # TensorRT's runtime, then its engine.
+        self._guests = Guests(device).add(lambda: self.trt.Runtime(logger_of(self.trt, self._messages)))
+        self._guests.add(lambda: self._guests[0].deserialize_cuda_engine(path.read_bytes()))
+        if self.engine is None:
+            raise EngineError(
+                f"{self.flavour.title} cannot load {path}: {self.last_message()}; rebuild it with "
+                f"`{rebuild_command(path, sidecar)}`"
+            )
+        self._require_ends()
 
     @property
     def engine(self) -> Any:
         """TensorRT's ICudaEngine."""
-        return self._parts[0]
+        return self._guests[1]
 
     @property
     def scratch(self) -> int:
@@ -114,9 +110,3 @@ class LoadedEngine:
                 f"{self._path} has {given}, its spec says {expected}; rebuild it with "
                 f"`{rebuild_command(self._path, self.sidecar)}`"
             )
-
-
-def _drop(device: CudaDevice, parts: list[Any]) -> None:
-    with device.current():
-        while parts:
-            parts.pop(0)

@@ -75,6 +75,7 @@ class Backend:
 
 # In the order in which `auto` tries them.
 BACKENDS = (
+    Backend("tensorrt", "tensorrt", gpu=True, runs_engines=True),
     Backend("onnxruntime-cuda", "onnxruntime_gpu:CUDA", gpu=True),
     Backend("onnxruntime-tensorrt", "onnxruntime_gpu:TENSORRT", gpu=True, automatic=False),
     Backend("onnxruntime-tensorrt-rtx", "onnxruntime_gpu:TENSORRT_RTX", gpu=True, automatic=False),

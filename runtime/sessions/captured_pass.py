@@ -49,4 +49,4 @@ class CapturedPass:
             self._graph = Graph.of(self._stream, self._inner.enqueue)
         except InferenceError as error:
             self._may_capture = False
-            log.info("no CUDA graph: %s", error)
+            log.info("no CUDA graph: %s", str(error))  # a record of the error itself would hold the lane

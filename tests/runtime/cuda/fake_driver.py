@@ -62,7 +62,8 @@ class FakeDriver:
         self.done: list[Call] = []
         self.violations: list[str] = []
         self.count, self.fail_at, self.failed = 0, None, None
-        self.total, self.taken, self.released = total, 0, 0
+        self.total, self.taken = total, 0
+        self.opened, self.released = 1, 0
         self.live: dict[int, str] = {}
         self._memory: dict[int, object] = {}
         self._graves: list[object] = []
@@ -78,7 +79,7 @@ class FakeDriver:
     # Context
 
     def push(self):
-        if self.released:
+        if self.released == self.opened:
             self.violations.append("push after release")
         self._stack().append(self)
 
@@ -87,7 +88,7 @@ class FakeDriver:
 
     def release(self):
         self.released += 1
-        if self.live:
+        if self.live and self.released == self.opened:
             self.violations.append(f"released with {sorted(self.live.values())}")
 
     def _stack(self):
@@ -268,6 +269,14 @@ class FakeDriver:
         count = int(np.prod(shape)) * np.dtype(dtype).itemsize
         return np.frombuffer((ctypes.c_uint8 * count).from_address(address), dtype).reshape(shape)
 
+    def require_current(self, what):
+        """Note a violation where this device is not the calling thread's."""
+        if not self._stack():
+            self.violations.append(f"{what} without a current context")
+
+    def is_capturing(self, stream):
+        return stream in self._capturing
+
     def forget_work(self):
         """Do nothing of what streams were given, as a device that is lost."""
         for queue in self._streams.values():
@@ -279,8 +288,7 @@ class FakeDriver:
         """Note a call, fail if it is its turn, and let a little of the work be done meanwhile."""
         with self._lock:
             self.calls.append(Call(name, stream, arguments))
-            if not self._stack():
-                self.violations.append(f"{name} without a current context")
+            self.require_current(name)
             number, self.count = self.count, self.count + 1
             if number == self.fail_at:
                 self.failed = name

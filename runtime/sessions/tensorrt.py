@@ -1,0 +1,177 @@
+"""TensorRT 10 and 11, and TensorRT for RTX: one engine, a context for each lane."""
+
+import os
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from unetrt.runtime.cuda.device import Buffer, CudaDevice, Guests
+from unetrt.runtime.cuda.implementations import open_driver, why_not
+from unetrt.runtime.engines.engine_file import SUFFIXES, read_sidecar
+from unetrt.runtime.engines.fit import require_fit
+from unetrt.runtime.engines.flavours import AUTO, FLAVOURS, named_flavour, usable_flavour
+from unetrt.runtime.engines.loaded import LoadedEngine, load
+from unetrt.runtime.engines.machine import Machine, this_machine
+from unetrt.runtime.engines.runtime_cache import RuntimeCache
+from unetrt.runtime.errors import InferenceError
+from unetrt.runtime.sessions.captured_pass import CapturedPass
+from unetrt.runtime.sessions.cuda import CudaSession
+from unetrt.runtime.sessions.cuda_lane import EnginePass, Place
+from unetrt.runtime.spec import INPUT, OUTPUT
+
+
+def probe() -> str | None:
+    """Return None where a TensorRT is installed and CUDA finds a GPU, else why not and what helps."""
+    if not any(find_spec(flavour.module) for flavour in FLAVOURS):
+        extras = " or ".join(f"'unetrt[{flavour.extra}]'" for flavour in FLAVOURS)
+        return f"no TensorRT is installed: pip install {extras}"
+    return why_not()
+
+
+def open_session(path: Path, device: int) -> "TensorRtSession":
+    """Load an engine, or the engine of an ONNX file of ours, which is built first where the cache has none.
+
+    Raises
+    ------
+    EngineError
+        It cannot be built, does not fit this machine, or TensorRT cannot load it.
+    ModelFileError
+        The file is not a model of ours.
+    OutOfMemoryError
+        Its weights do not fit on the device.
+    """
+    cuda, machine = CudaDevice(open_driver(device, os.environ)), this_machine(device)
+    engine = path if path.suffix.lower() in SUFFIXES else _obtained(path, machine, cuda)
+    sidecar = read_sidecar(engine)
+    require_fit(engine, sidecar, machine, named_flavour(sidecar.facts.flavour).version)
+    return TensorRtSession(load(engine, sidecar, cuda), machine)
+
+
+def _obtained(model: Path, machine: Machine, device: CudaDevice) -> Path:
+    """Return the engine of a model file from the cache, built for the device where there is none."""
+    from unetrt.runtime.engines.cache import EngineCache
+    from unetrt.runtime.engines.facts import facts_of
+    from unetrt.runtime.engines.options import BuildOptions
+    from unetrt.runtime.model_files.onnx_file import read_spec
+
+    model, flavour = model.absolute(), usable_flavour(AUTO, machine)
+    facts = facts_of(model, read_spec(model), flavour, machine, BuildOptions())
+    return EngineCache().obtain(model, facts, within=device.current)[0]
+
+
+class TensorRtSession(CudaSession):
+    """An engine whose lanes have a context each.
+
+    Parameters
+    ----------
+    loaded
+        The engine; other sessions may share it.
+    machine
+        Where it runs.
+    """
+
+    def __init__(self, loaded: LoadedEngine, machine: Machine) -> None:
+        title = f"{loaded.flavour.title} {loaded.flavour.version} on {loaded.device}"
+        super().__init__(loaded.sidecar.spec, title, loaded.device)
+        self._loaded: LoadedEngine | None = loaded
+        self._contexts = _ContextsForRtx(loaded, machine) if loaded.flavour.portable else _Contexts(loaded)
+
+    def scratch(self) -> int:
+        """Return what the engine says."""
+        assert self._loaded is not None
+        return self._loaded.scratch
+
+    def new_pass(self, scratch: Buffer | None, place: Place) -> EnginePass:
+        """Return a pass in a new context."""
+        assert self._loaded is not None
+        engine_pass = TensorRtPass(self._loaded, self._contexts.settings, scratch, place)
+        return CapturedPass(engine_pass, place) if self._contexts.capturable else engine_pass
+
+    def warmed(self) -> None:
+        """Keep what has been compiled."""
+        self._contexts.keep()
+
+    def unload(self) -> None:
+        """Let go of the engine, which is freed unless another session has it."""
+        self._contexts.keep()
+        self._loaded = None
+        del self._contexts
+
+
+class TensorRtPass:
+    """One context, at fixed addresses.
+
+    Parameters
+    ----------
+    loaded
+        The engine.
+    settings
+        What its context is made with.
+    scratch
+        Memory for activations; None where the engine needs none.
+    place
+        Where it works.
+    """
+
+    def __init__(self, loaded: LoadedEngine, settings: Any, scratch: Buffer | None, place: Place) -> None:
+        self._loaded, self._scratch, self._stream = loaded, scratch, place.stream
+        with loaded.lock:
+            self._guests = Guests(loaded.device).add(lambda: loaded.engine.create_execution_context(settings))
+        if self._context is None:
+            raise self._error("makes no context")
+        for name, address in ((INPUT, place.input), (OUTPUT, place.output)):
+            if not self._context.set_tensor_address(name, address):
+                raise self._error("takes no address for its tensors")
+        if scratch is not None:
+            self._context.set_device_memory(scratch.handle, loaded.scratch)
+
+    @property
+    def _context(self) -> Any:
+        return self._guests[0]
+
+    def enqueue(self) -> None:
+        """Give a pass to the stream."""
+        if not self._context.execute_async_v3(self._stream.handle):
+            raise self._error("did not start a pass")
+
+    def close(self) -> None:
+        """Free the context, then its memory."""
+        self._guests.close()
+        self._scratch = None
+
+    def _error(self, what: str) -> InferenceError:
+        return InferenceError(f"{self._loaded.flavour.title} {what}: {self._loaded.last_message()}")
+
+
+class _Contexts:
+    """How contexts of TensorRT are made; their passes are captured as CUDA graphs by us."""
+
+    capturable = True
+
+    def __init__(self, loaded: LoadedEngine) -> None:
+        # Memory for activations is ours: how much it is, is known before.
+        self.settings = loaded.trt.ExecutionContextAllocationStrategy.USER_MANAGED
+
+    def keep(self) -> None:
+        """Keep nothing: nothing outlives a context."""
+
+
+class _ContextsForRtx(_Contexts):
+    """How contexts of TensorRT for RTX are made, which captures graphs by itself and keeps what it compiles."""
+
+    capturable = False
+
+    def __init__(self, loaded: LoadedEngine, machine: Machine) -> None:
+        super().__init__(loaded)
+        guests = self._guests = Guests(loaded.device).add(loaded.engine.create_runtime_config)
+        guests[0].set_execution_context_allocation_strategy(self.settings)
+        guests[0].cuda_graph_strategy = loaded.trt.CudaGraphStrategy.WHOLE_GRAPH_CAPTURE
+        guests.add(guests[0].create_runtime_cache)
+        self._file = RuntimeCache(loaded.sidecar.facts, machine)
+        self._file.restore(guests[1])
+        guests[0].set_runtime_cache(guests[1])
+        self.settings = guests[0]
+
+    def keep(self) -> None:
+        """Keep what has been compiled for this device."""
+        self._file.keep(self._guests[1])
