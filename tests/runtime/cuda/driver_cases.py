@@ -9,6 +9,7 @@ import os
 import sys
 
 from tests.runtime.cuda.bench_cases import BENCH_CASES
+from tests.runtime.cuda.lane_cases import LANE_CASES
 from tests.runtime.cuda.process_cases import PROCESS_CASES
 from tests.runtime.cuda.workbench import Workbench
 from unetrt.runtime.cuda.implementations import open_driver
@@ -31,7 +32,7 @@ def on_a_workbench(case):
 
 
 CASES = {case.__name__: on_a_workbench(case) for case in BENCH_CASES}
-CASES |= {case.__name__: case for case in PROCESS_CASES}
+CASES |= {case.__name__: case for case in (*PROCESS_CASES, *LANE_CASES)}
 
 if __name__ == "__main__":
     CASES[sys.argv[1]]()

@@ -103,3 +103,15 @@ def test_the_report_sees_what_is_left(fake_libcuda, tmp_path):
         "retained": 1,
         "retained_ever": 1,
     }
+
+
+@pytest.mark.parametrize("case", ["frames_come_out_as_they_went_in", "threads", "left_open"])
+def test_lanes(fake_libcuda, implementation, case, tmp_path):
+    assert_nothing_is_left(report_of(case, implementation, fake_libcuda, tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("case", "failing"), [("a_call_fails", "cuMemcpyDtoHAsync:1:700"), ("memory_runs_out", "cuMemAlloc:5:2")]
+)
+def test_lanes_that_fail(fake_libcuda, implementation, case, failing, tmp_path):
+    assert_nothing_is_left(report_of(case, implementation, fake_libcuda, tmp_path, FAKE_CUDA_FAIL=failing))
