@@ -41,8 +41,6 @@ class Implementation:
         """Return None where it is usable, else one sentence that says why not; makes no context on any GPU."""
         if not _is_installed(self.package):
             return f"{self.name} is not installed: pip install 'unetrt[{self.extra}]'"
-        if missing := _missing_library():
-            return f"{self.name} cannot be used, as no NVIDIA driver is installed ({missing})"
         try:
             importlib.import_module(self.package)
         except (ImportError, OSError) as error:
@@ -109,8 +107,11 @@ def why_not(environ: Mapping[str, str] = os.environ) -> str | None:
 
 
 def _usable(environ: Mapping[str, str]) -> Implementation:
-    reasons = []
-    for implementation in _asked_for(environ):
+    reasons: list[str] = []
+    asked_for = _asked_for(environ)
+    if missing := _missing_library():
+        raise BackendUnavailableError(missing)  # whatever is installed
+    for implementation in asked_for:
         reason = implementation.probe()
         if reason is None:
             return implementation
@@ -135,11 +136,11 @@ def _is_installed(package: str) -> bool:
 
 
 def _missing_library() -> str | None:
-    """Return why the driver's library does not load, the same for every package; None where it does."""
+    """Return that the driver's library does not load, the same for every package; None where it does."""
     try:
         ctypes.CDLL("nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1")
     except OSError as error:
-        return str(error)
+        return f"no NVIDIA driver is installed ({error})"
     return None
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from unetrt.runtime.engines.engine_file import SUFFIXES
-from unetrt.runtime.errors import BackendUnavailableError, OptionError
+from unetrt.runtime.errors import BackendUnavailableError, EngineError, OptionError
 from unetrt.runtime.sessions.protocol import Lane, Session
 
 __all__ = ["AUTO", "BACKENDS", "Backend", "Lane", "Session", "engines", "open_session"]
@@ -92,7 +92,8 @@ def open_session(path: str | Path, backend: str = AUTO, device: int | None = Non
     path
         An ONNX file that `unetrt export` wrote, or a TensorRT engine that `unetrt build` did.
     backend
-        A name from `BACKENDS`, or `auto`: the first that is usable, which is logged.
+        A name from `BACKENDS`, or `auto`: the first that is usable, which is logged. One that is usable but refuses the
+        file is logged as a warning, and the next is tried.
     device
         The number of the GPU, as CUDA counts; None takes the first, and lets `auto` fall back to a CPU.
 
@@ -113,9 +114,17 @@ def open_session(path: str | Path, backend: str = AUTO, device: int | None = Non
     reasons = []
     for candidate in _automatic(path, device):
         if reason := candidate.probe():
+            log.info("auto passes over %s: %s", candidate.name, reason)
             reasons.append(f"{candidate.name}: {reason}")
             continue
-        session = candidate.open(path, device)
+        try:
+            session = candidate.open(path, device)
+        except (BackendUnavailableError, EngineError) as error:
+            if path.suffix.lower() in SUFFIXES:
+                raise  # no other could run it
+            log.warning("%s is usable but does not run %s: %s", candidate.name, path, str(error))
+            reasons.append(f"{candidate.name}: {error}")
+            continue
         log.info("auto chose %s", session.name)
         return session
     raise BackendUnavailableError("no inference engine is usable; " + "; ".join(reasons))

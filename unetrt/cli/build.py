@@ -46,7 +46,7 @@ def command(model: Path, out: Path | None, flavour: str, force: bool, **wanted: 
 
     TensorRT builds on the GPU that the engine is for. TensorRT for RTX needs none, and builds for many. Beside the
     engine, OUT.json says what it is. Without -o it goes to the cache, where it is found by all that it depends on.
-    `unetrt predict` does not run engines yet.
+    `unetrt predict` runs it.
     """
     from unetrt.runtime.engines.cache import EngineCache, place
     from unetrt.runtime.engines.facts import facts_of

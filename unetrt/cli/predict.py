@@ -25,9 +25,14 @@ from unetrt.runtime.errors import FrameError, OptionError
 @click.option("--min-area", default=0, show_default=True, help="Drop instances of fewer pixels.")
 @click.option("--tta", is_flag=True, help="Average over 8 rotated and reflected copies; takes 8 times as long.")
 @click.option("--overlays/--no-overlays", default=True, show_default=True, help="Write overlays/NAME.png.")
-@click.option("--backend", default="auto", show_default=True, help="Inference engine.")
-def command(model: Path, images: tuple[Path, ...], out: Path, backend: str, **choices: Any) -> None:
-    """Segment IMAGES, files or folders (TIFF, PNG, NPY, Zarr), with MODEL, an ONNX file that `unetrt export` wrote.
+@click.option("--backend", default="auto", show_default=True, help="tensorrt, onnxruntime-cuda, onnxruntime (CPU), ...")
+@click.option("--device", type=int, metavar="N", help="GPU, as CUDA counts [default: the first, or the CPU].")
+@click.option("--lanes", type=int, default=2, show_default=True, help="Passes in flight at once.")
+def command(model: Path, images: tuple[Path, ...], out: Path, **choices: Any) -> None:
+    """Segment IMAGES, files or folders (TIFF, PNG, NPY, Zarr), with MODEL.
+
+    MODEL is an ONNX file that `unetrt export` wrote, or a TensorRT engine that `unetrt build` did. On a machine with a
+    GPU and TensorRT, the engine of an ONNX file is built first and kept.
 
     Writes DIR/NAME.tif (labels) and DIR/overlays/NAME.png for each image. Stacks are segmented frame by frame. An image
     that cannot be segmented is left out and named at the end.
@@ -37,12 +42,13 @@ def command(model: Path, images: tuple[Path, ...], out: Path, backend: str, **ch
     from unetrt.runtime.segmenter import Segmenter
     from unetrt.runtime.sessions import engines
 
-    if backend not in engines():
-        raise OptionError(f"backend {backend!r} does not segment: use one of {', '.join(engines())}")
+    place = {name: choices.pop(name) for name in ("backend", "device", "lanes")}
+    if place["backend"] not in engines():
+        raise OptionError(f"backend {place['backend']!r} does not segment: use one of {', '.join(engines())}")
     sources = [file for given in images for file in list_images(given)]
     require_writable(out)
     require_distinct(sources, out, overlays=choices["overlays"])
-    with Segmenter(model, backend=backend) as segmenter:
+    with Segmenter(model, **place) as segmenter:
         kind = choices.pop("kind") or segmenter.spec.annotation
         output = Output(out, kind, **choices)
         begin, pixels, objects = time.perf_counter(), 0, 0
