@@ -5,13 +5,14 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import lru_cache, partial
 from math import prod
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from unetrt.runtime.frame_pass import FramePass
 from unetrt.runtime.frames import as_frame, require_raw
-from unetrt.runtime.loop import ON_HOST, Job, Steps
+from unetrt.runtime.loop import Job
 from unetrt.runtime.normalisation import Affine
 from unetrt.runtime.plan import Tile, TilePlan
 from unetrt.runtime.scores import best_class, require_finite_scores, softmax
@@ -27,42 +28,38 @@ Scores = NDArray[np.float32]
 Stitch = Callable[[Tile, Array], None]
 
 
-@dataclass
-class HostPass:
-    """A frame on its way through the network.
+class HostSource(NamedTuple):
+    """A frame on the host.
 
     Attributes
     ----------
-    frame, affine
-        Raw grey values (C, H, W), and how to normalise them: None where the graph does.
-    stitch_tile
-        What happens to each tile's output.
-    finish
-        What happens once `left`, the number of tiles that are not in their place, is 0.
-    timings
-        The frame's.
+    frame
+        Raw grey values (C, H, W).
+    affine
+        How to normalise them; None where the graph does.
     """
 
     frame: Array
     affine: Affine | None
-    stitch_tile: Stitch
-    finish: Callable[[], None]
-    left: int
-    timings: Timings
 
-    def fill(self, tile: Tile, lane: Lane, slot: int) -> Steps:
+    def cut(self, tile: Tile, lane: Lane, slot: int) -> None:
         """Cut a tile and normalise it."""
         tile.cut(self.frame, lane.input[slot])
         if self.affine is not None:
             self.affine.apply(lane.input[slot])
-        return ON_HOST
+
+
+class HostSink(NamedTuple):
+    """Results on the host; `take` brings a tile's output to its place."""
+
+    take: Stitch
+
+    def place(self, tile: Tile, lane: Lane, slot: int) -> None:
+        """Leave nothing on the device."""
 
     def stitch(self, tile: Tile, lane: Lane, slot: int) -> None:
         """Take a slot of a lane's output to its place."""
-        self.stitch_tile(tile, lane.output[slot])
-        self.left -= 1
-        if not self.left:
-            self.finish()
+        self.take(tile, lane.output[slot])
 
 
 @dataclass
@@ -182,7 +179,7 @@ def jobs_of(
 ) -> Iterator[Job]:
     """Yield the tiles of a frame."""
     plan = plan_of(spec, frame.shape[-2:])
-    on_its_way = HostPass(frame, affine, stitch, finish, len(plan), timings)
+    on_its_way = FramePass(HostSource(frame, affine), HostSink(stitch), len(plan), finish, timings)
     return (Job(tile, on_its_way) for tile in plan)
 
 

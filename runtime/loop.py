@@ -5,52 +5,17 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from itertools import islice
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 from unetrt.runtime.errors import SessionClosedError
+from unetrt.runtime.frame_pass import FramePass
 from unetrt.runtime.plan import Tile
 from unetrt.runtime.sessions.protocol import Lane, Step
-from unetrt.runtime.timings import Occupancy, Timings
-
-
-class Steps(NamedTuple):
-    """What a tile gives to the stream of a lane on a GPU, if anything.
-
-    Attributes
-    ----------
-    before
-        Cuts it there; without, it was cut on the host.
-    after
-        Takes its output to its place there; without, that is done on the host.
-    """
-
-    before: Step | None = None
-    after: Step | None = None
-
-
-ON_HOST = Steps()
-
-
-class FramePass(Protocol):
-    """A frame on its way through a network.
-
-    Attributes
-    ----------
-    timings
-        Where the frame's phases are added up.
-    """
-
-    timings: Timings
-
-    def fill(self, tile: Tile, lane: Lane, slot: int) -> "Steps":
-        """Cut a tile into a slot of a lane's input, or say what does it on the device. Runs before the launch."""
-
-    def stitch(self, tile: Tile, lane: Lane, slot: int) -> None:
-        """Take a slot of a lane's output to its place, unless a step did. Runs once the pass has ended."""
+from unetrt.runtime.timings import Occupancy
 
 
 class Job(NamedTuple):
-    """A tile, and the frame that it belongs to."""
+    """A tile, and the pass of a frame that it belongs to."""
 
     tile: Tile
     frame: FramePass
@@ -111,13 +76,14 @@ class TileLoop:
         if not len(lane.input):
             raise SessionClosedError("the lane is closed, by its session or its segmenter: open the model again")
         batch: Batch = []
-        steps: list[Steps] = []
+        before: list[Step | None] = []
         for slot, job in enumerate(islice(jobs, len(lane.input))):
             with job.frame.timings.phase("cut"):
-                steps.append(job.frame.fill(job.tile, lane, slot))
+                before.append(job.frame.source.cut(job.tile, lane, slot))
             batch.append(job)
         if batch:
-            lane.launch([one.before for one in steps if one.before], [one.after for one in steps if one.after])
+            after = [job.frame.sink.place(job.tile, lane, slot) for slot, job in enumerate(batch)]
+            lane.launch(list(filter(None, before)), list(filter(None, after)))
             self._flying.append((lane, batch))
         return bool(batch)
 
