@@ -1,0 +1,72 @@
+import sys
+from contextlib import contextmanager
+
+import pytest
+
+from unetrt.runtime import ranges
+from unetrt.runtime.timings import Occupancy, Passed, Timings
+
+
+@pytest.mark.parametrize(
+    ("passes", "busy", "span"),
+    [
+        ([], 0, 0),
+        ([(5, 2)], 2, 2),
+        ([(0, 2), (3, 2)], 4, 5),
+        ([(0, 2), (1, 2)], 3, 3),
+        ([(0, 4), (1, 2), (3, 2)], 5, 5),
+        ([(1, 1), (0.5, 1)], 1, 1),
+    ],
+    ids=["none", "one", "a gap", "an overlap", "one within another", "one that began before"],
+)
+def test_busy_is_when_at_least_one_lane_computes(passes, busy, span):
+    occupancy = Occupancy()
+    for begin, compute in passes:
+        occupancy.add(Passed(begin=begin, compute=compute))
+    assert (occupancy.busy, occupancy.span) == (busy, span)
+
+
+def test_a_phase_adds_up_and_counts_what_failed_too():
+    timings = Timings()
+    for _ in range(2):
+        with pytest.raises(ValueError, match="no"), timings.phase("cut"):
+            raise ValueError("no")
+    assert timings.cut > 0
+
+
+def test_the_frames_add_up_to_the_call():
+    timings = Timings(total=9, frames=[Timings(cut=1, tiles=2, queue=5), Timings(cut=3, upload=1, tiles=1)])
+    timings.sum_frames(Occupancy())
+    assert (timings.cut, timings.upload, timings.tiles, timings.queue, timings.total) == (4, 1, 3, 0, 9)
+
+
+@pytest.fixture
+def fresh_ranges():
+    ranges._nvtx.cache_clear()
+    yield
+    ranges._nvtx.cache_clear()
+
+
+def test_phases_are_ranges_for_profilers(monkeypatch, fresh_ranges):
+    nvtx, seen = pytest.importorskip("nvtx"), []
+
+    @contextmanager
+    def annotate(name, domain):
+        seen.append((name, domain))
+        with real(name, domain=domain):
+            yield
+
+    real = nvtx.annotate
+    monkeypatch.setattr(nvtx, "annotate", annotate)
+    with Timings().phase("stitch"):
+        pass
+    assert seen == [("stitch", "unetrt")]
+
+
+def test_without_nvtx_there_are_none(monkeypatch, fresh_ranges):
+    monkeypatch.setitem(sys.modules, "nvtx", None)
+    monkeypatch.setattr(ranges, "find_spec", lambda name: None)
+    timings = Timings()
+    with timings.phase("cut"):
+        pass
+    assert timings.cut > 0
