@@ -63,7 +63,12 @@ def require_finite(frame: Array) -> None:
         return
     bad = np.argwhere(~usable)
     row, column = bad[0][-2:]
-    raise FrameError(
-        f"{len(bad)} pixels are NaN or infinite, the first at row {row}, column {column}: "
+    raise not_finite(len(bad), row, column)
+
+
+def not_finite(count: int, row: int, column: int) -> FrameError:
+    """Return the error for `count` pixels that are NaN or infinite, the first in C order at `row` and `column`."""
+    return FrameError(
+        f"{count} pixels are NaN or infinite, the first at row {row}, column {column}: "
         "replace them, for example with numpy.nan_to_num"
     )
