@@ -5,8 +5,10 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 # The CPU build where the index offers it; the version that the tests were written against.
 TORCH := torch==2.13.0
+# Its PTX is understood by all drivers for CUDA 12; a newer one's is not.
+NVRTC := nvidia-cuda-nvrtc-cu12==12.0.140
 
-.PHONY: demo test test-slow gpu-check lint format bench clean
+.PHONY: demo test test-slow gpu-check kernels lint format bench clean
 
 demo: $(READY)  ## draw cells, train, export, segment, check: leaves demo-out/
 	$(BIN)/unetrt demo --out demo-out
@@ -20,6 +22,10 @@ test-slow: $(READY)  ## the tests that train or measure for minutes
 gpu-check:  ## on a machine with a GPU, with the Python that has torch and unetrt: the GPU's tests and training speed
 	$(PYTHON) -m pytest -m gpu tests/gpu
 	$(PYTHON) -m unetrt bench --training --base 64 --json benchmarks/results/training-gpu.json
+
+kernels:  ## runtime/cuda/kernels.ptx from kernels.cu, on Linux; needs no GPU
+	$(PYTHON) -m pip install -q --no-deps --upgrade --target build/nvrtc $(NVRTC)
+	$(PYTHON) docs/kernels.py build/nvrtc
 
 lint: $(READY)  ## ruff, and mypy on the package as it installs
 	$(BIN)/ruff check .
