@@ -46,12 +46,11 @@ def as_frame(read: Any, channels: int) -> Array:
     return frame.reshape(channels, *frame.shape[-2:])
 
 
-def require_raw(frame: Array, dtype: str) -> None:
-    """Raise FrameError if a frame's values are not all values of `dtype`, which the model's graph takes raw."""
-    if not np.can_cast(frame.dtype, dtype, "safe"):
+def require_raw(given: np.dtype[Any], dtype: str) -> None:
+    """Raise FrameError if the values of a frame's dtype are not all values of `dtype`, which the graph takes raw."""
+    if not np.can_cast(given, dtype, "safe"):
         raise FrameError(
-            f"the image is {frame.dtype}: this model takes raw {dtype} pixels; give those, or export it with "
-            "--input float32"
+            f"the image is {given}: this model takes raw {dtype} pixels; give those, or export it with --input float32"
         )
 
 

@@ -169,7 +169,7 @@ def measured(spec: ModelSpec, read: Any, timings: Timings) -> tuple[Array, Affin
     with timings.phase("normalise"):
         frame = as_frame(read, spec.channels)
         if spec.takes_raw:
-            require_raw(frame, spec.input_dtype)
+            require_raw(frame.dtype, spec.input_dtype)
             return frame, None
         return frame, spec.normalisation.measure(frame)
 

@@ -7,6 +7,8 @@ from numpy.typing import NDArray
 
 from unetrt.runtime.errors import InferenceError
 
+SPOILT = "the network gives NaN or infinity, as an activation leaves the range of its type: export it in fp32"
+
 
 def best_class(scores: NDArray[Any]) -> NDArray[np.uint8]:
     """Return the index of the highest score along the first axis of (classes, ...), the lowest one where they tie."""
@@ -25,9 +27,7 @@ def require_finite_scores(scores: NDArray[Any]) -> None:
     """Raise InferenceError where scores of any shape hold NaN or infinity: compared, they would give the background."""
     # One sum instead of a mask: it is not finite if any term is not.
     if not np.isfinite(scores.sum()):
-        raise InferenceError(
-            "the network gives NaN or infinity, as an activation leaves the range of its type: export it in fp32"
-        )
+        raise InferenceError(SPOILT)
 
 
 def softmax(logits: NDArray[np.float32]) -> NDArray[np.float32]:

@@ -6,11 +6,15 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Protocol, Self
+from typing import Self
 
 import numpy as np
 from numpy.typing import NDArray
 
+from unetrt.runtime.arrays import ArrayLike, array_of, labels_for
+from unetrt.runtime.cuda.device_array import DeviceArray
+from unetrt.runtime.cuda.side_stream import SideStream
+from unetrt.runtime.device_frames import DeviceCall, require_same_device
 from unetrt.runtime.errors import FrameError, OptionError, SessionClosedError
 from unetrt.runtime.frames import split_axes
 from unetrt.runtime.host_frames import HostCall, scores_jobs
@@ -19,23 +23,10 @@ from unetrt.runtime.sessions import AUTO, Session, open_session
 from unetrt.runtime.symmetries import ONCE, SQUARE
 from unetrt.runtime.timings import Timings
 
-Labels = NDArray[np.uint8]
-Scores = NDArray[np.float32]
 Progress = Callable[[int, int], None]
 
 # Enough to cut the next tile and stitch the last one while one is computed.
 LANES = 2
-
-
-class ArrayLike(Protocol):
-    """What an image must offer: numpy arrays, memmaps, Zarr and HDF5 arrays do."""
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """Sizes of all axes."""
-
-    def __getitem__(self, index: Any, /) -> Any:
-        """Return the part of the image at `index`, as an array; () is the whole."""
 
 
 @dataclass(frozen=True)
@@ -45,7 +36,7 @@ class Segmentation:
     Attributes
     ----------
     labels
-        uint8, (..., H, W): the index of the best class of each pixel; 0 is the background.
+        uint8, (..., H, W): the index of the best class of each pixel; 0 is the background. `out`, where that was given.
     probabilities
         float32, (..., classes, H, W), or None where they were not asked for.
     timings
@@ -94,10 +85,11 @@ class Segmenter:
             )
             self.spec = self.session.spec
             self._lanes = self.session.lanes(lanes)
+            self._side: SideStream | None = None
             for lane in self._lanes:
                 opened.callback(lane.close)
             self._opened = opened.pop_all()
-        self._lock = threading.Lock()
+        self._lock, self._preparing = threading.Lock(), threading.Lock()
 
     def segment(
         self,
@@ -118,8 +110,10 @@ class Segmenter:
             Integers or finite floats. For a model of one channel the last two axes are (H, W), for one of C channels
             the last three are (C, H, W); all axes before these are a stack, read frame by frame.
             For one channel a last axis of 3 or 4 is refused where it can only be colours.
+            An array on the session's GPU (of torch, CuPy, JAX and others, by DLPack or `__cuda_array_interface__`) is
+            read there, without passing the host.
         out
-            uint8, (..., H, W): where the labels are written.
+            uint8, (..., H, W): where the labels are written. On the session's GPU they stay there.
         probabilities
             Whether to return the probabilities of all classes too.
         tta
@@ -133,29 +127,38 @@ class Segmenter:
         FrameError
             Shape, dtype or pixels do not fit the model.
         OptionError
-            Probabilities, or an average over them, were asked of a model whose head gives labels only.
+            Probabilities, or an average over them, were asked of a model whose head gives labels only, or of arrays on
+            a GPU.
         InferenceError
             The engine failed; the segmenter can be used again.
         """
         timings = Timings()
         with timings.phase("total"):
-            image = _array(image)
-            leading, size = split_axes(image.shape, self.spec.channels)
-            labels = _labels(out, image, (*leading, *size))
+            given, room = array_of(image), None if out is None else array_of(out)
+            leading, size = split_axes(given.shape, self.spec.channels)
+            labels = labels_for(given, room, (*leading, *size))
             if probabilities or tta:
                 self._require_scores()
             scores = np.empty((*leading, len(self.spec.classes), *size), np.float32) if probabilities else None
-            call = HostCall(self.spec, image, labels, scores, SQUARE if tta else ONCE, timings)
+            call: HostCall | DeviceCall
+            if isinstance(given, DeviceArray) or isinstance(labels, DeviceArray):
+                if probabilities or tta:
+                    raise OptionError("probabilities and averages are for arrays on the host: give tensor.cpu()")
+                call = DeviceCall(self.spec, self._side_stream(given, labels), given, labels, timings)
+            else:
+                call = HostCall(self.spec, given, labels, scores, SQUARE if tta else ONCE, timings)
             self._run(call.jobs(), _Count(len(call), progress), timings)
-        return Segmentation(labels, scores, timings)
+        return Segmentation(labels if out is None else out, scores, timings)  # type: ignore[arg-type]
 
     def scores(self, frame: ArrayLike) -> NDArray[np.float32]:
         """Return what the network itself says of one frame, stitched: logits or probabilities, (classes, H, W) float32.
 
         Raises as `segment` does.
         """
-        frame = _array(frame)
+        frame = array_of(frame)
         leading, size = split_axes(frame.shape, self.spec.channels)
+        if isinstance(frame, DeviceArray):
+            raise OptionError("scores are for frames on the host: give tensor.cpu()")
         if leading:
             raise FrameError(f"the image has shape {tuple(frame.shape)}: scores takes one frame, segment takes stacks")
         self._require_scores()
@@ -190,6 +193,15 @@ class Segmenter:
             self._lock.release()
         timings.sum_frames(loop.occupancy)
 
+    def _side_stream(self, *arrays: object) -> SideStream:
+        """Return where frames on the GPU are measured; raises FrameError where the session cannot read these arrays."""
+        device = require_same_device(self.session, [array for array in arrays if isinstance(array, DeviceArray)])
+        with self._preparing:
+            if self._side is None:
+                self._side = SideStream(device, self.spec.channels)
+                self._opened.callback(self._side.close)
+            return self._side
+
     def _require_scores(self) -> None:
         if self.spec.head == "labels":
             raise OptionError("this model's head gives labels only: export it with --head logits or probabilities")
@@ -205,18 +217,3 @@ class _Count:
         self.done += tiles
         if self.progress is not None:
             self.progress(self.done, self.total)
-
-
-def _array(image: ArrayLike) -> ArrayLike:
-    """Return what has a shape as it is, unread, and all else as an array, which then says what is wrong with it."""
-    return image if hasattr(image, "shape") else np.asarray(image)
-
-
-def _labels(out: Labels | None, image: ArrayLike, shape: tuple[int, ...]) -> Labels:
-    if out is None:
-        return np.empty(shape, np.uint8)
-    if out.shape != shape or out.dtype != np.uint8 or not out.flags.writeable:
-        raise FrameError(f"out is {out.dtype} {out.shape}: give uint8 {shape} that can be written to")
-    if isinstance(image, np.ndarray) and np.may_share_memory(out, image):
-        raise FrameError("out shares memory with the image, which is still read while labels are written: give another")
-    return out

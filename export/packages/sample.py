@@ -81,7 +81,7 @@ def _tile(spec: ModelSpec, frame: Array) -> Array:
         raise FrameError(f"the frame has shape {frame.shape}: a package needs ({spec.channels}, H, W)")
     frame = as_frame(frame, spec.channels)
     if spec.takes_raw:
-        require_raw(frame, spec.input_dtype)
+        require_raw(frame.dtype, spec.input_dtype)
     plan = TilePlan((frame.shape[1], frame.shape[2]), spec.tile, spec.geometry, spec.border)
 
     def contrast(tile: Tile) -> float:

@@ -4,7 +4,8 @@ from ctypes import Structure
 from dataclasses import replace
 from importlib.resources import files
 
-from unetrt.runtime.cuda.contract import Driver, Extent
+from unetrt.runtime.cuda.contract import Extent
+from unetrt.runtime.cuda.device import CudaDevice, Owned
 from unetrt.runtime.cuda.device_array import DeviceArray
 from unetrt.runtime.cuda.kernel_arguments import Cut, Histogram, NotFinite, StitchLabels, plane
 from unetrt.runtime.errors import FrameError
@@ -21,13 +22,12 @@ MAX_BLOCKS_Y = 65535
 class Kernels:
     """The kernels on one device. All that they touch lies in its memory, and all calls are asynchronous.
 
-    The driver's context must be current wherever a method is called, `close` included, which must come before the
-    driver's `release`. Calls may come from several threads.
+    The device must be current wherever one of them is launched. Calls may come from several threads.
 
     Parameters
     ----------
-    driver
-        The device.
+    device
+        Where they are loaded.
 
     Raises
     ------
@@ -35,20 +35,15 @@ class Kernels:
         The device cannot load them.
     """
 
-    def __init__(self, driver: Driver) -> None:
-        self._driver = driver
-        self._module: int | None = driver.load_module(ptx())
-        try:
-            self._functions = {name: driver.function(self._module, name) for name in NAMES}
-        except Exception:
-            self.close()
-            raise
+    def __init__(self, device: CudaDevice) -> None:
+        driver = self._driver = device.driver
+        self._module = Owned(device, lambda: driver.load_module(ptx()), driver.unload_module)
+        with device.current():
+            self._functions = {name: driver.function(self._module.handle, name) for name in NAMES}
 
     def close(self) -> None:
         """Unload the kernels, once nothing runs them; calling it again does nothing."""
-        module, self._module = self._module, None
-        if module is not None:
-            self._driver.unload_module(module)
+        self._module.close()
 
     def cut(self, frame: DeviceArray, tile: Tile, affine: Affine | None, slot: DeviceArray, stream: int) -> None:
         """Fill one slot of a lane's input from a frame, mirrored at its borders.

@@ -14,10 +14,13 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from tests.runtime.cuda.fake_gpu.host_kernels import host_kernels
 from unetrt.runtime.cuda.contract import Rows
 from unetrt.runtime.errors import CudaError, OutOfMemoryError
 
 POISON = 0xEE
+# The stream of another library: the legacy default stream.
+OTHERS = 1
 
 
 class AskedForError(CudaError):
@@ -56,7 +59,7 @@ class FakeDriver:
     implementation = "fake"
     captures = True
 
-    def __init__(self, seed=0, total=2**30, index=0, chance=0.3, captures=True, kernels=None):
+    def __init__(self, seed=0, total=2**30, index=0, chance=0.3, captures=True):
         self.index, self.name, self.captures = index, "Fake GPU", captures
         self.calls: list[Call] = []
         self.done: list[Call] = []
@@ -66,15 +69,16 @@ class FakeDriver:
         self.opened, self.released = 1, 0
         self.live: dict[int, str] = {}
         self._memory: dict[int, object] = {}
-        self._graves: list[object] = []
-        self._streams: dict[int, deque[Work]] = {}
+        self._graves: dict[int, object] = {}
+        self._streams: dict[int, deque[Work]] = {OTHERS: deque()}
         self._capturing: dict[int, list[Work]] = {}
         self._graphs: dict[int, list[Work]] = {}
         self._marks: dict[int, Mark | None] = {}
         self._contexts = threading.local()
         self._lock = threading.RLock()
-        self._numbers = iter(range(1, 10**9))
-        self._random, self._chance, self._kernels = random.Random(seed), chance, kernels
+        self._numbers = iter(range(OTHERS + 1, 10**9))
+        self._random, self._chance = random.Random(seed), chance
+        self._functions: list[str] = []
 
     # Context
 
@@ -249,13 +253,13 @@ class FakeDriver:
 
     def function(self, module, name):
         self._note("function", 0, module, name)
-        return self._kernels.number(name)
+        self._functions.append(name)
+        return len(self._functions) - 1
 
     def launch(self, function, grid, block, argument, stream):
         self._note("launch", stream, function, grid, block)
-        self._give(
-            stream, Work("launch", lambda: self._kernels.run(self._kernels.name(function), grid, block, argument))
-        )
+        name = self._functions[function]
+        self._give(stream, Work(name, lambda: host_kernels().run(name, grid, block, argument)))
 
     # What a fake engine needs
 
@@ -337,7 +341,7 @@ class FakeDriver:
         return address
 
     def _use(self, *addresses):
-        if not all(address in self._memory for address in addresses):
+        if not self._graves.keys().isdisjoint(addresses):
             self.violations.append("memory was used after it was freed")
 
     def _size(self, address):
@@ -345,7 +349,9 @@ class FakeDriver:
 
     def _free(self, name, address):
         self._note(name, 0, address)
-        self._graves.append(self._memory.pop(address))  # kept, so that whoever uses it afterwards is caught, not killed
+        self._graves[address] = self._memory.pop(
+            address
+        )  # kept, so that whoever uses it afterwards is caught, not killed
         self._gone(address)
 
     def _gone(self, handle):

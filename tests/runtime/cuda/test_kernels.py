@@ -6,6 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.runtime.cuda.fake_gpu.host_driver import HostDriver, on_device
+from unetrt.runtime.cuda.device import CudaDevice
 from unetrt.runtime.cuda.device_array import DTYPES
 from unetrt.runtime.cuda.kernels import Kernels
 from unetrt.runtime.cuda.measure import FOUND, bins_shape, measure_counts, require_none
@@ -35,7 +36,7 @@ def driver():
 
 @pytest.fixture(scope="module")
 def kernels(driver):
-    kernels = Kernels(driver)
+    kernels = Kernels(CudaDevice(driver))
     yield kernels
     kernels.close()
     kernels.close()
@@ -258,5 +259,5 @@ def test_kernels_that_do_not_load_leave_no_module():
 
     driver = Forgetful()
     with pytest.raises(InferenceError):
-        Kernels(driver)
+        Kernels(CudaDevice(driver))
     assert driver.modules == {}

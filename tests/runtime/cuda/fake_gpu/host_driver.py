@@ -16,6 +16,12 @@ class HostDriver:
         self.launches: list[tuple[str, int]] = []
         self._names: list[str] = []
 
+    def push(self) -> None: ...
+
+    def pop(self) -> None: ...
+
+    def release(self) -> None: ...
+
     def load_module(self, ptx: bytes) -> int:
         self.modules[1] = ptx
         return 1
