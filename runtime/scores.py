@@ -16,10 +16,12 @@ def best_class(scores: NDArray[Any]) -> NDArray[np.uint8]:
         # Many times faster than argmax, which walks the far apart classes of each pixel.
         higher: NDArray[np.bool_] = np.greater(scores[1], scores[0])
         return higher.view(np.uint8)
-    best, labels = scores[0].copy(), np.zeros(scores.shape[1:], np.uint8)
-    for index in range(1, len(scores)):
-        labels[scores[index] > best] = index
-        np.maximum(best, scores[index], out=best)
+    best, labels = scores[0], np.zeros(scores.shape[1:], np.uint8)
+    for index, score in enumerate(scores[1:], start=1):
+        higher = np.greater(score, best).view(np.uint8)
+        # No label is as large as this index yet, so a maximum places it: a mask would cost a branch a pixel.
+        np.maximum(labels, higher * np.uint8(index), out=labels)
+        best = np.maximum(best, score)
     return labels
 
 
