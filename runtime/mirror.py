@@ -4,6 +4,7 @@
 figure 2) and numpy.pad; `symmetric` does (... 1 0 0 1 ...). Both repeat for as far as the window reaches.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
@@ -28,6 +29,14 @@ class Span:
 
     window: slice
     frame: slice
+
+    def split(self, most: int) -> Iterator["Span"]:
+        """Iterate over the parts of this run, in the window's order, each of at most `most` pixels."""
+        step = self.frame.step or 1
+        for begin in range(self.window.start, self.window.stop, most):
+            end = min(begin + most, self.window.stop)
+            first, last = (self.frame.start + step * (at - self.window.start) for at in (begin, end))
+            yield Span(slice(begin, end), slice(first, None if last < 0 else last, step))
 
 
 def mirrored(start: int, stop: int, length: int, border: Border) -> NDArray[np.intp]:

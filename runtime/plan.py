@@ -66,19 +66,32 @@ class Tile:
 
     def cut(self, frame: Array, out: Array) -> None:
         """Copy the tile out of `frame` (C, H, W) into `out` (C, h, w), mirrored at the borders, cast to its dtype."""
-        row_spans, column_spans = self.rows.spans, self.columns.spans
-        if not (row_spans and column_spans):
+        for _ in self.strips(frame, out, out.shape[-2]):
+            pass
+
+    def strips(self, frame: Array, out: Array, height: int) -> Iterator[Array]:
+        """Cut as `cut` does, and yield each strip of `out` (C, rows, w) of at most `height` rows when it is filled.
+
+        What is done to a strip at once finds it in the cache. A gathered tile is a single strip.
+        """
+        if not (self.rows.spans and self.columns.spans):
             out[...] = frame[:, self.rows.indices[:, None], self.columns.indices]
+            yield out
             return
-        for row in row_spans:
-            for column in column_spans:
-                out[:, row.window, column.window] = frame[:, row.frame, column.frame]
+        for row in (part for span in self.rows.spans for part in span.split(height)):
+            strip = out[:, row.window]
+            for column in self.columns.spans:
+                strip[:, :, column.window] = frame[:, row.frame, column.frame]
+            yield strip
+
+    def place(self, out: Array) -> Array:
+        """Return the part of `out` (..., H, W) that this tile's core covers, a view."""
+        return out[..., self.rows.core, self.columns.core]
 
     def stitch(self, core: Array, out: Array) -> None:
         """Copy the tile's valid output `core` (..., h', w') to its place in `out` (..., H, W)."""
-        rows, columns = self.rows.core, self.columns.core
-        height, width = rows.stop - rows.start, columns.stop - columns.start
-        out[..., rows, columns] = core[..., :height, :width]
+        place = self.place(out)
+        place[...] = core[..., : place.shape[-2], : place.shape[-1]]
 
 
 class TilePlan:

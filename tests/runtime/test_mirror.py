@@ -29,3 +29,14 @@ def test_spans_read_what_the_indices_say(window, length, border):
 @pytest.mark.parametrize(("border", "expected"), [("reflect", [2, 1, 0, 1, 2]), ("symmetric", [1, 0, 0, 1, 2])])
 def test_the_edge_pixel_is_repeated_by_symmetric_alone(border, expected):
     assert mirrored(-2, 3, 5, border).tolist() == expected
+
+
+@given(windows, st.integers(2, 40), st.sampled_from(BORDERS), st.integers(1, 50))
+def test_parts_of_spans_read_what_the_spans_read(window, length, border, most):
+    start, stop = window
+    source, read = np.arange(length), np.full(stop - start, -1)
+    for span in spans(start, stop, length, border):
+        for part in span.split(most):
+            assert part.window.stop - part.window.start <= most
+            read[part.window] = source[part.frame]
+    np.testing.assert_array_equal(read, mirrored(start, stop, length, border))
