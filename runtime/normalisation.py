@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from unetrt.runtime.errors import OptionError
+from unetrt.runtime.grey_values import mean_and_deviation, percentiles
 
 Mode = Literal["fixed", "percentile", "zscore"]
 MODES: tuple[Mode, ...] = ("fixed", "percentile", "zscore")
@@ -117,38 +118,3 @@ class Normalisation:
         constants: dict[str, Any] = {key: tuple(stored[key]) for key in ("offset", "scale") if key in stored}
         ranks: dict[str, Any] = {key: float(stored[key]) for key in ("low", "high") if key in stored}
         return cls(stored["mode"], **ranks, **constants)
-
-
-def percentiles(channel: NDArray[Any], ranks: tuple[float, ...]) -> tuple[float, ...]:
-    """Return percentiles of an array, linear between neighbouring values, as numpy.percentile does by default."""
-    at = [rank / 100 * (channel.size - 1) for rank in ranks]
-    below = [int(position) for position in at]
-    above = [min(position + 1, channel.size - 1) for position in below]
-    value = _order_statistics(channel, sorted({*below, *above}))
-    return tuple(
-        value[lower] + (value[upper] - value[lower]) * (position - lower)
-        for position, lower, upper in zip(at, below, above, strict=True)
-    )
-
-
-def mean_and_deviation(channel: NDArray[Any]) -> tuple[float, float]:
-    """Return mean and standard deviation of an array, summed in float64."""
-    if _counts_pay(channel):
-        counts = np.bincount(channel.ravel())
-        values = np.arange(len(counts), dtype=np.float64)
-        mean = float(counts @ values / channel.size)
-        return mean, float(np.sqrt(counts @ (values - mean) ** 2 / channel.size))
-    return float(channel.mean(dtype=np.float64)), float(channel.std(dtype=np.float64))
-
-
-def _order_statistics(channel: NDArray[Any], ranks: list[int]) -> dict[int, float]:
-    if _counts_pay(channel):
-        upto = np.cumsum(np.bincount(channel.ravel()))
-        return {rank: float(np.searchsorted(upto, rank, side="right")) for rank in ranks}
-    ordered = np.partition(channel, ranks, axis=None)
-    return {rank: float(ordered[rank]) for rank in ranks}
-
-
-def _counts_pay(channel: NDArray[Any]) -> bool:
-    # A histogram of camera pixels is many times faster than a partition, and gives the same order statistics.
-    return channel.dtype in (np.uint8, np.uint16)

@@ -1,0 +1,132 @@
+"""Statistics of grey values: the fast ways against the plain formulas, bit by bit."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+
+from unetrt.runtime import brackets, grey_values
+from unetrt.runtime.brackets import bracketed
+from unetrt.runtime.grey_values import histogram, mean_and_deviation, order_statistics, percentiles
+
+SIDE = 768  # more pixels than LARGE
+random = np.random.default_rng(0)
+FRAMES = {
+    "noise": random.integers(0, 65536, (SIDE, SIDE)),
+    "camera": random.normal(900, 40, (SIDE, SIDE)) + 3000 * (random.random((SIDE, SIDE)) < 0.02),
+    "few photons": random.poisson(0.02, (SIDE, SIDE)),
+    "12 bits, shifted": random.normal(900, 90, (SIDE, SIDE)).astype(int) << 4,
+    "half black": np.where(random.random((SIDE, SIDE)) < 0.5, 0, random.normal(9000, 900, (SIDE, SIDE))),
+    "saturated": np.where(random.random((SIDE, SIDE)) < 0.01, 65535, random.normal(9000, 900, (SIDE, SIDE))),
+    "ramp": np.arange(SIDE * SIDE).reshape(SIDE, SIDE) // 16,
+    "constant": np.full((SIDE, SIDE), 700),
+    "all 0": np.zeros((SIDE, SIDE)),
+    "all 65535": np.full((SIDE, SIDE), 65535),
+}
+CASES = [pytest.param(frame.clip(0, 65535).astype(np.uint16), id=name) for name, frame in FRAMES.items()]
+CASES += [pytest.param(frame.clip(0, 255).astype(np.uint8), id=f"{name}, 8 bits") for name, frame in FRAMES.items()]
+
+
+def plain_percentile(channel, rank):
+    """The formula, over all pixels in order."""
+    ordered, at = np.sort(channel, axis=None).astype(float), rank / 100 * (channel.size - 1)
+    lower, upper = ordered[int(at)], ordered[min(int(at) + 1, channel.size - 1)]
+    return lower + (upper - lower) * (at - int(at))
+
+
+def plain_deviation(channel):
+    counts = np.bincount(channel.ravel())
+    values = np.arange(len(counts), dtype=np.float64)
+    mean = float(counts @ values / channel.size)
+    return mean, float(np.sqrt(counts @ (values - mean) ** 2 / channel.size))
+
+
+@pytest.mark.parametrize("frame", CASES)
+def test_percentiles_of_large_frames_are_exact(frame):
+    ranks = (0.0, 0.1, 1.0, 50.0, 99.8, 100.0)
+    assert percentiles(frame, ranks) == tuple(plain_percentile(frame, rank) for rank in ranks)
+    assert percentiles(frame, ranks) == pytest.approx(np.percentile(frame, ranks))
+
+
+@pytest.mark.parametrize("frame", CASES)
+def test_the_network_gets_the_same_deviation_from_sums_as_from_a_histogram(frame):
+    mean, deviation = mean_and_deviation(frame)
+    expected = plain_deviation(frame)
+    assert mean == expected[0]
+    assert (deviation == 0) == (expected[1] == 0)
+    if deviation:
+        assert np.float32(1 / deviation) == np.float32(1 / expected[1])
+
+
+@pytest.mark.parametrize("name", ["noise", "camera", "few photons", "12 bits, shifted", "saturated", "constant"])
+def test_large_frames_need_no_histogram(name, monkeypatch):
+    monkeypatch.setattr(grey_values, "histogram", None)
+    frame = FRAMES[name].clip(0, 65535).astype(np.uint16)
+    assert percentiles(frame, (1.0, 99.8))[1] == plain_percentile(frame, 99.8)
+    assert mean_and_deviation(frame) == pytest.approx((frame.mean(), frame.std()))
+
+
+@given(
+    st.sampled_from([np.uint8, np.uint16]).flatmap(lambda dtype: hnp.arrays(dtype, st.integers(1, 400))),
+    st.lists(st.integers(0, 10**6), min_size=1, max_size=4),
+)
+def test_brackets_are_right_or_give_no_answer(flat, picks):
+    ranks = sorted({pick % flat.size for pick in picks})
+    ordered = np.sort(flat)
+    assert bracketed(flat, ranks) in (None, {rank: float(ordered[rank]) for rank in ranks})
+
+
+def test_a_sample_that_misleads_is_found_out():
+    """The pixels that are sampled are bright, all others dark."""
+    flat = np.arange(SIDE * SIDE, dtype=np.int64) % 100
+    flat[:: brackets.STEP] += 30000
+    flat = flat.astype(np.uint16)
+    rank = flat.size // 2
+    assert bracketed(flat, [rank]) is None
+    assert order_statistics(flat, [rank]) == {rank: np.sort(flat)[rank]}
+
+
+def test_a_crowded_bracket_is_left_to_the_histogram():
+    flat = (np.arange(SIDE * SIDE) % 2).astype(np.uint16)
+    rank = flat.size // 2
+    assert bracketed(flat, [rank]) is None
+    assert order_statistics(flat, [rank - 1, rank]) == {rank - 1: 0, rank: 1}
+
+
+def test_a_deviation_on_the_edge_of_rounding_is_left_to_the_histogram(monkeypatch):
+    frame = FRAMES["noise"].astype(np.uint16)
+    scale = np.float64(np.float32(5e-5))
+    edge = (scale + np.nextafter(np.float32(scale), np.float32(1))) / 2
+    assert not grey_values._rounds_alike(1 / edge)
+    assert grey_values._rounds_alike(1 / scale)
+    monkeypatch.setattr(grey_values, "_summed", lambda flat: (0.0, 1 / edge))
+    assert mean_and_deviation(frame) == pytest.approx(plain_deviation(frame), rel=1e-12)
+
+
+@pytest.mark.parametrize("frame", CASES)
+def test_sums_and_histogram_agree_far_better_than_the_edge_is_wide(frame):
+    summed, counted = grey_values._summed(frame.ravel()), plain_deviation(frame)
+    assert summed[1] == pytest.approx(counted[1], rel=grey_values.HISTOGRAM_ERROR / 1000, abs=0)
+
+
+@given(hnp.arrays(np.uint16, st.integers(1, 300)))
+def test_a_histogram_in_blocks_is_the_histogram(flat):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(grey_values, "BLOCK", 64)
+        np.testing.assert_array_equal(histogram(flat), np.bincount(flat))
+
+
+@pytest.mark.parametrize("view", [np.s_[::2], np.s_[:, ::-1], np.s_[3:-5, 7:-1]])
+def test_views_and_files_are_measured_as_copies_are(view, tmp_path):
+    stored = np.memmap(tmp_path / "frame", np.uint16, "w+", shape=(2 * SIDE, SIDE))
+    stored[:] = np.random.default_rng(1).integers(0, 5000, stored.shape)
+    part = stored[view]
+    assert percentiles(part, (1.0, 99.8)) == percentiles(np.array(part), (1.0, 99.8))
+    assert mean_and_deviation(part) == mean_and_deviation(np.array(part))
+
+
+@given(hnp.arrays(np.uint16, st.tuples(st.integers(1, 8), st.integers(1, 8))))
+def test_tiny_frames(frame):
+    assert percentiles(frame, (1.0, 99.8)) == tuple(plain_percentile(frame, rank) for rank in (1.0, 99.8))
+    assert mean_and_deviation(frame) == plain_deviation(frame)
