@@ -8,7 +8,7 @@ TORCH := torch==2.13.0
 # Its PTX is understood by all drivers for CUDA 12; a newer one's is not.
 NVRTC := nvidia-cuda-nvrtc-cu12==12.0.140
 
-.PHONY: demo test test-slow gpu-check kernels lint format bench clean
+.PHONY: demo test test-slow gpu-check kernels lint format bench bench-host clean
 
 demo: $(READY)  ## draw cells, train, export, segment, check: leaves demo-out/
 	$(BIN)/unetrt demo --out demo-out
@@ -39,6 +39,9 @@ format: $(READY)
 
 bench: $(READY)  ## the usual loop against unetrt on this machine, as JSON under benchmarks/results/
 	$(BIN)/unetrt bench --frame 2048x2048 --floor 2.5 --json benchmarks/results/cpu.json
+
+bench-host: $(READY)  ## what the host itself does to each frame, on one core of a machine that does nothing else
+	$(BIN)/python -m unetrt.benchmarks.host_path --json benchmarks/results/host.json
 
 $(READY): pyproject.toml
 	$(PYTHON) -m venv $(VENV)

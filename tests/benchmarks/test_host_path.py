@@ -1,0 +1,70 @@
+import json
+import os
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+
+from unetrt.benchmarks.host_path import command, host_path, one_core
+from unetrt.benchmarks.idle_path import GEOMETRY, HEADS, INPUTS, IdleLanes, IdlePath
+from unetrt.benchmarks.measure import COUNTED
+from unetrt.runtime.plan import TilePlan
+
+
+@pytest.fixture(scope="module")
+def result():
+    return host_path((100, 120), (204, 300), rounds=2, copied=1 << 12)
+
+
+def test_all_cases_are_timed_alike(result):
+    cases = result["cases"]
+    assert len({(case["tile"], case["input"], case["head"]) for case in cases}) == 2 * len(INPUTS) * len(HEADS)
+    for side in (204, 300):
+        count = len(TilePlan((100, 120), (side, side), GEOMETRY))
+        assert {case["tiles"] for case in cases if case["tile"] == side} == {count}
+    for case in cases:
+        seconds = case["seconds"]
+        assert {len(figure["rounds"]) for figure in seconds.values()} == {2 * COUNTED}
+        assert case["rate"] == pytest.approx(100 * 120 / seconds["total"]["median"] / 1e6)
+        phases = zip(*(seconds[phase]["rounds"] for phase in ("normalise", "cut", "stitch", "total")), strict=True)
+        assert all(sum(parts) <= total for *parts, total in phases)
+
+
+def test_the_goal_is_500_or_a_tenth_of_the_copy(result):
+    assert result["copy"]["rate"] == pytest.approx((1 << 12) / 2 / result["copy"]["seconds"]["median"] / 1e6)
+    assert result["goal"] == pytest.approx(min(500, result["copy"]["rate"] / 10))
+
+
+@pytest.mark.parametrize("head", HEADS)
+@pytest.mark.parametrize("name", INPUTS)
+def test_an_idle_path_does_all_of_the_work(name, head):
+    """Inputs are the frame's tile, labels are those of the outputs."""
+    frame = np.random.default_rng(0).integers(0, 9000, (1, 100, 120)).astype(np.uint16)
+    lanes = IdleLanes(316)
+    path = IdlePath((100, 120), lanes, name, head)
+    path.take(frame)
+    normalisation = INPUTS[name]
+    expected = normalisation(frame) if normalisation else frame
+    slot = lanes.inputs["float32" if normalisation else "uint16"][0]
+    np.testing.assert_array_equal(slot[:, 92:192, 92:212], expected)
+    np.testing.assert_array_equal(path.labels, lanes.outputs["labels"][0][:100, :120])
+    assert len(path.plan) == 1
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="this system does not say which cores a thread uses")
+def test_one_core_is_given_back():
+    before = os.sched_getaffinity(0)
+    with one_core():
+        assert len(os.sched_getaffinity(0)) == 1
+    assert os.sched_getaffinity(0) == before
+
+
+def test_the_command_writes_what_it_measured(tmp_path):
+    path = tmp_path / "host.json"
+    arguments = ["--side", "64", "--tile", "252", "--rounds", "1", "--json", str(path)]
+    ran = CliRunner().invoke(command, arguments, catch_exceptions=False)
+    assert ran.exit_code == 0
+    assert "Mpixel/s" in ran.output
+    stored = json.loads(path.read_text())
+    assert stored["frame"] == [64, 64]
+    assert f"{min(case['rate'] for case in stored['cases']):.0f} Mpixel/s" in ran.output
