@@ -1,8 +1,8 @@
 """Exact order statistics of many camera pixels, faster than by counting every value.
 
 A sample says between which two grey values a rank lies, very likely. The number of pixels below the two proves it or
-not, and the few pixels between them, ordered, hold the answer. A sample that misleads costs time, never exactness:
-there is no answer then.
+not, and the few pixels between them, ordered or counted, hold the answer. A sample that misleads costs time, never
+exactness: there is no answer then.
 """
 
 from math import ceil, floor, sqrt
@@ -19,6 +19,8 @@ STEP = 61
 MARGIN = 4.0
 # Share of the pixels in a bracket from which on a histogram of all is faster.
 CROWDED = 1 / 16
+# Grey values of a bracket up to which it is halved by counting, three times at most, instead of ordering its pixels.
+NARROW = 8
 # Pixels that are compared together: pixels, differences and mask, 1.25 MiB of uint16, stay in the cache.
 BLOCK = 1 << 18
 
@@ -41,11 +43,11 @@ def bracketed(flat: Array, ranks: list[int]) -> dict[int, float] | None:
     None where the sample misled, or where so many pixels lie in a bracket that a histogram is faster.
     """
     upto = np.cumsum(np.bincount(flat[::STEP]))
-    found: dict[int, float] = {}
+    below, found = Below(flat), dict[int, float]()
     for rank in ranks:
         if rank in found:  # neighbours mostly share a bracket
             continue
-        run = _run(flat, upto, rank)
+        run = _run(flat, upto, rank, below)
         if run is None:
             return None
         found |= run.at(ranks)
@@ -54,18 +56,18 @@ def bracketed(flat: Array, ranks: list[int]) -> dict[int, float] | None:
     return found
 
 
-def _run(flat: Array, upto: Array, rank: int) -> Run | None:
-    """Return all pixels in the bracket of a rank, from the sample's cumulated histogram; None if they are too many."""
+def _run(flat: Array, upto: Array, rank: int, below: "Below") -> Run | None:
+    """Return pixels that hold a rank very likely, from the sample's cumulated histogram; None if they are too many."""
     low, high = _bracket(upto, rank, flat)
-    if low == high:
-        first = _count_below(flat, low)
-        equal = _count_below(flat, high + 1) - first
+    if high - low < NARROW:
+        value = below.halve(low, high, rank)
+        first, equal = below[value], below[value + 1] - below[value]
         # One value, so many times, in no memory.
-        return Run(first, np.broadcast_to(flat.dtype.type(low), equal))
+        return Run(first, np.broadcast_to(flat.dtype.type(value), equal))
     sampled = upto[min(high, len(upto) - 1)] - (upto[low - 1] if low else 0)
     if sampled > CROWDED * upto[-1]:
         return None
-    return Run(_count_below(flat, low), _between(flat, low, high))
+    return Run(below[low], _between(flat, low, high))
 
 
 def _bracket(upto: Array, rank: int, flat: Array) -> tuple[int, int]:
@@ -79,16 +81,28 @@ def _bracket(upto: Array, rank: int, flat: Array) -> tuple[int, int]:
     return smallest, largest
 
 
-def _count_below(flat: Array, value: int) -> int:
-    """Count the pixels that are less than a value, which need not fit their dtype."""
-    if value == 0:
-        return 0
-    mask = np.empty(min(BLOCK, flat.size), bool)
-    count = 0
-    for begin in range(0, flat.size, BLOCK):
-        part = flat[begin : begin + BLOCK]
-        count += int(np.count_nonzero(np.less_equal(part, flat.dtype.type(value - 1), out=mask[: len(part)])))
-    return count
+class Below(dict[int, int]):
+    """How many pixels of a flat array are less than a grey value, counted when first asked for."""
+
+    def __init__(self, flat: Array) -> None:
+        super().__init__({0: 0})
+        self._flat, self._mask = flat, np.empty(min(BLOCK, flat.size), bool)
+
+    def __missing__(self, value: int) -> int:
+        # Not `< value`: the one after the largest does not fit the dtype.
+        limit, count = self._flat.dtype.type(value - 1), 0
+        for begin in range(0, self._flat.size, BLOCK):
+            part = self._flat[begin : begin + BLOCK]
+            count += int(np.count_nonzero(np.less_equal(part, limit, out=self._mask[: len(part)])))
+        self[value] = count
+        return count
+
+    def halve(self, low: int, high: int, rank: int) -> int:
+        """Return the value from `low` to `high` that the pixel of a rank has, if it has one of these."""
+        while low < high:
+            middle = (low + high) // 2
+            low, high = (low, middle) if self[middle + 1] > rank else (middle + 1, high)
+        return low
 
 
 def _between(flat: Array, low: int, high: int) -> Array:

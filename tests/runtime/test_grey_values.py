@@ -67,6 +67,15 @@ def test_large_frames_need_no_histogram(name, monkeypatch):
     assert mean_and_deviation(frame) == pytest.approx((frame.mean(), frame.std()))
 
 
+def test_a_narrow_bracket_is_halved_and_a_wide_one_ordered(monkeypatch):
+    flat = FRAMES["noise"].astype(np.uint16).ravel()
+    ranks = [flat.size // 2]
+    monkeypatch.setattr(brackets, "_between", None)
+    assert bracketed(flat >> 9, ranks) == {ranks[0]: np.sort(flat >> 9)[ranks[0]]}
+    with pytest.raises(TypeError):
+        bracketed(flat, ranks)
+
+
 @given(
     st.sampled_from([np.uint8, np.uint16]).flatmap(lambda dtype: hnp.arrays(dtype, st.integers(1, 400))),
     st.lists(st.integers(0, 10**6), min_size=1, max_size=4),
@@ -88,10 +97,10 @@ def test_a_sample_that_misleads_is_found_out():
 
 
 def test_a_crowded_bracket_is_left_to_the_histogram():
-    flat = (np.arange(SIDE * SIDE) % 2).astype(np.uint16)
+    flat = (np.arange(SIDE * SIDE) % 2 * 1000).astype(np.uint16)
     rank = flat.size // 2
     assert bracketed(flat, [rank]) is None
-    assert order_statistics(flat, [rank - 1, rank]) == {rank - 1: 0, rank: 1}
+    assert order_statistics(flat, [rank - 1, rank]) == {rank - 1: 0, rank: 1000}
 
 
 def test_a_deviation_on_the_edge_of_rounding_is_left_to_the_histogram(monkeypatch):
