@@ -21,6 +21,8 @@ MARGIN = 4.0
 CROWDED = 1 / 16
 # Grey values of a bracket up to which it is halved by counting, three times at most, instead of ordering its pixels.
 NARROW = 8
+# Share of the pixels above a bracket up to which they are taken too: what is left needs no count, it is below.
+TAIL = 1 / 256
 # Pixels that are compared together: pixels, differences and mask, 1.25 MiB of uint16, stay in the cache.
 BLOCK = 1 << 18
 
@@ -64,9 +66,12 @@ def _run(flat: Array, upto: Array, rank: int, below: "Below") -> Run | None:
         first, equal = below[value], below[value + 1] - below[value]
         # One value, so many times, in no memory.
         return Run(first, np.broadcast_to(flat.dtype.type(value), equal))
-    sampled = upto[min(high, len(upto) - 1)] - (upto[low - 1] if low else 0)
-    if sampled > CROWDED * upto[-1]:
+    reached = upto[min(high, len(upto) - 1)]
+    if reached - (upto[low - 1] if low else 0) > CROWDED * upto[-1]:
         return None
+    if upto[-1] - reached <= TAIL * upto[-1]:
+        values = _between(flat, low, _largest(flat))
+        return Run(flat.size - len(values), values)
     return Run(below[low], _between(flat, low, high))
 
 
@@ -77,8 +82,12 @@ def _bracket(upto: Array, rank: int, flat: Array) -> tuple[int, int]:
     margin = MARGIN * sqrt(upto[-1] * share * (1 - share)) + 2
     low, high = floor(rank / STEP - margin), ceil(rank / STEP + margin)
     smallest = int(np.searchsorted(upto, low, side="right")) if low >= 0 else 0
-    largest = int(np.searchsorted(upto, high, side="right")) if high < upto[-1] else int(np.iinfo(flat.dtype).max)
+    largest = int(np.searchsorted(upto, high, side="right")) if high < upto[-1] else _largest(flat)
     return smallest, largest
+
+
+def _largest(flat: Array) -> int:
+    return int(np.iinfo(flat.dtype).max)
 
 
 class Below(dict[int, int]):
