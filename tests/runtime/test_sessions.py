@@ -28,7 +28,7 @@ def test_auto_never_takes_the_reference(monkeypatch, tiny_model):
 
 
 def test_a_missing_engine_says_what_to_install(monkeypatch, tiny_model):
-    monkeypatch.setattr("unetrt.runtime.sessions.onnxruntime.find_spec", lambda _: None)
+    monkeypatch.setattr("unetrt.runtime.sessions.onnxruntime_files.find_spec", lambda _: None)
     for backend in ("auto", "onnxruntime"):
         with pytest.raises(BackendUnavailableError, match=r"not installed: pip install 'unetrt\[cpu\]'"):
             open_session(tiny_model, backend)
@@ -38,7 +38,7 @@ def test_an_engine_that_does_not_load_says_so(monkeypatch, tiny_model):
     def broken(name):
         raise ImportError("DLL load failed")
 
-    monkeypatch.setattr("unetrt.runtime.sessions.onnxruntime.import_module", broken)
+    monkeypatch.setattr("unetrt.runtime.sessions.onnxruntime_files.import_module", broken)
     with pytest.raises(BackendUnavailableError, match=r"does not load \(DLL load failed\)"):
         open_session(tiny_model)
 
