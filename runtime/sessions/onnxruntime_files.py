@@ -113,6 +113,12 @@ def is_out_of_memory(error: Exception) -> bool:
     return isinstance(error, MemoryError) or any(sign in str(error) for sign in OUT_OF_MEMORY)
 
 
+def is_about_the_device(error: Exception) -> bool:
+    """Tell whether an error while a file is loaded is the device's or its libraries', and not the file's."""
+    failed = type(error) is RuntimeError or type(error).__name__ in ("EPFail", "EngineError")
+    return failed or FAILED_CALL.search(str(error)) is not None
+
+
 def not_loadable(error: Exception, path: Path) -> ModelFileError | InferenceError:
     """Return our error for a model file that ONNX Runtime failed to load."""
     if is_out_of_memory(error):
