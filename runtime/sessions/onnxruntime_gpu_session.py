@@ -1,5 +1,6 @@
 """A session of ONNX Runtime on a GPU, whichever provider computes in it."""
 
+import logging
 from collections.abc import Callable
 from typing import Any
 
@@ -9,12 +10,17 @@ from unetrt.runtime.sessions.cuda import CudaSession
 from unetrt.runtime.sessions.cuda_lane import EnginePass, Place
 from unetrt.runtime.spec import INPUT, OUTPUT, ModelSpec
 
+log = logging.getLogger("unetrt")
+
 
 class OnnxRuntimeGpuSession(CudaSession):
     """A model whose lanes have an InferenceSession each.
 
     The stream is an option of an InferenceSession, and one with a stream of its own would make each pass wait for
     both. So every lane loads the model: weights, activations and a workspace are on the device once for each lane.
+
+    Passes are not captured as CUDA graphs: ONNX Runtime gives its stream host functions that free memory
+    (`ReleaseCpuBufferCallback` in cuda_stream_handle.cc), and a graph would call them with each replay.
 
     Parameters
     ----------
@@ -69,8 +75,11 @@ class OnnxRuntimePass:
         """Give a pass to the stream; raises InferenceError or OutOfMemoryError."""
         try:
             self._engine.run_with_iobinding(self._binding, self._options)
+            return
         except files.failures() as error:
-            raise files.translated(error, "ONNX Runtime failed") from error
+            log.debug("ONNX Runtime: %s", error)
+            failure = files.translated(error, "ONNX Runtime failed")
+        raise failure  # out here, as ONNX Runtime's traceback would keep what it has on the device
 
     def close(self) -> None:
         """Free the InferenceSession with all its memory."""

@@ -4,6 +4,7 @@ A graph computes wholly on the GPU, or not at all: ONNX Runtime's ways to go on 
 them without a word.
 """
 
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +14,8 @@ from unetrt.runtime.cuda.device import Stream
 from unetrt.runtime.errors import BackendUnavailableError, UnetrtError
 from unetrt.runtime.sessions import onnxruntime_files as files
 from unetrt.runtime.sessions.onnxruntime_libraries import why_not_loaded
+
+log = logging.getLogger("unetrt")
 
 # What ONNX Runtime says where a provider's library did not load; the first also where nodes are none of its.
 NOT_LOADED = ("fallback to CPU EP has been explicitly disabled", "Please install TensorRT libraries")
@@ -71,10 +74,13 @@ class Provider:
         try:
             engine = files.load(path, options, [(self.name, {**settings, **place})])
         except files.failures() as error:
-            raise self._refused(error, path) from error
-        if self.name not in engine.get_providers():
-            raise self._not_loaded(path)
-        return engine
+            log.debug("ONNX Runtime: %s", error)
+            refusal = self._refused(error, path)
+        else:
+            if self.name in engine.get_providers():
+                return engine
+            refusal = self._not_loaded(path)
+        raise refusal  # out here, as ONNX Runtime's traceback would keep what it has on the device
 
     def _refused(self, error: Exception, path: Path) -> UnetrtError:
         """Return our error for what ONNX Runtime said when it was to load a file."""

@@ -90,6 +90,12 @@ class FakeGpuEngine:
     def __init__(self, build, real, name, settings):
         self._build, self._real, self._name, self._settings = build, real, name, settings
         self.get_inputs, self.get_outputs = real.get_inputs, real.get_outputs
+        weakref.finalize(self, self._freed, build.driver, int(settings.get("user_compute_stream", 0)))
+
+    @staticmethod
+    def _freed(driver, stream):
+        if stream and stream not in driver.live:
+            driver.violations.append("a session outlived its stream")
 
     def get_providers(self):
         return ["CPUExecutionProvider"] if self._build.flaw == "silent" else [self._name, "CPUExecutionProvider"]
