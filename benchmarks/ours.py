@@ -13,7 +13,7 @@ from unetrt.runtime.sessions import Session
 
 def contenders(job: Job) -> dict[str, Callable[[], object]]:
     """Return the three, sharing one loaded model, ready to run on the job's frame."""
-    segmenter, frame = Segmenter(job.model), job.read_frame()
+    segmenter, frame = Segmenter(job.model, backend="onnxruntime"), job.read_frame()
     # Class maps, as the usual loop gives; telling instances apart is another task.
     output = Output(job.folder / "labels", "classes", overlays=False)
     return {

@@ -24,6 +24,8 @@ from unetrt.trainer.torch_session import TorchSession
 
 # What ONNX Runtime's arithmetic may differ by from place to place of a batch, as a share of the largest value.
 SAME = 1e-3
+# What computes the exported file here, whatever else is installed: the same on all machines.
+GATE = "onnxruntime"
 # What helps where a precision is the likely cause.
 ADVICE = {
     "fp16": "; where an activation leaves the range of FP16, --precision bf16 or fp32 helps",
@@ -69,9 +71,9 @@ def verify(
         computable = _computable(path, Path(copies))
         scores = _scores(computable, Path(copies))
         parity = _compare(checkpoint, spec, scores, frames, thresholds)
-        with open_session(scores) as exported:
+        with open_session(scores, GATE) as exported:
             for other, most in _others(path, computable, scores, thresholds):
-                with open_session(other) as labels:
+                with open_session(other, GATE) as labels:
                     require_same_labels(exported, labels, frames, most)
             require_same_slots(exported, next(tile_batches(spec, frames[:1]))[0], SAME)
     return parity
@@ -81,7 +83,8 @@ def _compare(
     checkpoint: Checkpoint, spec: ModelSpec, scores: Path, frames: Sequence[NDArray[Any]], thresholds: Thresholds
 ) -> Parity:
     """Hold a file that gives scores against the network; raises ParityError as `verify` does."""
-    with TorchSession(checkpoint.network(), _trained(checkpoint, spec)) as reference, open_session(scores) as exported:
+    network = TorchSession(checkpoint.network(), _trained(checkpoint, spec))
+    with network as reference, open_session(scores, GATE) as exported:
         parity = compare(reference, exported, frames)
     if misses := parity.misses(thresholds):
         cause = _cause(checkpoint, spec, scores, frames[parity.worst])

@@ -17,9 +17,6 @@ from unetrt.runtime.brackets import bracketed
 BLOCK = 1 << 17
 # Pixels of a channel from which on a full histogram is no longer the fastest way.
 LARGE = 1 << 19
-# A variance summed in float64 over the histogram of 16 bits, at most 2^16 terms, is this close to the exact one,
-# relatively: each addition rounds by 2^-53 or less. Twice that, for what the terms themselves are rounded by.
-HISTOGRAM_ERROR = 2.0**-36
 
 
 def percentiles(channel: NDArray[Any], ranks: tuple[float, ...]) -> tuple[float, ...]:
@@ -38,19 +35,17 @@ def percentiles(channel: NDArray[Any], ranks: tuple[float, ...]) -> tuple[float,
 
 
 def mean_and_deviation(channel: NDArray[Any]) -> tuple[float, float]:
-    """Return mean and standard deviation of an array of any shape, summed in float64.
-
-    uint8 and uint16 have an exact mean. The reciprocal of their deviation, rounded to float32, is that of the sum over
-    the histogram; in float64 it may differ in the last places.
-    """
+    """Return mean and standard deviation of an array of any shape: from exact sums for uint8 and uint16."""
     if not _is_counted(channel):
         return float(channel.mean(dtype=np.float64)), float(channel.std(dtype=np.float64))
     flat = np.asarray(channel).ravel()
-    if flat.size >= LARGE:
-        mean, deviation = _summed(flat)
-        if _rounds_alike(deviation):
-            return mean, deviation
-    return _from_histogram(flat)
+    return from_sums(*_sums(flat), flat.size)
+
+
+def from_sums(total: int, squares: int, pixels: int) -> tuple[float, float]:
+    """Return mean and standard deviation from the sum of so many grey values, and the sum of their squares."""
+    # Quotients of Python's integers are rounded once.
+    return total / pixels, sqrt((pixels * squares - total**2) / pixels**2)
 
 
 def order_statistics(flat: NDArray[Any], ranks: list[int]) -> dict[int, float]:
@@ -74,30 +69,14 @@ def histogram(flat: NDArray[Any]) -> NDArray[np.intp]:
     return counts
 
 
-def _from_histogram(flat: NDArray[Any]) -> tuple[float, float]:
-    counts = histogram(flat)
-    values = np.arange(len(counts), dtype=np.float64)
-    mean = float(counts @ values / flat.size)
-    return mean, float(np.sqrt(counts @ (values - mean) ** 2 / flat.size))
-
-
-def _summed(flat: NDArray[Any]) -> tuple[float, float]:
-    """Return mean and deviation of uint8 or uint16 from exact sums; two passes in the cache instead of a histogram."""
+def _sums(flat: NDArray[Any]) -> tuple[int, int]:
+    """Return the sum of uint8 or uint16 and that of their squares; two passes in the cache instead of a histogram."""
     total = squares = 0
     for block in _blocks(flat, np.uint32):
         total += int(block.sum(dtype=np.uint64))
         np.multiply(block, block, out=block)  # 65535 squared still fits
         squares += int(block.sum(dtype=np.uint64))
-    # Quotients of Python's integers are rounded once.
-    return total / flat.size, sqrt((flat.size * squares - total**2) / flat.size**2)
-
-
-def _rounds_alike(deviation: float) -> bool:
-    """Tell whether all that a histogram could give for this deviation is the same float32 scale."""
-    if deviation == 0:
-        return True
-    largest, smallest = (np.float32(1 / (deviation * (1 + side))) for side in (-HISTOGRAM_ERROR, HISTOGRAM_ERROR))
-    return bool(largest == smallest)
+    return total, squares
 
 
 def _blocks(flat: NDArray[Any], dtype: DTypeLike) -> Iterator[NDArray[Any]]:

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from unetrt.runtime.cutting import cut, stitch_labels
 from unetrt.runtime.frame_pass import FramePass
 from unetrt.runtime.frames import as_frame, require_raw
 from unetrt.runtime.loop import Job
@@ -44,9 +45,7 @@ class HostSource(NamedTuple):
 
     def cut(self, tile: Tile, lane: Lane, slot: int) -> None:
         """Cut a tile and normalise it."""
-        tile.cut(self.frame, lane.input[slot])
-        if self.affine is not None:
-            self.affine.apply(lane.input[slot])
+        cut(self.frame, self.affine, tile, lane.input[slot])
 
 
 class HostSink(NamedTuple):
@@ -197,7 +196,7 @@ def into_labels(spec: ModelSpec, labels: Labels) -> Stitch:
 
     def stitch(tile: Tile, core: Array) -> None:
         require_sound(spec, core)
-        tile.stitch(best_class(core), labels)
+        stitch_labels(tile, core, labels)
 
     return stitch
 

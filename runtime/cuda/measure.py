@@ -7,6 +7,7 @@ from numpy.typing import NDArray
 
 from unetrt.runtime.cuda.device_array import DeviceArray
 from unetrt.runtime.frames import not_finite
+from unetrt.runtime.grey_values import from_sums
 from unetrt.runtime.normalisation import Affine, Normalisation
 
 # How often bins are kept, by dtype: blocks that count the same grey value wait for each other. 32 KiB, and 1 MiB.
@@ -66,8 +67,6 @@ def _percentile(counts: NDArray[np.int64], rank: float) -> float:
 
 
 def _mean_and_deviation(counts: NDArray[np.int64]) -> tuple[float, float]:
-    # Without the zeros behind the highest grey value, as numpy.bincount counts: a longer sum rounds otherwise.
-    counts = np.trim_zeros(counts, "b")
-    values, pixels = np.arange(len(counts), dtype=np.float64), counts.sum()
-    mean = float(counts @ values / pixels)
-    return mean, float(np.sqrt(counts @ (values - mean) ** 2 / pixels))
+    # Less than 2^64: there are fewer than 2^32 pixels, of less than 2^16.
+    values, counted = np.arange(len(counts), dtype=np.uint64), counts.astype(np.uint64)
+    return from_sums(int((counted * values).sum()), int((counted * values**2).sum()), int(counts.sum()))
