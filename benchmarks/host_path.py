@@ -19,10 +19,11 @@ import click
 import numpy as np
 from numpy.typing import NDArray
 
-from unetrt.benchmarks.idle_path import HEADS, INPUTS, IdleLanes, IdlePath, Seconds
+from unetrt.benchmarks.idle_path import HEADS, INPUTS, IdlePath, Seconds
 from unetrt.benchmarks.measure import COUNTED, WARM_UP, Figure, summary
 from unetrt.benchmarks.report import environment, processor
 from unetrt.runtime.artifacts import require_writable, whole_file
+from unetrt.runtime.host_frames import plan_of
 from unetrt.trainer.drawn_cells import draw
 
 SCHEMA = 1
@@ -52,9 +53,8 @@ def host_path(size: tuple[int, int], tiles: Sequence[int], rounds: int, copied: 
     -------
     What JSON stores. Rates are in Mpixel/s, 10^6 pixels; the copy's counts the 2 bytes of a uint16.
     """
-    frames = [draw(size, seed).frame[None] for seed in range(FRAMES)]
-    lanes = [IdleLanes(side) for side in tiles]
-    paths = [IdlePath(size, *case) for case in product(lanes, INPUTS, HEADS)]
+    frames = [draw(size, seed).frame for seed in range(FRAMES)]
+    paths = [IdlePath(size, *case) for case in product(tiles, INPUTS, HEADS)]
     with one_core():
         seconds, copies = _interleaved(paths, frames, _copy(copied), rounds)
     rate = copied / 2 / copies.median / 1e6
@@ -91,7 +91,9 @@ def _interleaved(
     for _ in range(rounds):
         copies += [copy() for _ in range(WARM_UP + COUNTED)][WARM_UP:]
         for path, counted in zip(paths, taken, strict=True):
-            turns = [path.take(frame) for frame in frames]
+            # Lanes for one case at a time: those of all would not fit into memory together.
+            with path.open() as segmenter:
+                turns = [path.take(segmenter, frame) for frame in frames]
             counted.extend(turns[WARM_UP:])
     return taken, summary(copies)
 
@@ -110,10 +112,10 @@ def _copy(size: int) -> Callable[[], float]:
 def _case(path: IdlePath, taken: list[Seconds]) -> dict[str, Any]:
     figures = {phase: summary(values) for phase, values in zip(Seconds._fields, zip(*taken, strict=True), strict=True)}
     return {
-        "tile": path.plan.tile[0],
-        "tiles": len(path.plan),
+        "tile": path.side,
+        "tiles": len(plan_of(path.spec, path.labels.shape)),
         "input": path.input_name,
-        "head": path.head,
+        "head": path.head_name,
         "rate": path.labels.size / figures["total"].median / 1e6,
         "seconds": {phase: asdict(figure) for phase, figure in figures.items()},
     }

@@ -1,32 +1,32 @@
-"""The host's path of a frame around lanes that compute nothing: arrays and no more."""
+"""The host's path of a frame: a Segmenter around lanes that compute nothing."""
 
-from dataclasses import dataclass, field
-from time import perf_counter
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from unetrt.runtime.cutting import cut, stitch_labels
-from unetrt.runtime.geometry import Geometry
+from unetrt.benchmarks.idle_session import IdleSession
+from unetrt.runtime.cost import UNetShape
 from unetrt.runtime.normalisation import Normalisation
-from unetrt.runtime.plan import Tile, TilePlan
-from unetrt.runtime.scores import require_finite_scores
+from unetrt.runtime.segmenter import Segmenter
+from unetrt.runtime.spec import Head, InputType, ModelSpec, Precision
 
 Array = NDArray[Any]
 
-GEOMETRY = Geometry.unet(4)
-# Two, as the segmenter has: the input of one is cut while the other computes.
-LANES = 2
-# None: the network takes raw grey values.
-INPUTS: dict[str, Normalisation | None] = {
-    "percentile": Normalisation("percentile"),
-    "zscore": Normalisation("zscore"),
-    "fixed": Normalisation("fixed", offset=(400.0,), scale=(0.00025,)),
-    "raw uint16": None,
+FIXED = Normalisation("fixed", offset=(400.0,), scale=(0.00025,))
+# What the network takes, and how grey values become that; raw ones are normalised in the graph.
+INPUTS: dict[str, tuple[InputType, Normalisation]] = {
+    "percentile": ("float32", Normalisation("percentile")),
+    "zscore": ("float32", Normalisation("zscore")),
+    "fixed": ("float32", FIXED),
+    "raw uint16": ("uint16", FIXED),
 }
 # Scores of an engine below float32 are checked for what overflowed.
-HEADS = ("logits", "logits, checked", "labels")
+HEADS: dict[str, tuple[Head, Precision]] = {
+    "logits": ("logits", "fp32"),
+    "logits, checked": ("logits", "fp16"),
+    "labels": ("labels", "fp16"),
+}
 
 
 class Seconds(NamedTuple):
@@ -38,32 +38,6 @@ class Seconds(NamedTuple):
     total: float
 
 
-@dataclass
-class IdleLanes:
-    """The arrays of lanes for square tiles of `side` pixels; what they might give is there from the start.
-
-    Attributes
-    ----------
-    inputs
-        By dtype: LANES arrays (1, side, side).
-    outputs
-        By head, `logits` and `labels`: LANES arrays, random scores of two classes (2, h', w') float32, or their labels.
-    """
-
-    side: int
-    inputs: dict[str, list[Array]] = field(init=False)
-    outputs: dict[str, list[Array]] = field(init=False)
-
-    def __post_init__(self) -> None:
-        core = GEOMETRY.core(self.side)
-        self.inputs = {
-            name: [np.zeros((1, self.side, self.side), name) for _ in range(LANES)] for name in ("float32", "uint16")
-        }
-        random = np.random.default_rng(0)
-        scores: list[Array] = [random.standard_normal((2, core, core), np.float32) for _ in range(LANES)]
-        self.outputs = {"logits": scores, "labels": [(each[1] > each[0]).view(np.uint8) for each in scores]}
-
-
 class IdlePath:
     """Takes frames through idle lanes.
 
@@ -71,41 +45,32 @@ class IdlePath:
     ----------
     size
         Height and width of the frames, pixels.
-    lanes
-        Their arrays.
-    input_name
-        Key of INPUTS.
-    head
-        Element of HEADS.
+    side
+        Of the square tiles, pixels, legal at depth 4.
+    input_name, head_name
+        Keys of INPUTS and HEADS.
     """
 
-    def __init__(self, size: tuple[int, int], lanes: IdleLanes, input_name: str, head: str) -> None:
-        self.plan = TilePlan(size, (lanes.side, lanes.side), GEOMETRY)
-        self.input_name, self.head = input_name, head
-        self._normalisation = INPUTS[input_name]
-        self._slots = lanes.inputs["float32" if self._normalisation else "uint16"]
-        self._cores = lanes.outputs["labels" if head == "labels" else "logits"]
+    def __init__(self, size: tuple[int, int], side: int, input_name: str, head_name: str) -> None:
+        self.side, self.input_name, self.head_name = side, input_name, head_name
         self.labels = np.zeros(size, np.uint8)
+        (dtype, normalisation), (head, precision) = INPUTS[input_name], HEADS[head_name]
+        geometry = UNetShape(4).geometry
+        self.spec = ModelSpec(
+            (side, side),
+            geometry.halo,
+            geometry.grid,
+            normalisation=normalisation,
+            head=head,
+            precision=precision,
+            input_dtype=dtype,
+        )
 
-    def take(self, frame: Array) -> Seconds:
-        """Take a frame (1, H, W) uint16 through; its labels are those of the lanes' outputs."""
-        begin = perf_counter()
-        affine = self._normalisation.measure(frame) if self._normalisation else None
-        measured = perf_counter()
-        cutting = stitching = 0.0
-        for tile in self.plan:
-            slot, core = self._slots[tile.index % LANES], self._cores[tile.index % LANES]
-            start = perf_counter()
-            cut(frame, affine, tile, slot)
-            half = perf_counter()
-            self._stitch(tile, core)
-            cutting, stitching = cutting + half - start, stitching + perf_counter() - half
-        return Seconds(measured - begin, cutting, stitching, perf_counter() - begin)
+    def open(self) -> Segmenter:
+        """Return a segmenter with the arrays of its lanes."""
+        return Segmenter(IdleSession(self.spec))
 
-    def _stitch(self, tile: Tile, core: Array) -> None:
-        if self.head == "labels":
-            tile.stitch(core, self.labels)
-            return
-        if self.head == "logits, checked":
-            require_finite_scores(core)
-        stitch_labels(tile, core, self.labels)
+    def take(self, segmenter: Segmenter, frame: Array) -> Seconds:
+        """Take a frame (H, W) uint16 through; its labels are those of the lanes' outputs."""
+        timings = segmenter.segment(frame, out=self.labels).timings
+        return Seconds(timings.normalise, timings.cut, timings.stitch, timings.total)

@@ -6,9 +6,9 @@ import pytest
 from click.testing import CliRunner
 
 from unetrt.benchmarks.host_path import command, host_path, one_core
-from unetrt.benchmarks.idle_path import GEOMETRY, HEADS, INPUTS, IdleLanes, IdlePath
+from unetrt.benchmarks.idle_path import HEADS, INPUTS, IdlePath
 from unetrt.benchmarks.measure import COUNTED
-from unetrt.runtime.plan import TilePlan
+from unetrt.runtime.host_frames import plan_of
 
 
 @pytest.fixture(scope="module")
@@ -20,7 +20,7 @@ def test_all_cases_are_timed_alike(result):
     cases = result["cases"]
     assert len({(case["tile"], case["input"], case["head"]) for case in cases}) == 2 * len(INPUTS) * len(HEADS)
     for side in (204, 300):
-        count = len(TilePlan((100, 120), (side, side), GEOMETRY))
+        count = len(plan_of(IdlePath((100, 120), side, "fixed", "labels").spec, (100, 120)))
         assert {case["tiles"] for case in cases if case["tile"] == side} == {count}
     for case in cases:
         seconds = case["seconds"]
@@ -39,16 +39,17 @@ def test_the_goal_is_500_or_a_tenth_of_the_copy(result):
 @pytest.mark.parametrize("name", INPUTS)
 def test_an_idle_path_does_all_of_the_work(name, head):
     """Inputs are the frame's tile, labels are those of the outputs."""
-    frame = np.random.default_rng(0).integers(0, 9000, (1, 100, 120)).astype(np.uint16)
-    lanes = IdleLanes(316)
-    path = IdlePath((100, 120), lanes, name, head)
-    path.take(frame)
-    normalisation = INPUTS[name]
-    expected = normalisation(frame) if normalisation else frame
-    slot = lanes.inputs["float32" if normalisation else "uint16"][0]
-    np.testing.assert_array_equal(slot[:, 92:192, 92:212], expected)
-    np.testing.assert_array_equal(path.labels, lanes.outputs["labels"][0][:100, :120])
-    assert len(path.plan) == 1
+    frame = np.random.default_rng(0).integers(0, 9000, (100, 120)).astype(np.uint16)
+    path = IdlePath((100, 120), 316, name, head)
+    with path.open() as segmenter:
+        (lane, _) = segmenter._lanes
+        path.take(segmenter, frame)
+        dtype, normalisation = INPUTS[name]
+        expected = normalisation(frame[None]) if dtype == "float32" else frame[None]
+        np.testing.assert_array_equal(lane.input[0, :, 92:192, 92:212], expected)
+        labels = lane.output[0] if head == "labels" else lane.output[0].argmax(axis=0)
+    np.testing.assert_array_equal(path.labels, labels[:100, :120])
+    assert len(plan_of(path.spec, frame.shape)) == 1
 
 
 @pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="this system does not say which cores a thread uses")
