@@ -31,7 +31,8 @@ def said_by(code, libcuda, **variables):
 
 @pytest.fixture
 def nothing_installed(monkeypatch):
-    monkeypatch.delitem(sys.modules, "cuda.bindings", raising=False)
+    for name in [name for name in sys.modules if name.startswith("cuda.")]:
+        monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "cuda", None)
     monkeypatch.setitem(sys.modules, "pycuda", None)
     monkeypatch.setattr(implementations, "_missing_library", lambda: None)
