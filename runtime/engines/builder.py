@@ -5,6 +5,7 @@ from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from textwrap import shorten
+from traceback import clear_frames
 from typing import Any
 
 from unetrt.runtime.engines.bindings import bindings
@@ -82,6 +83,15 @@ class _Build:
 
     def run(self) -> bytes:
         """Parse, build, serialise."""
+        try:
+            return self._run()
+        except BaseException as error:
+            # A builder that an error held on to could be freed at any time, also in the middle of another builder's
+            # message, which comes under the lock that freeing takes.
+            clear_frames(error.__traceback__)
+            raise
+
+    def _run(self) -> bytes:
         trt = self._flavour.load()
         builder = trt.Builder(logger_of(trt, self._errors))
         # Since TensorRT 11 there are no other networks.

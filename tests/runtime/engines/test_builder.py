@@ -1,5 +1,6 @@
 import os
 import signal
+import traceback
 from dataclasses import replace
 
 import numpy as np
@@ -139,14 +140,29 @@ def test_ctrl_c_cancels_the_build(tiny_model, facts):
     assert len(seen) == count
 
 
-def test_a_graph_that_tensorrt_does_not_have_is_refused_with_its_reason(tiny_model, tmp_path, facts):
-    model, path = onnx.load(tiny_model), tmp_path / "model.onnx"
+def without_an_operator(tiny_model, folder):
+    model, path = onnx.load(tiny_model), folder / "model.onnx"
     node = next(node for node in model.graph.node if node.op_type == "Relu")
     node.op_type, node.domain = "NoSuchOperator", "nobody"
     model.opset_import.append(onnx.helper.make_opsetid("nobody", 1))
     onnx.save(model, path)
+    return path
+
+
+def test_a_graph_that_tensorrt_does_not_have_is_refused_with_its_reason(tiny_model, tmp_path):
+    path = without_an_operator(tiny_model, tmp_path)
     with pytest.raises(EngineError, match=r"TensorRT for RTX cannot build .*model.onnx: at NoSuchOperator"):
         build(path, facts_for(path))
+
+
+def test_an_error_keeps_nothing_of_tensorrts_alive(tiny_model, tmp_path):
+    path = without_an_operator(tiny_model, tmp_path)
+    with pytest.raises(EngineError) as caught:
+        build(path, facts_for(path))
+    frames = [frame for frame, _ in traceback.walk_tb(caught.value.__traceback__)]
+    assert "run" in [frame.f_code.co_name for frame in frames]
+    held = [type(value).__module__ for frame in frames for value in frame.f_locals.values()]
+    assert not [module for module in held if module.startswith("tensorrt")]
 
 
 def test_a_graph_that_is_not_what_its_spec_says(tiny_model, tmp_path):
