@@ -1,0 +1,20 @@
+"""Commands of the benchmarks, whose errors are one line, as those of `unetrt` are."""
+
+from typing import Any
+
+import click
+
+from unetrt.runtime.errors import UnetrtError
+
+
+class OneLine(click.Command):
+    """A command that says in one line what went wrong."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run it; our own errors become click's, with their exit status."""
+        try:
+            return super().invoke(ctx)
+        except UnetrtError as error:
+            told = click.ClickException(" ".join(str(error).split()))
+            told.exit_code = error.exit_code
+            raise told from error
