@@ -15,6 +15,12 @@ class OneLine(click.Command):
         try:
             return super().invoke(ctx)
         except UnetrtError as error:
-            told = click.ClickException(" ".join(str(error).split()))
-            told.exit_code = error.exit_code
-            raise told from error
+            raise _Told(error) from error
+
+
+class _Told(click.ClickException):
+    """One of our errors, as click shows it."""
+
+    def __init__(self, error: UnetrtError) -> None:
+        super().__init__(" ".join(str(error).split()))
+        self.exit_code = error.exit_code  # type: ignore[misc]

@@ -2,8 +2,9 @@
 
 import json
 import platform
+from contextlib import suppress
 from dataclasses import asdict, dataclass
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -72,8 +73,17 @@ def environment() -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "system": platform.platform(),
         "python": platform.python_version(),
-        "versions": {package: version(package) for package in PACKAGES},
+        "versions": versions(PACKAGES),
     }
+
+
+def versions(packages: tuple[str, ...]) -> dict[str, str]:
+    """Return the versions of those that are installed: of ONNX Runtime, each build is a package of its own."""
+    known = {}
+    for package in packages:
+        with suppress(PackageNotFoundError):
+            known[package] = version(package)
+    return known
 
 
 def processor() -> str:

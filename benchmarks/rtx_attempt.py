@@ -98,7 +98,7 @@ class Attempt:
 
     def context(self) -> Any:
         """Make a context, which compiles for the device."""
-        self.guests.add(lambda: self.guests[1].create_execution_context())
+        self.guests.add(self.guests[1].create_execution_context)
         return self.guests[2]
 
     def run(self) -> bool | None:
