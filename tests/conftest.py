@@ -1,21 +1,30 @@
 """What many tests share: small specs, sessions that need no engine, one tiny trained network."""
 
 import os
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
 import pytest
 import tifffile
-from hypothesis import settings
 
 from unetrt.runtime.spec import ModelSpec
 
 # Fluorescent nuclei with instance labels, in train/ and val/; the variable names a copy elsewhere.
 NUCLEI = Path(os.environ.get("UNETRT_NUCLEI", Path(__file__).parents[2] / "shared" / "data" / "nuclei"))
 
-# Shared machines pause: an example that takes long once is no defect.
-settings.register_profile("unetrt", deadline=None)
-settings.load_profile("unetrt")
+# A GPU's host may have no network: its tests need neither of these two.
+if find_spec("hypothesis"):
+    from hypothesis import settings
+
+    # Shared machines pause: an example that takes long once is no defect.
+    settings.register_profile("unetrt", deadline=None)
+    settings.load_profile("unetrt")
+
+
+def pytest_addoption(parser):
+    if not find_spec("pytest_timeout"):
+        parser.addini("timeout", "what pytest-timeout would read")
 
 
 def small_spec(depth: int = 2, tile: tuple[int, int] | None = None, **fields) -> ModelSpec:

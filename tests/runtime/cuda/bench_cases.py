@@ -6,7 +6,7 @@ import struct
 import threading
 import time
 
-from tests.runtime.cuda.workbench import PIXELS, in_another_thread, raised
+from tests.runtime.cuda.workbench import IS_FAKE, PIXELS, in_another_thread, raised
 from unetrt.runtime.cuda.contract import Rows
 from unetrt.runtime.errors import CudaError, OutOfMemoryError
 
@@ -18,7 +18,7 @@ GPU_TICK = 1e-3  # what each operation takes on the fake GPU's clock, in seconds
 def there_and_back(driver, bench):
     driver.copy_in(bench.buffer, bench.host, 128, bench.stream)
     driver.copy_out(bench.result, bench.buffer, 128, bench.stream)
-    assert bench.read() == bytes(128), "nothing is done before something waits"
+    assert bench.read() == bytes(128) or not IS_FAKE, "nothing is done before something waits"
     driver.synchronize_stream(bench.stream)
     assert bench.read() == PIXELS
 

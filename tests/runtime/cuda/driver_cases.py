@@ -11,7 +11,7 @@ import sys
 from tests.runtime.cuda.bench_cases import BENCH_CASES
 from tests.runtime.cuda.lane_cases import LANE_CASES
 from tests.runtime.cuda.process_cases import PROCESS_CASES
-from tests.runtime.cuda.workbench import Workbench
+from tests.runtime.cuda.workbench import DEVICE, Workbench
 from unetrt.runtime.cuda.implementations import open_driver
 
 # PyCUDA links to all of the driver; the library has only what is called.
@@ -20,7 +20,7 @@ sys.setdlopenflags(os.RTLD_LAZY)
 
 def on_a_workbench(case):
     def run():
-        driver = open_driver(1, os.environ)
+        driver = open_driver(DEVICE, os.environ)
         driver.push()
         bench = Workbench(driver)
         case(driver, bench)

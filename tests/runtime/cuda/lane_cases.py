@@ -7,7 +7,7 @@ import numpy as np
 
 from tests.conftest import small_spec
 from tests.runtime.cuda.copy_session import CopySession
-from tests.runtime.cuda.workbench import raised
+from tests.runtime.cuda.workbench import DEVICE, raised
 from unetrt.runtime.cuda.device import CudaDevice
 from unetrt.runtime.cuda.implementations import open_driver
 from unetrt.runtime.errors import CudaError, OutOfMemoryError
@@ -19,7 +19,7 @@ FRAMES = np.arange(3 * 90 * 130, dtype=np.float32).reshape(3, 90, 130)
 
 
 def session(**fields):
-    return CopySession(small_spec(normalisation=AS_IT_IS, **fields), CudaDevice(open_driver(1, os.environ)))
+    return CopySession(small_spec(normalisation=AS_IT_IS, **fields), CudaDevice(open_driver(DEVICE, os.environ)))
 
 
 def frames_come_out_as_they_went_in():

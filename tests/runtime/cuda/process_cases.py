@@ -7,7 +7,7 @@ import sys
 import threading
 
 from tests.runtime.cuda.bench_cases import there_and_back
-from tests.runtime.cuda.workbench import Workbench, raised
+from tests.runtime.cuda.workbench import DEVICE, Workbench, raised
 from unetrt.runtime.cuda.implementations import open_driver, why_not
 from unetrt.runtime.errors import CudaError, OutOfMemoryError
 
@@ -44,7 +44,7 @@ class Host:
 
 def host_program():
     host = Host()
-    driver = open_driver(1, os.environ)
+    driver = open_driver(DEVICE, os.environ)
     assert host.is_current()
     driver.push()
     assert not host.is_current()
@@ -63,7 +63,7 @@ def host_program_with_pycuda():
     pycuda.init()
     host = pycuda.Device(0).make_context()
     current = Host.current()
-    driver = open_driver(1, os.environ)
+    driver = open_driver(DEVICE, os.environ)
     driver.push()
     assert Host.current() != current
     driver.pop()

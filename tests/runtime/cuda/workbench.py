@@ -1,7 +1,12 @@
 """What cases of the CUDA contract work with."""
 
 import ctypes
+import os
 import threading
+
+# Which device cases run on: the second of the fake libcuda, or a real one that the variable names.
+VARIABLE = "UNETRT_TEST_DEVICE"
+DEVICE, IS_FAKE = int(os.environ.get(VARIABLE, "1")), VARIABLE not in os.environ
 
 # Each pixel is its own coordinate, in 8 rows of 16 bytes.
 PIXELS = bytes(range(128))
