@@ -8,7 +8,7 @@ TORCH := torch==2.13.0
 # Its PTX is understood by all drivers for CUDA 12; a newer one's is not.
 NVRTC := nvidia-cuda-nvrtc-cu12==12.0.140
 
-.PHONY: demo test test-slow gpu-check kernels lint format bench bench-host clean
+.PHONY: demo test test-slow gpu-check gpu-attempts gpu-tests gpu-runtime gpu-training kernels lint format bench bench-host clean
 
 demo: $(READY)  ## draw cells, train, export, segment, check: leaves demo-out/
 	$(BIN)/unetrt demo --out demo-out
@@ -19,8 +19,21 @@ test: $(READY)  ## the tests, under 10 minutes on 2 cores
 test-slow: $(READY)  ## the tests that train or measure for minutes
 	$(BIN)/python -m pytest -m slow
 
-gpu-check:  ## on a machine with a GPU, with the Python that has torch and unetrt: the GPU's tests and training speed
-	$(PYTHON) -m pytest -m gpu tests/gpu
+# What it needs, on a host without a network too, and what it takes: docs/gpu-check.md. A part that fails does not keep
+# the next from running.
+gpu-check:  ## on a machine with a GPU, with the Python that has torch and unetrt: all that a GPU is to show
+	$(MAKE) --keep-going -j1 gpu-attempts gpu-tests gpu-runtime gpu-training
+
+gpu-attempts:
+	$(PYTHON) -m unetrt.benchmarks.rtx_on_device
+
+gpu-tests:
+	$(PYTHON) -m pytest -m gpu -ra tests/gpu
+
+gpu-runtime:
+	$(PYTHON) -m unetrt.benchmarks.gpu_runtime --json benchmarks/results/runtime-gpu.json
+
+gpu-training:
 	$(PYTHON) -m unetrt bench --training --base 64 --json benchmarks/results/training-gpu.json
 
 kernels:  ## runtime/cuda/kernels.ptx from kernels.cu, on Linux; needs no GPU

@@ -27,24 +27,24 @@ from unetrt.trainer.checkpoint import Checkpoint
 SCHEMA = 1
 LARGE, SMALL = (2048, 2048), (1024, 1024)
 CASES = (
-    Case(LARGE, "uint16", frames=24),
-    Case(LARGE, "float32", frames=24),
-    Case(SMALL, "uint16", frames=64),
-    Case(SMALL, "float32", frames=64),
-    Case(SMALL, "uint16", lanes=(2,), batch=4, frames=64),
+    Case(LARGE, "uint16", frames=16),
+    Case(LARGE, "float32", frames=16),
+    Case(SMALL, "uint16", frames=48),
+    Case(SMALL, "float32", frames=48),
+    Case(SMALL, "uint16", lanes=(2,), batch=4, frames=48),
 )
 QUICK = (Case(LARGE, "uint16", lanes=(2,), frames=8), Case(SMALL, "uint16", lanes=(2,), frames=16))
 # Where the classes of an untrained network are told apart, and its parameter that decides how often each is found.
 PROBED, LAST_BIAS = (256, 256), "classify.bias"
 # Single frames, for latencies: enough for a 99th percentile.
-LATENCIES, FEW_LATENCIES = 200, 20
+LATENCIES, FEW_LATENCIES = 100, 20
 # Share of the free memory that the planner may fill; engines need some for themselves, torch for its contenders.
 FILLED = 0.4
 
 
 @click.command(cls=OneLine)
 @click.option("--json", "json_path", type=click.Path(path_type=Path), help="Write all figures as JSON.")
-@click.option("--rounds", default=3, show_default=True, help="Rounds of all contenders in turn.")
+@click.option("--rounds", default=2, show_default=True, help="Rounds of all contenders in turn.")
 @click.option("--base", default=64, show_default=True, help="Of the untrained network.")
 @click.option("--depth", default=4, show_default=True, help="Of the untrained network.")
 @click.option("--quick", is_flag=True, help="One round, 2 lanes, raw input: to see that it runs.")

@@ -1,6 +1,7 @@
 """The tests that need a GPU: without one they can be collected, and on a fake one they pass."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -69,6 +70,22 @@ def test_ctrl_c_that_nobody_catches_on_the_fake_driver(fake_libcuda):  # noqa: F
     assert process.returncode == -signal.SIGINT
     assert error.splitlines()[-1] == "KeyboardInterrupt"
     assert error.count("Traceback") == 1
+
+
+@pytest.mark.skipif(shutil.which("make") is None or os.name == "nt", reason="make is not installed")
+@pytest.mark.parametrize("failing", ["rtx_on_device", "pytest", "gpu_runtime", "--training", "nothing"])
+def test_every_part_of_the_check_runs_and_any_failure_is_the_whole_ones(tmp_path, failing):
+    """The Python that it is given notes what it is asked for."""
+    fake_python, asked = tmp_path / "fake_python", tmp_path / "asked"
+    fake_python.write_text(f'#!/bin/sh\necho "$*" >> {asked}\ncase "$*" in *{failing}*) exit 1;; esac\n')
+    fake_python.chmod(0o755)
+    done = subprocess.run(
+        ["make", "gpu-check", f"PYTHON={fake_python}"], cwd=REPOSITORY, capture_output=True, text=True, check=False
+    )
+    parts = ("unetrt.benchmarks.rtx_on_device", "pytest -m gpu", "unetrt.benchmarks.gpu_runtime", "bench --training")
+    lines = asked.read_text().splitlines()
+    assert [part in line for part, line in zip(parts, lines, strict=True)] == [True] * 4
+    assert (done.returncode == 0) == (failing == "nothing"), done.stderr
 
 
 @pytest.mark.slow

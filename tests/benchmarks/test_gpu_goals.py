@@ -1,5 +1,8 @@
 """The arithmetic behind a GPU's figures."""
 
+import re
+from pathlib import Path
+
 import pytest
 
 from tests.conftest import small_spec
@@ -9,6 +12,7 @@ from unetrt.runtime.cost import UNetShape
 from unetrt.runtime.plan import TilePlan
 
 PAPER = UNetShape()
+PAGE = Path(__file__).parents[2] / "docs" / "gpu-check.md"
 
 
 def spec_of(tile):
@@ -49,3 +53,10 @@ def test_a_miss_is_a_miss():
     assert str(told[2]).endswith("7.99 x (goal 8.00 x): MISSED")
     assert str(told[3]).endswith("not measured (goal 1.00 x)")
     assert told[3].to_dict() == {"goal": COMPILED.name, "least": 1.0, "value": None, "met": False}
+
+
+def test_the_page_names_the_goals_and_claims_no_figure():
+    rows = re.findall(r"^\| (.+) \| ([\d.]+ [%x]) \|$", PAGE.read_text(), flags=re.MULTILINE)
+    assert rows == [(goal.name, goal.shown(goal.least)) for goal in GOALS]
+    measured = (PAGE.parents[1] / "benchmarks" / "results" / "runtime-gpu.json").exists()
+    assert ("**Not measured on a GPU yet.**" in PAGE.read_text()) != measured

@@ -25,9 +25,9 @@ def interrupted(backend, model, device):
     """Ctrl-C ends a call, not the segmenter."""
     with opened(backend, model, device) as session, Segmenter(session) as segmenter:
         expected = segmenter.scores(FRAME)
-        sys.stdout.write(f"{READY}\n")
-        sys.stdout.flush()
         try:
+            sys.stdout.write(f"{READY}\n")
+            sys.stdout.flush()
             while True:
                 segmenter.scores(FRAME)
         except KeyboardInterrupt:
