@@ -1,6 +1,7 @@
 """The segmenter: frames of any size in, label maps without a seam out."""
 
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -182,15 +183,14 @@ class Segmenter:
 
     def _run(self, jobs: Iterator[Job], count: "_Count", timings: Timings) -> None:
         """Take jobs through the lanes, once they are free."""
-        with timings.phase("queue"):
-            self._lock.acquire()
-        try:
+        begin = time.perf_counter()
+        # Nothing may come between taking the lock and what gives it back: an interrupt there would keep it for ever.
+        with self._lock:
+            timings.add("queue", time.perf_counter() - begin)
             if not self._lanes:
                 raise SessionClosedError("the segmenter is closed: open the model again")
             loop = TileLoop(self._lanes)
             loop.run(jobs, count)
-        finally:
-            self._lock.release()
         timings.sum_frames(loop.occupancy)
 
     def _side_stream(self, *arrays: object) -> SideStream:

@@ -11,6 +11,7 @@ from unetrt.runtime.normalisation import Normalisation
 from unetrt.runtime.segmenter import Segmenter
 from unetrt.runtime.sessions.numpy import CropSession
 from unetrt.runtime.sessions.worker import WorkerSession
+from unetrt.runtime.timings import Timings
 
 AS_IT_IS = Normalisation("fixed", offset=(0.0,), scale=(1.0,))
 
@@ -255,3 +256,19 @@ def test_a_closed_session_says_so():
 def test_no_lanes_no_segmenter():
     with pytest.raises(OptionError, match="0 lanes"):
         crop_segmenter(lanes=0)
+
+
+def test_an_interrupt_of_who_waits_for_the_lanes_does_not_keep_them(monkeypatch):
+    """Ctrl-C may come at once after the lock was taken."""
+    add = Timings.add
+
+    def interrupted(timings, name, seconds):
+        monkeypatch.setattr(Timings, "add", add)
+        raise KeyboardInterrupt
+
+    segmenter = crop_segmenter()
+    monkeypatch.setattr(Timings, "add", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        segmenter.scores(coordinate_frame(30, 30))
+    assert not segmenter._lock.locked()
+    assert segmenter.scores(coordinate_frame(30, 30)).shape == (2, 30, 30)
