@@ -9,7 +9,7 @@ torch = pytest.importorskip("torch")
 
 from unetrt.benchmarks.gpu_engine import write_model  # noqa: E402
 from unetrt.export.options import Options  # noqa: E402
-from unetrt.runtime.errors import FrameError  # noqa: E402
+from unetrt.runtime.errors import FrameError, OptionError  # noqa: E402
 from unetrt.runtime.normalisation import Normalisation  # noqa: E402
 from unetrt.runtime.segmenter import Segmenter  # noqa: E402
 
@@ -99,16 +99,26 @@ def test_producers_that_speak_one_protocol(segmenter, frames, producer):
     np.testing.assert_array_equal(segmenter.segment(there).labels, expected)
 
 
-def test_stacks_and_probabilities(segmenter, frames):
+def test_stacks(segmenter, frames):
     stack = frames(5, SIZE)
     there = torch.from_numpy(stack.copy()).cuda()
-    expected = segmenter.segment(stack, probabilities=True)
-    given = segmenter.segment(there, probabilities=True)
-    np.testing.assert_array_equal(given.labels, expected.labels)
-    np.testing.assert_array_equal(given.probabilities, expected.probabilities)
+    expected = segmenter.segment(stack).labels
+    np.testing.assert_array_equal(segmenter.segment(there).labels, expected)
     out = empty(stack.shape)
     segmenter.segment(there, out=out)
-    np.testing.assert_array_equal(as_labels(out), expected.labels)
+    np.testing.assert_array_equal(as_labels(out), expected)
+
+
+def test_frames_of_the_host_with_labels_on_the_gpu(segmenter, frames):
+    stack, out = frames(3, SIZE), empty((3, *SIZE))
+    segmenter.segment(stack, out=out)
+    np.testing.assert_array_equal(as_labels(out), segmenter.segment(stack).labels)
+
+
+def test_probabilities_are_for_the_host(segmenter, frames):
+    there = torch.from_numpy(frames(1, SIZE)[0].copy()).cuda()
+    with pytest.raises(OptionError, match=r"give tensor\.cpu\(\)"):
+        segmenter.segment(there, probabilities=True)
 
 
 @pytest.mark.parametrize("batch", [1, 4])
