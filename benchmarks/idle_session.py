@@ -1,12 +1,12 @@
 """A session that computes nothing: what a Segmenter does around it is the host's path of a frame, and no more."""
 
 from collections.abc import Sequence
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from unetrt.runtime.closing import Closable
 from unetrt.runtime.sessions.protocol import Lane, Step
 from unetrt.runtime.spec import ModelSpec
 from unetrt.runtime.timings import Passed
@@ -23,6 +23,9 @@ class IdleLane:
         self.output: Array = (scores[:, 1] > scores[:, 0]).view(np.uint8) if spec.head == "labels" else scores
         self.passed = Passed()
 
+    def restart_clock(self) -> None:
+        """Do nothing."""
+
     def launch(self, before: Sequence[Step] = (), after: Sequence[Step] = ()) -> None:
         """Do nothing."""
 
@@ -33,7 +36,7 @@ class IdleLane:
         """Keep the arrays."""
 
 
-class IdleSession:
+class IdleSession(Closable):
     """Lanes that compute nothing, of two classes where they give labels."""
 
     device: int | None = None
@@ -47,11 +50,3 @@ class IdleSession:
 
     def close(self) -> None:
         """Do nothing."""
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()

@@ -14,9 +14,9 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from unetrt.runtime.cuda.device import Buffer, CudaDevice, Guests, Stream
+from unetrt.runtime.cuda.device import Buffer, CudaDevice, LibraryObjects, Stream
 from unetrt.runtime.cuda.implementations import open_driver
-from unetrt.runtime.engines.messages import logger_of
+from unetrt.runtime.engines.messages import collected, logger_of
 from unetrt.runtime.errors import EngineError, UnetrtError
 
 # In the words of ComputeCapability; for the first nothing is named.
@@ -51,8 +51,9 @@ class Outcome:
             return
         begin = time.perf_counter()
         try:
-            if step() is None:
-                self.failed = name
+            with collected(self.messages):
+                if step() is None:
+                    self.failed = name
         except (UnetrtError, AttributeError, RuntimeError, TypeError) as error:
             self.failed = name
             self.messages.append(f"{type(error).__name__}: {error}")
@@ -67,12 +68,10 @@ class Attempt:
     ----------
     trt
         TensorRT for RTX.
-    messages
-        Where its errors are added.
     """
 
-    def __init__(self, trt: Any, messages: list[str]) -> None:
-        self.trt, self.logger = trt, logger_of(trt, messages)
+    def __init__(self, trt: Any) -> None:
+        self.trt, self.logger = trt, logger_of(trt)
         self.plan: Any = None
 
     def build(self, model: Path, capability: str) -> Any:
@@ -92,32 +91,32 @@ class Attempt:
     def load(self) -> Any:
         """Load it on the first GPU."""
         self.device = CudaDevice(open_driver(0, os.environ))
-        self.guests = Guests(self.device).add(lambda: self.trt.Runtime(self.logger))
-        self.guests.add(lambda: self.guests[0].deserialize_cuda_engine(self.plan))
-        return self.guests[1]
+        self.objects = LibraryObjects(self.device).add(lambda: self.trt.Runtime(self.logger))
+        self.objects.add(lambda: self.objects[0].deserialize_cuda_engine(self.plan))
+        return self.objects[1]
 
     def context(self) -> Any:
         """Make a context, which compiles for the device."""
-        self.guests.add(self.guests[1].create_execution_context)
-        return self.guests[2]
+        self.objects.add(self.objects[1].create_execution_context)
+        return self.objects[2]
 
     def run(self) -> bool | None:
         """Compute zeros, and wait."""
         with self.device.current(), self.device.stream() as stream, ExitStack() as memory:
-            for index in range(self.guests[1].num_io_tensors):
+            for index in range(self.objects[1].num_io_tensors):
                 memory.enter_context(self._bound(index, stream))
-            started = self.guests[2].execute_async_v3(stream.handle)
+            started = self.objects[2].execute_async_v3(stream.handle)
             stream.synchronize()
         return started or None
 
     def _bound(self, index: int, stream: Stream) -> Buffer:
         """Return zeros for one end of the engine."""
-        engine = self.guests[1]
+        engine = self.objects[1]
         name = engine.get_tensor_name(index)
         size = self.trt.volume(engine.get_tensor_shape(name)) * engine.get_tensor_dtype(name).itemsize
         buffer = self.device.buffer(size)
         self.device.driver.fill(buffer.handle, 0, size, stream.handle)
-        self.guests[2].set_tensor_address(name, buffer.handle)
+        self.objects[2].set_tensor_address(name, buffer.handle)
         return buffer
 
 
@@ -126,7 +125,7 @@ def attempt(model: Path, capability: str) -> Outcome:
     import tensorrt_rtx
 
     outcome = Outcome(capability)
-    tried = Attempt(tensorrt_rtx, outcome.messages)
+    tried = Attempt(tensorrt_rtx)
     outcome.take(BUILD, lambda: tried.build(model, capability))
     outcome.take(LOAD, tried.load)
     outcome.take(CONTEXT, tried.context)

@@ -51,6 +51,8 @@ def labels_for(image: Any, out: Any, shape: tuple[int, ...]) -> NDArray[np.uint8
     if isinstance(out, DeviceArray):
         _require_on_device(out, image, shape)
         return out
+    if not isinstance(out, np.ndarray):
+        raise FrameError(f"out is a {type(out).__name__}: give a numpy array, or an array on the segmenter's GPU")
     _require(out.shape == shape and out.dtype == np.uint8 and out.flags.writeable, out, shape)
     if isinstance(image, np.ndarray) and np.may_share_memory(out, image):
         raise _shared()
@@ -60,8 +62,8 @@ def labels_for(image: Any, out: Any, shape: tuple[int, ...]) -> NDArray[np.uint8
 
 def _require_on_device(out: DeviceArray, image: Any, shape: tuple[int, ...]) -> None:
     _require(out.shape == shape and out.dtype == np.uint8 and not out.read_only, out, shape)
-    if out.strides[-1] != 1 and shape[-1] > 1:
-        raise FrameError("the rows of out have gaps between their pixels: give an array in C order")
+    if (out.strides[-1] != 1 and shape[-1] > 1) or min(out.strides) < 0:
+        raise FrameError("the rows of out are turned or have gaps between their pixels: give an array in C order")
     if isinstance(image, DeviceArray):
         (low, high), (begin, end) = out.bounds, image.bounds
         if low < end and begin < high:

@@ -7,7 +7,6 @@ from contextlib import suppress
 from itertools import islice
 from typing import NamedTuple
 
-from unetrt.runtime.errors import SessionClosedError
 from unetrt.runtime.frame_pass import FramePass
 from unetrt.runtime.plan import Tile
 from unetrt.runtime.sessions.protocol import Lane, Step
@@ -59,6 +58,7 @@ class TileLoop:
             Whatever `jobs`, a frame or a pass raised; no pass is in flight then.
         """
         free, rest = deque(self._lanes), iter(jobs)
+        self._lanes[0].restart_clock()
         try:
             while True:
                 if not free:
@@ -73,8 +73,6 @@ class TileLoop:
 
     def _start(self, lane: Lane, jobs: Iterator[Job]) -> bool:
         """Fill a lane and launch it; return whether there was anything to compute."""
-        if not len(lane.input):
-            raise SessionClosedError("the lane is closed, by its session or its segmenter: open the model again")
         batch: Batch = []
         before: list[Step | None] = []
         for slot, job in enumerate(islice(jobs, len(lane.input))):
@@ -83,8 +81,8 @@ class TileLoop:
             batch.append(job)
         if batch:
             after = [job.frame.sink.place(job.tile, lane, slot) for slot, job in enumerate(batch)]
+            self._flying.append((lane, batch))  # before the launch, for an interrupt may come right after it
             lane.launch(list(filter(None, before)), list(filter(None, after)))
-            self._flying.append((lane, batch))
         return bool(batch)
 
     def _finish(self, finished: Callable[[int], None]) -> Lane:
@@ -105,7 +103,11 @@ class TileLoop:
 
     def _drain(self) -> None:
         """Leave no pass in flight: the next frame would otherwise be cut into arrays that are still being read."""
-        while self._flying:
-            with suppress(Exception):  # the first error is already on its way to the caller
-                self._flying[0][0].wait()
-            self._flying.popleft()
+        try:
+            while self._flying:
+                with suppress(Exception):  # the first error is already on its way to the caller
+                    self._flying[0][0].wait()
+                self._flying.popleft()
+        except BaseException:  # another interrupt: the rest must end all the same
+            self._drain()
+            raise

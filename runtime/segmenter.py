@@ -6,13 +6,12 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
-from typing import Self
 
 import numpy as np
 from numpy.typing import NDArray
 
 from unetrt.runtime.arrays import ArrayLike, array_of, labels_for
+from unetrt.runtime.closing import Closable
 from unetrt.runtime.cuda.device_array import DeviceArray
 from unetrt.runtime.cuda.side_stream import SideStream
 from unetrt.runtime.device_frames import DeviceCall, require_same_device
@@ -49,7 +48,7 @@ class Segmentation:
     timings: Timings
 
 
-class Segmenter:
+class Segmenter(Closable):
     """A model, ready for frames of any size.
 
     Thread-safe: calls from several threads run one after another. Use it in a `with`, or call `close`.
@@ -91,6 +90,7 @@ class Segmenter:
                 opened.callback(lane.close)
             self._opened = opened.pop_all()
         self._lock, self._preparing = threading.Lock(), threading.Lock()
+        self._caller: int | None = None  # the thread whose call has the lanes
 
     def segment(
         self,
@@ -169,20 +169,14 @@ class Segmenter:
 
     def close(self) -> None:
         """Free the lanes, and the session if it was opened here; idempotent."""
+        self._require_no_callback()
         with self._lock:
             self._lanes = []
             self._opened.close()
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
-
     def _run(self, jobs: Iterator[Job], count: "_Count", timings: Timings) -> None:
         """Take jobs through the lanes, once they are free."""
+        self._require_no_callback()
         begin = time.perf_counter()
         # Nothing may come between taking the lock and what gives it back: an interrupt there would keep it for ever.
         with self._lock:
@@ -190,8 +184,16 @@ class Segmenter:
             if not self._lanes:
                 raise SessionClosedError("the segmenter is closed: open the model again")
             loop = TileLoop(self._lanes)
-            loop.run(jobs, count)
+            self._caller = threading.get_ident()
+            try:
+                loop.run(jobs, count)
+            finally:
+                self._caller = None
         timings.sum_frames(loop.occupancy)
+
+    def _require_no_callback(self) -> None:
+        if self._caller == threading.get_ident():
+            raise OptionError("a progress callback cannot use or close the segmenter that calls it: do so afterwards")
 
     def _side_stream(self, *arrays: object) -> SideStream:
         """Return where frames on the GPU are measured; raises FrameError where the session cannot read these arrays."""

@@ -14,9 +14,9 @@ class Passed(NamedTuple):
 
     Attributes
     ----------
-    upload, compute, download
-        Copying in (or cutting, where the frame lies on the device), the engine, copying out. On a GPU by CUDA events,
-        in the order of the lane's stream; a CPU copies nothing.
+    upload, queue, compute, download
+        Copying in (or cutting, where the frame lies on the device), waiting for a lane that has the scratch memory, the
+        engine, copying out. On a GPU by CUDA events, in the order of the lane's stream; a CPU copies nothing.
     begin
         When the engine began, on a clock that its session's lanes share.
     """
@@ -25,6 +25,7 @@ class Passed(NamedTuple):
     compute: float = 0.0
     download: float = 0.0
     begin: float = 0.0
+    queue: float = 0.0
 
     @property
     def end(self) -> float:
@@ -61,7 +62,7 @@ class Timings:
     total
         The whole call; for a frame from its reading to its last tile.
     queue
-        Waiting for calls of other threads.
+        Waiting for calls of other threads, and on a GPU for other lanes where they share scratch memory.
     normalise
         Reading and checking frames and measuring their grey values.
     cut
@@ -113,12 +114,13 @@ class Timings:
 
     def passed(self, one: Passed, share: float) -> None:
         """Add a share, 0 to 1, of a pass."""
-        for name in ("upload", "compute", "download"):
+        for name in ("upload", "queue", "compute", "download"):
             self.add(name, share * getattr(one, name))
 
     def sum_frames(self, occupancy: Occupancy) -> None:
         """Add up the phases of all frames, and take over how long the engine was busy."""
         for name in ("normalise", "cut", "upload", "compute", "download", "wait", "stitch"):
             setattr(self, name, sum(getattr(frame, name) for frame in self.frames))
+        self.queue += sum(frame.queue for frame in self.frames)
         self.tiles = sum(frame.tiles for frame in self.frames)
         self.busy, self.span = occupancy.busy, occupancy.span

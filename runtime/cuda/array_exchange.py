@@ -5,6 +5,7 @@ device, and no stream before its version 3, which torch does not speak. So DLPac
 offer both.
 """
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -40,7 +41,7 @@ def device_array(image: Any, stream: int = LEGACY_STREAM) -> DeviceArray | None:
     """
     if isinstance(image, DeviceArray):
         return image
-    kind = _device_type(image)
+    kind, number = _dlpack_device(image)
     if kind in HOST:
         return None
     if kind is not None and kind not in CUDA:
@@ -50,7 +51,7 @@ def device_array(image: Any, stream: int = LEGACY_STREAM) -> DeviceArray | None:
     except REFUSALS as error:
         # Such as torch, for a device that is not its current one.
         if (described := from_interface(image)) is not None:
-            return described
+            return replace(described, device=number)
         raise _refused(image, error) from error
     return from_interface(image) if capsule is None else dlpack.take(capsule, stream)
 
@@ -103,13 +104,14 @@ def _stream(described: dict[str, Any], version: int) -> int | None:
     return None if stream is None else int(stream)
 
 
-def _device_type(image: Any) -> int | None:
-    """Return the type of the DLPack device that an array lies on, None where it does not speak DLPack."""
+def _dlpack_device(image: Any) -> tuple[int | None, int | None]:
+    """Return type and number of the DLPack device that an array lies on, None where it does not speak DLPack."""
     ask = getattr(image, "__dlpack_device__", None)
     if ask is None or not hasattr(image, "__dlpack__"):
-        return None
+        return None, None
     try:
-        return int(ask()[0])
+        kind, number = ask()
+        return int(kind), int(number)
     except REFUSALS as error:
         raise _refused(image, error) from error
 

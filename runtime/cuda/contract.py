@@ -100,7 +100,10 @@ class Driver(Protocol):
         """Free an event."""
 
     def record(self, event: int, stream: int) -> None:
-        """Record an event after the work that the stream has now; asynchronous."""
+        """Record an event after the work that the stream has now; asynchronous.
+
+        The stream may be another library's, by its handle; 1 is the legacy default stream. PyCUDA then blocks.
+        """
 
     def wait_for(self, stream: int, event: int) -> None:
         """Let the stream's further work wait for the last record of an event, of whatever stream; asynchronous."""

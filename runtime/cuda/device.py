@@ -4,8 +4,10 @@ Everything made on a device holds the device, and the device its primary context
 whatever is closed first. At interpreter exit the youngest go first.
 """
 
+import gc
 import logging
 import math
+import os
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -30,8 +32,13 @@ class CudaDevice:
     """
 
     def __init__(self, driver: Driver) -> None:
-        self.driver = driver
-        self._release = weakref.finalize(self, _release, driver)
+        self.driver, self._process = driver, os.getpid()
+        self._release = weakref.finalize(self, _release, driver, self._process)
+
+    @property
+    def is_inherited(self) -> bool:
+        """Whether this process was forked from the one that opened the device: nothing of it can be used or freed."""
+        return os.getpid() != self._process
 
     def __str__(self) -> str:
         return f"{self.driver.name} (device {self.driver.index}, {self.driver.implementation})"
@@ -134,14 +141,16 @@ class Graph(Owned):
     def of(cls, stream: Stream, work: Callable[[], None]) -> "Graph":
         """Capture what `work` gives to a stream; nothing of it is done yet. Whatever it raises ends the capture."""
         device = stream.device
-        return cls(device, lambda: _captured(device.driver, stream.handle, work), device.driver.destroy_graph)
+        # Garbage that is collected while a thread captures would be freed on that thread, which the driver refuses.
+        with _no_collection():
+            return cls(device, lambda: _captured(device.driver, stream.handle, work), device.driver.destroy_graph)
 
     def launch(self, stream: Stream) -> None:
         """Give the work to a stream."""
         self.device.driver.launch_graph(self.handle, stream.handle)
 
 
-class Guests:
+class LibraryObjects:
     """Objects of another library that must be freed while the device is current, the youngest first.
 
     They are freed by `close`, or when nothing refers to this any more. Hold them nowhere else.
@@ -150,9 +159,9 @@ class Guests:
     def __init__(self, device: CudaDevice) -> None:
         self._device = device
         self._things: list[Any] = []
-        self._finalizer = weakref.finalize(self, _send_off, device, self._things)
+        self._finalizer = weakref.finalize(self, _free_objects, device, self._things)
 
-    def add(self, make: Callable[[], Any]) -> "Guests":
+    def add(self, make: Callable[[], Any]) -> "LibraryObjects":
         """Add what `make` returns; it runs with the device current, and what it raises is passed on."""
         with self._device.current():
             self._things.append(make())
@@ -180,6 +189,17 @@ class _Pinned(Owned):
         }
 
 
+@contextmanager
+def _no_collection() -> Iterator[None]:
+    collecting = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if collecting:
+            gc.enable()
+
+
 def _captured(driver: Driver, stream: int, work: Callable[[], None]) -> int:
     driver.begin_capture(stream)
     try:
@@ -200,6 +220,8 @@ def _discard(driver: Driver, stream: int) -> None:
 
 def _free(device: CudaDevice, free: Callable[[int], None], handle: int) -> None:
     """Free a handle. What fails here has nobody left to tell, and must not keep the rest from being freed."""
+    if device.is_inherited:
+        return
     try:
         with device.current():
             free(handle)
@@ -207,13 +229,20 @@ def _free(device: CudaDevice, free: Callable[[int], None], handle: int) -> None:
         log.warning("not freed: %s", str(error))
 
 
-def _send_off(device: CudaDevice, things: list[Any]) -> None:
-    with device.current():
-        while things:
-            things.pop()
+def _free_objects(device: CudaDevice, things: list[Any]) -> None:
+    if device.is_inherited:
+        return
+    try:
+        with device.current():
+            while things:
+                things.pop()
+    except InferenceError as error:
+        log.warning("not freed in their context: %s", str(error))
 
 
-def _release(driver: Driver) -> None:
+def _release(driver: Driver, process: int) -> None:
+    if os.getpid() != process:
+        return
     try:
         driver.release()
     except InferenceError as error:

@@ -146,7 +146,11 @@ class PyCudaDriver:
         del self._events[event]
 
     def record(self, event: int, stream: int) -> None:
-        """Record an event."""
+        """Record an event; PyCUDA cannot name another library's stream, so all that is in flight is waited for."""
+        if stream not in self._streams:
+            call(self._cuda.Context.synchronize)
+            call(self._events[event].record)
+            return
         call(self._events[event].record, self._streams[stream])
 
     def wait_for(self, stream: int, event: int) -> None:

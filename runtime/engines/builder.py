@@ -4,14 +4,13 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from textwrap import shorten
 from traceback import clear_frames
 from typing import Any
 
 from unetrt.runtime.engines.bindings import bindings
 from unetrt.runtime.engines.facts import Facts
 from unetrt.runtime.engines.flavours import named_flavour
-from unetrt.runtime.engines.messages import logger_of
+from unetrt.runtime.engines.messages import collected, first_of, logger_of, tells_of_memory
 from unetrt.runtime.engines.options import BuildOptions
 from unetrt.runtime.engines.progress import Progress, monitor_of
 from unetrt.runtime.engines.timing_cache import TimingCache
@@ -24,8 +23,6 @@ from unetrt.runtime.model_files.onnx_file import read_spec
 Within = Callable[[], AbstractContextManager[Any]]
 # Seconds between looks at whether the user has interrupted.
 PATIENCE = 0.1
-# Characters of one of TensorRT's messages.
-SHOWN = 240
 
 
 def build(model: Path, facts: Facts, progress: Progress | None = None, within: Within = nullcontext) -> bytes:
@@ -84,7 +81,8 @@ class _Build:
     def run(self) -> bytes:
         """Parse, build, serialise."""
         try:
-            return self._run()
+            with collected(self._errors):
+                return self._run()
         except BaseException as error:
             # A builder that an error held on to could be freed at any time, also in the middle of another builder's
             # message, which comes under the lock that freeing takes.
@@ -93,7 +91,7 @@ class _Build:
 
     def _run(self) -> bytes:
         trt = self._flavour.load()
-        builder = trt.Builder(logger_of(trt, self._errors))
+        builder = trt.Builder(logger_of(trt))
         # Since TensorRT 11 there are no other networks.
         network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
         parser = trt.OnnxParser(network, builder.logger)
@@ -134,8 +132,8 @@ class _Build:
 
     def _error(self, messages: list[str]) -> UnetrtError:
         """Return what the user is told of a build that failed with these messages of TensorRT's."""
-        first = shorten((messages or self._errors or ["it gives no reason"])[0], SHOWN)
-        if "memory" in first.lower() and ("out of" in first.lower() or "alloc" in first.lower()):
+        first = first_of(messages or self._errors)
+        if tells_of_memory(first):
             return OutOfMemoryError(f"{self._model}: {first}; use a smaller tile or batch, or --workspace")
         limited = self._facts.options.workspace is not None
         advice = "; try a larger --workspace, or none" if limited else ""

@@ -2,21 +2,17 @@
 
 import threading
 import weakref
-from collections import deque
 from pathlib import Path
 from typing import Any
 
-from unetrt.runtime.cuda.device import CudaDevice, Guests
+from unetrt.runtime.cuda.device import CudaDevice, LibraryObjects
 from unetrt.runtime.engines.bindings import bindings
 from unetrt.runtime.engines.engine_file import Sidecar
 from unetrt.runtime.engines.fit import rebuild_command
 from unetrt.runtime.engines.flavours import named_flavour
-from unetrt.runtime.engines.messages import logger_of
-from unetrt.runtime.errors import EngineError, OutOfMemoryError
+from unetrt.runtime.engines.messages import collected, first_of, logger_of, tells_of_memory
+from unetrt.runtime.errors import EngineError, InferenceError, OutOfMemoryError, UnetrtError
 from unetrt.runtime.memory import shown
-
-# Of TensorRT's messages, as many as an error may have to be told from.
-MESSAGES = 16
 
 _loaded: "weakref.WeakValueDictionary[tuple[str, int], LoadedEngine]" = weakref.WeakValueDictionary()
 _loading = threading.Lock()
@@ -61,33 +57,38 @@ class LoadedEngine:
         self.flavour = named_flavour(sidecar.facts.flavour)
         self.trt = self.flavour.load()
         self.lock = threading.Lock()
-        self._path, self._messages = path, deque[str](maxlen=MESSAGES)
+        self._path = path
         self._require_room()
         # TensorRT's runtime, then its engine.
-        self._guests = Guests(device).add(lambda: self.trt.Runtime(logger_of(self.trt, self._messages)))
-        self._guests.add(lambda: self._guests[0].deserialize_cuda_engine(path.read_bytes()))
+        self._objects = LibraryObjects(device).add(lambda: self.trt.Runtime(logger_of(self.trt)))
+        with collected() as errors:
+            self._objects.add(lambda: self._objects[0].deserialize_cuda_engine(path.read_bytes()))
         if self.engine is None:
-            raise EngineError(
-                f"{self.flavour.title} cannot load {path}: {self.last_message()}; rebuild it with "
-                f"`{rebuild_command(path, sidecar)}`"
-            )
+            raise self._refused(first_of(errors))
         self._require_ends()
 
     @property
     def engine(self) -> Any:
         """TensorRT's ICudaEngine."""
-        return self._guests[1]
+        return self._objects[1]
 
     @property
     def scratch(self) -> int:
         """Bytes that a pass needs for activations."""
         return int(self.engine.device_memory_size_v2)
 
-    def last_message(self) -> str:
-        """Return TensorRT's first error of late, and forget it and those that followed from it."""
-        first = self._messages[0] if self._messages else "it gives no reason"
-        self._messages.clear()
-        return first
+    def failed(self, what: str, errors: list[str]) -> InferenceError:
+        """Return the error for something that TensorRT failed to do, with these messages."""
+        first = first_of(errors)
+        if tells_of_memory(first):
+            return OutOfMemoryError(f"{self.flavour.title} {what}: {first}; use fewer lanes or a smaller tile")
+        return InferenceError(f"{self.flavour.title} {what}: {first}")
+
+    def _refused(self, reason: str) -> UnetrtError:
+        what = f"{self.flavour.title} cannot load {self._path}: {reason}"
+        if tells_of_memory(reason):
+            return OutOfMemoryError(f"{what}; free some memory on {self.device}, or choose another device")
+        return EngineError(f"{what}; rebuild it with `{rebuild_command(self._path, self.sidecar)}`")
 
     def _require_room(self) -> None:
         free, total = self.device.memory()

@@ -40,9 +40,10 @@ class RuntimeCache:
     def keep(self, cache: Any) -> None:
         """Write what has been compiled since; nothing where nothing was."""
         with suppress(OutputError, OSError):
-            content = bytes(cache.serialize())
-            if content == self._known:
+            serialized = cache.serialize()
+            if serialized is None or bytes(serialized) == self._known:
                 return
+            content = bytes(serialized)
             with locked(self.path), whole_file(self.path) as temporary:
                 temporary.write_bytes(content)
             self._known = content

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from unetrt.runtime.engines.engine_file import SUFFIXES
-from unetrt.runtime.errors import BackendUnavailableError, EngineError, OptionError
+from unetrt.runtime.errors import BackendUnavailableError, CudaError, EngineError, OptionError
 from unetrt.runtime.sessions.protocol import Lane, Session
 
 __all__ = ["AUTO", "BACKENDS", "Backend", "Lane", "Session", "engines", "open_session"]
@@ -107,6 +107,8 @@ def open_session(path: str | Path, backend: str = AUTO, device: int | None = Non
         The file is not a model of ours.
     EngineError
         The engine does not fit this machine.
+    OutOfMemoryError
+        The weights do not fit on the GPU.
     """
     path = Path(path)
     if backend != AUTO:
@@ -119,7 +121,7 @@ def open_session(path: str | Path, backend: str = AUTO, device: int | None = Non
             continue
         try:
             session = candidate.open(path, device)
-        except (BackendUnavailableError, EngineError) as error:
+        except (BackendUnavailableError, CudaError, EngineError) as error:
             if path.suffix.lower() in SUFFIXES:
                 raise  # no other could run it
             log.warning("%s is usable but does not run %s: %s", candidate.name, path, str(error))

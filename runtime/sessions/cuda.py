@@ -1,16 +1,16 @@
 """Sessions on a GPU: an engine, and lanes that share its weights."""
 
+import atexit
 import logging
 import threading
 import weakref
 from abc import ABC, abstractmethod
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from functools import partial
-from types import TracebackType
-from typing import Self
 
+from unetrt.runtime.closing import Closable
 from unetrt.runtime.cuda.device import Buffer, CudaDevice
-from unetrt.runtime.errors import SessionClosedError
+from unetrt.runtime.errors import InferenceError, OutOfMemoryError, SessionClosedError
 from unetrt.runtime.sessions.cuda_lane import CudaLane, EnginePass, Place, Turn
 from unetrt.runtime.sessions.cuda_memory import Need
 from unetrt.runtime.sessions.protocol import Lane
@@ -22,7 +22,7 @@ log = logging.getLogger("unetrt")
 WARM_UP = 2
 
 
-class CudaSession(ABC):
+class CudaSession(Closable, ABC):
     """What sessions on a GPU have in common; an engine says what it needs and what a pass is.
 
     Parameters
@@ -40,6 +40,7 @@ class CudaSession(ABC):
         self._cuda: CudaDevice | None = device
         self._lock = threading.Lock()
         self._lanes: weakref.WeakSet[CudaLane] = weakref.WeakSet()
+        _close_at_exit(self)
 
     @property
     def cuda(self) -> CudaDevice:
@@ -62,7 +63,7 @@ class CudaSession(ABC):
 
     @abstractmethod
     def warmed(self) -> None:
-        """Keep what the engine has prepared in the first passes of new lanes, if anything."""
+        """Keep what the engine has prepared in the first passes of new lanes, if anything; the device is current."""
 
     def lanes(self, count: int) -> list[Lane]:
         """Return `count` lanes, warm.
@@ -70,45 +71,49 @@ class CudaSession(ABC):
         Each has scratch memory of its own, so that their passes overlap, where that fits on the device. Else they share
         it and take turns, and the log says so.
         """
-        with self._lock, ExitStack() as owned:
-            device = self.cuda
+        with self._lock:
             need = Need.of(self.spec, self.scratch(), count)
-            turn = Turn() if need.must_share(device, self.name) else None
-            shared = device.buffer(need.scratch) if turn else None
-            clock = device.event()
-            lanes: list[Lane] = []
-            for _ in range(count):
-                scratch = shared or (device.buffer(need.scratch) if need.scratch else None)
-                lane = CudaLane(device, self.spec, clock, turn, partial(self.new_pass, scratch))
-                owned.callback(lane.close)
-                if not lanes:
-                    with device.current():
-                        clock.record(lane.place.stream)
-                lanes.append(lane)
-                self._lanes.add(lane)
-            _warm(lanes)
-            self.warmed()
-            owned.pop_all()
-            return lanes
+            failure = ""
+            for share in need.ways(self.cuda, self.name):
+                try:
+                    return self._made(need, share=share)
+                except OutOfMemoryError as error:
+                    how = "that take turns" if share else "with scratch memory for each"
+                    log.info("%s: %d lanes %s: %s", self.name, count, how, str(error))
+                    failure = str(error)  # the error itself would hold what was allocated
+            raise OutOfMemoryError(f"{failure}; {need.refused(self.cuda, self.name)}")
 
     def close(self) -> None:
         """Wait for passes in flight, then free the lanes, the engine and the device's context; idempotent."""
         with self._lock:
             if self._cuda is None:
                 return
-            for lane in tuple(self._lanes):
-                lane.close()
-            with self._cuda.current():
-                self.unload()
-            self._cuda = None
+            device, self._cuda = self._cuda, None
+            with device.current(), ExitStack() as closing:
+                closing.callback(self.unload)
+                for lane in tuple(self._lanes):
+                    closing.callback(lane.close)
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
+    def _made(self, need: Need, *, share: bool) -> list[Lane]:
+        """Return warm lanes; whatever fails leaves none."""
+        device = self.cuda
+        turn = Turn() if share else None
+        shared = device.buffer(need.scratch) if share and need.scratch else None
+        clock = device.event()
+        with ExitStack() as owned:
+            lanes: list[Lane] = []
+            for _ in range(need.lanes):
+                scratch = shared or (device.buffer(need.scratch) if need.scratch else None)
+                lane = CudaLane(device, self.spec, clock, turn, partial(self.new_pass, scratch))
+                owned.callback(lane.close)
+                self._lanes.add(lane)
+                lanes.append(lane)
+            lanes[0].restart_clock()
+            _warm(lanes)
+            with device.current():
+                self.warmed()
+            owned.pop_all()
+            return lanes
 
 
 def _warm(lanes: list[Lane]) -> None:
@@ -118,3 +123,25 @@ def _warm(lanes: list[Lane]) -> None:
             lane.launch()
         for lane in lanes:
             lane.wait()
+
+
+_open: "weakref.WeakSet[CudaSession]" = weakref.WeakSet()
+
+
+def _close_at_exit(session: CudaSession) -> None:
+    """Close a session at the end of the process, before what is left of its parts is freed one by one.
+
+    Threads that still segment then are told that it is closed, instead of losing their memory.
+    """
+    if not _open:
+        # Again where all were gone: the hook only has to come after that of `weakref.finalize`, to run before it.
+        atexit.unregister(_close_all)
+        atexit.register(_close_all)
+    _open.add(session)
+
+
+def _close_all() -> None:
+    for session in tuple(_open):
+        with suppress(InferenceError, SessionClosedError):
+            if not session.cuda.is_inherited:
+                session.close()

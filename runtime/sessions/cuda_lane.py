@@ -5,12 +5,12 @@ last event alone.
 """
 
 import threading
+import weakref
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, closing, contextmanager, suppress
+from contextlib import ExitStack, closing, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
-import numpy as np
 from numpy.typing import NDArray
 
 from unetrt.runtime.cuda.device import Buffer, CudaDevice, Event, Stream
@@ -18,8 +18,6 @@ from unetrt.runtime.errors import CudaError, SessionClosedError
 from unetrt.runtime.sessions.protocol import Step
 from unetrt.runtime.spec import ModelSpec
 from unetrt.runtime.timings import Passed
-
-EMPTY: NDArray[Any] = np.empty(0)
 
 
 class Place(NamedTuple):
@@ -49,13 +47,12 @@ class Turn:
 
     @contextmanager
     def taken(self, stream: Stream, computed: Event) -> Iterator[None]:
-        """Let what the stream is given inside wait for the turn before; `computed` is recorded after it."""
+        """Let what the stream is given inside wait for the turn before; it ends with the record of `computed`."""
         with self._lock:
             if self._last is not None:
                 stream.wait_for(self._last)
             try:
                 yield
-                computed.record(stream)
             except BaseException:
                 with suppress(CudaError):  # nobody else will wait for what was given so far
                     stream.synchronize()
@@ -74,6 +71,7 @@ class _Points(NamedTuple):
 
     begin: Event
     uploaded: Event
+    started: Event
     computed: Event
     done: Event
 
@@ -106,109 +104,128 @@ class CudaLane:
         new_pass: Callable[[Place], EnginePass],
     ) -> None:
         self.passed = Passed()
-        self._device, self._turn, self._flying = device, turn, False
-        self._lock = threading.RLock()
+        self._flying, self._lock = False, threading.RLock()
         with ExitStack() as owned, device.current():
             stream = owned.enter_context(device.stream())
             points = _Points(*(owned.enter_context(device.event()) for _ in _Points._fields))
-            self.input, device_input = self._staged(spec.new_input(), owned)
-            self.output, device_output = self._staged(spec.new_output(), owned)
+            self.input, device_input = _staged(device, spec.new_input(), owned)
+            self.output, device_output = _staged(device, spec.new_output(), owned)
             self.place = Place(device_input.handle, device_output.handle, stream)
             engine_pass = owned.enter_context(closing(new_pass(self.place)))
-            owned.callback(self._settle, stream)
-            self._open: _Open | None = _Open(points, clock, engine_pass, owned.pop_all())
+            self._open = _Open(device, stream, points, clock, turn, engine_pass, owned.pop_all())
+        # Also for a lane that is dropped in the middle of a pass.
+        self._finalizer = weakref.finalize(self, self._open.close)
+
+    def restart_clock(self) -> None:
+        """Record the event from which the begin of a pass is counted; no lane that shares it is in flight."""
+        with self._lock, self._opened().device.current():
+            self._open.clock.record(self._open.stream)
+            self._open.clock.synchronize()
 
     def launch(self, before: Sequence[Step] = (), after: Sequence[Step] = ()) -> None:
         """Give a pass to the stream; what was given is waited for if one of the calls fails."""
         with self._lock:
             self.wait()
-            if self._open is None:
-                raise SessionClosedError("the lane is closed: ask the session for another")
-            with self._device.current():
-                try:
-                    self._give(self._open, before or [self._upload], after or [self._download])
-                except BaseException:
-                    self._settle(self.place.stream)
-                    raise
+            opened = self._opened()
             self._flying = True
+            with self._settled_if_it_fails(opened):
+                opened.give(before or [self._upload], after or [self._download])
 
     def wait(self) -> None:
-        """Sleep until the last event has come to pass."""
+        """Sleep until the last event has come to pass; raises SessionClosedError where the lane was closed."""
         with self._lock:
-            if not self._flying or self._open is None:
+            opened = self._opened()
+            if not self._flying:
                 return
-            with self._device.current():
-                try:
-                    self._open.points.done.synchronize()
-                    self.passed = self._open.times()
-                except BaseException:
-                    self._settle(self.place.stream)
-                    raise
-                finally:
-                    self._flying = False
+            with self._settled_if_it_fails(opened):
+                opened.points.done.synchronize()
+                self.passed = opened.times()
+            self._flying = False
 
     def close(self) -> None:
-        """Wait for the stream, then free everything, the youngest first; idempotent."""
+        """Wait for the stream, then free all but the arrays, the youngest first; idempotent."""
         with self._lock:
-            if self._open is None:
-                return
-            opened, self._open, self._flying = self._open, None, False
-            with self._device.current():
-                self._settle(self.place.stream)
-                self.input = self.output = EMPTY
-                if self._turn is not None:
-                    self._turn.forget(opened.points.computed)
-                opened.owned.close()
+            self._flying = False
+            self._finalizer()
 
-    def _give(self, opened: "_Open", before: Sequence[Step], after: Sequence[Step]) -> None:
-        points, stream = opened.points, self.place.stream
-        points.begin.record(stream)
-        for step in before:
-            step(stream.handle)
-        points.uploaded.record(stream)
-        if self._turn is None:
-            opened.engine_pass.enqueue()
-            points.computed.record(stream)
-        else:
-            with self._turn.taken(stream, points.computed):
-                opened.engine_pass.enqueue()
-        for step in after:
-            step(stream.handle)
-        points.done.record(stream)
+    def _opened(self) -> "_Open":
+        if not self._finalizer.alive:
+            raise SessionClosedError("the lane is closed, by its session or its segmenter: open the model again")
+        return self._open
+
+    @contextmanager
+    def _settled_if_it_fails(self, opened: "_Open") -> Iterator[None]:
+        with opened.device.current():
+            try:
+                yield
+            except BaseException:
+                opened.settle()
+                self._flying = False
+                raise
 
     def _upload(self, stream: int) -> None:
-        self._device.driver.copy_in(self.place.input, self.input.ctypes.data, self.input.nbytes, stream)
+        driver = self._open.device.driver
+        driver.copy_in(self.place.input, self.input.ctypes.data, self.input.nbytes, stream)
 
     def _download(self, stream: int) -> None:
-        self._device.driver.copy_out(self.output.ctypes.data, self.place.output, self.output.nbytes, stream)
-
-    def _staged(self, like: NDArray[Any], owned: ExitStack) -> tuple[NDArray[Any], Buffer]:
-        """Return memory on the host and on the device for an array like that."""
-        pinned = self._device.pinned(like.shape, like.dtype)
-        return pinned, owned.enter_context(self._device.buffer(like.nbytes))
-
-    @staticmethod
-    def _settle(stream: Stream) -> None:
-        """Leave nothing in the stream, whatever it is; the arrays are the caller's again."""
-        with suppress(CudaError):  # the first error is already on its way, or the device is lost
-            stream.synchronize()
+        driver = self._open.device.driver
+        driver.copy_out(self.output.ctypes.data, self.place.output, self.output.nbytes, stream)
 
 
 @dataclass
 class _Open:
-    """What a lane has until it is closed."""
+    """What a lane has until it is closed. Its methods, but for `close`, need the device to be current."""
 
+    device: CudaDevice
+    stream: Stream
     points: _Points
     clock: Event
+    turn: Turn | None
     engine_pass: EnginePass
     owned: ExitStack
+
+    def give(self, before: Sequence[Step], after: Sequence[Step]) -> None:
+        """Give the stream all that a pass is."""
+        points, stream = self.points, self.stream
+        points.begin.record(stream)
+        for step in before:
+            step(stream.handle)
+        points.uploaded.record(stream)
+        with nullcontext() if self.turn is None else self.turn.taken(stream, points.computed):
+            points.started.record(stream)
+            self.engine_pass.enqueue()
+            points.computed.record(stream)
+        for step in after:
+            step(stream.handle)
+        points.done.record(stream)
 
     def times(self) -> Passed:
         """Return the times of the pass that has come to an end."""
         points = self.points
         return Passed(
             upload=points.uploaded.since(points.begin),
-            compute=points.computed.since(points.uploaded),
+            queue=points.started.since(points.uploaded),
+            compute=points.computed.since(points.started),
             download=points.done.since(points.computed),
-            begin=points.uploaded.since(self.clock),
+            begin=points.started.since(self.clock),
         )
+
+    def settle(self) -> None:
+        """Leave nothing in the stream, whatever it is; the arrays are the caller's again."""
+        with suppress(CudaError):  # the first error is already on its way, or the device is lost
+            self.stream.synchronize()
+
+    def close(self) -> None:
+        """Wait for the stream, then free everything."""
+        if self.device.is_inherited:
+            return
+        with self.device.current():
+            self.settle()
+            if self.turn is not None:
+                self.turn.forget(self.points.computed)
+            self.owned.close()
+
+
+def _staged(device: CudaDevice, like: NDArray[Any], owned: ExitStack) -> tuple[NDArray[Any], Buffer]:
+    """Return memory on the host and on the device for an array like that."""
+    return device.pinned(like.shape, like.dtype), owned.enter_context(device.buffer(like.nbytes))

@@ -10,6 +10,10 @@ from unetrt.runtime.spec import ModelSpec
 
 log = logging.getLogger("unetrt")
 
+# Bytes that are left alone, for what is not counted: the driver's streams and graphs, kernels that are loaded when they
+# first run, sizes that are rounded up. An estimate, not measured.
+RESERVE = 128 * 2**20
+
 
 @dataclass(frozen=True)
 class Need:
@@ -44,29 +48,39 @@ class Need:
         """With one scratch memory for all."""
         return self.lanes * self.staging + self.scratch
 
-    def must_share(self, device: CudaDevice, name: str) -> bool:
-        """Tell whether the lanes must share their scratch memory to fit on the device, which is logged.
+    def ways(self, device: CudaDevice, name: str) -> tuple[bool, ...]:
+        """Return whether to share scratch memory, in the order to try it: not, where each lane can have its own.
 
         Raises
         ------
         OutOfMemoryError
-            They do not fit even so; the message gives the numbers.
+            The lanes do not fit even if they share it; the message gives the numbers.
         """
-        free, total = device.memory()
-        if self.apart <= free:
-            return False
-        if self.shared <= free and self.lanes > 1:
+        free, _ = device.memory()
+        may_share = self.lanes > 1 and self.scratch > 0
+        if self.apart + RESERVE <= free:
+            return (False, True) if may_share else (False,)
+        if may_share and self.shared + RESERVE <= free:
             log.info(
                 "%s: %d lanes take turns, as scratch memory for each needs %s and %s are free",
                 name, self.lanes, shown(self.apart), shown(free),
             )  # fmt: skip
-            return True
-        raise OutOfMemoryError(
-            f"{name}: {self.lanes} lanes need {shown(self.shared)} ({self.lanes} x {shown(self.staging)} for tiles, "
-            f"{shown(self.scratch)} for activations), and {shown(free)} of {shown(total)} are free: "
-            f"{self._advice(free)}"
+            return (True,)
+        raise self.refused(device, name)
+
+    def refused(self, device: CudaDevice, name: str) -> OutOfMemoryError:
+        """Return the error for lanes that do not fit, with numbers."""
+        free, total = device.memory()
+        return OutOfMemoryError(
+            f"{name}: {_lanes(self.lanes)} need {shown(self.shared)} ({self.lanes} x {shown(self.staging)} for tiles, "
+            f"{shown(self.scratch)} for activations) and {shown(RESERVE)} beside them, and {shown(free)} of "
+            f"{shown(total)} are free: {self._advice(free)}"
         )
 
     def _advice(self, free: int) -> str:
-        fitting = (free - self.scratch) // self.staging
-        return f"use {fitting} lanes" if fitting > 0 else "use a smaller tile or batch (`unetrt plan --memory`)"
+        fitting = min(self.lanes - 1, (free - RESERVE - self.scratch) // self.staging)
+        return f"use {_lanes(fitting)}" if fitting > 0 else "use a smaller tile or batch (`unetrt plan --memory`)"
+
+
+def _lanes(count: int) -> str:
+    return "1 lane" if count == 1 else f"{count} lanes"

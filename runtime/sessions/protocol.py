@@ -22,9 +22,9 @@ class Lane(Protocol):
     Attributes
     ----------
     input
-        (batch, C, h, w), as the spec says; stays the same array until `close`.
+        (batch, C, h, w), as the spec says; stays the same array.
     output
-        As the spec's head says; stays the same array until `close`. Its content is that of the last pass.
+        As the spec's head says; stays the same array. Its content is that of the last pass.
     passed
         The times of the last pass that was waited for.
     """
@@ -32,6 +32,9 @@ class Lane(Protocol):
     input: NDArray[Any]
     output: NDArray[Any]
     passed: Passed
+
+    def restart_clock(self) -> None:
+        """Set the clock of this lane and of those that were made with it to about 0; none of them is in flight."""
 
     def launch(self, before: Sequence[Step] = (), after: Sequence[Step] = ()) -> None:
         """Start a pass and return at once.
@@ -57,6 +60,8 @@ class Lane(Protocol):
         ------
         InferenceError
             The pass failed. The lane can be launched again.
+        SessionClosedError
+            The lane or its session was closed meanwhile.
         """
 
     def close(self) -> None:

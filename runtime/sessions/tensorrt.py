@@ -5,15 +5,15 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from unetrt.runtime.cuda.device import Buffer, CudaDevice, Guests
+from unetrt.runtime.cuda.device import Buffer, CudaDevice, LibraryObjects
 from unetrt.runtime.cuda.implementations import open_driver, why_not
 from unetrt.runtime.engines.engine_file import SUFFIXES, read_sidecar
 from unetrt.runtime.engines.fit import require_fit
 from unetrt.runtime.engines.flavours import AUTO, FLAVOURS, named_flavour, usable_flavour
 from unetrt.runtime.engines.loaded import LoadedEngine, load
 from unetrt.runtime.engines.machine import Machine, this_machine
+from unetrt.runtime.engines.messages import collected
 from unetrt.runtime.engines.runtime_cache import RuntimeCache
-from unetrt.runtime.errors import InferenceError
 from unetrt.runtime.sessions.captured_pass import CapturedPass
 from unetrt.runtime.sessions.cuda import CudaSession
 from unetrt.runtime.sessions.cuda_lane import EnginePass, Place
@@ -115,32 +115,31 @@ class TensorRtPass:
 
     def __init__(self, loaded: LoadedEngine, settings: Any, scratch: Buffer | None, place: Place) -> None:
         self._loaded, self._scratch, self._stream = loaded, scratch, place.stream
-        with loaded.lock:
-            self._guests = Guests(loaded.device).add(lambda: loaded.engine.create_execution_context(settings))
-        if self._context is None:
-            raise self._error("makes no context")
-        for name, address in ((INPUT, place.input), (OUTPUT, place.output)):
-            if not self._context.set_tensor_address(name, address):
-                raise self._error("takes no address for its tensors")
+        self._objects = LibraryObjects(loaded.device)
+        with loaded.lock, collected() as errors:
+            self._objects.add(lambda: loaded.engine.create_execution_context(settings))
+            if self._context is None:
+                raise loaded.failed("makes no context", errors)
+            for name, address in ((INPUT, place.input), (OUTPUT, place.output)):
+                if not self._context.set_tensor_address(name, address):
+                    raise loaded.failed("takes no address for its tensors", errors)
         if scratch is not None:
             self._context.set_device_memory(scratch.handle, loaded.scratch)
 
     @property
     def _context(self) -> Any:
-        return self._guests[0]
+        return self._objects[0]
 
     def enqueue(self) -> None:
         """Give a pass to the stream."""
-        if not self._context.execute_async_v3(self._stream.handle):
-            raise self._error("did not start a pass")
+        with collected() as errors:
+            if not self._context.execute_async_v3(self._stream.handle):
+                raise self._loaded.failed("did not start a pass", errors)
 
     def close(self) -> None:
         """Free the context, then its memory."""
-        self._guests.close()
+        self._objects.close()
         self._scratch = None
-
-    def _error(self, what: str) -> InferenceError:
-        return InferenceError(f"{self._loaded.flavour.title} {what}: {self._loaded.last_message()}")
 
 
 class _Contexts:
@@ -150,7 +149,12 @@ class _Contexts:
 
     def __init__(self, loaded: LoadedEngine) -> None:
         # Memory for activations is ours: how much it is, is known before.
-        self.settings = loaded.trt.ExecutionContextAllocationStrategy.USER_MANAGED
+        self._strategy = loaded.trt.ExecutionContextAllocationStrategy.USER_MANAGED
+
+    @property
+    def settings(self) -> Any:
+        """What a context is made with."""
+        return self._strategy
 
     def keep(self) -> None:
         """Keep nothing: nothing outlives a context."""
@@ -163,15 +167,20 @@ class _ContextsForRtx(_Contexts):
 
     def __init__(self, loaded: LoadedEngine, machine: Machine) -> None:
         super().__init__(loaded)
-        guests = self._guests = Guests(loaded.device).add(loaded.engine.create_runtime_config)
-        guests[0].set_execution_context_allocation_strategy(self.settings)
-        guests[0].cuda_graph_strategy = loaded.trt.CudaGraphStrategy.WHOLE_GRAPH_CAPTURE
-        guests.add(guests[0].create_runtime_cache)
+        objects = self._objects = LibraryObjects(loaded.device).add(loaded.engine.create_runtime_config)
+        objects[0].set_execution_context_allocation_strategy(self._strategy)
+        objects[0].cuda_graph_strategy = loaded.trt.CudaGraphStrategy.WHOLE_GRAPH_CAPTURE
+        objects.add(objects[0].create_runtime_cache)
         self._file = RuntimeCache(loaded.sidecar.facts, machine)
-        self._file.restore(guests[1])
-        guests[0].set_runtime_cache(guests[1])
-        self.settings = guests[0]
+        with loaded.device.current():
+            self._file.restore(objects[1])
+        objects[0].set_runtime_cache(objects[1])
+
+    @property
+    def settings(self) -> Any:
+        """TensorRT's IRuntimeConfig."""
+        return self._objects[0]
 
     def keep(self) -> None:
         """Keep what has been compiled for this device."""
-        self._file.keep(self._guests[1])
+        self._file.keep(self._objects[1])

@@ -10,11 +10,11 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 from numpy.typing import NDArray
 
+from unetrt.runtime.closing import Closable
 from unetrt.runtime.errors import OptionError, SessionClosedError
 from unetrt.runtime.sessions.protocol import Lane, Step
 from unetrt.runtime.spec import ModelSpec
@@ -32,6 +32,9 @@ class WorkerLane:
         self.passed = Passed()
         self._session: WorkerSession | None = session
         self._pending: Future[Passed] | None = None
+
+    def restart_clock(self) -> None:
+        """Do nothing: the host's clock keeps its digits."""
 
     def launch(self, before: Sequence[Step] = (), after: Sequence[Step] = ()) -> None:
         """Queue the pass on the worker thread, after one that nobody waited for."""
@@ -54,11 +57,10 @@ class WorkerLane:
                 self._pending = None
 
     def close(self) -> None:
-        """Wait for the pass, whatever comes of it, and let go of the arrays; idempotent."""
+        """Wait for the pass, whatever comes of it; idempotent."""
         with suppress(Exception):
             self.wait()
         self._session = None
-        self.input, self.output = self.input[:0].copy(), self.output[:0].copy()
 
     def _pass(self) -> Passed:
         assert self._session is not None
@@ -67,7 +69,7 @@ class WorkerLane:
         return Passed(compute=time.perf_counter() - begin, begin=begin)
 
 
-class WorkerSession(ABC):
+class WorkerSession(Closable, ABC):
     """A session that computes on one thread of its own; an engine says how in `compute`.
 
     Parameters
@@ -105,11 +107,3 @@ class WorkerSession(ABC):
         """Wait for passes in flight and end the worker thread; idempotent."""
         self._finalizer.detach()
         self._worker.shutdown(wait=True)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()

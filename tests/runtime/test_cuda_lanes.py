@@ -1,6 +1,7 @@
 """The order of operations on a GPU, on a fake one: what is asynchronous there is late and out of order here."""
 
 import gc
+import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from itertools import count
@@ -11,9 +12,10 @@ import pytest
 from tests.conftest import small_spec
 from tests.runtime.cuda.fake_driver import AskedForError, FakeDriver
 from tests.runtime.cuda.fake_session import FakeCudaSession
-from unetrt.runtime.errors import CudaError, OutOfMemoryError, SessionClosedError
+from unetrt.runtime.errors import CudaError, OptionError, OutOfMemoryError, SessionClosedError
 from unetrt.runtime.normalisation import Normalisation
 from unetrt.runtime.segmenter import Segmenter
+from unetrt.runtime.sessions.cuda_memory import RESERVE
 
 AS_IT_IS = Normalisation("fixed", offset=(0.0,), scale=(1.0,))
 FREES = ("free", "free_pinned", "destroy_stream", "destroy_event", "destroy_graph", "unload_module")
@@ -64,7 +66,7 @@ def test_a_stack_is_pipelined_across_its_frames():
         names = [call.name for call in driver.calls]
     in_flight, most = 0, 0
     for name in names:
-        in_flight += {"copy_in": 1, "synchronize_event": -1}.get(name, 0)
+        in_flight = max(0, in_flight + {"copy_in": 1, "synchronize_event": -1}.get(name, 0))
         most = max(most, in_flight)
     assert most == 2
     assert names.count("copy_in") == 6
@@ -91,9 +93,10 @@ def test_the_order_in_each_lane(lanes):
         segmenter.segment(frames(4))
     streams = {call.stream for call in driver.done if call.stream}
     assert len(streams) == lanes
-    per_pass = ["record", "copy_in", "record", "compute", "compute", "record", "copy_out", "record"]
+    per_pass = ["record", "copy_in", "record", "record", "compute", "compute", "record", "copy_out", "record"]
+    first = driver.done[0].stream  # its first record is the clock's
     for stream in streams:
-        done = [call.name for call in driver.done if call.stream == stream]
+        done = [call.name for call in driver.done if call.stream == stream][stream == first :]
         assert done == per_pass * (len(done) // len(per_pass))
         # Between two copies into a lane somebody has waited for the last event of the first.
         last_event = None
@@ -133,6 +136,22 @@ def test_an_error_at_every_call_leaks_nothing_hangs_nothing_and_the_next_frame_w
     wanted = {"allocate", "allocate_pinned", "create_stream", "copy_in", "record", "synchronize_event", "copy_out"}
     assert wanted < set(failures)
     assert len(failures) > 100
+
+
+def test_an_interrupt_at_every_call_leaves_nothing_in_flight():
+    """As Ctrl-C would, in the middle of frames: the lanes can be used at once again."""
+    for number in count():
+        driver = FakeDriver(seed=number)
+        with FakeCudaSession(spec_of(), driver) as session, Segmenter(session, lanes=3) as segmenter:
+            driver.count, driver.fail_at, driver.error = 0, number, KeyboardInterrupt
+            with suppress(KeyboardInterrupt):
+                segmenter.segment(frames(2, (12, 40)))
+            interrupted, driver.fail_at = driver.failed, None
+            np.testing.assert_array_equal(segmenter.scores(frames(1)[0])[0], frames(1)[0])
+        assert driver.violations == []
+        if interrupted is None:
+            break
+    assert number > 50
 
 
 def live(driver):
@@ -230,6 +249,64 @@ def test_a_closed_session_stops_its_segmenters():
         segmenter.scores(frames(1)[0])
     with pytest.raises(SessionClosedError, match="open the model again"):
         session.lanes(1)
+
+
+@pytest.mark.parametrize("which", ["session", "segmenter"])
+def test_closing_in_the_middle_of_a_call(which):
+    driver = FakeDriver()
+    with FakeCudaSession(spec_of(), driver) as session, Segmenter(session) as segmenter:
+        if which == "session":
+            with pytest.raises(SessionClosedError, match="open the model again"):
+                segmenter.segment(frames(2), progress=lambda *_: session.close())
+            return
+        for use in (lambda *_: segmenter.close(), lambda *_: segmenter.scores(frames(1)[0])):
+            with pytest.raises(OptionError, match="a progress callback cannot use or close the segmenter"):
+                segmenter.segment(frames(2), progress=use)
+        segmenter.segment(frames(2))
+
+
+def test_the_clock_of_passes_starts_anew_with_each_call():
+    """CUDA gives times in float32: hours after an event its milliseconds are whole."""
+    with FakeCudaSession(spec_of()) as session, Segmenter(session) as segmenter:
+        segmenter.scores(frames(1)[0])
+        time.sleep(0.2)
+        timings = segmenter.segment(frames(1)).timings
+        assert max(lane.passed.end for lane in segmenter._lanes) <= timings.total
+
+
+class Overstating(FakeDriver):
+    """A device that can give less than it says is free, as its pages are large."""
+
+    def memory(self):
+        free, total = super().memory()
+        return free + 2 * RESERVE, total
+
+
+def test_what_fails_to_be_allocated_is_shared_or_refused_with_numbers(caplog):
+    spec = spec_of()
+    staging = spec.new_input().nbytes + spec.new_output().nbytes
+    driver = Overstating(total=2 * staging + 1000 - RESERVE)
+    with caplog.at_level("INFO", "unetrt"), FakeCudaSession(spec, driver, 1000) as session:
+        lanes = session.lanes(2)
+        assert "2 lanes with scratch memory for each: allocate failed: out of memory" in caplog.text
+        del lanes
+        with pytest.raises(OutOfMemoryError, match="allocate failed: out of memory; fake engine: 4 lanes need"):
+            session.lanes(4)
+    del session
+    check(driver)
+
+
+def test_a_child_process_leaves_the_parents_device_alone(monkeypatch):
+    driver = FakeDriver()
+    session = FakeCudaSession(spec_of(), driver)
+    segmenter = Segmenter(session)
+    driver.calls.clear()
+    with monkeypatch.context() as child:
+        child.setattr("unetrt.runtime.cuda.device.os.getpid", lambda: -1)
+        del segmenter, session
+        gc.collect()
+    assert driver.calls == []
+    assert driver.released == 0
 
 
 def test_timings_are_the_devices():

@@ -35,9 +35,9 @@ def test_a_phase_adds_up_and_counts_what_failed_too():
 
 
 def test_the_frames_add_up_to_the_call():
-    timings = Timings(total=9, frames=[Timings(cut=1, tiles=2, queue=5), Timings(cut=3, upload=1, tiles=1)])
+    timings = Timings(total=9, queue=2, frames=[Timings(cut=1, tiles=2, queue=5), Timings(cut=3, upload=1, tiles=1)])
     timings.sum_frames(Occupancy())
-    assert (timings.cut, timings.upload, timings.tiles, timings.queue, timings.total) == (4, 1, 3, 0, 9)
+    assert (timings.cut, timings.upload, timings.tiles, timings.queue, timings.total) == (4, 1, 3, 7, 9)
 
 
 @pytest.fixture

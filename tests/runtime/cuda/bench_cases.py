@@ -7,6 +7,7 @@ import threading
 import time
 
 from tests.runtime.cuda.workbench import IS_FAKE, PIXELS, in_another_thread, raised
+from unetrt.runtime.cuda.array_exchange import LEGACY_STREAM
 from unetrt.runtime.cuda.contract import Rows
 from unetrt.runtime.errors import CudaError, OutOfMemoryError
 
@@ -67,6 +68,16 @@ def events(driver, bench):
     assert abs(driver.elapsed(begin, end) - 2 * GPU_TICK) < 1e-6
     driver.synchronize_stream(bench.stream)
     assert bench.read() == bytes([1]) * 128
+
+
+def the_stream_of_another_library(driver, bench):
+    event, _ = bench.events
+    driver.record(event, LEGACY_STREAM)
+    driver.wait_for(bench.stream, event)
+    driver.copy_in(bench.buffer, bench.host, 128, bench.stream)
+    driver.copy_out(bench.result, bench.buffer, 128, bench.stream)
+    driver.synchronize_stream(bench.stream)
+    assert bench.read() == PIXELS
 
 
 def graph(driver, bench):
@@ -147,8 +158,8 @@ def failures_are_named(driver, bench):
 
 def out_of_memory(driver, bench):
     free, total = driver.memory()
-    assert (free, total) == ((16 << 20) - 256, 16 << 20)
-    said = raised(OutOfMemoryError, driver.allocate, 17 << 20)
+    assert (free, total) == ((256 << 20) - 256, 256 << 20)
+    said = raised(OutOfMemoryError, driver.allocate, 257 << 20)
     assert said.startswith("cuMemAlloc failed: "), said
     assert "out of memory" in said
     assert driver.memory() == (free, total)
@@ -203,6 +214,7 @@ BENCH_CASES = (
     filled,
     rows,
     order_across_streams,
+    the_stream_of_another_library,
     events,
     kernels,
     failures_are_named,

@@ -17,6 +17,7 @@ import numpy as np
 from tests.runtime.cuda.fake_gpu.host_kernels import host_kernels
 from unetrt.runtime.cuda.contract import Rows
 from unetrt.runtime.errors import CudaError, OutOfMemoryError
+from unetrt.runtime.sessions.cuda_memory import RESERVE
 
 POISON = 0xEE
 # The stream of another library: the legacy default stream.
@@ -64,8 +65,8 @@ class FakeDriver:
         self.calls: list[Call] = []
         self.done: list[Call] = []
         self.violations: list[str] = []
-        self.count, self.fail_at, self.failed = 0, None, None
-        self.total, self.taken = total, 0
+        self.count, self.fail_at, self.failed, self.error = 0, None, None, AskedForError
+        self.total, self.taken = total + RESERVE, 0
         self.opened, self.released = 1, 0
         self.live: dict[int, str] = {}
         self._memory: dict[int, object] = {}
@@ -298,7 +299,7 @@ class FakeDriver:
                 self.failed = name
                 if name.startswith("synchronize"):  # whatever went wrong, nothing runs any more
                     self._run_until(lambda: not any(self._streams.values()))
-                raise AskedForError(f"{name} failed: as the test asked")
+                raise self.error(f"{name} failed: as the test asked")
             while self._random.random() < self._chance:
                 if not self._step():
                     break

@@ -1,7 +1,9 @@
 """Cases of lanes over the real Python packages: a session that copies, on whatever libcuda there is."""
 
 import os
+import threading
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 
 import numpy as np
 
@@ -10,7 +12,7 @@ from tests.runtime.cuda.copy_session import CopySession
 from tests.runtime.cuda.workbench import DEVICE, raised
 from unetrt.runtime.cuda.device import CudaDevice
 from unetrt.runtime.cuda.implementations import open_driver
-from unetrt.runtime.errors import CudaError, OutOfMemoryError
+from unetrt.runtime.errors import CudaError, OutOfMemoryError, SessionClosedError
 from unetrt.runtime.normalisation import Normalisation
 from unetrt.runtime.segmenter import Segmenter
 
@@ -47,6 +49,21 @@ def left_open():
     kept[1].scores(FRAMES[0])
 
 
+def ended_in_the_middle_of_a_frame():
+    """The process ends while a thread that nobody waits for segments."""
+    opened = session()
+    begun = threading.Event()
+
+    def work():
+        with suppress(SessionClosedError), Segmenter(opened) as segmenter:
+            while True:
+                segmenter.scores(FRAMES[0])
+                begun.set()
+
+    threading.Thread(target=work, daemon=True).start()
+    begun.wait()
+
+
 def a_call_fails():
     """The environment makes copies out fail: the first pass says so, and nothing hangs."""
     assert "cuMemcpyDtoHAsync failed" in raised(CudaError, segment_one)
@@ -61,4 +78,11 @@ def segment_one():
         segmenter.scores(FRAMES[0])
 
 
-LANE_CASES = (frames_come_out_as_they_went_in, threads, left_open, a_call_fails, memory_runs_out)
+LANE_CASES = (
+    frames_come_out_as_they_went_in,
+    threads,
+    left_open,
+    ended_in_the_middle_of_a_frame,
+    a_call_fails,
+    memory_runs_out,
+)

@@ -12,6 +12,7 @@ IN_BOTH = (
     "filled",
     "rows",
     "order_across_streams",
+    "the_stream_of_another_library",
     "events",
     "kernels",
     "failures_are_named",
@@ -105,7 +106,9 @@ def test_the_report_sees_what_is_left(fake_libcuda, tmp_path):
     }
 
 
-@pytest.mark.parametrize("case", ["frames_come_out_as_they_went_in", "threads", "left_open"])
+@pytest.mark.parametrize(
+    "case", ["frames_come_out_as_they_went_in", "threads", "left_open", "ended_in_the_middle_of_a_frame"]
+)
 def test_lanes(fake_libcuda, implementation, case, tmp_path):
     assert_nothing_is_left(report_of(case, implementation, fake_libcuda, tmp_path))
 

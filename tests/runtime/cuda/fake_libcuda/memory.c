@@ -7,7 +7,7 @@
 
 EXPORT int cuMemGetInfo_v2(size_t *available, size_t *total) {
     BEGIN("cuMemGetInfo", 1);
-    *total = (size_t)number("FAKE_CUDA_MEMORY", 16 << 20);
+    *total = (size_t)number("FAKE_CUDA_MEMORY", 256 << 20);
     *available = *total - current()->used;
     END;
 }
@@ -16,7 +16,7 @@ EXPORT int cuMemAlloc_v2(uintptr_t *address, size_t size) {
     BEGIN("cuMemAlloc", 1);
     REQUIRE(size, INVALID_VALUE);
     REQUIRE(!capturing_forbids(), CAPTURE_UNSUPPORTED);
-    REQUIRE(current()->used + size <= (size_t)number("FAKE_CUDA_MEMORY", 16 << 20), OUT_OF_MEMORY);
+    REQUIRE(current()->used + size <= (size_t)number("FAKE_CUDA_MEMORY", 256 << 20), OUT_OF_MEMORY);
     Object *memory = create(MEMORY);
     memory->size = size;
     memory->bytes = malloc(size);

@@ -125,10 +125,13 @@ EXPORT int cuEventDestroy_v2(uintptr_t event) {
 EXPORT int cuEventRecord(uintptr_t event, uintptr_t stream) {
     BEGIN("cuEventRecord", 1);
     Object *recorded = find(EVENT, event), *object = find(STREAM, stream);
-    REQUIRE(recorded && object, INVALID_HANDLE);
-    Stream *s = object->stream;
-    status = enqueue(s, &(Op){.action = RECORD, .stream = s});
-    recorded->record = s->capturing ? NULL : s->last; /* what was captured cannot be waited for or timed */
+    REQUIRE(recorded && (object || stream <= 1), INVALID_HANDLE);
+    recorded->record = NULL; /* so it stays on the legacy default stream, 0 or 1, which has nothing to do here */
+    if (object) {
+        Stream *s = object->stream;
+        status = enqueue(s, &(Op){.action = RECORD, .stream = s});
+        if (!s->capturing) recorded->record = s->last; /* what was captured cannot be waited for or timed */
+    }
     END;
 }
 
