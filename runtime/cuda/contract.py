@@ -102,7 +102,7 @@ class Driver(Protocol):
     def record(self, event: int, stream: int) -> None:
         """Record an event after the work that the stream has now; asynchronous.
 
-        The stream may be another library's, by its handle; 1 is the legacy default stream. PyCUDA then blocks.
+        The stream may be another library's, by its handle; 1 is the legacy default stream. For others PyCUDA blocks.
         """
 
     def wait_for(self, stream: int, event: int) -> None:

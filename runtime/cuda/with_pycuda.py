@@ -16,6 +16,8 @@ from unetrt.runtime.errors import CudaError
 
 # cuda.h: CU_STREAM_NON_BLOCKING, for which PyCUDA has no name.
 NON_BLOCKING = 1
+# CU_STREAM_LEGACY, the default stream.
+LEGACY = 1
 
 
 def device_names() -> tuple[str, ...]:
@@ -146,12 +148,11 @@ class PyCudaDriver:
         del self._events[event]
 
     def record(self, event: int, stream: int) -> None:
-        """Record an event; PyCUDA cannot name another library's stream, so all that is in flight is waited for."""
-        if stream not in self._streams:
+        """Record an event; PyCUDA cannot name another library's stream: all that is in flight is waited for instead."""
+        own = self._streams.get(stream)
+        if own is None and stream != LEGACY:
             call(self._cuda.Context.synchronize)
-            call(self._events[event].record)
-            return
-        call(self._events[event].record, self._streams[stream])
+        call(self._events[event].record, own)  # without one: on the legacy default stream
 
     def wait_for(self, stream: int, event: int) -> None:
         """Let a stream wait for an event."""
