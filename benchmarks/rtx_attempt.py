@@ -14,8 +14,9 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from unetrt.runtime.cuda.device import Buffer, CudaDevice, LibraryObjects, Stream
+from unetrt.runtime.cuda.device import CudaDevice
 from unetrt.runtime.cuda.implementations import open_driver
+from unetrt.runtime.cuda.resources import Buffer, LibraryObjects, Stream
 from unetrt.runtime.engines.messages import collected, logger_of
 from unetrt.runtime.errors import EngineError, UnetrtError
 

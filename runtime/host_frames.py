@@ -14,9 +14,9 @@ from unetrt.runtime.cutting import cut, stitch_labels
 from unetrt.runtime.frame_pass import FramePass
 from unetrt.runtime.frames import as_frame, require_raw
 from unetrt.runtime.loop import Job
+from unetrt.runtime.mean import Mean, require_sound
 from unetrt.runtime.normalisation import Affine
 from unetrt.runtime.plan import Tile, TilePlan
-from unetrt.runtime.scores import best_class, require_finite_scores, softmax
 from unetrt.runtime.sessions.protocol import Lane
 from unetrt.runtime.spec import ModelSpec
 from unetrt.runtime.symmetries import ONCE, Symmetry
@@ -109,7 +109,7 @@ class HostCall:
         self, frame: Array, affine: Affine | None, index: Any, timings: Timings, last: Callable[[], None]
     ) -> Iterator[Job]:
         """Yield the tiles of all copies of a frame; with the last one, probabilities become labels."""
-        mean = _Mean(self.spec, len(self.copies), self._room(index), self.labels[index], last)
+        mean = Mean(self.spec, len(self.copies), self._room(index), self.labels[index], last)
         for copy in self.copies:
             turned = copy.apply(frame)
             room = mean.room(turned.shape[-2:])
@@ -120,35 +120,6 @@ class HostCall:
             room: Scores = self.scores[index]
             return room
         return np.empty((len(self.spec.classes), *self.labels.shape[-2:]), np.float32)
-
-
-class _Mean:
-    """The mean of probabilities over turned copies of a frame, and its labels.
-
-    `out`, float32 (classes, H, W), and `labels`, uint8 (H, W), are whole after `copies` calls of `add`; then `last` is
-    called.
-    """
-
-    def __init__(self, spec: ModelSpec, copies: int, out: Scores, labels: Labels, last: Callable[[], None]) -> None:
-        self._spec, self._copies, self._out, self._labels, self._last = spec, copies, out, labels, last
-        self._added = 0
-
-    def room(self, size: tuple[int, ...]) -> Scores:
-        """Return where the scores of a copy of that size are put together."""
-        return self._out if self._copies == 1 else np.empty((len(self._out), *size), np.float32)
-
-    def add(self, copy: Symmetry, room: Scores) -> None:
-        """Count the scores of a copy in; `room` is what `room` returned for it."""
-        require_sound(self._spec, room)
-        if self._spec.head == "logits":
-            softmax(room)
-        if room is not self._out:
-            share = copy.undo(room) / np.float32(self._copies)
-            self._out[:] = self._out + share if self._added else share
-        self._added += 1
-        if self._added == self._copies:
-            self._labels[...] = best_class(self._out)
-            self._last()
 
 
 def plan_of(spec: ModelSpec, size: tuple[int, ...]) -> TilePlan:
@@ -199,12 +170,6 @@ def into_labels(spec: ModelSpec, labels: Labels) -> Stitch:
         stitch_labels(tile, core, labels)
 
     return stitch
-
-
-def require_sound(spec: ModelSpec, scores: Array) -> None:
-    """Refuse what a lower precision's range has spoilt."""
-    if spec.precision != "fp32":
-        require_finite_scores(scores)
 
 
 def _into(out: Array, tile: Tile, core: Array) -> None:

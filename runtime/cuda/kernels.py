@@ -5,9 +5,10 @@ from dataclasses import replace
 from importlib.resources import files
 
 from unetrt.runtime.cuda.contract import Extent
-from unetrt.runtime.cuda.device import CudaDevice, Owned
+from unetrt.runtime.cuda.device import CudaDevice
 from unetrt.runtime.cuda.device_array import DeviceArray
 from unetrt.runtime.cuda.kernel_arguments import Cut, Histogram, NotFinite, StitchLabels, plane
+from unetrt.runtime.cuda.resources import Owned
 from unetrt.runtime.errors import FrameError
 from unetrt.runtime.normalisation import Affine
 from unetrt.runtime.plan import Tile

@@ -5,7 +5,8 @@ import weakref
 from pathlib import Path
 from typing import Any
 
-from unetrt.runtime.cuda.device import CudaDevice, LibraryObjects
+from unetrt.runtime.cuda.device import CudaDevice
+from unetrt.runtime.cuda.resources import LibraryObjects
 from unetrt.runtime.engines.bindings import bindings
 from unetrt.runtime.engines.engine_file import Sidecar
 from unetrt.runtime.engines.fit import rebuild_command

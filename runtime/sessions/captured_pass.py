@@ -2,7 +2,7 @@
 
 import logging
 
-from unetrt.runtime.cuda.device import Graph
+from unetrt.runtime.cuda.resources import Graph
 from unetrt.runtime.errors import InferenceError
 from unetrt.runtime.sessions.cuda_lane import EnginePass, Place
 

@@ -9,11 +9,13 @@ from contextlib import ExitStack, suppress
 from functools import partial
 
 from unetrt.runtime.closing import Closable
-from unetrt.runtime.cuda.device import Buffer, CudaDevice
+from unetrt.runtime.cuda.device import CudaDevice
+from unetrt.runtime.cuda.resources import Buffer
 from unetrt.runtime.errors import InferenceError, OutOfMemoryError, SessionClosedError
-from unetrt.runtime.sessions.cuda_lane import CudaLane, EnginePass, Place, Turn
+from unetrt.runtime.sessions.cuda_lane import CudaLane, EnginePass, Place
 from unetrt.runtime.sessions.cuda_memory import Need
 from unetrt.runtime.sessions.protocol import Lane
+from unetrt.runtime.sessions.turn import Turn
 from unetrt.runtime.spec import ModelSpec
 
 log = logging.getLogger("unetrt")

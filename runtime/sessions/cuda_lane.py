@@ -13,9 +13,11 @@ from typing import Any, NamedTuple, Protocol
 
 from numpy.typing import NDArray
 
-from unetrt.runtime.cuda.device import Buffer, CudaDevice, Event, Stream
+from unetrt.runtime.cuda.device import CudaDevice
+from unetrt.runtime.cuda.resources import Buffer, Event, Stream
 from unetrt.runtime.errors import CudaError, SessionClosedError
 from unetrt.runtime.sessions.protocol import Step
+from unetrt.runtime.sessions.turn import Turn
 from unetrt.runtime.spec import ModelSpec
 from unetrt.runtime.timings import Passed
 
@@ -36,34 +38,6 @@ class EnginePass(Protocol):
 
     def close(self) -> None:
         """Free what belongs to this lane alone; its stream has done its work, and the device is current."""
-
-
-class Turn:
-    """Lets lanes that share an engine's scratch memory compute one after another, each in its own stream."""
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._last: Event | None = None
-
-    @contextmanager
-    def taken(self, stream: Stream, computed: Event) -> Iterator[None]:
-        """Let what the stream is given inside wait for the turn before; it ends with the record of `computed`."""
-        with self._lock:
-            if self._last is not None:
-                stream.wait_for(self._last)
-            try:
-                yield
-            except BaseException:
-                with suppress(CudaError):  # nobody else will wait for what was given so far
-                    stream.synchronize()
-                raise
-            self._last = computed
-
-    def forget(self, computed: Event) -> None:
-        """Let go of an event that has come to pass and is about to be freed."""
-        with self._lock:
-            if self._last is computed:
-                self._last = None
 
 
 class _Points(NamedTuple):

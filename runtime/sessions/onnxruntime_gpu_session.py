@@ -4,7 +4,8 @@ import logging
 from collections.abc import Callable
 from typing import Any
 
-from unetrt.runtime.cuda.device import Buffer, CudaDevice, Stream
+from unetrt.runtime.cuda.device import CudaDevice
+from unetrt.runtime.cuda.resources import Buffer, Stream
 from unetrt.runtime.sessions import onnxruntime_files as files
 from unetrt.runtime.sessions.cuda import CudaSession
 from unetrt.runtime.sessions.cuda_lane import EnginePass, Place

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from unetrt.runtime.cuda.device import Stream
+from unetrt.runtime.cuda.resources import Stream
 from unetrt.runtime.errors import BackendUnavailableError, UnetrtError
 from unetrt.runtime.sessions import onnxruntime_files as files
 from unetrt.runtime.sessions.onnxruntime_libraries import why_not_loaded

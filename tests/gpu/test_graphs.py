@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from tests.gpu.engines import COPIES, TENSORRT, opened
-from unetrt.runtime.cuda.device import Graph
+from unetrt.runtime.cuda.resources import Graph
 from unetrt.runtime.engines.flavours import AUTO, usable_flavour
 from unetrt.runtime.engines.machine import this_machine
 from unetrt.runtime.segmenter import Segmenter
