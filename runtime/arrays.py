@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 from unetrt.runtime.cuda.array_exchange import device_array
 from unetrt.runtime.cuda.device_array import DeviceArray
 from unetrt.runtime.errors import FrameError
+from unetrt.runtime.frames import as_array
 
 
 class ArrayLike(Protocol):
@@ -28,7 +29,8 @@ def array_of(given: Any) -> Any:
     """
     if not isinstance(given, np.ndarray) and (found := device_array(given)) is not None:
         return found
-    return given if hasattr(given, "shape") else np.asarray(given)
+    # A memoryview of several axes gives no parts of itself.
+    return given if hasattr(given, "shape") and not isinstance(given, memoryview) else as_array(given)
 
 
 def labels_for(image: Any, out: Any, shape: tuple[int, ...]) -> NDArray[np.uint8] | DeviceArray:
@@ -51,6 +53,8 @@ def labels_for(image: Any, out: Any, shape: tuple[int, ...]) -> NDArray[np.uint8
     if isinstance(out, DeviceArray):
         _require_on_device(out, image, shape)
         return out
+    if not isinstance(out, np.ndarray) and hasattr(out, "__dlpack__"):
+        out = np.from_dlpack(out)  # the same memory
     if not isinstance(out, np.ndarray):
         raise FrameError(f"out is a {type(out).__name__}: give a numpy array, or an array on the segmenter's GPU")
     _require(out.shape == shape and out.dtype == np.uint8 and out.flags.writeable, out, shape)
@@ -71,8 +75,11 @@ def _require_on_device(out: DeviceArray, image: Any, shape: tuple[int, ...]) -> 
 
 
 def _require(fits: bool, out: Any, shape: tuple[int, ...]) -> None:
-    if not fits:
-        raise FrameError(f"out is {out.dtype} {tuple(out.shape)}: give uint8 {shape} that can be written to")
+    if fits:
+        return
+    given = f"{out.dtype} {tuple(out.shape)}"
+    how = "read-only" if given == f"uint8 {shape}" else given
+    raise FrameError(f"out is {how}: give uint8 {shape} that can be written to")
 
 
 def _shared() -> FrameError:

@@ -36,7 +36,7 @@ def split_axes(shape: tuple[int, ...], channels: int) -> tuple[tuple[int, ...], 
 
 def as_frame(read: Any, channels: int) -> Array:
     """Return one frame as an array (C, H, W); raises FrameError for a dtype or pixels that no camera gives."""
-    frame: Array = np.asarray(read)
+    frame = as_array(read)
     if frame.dtype == bool:
         frame = frame.view(np.uint8)
     if frame.dtype.kind not in "uif":
@@ -44,6 +44,17 @@ def as_frame(read: Any, channels: int) -> Array:
     if frame.dtype.kind == "f":
         require_finite(frame)
     return frame.reshape(channels, *frame.shape[-2:])
+
+
+def as_array(given: Any) -> Array:
+    """Return what is given as a numpy array; raises FrameError where it cannot be."""
+    try:
+        return np.asarray(given)
+    except (NotImplementedError, RuntimeError, TypeError, ValueError) as error:
+        raise FrameError(
+            f"a {type(given).__name__} does not become an array ({' '.join(str(error).split())}): give a numpy array, "
+            "such as tensor.detach().cpu().numpy()"
+        ) from error
 
 
 def require_raw(given: np.dtype[Any], dtype: str) -> None:

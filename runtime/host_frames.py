@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from unetrt.runtime.cutting import cut, stitch_labels
+from unetrt.runtime.errors import FrameError
 from unetrt.runtime.frame_pass import FramePass
 from unetrt.runtime.frames import as_frame, require_raw
 from unetrt.runtime.loop import Job
@@ -98,12 +99,18 @@ class HostCall:
         for index in np.ndindex(self.labels.shape[:-2]):
             timings, begin = Timings(), time.perf_counter()
             self.timings.frames.append(timings)
-            frame, affine = measured(self.spec, self.image[index], timings)
+            frame, affine = self._measured(index, timings)
             last = partial(_set_total, timings, begin)
             if self.scores is None and len(self.copies) == 1:
                 yield from jobs_of(self.spec, frame, affine, into_labels(self.spec, self.labels[index]), timings, last)
             else:
                 yield from self._averaged(frame, affine, index, timings, last)
+
+    def _measured(self, index: tuple[int, ...], timings: Timings) -> tuple[Array, Affine | None]:
+        try:
+            return measured(self.spec, self.image[index], timings)
+        except FrameError as error:
+            raise FrameError(f"frame {', '.join(map(str, index))}: {error}" if index else str(error)) from error
 
     def _averaged(
         self, frame: Array, affine: Affine | None, index: Any, timings: Timings, last: Callable[[], None]

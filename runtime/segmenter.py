@@ -1,11 +1,13 @@
 """The segmenter: frames of any size in, label maps without a seam out."""
 
+import os
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,8 +15,6 @@ from numpy.typing import NDArray
 from unetrt.runtime.arrays import ArrayLike, array_of, labels_for
 from unetrt.runtime.closing import Closable
 from unetrt.runtime.cuda.device_array import DeviceArray
-from unetrt.runtime.cuda.side_stream import SideStream
-from unetrt.runtime.device_frames import DeviceCall, require_same_device
 from unetrt.runtime.errors import FrameError, OptionError, SessionClosedError
 from unetrt.runtime.frames import split_axes
 from unetrt.runtime.host_frames import HostCall, scores_jobs
@@ -24,6 +24,10 @@ from unetrt.runtime.symmetries import ONCE, SQUARE
 from unetrt.runtime.timings import Timings
 
 Progress = Callable[[int, int], None]
+
+if TYPE_CHECKING:
+    from unetrt.runtime.cuda.side_stream import SideStream
+    from unetrt.runtime.device_frames import DeviceCall
 
 # Enough to cut the next tile and stitch the last one while one is computed.
 LANES = 2
@@ -51,12 +55,14 @@ class Segmentation:
 class Segmenter(Closable):
     """A model, ready for frames of any size.
 
-    Thread-safe: calls from several threads run one after another. Use it in a `with`, or call `close`.
+    Thread-safe: calls from several threads run one after another. Use it in a `with`, or call `close`. After a fork it
+    belongs to the parent.
 
     Parameters
     ----------
     model
-        An ONNX file that `unetrt export` wrote, or an open session, which `close` then leaves open.
+        An ONNX file that `unetrt export` wrote, a TensorRT engine that `unetrt build` did, or an open session, which
+        `close` then leaves open.
     backend
         Which engine loads the file; `auto` takes the first that is usable.
     lanes
@@ -64,10 +70,21 @@ class Segmenter(Closable):
     device
         The number of the GPU, as CUDA counts; None takes the first, or the CPU where no engine for a GPU is usable.
 
+    Attributes
+    ----------
+    spec
+        What the model says of itself.
+    session
+        The loaded model; other segmenters can be opened on it.
+
     Raises
     ------
     ModelFileError
         The file is not a model of ours.
+    EngineError
+        The engine does not fit this machine.
+    OptionError
+        There is no such backend, device or number of lanes.
     BackendUnavailableError
         The engine is not usable here; the message says why.
     OutOfMemoryError
@@ -77,8 +94,10 @@ class Segmenter(Closable):
     def __init__(
         self, model: str | Path | Session, *, backend: str = AUTO, lanes: int = LANES, device: int | None = None
     ) -> None:
-        if lanes < 1:
+        if not isinstance(lanes, int) or lanes < 1:
             raise OptionError(f"{lanes} lanes compute nothing: use 1 or more")
+        if not isinstance(model, str | Path) and not hasattr(model, "lanes"):
+            raise OptionError(f"a {type(model).__name__} is no model: give the path of a file, or an open session")
         with ExitStack() as opened:
             self.session = (
                 opened.enter_context(open_session(model, backend, device)) if isinstance(model, str | Path) else model
@@ -91,6 +110,7 @@ class Segmenter(Closable):
             self._opened = opened.pop_all()
         self._lock, self._preparing = threading.Lock(), threading.Lock()
         self._caller: int | None = None  # the thread whose call has the lanes
+        self._closing, self._process = False, os.getpid()
 
     def segment(
         self,
@@ -132,6 +152,10 @@ class Segmenter(Closable):
             a GPU.
         InferenceError
             The engine failed; the segmenter can be used again.
+        SessionClosedError
+            The segmenter was closed, before or meanwhile.
+
+        Where it raises, `out` may be written in part. A progress callback that raises ends the call.
         """
         timings = Timings()
         with timings.phase("total"):
@@ -141,13 +165,11 @@ class Segmenter(Closable):
             if probabilities or tta:
                 self._require_scores()
             scores = np.empty((*leading, len(self.spec.classes), *size), np.float32) if probabilities else None
-            call: HostCall | DeviceCall
-            if isinstance(given, DeviceArray) or isinstance(labels, DeviceArray):
-                if probabilities or tta:
-                    raise OptionError("probabilities and averages are for arrays on the host: give tensor.cpu()")
-                call = DeviceCall(self.spec, self._side_stream(given, labels), given, labels, timings)
-            else:
-                call = HostCall(self.spec, given, labels, scores, SQUARE if tta else ONCE, timings)
+            call: HostCall | DeviceCall = (
+                self._on_device(given, labels, timings, probabilities or tta)
+                if isinstance(given, DeviceArray) or isinstance(labels, DeviceArray)
+                else HostCall(self.spec, given, labels, scores, SQUARE if tta else ONCE, timings)
+            )
             self._run(call.jobs(), _Count(len(call), progress), timings)
         return Segmentation(labels if out is None else out, scores, timings)  # type: ignore[arg-type]
 
@@ -168,41 +190,73 @@ class Segmenter(Closable):
         return scores
 
     def close(self) -> None:
-        """Free the lanes, and the session if it was opened here; idempotent."""
-        self._require_no_callback()
-        with self._lock:
-            self._lanes = []
-            self._opened.close()
+        """Free the lanes, and the session if it was opened here; idempotent.
+
+        Never waits for other threads: a call that is running there ends at its next tile, with SessionClosedError, as
+        do those that wait for it, and the last of them frees everything.
+        """
+        self._closing = True
+        self._free_if_idle()
 
     def _run(self, jobs: Iterator[Job], count: "_Count", timings: Timings) -> None:
         """Take jobs through the lanes, once they are free."""
         self._require_no_callback()
         begin = time.perf_counter()
         # Nothing may come between taking the lock and what gives it back: an interrupt there would keep it for ever.
-        with self._lock:
-            timings.add("queue", time.perf_counter() - begin)
-            if not self._lanes:
-                raise SessionClosedError("the segmenter is closed: open the model again")
-            loop = TileLoop(self._lanes)
-            self._caller = threading.get_ident()
-            try:
-                loop.run(jobs, count)
-            finally:
-                self._caller = None
+        try:
+            with self._lock:
+                timings.add("queue", time.perf_counter() - begin)
+                self._require_open()
+                self._caller = threading.get_ident()
+                try:
+                    loop = TileLoop(self._lanes)
+                    loop.run(self._while_open(jobs), count)
+                finally:
+                    self._caller = None
+        finally:
+            self._free_if_idle()
         timings.sum_frames(loop.occupancy)
+
+    def _while_open(self, jobs: Iterator[Job]) -> Iterator[Job]:
+        for job in jobs:
+            self._require_open()
+            yield job
+
+    def _free_if_idle(self) -> None:
+        """Free everything once `close` was called and no call runs; whoever is last comes here."""
+        if self._closing and self._lock.acquire(blocking=False):
+            try:
+                self._lanes = []
+                if os.getpid() == self._process:
+                    self._opened.close()
+            finally:
+                self._lock.release()
+
+    def _require_open(self) -> None:
+        if self._closing:
+            raise SessionClosedError("the segmenter is closed: open the model again")
 
     def _require_no_callback(self) -> None:
         if self._caller == threading.get_ident():
-            raise OptionError("a progress callback cannot use or close the segmenter that calls it: do so afterwards")
+            raise OptionError("a progress callback cannot use the segmenter that calls it: do so afterwards")
+        if os.getpid() != self._process:
+            raise SessionClosedError("the segmenter was opened before this process was forked: open the model here")
 
-    def _side_stream(self, *arrays: object) -> SideStream:
-        """Return where frames on the GPU are measured; raises FrameError where the session cannot read these arrays."""
-        device = require_same_device(self.session, [array for array in arrays if isinstance(array, DeviceArray)])
+    def _on_device(self, image: Any, labels: Any, timings: Timings, averaged: bool) -> "DeviceCall":
+        """Return a call that reads or writes on the GPU; raises FrameError where the session cannot."""
+        from unetrt.runtime.cuda.side_stream import SideStream
+        from unetrt.runtime.device_frames import DeviceCall, require_same_device
+
+        if averaged:
+            raise OptionError("probabilities and averages are for arrays on the host: give tensor.cpu()")
+        self._require_open()
+        arrays = [array for array in (image, labels) if isinstance(array, DeviceArray)]
+        device = require_same_device(self.session, arrays)
         with self._preparing:
             if self._side is None:
                 self._side = SideStream(device, self.spec.channels)
                 self._opened.callback(self._side.close)
-            return self._side
+            return DeviceCall(self.spec, self._side, image, labels, timings)
 
     def _require_scores(self) -> None:
         if self.spec.head == "labels":

@@ -2,3 +2,6 @@
 
 Importing this package imports no TensorRT.
 """
+
+# What engine files are called.
+SUFFIXES = (".engine", ".plan")

@@ -13,8 +13,6 @@ from unetrt.runtime.errors import EngineError, UnetrtError
 from unetrt.runtime.spec import ModelSpec
 
 SCHEMA = 1
-# What engine files are called.
-SUFFIXES = (".engine", ".plan")
 
 
 @dataclass(frozen=True)

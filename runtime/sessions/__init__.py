@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from unetrt.runtime.engines.engine_file import SUFFIXES
+from unetrt.runtime.engines import SUFFIXES
 from unetrt.runtime.errors import BackendUnavailableError, CudaError, EngineError, OptionError
 from unetrt.runtime.sessions.protocol import Lane, Session
 
@@ -111,6 +111,10 @@ def open_session(path: str | Path, backend: str = AUTO, device: int | None = Non
         The weights do not fit on the GPU.
     """
     path = Path(path)
+    if device is not None and (not isinstance(device, int) or device < 0):
+        raise OptionError(
+            f"there is no device {device!r}: GPUs are counted 0, 1, 2 as CUDA does; leave it out for the CPU"
+        )
     if backend != AUTO:
         return _named(backend).open(path, device)
     reasons = []
@@ -129,7 +133,8 @@ def open_session(path: str | Path, backend: str = AUTO, device: int | None = Non
             continue
         log.info("auto chose %s", session.name)
         return session
-    raise BackendUnavailableError("no inference engine is usable; " + "; ".join(reasons))
+    what = "no inference engine" if device is None else f"no inference engine for GPU {device}"
+    raise BackendUnavailableError(f"{what} is usable; {'; '.join(reasons)}")
 
 
 def _automatic(path: Path, device: int | None) -> Iterator[Backend]:

@@ -8,7 +8,8 @@ from typing import Any
 from unetrt.runtime.cuda.device import CudaDevice
 from unetrt.runtime.cuda.implementations import open_driver, why_not
 from unetrt.runtime.cuda.resources import Buffer, LibraryObjects
-from unetrt.runtime.engines.engine_file import SUFFIXES, read_sidecar
+from unetrt.runtime.engines import SUFFIXES
+from unetrt.runtime.engines.engine_file import read_sidecar
 from unetrt.runtime.engines.fit import require_fit
 from unetrt.runtime.engines.flavours import AUTO, FLAVOURS, named_flavour, usable_flavour
 from unetrt.runtime.engines.loaded import LoadedEngine, load

@@ -126,7 +126,10 @@ CASES = {
         "predict a.engine good -o new --backend onnxruntime",
         "does not run: use backend tensorrt",
     ),
-    "no such GPU": ("predict model.onnx good -o new --device 99", "no inference engine is usable|no CUDA device 99"),
+    "no such GPU": (
+        "predict model.onnx good -o new --device 99",
+        "for GPU 99 is usable|no CUDA device 99",
+    ),
     "missing images": ("predict model.onnx none -o new", "none does not exist: give a folder"),
     "folder without images": ("predict model.onnx whole -o new", "whole holds no image"),
     "no image": ("predict model.onnx text.tif -o new", "text.tif cannot be read"),

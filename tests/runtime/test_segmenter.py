@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 
 from tests.conftest import coordinate_frame, small_spec
 from unetrt.runtime.errors import FrameError, InferenceError, OptionError, SessionClosedError
@@ -272,3 +273,78 @@ def test_an_interrupt_of_who_waits_for_the_lanes_does_not_keep_them(monkeypatch)
         segmenter.scores(coordinate_frame(30, 30))
     assert not segmenter._lock.locked()
     assert segmenter.scores(coordinate_frame(30, 30)).shape == (2, 30, 30)
+
+
+def test_closing_waits_for_no_other_thread():
+    """A call that runs ends at its next tile, those that wait for it at once; the last frees the lanes."""
+    begun, closed = threading.Event(), threading.Event()
+    errors = []
+
+    def call(progress=None):
+        try:
+            segmenter.segment(coordinate_frame(300, 300), progress=progress)
+        except SessionClosedError as error:
+            errors.append(str(error))
+
+    def hold(*_):
+        begun.set()
+        closed.wait(10)
+
+    segmenter = crop_segmenter()
+    threads = [threading.Thread(target=call, args=(hold,)), threading.Thread(target=call)]
+    threads[0].start()
+    begun.wait(10)
+    threads[1].start()
+    segmenter.close()
+    closed.set()
+    for thread in threads:
+        thread.join(10)
+    assert errors == ["the segmenter is closed: open the model again"] * 2
+    assert segmenter._lanes == []
+
+
+def test_a_fork_does_not_wait_for_what_its_parent_has(monkeypatch):
+    with crop_segmenter() as segmenter:
+        with monkeypatch.context() as child:
+            child.setattr("unetrt.runtime.segmenter.os.getpid", lambda: -1)
+            with pytest.raises(SessionClosedError, match="before this process was forked"):
+                segmenter.segment(np.zeros((5, 5)))
+        segmenter.segment(np.zeros((5, 5)))
+
+
+@pytest.mark.parametrize(
+    "image",
+    [
+        torch.zeros(5, 5, requires_grad=True),
+        torch.zeros(5, 5, dtype=torch.bfloat16),
+        [[1, 2], [3]],
+    ],
+    ids=["requires grad", "bfloat16", "ragged"],
+)
+def test_what_does_not_become_an_array_is_said_in_a_line(image):
+    with crop_segmenter() as segmenter, pytest.raises(FrameError, match="give") as caught:
+        segmenter.segment(image)
+    assert "\n" not in str(caught.value)
+
+
+def test_buffers_and_tensors_are_read_and_written():
+    frame = np.arange(600, dtype=np.uint16).reshape(20, 30)
+    with crop_segmenter() as segmenter:
+        expected = segmenter.segment(frame).labels
+        np.testing.assert_array_equal(segmenter.segment(memoryview(frame)).labels, expected)
+        out = torch.zeros(20, 30, dtype=torch.uint8)
+        assert segmenter.segment(frame, out=out).labels is out
+        np.testing.assert_array_equal(out.numpy(), expected)
+
+
+def test_a_bad_frame_of_a_stack_is_named():
+    stack = np.zeros((3, 2, 20, 20), np.float32)
+    stack[2, 1, 3, 4] = np.nan
+    with crop_segmenter() as segmenter, pytest.raises(FrameError, match="frame 2, 1: 1 pixels .* row 3, column 4"):
+        segmenter.segment(stack)
+
+
+@pytest.mark.parametrize("model", [None, 5, b"x"])
+def test_what_is_no_model_is_refused(model):
+    with pytest.raises(OptionError, match="is no model: give the path"):
+        Segmenter(model)

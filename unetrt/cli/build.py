@@ -9,7 +9,7 @@ import click
 
 from unetrt.cli.options import MEMORY
 from unetrt.runtime.artifacts import require_place
-from unetrt.runtime.engines.engine_file import SUFFIXES
+from unetrt.runtime.engines import SUFFIXES
 from unetrt.runtime.engines.flavours import AUTO, NAMES
 from unetrt.runtime.engines.options import COMPATIBILITIES
 from unetrt.runtime.errors import OptionError

@@ -26,7 +26,7 @@ def command(model: Path, as_json: bool) -> None:
 
 def _reader(path: Path) -> Callable[[Path], dict[str, Any]]:
     """Return what reads a file, by its name or else by what it holds."""
-    from unetrt.runtime.engines.engine_file import SUFFIXES
+    from unetrt.runtime.engines import SUFFIXES
 
     by_name = {".onnx": _of_onnx, ".safetensors": _of_checkpoint, **dict.fromkeys(SUFFIXES, _of_engine)}
     if path.suffix.lower() in by_name:

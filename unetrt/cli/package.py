@@ -8,7 +8,7 @@ import click
 
 from unetrt.cli.frames import raw_frames
 from unetrt.runtime.artifacts import require_place, require_writable
-from unetrt.runtime.engines.engine_file import SUFFIXES
+from unetrt.runtime.engines import SUFFIXES
 from unetrt.runtime.errors import OptionError
 
 # Where a kind of package goes unless told otherwise.
