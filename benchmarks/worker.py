@@ -5,19 +5,19 @@ import time
 from collections.abc import Callable
 from importlib import import_module
 from multiprocessing.connection import Connection
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from unetrt.benchmarks.job import Job
+from unetrt.runtime.closing import Closable
 from unetrt.runtime.errors import InferenceError
 
 TIME, LABELS = "time", "labels"
 
 
-class Worker:
+class Worker(Closable):
     """A process that has loaded the contenders of one module and runs them when asked.
 
     Parameters
@@ -57,14 +57,6 @@ class Worker:
             self._process.terminate()
         self._process.join()
         self._connection.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     def _ask(self, what: str, name: str) -> Any:
         self._connection.send((what, name))

@@ -200,7 +200,7 @@ class Segmenter(Closable):
 
     def _run(self, jobs: Iterator[Job], count: "_Count", timings: Timings) -> None:
         """Take jobs through the lanes, once they are free."""
-        self._require_no_callback()
+        self._require_callable_here()
         begin = time.perf_counter()
         # Nothing may come between taking the lock and what gives it back: an interrupt there would keep it for ever.
         try:
@@ -228,7 +228,8 @@ class Segmenter(Closable):
             try:
                 self._lanes = []
                 if os.getpid() == self._process:
-                    self._opened.close()
+                    with self._preparing:  # nothing is added to what is freed
+                        self._opened.close()
             finally:
                 self._lock.release()
 
@@ -236,7 +237,7 @@ class Segmenter(Closable):
         if self._closing:
             raise SessionClosedError("the segmenter is closed: open the model again")
 
-    def _require_no_callback(self) -> None:
+    def _require_callable_here(self) -> None:
         if self._caller == threading.get_ident():
             raise OptionError("a progress callback cannot use the segmenter that calls it: do so afterwards")
         if os.getpid() != self._process:
@@ -249,10 +250,10 @@ class Segmenter(Closable):
 
         if averaged:
             raise OptionError("probabilities and averages are for arrays on the host: give tensor.cpu()")
-        self._require_open()
         arrays = [array for array in (image, labels) if isinstance(array, DeviceArray)]
-        device = require_same_device(self.session, arrays)
         with self._preparing:
+            self._require_open()
+            device = require_same_device(self.session, arrays)
             if self._side is None:
                 self._side = SideStream(device, self.spec.channels)
                 self._opened.callback(self._side.close)

@@ -22,10 +22,10 @@ class Passed(NamedTuple):
     """
 
     upload: float = 0.0
+    queue: float = 0.0
     compute: float = 0.0
     download: float = 0.0
     begin: float = 0.0
-    queue: float = 0.0
 
     @property
     def end(self) -> float:

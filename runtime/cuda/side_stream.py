@@ -21,6 +21,9 @@ from unetrt.runtime.spec import ModelSpec
 # The largest bins, for one channel: those of uint16.
 BINS = COPIES[np.dtype(np.uint16)] * 65536 * 4
 
+# The counts that fixed constants are measured from.
+NOTHING = np.empty((0, 0), np.uint32)
+
 
 class SideStream:
     """A stream of a segmenter's own, with memory for what is measured there. Used by one thread at a time.
@@ -97,7 +100,8 @@ class SideStream:
                 return None
             if spec.normalisation.mode != "fixed" and frame.dtype not in COPIES:
                 return spec.normalisation.measure(self._on_host(frame))
-            return measure_counts(spec.normalisation, self._counts(frame, spec))
+            counts = NOTHING if spec.normalisation.mode == "fixed" else self._counts(frame)
+            return measure_counts(spec.normalisation, counts)
 
     def require_sound(self) -> None:
         """Raise InferenceError where a score of this call was not finite."""
@@ -105,12 +109,11 @@ class SideStream:
             if self._read(self.spoilt, (1,), np.int32)[0]:
                 raise InferenceError(SPOILT)
 
-    def _counts(self, frame: DeviceArray, spec: ModelSpec) -> NDArray[Any]:
-        if spec.normalisation.mode == "fixed":
-            return np.empty((frame.shape[0], 0), np.uint32)  # not looked at
+    def _counts(self, frame: DeviceArray) -> NDArray[np.uint32]:
         shape = bins_shape(frame)
         self.kernels.histogram(frame, DeviceArray.packed(self._bins.handle, shape, np.uint32), self._stream.handle)
-        return self._read(self._bins.handle, shape, np.uint32)
+        counts: NDArray[np.uint32] = self._read(self._bins.handle, shape, np.uint32)
+        return counts
 
     def _on_host(self, frame: DeviceArray) -> NDArray[Any]:
         low, high = frame.bounds

@@ -74,16 +74,16 @@ class CudaSession(Closable, ABC):
         it and take turns, and the log says so.
         """
         with self._lock:
-            need = Need.of(self.spec, self.scratch(), count)
-            failure = ""
-            for share in need.ways(self.cuda, self.name):
+            device = self.cuda  # first, as a closed session has no engine to ask
+            need, failure = Need.of(self.spec, self.scratch(), count), ""
+            for share in need.ways(device, self.name):
                 try:
                     return self._made(need, share=share)
                 except OutOfMemoryError as error:
                     how = "that take turns" if share else "with scratch memory for each"
                     log.info("%s: %d lanes %s: %s", self.name, count, how, str(error))
                     failure = str(error)  # the error itself would hold what was allocated
-            raise OutOfMemoryError(f"{failure}; {need.refused(self.cuda, self.name)}")
+            raise OutOfMemoryError(f"{failure}; {need.refused(device, self.name)}")
 
     def close(self) -> None:
         """Wait for passes in flight, then free the lanes, the engine and the device's context; idempotent."""

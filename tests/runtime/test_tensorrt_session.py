@@ -21,6 +21,7 @@ from unetrt.runtime.errors import (
     InferenceError,
     OptionError,
     OutOfMemoryError,
+    SessionClosedError,
 )
 from unetrt.runtime.model_files.onnx_file import read_spec
 from unetrt.runtime.segmenter import Segmenter
@@ -251,6 +252,14 @@ def test_an_error_at_every_call_of_cuda_leaves_nothing(bench, tiny_model, name):
             bench.check()
     assert ("launch_graph" in failures) == (name == "tensorrt")
     assert len(failures) > 60
+
+
+def test_a_closed_session_says_so(bench, tiny_model):
+    bench.install()
+    with open_session(bench.engine(tiny_model)) as session:
+        pass
+    with pytest.raises(SessionClosedError, match="open the model again"):
+        session.lanes(1)
 
 
 def test_scratch_memory_is_ours(bench, tiny_model):
