@@ -59,7 +59,7 @@ bench-host: $(READY)  ## what the host itself does to each frame, on one core of
 $(READY): pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install -q "setuptools>=77" $(TORCH)
-	$(BIN)/python -m pip install -q --no-build-isolation -e ".[cpu,train,export,tensorboard,zarr,dev]"
+	$(BIN)/python -m pip install -q --no-build-isolation -e ".[cpu,train,export,tensorboard,zarr,acquire,view,dev]"
 	touch $@
 
 clean:

@@ -10,6 +10,9 @@ if TYPE_CHECKING:
     from unetrt.runtime.errors import UnetrtError
     from unetrt.runtime.geometry import Geometry
     from unetrt.runtime.instance_labels import instances
+    from unetrt.runtime.live.live_segmenter import LiveSegmenter
+    from unetrt.runtime.live.results import LiveResult, LiveSequence, Outcome, ResultOutput, ResultStream
+    from unetrt.runtime.live.status import LiveStatus
     from unetrt.runtime.plan import Tile, TilePlan
     from unetrt.runtime.segmenter import Segmentation, Segmenter
     from unetrt.runtime.sessions import Session, open_session
@@ -17,7 +20,14 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Geometry",
+    "LiveResult",
+    "LiveSegmenter",
+    "LiveSequence",
+    "LiveStatus",
     "ModelSpec",
+    "Outcome",
+    "ResultOutput",
+    "ResultStream",
     "Segmentation",
     "Segmenter",
     "Session",
@@ -31,7 +41,14 @@ __all__ = [
 # Which module a public name comes from.
 _HOMES = {
     "Geometry": "geometry",
+    "LiveResult": "live.results",
+    "LiveSegmenter": "live.live_segmenter",
+    "LiveSequence": "live.results",
+    "LiveStatus": "live.status",
     "ModelSpec": "spec",
+    "Outcome": "live.results",
+    "ResultOutput": "live.results",
+    "ResultStream": "live.results",
     "Segmentation": "segmenter",
     "Segmenter": "segmenter",
     "Session": "sessions",

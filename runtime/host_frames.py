@@ -16,7 +16,7 @@ from unetrt.runtime.frame_pass import FramePass
 from unetrt.runtime.frames import as_frame, require_raw
 from unetrt.runtime.loop import Job
 from unetrt.runtime.mean import Mean, require_sound
-from unetrt.runtime.normalisation import Affine
+from unetrt.runtime.normalisation import Affine, Measure
 from unetrt.runtime.plan import Tile, TilePlan
 from unetrt.runtime.sessions.protocol import Lane
 from unetrt.runtime.spec import ModelSpec
@@ -80,6 +80,8 @@ class HostCall:
         The turned copies of each frame over which probabilities are averaged.
     timings
         The call's.
+    measure
+        How to normalise a frame, in the place of what the model says.
     """
 
     spec: ModelSpec
@@ -88,6 +90,7 @@ class HostCall:
     scores: Scores | None = None
     copies: tuple[Symmetry, ...] = ONCE
     timings: Timings = field(default_factory=Timings)
+    measure: Measure | None = None
 
     def __len__(self) -> int:
         """Count the tiles of all copies of all frames."""
@@ -108,7 +111,7 @@ class HostCall:
 
     def _measured(self, index: tuple[int, ...], timings: Timings) -> tuple[Array, Affine | None]:
         try:
-            return measured(self.spec, self.image[index], timings)
+            return measured(self.spec, self.image[index], timings, self.measure)
         except FrameError as error:
             raise FrameError(f"frame {', '.join(map(str, index))}: {error}" if index else str(error)) from error
 
@@ -138,8 +141,12 @@ def plan_of(spec: ModelSpec, size: tuple[int, ...]) -> TilePlan:
 _plan = lru_cache(maxsize=64)(TilePlan)
 
 
-def measured(spec: ModelSpec, read: Any, timings: Timings) -> tuple[Array, Affine | None]:
+def measured(
+    spec: ModelSpec, read: Any, timings: Timings, measure: Measure | None = None
+) -> tuple[Array, Affine | None]:
     """Return what was read as a frame (C, H, W), and how to normalise it: None where the graph does.
+
+    `measure` takes the place of what the spec says.
 
     Raises FrameError where the network cannot take it.
     """
@@ -148,7 +155,7 @@ def measured(spec: ModelSpec, read: Any, timings: Timings) -> tuple[Array, Affin
         if spec.takes_raw:
             require_raw(frame.dtype, spec.input_dtype)
             return frame, None
-        return frame, spec.normalisation.measure(frame)
+        return frame, (measure or spec.normalisation.measure)(frame)
 
 
 def jobs_of(

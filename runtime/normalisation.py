@@ -5,8 +5,9 @@ So it does not matter whether a frame is normalised before or after it is cut in
 Never measured on a tile: neighbouring tiles would then disagree.
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from statistics import NormalDist
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -15,8 +16,8 @@ from numpy.typing import NDArray
 from unetrt.runtime.errors import OptionError
 from unetrt.runtime.grey_values import mean_and_deviation, percentiles
 
-Mode = Literal["fixed", "percentile", "zscore"]
-MODES: tuple[Mode, ...] = ("fixed", "percentile", "zscore")
+Mode = Literal["fixed", "percentile", "zscore", "running"]
+MODES: tuple[Mode, ...] = ("fixed", "percentile", "zscore", "running")
 
 
 class Affine(NamedTuple):
@@ -31,11 +32,25 @@ class Affine(NamedTuple):
     offset: NDArray[np.float32]
     scale: NDArray[np.float32]
 
+    @classmethod
+    def between(cls, limits: Sequence[tuple[float, float]]) -> "Affine":
+        """Return the map that takes each channel's offset to 0, and what lies a width above it to 1.
+
+        A channel without contrast, of width 0, maps to 0.
+        """
+        offset = np.array([low for low, _ in limits], np.float32)
+        scale = np.array([1 / width if width > 0 else 0 for _, width in limits], np.float32)
+        return cls(offset, scale)
+
     def apply(self, pixels: NDArray[np.float32]) -> NDArray[np.float32]:
         """Map `pixels` (..., C, h, w), float32, in place, and return them."""
         pixels -= self.offset[:, None, None]
         pixels *= self.scale[:, None, None]
         return pixels
+
+
+# How to normalise a whole raw frame (C, H, W).
+Measure = Callable[[NDArray[Any]], Affine]
 
 
 @dataclass(frozen=True)
@@ -46,7 +61,8 @@ class Normalisation:
     ----------
     mode
         `percentile`: the frame's `low` and `high` percentiles become 0 and 1. `zscore`: its mean and standard deviation
-        become 0 and 1. `fixed`: `offset` and `scale`, measured once on the training images.
+        become 0 and 1. `fixed`: `offset` and `scale`, measured once on the training images. `running`: the percentiles
+        of a frame alone as `percentile`; over a stream their running average (`unetrt.runtime.running`).
     low, high
         Percentiles, 0 to 100.
     offset, scale
@@ -74,10 +90,21 @@ class Normalisation:
         """
         if self.mode == "fixed":
             return Affine(np.float32(self.offset), np.float32(self.scale))  # type: ignore[arg-type]
-        limits = [self._limits(channel) for channel in frame]
-        offset = np.array([low for low, _ in limits], np.float32)
-        scale = np.array([1 / width if width > 0 else 0 for _, width in limits], np.float32)
-        return Affine(offset, scale)
+        return Affine.between(self.limits(frame))
+
+    def limits(self, frame: NDArray[Any]) -> list[tuple[float, float]]:
+        """Return what becomes 0, and how far above it lies what becomes 1, in each channel of a raw frame (C, H, W).
+
+        For all modes but `fixed`, which measures nothing.
+        """
+        return [self._limits(channel) for channel in frame]
+
+    def contrast_of_noise(self) -> float:
+        """Return the width that `limits` finds in noise of a normal distribution whose standard deviation is 1."""
+        if self.mode == "zscore":
+            return 1.0
+        low, high = (NormalDist().inv_cdf(min(max(rank / 100, 1e-6), 1 - 1e-6)) for rank in (self.low, self.high))
+        return high - low
 
     def frozen(self, frames: Iterable[NDArray[Any]]) -> "Normalisation":
         """Return `fixed` normalisation with the medians of what this one measures on raw frames (C, H, W).

@@ -19,6 +19,7 @@ from unetrt.runtime.errors import FrameError, OptionError, SessionClosedError
 from unetrt.runtime.frames import split_axes
 from unetrt.runtime.host_frames import HostCall, scores_jobs
 from unetrt.runtime.loop import Job, TileLoop
+from unetrt.runtime.normalisation import Measure
 from unetrt.runtime.sessions import AUTO, Session, open_session
 from unetrt.runtime.symmetries import ONCE, SQUARE
 from unetrt.runtime.timings import Timings
@@ -120,6 +121,7 @@ class Segmenter(Closable):
         probabilities: bool = False,
         tta: bool = False,
         progress: Progress | None = None,
+        measure: Measure | None = None,
     ) -> Segmentation:
         """Segment one frame or a stack.
 
@@ -142,6 +144,9 @@ class Segmenter(Closable):
             and labels follow from them. Takes 8 times as long.
         progress
             Called with the number of tiles in place and of all tiles, after each batch, on the calling thread.
+        measure
+            Called with each whole raw frame (C, H, W), returns how to normalise it, in the place of what the model
+            says: `Running.measure`, over a stream. For frames on the host, and models that do not take raw pixels.
 
         Raises
         ------
@@ -149,7 +154,7 @@ class Segmenter(Closable):
             Shape, dtype or pixels do not fit the model.
         OptionError
             Probabilities, or an average over them, were asked of a model whose head gives labels only, or of arrays on
-            a GPU.
+            a GPU; or `measure` was given where it has no effect.
         InferenceError
             The engine failed; the segmenter can be used again.
         SessionClosedError
@@ -164,11 +169,13 @@ class Segmenter(Closable):
             labels = labels_for(given, room, (*leading, *size))
             if probabilities or tta:
                 self._require_scores()
+            if measure is not None:
+                self._require_measurable(given, labels)
             scores = np.empty((*leading, len(self.spec.classes), *size), np.float32) if probabilities else None
             call: HostCall | DeviceCall = (
                 self._on_device(given, labels, timings, probabilities or tta)
                 if isinstance(given, DeviceArray) or isinstance(labels, DeviceArray)
-                else HostCall(self.spec, given, labels, scores, SQUARE if tta else ONCE, timings)
+                else HostCall(self.spec, given, labels, scores, SQUARE if tta else ONCE, timings, measure)
             )
             self._run(call.jobs(), _Count(len(call), progress), timings)
         return Segmentation(labels if out is None else out, scores, timings)  # type: ignore[arg-type]
@@ -258,6 +265,12 @@ class Segmenter(Closable):
                 self._side = SideStream(device, self.spec.channels)
                 self._opened.callback(self._side.close)
             return DeviceCall(self.spec, self._side, image, labels, timings)
+
+    def _require_measurable(self, *arrays: Any) -> None:
+        if self.spec.takes_raw:
+            raise OptionError("this model normalises raw pixels itself: export it with --input float32 to measure them")
+        if any(isinstance(array, DeviceArray) for array in arrays):
+            raise OptionError("only frames on the host can be measured in another way: give tensor.cpu()")
 
     def _require_scores(self) -> None:
         if self.spec.head == "labels":

@@ -9,9 +9,18 @@ from typing import TYPE_CHECKING, Any
 from unetrt._version import __version__
 
 if TYPE_CHECKING:
-    from unetrt.runtime import ModelSpec, Segmentation, Segmenter, UnetrtError, instances, open_session
+    from unetrt.runtime import LiveSegmenter, ModelSpec, Segmentation, Segmenter, UnetrtError, instances, open_session
 
-__all__ = ["ModelSpec", "Segmentation", "Segmenter", "UnetrtError", "__version__", "instances", "open_session"]
+__all__ = [
+    "LiveSegmenter",
+    "ModelSpec",
+    "Segmentation",
+    "Segmenter",
+    "UnetrtError",
+    "__version__",
+    "instances",
+    "open_session",
+]
 
 
 def __dir__() -> list[str]:

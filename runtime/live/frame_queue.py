@@ -1,0 +1,178 @@
+"""A bounded queue of frames between a camera and a worker, and the counts that always add up."""
+
+import threading
+from collections import deque
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from enum import StrEnum
+from time import perf_counter
+from typing import Any
+
+from unetrt.runtime.errors import OptionError
+from unetrt.runtime.live.results import LiveResult, LiveSequence, Outcome
+
+
+class Policy(StrEnum):
+    """What happens to a frame for which there is no room.
+
+    `latest`: the newest frame waits, all older ones are dropped. `drop_oldest`: it takes the place of the one that has
+    waited longest. `block`: whoever submits it waits.
+    """
+
+    LATEST = "latest"
+    DROP_OLDEST = "drop_oldest"
+    BLOCK = "block"
+
+
+# Frames that wait, where nobody says how many: a few hundred milliseconds of a camera.
+CAPACITY = 8
+
+
+@dataclass(eq=False)
+class WaitingFrame:
+    """A frame on its way: what was submitted, when (seconds of `perf_counter`), and who waits for its result."""
+
+    frame: Any
+    index: Any
+    meta: Mapping[str, Any]
+    sequence: LiveSequence | None
+    number: int = -1
+    submitted: float = field(default_factory=perf_counter)
+    future: "Future[LiveResult]" = field(default_factory=Future)
+    error: Exception | None = None
+
+
+@dataclass(frozen=True)
+class Counts:
+    """How many frames were submitted, and what became of them: submitted = done + dropped + failed + pending."""
+
+    submitted: int = 0
+    done: int = 0
+    dropped: int = 0
+    failed: int = 0
+    pending: int = 0
+
+
+# What lies in the queue beside frames, is done in turn and never dropped: the news of a sequence.
+Notice = Callable[[], None]
+
+
+class FrameQueue:
+    """Frames in the order in which they came, at most `capacity` of them, for one worker.
+
+    The worker takes a frame, settles it once its outcome is known, and takes the next: between `take` and `settle` the
+    frame is in flight, and pending as those that wait.
+
+    Parameters
+    ----------
+    policy
+        What happens when there is no room.
+    capacity
+        How many frames may wait, beside the one in flight; None takes 1 for `latest`, else 8.
+
+    Raises
+    ------
+    OptionError
+        There is no such policy, or no such capacity for it.
+    """
+
+    def __init__(self, policy: Policy | str, capacity: int | None = None) -> None:
+        self.policy, self.capacity = _policy(policy, capacity)
+        self.closing = False
+        self._drain = True
+        self._waiting: deque[WaitingFrame | Notice] = deque()
+        self._frames = 0  # in `_waiting`
+        self._in_flight: WaitingFrame | None = None
+        self._busy = False  # from `take` until the next: results are still being given out
+        self._counted = dict.fromkeys(("submitted", *map(str, Outcome)), 0)
+        self._changed = threading.Condition()
+
+    def put(self, item: WaitingFrame) -> list[WaitingFrame]:
+        """Take a frame, and return those that are dropped: it may be one of them. Waits where the policy is `block`."""
+        with self._changed:
+            if self.policy is Policy.BLOCK:
+                self._changed.wait_for(lambda: self.closing or self._frames < self.capacity)
+            item.number = self._counted["submitted"]
+            self._counted["submitted"] += 1
+            if self.closing:
+                self._counted[Outcome.DROPPED] += 1
+                return [item]
+            dropped = [self._drop_oldest() for _ in range(self._frames - self.capacity + 1)]
+            self._waiting.append(item)
+            self._frames += 1
+            self._changed.notify_all()
+            return dropped
+
+    def notice(self, notice: Notice) -> None:
+        """Let the worker call something after all frames that were put before; never blocks."""
+        with self._changed:
+            if not self.closing:
+                self._waiting.append(notice)
+                self._changed.notify_all()
+
+    def take(self) -> WaitingFrame | Notice | None:
+        """Return what is next, for the worker: waits for it; None once the queue is closed and empty."""
+        with self._changed:
+            self._busy = False
+            self._changed.notify_all()
+            self._changed.wait_for(lambda: self._waiting or self.closing)
+            if not self._waiting:
+                return None
+            self._busy = True
+            item = self._waiting.popleft()
+            if isinstance(item, WaitingFrame):
+                self._frames -= 1
+                self._in_flight = item
+                self._changed.notify_all()
+            return item
+
+    def settle(self, outcome: Outcome) -> None:
+        """Count what became of the frame in flight."""
+        with self._changed:
+            self._in_flight = None
+            self._counted[outcome] += 1
+
+    def close(self, drain: bool) -> list[WaitingFrame]:
+        """Take no more frames; unless they are to be drained, return those that wait: they are dropped. Idempotent."""
+        with self._changed:
+            self.closing = True
+            self._drain = self._drain and drain
+            dropped = [] if drain else [self._drop_oldest() for _ in range(self._frames)]
+            self._changed.notify_all()
+            return dropped
+
+    @property
+    def abandoned(self) -> bool:
+        """Whether the frame in flight need not be finished."""
+        return not self._drain
+
+    def wait_idle(self, timeout: float | None) -> bool:
+        """Wait until no frame is pending and all results were given out; False where `timeout` seconds were too few."""
+        with self._changed:
+            return self._changed.wait_for(lambda: not self._waiting and not self._busy, timeout)
+
+    def counts(self) -> Counts:
+        """Return the counts of this moment."""
+        with self._changed:
+            pending = self._frames + (self._in_flight is not None)
+            return Counts(**self._counted, pending=pending)
+
+    def _drop_oldest(self) -> WaitingFrame:
+        item = next(item for item in self._waiting if isinstance(item, WaitingFrame))
+        self._waiting.remove(item)
+        self._frames -= 1
+        self._counted[Outcome.DROPPED] += 1
+        return item
+
+
+def _policy(policy: Policy | str, capacity: int | None) -> tuple[Policy, int]:
+    if policy not in list(Policy):
+        raise OptionError(f"policy {policy!r} is unknown: use one of {', '.join(Policy)}")
+    least = 1 if policy == Policy.LATEST else CAPACITY
+    capacity = least if capacity is None else capacity
+    if not isinstance(capacity, int) or capacity < 1:
+        raise OptionError(f"a queue of {capacity} frames holds none: use 1 or more")
+    if policy == Policy.LATEST and capacity > 1:
+        raise OptionError(f"policy latest keeps the newest frame alone, not {capacity}: use drop_oldest to keep more")
+    return Policy(policy), capacity

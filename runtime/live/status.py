@@ -1,0 +1,116 @@
+"""What a live segmenter is doing and how fast, as a snapshot."""
+
+import threading
+from collections import deque
+from dataclasses import dataclass
+from enum import StrEnum
+from time import perf_counter
+
+import numpy as np
+
+from unetrt.runtime.live.results import LiveResult, Outcome
+
+# Results over which percentiles and the rate are taken: half a minute of a fast camera, seconds of a slow one.
+RECENT = 1000
+# Seconds over which the rate is taken.
+RATE_SPAN = 5.0
+
+
+class State(StrEnum):
+    """What the worker does: `waiting` for frames, `segmenting`, `closing` (finishing what is left), `closed`."""
+
+    WAITING = "waiting"
+    SEGMENTING = "segmenting"
+    CLOSING = "closing"
+    CLOSED = "closed"
+
+
+@dataclass(frozen=True)
+class Percentiles:
+    """Percentiles of a time, in seconds, over the last 1000 frames that were segmented; None before the first."""
+
+    p50: float | None = None
+    p95: float | None = None
+    p99: float | None = None
+
+
+@dataclass(frozen=True)
+class LiveStatus:
+    """A live segmenter at one moment: submitted = done + dropped + failed + pending.
+
+    Attributes
+    ----------
+    state
+        What its thread does.
+    submitted, done, dropped, failed, pending
+        How many frames came, and what became of them; `pending` ones wait or are being segmented.
+    missed
+        Frames that never came: gaps in the numbers that the camera gives its images.
+    output_errors
+        How often an output, or `on_result`, raised.
+    last_error
+        The last error of a frame or an output, one line; empty where there was none.
+    rate
+        Frames done a second, over the last 5 seconds.
+    queueing, compute, latency
+        Seconds that frames waited, that the segmenter took, and from `submit` to the result.
+    """
+
+    state: State
+    submitted: int
+    done: int
+    dropped: int
+    failed: int
+    pending: int
+    missed: int
+    output_errors: int
+    last_error: str
+    rate: float
+    queueing: Percentiles
+    compute: Percentiles
+    latency: Percentiles
+
+
+class Record:
+    """What a status says beside the counts; written by the worker, read by any thread."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._recent: deque[tuple[float, float, float, float]] = deque(maxlen=RECENT)
+        self.output_errors, self.last_error = 0, ""
+
+    def add(self, result: LiveResult) -> None:
+        """Take note of a result."""
+        with self._lock:
+            if result.outcome is Outcome.DONE:
+                self._recent.append((perf_counter(), result.queueing, result.compute, result.latency))
+            if result.error is not None:
+                self.last_error = one_line(result.error)
+
+    def output_failed(self, error: BaseException) -> None:
+        """Take note that an output raised."""
+        with self._lock:
+            self.output_errors += 1
+            self.last_error = one_line(error)
+
+    def times(self) -> tuple[float, Percentiles, Percentiles, Percentiles]:
+        """Return frames a second, and the percentiles of queueing, compute and latency."""
+        with self._lock:
+            recent = list(self._recent)
+        if not recent:
+            return 0.0, Percentiles(), Percentiles(), Percentiles()
+        ends, *seconds = np.array(recent).T
+        queueing, compute, latency = (Percentiles(*np.percentile(each, (50, 95, 99)).tolist()) for each in seconds)
+        return _rate(ends.tolist(), perf_counter()), queueing, compute, latency
+
+
+def _rate(ends: list[float], now: float) -> float:
+    """Return how many ended a second, lately; `ends` in seconds of `perf_counter`, the earliest first."""
+    lately = [end for end in ends if end > now - RATE_SPAN]
+    begin = max(ends[0], now - RATE_SPAN)
+    return len(lately) / (now - begin) if len(ends) > 1 and now > begin else 0.0
+
+
+def one_line(error: BaseException) -> str:
+    """Return an error as one line, with its kind."""
+    return f"{type(error).__name__}: {' '.join(str(error).split())}".removesuffix(": ")
