@@ -24,6 +24,8 @@ BLANK = 1.5
 FAINT = 0.2
 # The standard deviation of a normal distribution as a multiple of its median absolute deviation from the median.
 FROM_MEDIAN = 1.4826
+# The noise, in grey values, below which integers do not show it.
+SHOWN = 0.5
 # Rows that are looked at for noise.
 ROWS = 64
 
@@ -134,9 +136,11 @@ class Streams:
 def noise_of(channel: NDArray[Any]) -> float:
     """Return the standard deviation of a channel's (H, W) noise, in grey values, from neighbours along a row.
 
-    Exact for noise that differs from pixel to pixel and structure that does not; 0 where most neighbours are equal.
+    Exact for noise that differs from pixel to pixel and structure that does not. Integers have half a grey value at
+    least.
     """
+    least = SHOWN if channel.dtype.kind in "iu" else 0.0
     rows = channel[:: max(1, len(channel) // ROWS)].astype(np.float32)
     if rows.shape[-1] < 2:
-        return 0.0
-    return float(FROM_MEDIAN / sqrt(2) * np.median(np.abs(np.diff(rows, axis=-1))))
+        return least
+    return max(least, float(FROM_MEDIAN / sqrt(2) * np.median(np.abs(np.diff(rows, axis=-1)))))

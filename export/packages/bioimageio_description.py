@@ -104,7 +104,7 @@ def _output(spec: ModelSpec) -> dict[str, Any]:
 def _preprocessing(normalisation: Normalisation) -> list[dict[str, Any]]:
     """Say the normalisation in the format's words, each channel on its own, statistics over the whole sample."""
     joint: dict[str, Any] = {"axes": ["y", "x"], "eps": EPSILON}
-    if normalisation.mode == "percentile":
+    if normalisation.mode in ("percentile", "running"):
         ranks = {"min_percentile": normalisation.low, "max_percentile": normalisation.high}
         return [{"id": "scale_range", "kwargs": {**joint, **ranks}}]
     if normalisation.mode == "zscore":

@@ -43,10 +43,7 @@ def measure_counts(normalisation: Normalisation, counts: NDArray[np.integer[Any]
     if normalisation.mode == "fixed":
         return normalisation.measure(np.empty((0, 0, 0)))  # which reads no pixels
     totals = counts.reshape(len(counts), -1, counts.shape[-1]).sum(axis=1, dtype=np.int64)
-    limits = [_limits(normalisation, total) for total in totals]
-    offset = np.array([low for low, _ in limits], np.float32)
-    scale = np.array([1 / width if width > 0 else 0 for _, width in limits], np.float32)
-    return Affine(offset, scale)
+    return Affine.between([_limits(normalisation, total) for total in totals])
 
 
 def _limits(normalisation: Normalisation, counts: NDArray[np.int64]) -> tuple[float, float]:

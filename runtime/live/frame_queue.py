@@ -87,11 +87,15 @@ class FrameQueue:
         self._busy = False  # from `take` until the next: results are still being given out
         self._counted = dict.fromkeys(("submitted", *map(str, Outcome)), 0)
         self._changed = threading.Condition()
+        self._worker: int | None = None  # its thread
 
     def put(self, item: WaitingFrame) -> list[WaitingFrame]:
-        """Take a frame, and return those that are dropped: it may be one of them. Waits where the policy is `block`."""
+        """Take a frame, and return those that are dropped: it may be one of them.
+
+        Waits where the policy is `block`; but not the worker, who would wait for itself.
+        """
         with self._changed:
-            if self.policy is Policy.BLOCK:
+            if self.policy is Policy.BLOCK and threading.get_ident() != self._worker:
                 self._changed.wait_for(lambda: self.closing or self._frames < self.capacity)
             item.number = self._counted["submitted"]
             self._counted["submitted"] += 1
@@ -114,6 +118,7 @@ class FrameQueue:
     def take(self) -> WaitingFrame | Notice | None:
         """Return what is next, for the worker: waits for it; None once the queue is closed and empty."""
         with self._changed:
+            self._worker = threading.get_ident()
             self._busy = False
             self._changed.notify_all()
             self._changed.wait_for(lambda: self._waiting or self.closing)

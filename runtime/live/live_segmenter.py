@@ -99,6 +99,8 @@ class LiveSegmenter(Closable):
         queue = FrameQueue(policy, capacity)
         if kind not in (None, "instances", "classes"):
             raise OptionError(f"labels of kind {kind!r} are unknown: use instances or classes")
+        if opening and isinstance(model, Segmenter):
+            raise OptionError(f"{', '.join(opening)} are for a model that is opened here: give them to the Segmenter")
         with ExitStack() as opened:
             self.segmenter = (
                 model if isinstance(model, Segmenter) else opened.enter_context(Segmenter(model, **opening))
@@ -181,8 +183,13 @@ class LiveSegmenter(Closable):
     def flush(self, timeout: float | None = None) -> bool:
         """Wait until no frame is pending and all results were given out; False where `timeout` seconds were too few.
 
-        Not to be called by an output or a callback, which it would wait for.
+        Raises
+        ------
+        OptionError
+            An output or a callback asked, for which it would wait.
         """
+        if threading.current_thread() is self._thread:
+            raise OptionError("an output or a callback cannot wait for results, which wait for it: flush elsewhere")
         return self._queue.wait_idle(timeout)
 
     def close(self, drain: bool = True) -> None:
