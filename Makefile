@@ -8,7 +8,7 @@ TORCH := torch==2.13.0
 # Its PTX is understood by all drivers for CUDA 12; a newer one's is not.
 NVRTC := nvidia-cuda-nvrtc-cu12==12.0.140
 
-.PHONY: demo test test-slow gpu-check gpu-attempts gpu-tests gpu-runtime gpu-training kernels lint format bench bench-host clean
+.PHONY: demo test test-slow gpu-check gpu-attempts gpu-tests gpu-runtime gpu-training kernels lint format bench bench-host bench-live soak clean
 
 demo: $(READY)  ## draw cells, train, export, segment, check: leaves demo-out/
 	$(BIN)/unetrt demo --out demo-out
@@ -55,6 +55,15 @@ bench: $(READY)  ## the usual loop against unetrt on this machine, as JSON under
 
 bench-host: $(READY)  ## what the host itself does to each frame, on one core of a machine that does nothing else
 	$(BIN)/python -m unetrt.benchmarks.host_path --json benchmarks/results/host.json
+
+demo-out/model.onnx:
+	$(MAKE) demo
+
+bench-live: $(READY) demo-out/model.onnx  ## how long a camera waits for `submit` while the model computes all the time
+	$(BIN)/python -m unetrt.benchmarks.live_submit demo-out/model.onnx --json benchmarks/results/live.json
+
+soak: $(READY)  ## ten minutes of twice as many frames as can be segmented
+	UNETRT_SOAK_SECONDS=600 $(BIN)/python -m pytest -s tests/runtime/live/test_soak.py
 
 $(READY): pyproject.toml
 	$(PYTHON) -m venv $(VENV)

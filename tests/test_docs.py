@@ -9,6 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 from PIL import Image
 
@@ -53,3 +54,14 @@ def test_the_commands_run(tiny_run, drawn_folder, tmp_path, monkeypatch):
     for command in commands:
         smaller = command.replace("2048x2048", "96x96").replace("--tile 1024", "--tile 64")
         assert main(shlex.split(smaller)[1:]) == 0, command
+
+
+def test_the_program_that_embeds_runs(tiny_model, tmp_path, monkeypatch, capsys):
+    shutil.copy(tiny_model, tmp_path / "model.onnx")
+    monkeypatch.chdir(tmp_path)
+    (program,) = re.findall(r"```python\n(.*?)```", (DOCS / "embedding.md").read_text(), flags=re.DOTALL)
+    assert len(program.strip().splitlines()) <= 15
+    exec(program, {"camera": [np.full((60, 70), 9, np.uint16), np.zeros(3)]})
+    printed = capsys.readouterr().out
+    assert "frame 1: the image has shape (3,)" in printed
+    assert "submitted=2" in printed

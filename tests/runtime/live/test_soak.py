@@ -1,0 +1,40 @@
+"""Twice as many frames as can be segmented, for half a minute; `make soak` takes ten minutes."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+SECONDS = float(os.environ.get("UNETRT_SOAK_SECONDS", "30"))
+# By how much memory may grow once a run is warm, after this part of it.
+GROWTH, WARM = 0.01, 0.3
+# What is compared: of all that is in flight now and then, little.
+LOW = 20
+
+
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="memory is read from Linux's /proc")
+@pytest.mark.timeout(SECONDS + 120)
+def test_memory_stays_flat_and_every_frame_is_accounted_for(tiny_model):
+    program = Path(__file__).with_name("soak.py")
+    done = subprocess.run(
+        [sys.executable, program, tiny_model, str(SECONDS)], capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    found = json.loads(done.stdout)
+    assert found["threads"] == []
+    for run in found["runs"]:
+        assert run["submitted"] == run["asked"] == run["done"] + run["dropped"] + run["failed"]
+        assert run["pending"] == 0
+        assert run["read"] == run["done"] + run["failed"]
+        # Twice the sustainable rate: about half is dropped.
+        assert min(run["done"], run["dropped"]) > 0.2 * run["submitted"]
+        assert run["failed"] > 0
+        warm = run["memory"][int(WARM * len(run["memory"])) :]
+        first, last = (np.percentile(half, LOW) for half in (warm[: len(warm) // 2], warm[len(warm) // 2 :]))
+        mebibytes = f"{first / 2**20:.1f} MiB, then {last / 2**20:.1f} MiB"
+        sys.stdout.write(f"{run['policy']}: {run['submitted']} frames, {run['done']} done, {mebibytes}\n")
+        assert last < (1 + GROWTH) * first
