@@ -1,0 +1,23 @@
+"""Micro-Manager's core with its demo devices: a microscope without a microscope."""
+
+import pytest
+
+
+@pytest.fixture
+def core():
+    """A core of Micro-Manager with its demo configuration, headless: a camera of 512 x 512 uint16 at 10 ms."""
+    pytest.importorskip("mm_test_adapters", reason="Micro-Manager's demo devices are not built for this machine")
+    from pymmcore import CMMCore
+    from pymmcore_plus import CMMCorePlus
+
+    core = CMMCorePlus()
+    core.loadSystemConfiguration("MMConfig_demo.cfg")
+    core.setExposure(10)
+    core.setProperty("Camera", "PixelType", "16bit")
+    yield core
+    core.mda.cancel()
+    if core.isSequenceRunning():
+        core.stopSequenceAcquisition()
+    core.unloadAllDevices()
+    # The core reports from a thread of its own, which must not find an interpreter that ends: that aborts the process.
+    CMMCore.registerCallback(core, None)
