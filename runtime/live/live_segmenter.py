@@ -231,7 +231,8 @@ class LiveSegmenter(Closable):
     def sequenceStarted(self, sequence: Any = None, meta: Mapping[str, Any] | None = None) -> None:  # noqa: N802
         """Take note of a new acquisition, a `useq.MDASequence` and its metadata; frames from now on belong to it."""
         self._numbers.restart()
-        self._sequence = LiveSequence(self._sequences, sequence, meta or {})
+        first = self._queue.counts().submitted
+        self._sequence = LiveSequence(self._sequences, sequence, meta or {}, first, self._channel)
         self._sequences += 1
         self._queue.notice(self._streams.restart)
         self._queue.notice(partial(self._worker.sequence_started, self._sequence))

@@ -36,11 +36,17 @@ class LiveSequence:
     meta
         What came with it: from Micro-Manager, under `image_infos`, the dtype, height, width (pixels) and pixel size
         (µm) of each camera. Shared with all who listen: never write into it.
+    first
+        The number of its first frame: how many were submitted before.
+    channel
+        The name of the only channel whose frames are taken; None where all are.
     """
 
     number: int
     plan: Any = None
     meta: Mapping[str, Any] = field(default_factory=dict)
+    first: int = 0
+    channel: str | None = None
 
 
 @dataclass(frozen=True, eq=False)
