@@ -1,0 +1,21 @@
+"""What Micro-Manager needs beside `LiveSegmenter`: labels stored beside raw data, and live mode.
+
+Needs the extra `acquire`. The public names load on first use, and what they are built on when they are used.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from unetrt.runtime.acquisition.label_writer import LabelWriter
+
+__all__ = ["LabelWriter"]
+
+# Which module a public name comes from.
+_HOMES = {"LabelWriter": "label_writer"}
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOMES:
+        return getattr(import_module(f"unetrt.runtime.acquisition.{_HOMES[name]}"), name)
+    raise AttributeError(f"module 'unetrt.runtime.acquisition' has no attribute {name!r}")

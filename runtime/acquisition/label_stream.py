@@ -1,0 +1,112 @@
+"""A file of labels that is being written, OME-Zarr or OME-TIFF, by ome-writers."""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from math import prod
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import tifffile
+from numpy.typing import NDArray
+
+from unetrt.runtime.acquisition.backlog import Backlog
+from unetrt.runtime.closing import Closable
+from unetrt.runtime.errors import OutputError
+
+if TYPE_CHECKING:
+    from ome_writers import AcquisitionSettings
+
+# What our part of a file's metadata is called.
+NAMESPACE = "unetrt"
+# Frames that the writer of TIFF keeps until it is closed: its first and its last.
+KEPT = 2
+
+
+class LabelStream(Closable):
+    """Frames of labels, put at rising places of a file; places that are passed over hold background, 0.
+
+    Parameters
+    ----------
+    settings
+        Where the file is, its axes and dtype; a TIFF's are those of one position.
+    metadata
+        What the file says of itself under `unetrt`.
+
+    Raises
+    ------
+    OutputError
+        The file cannot be made; of all methods: it cannot be written.
+    """
+
+    def __init__(self, settings: "AcquisitionSettings", metadata: Mapping[str, Any]) -> None:
+        from ome_writers import create_stream
+
+        self._settings = settings
+        self._next = 0  # the place after the last frame
+        self._backlog = Backlog()
+        self._closed = False
+        with self._failures():
+            Path(settings.root_path).parent.mkdir(parents=True, exist_ok=True)
+            self._stream = create_stream(settings)
+            self._stream.set_global_metadata(NAMESPACE, metadata)
+
+    def put(self, place: int, labels: NDArray[Any]) -> None:
+        """Store labels (H, W), in the dtype of the file, which nobody else keeps, at a place behind all before."""
+        with self._failures():
+            self._backlog.wait()
+            before, self._next = self._next, place + 1
+            if place > before:
+                self._stream.skip(frames=place - before)
+            self._stream.append(labels)
+            self._backlog.add(labels)
+
+    def close(self) -> None:
+        """Write what is still to be written; the file is then whole. Idempotent."""
+        if self._closed:
+            return
+        self._closed = True
+        with self._failures():
+            try:
+                self._fill()
+                self._backlog.wait(most=KEPT)
+            finally:
+                self._stream.close()
+            self._require_all()
+
+    def _fill(self) -> None:
+        """End a TIFF, whose frames lie in a row without gaps, with a whole step of its first axis."""
+        steps = [axis.count or 1 for axis in self._settings.dimensions[:-2] if axis.type != "position"]
+        left = -self._next % prod(steps[1:])
+        if self._is_tiff() and left:
+            self._stream.skip(frames=left)
+            self._next += left
+
+    def _require_all(self) -> None:
+        """Count the frames of a TIFF: its writer has a thread of its own, and does not say when the disk was full."""
+        if not self._is_tiff():
+            return
+        path = Path(self._settings.output_path)
+        if (there := _frames(path)) != self._next:
+            raise OutputError(f"{path} holds {there} of {self._next} frames of labels: is the disk full?")
+
+    def _is_tiff(self) -> bool:
+        return self._settings.format.name == "ome-tiff"
+
+    @contextmanager
+    def _failures(self) -> Iterator[None]:
+        """Turn what ome-writers and those below it raise into an OutputError."""
+        try:
+            yield
+        except OutputError:
+            raise
+        except (OSError, ValueError, RuntimeError, IndexError, NotImplementedError) as error:
+            raise OutputError(f"cannot write {self._settings.root_path}: {error}") from error
+
+
+def _frames(path: Path) -> int:
+    """Return how many frames a TIFF holds; 0 for one that nothing was written to."""
+    try:
+        with tifffile.TiffFile(path) as tiff:
+            return len(tiff.pages)
+    except tifffile.TiffFileError:
+        return 0

@@ -1,0 +1,341 @@
+import resource
+import sys
+import time
+import weakref
+
+import numpy as np
+import pytest
+import tifffile
+import useq
+import yaozarrs
+import zarr
+
+from tests.acquisition.files import positions_of, rows_of
+from tests.acquisition.segmenters import classes_of, segmenter
+from unetrt.runtime import LiveSegmenter
+from unetrt.runtime.acquisition import LabelWriter
+from unetrt.runtime.acquisition.backlog import Backlog
+from unetrt.runtime.acquisition.places import PlannedPlaces
+from unetrt.runtime.errors import BackendUnavailableError, OptionError, OutputError
+from unetrt.runtime.live.results import LiveResult, Outcome
+
+FORMATS = ("ome.zarr", "ome.tiff")
+TIME = {"interval": 0, "loops": 4}
+PLANS = {
+    "time": useq.MDASequence(time_plan=TIME),
+    "time and channels": useq.MDASequence(time_plan=TIME, channels=["DAPI", "FITC"]),
+    "z inside channels": useq.MDASequence(channels=["DAPI", "FITC"], z_plan={"range": 4, "step": 2}),
+    "channels inside z": useq.MDASequence(
+        axis_order="tpzc", time_plan=TIME, channels=["DAPI", "FITC"], z_plan={"range": 4, "step": 2}
+    ),
+    "positions inside time": useq.MDASequence(
+        time_plan=TIME, stage_positions=[(0, 0), (10, 0), (20, 0)], channels=["DAPI", "FITC"]
+    ),
+    "time inside positions": useq.MDASequence(axis_order="ptc", time_plan=TIME, stage_positions=[(0, 0), (10, 0)]),
+    "a grid": useq.MDASequence(time_plan=TIME, grid_plan={"rows": 1, "columns": 2}),
+}
+
+
+@pytest.fixture
+def camera(core):
+    """The core, with a region of 64 x 96 pixels that one pass segments."""
+    core.setROI(0, 0, 96, 64)
+    return core
+
+
+def acquire(core, plan, folder, form, raw=True, **how):
+    """Run a plan, with raw data beside labels; returns the results."""
+    results = []
+    writer = LabelWriter(folder / f"labels.{form}")
+    how = {"policy": "block", "kind": "classes", "model": segmenter(), **how}
+    with LiveSegmenter(outputs=[writer], on_result=results.append, **how) as live:
+        core.mda.run(plan, output=[folder / f"raw.{form}", live] if raw else [live])
+        live.flush()
+        assert live.status().output_errors == 0, live.status().last_error
+    return results
+
+
+@pytest.mark.parametrize("form", FORMATS)
+@pytest.mark.parametrize(("plan", "bits"), [("time and channels", "8bit"), *((plan, "16bit") for plan in PLANS)])
+def test_labels_lie_beside_their_raw_frames(camera, tmp_path, plan, form, bits):
+    camera.setProperty("Camera", "PixelType", bits)
+    if bits == "16bit":
+        camera.setProperty("Camera", "Mode", "Noise")  # the usual waves come again after 16 frames
+    acquire(camera, PLANS[plan], tmp_path, form)
+    raw, labels = positions_of(tmp_path / f"raw.{form}"), positions_of(tmp_path / f"labels.{form}")
+    assert len(raw) == len(labels)
+    assert str(raw[0].dtype) == {"8bit": "uint8", "16bit": "uint16"}[bits]
+    frames = np.concatenate([position.reshape(-1, 64, 96) for position in raw])
+    assert len(np.unique(frames, axis=0)) == len(frames), "frames that are alike show nothing"
+    for position, of_it in zip(raw, labels, strict=True):
+        np.testing.assert_array_equal(of_it, classes_of(position))
+    assert [row["outcome"] for row in rows_of(tmp_path / "labels.csv")] == ["done"] * len(frames)
+
+
+def test_an_ome_zarr_of_labels_is_valid_and_has_the_pixel_size(camera, tmp_path):
+    acquire(camera, PLANS["time and channels"], tmp_path, "ome.zarr")
+    yaozarrs.validate_zarr_store(str(tmp_path / "labels.ome.zarr"))
+    found, expected = (
+        zarr.open_group(tmp_path / f"{name}.ome.zarr").attrs["ome"]["multiscales"][0] for name in ("labels", "raw")
+    )
+    assert found == expected
+    assert camera.getPixelSizeUm() > 0
+    ours = zarr.open_group(tmp_path / "labels.ome.zarr").attrs["unetrt"]
+    assert ours == {"labels": "classes", "frames": "labels.csv"}
+
+
+def test_an_ome_tiff_of_labels_names_its_axes_and_pixel_size(camera, tmp_path):
+    acquire(camera, PLANS["channels inside z"], tmp_path, "ome.tiff")
+    with tifffile.TiffFile(tmp_path / "labels.ome.tiff") as tiff:
+        assert tiff.series[0].axes == "TZCYX"
+        assert f'PhysicalSizeX="{camera.getPixelSizeUm()}"' in tiff.ome_metadata
+        assert "labels.csv" in tiff.ome_metadata
+
+
+@pytest.mark.parametrize("form", FORMATS)
+@pytest.mark.parametrize("policy", ["latest", "drop_oldest"])
+def test_dropped_frames_leave_their_places_empty(camera, tmp_path, form, policy):
+    plan = useq.MDASequence(time_plan={"interval": 0.01, "loops": 30}, channels=["DAPI"])
+    results = acquire(camera, plan, tmp_path, form, policy=policy, model=segmenter(0.06))
+    raw, labels = positions_of(tmp_path / f"raw.{form}")[0], positions_of(tmp_path / f"labels.{form}")[0]
+    done = {result.index["t"] for result in results}
+    assert len(done) < 30, "a segmenter this slow was to drop frames"
+    for at, of_it in enumerate(labels):
+        expected = classes_of(raw[at]) if at in done else np.zeros_like(of_it)
+        np.testing.assert_array_equal(of_it, expected)
+    outcomes = {int(row["t"]): row["outcome"] for row in rows_of(tmp_path / "labels.csv")}
+    assert outcomes == {at: "done" if at in done else "dropped" for at in range(max(done) + 1)}
+
+
+def test_frames_that_failed_leave_their_places_empty(camera, tmp_path):
+    acquire(camera, PLANS["time"], tmp_path, "ome.zarr", model=segmenter(fails=lambda number: number == 2))
+    raw, labels = positions_of(tmp_path / "raw.ome.zarr")[0], positions_of(tmp_path / "labels.ome.zarr")[0]
+    np.testing.assert_array_equal(labels[[0, 2, 3]], classes_of(raw[[0, 2, 3]]))
+    assert not labels[1].any()
+    rows = rows_of(tmp_path / "labels.csv")
+    assert [row["outcome"] for row in rows] == ["done", "failed", "done", "done"]
+    assert "did not like it" in rows[1]["error"]
+
+
+@pytest.mark.parametrize("form", FORMATS)
+@pytest.mark.parametrize("plan", ["time and channels", "time inside positions", "positions inside time"])
+def test_a_cancelled_acquisition_leaves_a_whole_file(camera, tmp_path, plan, form):
+    came = []
+
+    def frame_ready(image, event, meta):
+        came.append(image.copy())
+        if len(came) == 5:
+            camera.mda.cancel()
+
+    camera.mda.events.frameReady.connect(frame_ready)
+    acquire(camera, PLANS[plan], tmp_path, form, raw=False)
+    positions = positions_of(tmp_path / f"labels.{form}")
+    stored = [frame for position in positions for frame in position.reshape(-1, 64, 96) if frame.any()]
+    expected = sorted(classes_of(frame).tobytes() for frame in came)
+    assert len(came) == 5
+    assert sorted(frame.tobytes() for frame in stored) == expected
+    assert len(rows_of(tmp_path / "labels.csv")) == 5
+
+
+def test_a_single_channel_is_stored_alone(camera, tmp_path):
+    acquire(camera, PLANS["time and channels"], tmp_path, "ome.zarr", channel="FITC")
+    raw, labels = positions_of(tmp_path / "raw.ome.zarr")[0], positions_of(tmp_path / "labels.ome.zarr")[0]
+    np.testing.assert_array_equal(labels, classes_of(raw[:, 1:]))
+    channels = zarr.open_group(tmp_path / "labels.ome.zarr").attrs["ome"]["omero"]["channels"]
+    assert [channel["label"] for channel in channels] == ["FITC"]
+
+
+def test_instances_are_stored_as_the_results_have_them(camera, tmp_path):
+    results = acquire(camera, PLANS["time"], tmp_path, "ome.tiff", kind="instances")
+    labels = positions_of(tmp_path / "labels.ome.tiff")[0]
+    assert labels.dtype == np.uint16
+    assert max(result.objects for result in results) > 1
+    np.testing.assert_array_equal(labels, [result.labels for result in results])
+    assert [int(row["objects"]) for row in rows_of(tmp_path / "labels.csv")] == [result.objects for result in results]
+
+
+@pytest.mark.parametrize("form", FORMATS)
+def test_events_without_a_plan_become_a_series(camera, tmp_path, form):
+    events = iter([useq.MDAEvent(index={"t": 3 * number}) for number in range(3)])
+    acquire(camera, events, tmp_path, form)
+    raw, labels = positions_of(tmp_path / f"raw.{form}")[0], positions_of(tmp_path / f"labels.{form}")[0]
+    np.testing.assert_array_equal(labels, classes_of(raw))
+    assert [(row["frame"], row["t"]) for row in rows_of(tmp_path / "labels.csv")] == [
+        ("0", "0"),
+        ("1", "3"),
+        ("2", "6"),
+    ]
+
+
+def test_a_plan_that_no_array_can_hold_becomes_a_series(camera, tmp_path):
+    ragged = useq.MDASequence(time_plan=TIME, channels=["DAPI", {"config": "FITC", "acquire_every": 2}])
+    acquire(camera, ragged, tmp_path, "ome.zarr")
+    raw, labels = positions_of(tmp_path / "raw.ome.zarr")[0], positions_of(tmp_path / "labels.ome.zarr")[0]
+    assert len(labels) == 6
+    np.testing.assert_array_equal(labels, classes_of(raw))
+
+
+def test_each_sequence_has_a_file_of_its_own(camera, tmp_path):
+    writer = LabelWriter(tmp_path / "labels.ome.zarr")
+    (tmp_path / "labels_001.csv").touch()
+    with LiveSegmenter(segmenter(), policy="block", kind="classes", outputs=[writer]) as live:
+        for size in (96, 64):
+            camera.setROI(0, 0, size, 64)
+            camera.mda.run(PLANS["time"], output=[live])
+    assert positions_of(tmp_path / "labels.ome.zarr")[0].shape == (4, 64, 96)
+    assert positions_of(tmp_path / "labels_002.ome.zarr")[0].shape == (4, 64, 64)
+
+
+def frames(*shapes):
+    return [np.random.default_rng(number).integers(1, 7, shape, np.uint16) for number, shape in enumerate(shapes)]
+
+
+@pytest.mark.parametrize("form", FORMATS)
+def test_frames_that_nobody_announced_become_a_series(tmp_path, form):
+    images = frames(*[(40, 30)] * 3)
+    with LiveSegmenter(
+        segmenter(), policy="block", kind="classes", outputs=[LabelWriter(tmp_path / f"l.{form}")]
+    ) as live:
+        for image in images:
+            live.submit(image)
+    np.testing.assert_array_equal(positions_of(tmp_path / f"l.{form}")[0], classes_of(images))
+
+
+def test_a_frame_of_another_size_is_refused_and_the_rest_goes_on(tmp_path):
+    images = frames((40, 30), (50, 30), (40, 30))
+    writer = LabelWriter(tmp_path / "l.ome.zarr")
+    with LiveSegmenter(segmenter(), policy="block", kind="classes", outputs=[writer]) as live:
+        for image in images:
+            live.submit(image)
+        live.flush()
+        assert live.status().output_errors == 1
+        assert "labels of 50 x 30 pixels do not fit l.ome.zarr, which holds 40 x 30" in live.status().last_error
+    labels = positions_of(tmp_path / "l.ome.zarr")[0]
+    np.testing.assert_array_equal(labels[[0, 2]], classes_of([images[0], images[2]]))
+    assert not labels[1].any()
+    assert [row["outcome"] for row in rows_of(tmp_path / "l.csv")] == ["done", "failed", "done"]
+
+
+def result_with(labels, number=0, index=None, dropped=0):
+    return LiveResult(Outcome.DONE, number, index, {}, None, None, labels=labels, dropped=dropped)
+
+
+def test_more_objects_than_the_dtype_numbers_are_an_error_never_wrapped(tmp_path):
+    many = np.arange(70000, dtype=np.int32).reshape(200, 350)
+    with LabelWriter(tmp_path / "a.ome.zarr") as writer, pytest.raises(OutputError, match=r"69999 .* dtype='uint32'"):
+        writer.result(result_with(many))
+    with LabelWriter(tmp_path / "b.ome.zarr", dtype="uint32") as writer:
+        writer.result(result_with(many))
+    np.testing.assert_array_equal(positions_of(tmp_path / "b.ome.zarr")[0], [many])
+
+
+@pytest.mark.parametrize("form", FORMATS)
+@pytest.mark.filterwarnings("ignore")  # ome-writers warns from its thread
+def test_a_disk_that_is_full_is_an_output_error(tmp_path, form):
+    noise = np.random.default_rng(0).integers(1, 60000, (400, 400)).astype(np.int32)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    with pytest.raises(OutputError, match=f"l.{form}"), LabelWriter(tmp_path / f"l.{form}") as writer:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, limits[1]))
+        try:
+            for number in range(3):
+                writer.result(result_with(noise, number))
+            writer.close()
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+
+
+def test_a_frame_outside_the_plan_is_an_error_and_those_after_it_are_found():
+    places = PlannedPlaces(PLANS["time"])
+    assert places.place(result_with(None, index={"t": 0})) == (0, [])
+    with pytest.raises(OutputError, match=r"index \{'t': 9\}"):
+        places.place(result_with(None, index={"t": 9}))
+    assert places.place(result_with(None, index={"t": 2})) == (2, [{"t": 1}])
+    with pytest.raises(OutputError, match="still to come"):
+        places.place(result_with(None, index={"t": 1}))
+
+
+def test_an_autofocus_is_no_frame():
+    plan = useq.MDASequence(channels=["DAPI", "FITC"], autofocus_plan={"autofocus_motor_offset": 1.0, "axes": ("c",)})
+    assert PlannedPlaces(plan).place(result_with(None, index={"c": 1})) == (1, [{"c": 0}])
+
+
+def test_a_disk_that_takes_nothing_is_not_waited_for_for_ever():
+    backlog, kept = Backlog(), [np.zeros(3) for _ in range(3)]
+    for frame in kept:
+        backlog.add(frame)
+    backlog.wait(most=3)
+    with pytest.raises(OutputError, match="3 frames of labels wait for the disk"):
+        backlog.wait(most=2, patience=0.05)
+    weak = weakref.ref(kept[0])
+    del frame, kept[0]
+    assert weak() is None
+    backlog.wait(most=2, patience=0.05)
+
+
+REFUSED = {
+    "labels.zarr": "labels.ome.zarr",
+    "labels.tif": "labels.ome.tif",
+    "labels.tiff": "labels.ome.tiff",
+    "labels.png": "labels.ome.zarr",
+    "labels": "labels.ome.zarr",
+    ".ome.zarr": "OME-Zarr",
+}
+
+
+@pytest.mark.parametrize(("name", "better"), REFUSED.items())
+def test_another_ending_is_refused_with_the_nearest_one(tmp_path, name, better):
+    with pytest.raises(OutputError, match=better):
+        LabelWriter(tmp_path / name)
+
+
+@pytest.mark.parametrize(
+    ("there", "name"),
+    [("l.ome.zarr", "l.ome.zarr"), ("l.csv", "l.ome.zarr"), ("l.ome.tif", "l.ome.tif"), ("l", "l.ome.tif")],
+)
+def test_what_exists_is_refused_unless_it_may_be_replaced(tmp_path, there, name):
+    (tmp_path / there).mkdir()
+    with pytest.raises(OutputError, match="exists: give another name, or overwrite=True"):
+        LabelWriter(tmp_path / name)
+    LabelWriter(tmp_path / name, overwrite=True)
+
+
+@pytest.mark.parametrize("form", FORMATS)
+def test_overwriting_leaves_nothing_of_the_old(tmp_path, form):
+    for images in (frames(*[(40, 30)] * 3), frames((50, 30))):
+        with LabelWriter(tmp_path / f"l.{form}", overwrite=True) as writer:
+            for number, image in enumerate(images):
+                writer.result(result_with(classes_of(image), number))
+    np.testing.assert_array_equal(positions_of(tmp_path / f"l.{form}")[0].reshape(-1, 50, 30), classes_of(images))
+
+
+def test_a_dtype_that_numbers_nothing_is_refused(tmp_path):
+    with pytest.raises(OptionError, match="float32"):
+        LabelWriter(tmp_path / "l.ome.zarr", dtype="float32")
+
+
+def test_a_missing_package_is_named_with_its_extra(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "ome_writers", None)
+    with pytest.raises(BackendUnavailableError, match=r"ome_writers.*unetrt\[acquire\]"):
+        LabelWriter(tmp_path / "l.ome.zarr")
+
+
+def test_the_acquisition_is_not_slowed(camera, tmp_path):
+    plan = useq.MDASequence(time_plan={"interval": 0.03, "loops": 25})
+    at = []
+
+    def seconds(*outputs):
+        at.clear()
+        camera.mda.run(plan, output=list(outputs) or None)
+        return at[-1] - at[0]
+
+    def frame_ready(image, event, meta):
+        at.append(time.perf_counter())
+
+    camera.mda.events.frameReady.connect(frame_ready)
+    writer = LabelWriter(tmp_path / "labels.ome.tiff")
+    alone = seconds()
+    with LiveSegmenter(segmenter(0.1), policy="drop_oldest", capacity=4, kind="classes", outputs=[writer]) as live:
+        beside = seconds(live)
+        live.flush()
+        assert live.status().dropped > 5
+    assert beside < 1.3 * alone  # each of 25 frames waited for: 0.1 s instead of 0.03 s
