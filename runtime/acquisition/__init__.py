@@ -7,12 +7,14 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from unetrt.runtime.acquisition.feed_status import FeedStatus
     from unetrt.runtime.acquisition.label_writer import LabelWriter
+    from unetrt.runtime.acquisition.live_mode import LiveModeFeed
 
-__all__ = ["LabelWriter"]
+__all__ = ["FeedStatus", "LabelWriter", "LiveModeFeed"]
 
 # Which module a public name comes from.
-_HOMES = {"LabelWriter": "label_writer"}
+_HOMES = {"FeedStatus": "feed_status", "LabelWriter": "label_writer", "LiveModeFeed": "live_mode"}
 
 
 def __getattr__(name: str) -> Any:

@@ -1,0 +1,241 @@
+import gc
+import threading
+import time
+from contextlib import contextmanager
+
+import numpy as np
+import pytest
+import useq
+
+from tests.acquisition.files import positions_of, rows_of
+from tests.acquisition.segmenters import classes_of, segmenter
+from unetrt.runtime import LiveSegmenter
+from unetrt.runtime.acquisition import LabelWriter, LiveModeFeed
+from unetrt.runtime.errors import OptionError
+
+
+@contextmanager
+def feeding(core, seconds=0.0, tile=572, interval=0.005, **how):
+    """A feed from a core to a segmenter that takes so many seconds; yields it, the segmenter, and all results."""
+    results = []
+    how = {"kind": "classes", "on_result": results.append, **how}
+    with LiveSegmenter(segmenter(seconds, tile), **how) as live, LiveModeFeed(core, live, interval=interval) as feed:
+        yield feed, live, results
+
+
+def until(true, seconds=5.0):
+    end = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < end, "it did not come to that"
+        time.sleep(0.005)
+
+
+def run_for(images, core, feed, results):
+    """Let the camera run until so many results more are there."""
+    enough = len(results) + images
+    core.startContinuousSequenceAcquisition()
+    until(lambda: len(results) >= enough)
+    core.stopSequenceAcquisition()
+    until(lambda: not feed.status().running)
+
+
+def threads():
+    return [thread.name for thread in threading.enumerate() if thread.name.startswith("unetrt-live")]
+
+
+def large(core):
+    """Make a camera of 2048 x 2048 that sends an image each 10 ms."""
+    core.setProperty("Camera", "OnCameraCCDXSize", 2048)
+    core.setProperty("Camera", "OnCameraCCDYSize", 2048)
+    core.snapImage()
+    core.setProperty("Camera", "FastImage", 1)
+
+
+def test_the_newest_image_of_live_mode_is_segmented_once(core):
+    with feeding(core, policy="drop_oldest", capacity=200) as (feed, live, results):
+        assert not feed.status().running
+        core.startContinuousSequenceAcquisition()
+        until(lambda: len(results) >= 10)
+        assert feed.status().running
+        core.stopSequenceAcquisition()
+        until(lambda: not feed.status().running)
+        live.flush()
+        status = feed.status()
+    numbers = [result.index["image"] for result in results]
+    assert numbers == sorted(set(numbers))
+    assert [int(result.meta["camera_metadata"]["ImageNumber"]) for result in results] == numbers
+    assert status.submitted == len(results)
+    assert status.skipped == numbers[-1] - numbers[0] + 1 - len(numbers)
+    assert live.status().missed == 0
+    assert (status.errors, status.overflows) == (0, 0)
+    for result in results:
+        np.testing.assert_array_equal(result.labels, classes_of(result.frame))
+
+
+def test_it_takes_nothing_out_of_the_cores_buffer(core):
+    with feeding(core) as (_feed, _live, results):
+        core.startContinuousSequenceAcquisition()
+        until(lambda: len(results) >= 5)
+        core.stopSequenceAcquisition()
+        last = int(core.getLastImageAndMD()[1]["ImageNumber"])
+        assert core.getRemainingImageCount() == last + 1
+
+
+def test_images_are_the_results_own(core):
+    with feeding(core) as (_feed, _live, results):
+        core.startContinuousSequenceAcquisition()
+        until(lambda: len(results) >= 2)
+        shown = core.getLastImageAndMD()[0]
+        assert not any(np.shares_memory(shown, result.frame) for result in results)
+        assert not np.shares_memory(results[0].frame, results[1].frame)
+
+
+def test_a_camera_that_runs_already_is_followed(core):
+    core.startContinuousSequenceAcquisition()
+    with feeding(core) as (_feed, _live, results):
+        until(lambda: len(results) >= 3)
+    assert core.isSequenceRunning(), "closing a feed leaves the camera alone"
+
+
+def test_a_slow_segmenter_sees_the_newest_of_a_large_fast_camera(core):
+    large(core)
+    with feeding(core, seconds=0.1, tile=2092) as (feed, live, results):
+        core.startContinuousSequenceAcquisition()
+        begin = time.perf_counter()
+        until(lambda: len(results) >= 5, seconds=20)
+        core.stopSequenceAcquisition()
+        seconds = time.perf_counter() - begin
+        until(lambda: not feed.status().running)
+        live.flush()
+        status, counts = feed.status(), live.status()
+    assert results[0].labels.shape == (2048, 2048)
+    last = int(core.getLastImageAndMD()[1]["ImageNumber"])
+    assert last > 20 * seconds, "the camera waited for the segmenter"  # 100 a second where nothing else runs
+    assert counts.submitted == counts.done + counts.dropped == status.submitted
+    assert counts.dropped > 0
+    assert status.submitted + status.skipped > 0.8 * last
+    assert results[-1].index["image"] >= last - 2
+
+
+def test_another_region_and_a_restart_need_nothing(core):
+    with feeding(core) as (feed, live, results):
+        for size in (512, 96):
+            core.setROI(0, 0, size, 64)
+            run_for(3, core, feed, results)
+        live.flush()
+        assert feed.status().errors == 0
+    assert {result.labels.shape for result in results} == {(64, 512), (64, 96)}
+    assert {result.sequence.number for result in results} == {0, 1}
+
+
+def test_a_region_that_changes_while_the_camera_runs(core):
+    with feeding(core) as (_feed, _live, results):
+        core.startContinuousSequenceAcquisition()
+        until(lambda: len(results) >= 3)
+        core.setROI(0, 0, 96, 64)
+        core.stopSequenceAcquisition()
+        core.startContinuousSequenceAcquisition()
+        until(lambda: results[-1].labels.shape == (64, 96))
+
+
+def test_each_run_is_stored_in_a_file_of_its_own(core, tmp_path):
+    core.setROI(0, 0, 96, 64)
+    with feeding(core, outputs=[LabelWriter(tmp_path / "labels.ome.tiff")]) as (feed, _live, results):
+        for _ in range(2):
+            run_for(3, core, feed, results)
+    for number, name in enumerate(["labels", "labels_001"]):
+        own = {result.index["image"]: result.labels for result in results if result.sequence.number == number}
+        rows = [row for row in rows_of(tmp_path / f"{name}.csv") if row["outcome"] == "done"]
+        labels = positions_of(tmp_path / f"{name}.ome.tiff")[0]
+        assert [int(row["image"]) for row in rows] == list(own)
+        for row in rows:
+            np.testing.assert_array_equal(labels[int(row["frame"])], own[int(row["image"])])
+
+
+def test_a_full_buffer_stops_a_finite_sequence_and_is_told(core, caplog):
+    large(core)
+    core.setCircularBufferMemoryFootprint(64)
+    with feeding(core, seconds=0.05, tile=2092) as (feed, live, results):
+        core.startSequenceAcquisition(200, 0, True)
+        until(lambda: feed.status().overflows == 1)
+        assert core.isBufferOverflowed()
+        live.flush()
+        assert results
+    assert "buffer was full" in caplog.text
+
+
+def test_a_full_buffer_of_live_mode_goes_on(core):
+    large(core)
+    core.setCircularBufferMemoryFootprint(64)
+    holds = core.getBufferTotalCapacity()
+    with feeding(core, seconds=0.05, tile=2092) as (feed, _live, results):
+        core.startContinuousSequenceAcquisition()
+        until(lambda: results and results[-1].index["image"] > 3 * holds)
+        core.stopSequenceAcquisition()
+        until(lambda: not feed.status().running)
+        assert (feed.status().overflows, feed.status().errors) == (0, 0)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_what_the_core_raises_is_told_and_survived(core, monkeypatch, caplog):
+    original, broken = core.getLastImageAndMD, threading.Event()
+
+    def fake_failing_device(*arguments):  # no demo device can be made to fail here
+        if broken.is_set():
+            raise RuntimeError("the camera is gone")
+        return original(*arguments)
+
+    monkeypatch.setattr(core, "getLastImageAndMD", fake_failing_device)
+    with feeding(core) as (feed, _live, results):
+        core.startContinuousSequenceAcquisition()
+        until(lambda: results)
+        broken.set()
+        until(lambda: feed.status().errors >= 2)
+        assert feed.status().last_error == "RuntimeError: the camera is gone"
+        broken.clear()
+        came = len(results)
+        until(lambda: len(results) > came)
+    assert caplog.text.count("Traceback") == 1, "the same error is logged once"
+
+
+def test_frames_of_an_acquisition_do_not_come_twice(core):
+    plan = useq.MDASequence(time_plan={"interval": 0, "loops": 20})
+    core.mda.engine.use_hardware_sequencing = True
+    started = []
+    core.events.sequenceAcquisitionStarted.connect(started.append)
+    with feeding(core, policy="block") as (feed, live, results):
+        core.mda.run(plan, output=[live])
+        live.flush()
+        assert started, "the camera was to run a sequence of its own"
+        assert [result.index for result in results] == [{"t": number} for number in range(20)]
+        assert feed.status().submitted == 0
+
+
+def test_no_thread_is_left(core):
+    before = threads()
+    with feeding(core) as (feed, _live, results):
+        core.startContinuousSequenceAcquisition()
+        until(lambda: results)
+        assert "unetrt-live-mode" in threads()
+        feed.close()
+        feed.close()
+        assert "unetrt-live-mode" not in threads()
+        submitted = feed.status().submitted
+        time.sleep(0.05)
+        assert feed.status().submitted == submitted
+    assert threads() == before
+
+
+def test_a_feed_that_is_forgotten_ends(core):
+    with LiveSegmenter(segmenter(), kind="classes") as live:
+        feed = LiveModeFeed(core, live)
+        assert "unetrt-live-mode" in threads()
+        del feed
+        gc.collect()
+        assert "unetrt-live-mode" not in threads()
+
+
+@pytest.mark.parametrize("interval", [0, -1, float("nan")])
+def test_an_interval_is_positive(interval):
+    with pytest.raises(OptionError, match=f"{interval}"):
+        LiveModeFeed(None, None, interval=interval)
