@@ -23,28 +23,31 @@ class Backlog:
 
     def __init__(self) -> None:
         self._frames: deque[weakref.ref[NDArray[np.generic]]] = deque()
+        self._given_up = False
 
     def add(self, frame: NDArray[np.generic]) -> None:
         """Take note of a frame that nobody but the writer keeps."""
         self._frames.append(weakref.ref(frame))
 
     def wait(self, most: int = MOST, patience: float = PATIENCE) -> None:
-        """Wait until no more than `most` frames are kept.
+        """Wait until no more than `most` frames are kept; once that took too long, only look until they are.
 
         Raises
         ------
         OutputError
             For `patience` seconds none was written.
         """
-        left, until = self._count(), time.monotonic() + patience
+        left, until = self._count(), time.monotonic() + (0 if self._given_up else patience)
         while left > most:
             time.sleep(0.002)
             count = self._count()
             if count < left:
                 until = time.monotonic() + patience
             elif time.monotonic() > until:
+                self._given_up = True
                 raise OutputError(f"{count} frames of labels wait for the disk, which took none for {patience:.0f} s")
             left = count
+        self._given_up = False
 
     def _count(self) -> int:
         self._frames = deque(frame for frame in self._frames if frame() is not None)

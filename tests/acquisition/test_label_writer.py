@@ -1,7 +1,8 @@
-import resource
 import sys
+import threading
 import time
 import weakref
+from contextlib import contextmanager
 
 import numpy as np
 import pytest
@@ -229,19 +230,56 @@ def test_more_objects_than_the_dtype_numbers_are_an_error_never_wrapped(tmp_path
     np.testing.assert_array_equal(positions_of(tmp_path / "b.ome.zarr")[0], [many])
 
 
-@pytest.mark.parametrize("form", FORMATS)
-@pytest.mark.filterwarnings("ignore")  # ome-writers warns from its thread
-def test_a_disk_that_is_full_is_an_output_error(tmp_path, form):
-    noise = np.random.default_rng(0).integers(1, 60000, (400, 400)).astype(np.int32)
+@pytest.fixture
+def full_disk():
+    """A context in which no file may grow beyond so many bytes."""
+    resource = pytest.importorskip("resource", reason="this system has no limit for the size of files")
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    with pytest.raises(OutputError, match=f"l.{form}"), LabelWriter(tmp_path / f"l.{form}") as writer:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, limits[1]))
+
+    @contextmanager
+    def full(size=200_000):
+        resource.setrlimit(resource.RLIMIT_FSIZE, (size, limits[1]))
         try:
-            for number in range(3):
-                writer.result(result_with(noise, number))
-            writer.close()
+            yield
         finally:
             resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+
+    return full
+
+
+NOISE = np.random.default_rng(0).integers(1, 60000, (400, 400)).astype(np.int32)
+
+
+@pytest.mark.parametrize("form", FORMATS)
+@pytest.mark.filterwarnings("ignore")  # ome-writers warns from its thread
+def test_a_disk_that_is_full_is_an_output_error(tmp_path, form, full_disk):
+    writer = LabelWriter(tmp_path / f"l.{form}")
+    with pytest.raises(OutputError, match=f"l.{form}"), full_disk(), writer:
+        for number in range(3):
+            writer.result(result_with(NOISE, number))
+
+
+def test_labels_that_came_while_the_disk_was_full_are_told_and_the_rest_is_stored(tmp_path, full_disk):
+    with LabelWriter(tmp_path / "l.ome.zarr") as writer:
+        with full_disk(), pytest.raises(OutputError, match=r"l.ome.zarr"):
+            writer.result(result_with(NOISE, 0))
+        writer.result(result_with(NOISE, 1))
+    np.testing.assert_array_equal(positions_of(tmp_path / "l.ome.zarr")[0], [np.zeros_like(NOISE), NOISE])
+    assert [row["outcome"] for row in rows_of(tmp_path / "l.csv")] == ["failed", "done"]
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_tiff_that_lost_frames_is_no_success(tmp_path, full_disk):
+    writer = LabelWriter(tmp_path / "l.ome.tiff")
+    with full_disk(500_000):  # one frame has 320 000
+        for number in range(2):
+            writer.result(result_with(NOISE, number))
+        until = time.monotonic() + 5
+        while any(thread.name.startswith("TiffWriter") for thread in threading.enumerate()):
+            assert time.monotonic() < until
+            time.sleep(0.01)
+    with pytest.raises(OutputError, match="holds [01] of 2 frames of labels: is the disk full"):
+        writer.close()
 
 
 def test_a_frame_outside_the_plan_is_an_error_and_those_after_it_are_found():
@@ -266,6 +304,10 @@ def test_a_disk_that_takes_nothing_is_not_waited_for_for_ever():
     backlog.wait(most=3)
     with pytest.raises(OutputError, match="3 frames of labels wait for the disk"):
         backlog.wait(most=2, patience=0.05)
+    begin = time.monotonic()
+    with pytest.raises(OutputError):
+        backlog.wait(most=2)
+    assert time.monotonic() - begin < 5, "who gave up once does not wait for each frame"
     weak = weakref.ref(kept[0])
     del frame, kept[0]
     assert weak() is None
