@@ -1,8 +1,8 @@
 """Labels stored beside raw data while they are acquired."""
 
 import os
-from collections.abc import Iterator
-from importlib.util import find_spec
+from collections.abc import Iterable, Iterator
+from importlib import import_module
 from itertools import count
 from pathlib import Path
 from typing import Literal
@@ -16,8 +16,9 @@ from unetrt.runtime.live.results import LiveResult, LiveSequence
 SUFFIXES = (".ome.zarr", ".ome.tiff", ".ome.tif")
 # What another ending probably stands for.
 NEAREST = {".zarr": ".ome.zarr", ".tif": ".ome.tif", ".tiff": ".ome.tiff"}
-# What the packages of the extra are imported as.
-PACKAGES = ("ome_writers", "useq", "zarr")
+# What labels are stored with: half a second of imports, which the first frame is not to wait for.
+PACKAGES = ("ome_writers", "useq")
+WRITERS = {".ome.zarr": ("zarr", "yaozarrs"), ".ome.tiff": ("ome_types",), ".ome.tif": ("ome_types",)}
 
 
 class LabelWriter(Closable):
@@ -69,7 +70,7 @@ class LabelWriter(Closable):
         if dtype not in ("uint16", "uint32"):
             raise OptionError(f"labels of dtype {dtype!r} cannot be stored: use uint16, or uint32")
         self._stem, self._suffix = _parts(Path(path))
-        _require_packages()
+        _import((*PACKAGES, *WRITERS[self._suffix]))
         require_writable(self._stem.parent)
         if not overwrite and (taken := self._taken(self._stem)):
             raise OutputError(f"{taken} exists: give another name, or overwrite=True")
@@ -128,9 +129,11 @@ def _with(stem: Path, suffix: str) -> Path:
     return stem.with_name(stem.name + suffix)
 
 
-def _require_packages() -> None:
-    missing = [name for name in PACKAGES if find_spec(name) is None]
-    if missing:
-        raise BackendUnavailableError(
-            f"labels are stored with {' and '.join(missing)}, not installed here: pip install 'unetrt[acquire]'"
-        )
+def _import(packages: Iterable[str]) -> None:
+    for name in packages:
+        try:
+            import_module(name)
+        except ImportError as error:
+            raise BackendUnavailableError(
+                f"labels are stored with {name}, which is not there ({error}): pip install 'unetrt[acquire]'"
+            ) from error
