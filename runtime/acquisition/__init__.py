@@ -1,4 +1,4 @@
-"""What Micro-Manager needs beside `LiveSegmenter`: labels stored beside raw data, and live mode.
+"""What Micro-Manager needs beside `LiveSegmenter`: labels beside raw data, live mode, a camera that replays files.
 
 Needs the extra `acquire`. The public names load on first use, and what they are built on when they are used.
 """
@@ -10,11 +10,19 @@ if TYPE_CHECKING:
     from unetrt.runtime.acquisition.feed_status import FeedStatus
     from unetrt.runtime.acquisition.label_writer import LabelWriter
     from unetrt.runtime.acquisition.live_mode import LiveModeFeed
+    from unetrt.runtime.acquisition.replay import Replay
+    from unetrt.runtime.acquisition.replay_camera import load_replay_camera
 
-__all__ = ["FeedStatus", "LabelWriter", "LiveModeFeed"]
+__all__ = ["FeedStatus", "LabelWriter", "LiveModeFeed", "Replay", "load_replay_camera"]
 
 # Which module a public name comes from.
-_HOMES = {"FeedStatus": "feed_status", "LabelWriter": "label_writer", "LiveModeFeed": "live_mode"}
+_HOMES = {
+    "FeedStatus": "feed_status",
+    "LabelWriter": "label_writer",
+    "LiveModeFeed": "live_mode",
+    "Replay": "replay",
+    "load_replay_camera": "replay_camera",
+}
 
 
 def __getattr__(name: str) -> Any:
