@@ -45,6 +45,7 @@ lint: $(READY)  ## ruff, and mypy on the package as it installs
 	$(BIN)/ruff format --check .
 	rm -rf build && $(BIN)/python -m pip install -q --no-deps --no-build-isolation --target build/typecheck .
 	cd build/typecheck && ../../$(BIN)/mypy --config-file ../../pyproject.toml -p unetrt
+	cd build/typecheck && ../../$(BIN)/mypy --config-file ../../pyproject.toml ../../examples
 
 format: $(READY)
 	$(BIN)/ruff check --fix .

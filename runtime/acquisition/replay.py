@@ -51,6 +51,10 @@ class Replay:
         """Let the first frame of a file be the next, by the file's number in `files`."""
         self._frames = self._from(file % len(self.files))
 
+    def count(self) -> int:
+        """Return how many frames there are before the first comes again; reads all files. Raises FrameError."""
+        return sum(len(_grey(file)) for file in self.files)
+
     def next(self) -> tuple[Array, str, int]:
         """Return a frame (H, W), the name of its file, and the frame's number in it.
 

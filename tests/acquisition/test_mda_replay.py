@@ -80,6 +80,7 @@ def test_real_images_get_the_labels_that_predict_writes(core, tiny_model, predic
 def test_frames_come_in_order_and_round_again(core, numbered):
     load_replay_camera(core, numbered, exposure=1)
     assert [core.snap()[0, 0] for _ in range(6)] == [0, 1, 2, 3, 0, 1]
+    assert Replay(numbered).count() == 4
     assert (core.getImageHeight(), core.getImageWidth(), core.getImageBitDepth()) == (30, 40, 16)
 
 

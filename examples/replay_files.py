@@ -1,0 +1,56 @@
+"""Image files through Micro-Manager's acquisition engine: try a program on real images before there is a microscope.
+
+    python examples/replay_files.py model.onnx FOLDER
+
+A camera that is written in Python shows the images of the folder (grey TIFF, PNG, NPY, Zarr), bit for bit; each file is
+an acquisition of its own, of a stack all planes. Writes labels/NAME.tif, the same labels as `unetrt predict`.
+Needs: pip install 'unetrt[cpu,acquire]'
+"""
+
+import argparse
+from pathlib import Path
+
+import numpy as np
+from pymmcore_plus.experimental.unicore import UniMMCore
+from useq import MDASequence
+
+from unetrt.runtime import LiveSegmenter
+from unetrt.runtime.acquisition import Replay, load_replay_camera
+from unetrt.runtime.images import list_images, stem_of, write_labels
+
+
+def main() -> None:
+    """Replay a folder."""
+    arguments = parse()
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    core = UniMMCore()  # as CMMCorePlus, and takes cameras that are written in Python
+    with LiveSegmenter(arguments.model, policy="block") as live:  # files can wait: none is dropped
+        for file in list_images(arguments.folder):
+            replay = Replay([file])
+            load_replay_camera(core, replay, exposure=arguments.exposure)
+            frames = replay.count()
+            results = live.results(capacity=frames)
+            core.mda.run(MDASequence(time_plan={"interval": 0, "loops": frames}), output=[live])  # type: ignore[arg-type]
+            live.flush()
+            results.close()
+            labels = [result.labels for result in results if result.labels is not None]
+            if len(labels) < frames:
+                print(f"{file.name}: {live.status().last_error}")
+                continue
+            write_labels(arguments.out / f"{stem_of(file)}.tif", np.stack(labels) if frames > 1 else labels[0])
+            print(f"{file.name}: {frames} frames, {sum(int(plane.max()) for plane in labels)} objects")
+    print(f"{live.status().done} frames -> {arguments.out}")
+
+
+def parse() -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model", type=Path, help="model.onnx from `unetrt export`, or an engine from `unetrt build`")
+    parser.add_argument("folder", type=Path, help="images, or one file")
+    parser.add_argument("--exposure", type=float, default=10, help="milliseconds that a frame takes")
+    parser.add_argument("--out", type=Path, default=Path("labels"), help="folder for the labels")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,47 @@
+"""Snap one image and segment it.
+
+    python examples/snap_and_segment.py model.onnx
+    python examples/snap_and_segment.py model.onnx --config MyMicroscope.cfg
+
+Prints how many objects there are and writes snap.tif and labels.tif. Without a configuration it is Micro-Manager's demo
+microscope, whose camera shows stripes. Needs: pip install 'unetrt[cpu,acquire]'
+"""
+
+import argparse
+from pathlib import Path
+
+import tifffile
+from pymmcore_plus import CMMCorePlus
+
+from unetrt.runtime import Segmenter, instances
+from unetrt.runtime.images import write_labels
+
+
+def main() -> None:
+    """Snap, segment, count, write."""
+    arguments = parse()
+    core = CMMCorePlus()
+    core.loadSystemConfiguration(arguments.config)
+    with Segmenter(arguments.model) as segmenter:  # loads the model once, for as many frames as there will be
+        frame = core.snap()
+        found = segmenter.segment(frame)
+        labels = instances(found.labels, segmenter.spec.separation_border)
+
+    height, width = frame.shape
+    print(f"{width} x {height} pixels: {labels.max()} objects in {found.timings.total:.2f} s")
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    tifffile.imwrite(arguments.out / "snap.tif", frame)
+    write_labels(arguments.out / "labels.tif", labels)
+
+
+def parse() -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model", type=Path, help="model.onnx from `unetrt export`, or an engine from `unetrt build`")
+    parser.add_argument("--config", default="MMConfig_demo.cfg", help="a microscope's configuration")
+    parser.add_argument("--out", type=Path, default=Path(), help="folder for what is written")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    main()
