@@ -244,3 +244,28 @@ def test_raw_data_is_stored_beside(core, notes, segmenter, engine_errors, tmp_pa
         live.flush()
     stored = np.asarray(zarr.open(tmp_path / "raw.ome.zarr", mode="r")["0"])
     np.testing.assert_array_equal(stored, [result.frame for result in notes.results])
+
+
+@pytest.mark.parametrize("policy", ["latest", "drop_oldest", "block"])
+def test_only_a_slot_that_blocks_overflows_the_buffer_of_a_sequence(core, notes, policy):
+    """The engine takes images from the core's buffer as fast as slots let it; where it is full, the camera stops."""
+    core.mda.engine.use_hardware_sequencing = True
+    core.setCircularBufferMemoryFootprint(32)  # MB: 64 frames
+    core.setExposure(5)
+    with slow_segmenter(0.05) as segmenter, live_for(notes, segmenter, policy=policy, capacity=1) as live:
+        for name in ("sequenceStarted", "frameReady", "sequenceFinished"):
+            getattr(core.mda.events, name).connect(getattr(live, name))
+        if policy == "block":
+            with pytest.raises(MemoryError, match="overflowed"):
+                core.mda.run(timed(100, interval=0))
+        else:
+            core.mda.run(timed(100, interval=0))
+        live.flush()
+        status, before = live.status(), len(notes.results)
+        assert adds_up(status)
+        assert (status.submitted == 100) == (policy != "block")
+        assert before == status.done > 0
+        core.mda.run(timed(2, interval=0.2))
+        live.flush()
+    assert notes.told[-4:] == [("result", 1), ("result", 1), ("finished", 1), ("closed",)]
+    assert ("finished", 0) in notes.told
