@@ -1,5 +1,6 @@
 """The examples are run as a person would run them."""
 
+import csv
 import re
 import subprocess
 import sys
@@ -38,6 +39,22 @@ def test_snap_and_segment(tiny_model, tmp_path):
     assert read_labels(tmp_path / "labels.tif").max() == objects
     predicted = predict(tiny_model, tmp_path / "snap.tif", tmp_path / "predicted")
     np.testing.assert_array_equal(read_label_stack(tmp_path / "labels.tif"), predicted["snap.tif"])
+
+
+def test_time_lapse(tiny_model, tmp_path):
+    zarr = pytest.importorskip("zarr")
+    lines = run("time_lapse.py", tiny_model, "--frames", 4, "--interval", 0.2, "--out", tmp_path)
+    assert lines[-1] == "4 frames: 4 segmented, 0 dropped, 0 failed"
+    printed = [re.fullmatch(r"t=(\d): done, (\d+) objects, \d+ ms", line).groups() for line in lines[:-1]]
+    with (tmp_path / "labels.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [(row["t"], row["objects"]) for row in rows] == printed
+    assert [row["t"] for row in rows] == list("0123")
+    raw, labels = (
+        np.asarray(zarr.open(tmp_path / name, mode="r")["0"]) for name in ("raw.ome.zarr", "labels.ome.zarr")
+    )
+    assert raw.shape == labels.shape == (4, 512, 512)
+    assert [str(plane.max()) for plane in labels] == [objects for _, objects in printed]
 
 
 @pytest.fixture(scope="module")
