@@ -70,12 +70,14 @@ def main() -> None:
     """Soak each policy that drops frames for half of the time."""
     model, seconds = sys.argv[1], float(sys.argv[2])
     with Segmenter(model) as segmenter:
-        rate = sustainable(segmenter)
         # What is measured must not be the first growth of anything.
-        soak(segmenter, "latest", min(seconds / 6, 10), 2 * rate)
-        runs = [soak(segmenter, policy, seconds * 5 / 12, 2 * rate) for policy in ("latest", "drop_oldest")]
+        soak(segmenter, "latest", min(seconds / 6, 10), 2 * sustainable(segmenter))
+        runs = [
+            soak(segmenter, policy, seconds * 5 / 12, 2 * sustainable(segmenter))
+            for policy in ("latest", "drop_oldest")
+        ]
     threads = [thread.name for thread in threading.enumerate() if thread is not threading.main_thread()]
-    sys.stdout.write(json.dumps({"rate": rate, "runs": runs, "threads": threads}))
+    sys.stdout.write(json.dumps({"runs": runs, "threads": threads}))
 
 
 if __name__ == "__main__":
