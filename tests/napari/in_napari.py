@@ -1,0 +1,325 @@
+"""Cases that `test_napari` runs in a process with a display; `UNETRT_MODEL` is the model."""
+
+import os
+import threading
+import time
+
+import dask.array
+import napari
+import numpy as np
+import pytest
+import zarr
+from napari.utils.notifications import notification_manager
+from qtpy.QtCore import QEvent
+from qtpy.QtWidgets import QApplication
+
+from tests.conftest import small_spec
+from tests.runtime.test_segmenter import FunctionSession
+from unetrt.napari.widget import SegmentWidget
+from unetrt.runtime import Segmenter, instances
+from unetrt.runtime.normalisation import Normalisation
+from unetrt.runtime.sessions.numpy import CropSession
+
+MODEL = os.environ["UNETRT_MODEL"]
+THREE = Normalisation("fixed", offset=(0.5,) * 3, scale=(1.0,) * 3)
+RANDOM = np.random.default_rng(0)
+SESSIONS = []  # which a test opened itself
+FRAME = RANDOM.integers(0, 4000, (150, 170)).astype(np.uint16)
+
+
+def until(reached, seconds=20.0):
+    """Let Qt work until something is so."""
+    end = time.monotonic() + seconds
+    while not reached():
+        assert time.monotonic() < end, "it did not come to pass"
+        QApplication.processEvents()
+        time.sleep(0.002)
+
+
+def our_threads():
+    return [thread.name for thread in threading.enumerate() if thread.name.startswith("unetrt")]
+
+
+@pytest.fixture(scope="session")
+def window():
+    """One viewer for all cases: each new one takes a second."""
+    viewer = napari.Viewer(show=False)
+    yield viewer
+    viewer.close()
+
+
+@pytest.fixture
+def viewer(window):
+    window.layers.clear()
+    notification_manager.records.clear()
+    return window
+
+
+@pytest.fixture
+def widget(viewer):
+    dock, widget = viewer.window.add_plugin_dock_widget("unetrt", "unetrt: segment")
+    assert isinstance(widget, SegmentWidget)
+    widget.form.model.setText(MODEL)
+    yield widget
+    if dock.widget() is not None:
+        viewer.window.remove_dock_widget(widget)
+    while SESSIONS:
+        SESSIONS.pop().close()
+    until(lambda: not our_threads())
+
+
+def press_segment(widget):
+    widget.form.segment.click()
+    until(lambda: not widget.work.background.busy)
+
+
+def go_live(widget):
+    widget.form.live.click()
+    until(lambda: widget.work.live is not None and widget.work.live.layer is not None)
+    return widget.work.live.layer
+
+
+def expected(image, min_area=0):
+    with Segmenter(MODEL) as segmenter:
+        classes = segmenter.segment(image).labels
+        return instances(classes, segmenter.spec.separation_border, min_area)
+
+
+def use(widget, session):
+    """Put a segmenter of the test in the place of the model file."""
+    SESSIONS.append(session)
+    widget.work.path, widget.work.segmenter = MODEL, Segmenter(session)
+
+
+def slow_session(seconds):
+    return FunctionSession(lambda frames, scores: time.sleep(seconds))
+
+
+def messages():
+    return [record.message for record in notification_manager.records]
+
+
+def test_a_frame_gets_the_labels_of_the_segmenter(viewer, widget):
+    layer = viewer.add_image(FRAME, name="cells", scale=(0.5, 0.25), translate=(3, 4), metadata={"slide": 7})
+    widget.form.area.setValue(5)
+    press_segment(widget)
+    labels = viewer.layers["cells (instances)"]
+    np.testing.assert_array_equal(labels.data, expected(FRAME, min_area=5))
+    np.testing.assert_array_equal(labels.extent.world, layer.extent.world)
+    assert labels.metadata["slide"] == 7
+    assert labels.metadata["unetrt"]["model"] == MODEL
+    assert widget.form.figures.text() == f"{labels.data.max()} objects"
+    assert "tile 60 x 76 px" in widget.form.about.text()
+    assert messages() == []
+
+
+def test_classes(viewer, widget):
+    viewer.add_image(FRAME, name="cells")
+    widget.form.kind.setCurrentText("classes")
+    press_segment(widget)
+    with Segmenter(MODEL) as segmenter:
+        np.testing.assert_array_equal(viewer.layers["cells (classes)"].data, segmenter.segment(FRAME).labels)
+
+
+@pytest.mark.parametrize("kind", ["numpy", "dask", "zarr"])
+def test_a_stack_frame_by_frame(viewer, widget, kind):
+    stack = np.stack([FRAME, FRAME.T[:150].repeat(2, axis=1)[:, :170], FRAME[::-1]])
+    lazy = {"numpy": np.asarray, "dask": dask.array.from_array, "zarr": zarr.array}[kind](stack)
+    viewer.add_image(lazy, name="film", scale=(9, 1, 2))
+    parts = []
+    widget.work.background.progressed.connect(lambda done, total: parts.append((done, total)))
+    press_segment(widget)
+    labels = viewer.layers["film (instances)"]
+    np.testing.assert_array_equal(labels.data, expected(stack))
+    np.testing.assert_array_equal(labels.scale, (9, 1, 2))
+    assert parts[0][0] < parts[-1][0] == parts[-1][1] > 3
+    assert parts == sorted(parts)
+
+
+@pytest.mark.parametrize("colours", [False, True])
+def test_channels_become_one_plane_of_labels(viewer, widget, colours):
+    session = CropSession(small_spec(channels=3, normalisation=THREE, head="labels"))
+    use(widget, session)
+    image = RANDOM.integers(0, 2, (3, 40, 50)).astype(np.uint8)
+    given = np.moveaxis(image, 0, -1) if colours else image
+    viewer.add_image(given, name="cells", rgb=colours, scale=(2, 3) if colours else (5, 2, 3))
+    widget.form.kind.setCurrentText("classes")
+    press_segment(widget)
+    labels = viewer.layers["cells (classes)"]
+    np.testing.assert_array_equal(labels.data, Segmenter(session).segment(image).labels)
+    np.testing.assert_array_equal(labels.scale, (2, 3))
+
+
+@pytest.mark.parametrize(
+    ("model", "image", "message"),
+    [("", FRAME, "no model is chosen"), ("nowhere.onnx", FRAME, "nowhere.onnx"),
+     (MODEL, np.full((40, 50), np.nan, np.float32), "NaN")],
+)  # fmt: skip
+def test_an_error_is_a_notification_of_one_line(viewer, widget, model, image, message):
+    viewer.add_image(image, contrast_limits=(0, 1), name="cells")
+    widget.form.model.setText(model)
+    press_segment(widget)
+    (told,) = messages()
+    assert message in told
+    assert "\n" not in told
+    assert widget.form.segment.text() == "Segment"
+
+
+def test_without_an_image_it_says_so(viewer, widget):
+    press_segment(widget)
+    assert messages() == ["there is no image layer to segment: open an image first"]
+
+
+def test_colours_do_not_fit_one_channel(viewer, widget):
+    viewer.add_image(np.zeros((40, 50, 3), np.uint8), name="photo", rgb=True)
+    press_segment(widget)
+    widget.form.live.click()
+    until(lambda: len(messages()) == 2)
+    assert all("'photo' is in colour" in message for message in messages())
+    assert not widget.form.live.isChecked()
+
+
+def test_cancel_comes_back_at_once(viewer, widget):
+    use(widget, slow_session(0.2))
+    viewer.add_image(np.zeros((400, 400), np.uint8), name="large")
+    widget.form.segment.click()
+    assert widget.form.segment.text() == "Cancel"
+    widget.form.segment.click()
+    assert widget.form.segment.text() == "Segment"
+    until(lambda: not [name for name in our_threads() if name == "unetrt-napari"])
+    assert [layer.name for layer in viewer.layers] == ["large"]
+    assert messages() == []
+
+
+def test_live_labels_follow_the_layer(viewer, widget):
+    layer = viewer.add_image(FRAME, name="preview", scale=(2, 2))
+    labels = go_live(widget)
+    assert labels.name == "preview (unetrt live)"
+    np.testing.assert_array_equal(labels.data, expected(FRAME))
+    np.testing.assert_array_equal(labels.scale, (2, 2))
+    for frame in (FRAME[::-1], FRAME[:100, :90].copy()):
+        layer.data = frame
+        wanted = expected(frame)
+        until(lambda: np.array_equal(labels.data, wanted))  # noqa: B023
+    layer.data[:50] = 0
+    layer.refresh()
+    wanted = expected(layer.data)
+    until(lambda: np.array_equal(labels.data, wanted))
+    widget._show_figures()
+    assert "frames/s, latency" in widget.form.figures.text()
+    widget.form.live.click()
+    until(lambda: not any("live" in name for name in our_threads()))
+    assert "preview (unetrt live)" in viewer.layers
+
+
+def test_what_it_shows_does_not_make_new_frames(viewer, widget):
+    viewer.add_image(FRAME, name="preview")
+    go_live(widget)
+    live = widget.work.live.feed._live
+    live.flush(10)
+    before = live.status().submitted
+    end = time.monotonic() + 0.5
+    until(lambda: time.monotonic() > end)
+    assert live.status().submitted == before <= 3
+
+
+def test_live_shows_the_plane_of_the_slider(viewer, widget):
+    stack = np.stack([FRAME, FRAME[::-1]])
+    viewer.add_image(stack, name="film", scale=(5, 1, 1))
+    labels = go_live(widget)
+    for plane in (1, 0, 1):
+        viewer.dims.set_point(0, plane * 5)
+        wanted = expected(stack[plane])
+        until(lambda: np.array_equal(labels.data, wanted))  # noqa: B023
+
+
+def test_frames_faster_than_the_model_are_dropped_and_the_gui_goes_on(viewer, widget):
+    use(widget, slow_session(0.3))
+    layer = viewer.add_image(np.zeros((20, 30), np.uint8), name="preview")
+    go_live(widget)
+    begin = time.perf_counter()
+    for value in range(40):
+        layer.data = np.full((20, 30), value, np.uint8)
+        QApplication.processEvents()
+    assert time.perf_counter() - begin < 40 * 0.3 / 2  # had it waited for each frame, it had taken 12 seconds
+    live = widget.work.live.feed._live
+    live.flush(10)
+    status = live.status()
+    assert status.dropped > 0
+    assert status.failed == 0
+    assert status.submitted == status.done + status.dropped
+
+
+def test_a_frame_that_fails_is_told_once(viewer, widget):
+    layer = viewer.add_image(np.full((40, 50), np.nan, np.float32), name="preview", contrast_limits=(0, 1))
+    widget.form.live.click()
+    until(messages)
+    layer.refresh()
+    live = widget.work.live.feed._live
+    until(lambda: live.status().failed >= 2)
+    end = time.monotonic() + 0.1
+    until(lambda: time.monotonic() > end)
+    (told,) = messages()
+    assert "NaN" in told
+
+
+@pytest.mark.parametrize("which", ["preview", "preview (unetrt live)"])
+def test_removing_a_layer_ends_live(viewer, widget, which):
+    viewer.add_image(FRAME, name="preview")
+    go_live(widget)
+    viewer.layers.remove(which)
+    assert widget.work.live is None
+    assert not widget.form.live.isChecked()
+    until(lambda: not any("live" in name for name in our_threads()))
+
+
+@pytest.mark.parametrize("how", ["removed", "closed"])
+def test_the_end_of_the_widget_ends_everything(viewer, widget, how):
+    viewer.add_image(FRAME, name="preview")
+    go_live(widget)
+    if how == "removed":
+        viewer.window.remove_dock_widget(widget)
+    else:
+        widget.close()
+    assert widget.work.segmenter is None
+    until(lambda: not our_threads())
+    viewer.add_image(FRAME, name="another")
+
+
+def test_closing_the_viewer_ends_everything():
+    viewer = napari.Viewer(show=False)
+    _, widget = viewer.window.add_plugin_dock_widget("unetrt", "unetrt: segment")
+    viewer.add_image(FRAME, name="preview")
+    widget.form.model.setText(MODEL)
+    go_live(widget)
+    viewer.close()
+    QApplication.sendPostedEvents(None, QEvent.Type.DeferredDelete)
+    until(lambda: not our_threads())
+
+
+def test_the_model_is_remembered(viewer, widget):
+    widget.choose(MODEL)
+    until(lambda: widget.work.segmenter is not None)
+    assert SegmentWidget(viewer).form.model.text() == MODEL
+
+
+def test_another_model_takes_the_place_of_the_first(viewer, widget):
+    viewer.add_image(FRAME, name="cells")
+    go_live(widget)
+    first = widget.work.segmenter
+    widget.choose(f" {MODEL.replace('/', '//', 1)}")
+    until(lambda: not widget.work.background.busy)
+    assert widget.work.segmenter is not first
+    assert widget.work.live is None
+    assert not widget.form.live.isChecked()
+
+
+def test_the_list_of_images_follows_the_viewer(viewer, widget):
+    first = viewer.add_image(FRAME, name="one")
+    viewer.add_labels(FRAME.astype(np.int32), name="no image")
+    viewer.add_image(FRAME, name="two")
+    assert widget.images.layer() is first
+    first.name = "uno"
+    assert [widget.images.itemText(index) for index in range(2)] == ["two", "uno"]
+    viewer.layers.remove(first)
+    assert widget.images.layer() is viewer.layers["two"]
