@@ -30,7 +30,7 @@ def overlay(frame: Array, labels: Array) -> NDArray[np.uint8]:
     -------
     uint8, (H, W, 3)
     """
-    grey = _stretched(frame.mean(axis=0) if frame.ndim == 3 else frame)
+    grey = stretched(frame.mean(axis=0) if frame.ndim == 3 else frame)
     colour = COLOURS[labels % len(COLOURS)]
     share = np.where(labels > 0, np.float32(INSIDE), np.float32(1))
     share[outlines(labels)] = 0
@@ -51,8 +51,9 @@ def outlines(labels: Array) -> NDArray[np.bool_]:
     return edge & (labels > 0)
 
 
-def _stretched(frame: Array) -> NDArray[np.float32]:
+def stretched(frame: Array) -> NDArray[np.float32]:
+    """Return a frame (H, W) from its 1st to its 99.8th percentile as 0 to 1."""
     low, high = np.percentile(frame, (1, 99.8))
     width = high - low if high > low else 1
-    stretched: NDArray[np.float32] = np.clip((frame - low) / width, 0, 1).astype(np.float32)
-    return stretched
+    share: NDArray[np.float32] = np.clip((frame - low) / width, 0, 1).astype(np.float32)
+    return share

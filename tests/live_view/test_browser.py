@@ -1,0 +1,132 @@
+import gc
+import socket
+import subprocess
+import sys
+import time
+import webbrowser
+from http.client import HTTPConnection
+from urllib.parse import urlsplit
+
+import pytest
+
+from tests.live_view.live_scenes import asked, events, open_live, squares, view_threads
+from unetrt.live_view import browser, browser_app
+from unetrt.live_view.browser import BrowserView
+from unetrt.runtime.errors import BackendUnavailableError, OptionError
+
+
+def test_pages_hear_that_the_run_ended_and_that_the_view_closes():
+    with open_live() as live, BrowserView(live) as view, asked(view, "/events") as response:
+        live.close()
+        told = events(response)
+        assert next(name for name, data in told if name == "status" and data["status"]["state"] == "closed")
+        view.close()
+        assert [name for name, _ in told][-1] == "end"
+
+
+def test_only_this_machine_reaches_the_page(view):
+    port = urlsplit(view.url).port
+    assert view.url == f"http://127.0.0.1:{port}/"
+    others = {each[4][0] for each in socket.getaddrinfo(socket.gethostname(), port, socket.AF_INET)} - {"127.0.0.1"}
+    for address in {*others, "127.0.0.2"}:
+        with pytest.raises(OSError, match=r".*"):
+            socket.create_connection((address, port), timeout=1).close()
+
+
+def test_a_port_that_cannot_be_had_is_one_line(live):
+    with BrowserView(live) as first:
+        port = urlsplit(first.url).port
+        with pytest.raises(
+            OptionError, match=f"port {port} of 127.0.0.1: address already in use; use another one, or 0"
+        ):
+            BrowserView(live, port=port)
+        with pytest.raises(OptionError, match="port 70000 of 127.0.0.1: not from 0 to 65535; use another one"):
+            BrowserView(live, port=70000)
+    with BrowserView(live, port=port) as again:  # at once, though connections to it may still be fading
+        assert urlsplit(again.url).port == port
+    assert view_threads() == []
+
+
+def test_a_package_that_is_missing_is_named(live, monkeypatch):
+    monkeypatch.setattr(browser, "find_spec", lambda name: None if name == "uvicorn" else name)
+    with pytest.raises(BackendUnavailableError, match=r"needs uvicorn: pip install 'unetrt\[view\]'"):
+        BrowserView(live)
+
+
+def test_it_closes_within_a_second_though_browsers_are_connected(live):
+    view = BrowserView(live)
+    live.submit(squares()[0])
+    live.flush(10)
+    address = urlsplit(view.url).netloc
+    connections = [HTTPConnection(address, timeout=10) for _ in range(4)]
+    for connection, path in zip(connections, ["/events", "/events", "/picture?after=0", "/page.js"], strict=True):
+        connection.request("GET", path)  # none of them reads its answer
+    time.sleep(0.3)
+    begin = time.perf_counter()
+    view.close()
+    assert time.perf_counter() - begin < 1
+    assert view_threads() == []
+    view.close()
+    for connection in connections:
+        connection.close()
+
+
+def test_a_browser_that_reads_nothing_holds_up_neither_run_nor_end(live, monkeypatch):
+    monkeypatch.setattr(browser_app, "EVENTS", 0)
+    monkeypatch.setattr(browser_app, "TICK", 0)
+    with BrowserView(live) as view:
+        stalled = socket.socket()
+        stalled.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        stalled.connect(("127.0.0.1", urlsplit(view.url).port))
+        stalled.sendall(b"GET /events HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        for _ in range(50):
+            live.submit(squares()[0]).result(10)
+        begin = time.perf_counter()
+    assert time.perf_counter() - begin < browser.GRACE + 1
+    assert view_threads() == []
+    stalled.close()
+
+
+def test_a_view_that_is_forgotten_closes(live):
+    view = BrowserView(live)
+    url = urlsplit(view.url)
+    del view
+    gc.collect()
+    assert view_threads() == []
+    with pytest.raises(ConnectionRefusedError):
+        socket.create_connection((url.hostname, url.port), timeout=1)
+
+
+def test_a_program_that_forgets_to_close_ends(tmp_path):
+    program = (
+        "from tests.live_view.live_scenes import open_live, squares\n"
+        "from unetrt.live_view.browser import BrowserView\n"
+        "opened = open_live()\nlive = opened.__enter__()\nview = BrowserView(live)\n"
+        "live.submit(squares()[0]).result(10)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, timeout=60, check=True, text=True)
+    assert done.stderr == ""
+
+
+def test_show_opens_the_page_where_there_is_a_browser(view, monkeypatch):
+    shown = []
+
+    class Browser(webbrowser.BaseBrowser):
+        def open(self, url, new=0, autoraise=True):
+            shown.append(url)
+            return True
+
+    monkeypatch.setattr(webbrowser, "get", Browser)
+    assert view.show()
+    assert shown == [view.url]
+
+
+def test_show_raises_nothing_where_there_is_no_browser(view, monkeypatch):
+    def none():
+        raise webbrowser.Error("could not locate runnable browser")
+
+    monkeypatch.setattr(webbrowser, "get", none)
+    assert not view.show()
+    in_terminal = webbrowser.GenericBrowser([sys.executable, "-c", "input()"])
+    monkeypatch.setattr(webbrowser, "get", lambda: in_terminal)
+    assert not view.show()

@@ -1,0 +1,133 @@
+// Follows the events of a run, shows its numbers, and says when there are none any more.
+
+import { Picture } from "./picture.js";
+import { Plot } from "./plot.js";
+
+const AGAIN = 1000; // milliseconds until the next attempt to connect
+const SILENCE = 4000; // milliseconds without an event after which the connection counts as lost
+const KEPT = 3000; // points in the plots
+
+const $ = (id) => document.getElementById(id);
+const body = document.body;
+const points = [];
+let events, heard = 0, run, picture, following, ended = false;
+
+const colour = (name) => getComputedStyle(document.documentElement).getPropertyValue(`--${name}`);
+const latency = new Plot(
+  $("latency"),
+  [{ of: (p) => p.compute, colour: colour("compute") }, { of: (p) => p.queueing, colour: colour("queueing") }],
+  seconds,
+);
+const counted = new Plot($("counted"), [{ of: (p) => p.objects, colour: colour("objects") }], round);
+
+function connect() {
+  events?.close();
+  events = new EventSource("events");
+  heard = performance.now();
+  events.addEventListener("hello", (event) => greet(JSON.parse(event.data)));
+  events.addEventListener("status", (event) => tell(JSON.parse(event.data)));
+  events.addEventListener("end", (event) => { tell(JSON.parse(event.data)); ended = true; });
+  events.onerror = lost;
+}
+
+function lost() {
+  events?.close();
+  events = null;
+  following?.abort();
+  if (ended) link("ended", "The run has ended. Waiting for the next one …");
+  else link("lost", "Connection lost. Trying again …");
+  if (!document.hidden) setTimeout(connect, AGAIN);
+}
+
+function greet(hello) {
+  if (run && run !== hello.run) location.reload(); // another run, perhaps of another version
+  run = hello.run;
+  ended = false;
+  points.length = 0;
+  text("model", hello.model);
+  picture ??= new Picture($("picture"), hello.colours);
+  following?.abort();
+  following = new AbortController();
+  picture.follow(following.signal, caption);
+}
+
+function tell({ status, now, points: news }) {
+  heard = performance.now();
+  const closed = status.state === "closed";
+  body.dataset.state = status.state;
+  link("open", closed ? "The run has ended. This is its last frame." : "");
+  for (const [time, queueing, compute, objects, failed] of news) points.push({ time, queueing, compute, objects, failed });
+  points.splice(0, points.length - KEPT);
+  const last = closed ? points.at(-1)?.time ?? now : now; // plots stand still once nothing can come
+  latency.show(points, last);
+  counted.show(points, last);
+  numbers(status);
+}
+
+function numbers(status) {
+  for (const name of ["submitted", "done", "dropped", "failed", "pending", "missed"]) text(name, round(status[name]));
+  for (const part of document.querySelectorAll(".bar i")) {
+    part.style.width = `${(100 * status[part.className]) / Math.max(1, status.submitted)}%`;
+  }
+  for (const row of document.querySelectorAll("[data-time]")) {
+    const times = status[row.dataset.time];
+    [times.p50, times.p95, times.p99].forEach((time, place) => (row.children[place + 1].textContent = seconds(time)));
+  }
+  const newest = points.findLast((point) => !point.failed);
+  text("objects", newest && newest.objects !== null ? round(newest.objects) : "–");
+  text("objects-note", newest?.objects === null ? "classes are not counted" : "");
+  text("rate", status.rate.toFixed(status.rate < 100 ? 1 : 0));
+  text("median", seconds(status.latency.p50));
+  text("error", status.last_error || "no errors");
+  $("error").title = status.last_error;
+  $("error").classList.toggle("some", Boolean(status.last_error));
+}
+
+function caption(head, wrong) {
+  $("empty").hidden = true;
+  if (!head) return text("caption", wrong);
+  const size = head.shape.length ? `${head.shape.join(" × ")} ${head.dtype}` : head.dtype;
+  const shown = head.step > 1 ? `shown at 1 : ${head.step}` : "";
+  text("caption", [`frame ${head.number}`, head.index, size, shown].filter(Boolean).join("  ·  "));
+  $("caption").title = $("caption").textContent;
+}
+
+function link(how, banner) {
+  body.dataset.link = how;
+  text("banner", banner);
+  text("state-text", { lost: "no connection", ended: "ended" }[how] ?? body.dataset.state);
+}
+
+function text(id, content) {
+  if ($(id).textContent !== content) $(id).textContent = content;
+}
+
+function seconds(value) {
+  if (value === null || value === undefined) return "–";
+  if (value >= 1) return `${value.toFixed(value < 10 ? 2 : 1)} s`;
+  const ms = value * 1000;
+  return `${ms === 0 || ms >= 100 ? Math.round(ms) : ms.toPrecision(2)} ms`;
+}
+
+function round(value) {
+  return Number.isInteger(value) ? value.toLocaleString("en").replaceAll(",", " ") : value.toFixed(1);
+}
+
+function choose(mode) {
+  document.querySelectorAll("#modes button").forEach((each) => each.setAttribute("aria-pressed", each.dataset.mode === mode));
+  $("fill").disabled = mode !== "overlay";
+  picture?.set({ mode });
+}
+
+$("modes").addEventListener("click", (event) => event.target.dataset.mode && choose(event.target.dataset.mode));
+$("fill").addEventListener("input", (event) => picture?.set({ fill: event.target.value / 100 }));
+document.addEventListener("keydown", ({ key }) => { if ("123".includes(key)) choose(["overlay", "frame", "labels"][key - 1]); });
+// What nobody looks at is not sent.
+document.addEventListener("visibilitychange", () => {
+  if (!document.hidden) return connect();
+  events?.close();
+  events = null;
+  following?.abort();
+});
+setInterval(() => { if (events && performance.now() - heard > SILENCE) lost(); }, 500);
+connect();

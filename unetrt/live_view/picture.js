@@ -1,0 +1,86 @@
+// The newest frame and its labels, one laid over the other.
+
+const EVERY = 100; // milliseconds from one picture to the next
+
+export class Picture {
+  constructor(canvas, colours) {
+    Object.assign(this, { canvas, colours, mode: "overlay", fill: 0.25, shown: null });
+  }
+
+  set(what) {
+    Object.assign(this, what);
+    this.draw();
+  }
+
+  // Asks for one picture after the other; each time the newest, so that a slow page misses some and is never late.
+  async follow(signal, tell) {
+    let after = -1;
+    while (!signal.aborted) {
+      const begin = performance.now();
+      try {
+        const answer = await fetch(`picture?after=${after}`, { signal });
+        if (answer.status === 200) {
+          await this.take(await answer.arrayBuffer());
+          after = this.shown.head.number;
+          tell(this.shown.head, "");
+        } else if (!answer.ok) {
+          tell(null, await answer.text());
+          await pause(1000);
+        }
+      } catch (error) {
+        if (signal.aborted) return;
+        await pause(1000); // the events say that the connection is lost
+      }
+      await pause(EVERY - (performance.now() - begin));
+    }
+  }
+
+  async take(body) {
+    const length = new DataView(body).getUint32(0);
+    const head = JSON.parse(new TextDecoder().decode(new Uint8Array(body, 4, length)));
+    const jpeg = new Uint8Array(body, 4 + length, head.jpeg);
+    const [frame, codes] = await Promise.all([
+      createImageBitmap(new Blob([jpeg], { type: "image/jpeg" })),
+      inflated(new Uint8Array(body, 4 + length + head.jpeg)),
+    ]);
+    this.shown?.frame.close();
+    this.shown = { head, frame, codes };
+    this.draw();
+  }
+
+  draw() {
+    if (!this.shown) return;
+    const { head: { width, height }, frame } = this.shown;
+    if (this.canvas.width !== width || this.canvas.height !== height) Object.assign(this.canvas, { width, height });
+    const pen = this.canvas.getContext("2d");
+    pen.fillRect(0, 0, width, height);
+    if (this.mode !== "labels") pen.drawImage(frame, 0, 0);
+    if (this.mode !== "frame") pen.drawImage(this.labels(width, height), 0, 0);
+  }
+
+  labels(width, height) {
+    const layer = new OffscreenCanvas(width, height), pen = layer.getContext("2d");
+    const image = pen.createImageData(width, height), pixels = new Uint32Array(image.data.buffer);
+    const table = this.table();
+    this.shown.codes.forEach((code, place) => (pixels[place] = table[code]));
+    pen.putImageData(image, 0, 0);
+    return layer;
+  }
+
+  // What is drawn for each code, as it lies in memory: red, green, blue, opacity.
+  table() {
+    const inside = this.mode === "labels" ? 0.55 : this.fill;
+    const colour = (rgb, opacity) => [...rgb, Math.round(255 * opacity)];
+    const bytes = [[0, 0, 0, 0], ...this.colours.map((rgb) => colour(rgb, inside)), ...this.colours.map((rgb) => colour(rgb, 1))];
+    return new Uint32Array(new Uint8Array(bytes.flat()).buffer);
+  }
+}
+
+async function inflated(bytes) {
+  const stream = new Blob([bytes]).stream().pipeThrough(new DecompressionStream("deflate"));
+  return new Uint8Array(await new Response(stream).arrayBuffer());
+}
+
+function pause(milliseconds) {
+  return new Promise((resolve) => setTimeout(resolve, Math.max(0, milliseconds)));
+}
