@@ -21,6 +21,8 @@ from unetrt.runtime.overlay import COLOURS, outlines, stretched
 LONGEST = 1024
 # A pixel of a picture is the mean of at most so many rows and columns of the frame, however large that is.
 SAMPLES = 3
+# Percentiles of a picture are taken from about so many of its rows and columns.
+SAMPLED = 256
 JPEG_QUALITY = 90
 # Of an index or a dtype, so many characters are shown.
 LONGEST_TEXT = 60
@@ -43,7 +45,7 @@ def encoded(result: LiveResult) -> bytes:
     """
     labels = np.asarray(result.labels)
     step = -(-max(labels.shape) // LONGEST)
-    codes = label_codes(labels[::step, ::step])
+    codes = label_codes(np.ascontiguousarray(labels[::step, ::step]))
     shape, dtype, grey = _frame(result.frame, codes.shape, step)
     jpeg = _jpeg(grey)
     head = {
@@ -63,9 +65,10 @@ def encoded(result: LiveResult) -> bytes:
 
 def label_codes(labels: NDArray[Any]) -> NDArray[np.uint8]:
     """Return which colour each pixel of labels (H, W) has, as `encoded` says."""
-    codes = (labels % len(COLOURS) + 1).astype(np.uint8)
-    codes[labels <= 0] = 0
-    codes[outlines(labels)] += len(COLOURS)
+    # The number of colours divides 256: the low byte of a label has its colour.
+    codes = labels.astype(np.uint8) % len(COLOURS) + np.uint8(1)
+    codes *= labels > 0
+    codes += outlines(labels) * np.uint8(len(COLOURS))
     return codes
 
 
@@ -97,7 +100,7 @@ def _frame(given: Any, size: tuple[int, ...], step: int) -> tuple[list[int], str
     except FrameError:
         return [], "not on the host", np.zeros(size, np.uint8)
     small = reduced(frame.reshape(-1, *frame.shape[-2:]), step)
-    grey = stretched(small.mean(axis=0, dtype=np.float32))
+    grey = stretched(small.mean(axis=0, dtype=np.float32), every=max(1, min(size) // SAMPLED))
     return list(frame.shape), str(frame.dtype), (grey * 255).astype(np.uint8)
 
 
