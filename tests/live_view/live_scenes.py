@@ -27,13 +27,13 @@ def squares(height=96, width=128):
 
 
 @contextmanager
-def open_live(**options):
+def open_live(kind="instances", **options):
     """A live segmenter whose labels are where the frame is 1."""
     spec = small_spec(normalisation=AS_IT_IS, head="labels")
     with (
         CropSession(spec) as session,
         Segmenter(session) as segmenter,
-        LiveSegmenter(segmenter, policy="block", kind="instances", **options) as live,
+        LiveSegmenter(segmenter, policy="block", kind=kind, **options) as live,
     ):
         yield live
 
@@ -82,4 +82,4 @@ def eventually(what, seconds=15):
 
 def view_threads():
     """The names of threads that a view started and that still run."""
-    return [thread.name for thread in threading.enumerate() if thread.name.startswith(("unetrt-view", "AnyIO"))]
+    return [thread.name for thread in threading.enumerate() if thread.name.startswith("unetrt-view")]

@@ -1,5 +1,6 @@
 import threading
 import time
+import weakref
 from dataclasses import asdict
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -131,10 +132,16 @@ def test_a_frame_that_cannot_be_shown_is_told_in_words(live, view, monkeypatch):
 
 def test_the_feed_keeps_one_frame_and_a_bounded_history(live, monkeypatch):
     monkeypatch.setattr("unetrt.live_view.browser_feed.HISTORY", 5)
+    kept = []
     with BrowserView(live) as view:
         for _ in range(12):
-            live.submit(squares()[0])
+            frame, _ = squares()
+            kept.append(weakref.ref(frame))
+            live.submit(frame, copy=False)
+        del frame
         assert eventually(lambda: (news := news_of(view, 1))["newest"] == 11 and len(news["points"]) == 5)
+        assert eventually(lambda: [each() is not None for each in kept] == [False] * 11 + [True])
+    assert eventually(lambda: kept[-1]() is None)
 
 
 @pytest.mark.parametrize("host", ["attacker.example", "attacker.example:80", "127.0.0.1.attacker.example", ""])

@@ -71,11 +71,11 @@ def test_the_page_shows_frames_labels_counts_and_plots(page):
     with open_live() as live, BrowserView(live) as view:
         page.get(view.url)
         assert eventually(lambda: text(page, "state-text") == "waiting")
-        assert page.execute_script("return !document.getElementById('empty').hidden")
+        assert page.find_element("id", "empty").is_displayed()
         live.submit(frame, {"t": 0, "c": 2})
         assert eventually(lambda: text(page, "caption") == "frame 0  ·  t 0  c 2  ·  96 × 128 uint16")  # noqa: RUF001
         assert eventually(lambda: text(page, "done") == "1")
-        assert page.execute_script("return document.getElementById('empty').hidden")
+        assert not page.find_element("id", "empty").is_displayed()
         assert pixels(page, "picture").shape == (96, 128, 3)
         for _ in range(4):
             live.submit(frame)
@@ -117,9 +117,21 @@ def test_frame_and_labels_are_shown_alone_or_one_over_the_other(page):
         assert page.get_log("browser") == []
 
 
+def test_classes_are_shown_and_not_counted(page):
+    frame, _ = squares()
+    with open_live(kind="classes") as live, BrowserView(live) as view:
+        live.submit(frame)
+        page.get(view.url)
+        assert eventually(lambda: text(page, "objects-note") == "classes are not counted")
+        assert text(page, "objects") == "–"  # noqa: RUF001
+        assert eventually(lambda: text(page, "caption"))
+        assert (choose(page, "labels").any(axis=-1) == (frame > 0)).all()
+        assert page.get_log("browser") == []
+
+
 def test_frames_may_change_their_size_without_the_page_moving(page):
     layout = (
-        "return [...document.querySelectorAll('.screen, .panel, .tiles')].map(element => "
+        "return [...document.querySelectorAll('.screen, .panel, .tiles > div')].map(element => "
         "Object.values(element.getBoundingClientRect().toJSON()))"
     )
     with open_live() as live, BrowserView(live) as view:

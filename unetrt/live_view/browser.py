@@ -1,5 +1,6 @@
 """The browser view: a page on this machine that follows a live segmenter, and never slows it."""
 
+import asyncio
 import os
 import socket
 import threading
@@ -22,8 +23,8 @@ if TYPE_CHECKING:
 HOST = "127.0.0.1"
 # Connections that may wait to be accepted.
 BACKLOG = 64
-# Whole seconds that a browser which reads nothing may keep `close` waiting.
-GRACE = 1
+# Seconds that a browser which reads nothing may keep `close` waiting, and between two looks whether it was called.
+GRACE, TICK = 0.5, 0.05
 
 
 class BrowserView(Closable):
@@ -66,12 +67,12 @@ class BrowserView(Closable):
             opened.enter_context(listening)
             feed, encoder = Feed(live), ThreadPoolExecutor(1, "unetrt-view-pictures")
             opened.callback(feed.close)
-            server = _server(feed, encoder)
+            serving = _serve(_server(feed, encoder), listening, feed.closing)
             opened.pop_all()
-        thread = threading.Thread(target=server.run, args=([listening],), name="unetrt-view-server", daemon=True)
+        thread = threading.Thread(target=asyncio.run, args=(serving,), name="unetrt-view-server", daemon=True)
         thread.start()
         # The threads do not know this object: it can be forgotten, and is then closed.
-        self._finalizer = weakref.finalize(self, _end, feed, server, thread, encoder)
+        self._finalizer = weakref.finalize(self, _end, feed, thread, encoder)
 
     def show(self) -> bool:
         """Open the page in the user's browser, and return whether there is one; never raises, returns at once."""
@@ -124,14 +125,30 @@ def _server(feed: Feed, encoder: ThreadPoolExecutor) -> "Server":
             http="h11",
             ws="none",
             server_header=False,
-            timeout_graceful_shutdown=GRACE,
         )
     )
 
 
-def _end(feed: Feed, server: "Server", thread: threading.Thread, encoder: ThreadPoolExecutor) -> None:
-    feed.close()
+async def _serve(server: "Server", listening: socket.socket, closing: threading.Event) -> None:
+    with listening:
+        ending = asyncio.create_task(_end_connections(server, closing))
+        await server.serve([listening])
+        ending.cancel()
+
+
+async def _end_connections(server: "Server", closing: threading.Event) -> None:
+    """Let the server end once the view closes, and cut off who has not read the last of it after a while."""
+    # uvicorn 0.30 leaves everything open where it is to end while it starts.
+    while not (closing.is_set() and server.started):
+        await asyncio.sleep(TICK)
     server.should_exit = True
+    await asyncio.sleep(GRACE)
+    for connection in list(server.server_state.connections):
+        connection.transport.abort()
+
+
+def _end(feed: Feed, thread: threading.Thread, encoder: ThreadPoolExecutor) -> None:
+    feed.close()
     if thread is not threading.current_thread():
         thread.join()
     encoder.shutdown()

@@ -7,7 +7,6 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from time import monotonic
 from typing import TYPE_CHECKING, Any
-from uuid import uuid4
 
 from unetrt.live_view.browser_feed import Feed
 from unetrt.live_view.browser_pictures import colours, encoded
@@ -58,8 +57,7 @@ class App:
         self._feed, self._encoder = feed, encoder
         self._encoding = False
         self._picture, self._number, self._made = b"", -1, -PICTURES  # the last, its frame, and when (`monotonic`)
-        segmenter = feed.live.segmenter
-        self._hello = {"run": uuid4().hex, "model": segmenter.session.name, "colours": colours()}
+        self._hello = {"model": feed.live.segmenter.session.name, "colours": colours()}
 
     def starlette(self) -> "Starlette":
         """Return the application; GET alone, and only under the names of this machine's loopback address."""

@@ -10,7 +10,7 @@ const KEPT = 3000; // points in the plots
 const $ = (id) => document.getElementById(id);
 const body = document.body;
 const points = [];
-let events, heard = 0, run, picture, following, ended = false;
+let events, heard = 0, picture, following, ended = false;
 
 const colour = (name) => getComputedStyle(document.documentElement).getPropertyValue(`--${name}`);
 const latency = new Plot(
@@ -40,8 +40,6 @@ function lost() {
 }
 
 function greet(hello) {
-  if (run && run !== hello.run) location.reload(); // another run, perhaps of another version
-  run = hello.run;
   ended = false;
   points.length = 0;
   text("model", hello.model);
