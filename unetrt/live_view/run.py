@@ -1,0 +1,90 @@
+"""A live segmentation from its first frame to its last, while a person looks on."""
+
+import threading
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import wait as wait_for
+from pathlib import Path
+from time import perf_counter
+from typing import Protocol
+
+from unetrt.runtime.errors import FrameError
+from unetrt.runtime.live.live_segmenter import LiveSegmenter
+
+# Seconds between two looks: four a second can be followed by eye.
+PERIOD = 0.25
+
+
+class Source(Protocol):
+    """Where frames come from.
+
+    Attributes
+    ----------
+    name
+        What a person calls it.
+    unread
+        Files that are none, and why.
+    """
+
+    name: str
+    unread: dict[Path, FrameError]
+
+    def feed(self, live: LiveSegmenter, stop: threading.Event) -> None:
+        """Submit frames until there are no more, or until soon after `stop` is set. Runs on a thread of its own."""
+
+
+def run(
+    source: Source,
+    live: LiveSegmenter,
+    show: Callable[[], None],
+    *,
+    seconds: float | None = None,
+    asked: Callable[[], bool] = lambda: False,
+) -> bool:
+    """Feed a live segmenter until the source ends, time is up, or the user asks; then close it.
+
+    Parameters
+    ----------
+    source
+        Where frames come from.
+    live
+        What segments them; closed when this returns, its outputs too. Frames that wait are segmented first, unless the
+        user asked.
+    show
+        Called a few times a second, and once at the end.
+    seconds
+        When time is up; None: never.
+    asked
+        Whether the user asked for the end.
+
+    Returns
+    -------
+    Whether the user asked.
+
+    Raises
+    ------
+    Exception
+        What the source raised; frames that came before it are segmented.
+    """
+    stop = threading.Event()
+    until = perf_counter() + (seconds or float("inf"))
+    with ThreadPoolExecutor(1, "unetrt-source") as pool:
+        feeding = pool.submit(source.feed, live, stop)
+        try:
+            while not (asked() or _ended(feeding, live)):
+                if perf_counter() >= until:
+                    stop.set()
+                show()
+        finally:
+            stop.set()
+            stopped = asked()
+            live.close(drain=not stopped and feeding.done())  # lets a source go that waits for room
+    show()
+    feeding.result()
+    return stopped
+
+
+def _ended(feeding: "Future[None]", live: LiveSegmenter) -> bool:
+    """Wait for a moment, and tell whether all frames came and are through."""
+    wait_for([feeding], PERIOD)
+    return feeding.done() and live.flush(PERIOD)
