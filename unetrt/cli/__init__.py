@@ -18,6 +18,7 @@ COMMANDS = {
     "build": "Build a TensorRT engine of a model.",
     "package": "Put a model into the form that other programs load.",
     "predict": "Segment images with an exported model.",
+    "live": "Segment what a camera sees, or a replay of files, while it comes.",
     "eval": "Score predicted labels against true ones.",
     "plan": "Show which tile segments frames of a size fastest.",
     "info": "Show what a model file or a checkpoint says of itself.",
@@ -33,9 +34,12 @@ EXTRAS = {
     "onnx": "export",
     "onnxruntime": "cpu",
     "onnxscript": "export",
+    "pymmcore_plus": "acquire",
     "safetensors": "train",
+    "starlette": "view",
     "tensorboard": "tensorboard",
     "torch": "train",
+    "uvicorn": "view",
 }
 # Exit status of who was asked to stop: 128 and the number of SIGINT, as shells have it.
 STOPPED = 130

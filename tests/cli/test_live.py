@@ -1,0 +1,268 @@
+"""`unetrt live`, with real files, the real core of Micro-Manager, a real terminal and a real Ctrl-C."""
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+from importlib.util import find_spec
+
+import numpy as np
+import pytest
+import tifffile
+
+from unetrt.__main__ import main
+from unetrt.trainer.drawn_cells import draw
+
+TITLE = "{} -> onnxruntime on the CPU, policy {}\n"
+SIZES = {"a": (60, 70), "b": (90, 64), "c": (41, 100)}
+
+
+MICRO_MANAGER = pytest.mark.skipif(
+    not (find_spec("pymmcore_plus") and find_spec("mm_test_adapters")), reason="needs Micro-Manager's demo devices"
+)
+
+
+@pytest.fixture(scope="module")
+def cells(tmp_path_factory):
+    """Drawn cells: three files of different sizes and a stack of three frames."""
+    folder = tmp_path_factory.mktemp("cells")
+    for seed, (name, size) in enumerate(SIZES.items()):
+        tifffile.imwrite(folder / f"{name}.tif", draw(size, seed=seed).frame, photometric="minisblack")
+    stack = np.stack([draw((64, 64), seed=seed).frame for seed in range(3)])
+    tifffile.imwrite(folder / "stack.tif", stack, photometric="minisblack")
+    return folder
+
+
+@pytest.fixture
+def run(tiny_model, capsys):
+    """Run `unetrt live` on the tiny model; return its status, standard output and standard error."""
+
+    def run(*arguments):
+        status = main(["live", str(tiny_model), *map(str, arguments)])
+        return status, *capsys.readouterr()
+
+    return run
+
+
+def started(tiny_model, *arguments, **pipes):
+    command = [sys.executable, "-m", "unetrt", "live", tiny_model, *map(str, arguments)]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **pipes)
+
+
+def wait_until(condition, seconds=20):
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "what was waited for did not happen"
+        time.sleep(0.02)
+
+
+def test_a_replay_writes_what_predict_writes(run, tiny_model, cells, tmp_path):
+    status, out, err = run("--replay", cells, "--fps", 0, "--save", tmp_path / "live")
+    assert (status, err) == (0, TITLE.format("4 files", "block"))
+    assert out.startswith("6 frames: 6 segmented\n")
+    assert f"4 label files -> {tmp_path / 'live'}" in out
+    assert main(["predict", str(tiny_model), str(cells), "-o", str(tmp_path / "files"), "--no-overlays"]) == 0
+    names = sorted(path.name for path in (tmp_path / "files").iterdir())
+    assert names == ["a.tif", "b.tif", "c.tif", "stack.tif"]
+    assert sorted(path.name for path in (tmp_path / "live").iterdir()) == names
+    for name in names:
+        assert (tmp_path / "live" / name).read_bytes() == (tmp_path / "files" / name).read_bytes()
+
+
+def test_frames_that_come_too_fast_are_dropped_and_counted(run, cells, tmp_path):
+    status, out, _ = run("--replay", cells, "--fps", 1e6, "--loop", "--frames", 400, "--policy", "latest")
+    came, done, dropped = map(int, re.match(r"(\d+) frames: (\d+) segmented, (\d+) dropped\n", out).groups())
+    assert status == 0
+    assert came == done + dropped == 400
+    assert done > 0
+    assert dropped > 0
+
+
+def test_classes_are_written_without_objects(run, cells, tmp_path):
+    status, out, _ = run("--replay", cells / "a.tif", "--fps", 0, "--as", "classes", "--save", tmp_path / "live")
+    assert status == 0
+    assert "object" not in out
+    assert tifffile.imread(tmp_path / "live" / "a.tif").max() <= 1
+
+
+def test_time_is_up(run, cells):
+    begin = time.monotonic()
+    status, out, _ = run("--replay", cells, "--loop", "--seconds", 1, "--normalisation", "running", "--queue", 1)
+    assert status == 0
+    assert re.match(r"\d+ frames: [1-9]\d* segmented", out)
+    assert 1 <= time.monotonic() - begin < 10
+
+
+def test_a_file_that_is_none_and_a_frame_that_is_bad_are_named(run, cells, tmp_path):
+    nan = np.full((64, 64), np.nan, np.float32)
+    tifffile.imwrite(tmp_path / "nan.tif", nan, photometric="minisblack")
+    (tmp_path / "text.tif").write_text("no image")
+    (tmp_path / "z.tif").write_bytes((cells / "a.tif").read_bytes())
+    status, out, err = run("--replay", tmp_path, "--fps", 0, "--save", tmp_path / "out")
+    assert status == 2
+    assert out.startswith("2 frames: 1 segmented, 1 failed\n")
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["z.tif"]
+    assert err.splitlines()[1].startswith(
+        "Error: 1 of 2 frames could not be segmented; the last: FrameError: 4096 pixels are NaN"
+    )
+    (tmp_path / "nan.tif").unlink()
+    status, out, err = run("--replay", tmp_path, "--fps", 0)
+    assert status == 2
+    assert re.search(r"^Error: \S+text.tif cannot be read", err, re.MULTILINE)
+
+
+def test_labels_that_cannot_be_written_are_not_passed_over(run, cells, tmp_path):
+    (tmp_path / "out" / "b.tif").mkdir(parents=True)
+    status, out, err = run("--replay", cells, "--fps", 0, "--save", tmp_path / "out")
+    assert status == 2
+    assert "3 label files" in out
+    assert re.search(r"Error: labels were lost, 1 times; last error: OutputError: \S+b.tif is a folder", err)
+
+
+CASES = {
+    "no source": ("", "give either --config FILE, for a camera, or --replay FOLDER"),
+    "two sources": ("--config MMConfig_demo.cfg --replay good", "give either --config FILE"),
+    "a loop of a camera": ("--config MMConfig_demo.cfg --loop", "--loop is for --replay only"),
+    "an exposure of files": ("--replay good --exposure 10", "--exposure is for --config only"),
+    "a port of nothing": ("--replay good --port 8000", "--port is for --view only"),
+    "as fast as possible, and not": ("--replay good --fps 0 --policy latest", "leave out --policy, or give"),
+    "no files": ("--replay none", "none does not exist: give a folder"),
+    "an empty folder": ("--replay empty", "empty holds no image"),
+    "no configuration": ("--config none.cfg", "none.cfg does not exist"),
+    "a configuration without a camera": ("--config empty.cfg", "empty.cfg names no camera"),
+    "a configuration of devices that are not there": ("--config odd.cfg", "odd.cfg does not load: .*NoLibrary"),
+    "no policy": ("--replay good --policy oldest", "'oldest' is not one of"),
+    "no queue": ("--replay good --queue 0", "a queue of 0 frames holds none"),
+    "a queue of the newest": ("--replay good --queue 3", "policy latest keeps the newest frame alone"),
+    "no backend": ("--replay good --backend tpu", "does not segment: use one of auto"),
+    "no frames": ("--replay good --frames 0", "0 is not in the range"),
+    "over the images": ("--replay good --save good", "is an input and would be overwritten"),
+    "into a file": ("--replay good --save text", "cannot write to text: .*not a folder"),
+    "into a folder that looks like a file": ("--replay good --save out.tif", "name it out, or one file out.ome.zarr"),
+    "again and again": ("--replay good --save out --loop", "leave out --loop or --save"),
+    "a camera into a folder": ("--config MMConfig_demo.cfg --save out", "name a file that ends in .ome.zarr"),
+}
+
+
+@pytest.mark.parametrize(("arguments", "message"), CASES.values(), ids=CASES)
+def test_bad_input_is_one_line(run, cells, tmp_path, monkeypatch, arguments, message):
+    for folder in ("good", "empty"):
+        (tmp_path / folder).mkdir()
+    (tmp_path / "good" / "a.tif").write_bytes((cells / "a.tif").read_bytes())
+    (tmp_path / "text").write_text("a file")
+    (tmp_path / "empty.cfg").write_text("# nothing\n")
+    (tmp_path / "odd.cfg").write_text("Device,Camera,NoLibrary,NoCamera\n")
+    monkeypatch.chdir(tmp_path)
+    before = sorted(tmp_path.rglob("*"))
+    status, out, err = run(*arguments.split())
+    assert status == 2, (out, err)
+    assert out == ""
+    assert len(err.strip().splitlines()) == 1
+    assert re.search(f"^Error: .*{message}", err), err
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_what_cannot_be_written_is_refused_before_the_model_is_loaded(cells, tmp_path, capsys):
+    assert main(["live", str(tmp_path / "none.onnx"), "--replay", str(cells), "--save", str(cells)]) == 2
+    assert "would be overwritten" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("package", "arguments", "extra"),
+    [("pymmcore_plus", ["--config", "MMConfig_demo.cfg"], "acquire"), ("uvicorn", ["--replay", "x", "--view"], "view")],
+)
+def test_a_missing_package_names_the_extra(run, monkeypatch, package, arguments, extra):
+    monkeypatch.setitem(sys.modules, package, None)
+    status, _, err = run(*arguments)
+    assert (status, err) == (2, f"Error: this needs {package}: pip install 'unetrt[{extra}]'\n")
+
+
+@pytest.mark.parametrize("ends", [True, False])
+def test_ctrl_c_leaves_whole_files_and_says_what_there_is(tiny_model, cells, tmp_path, ends):
+    (tmp_path / "many").mkdir()
+    for number in range(200):
+        (tmp_path / "many" / f"{number}.tif").symlink_to(cells / "a.tif")
+    how = ["--save", tmp_path / "out"] if ends else ["--loop"]
+    process = started(tiny_model, "--replay", tmp_path / "many", "--fps", 20, *how)
+    assert process.stderr.readline() == TITLE.format("200 files", "latest")
+    if ends:
+        wait_until((tmp_path / "out").exists)
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=20)
+    assert (process.returncode, err) == (130 if ends else 0, "")
+    assert re.match(r"\d+ frames?: \d+ segmented", out)
+    written = list((tmp_path / "out").glob("*"))
+    assert bool(written) == ends
+    assert {tifffile.imread(path).shape for path in written} <= {SIZES["a"]}
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="a pseudo-terminal is POSIX's")
+def test_at_a_terminal_the_view_is_drawn_in_place_and_taken_away(tiny_model, cells):
+    import pty
+
+    ours, theirs = pty.openpty()
+    command = [
+        sys.executable,
+        "-m",
+        "unetrt",
+        "live",
+        str(tiny_model),
+        "--replay",
+        str(cells),
+        "--loop",
+        "--seconds",
+        "2",
+    ]
+    environment = {**os.environ, "TERM": "xterm-256color", "COLUMNS": "90", "LINES": "30"}
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=theirs, text=True, env=environment) as process:
+        os.close(theirs)
+        drawn = b"".join(iter(lambda: _read(ours), b"")).decode()
+        assert process.stdout.read().count("frames: ") == 1
+    os.close(ours)
+    assert process.returncode == 0
+    assert "\x1b[1A" in drawn  # a line up: drawn anew in its place
+    assert drawn.count("Ctrl-C ends it") > 3
+    assert "4 files -> onnxruntime on the CPU, policy latest" in drawn
+
+
+def _read(terminal: int) -> bytes:
+    try:
+        return os.read(terminal, 65536)
+    except OSError:  # Linux: the other end was closed
+        return b""
+
+
+@MICRO_MANAGER
+def test_so_many_images_of_the_demo_camera(tiny_model):
+    process = started(tiny_model, "--config", "MMConfig_demo.cfg", "--exposure", 5, "--frames", 5, "--policy", "block")
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 0  # and no thread of the core aborted the process
+    assert err == TITLE.format("Camera of MMConfig_demo.cfg", "block")
+    assert re.match(r"5 frames: 5 segmented", out)
+
+
+@MICRO_MANAGER
+def test_a_camera_that_stops_in_mid_run_is_one_line(run, monkeypatch):
+    from unetrt.live_view import camera
+
+    seen = []
+
+    class Seen(camera.Camera):
+        def feed(self, live, stop):
+            seen.append((self.core, live))
+            super().feed(live, stop)
+
+    def stop_it():
+        wait_until(lambda: seen and seen[0][1].status().done)
+        seen[0][0].stopSequenceAcquisition()
+
+    monkeypatch.setattr(camera, "Camera", Seen)
+    thread = threading.Thread(target=stop_it)
+    thread.start()
+    status, out, err = run("--config", "MMConfig_demo.cfg", "--exposure", 50)
+    thread.join()
+    assert (status, err.splitlines()[1]) == (1, "Error: Camera of MMConfig_demo.cfg stopped by itself")
+    assert re.match(r"\d+ frames?: [1-9]\d* segmented", out)
