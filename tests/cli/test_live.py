@@ -2,12 +2,15 @@
 
 import os
 import re
+import shlex
 import signal
 import subprocess
 import sys
 import threading
 import time
 from importlib.util import find_spec
+from pathlib import Path
+from urllib.request import urlopen
 
 import numpy as np
 import pytest
@@ -16,7 +19,7 @@ import tifffile
 from unetrt.__main__ import main
 from unetrt.trainer.drawn_cells import draw
 
-TITLE = "{} -> onnxruntime on the CPU, policy {}\n"
+TITLE = "{} -> tiny.onnx, onnxruntime on the CPU, policy {}\n"
 SIZES = {"a": (60, 70), "b": (90, 64), "c": (41, 100)}
 
 
@@ -129,6 +132,8 @@ CASES = {
     "an exposure of files": ("--replay good --exposure 10", "--exposure is for --config only"),
     "a port of nothing": ("--replay good --port 8000", "--port is for --view only"),
     "as fast as possible, and not": ("--replay good --fps 0 --policy latest", "leave out --policy, or give"),
+    "an endless rate": ("--replay good --fps inf", "--fps inf does not work"),
+    "a time that is none": ("--replay good --seconds nan", "--seconds nan does not work"),
     "no files": ("--replay none", "none does not exist: give a folder"),
     "an empty folder": ("--replay empty", "empty holds no image"),
     "no configuration": ("--config none.cfg", "none.cfg does not exist"),
@@ -225,7 +230,7 @@ def test_at_a_terminal_the_view_is_drawn_in_place_and_taken_away(tiny_model, cel
     assert process.returncode == 0
     assert "\x1b[1A" in drawn  # a line up: drawn anew in its place
     assert drawn.count("Ctrl-C ends it") > 3
-    assert "4 files -> onnxruntime on the CPU, policy latest" in drawn
+    assert TITLE.format("4 files", "latest").strip() in drawn
 
 
 def _read(terminal: int) -> bytes:
@@ -266,3 +271,54 @@ def test_a_camera_that_stops_in_mid_run_is_one_line(run, monkeypatch):
     thread.join()
     assert (status, err.splitlines()[1]) == (1, "Error: Camera of MMConfig_demo.cfg stopped by itself")
     assert re.match(r"\d+ frames?: [1-9]\d* segmented", out)
+
+
+VIEW = pytest.mark.skipif(not find_spec("unetrt.live_view.browser"), reason="there is no browser view")
+STORED = pytest.mark.skipif(not find_spec("unetrt.runtime.acquisition"), reason="there is no writer of label series")
+
+
+@VIEW
+def test_a_browser_can_look_on(tiny_model, cells):
+    # A browser in the terminal: none that would be opened.
+    process = started(tiny_model, "--replay", cells, "--loop", "--view", env={**os.environ, "BROWSER": "true"})
+    url = re.fullmatch(r"showing at (http://127.0.0.1:\d+/)\n", process.stdout.readline())[1]
+    process.stderr.readline()
+    with urlopen(url, timeout=10) as page:
+        assert "html" in page.headers["content-type"]
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=20)
+    assert (process.returncode, err) == (0, "")
+    assert re.match(r"\d+ frames?: \d+ segmented", out)
+
+
+@STORED
+@MICRO_MANAGER
+@pytest.mark.parametrize("name", ["labels.ome.zarr", "labels.ome.tiff"])
+def test_labels_of_all_frames_in_one_file(run, cells, tmp_path, name):
+    from unetrt.runtime.images import read_stack
+
+    frames = ["--replay", cells / "stack.tif", "--fps", 0]
+    assert run(*frames, "--save", tmp_path / name)[0] == 0
+    assert run(*frames, "--save", tmp_path / "files")[0] == 0
+    series = read_stack(tmp_path / name)
+    np.testing.assert_array_equal(series, read_stack(tmp_path / "files" / "stack.tif"))
+    status, out, err = run(*frames, "--save", tmp_path / name)
+    assert (status, out) == (2, "")
+    assert f"{tmp_path / name} exists" in err
+
+
+COMMANDS = re.findall(r"^unetrt live .*$", (Path(__file__).parents[2] / "docs" / "live.md").read_text(), re.MULTILINE)
+
+
+@MICRO_MANAGER
+@pytest.mark.parametrize("command", COMMANDS)
+def test_what_the_page_shows_runs(tiny_model, cells, tmp_path, monkeypatch, capsys, command):
+    if ".ome" in command and not find_spec("unetrt.runtime.acquisition"):
+        pytest.skip("there is no writer of label series")
+    (tmp_path / "model.onnx").write_bytes(tiny_model.read_bytes())
+    (tmp_path / "images").symlink_to(cells)
+    monkeypatch.chdir(tmp_path)
+    assert len(COMMANDS) == 4
+    end = ["--seconds", "1"] if "--fps 0" not in command else []
+    assert main([*shlex.split(command)[1:], *end]) == 0
+    assert re.match(r"\d+ frames?: [1-9]\d* segmented", capsys.readouterr().out)

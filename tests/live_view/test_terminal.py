@@ -71,14 +71,16 @@ def test_a_history_is_drawn_from_nothing_to_its_highest():
 
 def test_lines_hold_everything_that_adds_up():
     assert accounting(FIGURES) == (
-        "70 frames: 30 segmented, 36 dropped, 1 failed, 3 pending; 2 more never came from the camera"
+        "70 frames: 30 segmented, 36 dropped, 1 failed, 3 pending; 2 more images of the camera never came"
     )
     assert accounting(EARLY) == "0 frames: 0 segmented"
     assert line(FIGURES).startswith("9 s; 70 frames: 30 segmented")
     assert "latency p50 301, p95 412, p99 1624 ms; 8 objects; last error: FrameError" in line(FIGURES)
     assert "12.5% not background" in line(CLASSES)
-    assert summary(FIGURES)[1] == "300 objects, 3.3 segmented a second, latency p50 301, p95 412, p99 1624 ms"
-    assert summary(EARLY) == ["0 frames: 0 segmented"]
+    assert summary(FIGURES, "the CPU")[1] == (
+        "300 objects, 3.3 segmented a second, latency p50 301, p95 412, p99 1624 ms, the CPU"
+    )
+    assert summary(EARLY, "the CPU") == ["0 frames: 0 segmented", "the CPU"]
 
 
 def test_plain_lines_come_now_and_then_without_control_characters():

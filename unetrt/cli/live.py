@@ -2,6 +2,7 @@
 
 from contextlib import ExitStack
 from importlib import import_module
+from math import isfinite
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,7 +25,9 @@ CUT_SHORT = 130
 @click.option("--config", metavar="FILE", help="Micro-Manager configuration, such as MMConfig_demo.cfg: its camera.")
 @click.option("--exposure", type=click.FloatRange(0, min_open=True), metavar="MS", help="Of the camera.")
 @click.option("--replay", type=click.Path(path_type=Path), metavar="FOLDER", help="Images in the place of a camera.")
-@click.option("--fps", type=click.FloatRange(0), default=10, show_default=True, help="Of a replay; 0: as segmented.")
+@click.option(
+    "--fps", type=click.FloatRange(0), default=10, show_default=True, metavar="N", help="Of a replay; 0: as segmented."
+)
 @click.option("--loop", is_flag=True, help="Replay again and again.")
 @click.option("--frames", type=click.IntRange(1), metavar="N", help="End after so many frames.")
 @click.option("--seconds", type=click.FloatRange(0, min_open=True), metavar="S", help="End after so many seconds.")
@@ -34,7 +37,13 @@ CUT_SHORT = 130
     help="What gives way when frames come too fast [default: latest; with --fps 0: block].",
 )
 @click.option("--queue", type=int, metavar="N", help="Frames that may wait [default: 1 for latest, else 8].")
-@click.option("--normalisation", type=click.Choice(["model", "running"]), default="model", show_default=True)
+@click.option(
+    "--normalisation",
+    type=click.Choice(["model", "running"]),
+    default="model",
+    show_default=True,
+    help="Of grey values: each frame as the model says, or an average over the stream.",
+)
 @click.option(
     "--as", "kind", type=click.Choice(["instances", "classes"]), help="[default: what the model was trained on]"
 )
@@ -77,6 +86,9 @@ def _require_sense(choices: dict[str, Any]) -> None:
     for option, needed in {"exposure": "config", "loop": "replay", "port": "view"}.items():
         if option in given and not choices[needed]:
             raise OptionError(f"--{option} is for --{needed} only")
+    for option in ("fps", "seconds", "exposure"):
+        if not isfinite(choices[option] or 0):
+            raise OptionError(f"--{option} {choices[option]} does not work: give a finite number")
     if choices["replay"] is None:
         choices["fps"] = None
     elif not choices["fps"] and choices["policy"] not in (None, "block"):
@@ -115,11 +127,12 @@ def _run(
     if choices["view"]:
         _show_in_browser(live, choices["port"] or 0, stack)
     try:
-        stopped = _watched(source, live, observer, choices)
+        stopped = _watched(model, source, live, observer, choices)
     finally:
         live.close(drain=False)
         status = live.status()
-        for said in [*summary(observer.look(status)), *_saved(output, choices)]:
+        name = live.segmenter.session.name
+        for said in [*summary(observer.look(status), name), *_saved(output, choices)]:
             click.echo(said)
     for error in source.unread.values() if len(source.unread) > 1 else ():
         click.echo(f"left out: {error}", err=True)
@@ -145,7 +158,9 @@ def _show_in_browser(live: "LiveSegmenter", port: int, stack: ExitStack) -> None
     view.show()
 
 
-def _watched(source: "Source", live: "LiveSegmenter", observer: "Observer", choices: dict[str, Any]) -> bool:
+def _watched(
+    model: Path, source: "Source", live: "LiveSegmenter", observer: "Observer", choices: dict[str, Any]
+) -> bool:
     """Run until the end, with a view on standard error; return whether the user asked for it."""
     from rich.console import Console
 
@@ -153,7 +168,7 @@ def _watched(source: "Source", live: "LiveSegmenter", observer: "Observer", choi
     from unetrt.live_view.terminal import view_for
     from unetrt.trainer.stopping import stop_request
 
-    title = f"{source.name} -> {live.segmenter.session.name}, policy {choices['policy']}"
+    title = f"{source.name} -> {model.name}, {live.segmenter.session.name}, policy {choices['policy']}"
     with stop_request() as request, view_for(Console(stderr=True), title, "Ctrl-C ends it") as view:
         return run(
             source,
@@ -171,4 +186,4 @@ def _saved(output: Any, choices: dict[str, Any]) -> list[str]:
 
     if isinstance(output, LabelFiles):
         return [f"{counted(output.written, 'label file')} -> {choices['save']}", *output.partial]
-    return [] if output is None else [f"labels -> {choices['save']}"]
+    return [f"labels -> {choices['save']}"] if output is not None and choices["save"].exists() else []

@@ -93,12 +93,17 @@ class Camera(Closable):
     def _images(self, stop: Event) -> Iterator[tuple[Any, Mapping[str, Any]]]:
         """Iterate over the images that come; each is the newest when it is looked at, a fresh array (H, W)."""
         last: tuple[Any, ...] = ()
+        waiting = 0
         while not stop.wait(POLL):
             if not self.core.isSequenceRunning():
                 raise CameraError(f"{self.name} stopped by itself")
+            # Looking at an image copies it: only where another lies in the core's buffer, which grows until it is full.
+            before, waiting = waiting, self.core.getRemainingImageCount()
+            if waiting in (0, before):
+                continue
             try:
                 image, metadata = self.core.getLastImageAndMD()
-            except IndexError:  # none yet, or the buffer was cleared as it ran over
+            except IndexError:  # the buffer ran over, and was cleared
                 continue
             seen = dict(metadata)
             identity = tuple(map(seen.get, IDENTITY))

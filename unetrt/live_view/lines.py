@@ -9,7 +9,7 @@ def accounting(figures: Figures) -> str:
     status = figures.status
     parts = {"segmented": status.done, "dropped": status.dropped, "failed": status.failed, "pending": status.pending}
     said = [f"{number} {name}" for name, number in parts.items() if number or name == "segmented"]
-    missed = f"; {status.missed} more never came from the camera" if status.missed else ""
+    missed = f"; {counted(status.missed, 'more image')} of the camera never came" if status.missed else ""
     return f"{counted(status.submitted, 'frame')}: {', '.join(said)}{missed}"
 
 
@@ -56,10 +56,10 @@ def found(figures: Figures) -> str:
     return "" if figures.covered is None else f"{figures.covered:.1%} not background"
 
 
-def summary(figures: Figures) -> list[str]:
-    """Return what there is to say when all is over: what became of the frames, and how fast."""
+def summary(figures: Figures, session: str) -> list[str]:
+    """Return what there is to say when all is over: what became of the frames, how fast, and on what (`session`)."""
     status = figures.status
     speed = f"{status.done / figures.seconds:.1f} segmented a second" if status.done and figures.seconds else ""
     objects = counted(figures.objects, "object") if figures.history else ""
-    rest = [part for part in (objects, speed, times("latency", status.latency)) if part]
-    return [accounting(figures), *([", ".join(rest)] if rest else [])]
+    rest = [part for part in (objects, speed, times("latency", status.latency), session) if part]
+    return [accounting(figures), ", ".join(rest)]

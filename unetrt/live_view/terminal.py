@@ -123,7 +123,7 @@ def _times(status: "LiveStatus") -> RenderableType:
 
 def _pairs(rows: dict[str, str]) -> RenderableType:
     table = Table.grid(padding=(0, 2))
-    table.add_column(width=10, style="cyan", no_wrap=True)
+    table.add_column(min_width=10, style="cyan", no_wrap=True)
     table.add_column(no_wrap=True, overflow="ellipsis")
     for name, said in rows.items():
         table.add_row(name, Text(said))  # as text: an error may hold what looks like markup
