@@ -71,7 +71,7 @@ def test_a_history_is_drawn_from_nothing_to_its_highest():
 
 def test_lines_hold_everything_that_adds_up():
     assert accounting(FIGURES) == (
-        "70 frames: 30 segmented, 36 dropped, 1 failed, 3 pending; 2 more images of the camera never came"
+        "70 frames: 30 segmented, 36 dropped, 1 failed, 3 pending; 2 more images of the camera missed"
     )
     assert accounting(EARLY) == "0 frames: 0 segmented"
     assert line(FIGURES).startswith("9 s; 70 frames: 30 segmented")

@@ -1,5 +1,6 @@
 """`unetrt live`."""
 
+import logging
 from contextlib import ExitStack
 from importlib import import_module
 from math import isfinite
@@ -68,6 +69,8 @@ def command(model: Path, **choices: Any) -> None:
     """
     from unetrt.runtime.sessions import engines
 
+    # What is logged of a lost frame is in the view, and in the line at the end.
+    logging.getLogger("unetrt.live").setLevel(logging.CRITICAL + 1)
     _require_sense(choices)
     if choices["backend"] not in engines():
         raise OptionError(f"backend {choices['backend']!r} does not segment: use one of {', '.join(engines())}")

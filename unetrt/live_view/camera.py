@@ -1,19 +1,17 @@
-"""A camera of Micro-Manager, watched while it runs: its newest image again and again."""
+"""A camera of Micro-Manager in live mode, as a source of frames."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
+from importlib import import_module
 from pathlib import Path
 from threading import Event
-from types import SimpleNamespace
 from typing import Any
 
 from unetrt.runtime.closing import Closable
 from unetrt.runtime.errors import FrameError, OptionError, UnetrtError
 from unetrt.runtime.live.live_segmenter import LiveSegmenter
 
-# Seconds between two looks at the newest image: a tenth of the shortest usual exposure.
-POLL = 0.001
-# What tells one image from the next, in the metadata that Micro-Manager's core gives each.
-IDENTITY = ("ImageNumber", "ElapsedTime-ms", "TimeReceivedByCore")
+# Seconds between two looks whether the camera still runs.
+LOOK = 0.02
 
 
 class CameraError(UnetrtError, RuntimeError):
@@ -61,20 +59,24 @@ class Camera(Closable):
         self.name = f"{self.core.getCameraDevice()} of {Path(config).name}"
 
     def feed(self, live: LiveSegmenter, stop: Event) -> None:
-        """Run the camera and submit its images, until there are enough or `stop` is set.
+        """Run the camera and submit its newest images, until there are enough or `stop` is set.
 
         Raises
         ------
         CameraError
             It stopped by itself, or failed.
         """
+        acquisition: Any = import_module("unetrt.runtime.acquisition")
+        counted = _FirstFrames(live, self._most)
         try:
-            self.core.startContinuousSequenceAcquisition(0)
-            for number, (image, metadata) in enumerate(self._images(stop)):
-                live.frameReady(image, SimpleNamespace(index={"t": number}), {"camera_metadata": metadata})
-                if number + 1 == self._most:
-                    break
-            self.core.stopSequenceAcquisition()
+            with acquisition.LiveModeFeed(self.core, counted) as feed:
+                self.core.startContinuousSequenceAcquisition(0)
+                while not (counted.enough or stop.wait(LOOK)):
+                    if error := feed.status().last_error:
+                        raise CameraError(f"{self.name} failed: {error}")
+                    if not self.core.isSequenceRunning():
+                        raise CameraError(f"{self.name} stopped by itself")
+                self.core.stopSequenceAcquisition()
         except RuntimeError as error:
             if isinstance(error, CameraError):
                 raise
@@ -90,27 +92,6 @@ class Camera(Closable):
         # The core reports from a thread of its own, which aborts the process if it finds an interpreter that ends.
         CMMCore.registerCallback(self.core, None)
 
-    def _images(self, stop: Event) -> Iterator[tuple[Any, Mapping[str, Any]]]:
-        """Iterate over the images that come; each is the newest when it is looked at, a fresh array (H, W)."""
-        last: tuple[Any, ...] = ()
-        waiting = 0
-        while not stop.wait(POLL):
-            if not self.core.isSequenceRunning():
-                raise CameraError(f"{self.name} stopped by itself")
-            # Looking at an image copies it: only where another lies in the core's buffer, which grows until it is full.
-            before, waiting = waiting, self.core.getRemainingImageCount()
-            if waiting in (0, before):
-                continue
-            try:
-                image, metadata = self.core.getLastImageAndMD()
-            except IndexError:  # the buffer ran over, and was cleared
-                continue
-            seen = dict(metadata)
-            identity = tuple(map(seen.get, IDENTITY))
-            if identity != last:
-                last = identity
-                yield image, seen
-
     def _load(self, config: str, exposure: float | None) -> None:
         try:
             self.core.loadSystemConfiguration(config)
@@ -125,3 +106,22 @@ class Camera(Closable):
                 self.core.setExposure(exposure)
         except RuntimeError as error:
             raise OptionError(f"exposure {exposure:g} ms does not work: {error}") from error
+
+
+class _FirstFrames:
+    """A live segmenter for whoever feeds it, that takes so many frames and no more; None: all."""
+
+    def __init__(self, live: LiveSegmenter, most: int | None) -> None:
+        self._live, self._left = live, most
+        self.sequenceStarted, self.sequenceFinished = live.sequenceStarted, live.sequenceFinished
+
+    @property
+    def enough(self) -> bool:
+        return self._left == 0
+
+    def submit(self, frame: Any, index: Any, meta: Mapping[str, Any], *, copy: bool) -> None:
+        if self._left is None:
+            self._live.submit(frame, index, meta, copy=copy)
+        elif self._left:
+            self._live.submit(frame, index, meta, copy=copy)
+            self._left -= 1

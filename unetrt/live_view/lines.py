@@ -9,7 +9,7 @@ def accounting(figures: Figures) -> str:
     status = figures.status
     parts = {"segmented": status.done, "dropped": status.dropped, "failed": status.failed, "pending": status.pending}
     said = [f"{number} {name}" for name, number in parts.items() if number or name == "segmented"]
-    missed = f"; {counted(status.missed, 'more image')} of the camera never came" if status.missed else ""
+    missed = f"; {counted(status.missed, 'more image')} of the camera missed" if status.missed else ""
     return f"{counted(status.submitted, 'frame')}: {', '.join(said)}{missed}"
 
 
