@@ -24,7 +24,7 @@ SIZES = {"a": (60, 70), "b": (90, 64), "c": (41, 100)}
 
 
 MICRO_MANAGER = pytest.mark.skipif(
-    not all(map(find_spec, ("pymmcore_plus", "mm_test_adapters", "unetrt.runtime.acquisition"))),
+    not all(map(find_spec, ("pymmcore_plus", "mm_test_adapters"))),
     reason="needs Micro-Manager's demo devices",
 )
 
@@ -275,11 +275,6 @@ def test_a_camera_that_stops_in_mid_run_is_one_line(run, monkeypatch):
     assert re.match(r"\d+ frames?: [1-9]\d* segmented", out)
 
 
-VIEW = pytest.mark.skipif(not find_spec("unetrt.live_view.browser"), reason="there is no browser view")
-STORED = pytest.mark.skipif(not find_spec("unetrt.runtime.acquisition"), reason="there is no writer of label series")
-
-
-@VIEW
 def test_a_browser_can_look_on(tiny_model, cells):
     # A browser in the terminal: none that would be opened.
     process = started(tiny_model, "--replay", cells, "--loop", "--view", env={**os.environ, "BROWSER": "true"})
@@ -293,7 +288,6 @@ def test_a_browser_can_look_on(tiny_model, cells):
     assert re.match(r"\d+ frames?: \d+ segmented", out)
 
 
-@STORED
 @MICRO_MANAGER
 @pytest.mark.parametrize("name", ["labels.ome.zarr", "labels.ome.tiff"])
 def test_labels_of_all_frames_in_one_file(run, cells, tmp_path, name):
@@ -315,8 +309,6 @@ COMMANDS = re.findall(r"^unetrt live .*$", (Path(__file__).parents[2] / "docs" /
 @MICRO_MANAGER
 @pytest.mark.parametrize("command", COMMANDS)
 def test_what_the_page_shows_runs(tiny_model, cells, tmp_path, monkeypatch, capsys, command):
-    if ".ome" in command and not find_spec("unetrt.runtime.acquisition"):
-        pytest.skip("there is no writer of label series")
     (tmp_path / "model.onnx").write_bytes(tiny_model.read_bytes())
     (tmp_path / "images").symlink_to(cells)
     monkeypatch.chdir(tmp_path)

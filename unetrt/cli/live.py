@@ -2,7 +2,6 @@
 
 import logging
 from contextlib import ExitStack
-from importlib import import_module
 from math import isfinite
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -155,8 +154,9 @@ def _live(model: Path, observer: "Observer", output: "ResultOutput | None", choi
 
 
 def _show_in_browser(live: "LiveSegmenter", port: int, stack: ExitStack) -> None:
-    browser: Any = import_module("unetrt.live_view.browser")
-    view = stack.enter_context(browser.BrowserView(live, port=port))
+    from unetrt.live_view.browser import BrowserView
+
+    view = stack.enter_context(BrowserView(live, port=port))
     click.echo(f"showing at {view.url}")
     view.show()
 

@@ -1,7 +1,6 @@
 """A camera of Micro-Manager in live mode, as a source of frames."""
 
 from collections.abc import Mapping
-from importlib import import_module
 from pathlib import Path
 from threading import Event
 from typing import Any
@@ -66,10 +65,11 @@ class Camera(Closable):
         CameraError
             It stopped by itself, or failed.
         """
-        acquisition: Any = import_module("unetrt.runtime.acquisition")
-        counted = _FirstFrames(live, self._most)
+        from unetrt.runtime.acquisition import LiveModeFeed
+
+        counted: Any = _FirstFrames(live, self._most)  # as much of a live segmenter as a feed calls
         try:
-            with acquisition.LiveModeFeed(self.core, counted) as feed:
+            with LiveModeFeed(self.core, counted) as feed:
                 self.core.startContinuousSequenceAcquisition(0)
                 while not (counted.enough or stop.wait(LOOK)):
                     if error := feed.status().last_error:

@@ -1,11 +1,10 @@
 """Where the labels of a live segmentation may go, asked before anything is loaded."""
 
 from collections.abc import Sequence
-from importlib import import_module
 from pathlib import Path
-from typing import Any
 
 from unetrt.live_view.label_files import LabelFiles
+from unetrt.runtime.acquisition import LabelWriter
 from unetrt.runtime.artifacts import require_writable
 from unetrt.runtime.errors import OptionError, OutputError
 from unetrt.runtime.images import SUFFIXES, require_distinct
@@ -35,10 +34,7 @@ def output_for(place: Path, files: Sequence[Path] | None, *, loop: bool = False)
         A folder of files has no meaning here.
     """
     if place.name.lower().endswith(SERIES):
-        require_writable(place.parent)
-        writer: Any = import_module("unetrt.runtime.acquisition.label_writer")
-        output: ResultOutput = writer.LabelWriter(place)
-        return output
+        return LabelWriter(place)
     if files is None:
         raise OptionError(f"{place} cannot hold a camera's labels: name a file that ends in {', '.join(SERIES)}")
     if place.suffix.lower() in SUFFIXES:
