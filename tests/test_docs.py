@@ -59,7 +59,7 @@ def test_the_commands_run(tiny_run, drawn_folder, tmp_path, monkeypatch):
 def test_the_program_that_embeds_runs(tiny_model, tmp_path, monkeypatch, capsys):
     shutil.copy(tiny_model, tmp_path / "model.onnx")
     monkeypatch.chdir(tmp_path)
-    (program,) = re.findall(r"```python\n(.*?)```", (DOCS / "embedding.md").read_text(), flags=re.DOTALL)
+    program, _ = re.findall(r"```python\n(.*?)```", (DOCS / "embedding.md").read_text(), flags=re.DOTALL)
     assert len(program.strip().splitlines()) <= 15
     exec(program, {"camera": [np.full((60, 70), 9, np.uint16), np.zeros(3)]})
     printed = capsys.readouterr().out

@@ -3,6 +3,8 @@
 import re
 import shlex
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -37,11 +39,23 @@ def test_the_embedding_example(tiny_model, drawn_folder, tmp_path, monkeypatch, 
     shutil.copy(tiny_model, tmp_path / "model.onnx")
     shutil.copy(drawn_folder / "images" / "2.tif", tmp_path / "frame.tif")
     monkeypatch.chdir(tmp_path)
-    (example,) = blocks("python")
+    example, _ = blocks("python")
     assert len([line for line in example.splitlines() if line.strip()]) <= 10
     exec(compile(example, "README.md", "exec"), names := {})
     assert re.fullmatch(r"\d+ cells in \d+\.\d\d s\n", capsys.readouterr().out)
     assert names["cells"].shape == tifffile.imread("frame.tif").shape
+
+
+def test_the_acquisition_example(tiny_model, tmp_path):
+    pytest.importorskip("mm_test_adapters", reason="Micro-Manager's demo devices have no package for this platform")
+    shutil.copy(tiny_model, tmp_path / "model.onnx")
+    _, example = blocks("python")
+    shorter = example.replace('"loops": 10', '"loops": 2')
+    assert shorter != example
+    done = subprocess.run([sys.executable, "-c", shorter], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "submitted=2, done=2, dropped=0, failed=0" in done.stdout
+    assert {"raw.ome.zarr", "labels.ome.zarr", "labels.csv"} <= {path.name for path in tmp_path.iterdir()}
 
 
 @pytest.mark.parametrize("command", re.findall(r"^\| `unetrt (\w+)", README, flags=re.MULTILINE))
