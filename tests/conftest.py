@@ -1,5 +1,6 @@
 """What many tests share: small specs, sessions that need no engine, one tiny trained network."""
 
+import logging
 import os
 from importlib.util import find_spec
 from pathlib import Path
@@ -47,6 +48,16 @@ def own_cache(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
         yield
+
+
+@pytest.fixture(autouse=True)
+def own_log_levels():
+    """pymmcore-plus sets the root logger to DEBUG when it is imported, and `unetrt live` silences its own."""
+    loggers = [logging.getLogger(name) for name in (None, "unetrt.live")]
+    levels = [logger.level for logger in loggers]
+    yield
+    for logger, level in zip(loggers, levels, strict=True):
+        logger.setLevel(level)
 
 
 @pytest.fixture(scope="session")

@@ -66,7 +66,7 @@ class LiveResult:
     sequence
         The sequence that the frame belongs to; None where none was announced.
     frame
-        The frame: the array that was submitted, or the copy that was asked for. Never write into it.
+        The frame: the array that was submitted, or the copy that was made of it. Never write into it. None if dropped.
     labels
         (H, W): int32 instances, or the uint8 index of the best class of each pixel; None unless done.
     objects
