@@ -50,14 +50,24 @@ def own_cache(tmp_path_factory):
         yield
 
 
+LOG_LEVELS = {None: logging.WARNING, "unetrt.live": logging.NOTSET}
+
+
+def pytest_collection_finish():
+    """pymmcore-plus sets the root logger to DEBUG when it is imported, which torch answers with a thousand lines."""
+    usual_log_levels()
+
+
 @pytest.fixture(autouse=True)
 def own_log_levels():
-    """pymmcore-plus sets the root logger to DEBUG when it is imported, and `unetrt live` silences its own."""
-    loggers = [logging.getLogger(name) for name in (None, "unetrt.live")]
-    levels = [logger.level for logger in loggers]
+    """That, and `unetrt live` silences its own."""
     yield
-    for logger, level in zip(loggers, levels, strict=True):
-        logger.setLevel(level)
+    usual_log_levels()
+
+
+def usual_log_levels():
+    for name, level in LOG_LEVELS.items():
+        logging.getLogger(name).setLevel(level)
 
 
 @pytest.fixture(scope="session")

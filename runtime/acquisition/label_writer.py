@@ -73,7 +73,7 @@ class LabelWriter(Closable):
         _import((*PACKAGES, *WRITERS[self._suffix]))
         require_writable(self._stem.parent)
         if not overwrite and (taken := self._taken(self._stem)):
-            raise OutputError(f"{taken} exists: give another name, or overwrite=True")
+            raise OutputError(f"{taken} exists: give another name, or remove it (overwrite=True does)")
         self._overwrite, self._dtype = overwrite, dtype
         self._stems = self._names()
         self._sequence: LiveSequence | None = None

@@ -170,7 +170,8 @@ class Callback:
 
 
 def _result(item: WaitingFrame, outcome: Outcome, **found: Any) -> LiveResult:
-    return LiveResult(outcome, item.number, item.index, item.meta, item.sequence, item.frame, **found)
+    frame = None if outcome is Outcome.DROPPED else item.frame  # who keeps the future does not keep what was given up
+    return LiveResult(outcome, item.number, item.index, item.meta, item.sequence, frame, **found)
 
 
 def _resolve(item: WaitingFrame, result: LiveResult) -> None:

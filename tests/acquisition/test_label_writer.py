@@ -336,7 +336,7 @@ def test_another_ending_is_refused_with_the_nearest_one(tmp_path, name, better):
 )
 def test_what_exists_is_refused_unless_it_may_be_replaced(tmp_path, there, name):
     (tmp_path / there).mkdir()
-    with pytest.raises(OutputError, match="exists: give another name, or overwrite=True"):
+    with pytest.raises(OutputError, match="exists: give another name, or remove it"):
         LabelWriter(tmp_path / name)
     LabelWriter(tmp_path / name, overwrite=True)
 

@@ -71,7 +71,7 @@ def test_the_caller_never_waits_while_the_model_computes(rig):
     futures = [live.submit(flat(n)) for n in range(2, 40)]
     assert time.perf_counter() - begin < 5  # one pass would wait for 30 s
     assert [future.done() for future in futures] == [True] * 36 + [False] * 2
-    assert {future.result().outcome for future in futures[:36]} == {"dropped"}
+    assert {(future.result().outcome, future.result().frame) for future in futures[:36]} == {("dropped", None)}
     status = live.status()
     assert (status.state, status.pending, status.dropped) == ("segmenting", 3, 36)
     session.let()
