@@ -1,13 +1,17 @@
 """How labels of an acquisition are laid out in a file: the axes of the raw data, or a series."""
 
+from collections.abc import Iterable, Sequence
+from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from unetrt.runtime.acquisition.places import Places, PlannedPlaces, SeriesPlaces
+from unetrt.runtime.acquisition.places import Places, PlannedPlaces, SeriesPlaces, planned
 from unetrt.runtime.live.results import LiveSequence
 
 if TYPE_CHECKING:
     from ome_writers import AcquisitionSettings, Dimension
+
+    from unetrt.runtime.acquisition.places import Index
 
 # Zarr's own lossless codec; labels shrink by a hundred times. zarr-python writes at once: it reports a full disk with
 # the frame, and keeps none in memory. 8 ms for 2048 x 2048.
@@ -68,6 +72,10 @@ class LabelLayout:
         axes = [_of_channel(axis, sequence.channel) for axis in found["dimensions"]]
         if len(axes) == 2 or any(axis.count is None for axis in axes):
             return None
+        # Only plans within plans are not nested loops; the events of a long plan take seconds to list.
+        own = any(getattr(place, "sequence", None) is not None for place in sequence.plan.stage_positions)
+        if own and not _is_regular(planned(sequence.plan, sequence.channel), axes[:-2]):
+            return None
         return {"dimensions": axes, "plate": found["plate"]}
 
     def _series(self, height: int, width: int) -> list["Dimension"]:
@@ -87,6 +95,24 @@ class LabelLayout:
     def _camera(self) -> dict[str, Any]:
         meta = {} if self._sequence is None else self._sequence.meta
         return dict(next(iter(meta.get("image_infos") or []), {}))
+
+
+def _is_regular(events: Iterable["Index"], axes: Sequence["Dimension"]) -> bool:
+    """Tell whether events come as nested loops over axes give them, the last one the fastest.
+
+    A place of the stage is a position and a tile of its grid together, as ome-writers has them. Along each axis things
+    are numbered in the order in which they first come.
+    """
+    met: list[dict[Any, int]] = [{} for _ in axes]
+    places = [
+        tuple(seen.setdefault(_along(axis, index), len(seen)) for axis, seen in zip(axes, met, strict=True))
+        for index in events
+    ]
+    return places == list(product(*(range(axis.count or 0) for axis in axes)))
+
+
+def _along(axis: "Dimension", index: "Index") -> Any:
+    return (index.get("p"), index.get("g")) if axis.type == "position" else index.get(axis.name)
 
 
 def _of_channel(axis: "Dimension", channel: str | None) -> "Dimension":

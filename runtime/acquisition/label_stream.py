@@ -6,6 +6,7 @@ from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import tifffile
 from numpy.typing import NDArray
 
@@ -53,12 +54,8 @@ class LabelStream(Closable):
     def put(self, place: int, labels: NDArray[Any]) -> None:
         """Store labels (H, W), in the dtype of the file, which nobody else keeps, at a place behind all before."""
         with self._failures():
-            self._backlog.wait()
-            before, self._next = self._next, place + 1
-            if place > before:
-                self._stream.skip(frames=place - before)
-            self._stream.append(labels)
-            self._backlog.add(labels)
+            self._pass_over(place - self._next)
+            self._append(labels)
 
     def close(self) -> None:
         """Write what is still to be written; the file is then whole. Idempotent."""
@@ -77,9 +74,24 @@ class LabelStream(Closable):
         """End a TIFF, whose frames lie in a row without gaps, with a whole step of its first axis."""
         steps = [axis.count or 1 for axis in self._settings.dimensions[:-2] if axis.type != "position"]
         left = -self._next % prod(steps[1:])
-        if self._is_tiff() and left:
-            self._stream.skip(frames=left)
-            self._next += left
+        if self._is_tiff():
+            self._pass_over(left)
+
+    def _pass_over(self, frames: int) -> None:
+        if not self._is_tiff() and frames:
+            self._stream.skip(frames=frames)
+            self._next += frames
+            return
+        # One by one: at its end the writer of TIFF gives what it still has to write five seconds.
+        height, width = (axis.count or 1 for axis in self._settings.dimensions[-2:])
+        for _ in range(frames):
+            self._append(np.zeros((height, width), self._settings.dtype))
+
+    def _append(self, labels: NDArray[Any]) -> None:
+        self._backlog.wait()
+        self._next += 1
+        self._stream.append(labels)
+        self._backlog.add(labels)
 
     def _require_all(self) -> None:
         """Count the frames of a TIFF: its writer has a thread of its own, and does not say when the disk was full."""

@@ -76,12 +76,10 @@ class LabelWriter(Closable):
             raise OutputError(f"{taken} exists: give another name, or remove it (overwrite=True does)")
         self._overwrite, self._dtype = overwrite, dtype
         self._stems = self._names()
-        self._sequence: LiveSequence | None = None
         self._file: LabelFile | None = None
 
-    def sequence_started(self, sequence: LiveSequence) -> None:
+    def sequence_started(self, sequence: LiveSequence) -> None:  # noqa: ARG002
         """Finish the file of what came before; the next labels begin another."""
-        self._sequence = sequence
         self.close()
 
     def result(self, result: LiveResult) -> None:

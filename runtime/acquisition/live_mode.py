@@ -55,7 +55,7 @@ class LiveModeFeed(Closable):
         self._poller = poller = Poller(core, live, interval)
         thread = threading.Thread(target=poller.run, name="unetrt-live-mode", daemon=True)
         # Also when this object is forgotten, and when the interpreter ends: a thread inside the core must not see that.
-        self._finalizer = weakref.finalize(self, _end, poller, thread)
+        self._finalizer = weakref.finalize(self, _end, poller, thread, live.thread)
         poller.connect()
         thread.start()
 
@@ -68,8 +68,8 @@ class LiveModeFeed(Closable):
         self._finalizer()
 
 
-def _end(poller: Poller, thread: threading.Thread) -> None:
-    """End a poller and wait for its thread, unless that calls."""
+def _end(poller: Poller, thread: threading.Thread, results: threading.Thread) -> None:
+    """End a poller and wait for its thread; but not on itself, nor on the thread of results, for which it may wait."""
     poller.end()
-    if thread is not threading.current_thread():
+    if threading.current_thread() not in (thread, results):
         thread.join()

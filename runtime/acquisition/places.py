@@ -36,7 +36,7 @@ class PlannedPlaces:
     """
 
     def __init__(self, plan: Any, channel: str | None = None) -> None:
-        self._ahead = enumerate(_planned(plan, channel))
+        self._ahead = enumerate(planned(plan, channel))
         # Looked at in vain, for a frame that is not in the plan: key -> number and index.
         self._passed: dict[frozenset[tuple[str, Any]], tuple[int, Index]] = {}
 
@@ -85,7 +85,7 @@ class SeriesPlaces:
         return number, skipped
 
 
-def _planned(plan: Any, channel: str | None) -> Iterator[Index]:
+def planned(plan: Any, channel: str | None) -> Iterator[Index]:
     """Yield the indices of the events of a `useq.MDASequence` that make a frame, in their order."""
     for event in plan:
         name = getattr(event.channel, "config", None)

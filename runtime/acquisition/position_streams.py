@@ -10,9 +10,14 @@ from numpy.typing import NDArray
 
 from unetrt.runtime.acquisition.label_stream import LabelStream
 from unetrt.runtime.closing import Closable
+from unetrt.runtime.errors import OutputError
 
 if TYPE_CHECKING:
     from ome_writers import AcquisitionSettings
+
+
+# Files that are open at once, each with a thread of its writer and frames that wait for it.
+MOST = 64
 
 
 class PositionStreams(Closable):
@@ -38,6 +43,11 @@ class PositionStreams(Closable):
         self._settings, self._metadata = settings, metadata
         self._axes = tuple(axis.count or 1 for axis in settings.dimensions[:-2])
         self._positions = next(at for at, axis in enumerate(settings.dimensions) if axis.type == "position")
+        if (count := len(settings.positions)) > MOST:
+            raise OutputError(
+                f"{count} positions would be {count} OME-TIFF files that are open at once, {MOST} at most: "
+                "store labels as .ome.zarr"
+            )
         self._streams: dict[int, LabelStream] = {}
         self._opened = ExitStack()
 

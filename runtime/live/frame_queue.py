@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from enum import StrEnum
+from functools import partial
 from time import perf_counter
 from typing import Any
 
@@ -36,8 +37,8 @@ class WaitingFrame:
     frame: Any
     index: Any
     meta: Mapping[str, Any]
-    sequence: LiveSequence | None
     number: int = -1
+    sequence: LiveSequence | None = None
     submitted: float = field(default_factory=perf_counter)
     future: "Future[LiveResult]" = field(default_factory=Future)
     error: Exception | None = None
@@ -88,6 +89,8 @@ class FrameQueue:
         self._counted = dict.fromkeys(("submitted", *map(str, Outcome)), 0)
         self._changed = threading.Condition()
         self._worker: int | None = None  # its thread
+        self._sequence: LiveSequence | None = None
+        self._sequences = 0
 
     def put(self, item: WaitingFrame) -> list[WaitingFrame]:
         """Take a frame, and return those that are dropped: it may be one of them.
@@ -97,7 +100,7 @@ class FrameQueue:
         with self._changed:
             if self.policy is Policy.BLOCK and threading.get_ident() != self._worker:
                 self._changed.wait_for(lambda: self.closing or self._frames < self.capacity)
-            item.number = self._counted["submitted"]
+            item.number, item.sequence = self._counted["submitted"], self._sequence
             self._counted["submitted"] += 1
             if self.closing:
                 self._counted[Outcome.DROPPED] += 1
@@ -108,12 +111,33 @@ class FrameQueue:
             self._changed.notify_all()
             return dropped
 
-    def notice(self, notice: Notice) -> None:
-        """Let the worker call something after all frames that were put before; never blocks."""
+    def begin(
+        self, plan: Any, meta: Mapping[str, Any], channel: str | None, tell: Callable[[LiveSequence], None]
+    ) -> None:
+        """Begin a sequence, to which all frames from now on belong; never blocks.
+
+        The worker calls `tell` after all frames that were put before.
+        """
         with self._changed:
-            if not self.closing:
-                self._waiting.append(notice)
-                self._changed.notify_all()
+            first = self._counted["submitted"]
+            self._sequence = LiveSequence(self._sequences, plan, meta, first, channel)
+            self._sequences += 1
+            self._notice(partial(tell, self._sequence))
+
+    def end(self, tell: Callable[[LiveSequence, int], None]) -> None:
+        """End the sequence, if there is one; never blocks.
+
+        The worker calls `tell` after its frames, with how many were submitted until now.
+        """
+        with self._changed:
+            if self._sequence is not None:
+                self._notice(partial(tell, self._sequence, self._counted["submitted"]))
+                self._sequence = None
+
+    def _notice(self, notice: Notice) -> None:
+        if not self.closing:
+            self._waiting.append(notice)
+            self._changed.notify_all()
 
     def take(self) -> WaitingFrame | Notice | None:
         """Return what is next, for the worker: waits for it; None once the queue is closed and empty."""
@@ -162,6 +186,11 @@ class FrameQueue:
         with self._changed:
             pending = self._frames + (self._in_flight is not None)
             return Counts(**self._counted, pending=pending)
+
+    @property
+    def busy(self) -> bool:
+        """Whether the worker has something in hand, if only a result that it gives out."""
+        return self._busy
 
     def _drop_oldest(self) -> WaitingFrame:
         item = next(item for item in self._waiting if isinstance(item, WaitingFrame))

@@ -32,7 +32,7 @@ class ImageNumbers:
         try:
             number = int((metadata or {})[NUMBER])
             camera = str((metadata or {}).get(CAMERA, ""))
-        except (KeyError, TypeError, ValueError):
+        except (AttributeError, KeyError, TypeError, ValueError):
             return None
         last = self._last.get(camera)
         if last is not None and number > last + 1:

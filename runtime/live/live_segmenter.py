@@ -5,7 +5,6 @@ import weakref
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict
-from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal
@@ -14,11 +13,12 @@ import numpy as np
 
 from unetrt.runtime.closing import Closable
 from unetrt.runtime.errors import OptionError
+from unetrt.runtime.live.delivery import Callback, Delivery
 from unetrt.runtime.live.frame_queue import FrameQueue, Policy, WaitingFrame
 from unetrt.runtime.live.image_numbers import ImageNumbers
-from unetrt.runtime.live.results import LiveResult, LiveSequence, ResultOutput, ResultStream
-from unetrt.runtime.live.status import LiveStatus, State
-from unetrt.runtime.live.worker import Callback, Worker
+from unetrt.runtime.live.results import LiveResult, ResultOutput, ResultStream
+from unetrt.runtime.live.status import LiveStatus, Record, State
+from unetrt.runtime.live.worker import Worker, tell_dropped
 from unetrt.runtime.running import Streams
 from unetrt.runtime.segmenter import Segmenter
 from unetrt.runtime.spec import Annotation
@@ -74,6 +74,8 @@ class LiveSegmenter(Closable):
     ----------
     segmenter
         What segments.
+    thread
+        The thread that segments, and calls callbacks and outputs.
 
     Raises
     ------
@@ -106,17 +108,18 @@ class LiveSegmenter(Closable):
                 model if isinstance(model, Segmenter) else opened.enter_context(Segmenter(model, **opening))
             )
             spec = self.segmenter.spec
-            self._streams = Streams(spec.normalisation, normalisation)
+            averages = Streams(spec.normalisation, normalisation)
             everywhere = [*([Callback(on_result)] if on_result else []), *outputs]
-            self._worker = Worker(self.segmenter, queue, kind or spec.annotation, self._streams.measure_for, everywhere)
+            record = Record()
+            delivery = Delivery(everywhere, record)
+            self._worker = Worker(self.segmenter, queue, kind or spec.annotation, averages, delivery, record)
             self._worker.at_end.push(opened.pop_all())
         self._queue, self._channel = queue, channel
-        self._numbers, self._sequences = ImageNumbers(), 0
-        self._sequence: LiveSequence | None = None
-        self._thread = threading.Thread(target=self._worker.run, name="unetrt-live", daemon=True)
-        self._thread.start()
+        self._numbers = ImageNumbers()
+        self.thread = threading.Thread(target=self._worker.run, name="unetrt-live", daemon=True)
+        self.thread.start()
         # The thread knows the worker alone: this object can be forgotten, and is then closed.
-        self._finalizer = weakref.finalize(self, _end, self._worker, self._thread, drain=False)
+        self._finalizer = weakref.finalize(self, _end, self._worker, self.thread, drain=False)
 
     def submit(
         self, frame: Any, index: Any = None, meta: Mapping[str, Any] | None = None, *, copy: bool = True
@@ -143,13 +146,13 @@ class LiveSegmenter(Closable):
 
         With the policy `block`, it waits for room.
         """
-        item = WaitingFrame(frame, index, meta or {}, self._sequence)
+        item = WaitingFrame(frame, index, {} if meta is None else meta)
         if copy and isinstance(frame, np.ndarray):
             try:
                 item.frame = frame.copy()
-            except MemoryError as error:
+            except Exception as error:  # noqa: BLE001 - out of memory, or whatever a class of arrays raises: the result
                 item.error = error
-        self._worker.drop(self._queue.put(item))
+        tell_dropped(self._queue.put(item))
         return item.future
 
     def results(self, capacity: int = STREAM_CAPACITY) -> ResultStream:
@@ -158,9 +161,7 @@ class LiveSegmenter(Closable):
         Each call returns another, and each gets all results. See `ResultStream` for what is kept.
         """
         stream = ResultStream(capacity)
-        self._worker.streams.add(stream)
-        if not self._thread.is_alive():
-            stream.close()
+        self._worker.delivery.add(stream)
         return stream
 
     def status(self) -> LiveStatus:
@@ -188,7 +189,7 @@ class LiveSegmenter(Closable):
         OptionError
             An output or a callback asked, for which it would wait.
         """
-        if threading.current_thread() is self._thread:
+        if threading.current_thread() is self.thread:
             raise OptionError("an output or a callback cannot wait for results, which wait for it: flush elsewhere")
         return self._queue.wait_idle(timeout)
 
@@ -204,7 +205,7 @@ class LiveSegmenter(Closable):
         A `with` that ends by an exception does not drain. From an output or a callback it only asks for the end.
         """
         self._finalizer.detach()
-        _end(self._worker, self._thread, drain=drain)
+        _end(self._worker, self.thread, drain=drain)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -223,36 +224,32 @@ class LiveSegmenter(Closable):
         meta
             Frame metadata; gaps in the camera's `ImageNumber` count as `missed`.
         """
-        self._numbers.see((meta or {}).get("camera_metadata"))
+        if isinstance(meta, Mapping):
+            self._numbers.see(meta.get("camera_metadata"))
         channel = getattr(getattr(event, "channel", None), "config", None)
         if self._channel is None or channel == self._channel:
-            self.submit(img, dict(getattr(event, "index", None) or {}), meta, copy=False)
+            index = getattr(event, "index", None)
+            self.submit(img, dict(index) if isinstance(index, Mapping) else {}, meta, copy=False)
 
     def sequenceStarted(self, sequence: Any = None, meta: Mapping[str, Any] | None = None) -> None:  # noqa: N802
         """Take note of a new acquisition, a `useq.MDASequence` and its metadata; frames from now on belong to it."""
         self._numbers.restart()
-        first = self._queue.counts().submitted
-        self._sequence = LiveSequence(self._sequences, sequence, meta or {}, first, self._channel)
-        self._sequences += 1
-        self._queue.notice(self._streams.restart)
-        self._queue.notice(partial(self._worker.sequence_started, self._sequence))
+        self._queue.begin(sequence, {} if meta is None else meta, self._channel, self._worker.sequence_started)
 
     def sequenceFinished(self, sequence: Any = None) -> None:  # noqa: ARG002, N802
         """Take note that an acquisition ended; its frames are still segmented. Returns at once."""
-        if self._sequence is not None:
-            self._queue.notice(partial(self._worker.sequence_finished, self._sequence))
-            self._sequence = None
+        self._queue.end(self._worker.sequence_finished)
 
     def _state(self, pending: int) -> State:
-        if not self._thread.is_alive():
+        if not self.thread.is_alive():
             return State.CLOSED
         if self._queue.closing:
             return State.CLOSING
-        return State.SEGMENTING if pending else State.WAITING
+        return State.SEGMENTING if pending or self._queue.busy else State.WAITING
 
 
 def _end(worker: Worker, thread: threading.Thread, drain: bool) -> None:
     """Close a worker's queue and wait for its thread."""
-    worker.drop(worker.queue.close(drain))
+    tell_dropped(worker.queue.close(drain))
     if thread is not threading.current_thread():
         thread.join()

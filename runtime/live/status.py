@@ -17,7 +17,10 @@ RATE_SPAN = 5.0
 
 
 class State(StrEnum):
-    """What the worker does: `waiting` for frames, `segmenting`, `closing` (finishing what is left), `closed`."""
+    """What the thread does.
+
+    `waiting` for frames; `segmenting`, or giving a result out; `closing`: doing what is left; `closed`.
+    """
 
     WAITING = "waiting"
     SEGMENTING = "segmenting"
@@ -112,5 +115,9 @@ def _rate(ends: list[float], now: float) -> float:
 
 
 def one_line(error: BaseException) -> str:
-    """Return an error as one line, with its kind."""
-    return f"{type(error).__name__}: {' '.join(str(error).split())}".removesuffix(": ")
+    """Return an error as one line, with its kind; never raises."""
+    try:
+        text = " ".join(str(error).split())
+    except Exception:  # noqa: BLE001 - somebody else's error
+        text = ""
+    return f"{type(error).__name__}: {text}".removesuffix(": ")

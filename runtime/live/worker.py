@@ -1,18 +1,18 @@
 """The one thread of a live segmenter: takes frames from the queue, and gives their results out."""
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack, suppress
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
-from weakref import WeakSet
 
 from unetrt.runtime.errors import FrameError
 from unetrt.runtime.instance_labels import instances
+from unetrt.runtime.live.delivery import Delivery
 from unetrt.runtime.live.frame_queue import FrameQueue, WaitingFrame
-from unetrt.runtime.live.results import LiveResult, LiveSequence, Outcome, ResultOutput, ResultStream
-from unetrt.runtime.live.status import Record, one_line
-from unetrt.runtime.normalisation import Measure
+from unetrt.runtime.live.results import LiveResult, LiveSequence, Outcome
+from unetrt.runtime.live.status import Record
+from unetrt.runtime.running import Streams
 from unetrt.runtime.segmenter import Segmentation, Segmenter
 from unetrt.runtime.spec import Annotation
 
@@ -37,17 +37,13 @@ class Worker:
         Where frames come from.
     kind
         Whether labels number objects or name classes.
-    measures
-        Returns how to normalise a frame with that index; None for the model's own way.
-    outputs
-        Where results go.
+    averages
+        How frames are measured over the stream.
+    delivery, record
+        Where results go, and what takes note of them.
 
     Attributes
     ----------
-    record
-        What a status says beside the counts.
-    streams
-        Who iterates over results.
     at_end
         What is closed after everything else.
     """
@@ -57,15 +53,15 @@ class Worker:
         segmenter: Segmenter,
         queue: FrameQueue,
         kind: Annotation,
-        measures: Callable[[Any], Measure | None],
-        outputs: Sequence[ResultOutput],
+        averages: Streams,
+        delivery: Delivery,
+        record: Record,
     ) -> None:
         self.segmenter, self.queue, self.kind = segmenter, queue, kind
-        self.record = Record()
-        self.streams: WeakSet[ResultStream] = WeakSet()
+        self.delivery, self.record = delivery, record
         self.at_end = ExitStack()
-        self._measures, self._outputs = measures, outputs
-        self._last = -1  # the number of the frame of the last result
+        self._averages = averages
+        self._next = 0  # the number of the first frame of which nothing was said yet
 
     def run(self) -> None:
         """Work until the queue is closed; then close outputs, streams, and the model if it is nobody else's."""
@@ -73,28 +69,21 @@ class Worker:
             if isinstance(item, WaitingFrame):
                 self._settle(item)
             else:
-                self._guarded(item)
+                self.delivery.guarded(item)
             del item  # a frame is not kept while the next is waited for
-        for output in self._outputs:
-            self._guarded(output.close)
-        for stream in list(self.streams):
-            stream.close()
-        self._guarded(self.at_end.close)
+        self.delivery.end()
+        self.delivery.guarded(self.at_end.close)
 
     def sequence_started(self, sequence: LiveSequence) -> None:
-        """Tell the outputs of a sequence, after all frames that came before it."""
-        for output in self._outputs:
-            self._guarded(output.sequence_started, sequence)
+        """Begin anew what is kept over a sequence, and tell the outputs, after all frames that came before it."""
+        self._averages.restart()
+        self._next = sequence.first
+        self.delivery.sequence_started(sequence)
 
-    def sequence_finished(self, sequence: LiveSequence) -> None:
-        """Tell the outputs that a sequence has ended, after its frames."""
-        for output in self._outputs:
-            self._guarded(output.sequence_finished, sequence)
-
-    def drop(self, items: Sequence[WaitingFrame]) -> None:
-        """Tell who waits for frames that the queue dropped."""
-        for item in items:
-            _resolve(item, _result(item, Outcome.DROPPED))
+    def sequence_finished(self, sequence: LiveSequence, submitted: int) -> None:
+        """Tell the outputs that a sequence has ended, after its frames; so many were submitted until then."""
+        self._next = submitted
+        self.delivery.sequence_finished(sequence)
 
     def _settle(self, item: WaitingFrame) -> None:
         """Segment a frame, count it, and give out its result."""
@@ -102,28 +91,30 @@ class Worker:
             self.queue.settle(Outcome.DROPPED)
             return
         taken = perf_counter()
-        outcome, found = self._segmented(item)
+        outcome, found = self._segmented(item.frame, item.index, item.error)
         end = perf_counter()
         self.queue.settle(outcome)
         times = {"queueing": taken - item.submitted, "compute": end - taken, "latency": end - item.submitted}
-        result = _result(item, outcome, dropped=item.number - self._last - 1, **times, **found)
+        result = _result(item, outcome, dropped=max(0, item.number - self._next), **times, **found)
         self.record.add(result)
-        _resolve(item, result)
+        self.delivery.guarded(item.future.set_result, result)
         if outcome is not Outcome.DROPPED:
-            self._last = item.number
-            self._give_out(result)
+            self._next = item.number + 1
+            self.delivery.give_out(result)
 
-    def _segmented(self, item: WaitingFrame) -> tuple[Outcome, dict[str, Any]]:
+    def _segmented(self, frame: Any, index: Any, error: Exception | None) -> tuple[Outcome, dict[str, Any]]:
         try:
-            if item.error is not None:
-                raise item.error
-            found = self.segmenter.segment(item.frame, progress=self._go_on, measure=self._measures(item.index))
+            if error is not None:
+                raise error
+            measure = self._averages.measure_for(index)
+            found = self.segmenter.segment(frame, progress=self._go_on, measure=measure)
             return Outcome.DONE, self._labelled(found)
         except _Abandoned:
             return Outcome.DROPPED, {}
-        except BaseException as error:  # noqa: BLE001 - nothing that a frame does may end the thread
-            log.debug("frame %s: %s", item.number, one_line(error))
-            return Outcome.FAILED, {"error": error}
+        except BaseException as failure:
+            with suppress(BaseException):
+                log.debug("a frame of a live segmenter failed", exc_info=True)
+            return Outcome.FAILED, {"error": _light(failure)}
 
     def _labelled(self, found: Segmentation) -> dict[str, Any]:
         labels: NDArray[Any] = found.labels
@@ -138,35 +129,12 @@ class Worker:
         if self.queue.abandoned:
             raise _Abandoned
 
-    def _give_out(self, result: LiveResult) -> None:
-        for output in self._outputs:
-            self._guarded(output.result, result)
-        for stream in list(self.streams):
-            stream.offer(result)
 
-    def _guarded(self, call: Callable[..., None], *arguments: Any) -> None:
-        """Call what somebody else wrote; what it raises is logged and counted."""
-        try:
-            call(*arguments)
-        except BaseException as error:
-            self.record.output_failed(error)
-            log.exception("an output of a live segmenter failed")
-
-
-class Callback:
-    """An output that passes results to a function and does nothing else."""
-
-    def __init__(self, function: Callable[[LiveResult], None]) -> None:
-        self.result = function
-
-    def sequence_started(self, sequence: LiveSequence) -> None:
-        """Do nothing."""
-
-    def sequence_finished(self, sequence: LiveSequence) -> None:
-        """Do nothing."""
-
-    def close(self) -> None:
-        """Do nothing."""
+def tell_dropped(items: Sequence[WaitingFrame]) -> None:
+    """Tell who waits for frames that the queue dropped."""
+    for item in items:
+        if item.future.set_running_or_notify_cancel():
+            item.future.set_result(_result(item, Outcome.DROPPED))
 
 
 def _result(item: WaitingFrame, outcome: Outcome, **found: Any) -> LiveResult:
@@ -174,7 +142,10 @@ def _result(item: WaitingFrame, outcome: Outcome, **found: Any) -> LiveResult:
     return LiveResult(outcome, item.number, item.index, item.meta, item.sequence, frame, **found)
 
 
-def _resolve(item: WaitingFrame, result: LiveResult) -> None:
-    # Whoever waits may have cancelled meanwhile.
-    with suppress(Exception):
-        item.future.set_result(result)
+def _light(error: BaseException) -> BaseException:
+    """Return an error without the calls it came through: they would keep frame and labels alive, in a circle."""
+    part: BaseException | None = error
+    while part is not None:
+        part.__traceback__ = None
+        part = part.__cause__ or part.__context__
+    return error

@@ -229,6 +229,23 @@ def test_no_thread_is_left(core):
     assert threads() == before
 
 
+def test_a_callback_may_end_the_feed_that_waits_for_room(core):
+    """With `block` the feed waits for room that only the thread makes that ends it."""
+    ended = threading.Event()
+
+    def end(result):
+        time.sleep(0.1)  # until there is no room
+        feed.close()
+        ended.set()
+
+    with LiveSegmenter(segmenter(0.0, 572), policy="block", capacity=1, kind="classes", on_result=end) as live:
+        feed = LiveModeFeed(core, live, interval=0.005)
+        core.startContinuousSequenceAcquisition()
+        assert ended.wait(30)
+        core.stopSequenceAcquisition()
+    until(lambda: not threads())
+
+
 def test_a_feed_that_is_forgotten_ends(core):
     with LiveSegmenter(segmenter(), kind="classes") as live:
         feed = LiveModeFeed(core, live)

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 EVENTS, PICTURES, TICK = 0.25, 0.1, 0.025
 # Seconds after which a request for a picture is answered that there is none.
 PATIENCE = 5.0
+# Of the number of a picture.
+DIGITS = 18
 # Files of the page, and their types.
 FILES = {
     "page.html": "text/html",
@@ -91,7 +93,7 @@ class App:
         from starlette.responses import PlainTextResponse, Response
 
         after = request.query_params.get("after", "-1")
-        if not after.removeprefix("-").isdecimal():
+        if not after.removeprefix("-").isdecimal() or len(after) > DIGITS:
             return PlainTextResponse("after is not a number", 400, headers=HEADERS)
         until = monotonic() + PATIENCE
         while monotonic() < until and not self._feed.closing.is_set():

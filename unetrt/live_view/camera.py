@@ -72,10 +72,10 @@ class Camera(Closable):
             with LiveModeFeed(self.core, counted) as feed:
                 self.core.startContinuousSequenceAcquisition(0)
                 while not (counted.enough or stop.wait(LOOK)):
-                    if error := feed.status().last_error:
-                        raise CameraError(f"{self.name} failed: {error}")
                     if not self.core.isSequenceRunning():
                         raise CameraError(f"{self.name} stopped by itself")
+                    if error := feed.status().last_error:
+                        raise CameraError(f"{self.name} failed: {error}")
                 self.core.stopSequenceAcquisition()
         except RuntimeError as error:
             if isinstance(error, CameraError):
@@ -114,6 +114,7 @@ class _FirstFrames:
     def __init__(self, live: LiveSegmenter, most: int | None) -> None:
         self._live, self._left = live, most
         self.sequenceStarted, self.sequenceFinished = live.sequenceStarted, live.sequenceFinished
+        self.thread = live.thread
 
     @property
     def enough(self) -> bool:

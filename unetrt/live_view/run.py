@@ -2,7 +2,7 @@
 
 import threading
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from concurrent.futures import wait as wait_for
 from pathlib import Path
 from time import perf_counter
@@ -68,20 +68,37 @@ def run(
     """
     stop = threading.Event()
     until = perf_counter() + (seconds or float("inf"))
-    with ThreadPoolExecutor(1, "unetrt-source") as pool:
-        feeding = pool.submit(source.feed, live, stop)
-        try:
-            while not (asked() or _ended(feeding, live)):
-                if perf_counter() >= until:
-                    stop.set()
-                show()
-        finally:
-            stop.set()
-            stopped = asked()
-            live.close(drain=not stopped and feeding.done())  # lets a source go that waits for room
+    feeding = _begun(source, live, stop)
+    try:
+        while not (asked() or _ended(feeding, live)):
+            if perf_counter() >= until:
+                stop.set()
+            show()
+    finally:
+        stop.set()
+        stopped = asked()
+        live.close(drain=not stopped and feeding.done())  # lets a source go that waits for room
+    while not feeding.done():  # in steps: on Windows nothing ends a wait without a limit
+        wait_for([feeding], PERIOD)
     show()
     feeding.result()
     return stopped
+
+
+def _begun(source: Source, live: LiveSegmenter, stop: threading.Event) -> "Future[None]":
+    """Start a source on a thread that cannot keep the process from ending, should a camera never answer."""
+    feeding: Future[None] = Future()
+
+    def feed() -> None:
+        try:
+            source.feed(live, stop)
+        except BaseException as error:  # noqa: BLE001 - raised where it is waited for
+            feeding.set_exception(error)
+        else:
+            feeding.set_result(None)
+
+    threading.Thread(target=feed, name="unetrt-source", daemon=True).start()
+    return feeding
 
 
 def _ended(feeding: "Future[None]", live: LiveSegmenter) -> bool:

@@ -9,7 +9,7 @@ from unetrt.runtime.live.results import Outcome
 
 
 def frame(name):
-    return WaitingFrame(name, name, {}, None)
+    return WaitingFrame(name, name, {})
 
 
 def names(items):
@@ -57,12 +57,20 @@ def test_who_is_blocked_goes_on_when_the_queue_closes():
 
 
 def test_notices_are_taken_in_turn_and_never_dropped():
-    queue, notice = FrameQueue("latest"), print
+    queue, told = FrameQueue("latest"), []
     queue.put(frame("a"))
-    queue.notice(notice)
+    queue.begin("plan", {}, None, told.append)
     queue.put(frame("b"))
-    assert queue.take() is notice
-    assert queue.take().frame == "b"
+    queue.end(lambda sequence, submitted: told.append((sequence, submitted)))
+    queue.take()()
+    (sequence,) = told
+    assert (sequence.number, sequence.plan, sequence.first) == (0, "plan", 1)
+    item = queue.take()
+    assert (item.frame, item.sequence) == ("b", sequence)
+    queue.take()()
+    assert told[1:] == [(sequence, 2)]
+    queue.put(frame("c"))
+    assert queue.take().sequence is None
 
 
 def test_closing_drops_or_drains():

@@ -1,0 +1,184 @@
+"""What programs around a live segmenter do to it, and must not be able to."""
+
+import concurrent.futures
+import gc
+import logging
+import sys
+import threading
+import weakref
+
+import numpy as np
+import pytest
+
+from tests.runtime.live.live_cases import flat, gated
+from unetrt.runtime import LiveSegmenter
+
+
+@pytest.fixture
+def live():
+    """Segments whatever comes, one frame after the other."""
+    segmenter, session = gated()
+    session.let()
+    with LiveSegmenter(segmenter, policy="block") as live:
+        yield live
+
+
+def works(live):
+    return live.submit(flat(1)).result(30).outcome == "done"
+
+
+def test_iterators_come_and_go_from_other_threads(live):
+    stop, interval = threading.Event(), sys.getswitchinterval()
+
+    def ask():
+        while not stop.is_set():
+            live.results()
+
+    threads = [threading.Thread(target=ask) for _ in range(2)]
+    sys.setswitchinterval(1e-5)
+    try:
+        for thread in threads:
+            thread.start()
+        assert all(works(live) for _ in range(300))
+    finally:
+        stop.set()
+        sys.setswitchinterval(interval)
+        for thread in threads:
+            thread.join()
+
+
+def test_a_callback_of_a_future_that_wants_to_exit(live):
+    future = live.submit(flat(1))
+    future.add_done_callback(lambda done: sys.exit("no"))
+    future.result(30)
+    assert works(live)
+
+
+class Speechless(Exception):  # noqa: N818
+    def __str__(self):
+        raise RuntimeError("no words")
+
+
+def test_an_error_without_words(live):
+    live.segmenter.session.compute = None
+
+    class Frame:
+        shape = (12, 16)
+
+        def __getattr__(self, name):
+            raise Speechless
+
+    assert live.submit(Frame()).result(30).outcome == "failed"
+    assert "Speechless" in live.status().last_error
+
+
+def test_a_log_that_cannot_be_written():
+    class Full(logging.Handler):
+        def emit(self, record):
+            raise OSError("no space left on the disk")
+
+    segmenter, session = gated()
+    session.let()
+    handler = Full()
+    logging.getLogger("unetrt.live").addHandler(handler)
+    try:
+        with LiveSegmenter(segmenter, policy="block", on_result=lambda result: 1 / 0) as live:
+            assert works(live)
+            assert works(live)
+    finally:
+        logging.getLogger("unetrt.live").removeHandler(handler)
+    assert live.status().output_errors == 2
+
+
+def test_a_frame_that_failed_is_let_go_at_once(live):
+    frame = np.full((12, 16), np.nan, np.float32)
+    gone = weakref.ref(frame)
+    gc.disable()
+    try:
+        future = live.submit(frame, copy=False)
+        assert future.result(30).outcome == "failed"
+        assert live.flush(30)
+        del frame, future
+        assert gone() is None
+    finally:
+        gc.enable()
+
+
+def test_who_waits_for_a_cancelled_frame_that_is_dropped_hears_of_it():
+    segmenter, session = gated()
+    with LiveSegmenter(segmenter, policy="drop_oldest", capacity=1) as live:
+        live.submit(flat(1))
+        session.began.acquire(timeout=30)
+        cancelled = live.submit(flat(2))
+        assert cancelled.cancel()
+        live.submit(flat(3))
+        assert concurrent.futures.wait([cancelled], 10).done == {cancelled}
+        session.let()
+
+
+def test_a_frame_that_waited_for_room_belongs_to_the_sequence_that_began_meanwhile():
+    segmenter, session = gated()
+    with LiveSegmenter(segmenter, policy="block", capacity=1) as live:
+        first, second = live.submit(flat(1)), live.submit(flat(2)) if session.began.acquire(timeout=30) else None
+        futures = []
+        late = threading.Thread(target=lambda: futures.append(live.submit(flat(3))))
+        late.start()
+        late.join(0.1)
+        live.sequenceStarted("plan")
+        session.let()
+        late.join(30)
+        results = [future.result(30) for future in (first, second, *futures)]
+    assert [result.sequence and result.sequence.plan for result in results] == [None, None, "plan"]
+    assert results[2].sequence.first == results[2].number == 2
+
+
+def test_frames_dropped_in_one_sequence_are_not_those_of_the_next():
+    segmenter, session = gated()
+    with LiveSegmenter(segmenter, policy="latest") as live:
+        stream = live.results()
+        live.sequenceStarted("first")
+        live.submit(flat(1))
+        session.began.acquire(timeout=30)
+        live.submit(flat(2))
+        live.sequenceFinished()
+        live.sequenceStarted("second")
+        live.submit(flat(3))
+        session.let()
+    assert [(result.number, result.dropped) for result in stream] == [(0, 0), (2, 0)]
+
+
+def test_giving_a_result_out_is_work_too():
+    segmenter, session = gated()
+    session.let()
+    went, go = threading.Event(), threading.Event()
+
+    def output(result):
+        went.set()
+        go.wait(30)
+
+    with LiveSegmenter(segmenter, on_result=output) as live:
+        live.submit(flat(1)).result(30)
+        assert went.wait(30)
+        status = live.status()
+        assert (status.state, status.pending) == ("segmenting", 0)
+        go.set()
+        assert live.flush(30)
+        assert live.status().state == "waiting"
+
+
+class Stubborn(np.ndarray):
+    def copy(self, order="C"):
+        raise OSError("the disk behind this array is gone")
+
+
+def test_nothing_is_raised_at_a_camera(live):
+    meta, event = np.zeros(3), type("Event", (), {"index": 7, "channel": "red"})
+    assert live.submit(flat(1), meta=meta).result(30).meta is meta
+    live.frameReady(flat(1), event, meta)
+    live.frameReady(flat(1), event, {"camera_metadata": "none"})
+    failed = live.submit(flat(1).view(Stubborn)).result(30)
+    assert (failed.outcome, str(failed.error)) == ("failed", "the disk behind this array is gone")
+    live.sequenceStarted(np.zeros(3), meta)
+    live.sequenceFinished()
+    assert live.flush(30)
+    assert (live.status().done, live.status().failed) == (3, 1)
