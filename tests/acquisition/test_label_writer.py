@@ -380,4 +380,4 @@ def test_the_acquisition_is_not_slowed(camera, tmp_path):
         beside = seconds(live)
         live.flush()
         assert live.status().dropped > 5
-    assert beside < 1.3 * alone  # each of 25 frames waited for: 0.1 s instead of 0.03 s
+    assert beside < 2 * alone  # each of 25 frames waited for: 0.1 s instead of 0.03 s

