@@ -9,8 +9,9 @@ Surveys fields one after the other. The demo microscope looks the same everywher
 """
 
 import argparse
+from collections.abc import Iterator
 from pathlib import Path
-from queue import Queue
+from queue import Empty, Queue
 
 from pymmcore_plus.experimental.unicore import UniMMCore
 from useq import MDAEvent
@@ -46,6 +47,14 @@ class Survey:
         """Order the survey of a field, or the end."""
         self.queue.put(self.event(field, {}, 0.0) if field < self.fields else STOP)
 
+    def orders(self, patience: float) -> Iterator[MDAEvent]:
+        """Yield what was ordered, until the end was; a camera that fails gives no frame, and nothing more is ordered."""
+        try:
+            while (event := self.queue.get(timeout=patience)) is not STOP:
+                yield event
+        except Empty:
+            print(f"no result for {patience:.0f} s: this is the end")
+
     def event(self, field: int, plane: dict[str, int], height: float) -> MDAEvent:
         """Return an order for one image, `height` µm above the focus."""
         index = {"p": field, **plane}
@@ -68,7 +77,7 @@ def main() -> None:
     core.mda.events.frameReady.connect(lambda _, event: images.append(event))
     # `latest` may drop planes, which nobody waits for, but never a survey: no frame comes after it before its result.
     with LiveSegmenter(arguments.model, policy="latest", kind="instances", on_result=survey.decide) as live:
-        core.mda.run(iter(survey.queue.get, STOP), output=[live])
+        core.mda.run(survey.orders(arguments.patience), output=[live])
     print(f"{len(images)} images of {fields} fields, {sum('z' in event.index for event in images) // 5} z-stacks")
 
 
@@ -77,6 +86,7 @@ def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", type=Path, help="model.onnx from `unetrt export`, or an engine from `unetrt build`")
     parser.add_argument("--many", type=int, default=20, metavar="N", help="a field with more objects gets a z-stack")
+    parser.add_argument("--patience", type=float, default=60, metavar="S", help="seconds that a result may take")
     parser.add_argument("--config", default="MMConfig_demo.cfg", help="a microscope's configuration")
     parser.add_argument("--fields", type=Path, metavar="FOLDER", help="images that the camera shows")
     return parser.parse_args()

@@ -67,14 +67,13 @@ def soak(segmenter: Segmenter, policy: str, seconds: float, rate: float) -> dict
 
 
 def main() -> None:
-    """Soak each policy that drops frames for half of the time."""
+    """Soak each policy that drops frames for half of the time, after a warm-up."""
     model, seconds = sys.argv[1], float(sys.argv[2])
     with Segmenter(model) as segmenter:
         # What is measured must not be the first growth of anything.
         soak(segmenter, "latest", min(seconds / 6, 10), 2 * sustainable(segmenter))
         runs = [
-            soak(segmenter, policy, seconds * 5 / 12, 2 * sustainable(segmenter))
-            for policy in ("latest", "drop_oldest")
+            soak(segmenter, policy, seconds / 2, 2 * sustainable(segmenter)) for policy in ("latest", "drop_oldest")
         ]
     threads = [thread.name for thread in threading.enumerate() if thread is not threading.main_thread()]
     sys.stdout.write(json.dumps({"runs": runs, "threads": threads}))
