@@ -48,7 +48,7 @@ class Survey:
         self.queue.put(self.event(field, {}, 0.0) if field < self.fields else STOP)
 
     def orders(self, patience: float) -> Iterator[MDAEvent]:
-        """Yield what was ordered, until the end was; a camera that fails gives no frame, and nothing more is ordered."""
+        """Yield what was ordered, until the end was; after a camera that failed nothing more is ordered."""
         try:
             while (event := self.queue.get(timeout=patience)) is not STOP:
                 yield event
