@@ -134,9 +134,8 @@ class LiveSegmenter(Closable):
         index, meta
             The frame's own; the result brings them back.
         copy
-            Whether to copy the frame first, as a camera's driver may write the next one to the same memory: 0.7 ms for
-            2048 x 2048 uint16. Without, nobody may write to the frame until its result is there. Arrays that are not
-            numpy's are never copied.
+            Whether to copy the frame first, as a camera's driver may write the next one to the same memory. Without,
+            nobody may write to the frame until its result is there. Arrays that are not numpy's are never copied.
 
         Returns
         -------
