@@ -139,6 +139,7 @@ def test_a_floor_that_is_missed_is_a_failed_gate(capsys):
     assert "below the floor of 1000" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_demo_leaves_what_it_says(run, tmp_path):
     said = run("demo", "--out", tmp_path / "demo", "--minutes", "0.1")
     assert "exact: True" in said

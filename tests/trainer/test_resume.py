@@ -129,6 +129,7 @@ def test_a_signal_saves_and_resume_goes_on(drawn_folder, tmp_path, capsys, numbe
     assert load(folder / LAST).training["steps"] == steps + 3
 
 
+@pytest.mark.slow
 def test_ten_kills_at_random_moments_leave_a_whole_checkpoint(drawn_folder, tmp_path):
     """Every step saves here; every other kill is aimed at a save that has begun."""
     folder, rng = tmp_path / "run", random.Random(0)

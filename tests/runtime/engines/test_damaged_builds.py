@@ -37,6 +37,7 @@ for model in sorted(Path(sys.argv[1]).glob("*.onnx")):
 """
 
 
+@pytest.mark.slow
 def test_damaged_models_are_built_or_refused(tmp_path):
     pytest.importorskip("tensorrt_rtx", reason="TensorRT for RTX has no package for this platform")
     (folder := tmp_path.resolve() / "models" / "in").mkdir(parents=True)
