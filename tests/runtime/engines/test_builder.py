@@ -1,5 +1,6 @@
 import os
 import signal
+import time
 import traceback
 from dataclasses import replace
 
@@ -128,6 +129,9 @@ def test_ctrl_c_cancels_the_build(tiny_model, facts):
         seen.append(phase)
         if len(seen) == 1:
             os.kill(os.getpid(), signal.SIGINT)
+            deadline = time.monotonic() + 10
+            while not progress.cancelled and time.monotonic() < deadline:  # else a quick build may be through before
+                time.sleep(0.001)
 
     progress = Progress(interrupt)
     try:
