@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Literal
 
 from unetrt.runtime.acquisition.label_file import LabelFile
-from unetrt.runtime.artifacts import require_writable
+from unetrt.runtime.artifacts import writable_folder
 from unetrt.runtime.closing import Closable
 from unetrt.runtime.errors import BackendUnavailableError, OptionError, OutputError
 from unetrt.runtime.live.results import LiveResult, LiveSequence
@@ -71,7 +71,7 @@ class LabelWriter(Closable):
             raise OptionError(f"labels of dtype {dtype!r} cannot be stored: use uint16, or uint32")
         self._stem, self._suffix = _parts(Path(path))
         _import((*PACKAGES, *WRITERS[self._suffix]))
-        require_writable(self._stem.parent)
+        writable_folder(self._stem.parent)
         if not overwrite and (taken := self._taken(self._stem)):
             raise OutputError(f"{taken} exists: give another name, or remove it (overwrite=True does)")
         self._overwrite, self._dtype = overwrite, dtype

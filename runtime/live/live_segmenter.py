@@ -101,6 +101,7 @@ class LiveSegmenter(Closable):
         queue = FrameQueue(policy, capacity)
         if kind not in (None, "instances", "classes"):
             raise OptionError(f"labels of kind {kind!r} are unknown: use instances or classes")
+        _require_callable(on_result, outputs)
         if opening and isinstance(model, Segmenter):
             raise OptionError(f"{', '.join(opening)} are for a model that is opened here: give them to the Segmenter")
         with ExitStack() as opened:
@@ -245,6 +246,18 @@ class LiveSegmenter(Closable):
         if self._queue.closing:
             return State.CLOSING
         return State.SEGMENTING if pending or self._queue.busy else State.WAITING
+
+
+def _require_callable(on_result: Any, outputs: Any) -> None:
+    """Raise OptionError where results are to go to what cannot take them."""
+    if on_result is not None and not callable(on_result):
+        raise OptionError(f"on_result={on_result!r} cannot be called: give a function of one result")
+    if not isinstance(outputs, Sequence) or not all(_is_output(one) for one in outputs):
+        raise OptionError(f"outputs={outputs!r} take no results: give a list, such as [LabelWriter('labels.ome.zarr')]")
+
+
+def _is_output(one: Any) -> bool:
+    return all(hasattr(one, name) for name in ("sequence_started", "result", "sequence_finished", "close"))
 
 
 def _end(worker: Worker, thread: threading.Thread, drain: bool) -> None:

@@ -398,6 +398,9 @@ def test_a_running_average_is_that_of_the_stream():
         ({"normalisation": "fixed"}, "normalisation 'fixed' is unknown to a stream: use model or running"),
         ({"normalisation": "running"}, "fixed normalisation measures nothing that could run"),
         ({"lanes": 3}, "lanes"),
+        ({"on_result": 3}, "on_result=3 cannot be called: give a function"),
+        ({"outputs": "labels.ome.zarr"}, "outputs='labels.ome.zarr' take no results: give a list"),
+        ({"outputs": [print]}, "take no results: give a list, such as"),
     ],
 )
 def test_options_without_meaning(options, message):
