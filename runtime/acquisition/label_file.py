@@ -1,7 +1,8 @@
 """The labels of one acquisition beside its raw data, with a table of its frames."""
 
+from contextlib import nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,12 +15,12 @@ from unetrt.runtime.closing import Closable
 from unetrt.runtime.errors import OutputError
 from unetrt.runtime.live.results import LiveResult, LiveSequence, Outcome
 
-if TYPE_CHECKING:
-    from unetrt.runtime.acquisition.places import Index
+# Of a frame of the plan that never came.
+MISSING = "missing"
 
 
 class LabelFile(Closable):
-    """A file of labels and its table of frames, filled in the order of the frames; made with the first labels.
+    """A file of labels, made with the first of them, and its table of frames, filled in the order of the frames.
 
     Parameters
     ----------
@@ -44,6 +45,8 @@ class LabelFile(Closable):
         self._table, self._table_name = FrameTable(table), table.name
         self._stream: LabelStream | PositionStreams | None = None
         self._shape: tuple[int, ...] = ()
+        self._last = None if sequence is None else sequence.first - 1  # number of the last frame that was told
+        self._stored = self._known = 0  # the place after the last labels, and after the last frame that was told
 
     def add(self, result: LiveResult) -> None:
         """Store labels where they belong, and tell what became of the frame and of those before it.
@@ -53,23 +56,28 @@ class LabelFile(Closable):
         OutputError
             They cannot be stored; their place stays empty, and the table says why.
         """
-        number, skipped = self._layout.places.place(result)
-        for at, passed in enumerate(skipped, number - len(skipped)):
-            self._table.add(at, passed, "dropped" if result.dropped >= len(skipped) else "missing")
-        index: Index = result.index if isinstance(result.index, dict) else {}
+        untold = 0 if self._last is None else result.number - self._last - 1
+        self._last = result.number
+        place = None
         try:
+            place, skipped = self._layout.places.place(result)
+            for at, passed in enumerate(skipped, place - len(skipped)):
+                self._table.add_absent(at, passed, Outcome.DROPPED if untold >= len(skipped) else MISSING)
+            self._known = place + 1
             if result.labels is not None:
-                self._store(number, result.labels)
+                self._store(place, result.labels)
         except OutputError as error:
-            self._table.add(number, index, Outcome.FAILED, result.objects, error)
-            raise
-        self._table.add(number, index, result.outcome, result.objects, result.error)
+            if result.labels is not None:
+                self._table.add(place, result, Outcome.FAILED, error)
+                raise
+        self._table.add(place, result, result.outcome, result.error)
 
     def close(self) -> None:
         """Finish the file and its table; idempotent. Raises OutputError where not all could be written."""
-        with self._table:
-            if self._stream is not None:
-                self._stream.close()
+        with self._table, self._stream or nullcontext() as stream:
+            while stream is not None and self._stored < self._known:
+                stream.pass_over(self._stored)
+                self._stored += 1
 
     def _store(self, number: int, labels: NDArray[Any]) -> None:
         dtype = labels.dtype if labels.dtype == np.uint8 else self._instances
@@ -86,6 +94,7 @@ class LabelFile(Closable):
                 f"{highest} objects are more than {dtype} can number: use LabelWriter(..., dtype='uint32')"
             )
         self._stream.put(number, labels.astype(dtype))
+        self._stored = number + 1
 
     def _open(self, shape: tuple[int, ...], dtype: "np.dtype[Any]") -> LabelStream | PositionStreams:
         kind = "classes" if dtype == np.uint8 else "instances"

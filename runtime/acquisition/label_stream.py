@@ -1,5 +1,8 @@
 """A file of labels that is being written, OME-Zarr or OME-TIFF, by ome-writers."""
 
+import shutil
+import time
+import weakref
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from math import prod
@@ -10,7 +13,6 @@ import numpy as np
 import tifffile
 from numpy.typing import NDArray
 
-from unetrt.runtime.acquisition.backlog import Backlog
 from unetrt.runtime.closing import Closable
 from unetrt.runtime.errors import OutputError
 
@@ -19,8 +21,10 @@ if TYPE_CHECKING:
 
 # What our part of a file's metadata is called.
 NAMESPACE = "unetrt"
-# Frames that the writer of TIFF keeps until it is closed: its first and its last.
-KEPT = 2
+# Bytes that the end of a TIFF may need: its directory of a hundred thousand frames.
+ROOM = 16 * 2**20
+# Seconds without progress after which the disk is given up.
+PATIENCE = 20.0
 
 
 class LabelStream(Closable):
@@ -44,7 +48,7 @@ class LabelStream(Closable):
 
         self._settings = settings
         self._next = 0  # the place after the last frame
-        self._backlog = Backlog()
+        self._first: weakref.ref[NDArray[Any]] | None = None  # of a TIFF: its writer keeps it until it has ended
         self._closed = False
         with self._failures():
             Path(settings.root_path).parent.mkdir(parents=True, exist_ok=True)
@@ -52,10 +56,15 @@ class LabelStream(Closable):
             self._stream.set_global_metadata(NAMESPACE, metadata)
 
     def put(self, place: int, labels: NDArray[Any]) -> None:
-        """Store labels (H, W), in the dtype of the file, which nobody else keeps, at a place behind all before."""
+        """Store labels (H, W), in the dtype of the file, which nobody changes, at a place behind all before."""
         with self._failures():
             self._pass_over(place - self._next)
             self._append(labels)
+
+    def pass_over(self, place: int) -> None:
+        """Leave a place behind all before empty: the file holds it, without labels."""
+        with self._failures():
+            self._pass_over(place + 1 - self._next)
 
     def close(self) -> None:
         """Write what is still to be written; the file is then whole. Idempotent."""
@@ -65,7 +74,6 @@ class LabelStream(Closable):
         with self._failures():
             try:
                 self._fill()
-                self._backlog.wait(most=KEPT)
             finally:
                 self._stream.close()
             self._require_all()
@@ -73,9 +81,8 @@ class LabelStream(Closable):
     def _fill(self) -> None:
         """End a TIFF, whose frames lie in a row without gaps, with a whole step of its first axis."""
         steps = [axis.count or 1 for axis in self._settings.dimensions[:-2] if axis.type != "position"]
-        left = -self._next % prod(steps[1:])
-        if self._is_tiff():
-            self._pass_over(left)
+        if self._is_tiff() and not self._has_ended():
+            self._pass_over(-self._next % prod(steps[1:]))
 
     def _pass_over(self, frames: int) -> None:
         if not self._is_tiff() and frames:
@@ -83,23 +90,62 @@ class LabelStream(Closable):
             self._next += frames
             return
         # One by one: at its end the writer of TIFF gives what it still has to write five seconds.
-        height, width = (axis.count or 1 for axis in self._settings.dimensions[-2:])
         for _ in range(frames):
-            self._append(np.zeros((height, width), self._settings.dtype))
+            self._append(np.zeros(self._shape(), self._settings.dtype))
 
     def _append(self, labels: NDArray[Any]) -> None:
-        self._backlog.wait()
-        self._next += 1
+        if not self._is_tiff():
+            self._next += 1  # also where it raises: the place stays empty
+            self._stream.append(labels)
+            return
+        if self._has_ended():
+            raise self._lost()
+        self._require_room(labels.nbytes)
+        if self._first is None:
+            labels = labels.copy()  # nobody but the writer keeps it
+            self._first = weakref.ref(labels)
         self._stream.append(labels)
-        self._backlog.add(labels)
+        del labels
+        self._wait_for_disk()
+        self._next += 1
+
+    def _require_room(self, size: int) -> None:
+        """Refuse a frame of so many bytes before it fills the disk: a TIFF that then cannot be ended cannot be read."""
+        folder = Path(self._settings.output_path).parent
+        if (free := shutil.disk_usage(folder).free) < size + ROOM:
+            raise OutputError(f"{folder} has no room for more labels: {free / 2**20:.1f} MiB are free")
+
+    def _wait_for_disk(self) -> None:
+        """Wait until the frame that a TIFF's writer was given is in the file: its thread does not say when it failed.
+
+        Frames lie one behind the other there, as they are, so that the size of the file tells.
+        """
+        path = Path(self._settings.output_path)
+        size = (self._next + 1) * prod(self._shape()) * np.dtype(self._settings.dtype).itemsize
+        until = time.monotonic() + PATIENCE
+        while path.stat().st_size < size:
+            if self._has_ended():
+                raise self._lost()
+            if time.monotonic() > until:
+                raise OutputError(f"{path} took no labels for {PATIENCE:.0f} s: is the disk there?")
+            time.sleep(0.001)
 
     def _require_all(self) -> None:
-        """Count the frames of a TIFF: its writer has a thread of its own, and does not say when the disk was full."""
-        if not self._is_tiff():
-            return
+        """Count the frames of a TIFF that was finished: the last one may lack its end."""
         path = Path(self._settings.output_path)
-        if (there := _frames(path)) != self._next:
+        if self._is_tiff() and (there := _frames(path)) != self._next:
             raise OutputError(f"{path} holds {there} of {self._next} frames of labels: is the disk full?")
+
+    def _has_ended(self) -> bool:
+        """Tell whether the writer of a TIFF has ended by itself: it could not write."""
+        return self._first is not None and self._first() is None
+
+    def _lost(self) -> OutputError:
+        path = self._settings.output_path
+        return OutputError(f"{path} holds {self._next} frames of labels and takes no more: is the disk full?")
+
+    def _shape(self) -> tuple[int, ...]:
+        return tuple(axis.count or 1 for axis in self._settings.dimensions[-2:])
 
     def _is_tiff(self) -> bool:
         return self._settings.format.name == "ome-tiff"

@@ -31,16 +31,16 @@ class LabelWriter(Closable):
 
     Labels have the axes of the raw data, as Micro-Manager stores them, and their pixel size: those of a frame lie where
     the frame lies, by the index of its event. Frames that were dropped or failed, or never came, leave their place
-    empty: background, 0. Which ones they are says the table, `labels.csv`: see `FrameTable`. With
-    `LiveSegmenter(channel=...)` the axis of channels holds that channel alone.
+    empty: background, 0. Which ones they are says the table, `labels.csv`, with a row for each frame: see `FrameTable`.
+    With `LiveSegmenter(channel=...)` the axis of channels holds that channel alone.
 
     Where no plan was announced, or one that fits no regular array (an event queue, several cameras at once), the file
     is a series with time as its only axis, and the table says which index each frame has.
 
     Each sequence has files of its own: `labels.ome.zarr`, then `labels_001.ome.zarr`, `labels_002.ome.zarr`, the next
-    numbers that are free. A file is made with the first labels, and whole when its sequence ends, however that ends. A
-    sequence is one file: frames whose size changes on the way are refused, each as an error of the output, and the rest
-    is stored.
+    numbers that are free; one of which no frame has labels has its table alone. A file is whole when its sequence ends,
+    however that ends. A sequence is one file: frames whose size changes on the way are refused, each as an error of the
+    output, and the rest is stored.
 
     OME-TIFF is one file for each position of the stage, in a folder `labels`, where there are several.
 
@@ -79,7 +79,7 @@ class LabelWriter(Closable):
         self._file: LabelFile | None = None
 
     def sequence_started(self, sequence: LiveSequence) -> None:  # noqa: ARG002
-        """Finish the file of what came before; the next labels begin another."""
+        """Finish the file of what came before; the next frame begins another."""
         self.close()
 
     def result(self, result: LiveResult) -> None:

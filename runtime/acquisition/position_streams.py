@@ -52,18 +52,28 @@ class PositionStreams(Closable):
         self._opened = ExitStack()
 
     def put(self, place: int, labels: NDArray[Any]) -> None:
-        """Store labels (H, W), in the dtype of the file, which nobody else keeps, at a place behind all before."""
-        steps = list(map(int, np.unravel_index(place, self._axes)))
-        position = steps.pop(self._positions)
-        sizes = [size for at, size in enumerate(self._axes) if at != self._positions]
-        within = int(np.ravel_multi_index(steps, sizes)) if sizes else 0
+        """Store labels (H, W), in the dtype of the file, which nobody changes, at a place behind all before."""
+        position, within = self._split(place)
         if position not in self._streams:
             self._streams[position] = self._opened.enter_context(self._open(position))
         self._streams[position].put(within, labels)
 
+    def pass_over(self, place: int) -> None:
+        """Leave a place behind all before empty; a position without any labels has no file."""
+        position, within = self._split(place)
+        if position in self._streams:
+            self._streams[position].pass_over(within)
+
     def close(self) -> None:
         """Finish all files; idempotent."""
         self._opened.close()
+
+    def _split(self, place: int) -> tuple[int, int]:
+        """Return the position of a place, and the place among those of its position."""
+        steps = list(map(int, np.unravel_index(place, self._axes)))
+        position = steps.pop(self._positions)
+        sizes = [size for at, size in enumerate(self._axes) if at != self._positions]
+        return position, int(np.ravel_multi_index(steps, sizes)) if sizes else 0
 
     def _open(self, position: int) -> LabelStream:
         from ome_writers import AcquisitionSettings

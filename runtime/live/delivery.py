@@ -7,7 +7,7 @@ from contextlib import suppress
 from typing import Any
 from weakref import WeakSet
 
-from unetrt.runtime.live.results import LiveResult, LiveSequence, ResultOutput, ResultStream
+from unetrt.runtime.live.results import LiveResult, LiveSequence, Outcome, ResultOutput, ResultStream
 from unetrt.runtime.live.status import Record
 
 log = logging.getLogger("unetrt.live")
@@ -37,10 +37,10 @@ class Delivery:
                 stream.close()
 
     def give_out(self, result: LiveResult) -> None:
-        """Give a result to everybody."""
+        """Give a result to everybody; one of a frame that was dropped to outputs alone."""
         for output in self._outputs:
             self.guarded(output.result, result)
-        for stream in self._listening():
+        for stream in self._listening() if result.outcome is not Outcome.DROPPED else ():
             stream.offer(result)
 
     def sequence_started(self, sequence: LiveSequence) -> None:
@@ -76,10 +76,15 @@ class Delivery:
 
 
 class Callback:
-    """An output that passes results to a function and does nothing else."""
+    """An output that passes results, `done` and `failed`, to a function and does nothing else."""
 
     def __init__(self, function: Callable[[LiveResult], None]) -> None:
-        self.result = function
+        self._function = function
+
+    def result(self, result: LiveResult) -> None:
+        """Pass it on."""
+        if result.outcome is not Outcome.DROPPED:
+            self._function(result)
 
     def sequence_started(self, sequence: LiveSequence) -> None:
         """Do nothing."""

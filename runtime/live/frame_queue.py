@@ -11,6 +11,7 @@ from time import perf_counter
 from typing import Any
 
 from unetrt.runtime.errors import OptionError
+from unetrt.runtime.live.dropped_frames import DroppedFrames
 from unetrt.runtime.live.results import LiveResult, LiveSequence, Outcome
 
 
@@ -43,6 +44,11 @@ class WaitingFrame:
     future: "Future[LiveResult]" = field(default_factory=Future)
     error: Exception | None = None
 
+    def result(self, outcome: Outcome, **found: Any) -> LiveResult:
+        """Return what became of it; pixels that were given up are not kept by who keeps the result."""
+        frame = None if outcome is Outcome.DROPPED else self.frame
+        return LiveResult(outcome, self.number, self.index, self.meta, self.sequence, frame, **found)
+
 
 @dataclass(frozen=True)
 class Counts:
@@ -55,8 +61,12 @@ class Counts:
     pending: int = 0
 
 
-# What lies in the queue beside frames, is done in turn and never dropped: the news of a sequence.
-Notice = Callable[[], None]
+@dataclass(frozen=True)
+class Notice:
+    """News of a sequence, told in turn and never dropped: behind the frames whose numbers are lower than `number`."""
+
+    number: int
+    tell: Callable[[], None]
 
 
 class FrameQueue:
@@ -72,6 +82,11 @@ class FrameQueue:
     capacity
         How many frames may wait, beside the one in flight; None takes 1 for `latest`, else 8.
 
+    Attributes
+    ----------
+    dropped
+        Those that were given up before their turn.
+
     Raises
     ------
     OptionError
@@ -81,6 +96,7 @@ class FrameQueue:
     def __init__(self, policy: Policy | str, capacity: int | None = None) -> None:
         self.policy, self.capacity = _policy(policy, capacity)
         self.closing = False
+        self.dropped = DroppedFrames()
         self._drain = True
         self._waiting: deque[WaitingFrame | Notice] = deque()
         self._frames = 0  # in `_waiting`
@@ -103,8 +119,7 @@ class FrameQueue:
             item.number, item.sequence = self._counted["submitted"], self._sequence
             self._counted["submitted"] += 1
             if self.closing:
-                self._counted[Outcome.DROPPED] += 1
-                return [item]
+                return [self._given_up(item)]
             dropped = [self._drop_oldest() for _ in range(self._frames - self.capacity + 1)]
             self._waiting.append(item)
             self._frames += 1
@@ -122,21 +137,18 @@ class FrameQueue:
             first = self._counted["submitted"]
             self._sequence = LiveSequence(self._sequences, plan, meta, first, channel)
             self._sequences += 1
-            self._notice(partial(tell, self._sequence))
+            self._notice(first, partial(tell, self._sequence))
 
-    def end(self, tell: Callable[[LiveSequence, int], None]) -> None:
-        """End the sequence, if there is one; never blocks.
-
-        The worker calls `tell` after its frames, with how many were submitted until now.
-        """
+    def end(self, tell: Callable[[LiveSequence], None]) -> None:
+        """End the sequence, if there is one; never blocks. The worker calls `tell` after its frames."""
         with self._changed:
             if self._sequence is not None:
-                self._notice(partial(tell, self._sequence, self._counted["submitted"]))
+                self._notice(self._counted["submitted"], partial(tell, self._sequence))
                 self._sequence = None
 
-    def _notice(self, notice: Notice) -> None:
+    def _notice(self, number: int, tell: Callable[[], None]) -> None:
         if not self.closing:
-            self._waiting.append(notice)
+            self._waiting.append(Notice(number, tell))
             self._changed.notify_all()
 
     def take(self) -> WaitingFrame | Notice | None:
@@ -196,7 +208,11 @@ class FrameQueue:
         item = next(item for item in self._waiting if isinstance(item, WaitingFrame))
         self._waiting.remove(item)
         self._frames -= 1
+        return self._given_up(item)
+
+    def _given_up(self, item: WaitingFrame) -> WaitingFrame:
         self._counted[Outcome.DROPPED] += 1
+        self.dropped.add(item.result(Outcome.DROPPED))
         return item
 
 

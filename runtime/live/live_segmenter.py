@@ -238,7 +238,7 @@ class LiveSegmenter(Closable):
 
     def sequenceFinished(self, sequence: Any = None) -> None:  # noqa: ARG002, N802
         """Take note that an acquisition ended; its frames are still segmented. Returns at once."""
-        self._queue.end(self._worker.sequence_finished)
+        self._queue.end(self._worker.delivery.sequence_finished)
 
     def _state(self, pending: int) -> State:
         if not self.thread.is_alive():

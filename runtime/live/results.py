@@ -74,7 +74,7 @@ class LiveResult:
     error
         Why there are no labels; None where there are.
     dropped
-        How many frames between the one of the result before and this one were dropped.
+        How many frames between the one before it that was not dropped and this one were.
     queueing, compute, latency
         Seconds the frame waited, seconds the segmenter took, and seconds from `submit` to this result.
     timings
@@ -108,7 +108,7 @@ class ResultOutput(Protocol):
         """Take note of a sequence, before the results of its frames."""
 
     def result(self, result: LiveResult) -> None:
-        """Take a result, `done` or `failed`."""
+        """Take a result: one for each frame. Of those that were dropped, at most 1000 are told between two others."""
 
     def sequence_finished(self, sequence: LiveSequence) -> None:
         """Take note that all results of a sequence have come."""

@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Sequence
 from contextlib import ExitStack, suppress
+from math import inf
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
@@ -10,7 +11,7 @@ from unetrt.runtime.errors import FrameError
 from unetrt.runtime.instance_labels import instances
 from unetrt.runtime.live.delivery import Delivery
 from unetrt.runtime.live.frame_queue import FrameQueue, WaitingFrame
-from unetrt.runtime.live.results import LiveResult, LiveSequence, Outcome
+from unetrt.runtime.live.results import LiveSequence, Outcome
 from unetrt.runtime.live.status import Record
 from unetrt.runtime.running import Streams
 from unetrt.runtime.segmenter import Segmentation, Segmenter
@@ -66,41 +67,44 @@ class Worker:
     def run(self) -> None:
         """Work until the queue is closed; then close outputs, streams, and the model if it is nobody else's."""
         while (item := self.queue.take()) is not None:
+            self._give_out_dropped(item.number)
             if isinstance(item, WaitingFrame):
                 self._settle(item)
             else:
-                self.delivery.guarded(item)
+                self._next = item.number
+                self.delivery.guarded(item.tell)
             del item  # a frame is not kept while the next is waited for
+        self._give_out_dropped(inf)
         self.delivery.end()
         self.delivery.guarded(self.at_end.close)
 
     def sequence_started(self, sequence: LiveSequence) -> None:
         """Begin anew what is kept over a sequence, and tell the outputs, after all frames that came before it."""
         self._averages.restart()
-        self._next = sequence.first
         self.delivery.sequence_started(sequence)
 
-    def sequence_finished(self, sequence: LiveSequence, submitted: int) -> None:
-        """Tell the outputs that a sequence has ended, after its frames; so many were submitted until then."""
-        self._next = submitted
-        self.delivery.sequence_finished(sequence)
+    def _give_out_dropped(self, before: float) -> None:
+        """Give out the results of frames that the queue dropped, up to a number."""
+        for result in self.queue.dropped.take(before):
+            self.delivery.give_out(result)
 
     def _settle(self, item: WaitingFrame) -> None:
         """Segment a frame, count it, and give out its result."""
         if not item.future.set_running_or_notify_cancel():
             self.queue.settle(Outcome.DROPPED)
+            self.delivery.give_out(item.result(Outcome.DROPPED))
             return
         taken = perf_counter()
         outcome, found = self._segmented(item.frame, item.index, item.error)
         end = perf_counter()
         self.queue.settle(outcome)
         times = {"queueing": taken - item.submitted, "compute": end - taken, "latency": end - item.submitted}
-        result = _result(item, outcome, dropped=max(0, item.number - self._next), **times, **found)
+        result = item.result(outcome, dropped=max(0, item.number - self._next), **times, **found)
         self.record.add(result)
         self.delivery.guarded(item.future.set_result, result)
         if outcome is not Outcome.DROPPED:
             self._next = item.number + 1
-            self.delivery.give_out(result)
+        self.delivery.give_out(result)
 
     def _segmented(self, frame: Any, index: Any, error: Exception | None) -> tuple[Outcome, dict[str, Any]]:
         try:
@@ -134,12 +138,7 @@ def tell_dropped(items: Sequence[WaitingFrame]) -> None:
     """Tell who waits for frames that the queue dropped."""
     for item in items:
         if item.future.set_running_or_notify_cancel():
-            item.future.set_result(_result(item, Outcome.DROPPED))
-
-
-def _result(item: WaitingFrame, outcome: Outcome, **found: Any) -> LiveResult:
-    frame = None if outcome is Outcome.DROPPED else item.frame  # who keeps the future does not keep what was given up
-    return LiveResult(outcome, item.number, item.index, item.meta, item.sequence, frame, **found)
+            item.future.set_result(item.result(Outcome.DROPPED))
 
 
 def _light(error: BaseException) -> BaseException:

@@ -38,7 +38,7 @@ def slow_segmenter(seconds=0.0, failing=()):
 
 
 class Notes:
-    """An output that writes down what it is told, in order."""
+    """An output that writes down what it is told of frames that were not dropped, in order."""
 
     def __init__(self):
         self.told, self.results = [], []
@@ -47,6 +47,8 @@ class Notes:
         self.told.append(("started", sequence.number))
 
     def result(self, result):
+        if result.outcome == "dropped":
+            return
         self.told.append(("result", result.sequence.number))
         self.results.append(result)
 

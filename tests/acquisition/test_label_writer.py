@@ -1,8 +1,9 @@
+import shutil
+import subprocess
 import sys
-import threading
 import time
-import weakref
 from contextlib import contextmanager
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -14,11 +15,10 @@ import zarr
 from tests.acquisition.files import positions_of, rows_of
 from tests.acquisition.segmenters import classes_of, segmenter
 from unetrt.runtime import LiveSegmenter
-from unetrt.runtime.acquisition import LabelWriter
-from unetrt.runtime.acquisition.backlog import Backlog
+from unetrt.runtime.acquisition import LabelWriter, label_stream
 from unetrt.runtime.acquisition.places import PlannedPlaces
 from unetrt.runtime.errors import BackendUnavailableError, OptionError, OutputError
-from unetrt.runtime.live.results import LiveResult, Outcome
+from unetrt.runtime.live.results import LiveResult, LiveSequence, Outcome
 
 FORMATS = ("ome.zarr", "ome.tiff")
 TIME = {"interval": 0, "loops": 4}
@@ -104,8 +104,9 @@ def test_dropped_frames_leave_their_places_empty(camera, tmp_path, form, policy)
     for at, of_it in enumerate(labels):
         expected = classes_of(raw[at]) if at in done else np.zeros_like(of_it)
         np.testing.assert_array_equal(of_it, expected)
+    assert len(labels) == 30
     outcomes = {int(row["t"]): row["outcome"] for row in rows_of(tmp_path / "labels.csv")}
-    assert outcomes == {at: "done" if at in done else "dropped" for at in range(max(done) + 1)}
+    assert outcomes == {at: "done" if at in done else "dropped" for at in range(30)}
 
 
 def test_frames_that_failed_leave_their_places_empty(camera, tmp_path):
@@ -217,8 +218,8 @@ def test_a_frame_of_another_size_is_refused_and_the_rest_goes_on(tmp_path):
     assert [row["outcome"] for row in rows_of(tmp_path / "l.csv")] == ["done", "failed", "done"]
 
 
-def result_with(labels, number=0, index=None, dropped=0):
-    return LiveResult(Outcome.DONE, number, index, {}, None, None, labels=labels, dropped=dropped)
+def result_with(labels, number=0, index=None):
+    return LiveResult(Outcome.DONE, number, index, {}, None, None, labels=labels)
 
 
 def test_more_objects_than_the_dtype_numbers_are_an_error_never_wrapped(tmp_path):
@@ -268,18 +269,47 @@ def test_labels_that_came_while_the_disk_was_full_are_told_and_the_rest_is_store
     assert [row["outcome"] for row in rows_of(tmp_path / "l.csv")] == ["failed", "done"]
 
 
+@pytest.fixture
+def small_disk(tmp_path):
+    """A file system of 20 MiB."""
+    place = tmp_path / "disk"
+    place.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", "size=20m", "tmpfs", str(place)]
+    if not shutil.which("mount") or subprocess.run(command, capture_output=True, check=False).returncode:
+        pytest.skip("only root can make a small disk")
+    yield place
+    subprocess.run(["umount", str(place)], check=True)
+
+
+def test_a_tiff_on_a_full_disk_is_whole_and_goes_on_when_there_is_room(small_disk):
+    ballast = small_disk / "ballast"
+    with LabelWriter(small_disk / "l.ome.tiff") as writer:
+        writer.result(result_with(NOISE, 0))
+        ballast.write_bytes(bytes(4 * 2**20))
+        with pytest.raises(OutputError, match=r"disk has no room for more labels: 15\.\d MiB are free"):
+            writer.result(result_with(NOISE, 1))
+        ballast.unlink()
+        writer.result(result_with(NOISE, 2))
+    np.testing.assert_array_equal(positions_of(small_disk / "l.ome.tiff")[0], [NOISE, np.zeros_like(NOISE), NOISE])
+    assert [row["outcome"] for row in rows_of(small_disk / "l.csv")] == ["done", "failed", "done"]
+
+
 @pytest.mark.filterwarnings("ignore")
-def test_a_tiff_that_lost_frames_is_no_success(tmp_path, full_disk):
-    writer = LabelWriter(tmp_path / "l.ome.tiff")
-    with full_disk(500_000):  # one frame has 320 000
-        for number in range(2):
-            writer.result(result_with(NOISE, number))
-        until = time.monotonic() + 5
-        while any(thread.name.startswith("TiffWriter") for thread in threading.enumerate()):
-            assert time.monotonic() < until
-            time.sleep(0.01)
-    with pytest.raises(OutputError, match="holds [01] of 2 frames of labels: is the disk full"):
-        writer.close()
+def test_a_tiff_tells_of_the_first_frame_that_is_lost_and_ends_at_once(tmp_path, full_disk):
+    writer, lost = LabelWriter(tmp_path / "l.ome.tiff"), []
+    begin = time.monotonic()
+    with full_disk(1_000_000):  # one frame has 320 000
+        for number in range(5):
+            try:
+                writer.result(result_with(NOISE, number))
+            except OutputError as error:
+                lost.append((number, str(error)))
+        with pytest.raises(OutputError, match=r"l.ome.tiff"):
+            writer.close()
+    assert time.monotonic() - begin < 10
+    assert [number for number, _ in lost] == [3, 4]
+    assert all("l.ome.tiff holds 3 frames of labels and takes no more: is the disk full?" in said for _, said in lost)
+    assert [row["outcome"] for row in rows_of(tmp_path / "l.csv")] == ["done"] * 3 + ["failed"] * 2
 
 
 def test_a_frame_outside_the_plan_is_an_error_and_those_after_it_are_found():
@@ -297,21 +327,80 @@ def test_an_autofocus_is_no_frame():
     assert PlannedPlaces(plan).place(result_with(None, index={"c": 1})) == (1, [{"c": 0}])
 
 
-def test_a_disk_that_takes_nothing_is_not_waited_for_for_ever():
-    backlog, kept = Backlog(), [np.zeros(3) for _ in range(3)]
-    for frame in kept:
-        backlog.add(frame)
-    backlog.wait(most=3)
-    with pytest.raises(OutputError, match="3 frames of labels wait for the disk"):
-        backlog.wait(most=2, patience=0.05)
-    begin = time.monotonic()
+def test_a_disk_that_takes_nothing_is_given_up(tmp_path, monkeypatch):
+    monkeypatch.setattr(label_stream, "PATIENCE", 0.2)
+    monkeypatch.setattr(tifffile.TiffWriter, "write", lambda *_, **__: time.sleep(0.6))
+    writer = LabelWriter(tmp_path / "l.ome.tiff")
+    with pytest.raises(OutputError, match="took no labels for 0 s: is the disk there"):
+        writer.result(result_with(NOISE))
     with pytest.raises(OutputError):
-        backlog.wait(most=2)
-    assert time.monotonic() - begin < 5, "who gave up once does not wait for each frame"
-    weak = weakref.ref(kept[0])
-    del frame, kept[0]
-    assert weak() is None
-    backlog.wait(most=2, patience=0.05)
+        writer.close()
+
+
+def dropped(number, index=None, sequence=None, meta=None):
+    return LiveResult(Outcome.DROPPED, number, index, meta or {}, sequence, None)
+
+
+@pytest.mark.parametrize("form", FORMATS)
+@pytest.mark.parametrize("plan", ["time and channels", "positions inside time"])
+def test_a_sequence_that_ends_in_dropped_frames_has_a_row_and_a_place_for_each(tmp_path, form, plan):
+    sequence = LiveSequence(0, PLANS[plan])
+    events = [dict(event.index) for event in PLANS[plan]]
+    image = frames((40, 30))[0]
+    with LabelWriter(tmp_path / f"l.{form}") as writer:
+        writer.sequence_started(sequence)
+        for number, index in enumerate(events):
+            done = replace(result_with(image, number, index), sequence=sequence)
+            writer.result(done if number < 6 else dropped(number, index, sequence))
+        writer.sequence_finished(sequence)
+    positions = positions_of(tmp_path / f"l.{form}")
+    assert sum(position.any(axis=(-2, -1)).sum() for position in positions) == 6
+    assert sum(position[..., 0, 0].size for position in positions) == len(events)
+    rows = rows_of(tmp_path / "l.csv")
+    assert [row["outcome"] for row in rows] == ["done"] * 6 + ["dropped"] * (len(events) - 6)
+    assert [{axis: int(row[axis]) for axis in index} for row, index in zip(rows, events, strict=True)] == events
+
+
+def test_a_sequence_of_dropped_frames_alone_has_a_table_and_counts_among_the_files(tmp_path):
+    image = frames((40, 30))[0]
+    with LabelWriter(tmp_path / "l.ome.zarr") as writer:
+        for number, name in enumerate(("first", "second", "third")):
+            sequence = LiveSequence(number, None, {}, first=2 * number)
+            writer.sequence_started(sequence)
+            for frame in (2 * number, 2 * number + 1):
+                lost = name == "second"
+                writer.result(
+                    dropped(frame, sequence=sequence) if lost else replace(result_with(image, frame), sequence=sequence)
+                )
+            writer.sequence_finished(sequence)
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "l.csv", "l.ome.zarr", "l_001.csv", "l_002.csv", "l_002.ome.zarr",
+    ]  # fmt: skip
+    assert [(row["frame"], row["outcome"]) for row in rows_of(tmp_path / "l_001.csv")] == [
+        ("0", "dropped"),
+        ("1", "dropped"),
+    ]
+
+
+def test_the_table_says_when_and_where_each_frame_was_taken(camera, tmp_path):
+    grid = useq.MDASequence(grid_plan=useq.GridRowsColumns(rows=1, columns=2, fov_width=100, fov_height=100))
+    places = [useq.Position(x=0, y=20, name="well A", sequence=grid), useq.Position(x=300, y=40, z=5)]
+    acquire(camera, useq.MDASequence(stage_positions=places, channels=["DAPI", "FITC"]), tmp_path, "ome.zarr")
+    rows = rows_of(tmp_path / "labels.csv")
+    assert [(row["p"], row["g"], row["position"], row["channel"]) for row in rows] == [
+        ("0", "0", "well A", "DAPI"),
+        ("0", "1", "well A", "DAPI"),
+        ("0", "0", "well A", "FITC"),
+        ("0", "1", "well A", "FITC"),
+        ("1", "", "", "DAPI"),
+        ("1", "", "", "FITC"),
+    ]
+    seconds = [float(row["seconds"]) for row in rows]
+    assert seconds == sorted(seconds)
+    assert seconds[-1] < 60
+    assert [round(float(row["x_um"])) for row in rows[-2:]] == [300, 300]
+    assert [round(float(row["z_um"])) for row in rows[-2:]] == [5, 5]
+    assert all(float(row["latency_ms"]) > 0 for row in rows)
 
 
 REFUSED = {

@@ -208,11 +208,12 @@ def test_tensors_on_the_cpu_are_read_as_arrays_are():
     np.testing.assert_array_equal(labels, on_the_host(spec, image))
 
 
-def test_an_error_at_every_call_leaves_nothing_and_the_next_frame_works():
+@pytest.mark.parametrize("step", [pytest.param(1, marks=pytest.mark.slow), 7])
+def test_an_error_at_every_call_leaves_nothing_and_the_next_frame_works(step):
     spec = small_spec(normalisation=MODES["percentile"], precision="fp16")
     image = pixels((2, 8, 20))
     expected, failures = on_the_host(spec, image), []
-    for number in count():
+    for number in count(step=step):
         driver = FakeDriver(seed=number)
         driver.fail_at = number
         out = np.zeros(image.shape, np.uint8)
@@ -226,4 +227,5 @@ def test_an_error_at_every_call_leaves_nothing_and_the_next_frame_works():
         if driver.failed is None:
             break
         failures.append(driver.failed)
-    assert {"load_module", "launch", "fill", "wait_for", "function"} < set(failures)
+    wanted = {"launch", "fill", "wait_for"} if step > 1 else {"load_module", "launch", "fill", "wait_for", "function"}
+    assert wanted < set(failures)

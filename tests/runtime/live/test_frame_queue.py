@@ -61,14 +61,15 @@ def test_notices_are_taken_in_turn_and_never_dropped():
     queue.put(frame("a"))
     queue.begin("plan", {}, None, told.append)
     queue.put(frame("b"))
-    queue.end(lambda sequence, submitted: told.append((sequence, submitted)))
-    queue.take()()
+    queue.end(lambda sequence: told.append((sequence, "over")))
+    queue.take().tell()
     (sequence,) = told
     assert (sequence.number, sequence.plan, sequence.first) == (0, "plan", 1)
     item = queue.take()
     assert (item.frame, item.sequence) == ("b", sequence)
-    queue.take()()
-    assert told[1:] == [(sequence, 2)]
+    notice = queue.take()
+    notice.tell()
+    assert (notice.number, told[1:]) == (2, [(sequence, "over")])
     queue.put(frame("c"))
     assert queue.take().sequence is None
 

@@ -12,6 +12,7 @@ import pytest
 
 from tests.runtime.live.live_cases import flat, gated
 from unetrt.runtime import LiveSegmenter
+from unetrt.runtime.live.dropped_frames import MOST
 
 
 @pytest.fixture
@@ -145,6 +146,74 @@ def test_frames_dropped_in_one_sequence_are_not_those_of_the_next():
         live.submit(flat(3))
         session.let()
     assert [(result.number, result.dropped) for result in stream] == [(0, 0), (2, 0)]
+
+
+class Told:
+    """An output that keeps what it is told."""
+
+    def __init__(self):
+        self.of = []
+
+    def sequence_started(self, sequence):
+        self.of.append(f"sequence {sequence.number}")
+
+    def result(self, result):
+        self.of.append((result.number, str(result.outcome), result.index))
+
+    def sequence_finished(self, sequence):
+        self.of.append(f"end of {sequence.number}")
+
+    def close(self):
+        self.of.append("closed")
+
+
+def test_outputs_are_told_of_every_frame_in_its_turn_and_callbacks_of_those_that_were_segmented():
+    segmenter, session = gated()
+    output, called = Told(), []
+    live = LiveSegmenter(segmenter, policy="latest", outputs=[output], on_result=called.append)
+    stream = live.results()
+    live.sequenceStarted("first")
+    live.submit(flat(1), "a")
+    session.began.acquire(timeout=30)
+    for name in "bc":
+        live.submit(flat(2), name)
+    live.sequenceFinished()
+    live.sequenceStarted("second")
+    live.submit(flat(3), "d").cancel()
+    live.submit(flat(13), "e")
+    session.let(2)
+    session.began.acquire(timeout=30)
+    for name in "fg":
+        live.submit(flat(4), name)
+    live.sequenceFinished()
+    live.close(drain=False)
+    session.let()
+    assert output.of == [
+        "sequence 0",
+        (0, "done", "a"),
+        *((number, "dropped", name) for number, name in enumerate("bc", 1)),
+        "end of 0",
+        "sequence 1",
+        (3, "dropped", "d"),
+        (4, "failed", "e"),
+        *((number, "dropped", name) for number, name in enumerate("fg", 5)),
+        "end of 1",
+        "closed",
+    ]
+    assert [result.number for result in called] == [result.number for result in stream] == [0, 4]
+
+
+def test_of_very_many_dropped_frames_the_last_are_told():
+    segmenter, session = gated()
+    output = Told()
+    with LiveSegmenter(segmenter, policy="latest", outputs=[output]) as live:
+        live.submit(flat(1))
+        session.began.acquire(timeout=30)
+        for _ in range(MOST + 10):
+            live.submit(flat(2))
+        session.let()
+    numbers = [told[0] for told in output.of[:-1]]
+    assert numbers == [0, *range(10, MOST + 11)]
 
 
 def test_giving_a_result_out_is_work_too():
