@@ -1,5 +1,6 @@
 """The program `unetrt`."""
 
+import os
 import sys
 
 from unetrt.cli import main
@@ -7,4 +8,11 @@ from unetrt.cli import main
 __all__ = ["main"]
 
 if __name__ == "__main__":
-    sys.exit(main())
+    status = main()
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        # Under torchrun. DistributedDataParallel keeps threads of its process group to the last, whatever is destroyed,
+        # and C++ may abort a process that tears itself down around them ("terminate called").
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
+    sys.exit(status)

@@ -222,7 +222,7 @@ def _policy(policy: Policy | str, capacity: int | None) -> tuple[Policy, int]:
     least = 1 if policy == Policy.LATEST else CAPACITY
     capacity = least if capacity is None else capacity
     if not isinstance(capacity, int) or capacity < 1:
-        raise OptionError(f"a queue of {capacity} frames holds none: use 1 or more")
+        raise OptionError(f"a queue cannot hold {capacity} frames: use 1 or more, a whole number")
     if policy == Policy.LATEST and capacity > 1:
         raise OptionError(f"policy latest keeps the newest frame alone, not {capacity}: use drop_oldest to keep more")
     return Policy(policy), capacity

@@ -98,6 +98,8 @@ class LiveSegmenter(Closable):
         outputs: Sequence[ResultOutput] = (),
         **opening: Any,
     ) -> None:
+        if unknown := sorted(opening.keys() - {"lanes", "backend", "device"}):
+            raise TypeError(f"LiveSegmenter() got an unexpected keyword argument {unknown[0]!r}")
         queue = FrameQueue(policy, capacity)
         if kind not in (None, "instances", "classes"):
             raise OptionError(f"labels of kind {kind!r} are unknown: use instances or classes")
@@ -241,7 +243,7 @@ class LiveSegmenter(Closable):
         self._queue.end(self._worker.delivery.sequence_finished)
 
     def _state(self, pending: int) -> State:
-        if not self.thread.is_alive():
+        if self._worker.ended.is_set():
             return State.CLOSED
         if self._queue.closing:
             return State.CLOSING
@@ -264,4 +266,7 @@ def _end(worker: Worker, thread: threading.Thread, drain: bool) -> None:
     """Close a worker's queue and wait for its thread."""
     tell_dropped(worker.queue.close(drain))
     if thread is not threading.current_thread():
+        # Not `join` alone: one that Ctrl-C interrupts takes the thread for one that has ended (bpo-45274).
+        while thread.is_alive() and not worker.ended.wait(1):
+            pass
         thread.join()

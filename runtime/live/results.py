@@ -43,8 +43,8 @@ class LiveSequence:
     """
 
     number: int
-    plan: Any = None
-    meta: Mapping[str, Any] = field(default_factory=dict)
+    plan: Any = field(default=None, repr=False)
+    meta: Mapping[str, Any] = field(default_factory=dict, repr=False)
     first: int = 0
     channel: str | None = None
 
@@ -84,17 +84,17 @@ class LiveResult:
     outcome: Outcome
     number: int
     index: Any
-    meta: Mapping[str, Any]
-    sequence: LiveSequence | None
-    frame: Any
-    labels: NDArray[Any] | None = None
+    meta: Mapping[str, Any] = field(repr=False)
+    sequence: LiveSequence | None = field(repr=False)
+    frame: Any = field(repr=False)
+    labels: NDArray[Any] | None = field(default=None, repr=False)
     objects: int | None = None
     error: BaseException | None = None
     dropped: int = 0
     queueing: float = 0.0
     compute: float = 0.0
     latency: float = 0.0
-    timings: Timings | None = None
+    timings: Timings | None = field(default=None, repr=False)
 
 
 class ResultOutput(Protocol):

@@ -73,6 +73,15 @@ class LiveStatus:
     compute: Percentiles
     latency: Percentiles
 
+    def __str__(self) -> str:
+        counts = ("submitted", "done", "dropped", "failed", "pending", "missed")
+        said = [f"{self.state}: " + ", ".join(f"{getattr(self, name)} {name}" for name in counts), f"{self.rate:.1f}/s"]
+        if self.latency.p50 is not None and self.latency.p99 is not None:
+            said.append(f"latency p50 {1e3 * self.latency.p50:.0f} ms, p99 {1e3 * self.latency.p99:.0f} ms")
+        if self.last_error:
+            said.append(f"last error: {self.last_error}")
+        return "; ".join(said)
+
 
 class Record:
     """What a status says beside the counts; written by the worker, read by any thread."""

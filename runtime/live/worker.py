@@ -1,6 +1,7 @@
 """The one thread of a live segmenter: takes frames from the queue, and gives their results out."""
 
 import logging
+import threading
 from collections.abc import Sequence
 from contextlib import ExitStack, suppress
 from math import inf
@@ -47,6 +48,8 @@ class Worker:
     ----------
     at_end
         What is closed after everything else.
+    ended
+        Set when all of that is done.
     """
 
     def __init__(
@@ -60,7 +63,7 @@ class Worker:
     ) -> None:
         self.segmenter, self.queue, self.kind = segmenter, queue, kind
         self.delivery, self.record = delivery, record
-        self.at_end = ExitStack()
+        self.at_end, self.ended = ExitStack(), threading.Event()
         self._averages = averages
         self._next = 0  # the number of the first frame of which nothing was said yet
 
@@ -77,6 +80,7 @@ class Worker:
         self._give_out_dropped(inf)
         self.delivery.end()
         self.delivery.guarded(self.at_end.close)
+        self.ended.set()
 
     def sequence_started(self, sequence: LiveSequence) -> None:
         """Begin anew what is kept over a sequence, and tell the outputs, after all frames that came before it."""

@@ -4,10 +4,12 @@ import os
 import re
 import shlex
 import signal
+import socket
 import subprocess
 import sys
 import threading
 import time
+from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
 from urllib.request import urlopen
@@ -16,7 +18,10 @@ import numpy as np
 import pytest
 import tifffile
 
+from tests.conftest import small_spec
 from unetrt.__main__ import main
+from unetrt.runtime import LiveSegmenter, Segmenter
+from unetrt.runtime.sessions.numpy import CropSession
 from unetrt.trainer.drawn_cells import draw
 
 TITLE = "{} -> tiny.onnx, onnxruntime on the CPU, policy {}\n"
@@ -124,7 +129,7 @@ def test_labels_that_cannot_be_written_are_not_passed_over(run, cells, tmp_path)
     assert status == 2
     assert "3 label files" in out
     assert len(err.splitlines()) == 2
-    assert re.search(r"Error: labels were lost, 1 times; last error: OutputError: \S+b.tif is a folder", err)
+    assert re.search(r"Error: labels were lost 1 time; last error: OutputError: \S+b.tif is a folder", err)
 
 
 CASES = {
@@ -142,7 +147,7 @@ CASES = {
     "a configuration without a camera": ("--config empty.cfg", "empty.cfg names no camera"),
     "a configuration of devices that are not there": ("--config odd.cfg", "odd.cfg does not load: .*NoLibrary"),
     "no policy": ("--replay good --policy oldest", "'oldest' is not one of"),
-    "no queue": ("--replay good --queue 0", "a queue of 0 frames holds none"),
+    "no queue": ("--replay good --queue 0", "a queue cannot hold 0 frames"),
     "a queue of the newest": ("--replay good --queue 3", "policy latest keeps the newest frame alone"),
     "no backend": ("--replay good --backend tpu", "does not segment: use one of auto"),
     "no frames": ("--replay good --frames 0", "0 is not in the range"),
@@ -150,15 +155,22 @@ CASES = {
     "into a file": ("--replay good --save text", "cannot write to text: .*not a folder"),
     "into a folder that looks like a file": ("--replay good --save out.tif", "name it out, or one file out.ome.zarr"),
     "again and again": ("--replay good --save out --loop", "leave out --loop or --save"),
+    "sizes that one file cannot hold": (
+        "--replay sizes --save l.ome.zarr",
+        "a.tif and b.tif have 60 x 70 and 90 x 64 pixels, and l.ome.zarr holds one size: name a folder, l,",
+    ),
+    "a file that is there": ("--replay good --save there.ome.zarr", r"exists: .*or remove it \(--overwrite does\)"),
+    "to replace nothing": ("--replay good --overwrite", "--overwrite is for --save only"),
     "a camera into a folder": ("--config MMConfig_demo.cfg --save out", "name a file that ends in .ome.zarr"),
 }
 
 
 @pytest.mark.parametrize(("arguments", "message"), CASES.values(), ids=CASES)
 def test_bad_input_is_one_line(run, cells, tmp_path, monkeypatch, arguments, message):
-    for folder in ("good", "empty"):
+    for folder in ("good", "empty", "sizes", "there.ome.zarr"):
         (tmp_path / folder).mkdir()
-    (tmp_path / "good" / "a.tif").write_bytes((cells / "a.tif").read_bytes())
+    for file in ("good/a.tif", "sizes/a.tif", "sizes/b.tif"):
+        (tmp_path / file).write_bytes((cells / Path(file).name).read_bytes())
     (tmp_path / "text").write_text("a file")
     (tmp_path / "empty.cfg").write_text("# nothing\n")
     (tmp_path / "odd.cfg").write_text("Device,Camera,NoLibrary,NoCamera\n")
@@ -172,9 +184,45 @@ def test_bad_input_is_one_line(run, cells, tmp_path, monkeypatch, arguments, mes
     assert sorted(tmp_path.rglob("*")) == before
 
 
-def test_what_cannot_be_written_is_refused_before_the_model_is_loaded(cells, tmp_path, capsys):
-    assert main(["live", str(tmp_path / "none.onnx"), "--replay", str(cells), "--save", str(cells)]) == 2
-    assert "would be overwritten" in capsys.readouterr().err
+def test_what_cannot_work_is_refused_before_the_model_is_loaded(cells, tmp_path, capsys):
+    (tmp_path / "text.onnx").write_text("no image")
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = str(taken.getsockname()[1])
+        for arguments, message in (
+            (["--replay", cells, "--save", cells], "would be overwritten"),
+            (["--replay", cells, "--view", "--port", port], f"port {port} of 127.0.0.1: .*in use"),
+            (["--replay", tmp_path / "text.onnx"], "text.onnx is not an image"),
+        ):
+            assert main(["live", str(tmp_path / "none.onnx"), *map(str, arguments)]) == 2
+            assert re.search(message, capsys.readouterr().err)
+
+
+@MICRO_MANAGER
+def test_devices_that_are_not_installed_are_named_with_what_installs_them(run, monkeypatch):
+    monkeypatch.setattr("pymmcore_plus.find_micromanager", lambda: None)
+    status, _, err = run("--config", "none.cfg")
+    assert status == 2
+    assert "mmcore install, or pip install mm-test-adapters" in err
+
+
+def test_a_file_of_labels_is_replaced_where_that_is_asked_for(run, cells, tmp_path):
+    for _ in range(2):
+        where = tmp_path / "l.ome.tiff"
+        assert run("--replay", cells / "a.tif", "--fps", 0, "--save", where, "--overwrite")[0] == 0
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["l.csv", "l.ome.tiff"]
+
+
+def test_an_interrupt_that_an_import_swallows_is_not_lost(run, cells, monkeypatch):
+    def opened(*_, **__):
+        with suppress(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+            time.sleep(5)  # interrupted
+        return LiveSegmenter(Segmenter(CropSession(small_spec())))
+
+    monkeypatch.setattr("unetrt.cli.live_run._live", opened)
+    assert run("--replay", cells) == (130, "", "\nstopped by the user\n")
 
 
 @pytest.mark.parametrize(

@@ -42,8 +42,10 @@ def test_every_figure_is_in_the_view():
     rows = [" ".join(row.split()) for row in drawn(FIGURES).splitlines()]
     assert [row for row in rows if row] == [
         "cells",
-        "camera 10.0 frames/s 70 came, 2 missed 512 x 700 px, uint16",
-        "segmented 3.2 frames/s 30 done, 36 dropped, 1 failed, 3 pending",
+        "camera 10.0/s 70 came, 2 missed",
+        "segmented 3.2/s 30 done, 3 pending",
+        "lost 36 dropped, 1 failed",
+        "frame 512 x 700 px, uint16",
         "p50 p95 p99 ms",
         "queueing 1.2 12 123",
         "compute 300 400 1500",
@@ -53,6 +55,12 @@ def test_every_figure_is_in_the_view():
         "last error FrameError: rows [3] are [red]odd[/red]",
         "Ctrl-C",
     ]
+
+
+def test_half_a_screen_is_wide_enough_for_all_counts():
+    rows = [" ".join(row.split()) for row in drawn(FIGURES, 45).splitlines()]
+    for counts in ("70 came, 2 missed", "30 done, 3 pending", "36 dropped, 1 failed"):
+        assert [row for row in rows if row.endswith(counts)]
 
 
 @pytest.mark.parametrize("width", [20, 40, 200])

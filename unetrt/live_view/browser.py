@@ -88,6 +88,11 @@ class BrowserView(Closable):
         self._finalizer()
 
 
+def require_port(port: int) -> None:
+    """Raise OptionError where a page could not be served at a port now: it is taken, not allowed, or none."""
+    _listen(port).close()
+
+
 def _require_packages() -> None:
     for package in ("starlette", "uvicorn"):
         if find_spec(package) is None:

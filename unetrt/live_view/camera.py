@@ -96,9 +96,9 @@ class Camera(Closable):
         try:
             self.core.loadSystemConfiguration(config)
         except FileNotFoundError as error:
-            raise OptionError(f"{config} does not exist, nor beside the devices: {error}") from error
+            raise OptionError(f"{config} does not exist, nor beside the devices: {error}{_no_devices()}") from error
         except (OSError, RuntimeError) as error:
-            raise OptionError(f"{config} does not load: {error}") from error
+            raise OptionError(f"{config} does not load: {error}{_no_devices()}") from error
         if not self.core.getCameraDevice():
             raise OptionError(f"{config} names no camera: give a configuration of Micro-Manager that does")
         try:
@@ -106,6 +106,15 @@ class Camera(Closable):
                 self.core.setExposure(exposure)
         except RuntimeError as error:
             raise OptionError(f"exposure {exposure:g} ms does not work: {error}") from error
+
+
+def _no_devices() -> str:
+    """Return what to do where Micro-Manager's devices are not installed; empty where they are."""
+    from pymmcore_plus import find_micromanager
+
+    if find_micromanager():
+        return ""
+    return "; Micro-Manager's devices are missing: mmcore install, or pip install mm-test-adapters for the demo's"
 
 
 class _FirstFrames:

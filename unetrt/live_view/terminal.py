@@ -99,12 +99,13 @@ def sparkline(numbers: tuple[int, ...], bars: str = BARS) -> str:
 
 def _rates(figures: Figures) -> RenderableType:
     status = figures.status
-    came = f"{status.submitted} came, {status.missed} missed"
-    lost = f"{status.dropped} dropped, {status.failed} failed, {status.pending} pending"
+    # Short enough for half a screen: 45 columns.
     return _pairs(
         {
-            "camera": f"{figures.camera:6.1f} frames/s  {came}  {figures.frame}",
-            "segmented": f"{status.rate:6.1f} frames/s  {status.done} done, {lost}",
+            "camera": f"{figures.camera:6.1f}/s  {status.submitted} came, {status.missed} missed",
+            "segmented": f"{status.rate:6.1f}/s  {status.done} done, {status.pending} pending",
+            "lost": f"{status.dropped} dropped, {status.failed} failed",
+            "frame": figures.frame or "-",
         }
     )
 

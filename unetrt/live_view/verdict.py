@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from pathlib import Path
 
+from unetrt.live_view.lines import counted
 from unetrt.runtime.errors import FrameError, InferenceError, OutputError, UnetrtError
 from unetrt.runtime.live.status import LiveStatus, one_line
 
@@ -20,7 +21,7 @@ def verdict(status: LiveStatus, failure: BaseException | None, unread: Mapping[P
         Why files were left out.
     """
     if status.output_errors:
-        return OutputError(f"labels were lost, {status.output_errors} times; last error: {status.last_error}")
+        return OutputError(f"labels were lost {counted(status.output_errors, 'time')}; last error: {status.last_error}")
     if failure is not None:
         kind = type(failure) if isinstance(failure, UnetrtError) else InferenceError
         said = f"{status.failed} of {status.submitted} frames could not be segmented; the last: {one_line(failure)}"

@@ -127,8 +127,8 @@ def test_the_counts_add_up_at_every_moment(policy):
     ("policy", "capacity", "message"),
     [
         ("newest", None, "policy 'newest' is unknown: use one of latest, drop_oldest, block"),
-        ("block", 0, "a queue of 0 frames holds none: use 1 or more"),
-        ("block", 1.5, "a queue of 1.5 frames holds none"),
+        ("block", 0, "a queue cannot hold 0 frames: use 1 or more"),
+        ("block", 1.5, "a queue cannot hold 1.5 frames"),
         ("latest", 4, "latest keeps the newest frame alone, not 4: use drop_oldest"),
     ],
 )

@@ -1,5 +1,7 @@
 import gc
 import logging
+import re
+import signal
 import subprocess
 import sys
 import threading
@@ -296,6 +298,46 @@ def test_labels_are_those_of_the_segmenter(tiny_model):
         for frame in frames:
             expected = instances(segmenter.segment(frame).labels, segmenter.spec.separation_border)
             np.testing.assert_array_equal(live.submit(frame).result(60).labels, expected)
+
+
+def test_what_a_person_prints_is_short(rig):
+    live, session = rig(policy="drop_oldest")
+    session.let()
+    result = live.submit(flat(7), {"t": 3}, {"much": "x" * 1000}).result(30)
+    live.submit(flat(13)).result(30)
+    assert re.fullmatch(
+        r"LiveResult\(outcome=.*'done'.*, number=0, index=\{'t': 3\}, objects=None, error=None, dropped=0, "
+        r"queueing=[\d.e-]+, compute=[\d.e-]+, latency=[\d.e-]+\)",
+        repr(result),
+    )
+    live.flush(30)
+    assert re.fullmatch(
+        r"waiting: 2 submitted, 1 done, 0 dropped, 1 failed, 0 pending, 0 missed; [\d.]+/s; "
+        r"latency p50 \d+ ms, p99 \d+ ms; last error: ValueError: the model broke on 13",
+        str(live.status()),
+    )
+
+
+def test_a_word_that_is_misspelt_is_named():
+    with pytest.raises(TypeError, match=r"LiveSegmenter\(\) got an unexpected keyword argument 'polcy'"):
+        LiveSegmenter("model.onnx", polcy="block")
+
+
+def test_an_interrupt_while_it_closes_leaves_the_next_close_to_wait():
+    """`Thread.join` would take the thread for one that has ended, in this version of Python."""
+    segmenter, session = gated()
+    live = LiveSegmenter(segmenter)
+    live.submit(flat(1))
+    session.began.acquire(timeout=30)
+    interrupt = threading.Timer(0.2, signal.raise_signal, [signal.SIGINT])
+    interrupt.start()
+    with pytest.raises(KeyboardInterrupt):
+        live.close(drain=False)
+    assert live.status().state == "closing"
+    session.let()
+    live.close(drain=False)
+    status = live.status()
+    assert (status.state, status.pending) == ("closed", 0)
 
 
 def test_an_interpreter_that_ends_without_close_ends(tiny_model):
