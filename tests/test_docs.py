@@ -64,4 +64,4 @@ def test_the_program_that_embeds_runs(tiny_model, tmp_path, monkeypatch, capsys)
     exec(program, {"camera": [np.full((60, 70), 9, np.uint16), np.zeros(3)]})
     printed = capsys.readouterr().out
     assert "frame 1: the image has shape (3,)" in printed
-    assert "submitted=2" in printed
+    assert "2 submitted" in printed

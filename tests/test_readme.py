@@ -54,7 +54,7 @@ def test_the_acquisition_example(tiny_model, tmp_path):
     assert shorter != example
     done = subprocess.run([sys.executable, "-c", shorter], cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    assert "submitted=2, done=2, dropped=0, failed=0" in done.stdout
+    assert "2 submitted, 2 done, 0 dropped, 0 failed" in done.stdout
     assert {"raw.ome.zarr", "labels.ome.zarr", "labels.csv"} <= {path.name for path in tmp_path.iterdir()}
 
 

@@ -124,7 +124,7 @@ def status(**fields):
 
 BAD = FrameError("a.tif is not an image")
 VERDICTS = {
-    "output": ({"output_errors": 2}, BAD, {}, OutputError, 2, "labels were lost, 2 times; last error: it"),
+    "output": ({"output_errors": 2}, BAD, {}, OutputError, 2, "labels were lost 2 times; last error: it"),
     "frame": (
         {},
         FrameError("NaN"),
