@@ -2,6 +2,7 @@
 
 import logging
 import os
+import signal
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -21,6 +22,11 @@ if find_spec("hypothesis"):
     # Shared machines pause: an example that takes long once is no defect.
     settings.register_profile("unetrt", deadline=None)
     settings.load_profile("unetrt")
+
+
+# A job that a script starts in the background ignores Ctrl-C, and so do its children; tests send it.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_addoption(parser):

@@ -86,8 +86,8 @@ def test_smart_microscopy_takes_stacks_of_crowded_fields(tiny_model, fields, tmp
 def test_smart_microscopy_ends_when_the_camera_fails(tiny_model, fields, tmp_path):
     for name, side in (("a.tif", 64), ("b.tif", 72)):  # a camera has one size
         tifffile.imwrite(tmp_path / name, np.zeros((side, side), np.uint8))
-    lines = run("smart_microscopy.py", tiny_model, "--fields", tmp_path, "--patience", 5)
-    assert lines[1:] == ["no result for 5 s: this is the end", "1 images of 2 fields, 0 z-stacks"]
+    lines = run("smart_microscopy.py", tiny_model, "--fields", tmp_path, "--patience", 3)
+    assert lines[1:] == ["no result for 3 s: this is the end", "1 images of 2 fields, 0 z-stacks"]
 
 
 def test_smart_microscopy_runs_on_a_configuration(tiny_model):

@@ -45,6 +45,7 @@ def best_of(runs, function, *arguments):
     return min(seconds), result
 
 
+@pytest.mark.slow
 def test_many_objects_take_a_fortieth_of_the_direct_formulas_time():
     """369 nuclei in 520 x 696 px, as drawn by hand; drawn cells where that image is not at hand."""
     path = NUCLEI / "train" / "labels" / "0ea22171.tif"
