@@ -24,7 +24,9 @@ class FrameTable(Closable):
     `image`, its index; `seconds` since the acquisition began, the names of its `position` and `channel`, and `x_um`,
     `y_um`, `z_um` of the stage, where the frame's metadata tell; `outcome`: `done`, `failed`, `dropped`, or `missing`
     for a frame of the plan that never came; `objects`, how many there are; `latency_ms`, from the frame to its labels;
-    `error`, why there are none. A frame that has no place in the file has a row without `frame`.
+    `error`, why there are none. A frame that has no place in the file has a row without `frame`; frames of the plan
+    behind the last that came have none. Where more than 1000 were dropped while one was segmented, the first of them
+    have no index, or are `missing`.
 
     Parameters
     ----------
@@ -79,8 +81,10 @@ class FrameTable(Closable):
         return OutputError(f"cannot write {self._path}: {error.strerror or error}")
 
 
-def _setting(meta: Mapping[str, Any]) -> dict[str, Any]:
+def _setting(meta: Any) -> dict[str, Any]:
     """Return when, where and how a frame was taken, as far as its metadata (pymmcore-plus, `FrameMetaV1`) tell."""
+    if not isinstance(meta, Mapping):
+        return {}
     event, stage = meta.get("mda_event"), meta.get("position")
     time = meta.get("runner_time_ms")
     found: dict[str, Any] = {

@@ -1,8 +1,5 @@
 """A file of labels that is being written, OME-Zarr or OME-TIFF, by ome-writers."""
 
-import shutil
-import time
-import weakref
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from math import prod
@@ -13,6 +10,7 @@ import numpy as np
 import tifffile
 from numpy.typing import NDArray
 
+from unetrt.runtime.acquisition.tiff_progress import TiffProgress
 from unetrt.runtime.closing import Closable
 from unetrt.runtime.errors import OutputError
 
@@ -21,10 +19,6 @@ if TYPE_CHECKING:
 
 # What our part of a file's metadata is called.
 NAMESPACE = "unetrt"
-# Bytes that the end of a TIFF may need: its directory of a hundred thousand frames.
-ROOM = 16 * 2**20
-# Seconds without progress after which the disk is given up.
-PATIENCE = 20.0
 
 
 class LabelStream(Closable):
@@ -48,7 +42,7 @@ class LabelStream(Closable):
 
         self._settings = settings
         self._next = 0  # the place after the last frame
-        self._first: weakref.ref[NDArray[Any]] | None = None  # of a TIFF: its writer keeps it until it has ended
+        self._tiff = TiffProgress(Path(settings.output_path), self._empty().nbytes) if _is_tiff(settings) else None
         self._closed = False
         with self._failures():
             Path(settings.root_path).parent.mkdir(parents=True, exist_ok=True)
@@ -80,75 +74,45 @@ class LabelStream(Closable):
 
     def _fill(self) -> None:
         """End a TIFF, whose frames lie in a row without gaps, with a whole step of its first axis."""
+        if self._tiff is not None and not self._tiff.is_given_up:
+            for _ in range(self._left(self._next)):
+                self._append_to(self._tiff, self._empty())
+
+    def _left(self, frames: int) -> int:
+        """Return how many a TIFF of so many frames lacks to a whole step of its first axis."""
         steps = [axis.count or 1 for axis in self._settings.dimensions[:-2] if axis.type != "position"]
-        if self._is_tiff() and not self._has_ended():
-            self._pass_over(-self._next % prod(steps[1:]))
+        return -frames % prod(steps[1:])
 
     def _pass_over(self, frames: int) -> None:
-        if not self._is_tiff() and frames:
-            self._stream.skip(frames=frames)
+        if self._tiff is None and frames > 0:
             self._next += frames
+            self._stream.skip(frames=frames)
             return
         # One by one: at its end the writer of TIFF gives what it still has to write five seconds.
         for _ in range(frames):
-            self._append(np.zeros(self._shape(), self._settings.dtype))
+            self._append(self._empty())
 
     def _append(self, labels: NDArray[Any]) -> None:
-        if not self._is_tiff():
-            self._next += 1  # also where it raises: the place stays empty
-            self._stream.append(labels)
+        if self._tiff is not None:
+            self._tiff.require(further=self._left(self._next + 1))
+            self._append_to(self._tiff, labels)
             return
-        if self._has_ended():
-            raise self._lost()
-        self._require_room(labels.nbytes)
-        if self._first is None:
-            labels = labels.copy()  # nobody but the writer keeps it
-            self._first = weakref.ref(labels)
+        self._next += 1  # also where it raises: the place stays empty
         self._stream.append(labels)
-        del labels
-        self._wait_for_disk()
+
+    def _append_to(self, tiff: TiffProgress, labels: NDArray[Any]) -> None:
         self._next += 1
-
-    def _require_room(self, size: int) -> None:
-        """Refuse a frame of so many bytes before it fills the disk: a TIFF that then cannot be ended cannot be read."""
-        folder = Path(self._settings.output_path).parent
-        if (free := shutil.disk_usage(folder).free) < size + ROOM:
-            raise OutputError(f"{folder} has no room for more labels: {free / 2**20:.1f} MiB are free")
-
-    def _wait_for_disk(self) -> None:
-        """Wait until the frame that a TIFF's writer was given is in the file: its thread does not say when it failed.
-
-        Frames lie one behind the other there, as they are, so that the size of the file tells.
-        """
-        path = Path(self._settings.output_path)
-        size = (self._next + 1) * prod(self._shape()) * np.dtype(self._settings.dtype).itemsize
-        until = time.monotonic() + PATIENCE
-        while path.stat().st_size < size:
-            if self._has_ended():
-                raise self._lost()
-            if time.monotonic() > until:
-                raise OutputError(f"{path} took no labels for {PATIENCE:.0f} s: is the disk there?")
-            time.sleep(0.001)
+        self._stream.append(tiff.give(labels))
+        tiff.wait()
 
     def _require_all(self) -> None:
-        """Count the frames of a TIFF that was finished: the last one may lack its end."""
+        """Count the frames of a TIFF that was finished."""
         path = Path(self._settings.output_path)
-        if self._is_tiff() and (there := _frames(path)) != self._next:
+        if self._tiff is not None and (there := _frames(path)) != self._next:
             raise OutputError(f"{path} holds {there} of {self._next} frames of labels: is the disk full?")
 
-    def _has_ended(self) -> bool:
-        """Tell whether the writer of a TIFF has ended by itself: it could not write."""
-        return self._first is not None and self._first() is None
-
-    def _lost(self) -> OutputError:
-        path = self._settings.output_path
-        return OutputError(f"{path} holds {self._next} frames of labels and takes no more: is the disk full?")
-
-    def _shape(self) -> tuple[int, ...]:
-        return tuple(axis.count or 1 for axis in self._settings.dimensions[-2:])
-
-    def _is_tiff(self) -> bool:
-        return self._settings.format.name == "ome-tiff"
+    def _empty(self) -> NDArray[Any]:
+        return np.zeros(tuple(axis.count or 1 for axis in self._settings.dimensions[-2:]), self._settings.dtype)
 
     @contextmanager
     def _failures(self) -> Iterator[None]:
@@ -159,6 +123,10 @@ class LabelStream(Closable):
             raise
         except (OSError, ValueError, RuntimeError, IndexError, NotImplementedError) as error:
             raise OutputError(f"cannot write {self._settings.root_path}: {error}") from error
+
+
+def _is_tiff(settings: "AcquisitionSettings") -> bool:
+    return bool(settings.format.name == "ome-tiff")
 
 
 def _frames(path: Path) -> int:

@@ -1,6 +1,7 @@
 """Labels stored beside raw data while they are acquired."""
 
 import os
+import shutil
 from collections.abc import Iterable, Iterator
 from importlib import import_module
 from itertools import count
@@ -73,7 +74,7 @@ class LabelWriter(Closable):
         _import((*PACKAGES, *WRITERS[self._suffix]))
         writable_folder(self._stem.parent)
         if not overwrite and (taken := self._taken(self._stem)):
-            raise OutputError(f"{taken} exists: give another name, or remove it (overwrite=True does)")
+            raise OutputError(f"{taken} exists: give another name, remove it, or ask to overwrite it")
         self._overwrite, self._dtype = overwrite, dtype
         self._stems = self._names()
         self._file: LabelFile | None = None
@@ -86,6 +87,8 @@ class LabelWriter(Closable):
         """Store the labels of a frame, or note that it has none; raises OutputError where that cannot be."""
         if self._file is None:
             stem = next(self._stems)
+            if self._overwrite and (old := _with(stem, self._suffix)).exists():
+                _remove(old)  # where no frame has labels, those of another run do not stay beside the new table
             self._file = LabelFile(_with(stem, self._suffix), _with(stem, ".csv"), result.sequence, self._dtype)
         self._file.add(result)
 
@@ -121,6 +124,13 @@ def _parts(path: Path) -> tuple[Path, str]:
     stem = path.name[: -len(path.suffix)] if path.suffix else path.name
     better = f"{stem or 'labels'}{NEAREST.get(path.suffix.lower(), '.ome.zarr')}"
     raise OutputError(f"labels cannot be stored as {path.name!r}: name them {better}, as OME-Zarr or OME-TIFF")
+
+
+def _remove(path: Path) -> None:
+    try:
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    except OSError as error:
+        raise OutputError(f"cannot replace {path}: {error.strerror or error}") from error
 
 
 def _with(stem: Path, suffix: str) -> Path:

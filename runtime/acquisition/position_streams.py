@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from ome_writers import AcquisitionSettings
 
 
-# Files that are open at once, each with a thread of its writer and frames that wait for it.
+# Files that are open at once, each with a thread of its writer.
 MOST = 64
 
 

@@ -10,20 +10,22 @@ MOST = 1000
 
 
 class DroppedFrames:
-    """Results of dropped frames, kept without their pixels; beyond 1000 the first are forgotten. From any thread."""
+    """Results of dropped frames, kept without their pixels, in their order; beyond 1000 the first are forgotten."""
 
     def __init__(self) -> None:
         self._results: deque[LiveResult] = deque(maxlen=MOST)
-        self._lock = threading.Lock()
+        # A thread may come here while it is here: what it allocates can set off the end of a forgotten live segmenter.
+        self._lock = threading.RLock()
 
     def add(self, result: LiveResult) -> None:
-        """Keep what there is to say of a frame."""
+        """Keep what there is to say of a frame, whose number is higher than all before; from any thread."""
         with self._lock:
             self._results.append(result)
 
     def take(self, before: float) -> list[LiveResult]:
-        """Return those of the frames whose numbers are lower than `before`, in their order; they are not kept."""
+        """Return those of the frames whose numbers are lower than `before`; they are not kept."""
+        found: list[LiveResult] = []
         with self._lock:
-            found = [one for one in self._results if one.number < before]
-            self._results = deque((one for one in self._results if one.number >= before), MOST)
-        return sorted(found, key=lambda one: one.number)
+            while self._results and self._results[0].number < before:
+                found.append(self._results.popleft())
+        return found

@@ -118,8 +118,9 @@ class FrameQueue:
                 self._changed.wait_for(lambda: self.closing or self._frames < self.capacity)
             item.number, item.sequence = self._counted["submitted"], self._sequence
             self._counted["submitted"] += 1
-            if self.closing:
-                return [self._given_up(item)]
+            if self.closing:  # nobody but its future tells of it: the outputs are at their end
+                self._counted[Outcome.DROPPED] += 1
+                return [item]
             dropped = [self._drop_oldest() for _ in range(self._frames - self.capacity + 1)]
             self._waiting.append(item)
             self._frames += 1

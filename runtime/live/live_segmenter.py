@@ -206,8 +206,8 @@ class LiveSegmenter(Closable):
 
         A `with` that ends by an exception does not drain. From an output or a callback it only asks for the end.
         """
-        self._finalizer.detach()
         _end(self._worker, self.thread, drain=drain)
+        self._finalizer.detach()
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -243,7 +243,7 @@ class LiveSegmenter(Closable):
         self._queue.end(self._worker.delivery.sequence_finished)
 
     def _state(self, pending: int) -> State:
-        if self._worker.ended.is_set():
+        if self._worker.ended.is_set() or not self.thread.is_alive():
             return State.CLOSED
         if self._queue.closing:
             return State.CLOSING

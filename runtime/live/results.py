@@ -74,7 +74,7 @@ class LiveResult:
     error
         Why there are no labels; None where there are.
     dropped
-        How many frames between the one before it that was not dropped and this one were.
+        How many frames between the one before it that was not dropped, in the same sequence, and this one were.
     queueing, compute, latency
         Seconds the frame waited, seconds the segmenter took, and seconds from `submit` to this result.
     timings

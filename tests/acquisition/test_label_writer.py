@@ -2,7 +2,7 @@ import shutil
 import subprocess
 import sys
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 
 import numpy as np
@@ -15,7 +15,7 @@ import zarr
 from tests.acquisition.files import positions_of, rows_of
 from tests.acquisition.segmenters import classes_of, segmenter
 from unetrt.runtime import LiveSegmenter
-from unetrt.runtime.acquisition import LabelWriter, label_stream
+from unetrt.runtime.acquisition import LabelWriter, tiff_progress
 from unetrt.runtime.acquisition.places import PlannedPlaces
 from unetrt.runtime.errors import BackendUnavailableError, OptionError, OutputError
 from unetrt.runtime.live.results import LiveResult, LiveSequence, Outcome
@@ -308,7 +308,7 @@ def test_a_tiff_tells_of_the_first_frame_that_is_lost_and_ends_at_once(tmp_path,
             writer.close()
     assert time.monotonic() - begin < 10
     assert [number for number, _ in lost] == [3, 4]
-    assert all("l.ome.tiff holds 3 frames of labels and takes no more: is the disk full?" in said for _, said in lost)
+    assert all("l.ome.tiff takes no more labels: is the disk full?" in said for _, said in lost)
     assert [row["outcome"] for row in rows_of(tmp_path / "l.csv")] == ["done"] * 3 + ["failed"] * 2
 
 
@@ -327,14 +327,74 @@ def test_an_autofocus_is_no_frame():
     assert PlannedPlaces(plan).place(result_with(None, index={"c": 1})) == (1, [{"c": 0}])
 
 
-def test_a_disk_that_takes_nothing_is_given_up(tmp_path, monkeypatch):
-    monkeypatch.setattr(label_stream, "PATIENCE", 0.2)
-    monkeypatch.setattr(tifffile.TiffWriter, "write", lambda *_, **__: time.sleep(0.6))
-    writer = LabelWriter(tmp_path / "l.ome.tiff")
-    with pytest.raises(OutputError, match="took no labels for 0 s: is the disk there"):
-        writer.result(result_with(NOISE))
-    with pytest.raises(OutputError):
+def slow_at(number, seconds, monkeypatch):
+    """Let the writer of TIFFs take so long for one frame."""
+    write, came = tifffile.TiffWriter.write, iter(range(100))
+
+    def slow(*arguments, **options):
+        if next(came) == number:
+            time.sleep(seconds)
+        return write(*arguments, **options)
+
+    monkeypatch.setattr(tifffile.TiffWriter, "write", slow)
+
+
+def test_a_disk_that_stalls_is_given_up_and_taken_again_and_no_frame_is_shifted(tmp_path, monkeypatch):
+    monkeypatch.setattr(tiff_progress, "PATIENCE", 0.2)
+    slow_at(1, 1.5, monkeypatch)
+    image = frames((40, 30))[0]
+    with LabelWriter(tmp_path / "l.ome.tiff") as writer:
+        writer.result(result_with(image, 0))
+        begin = time.monotonic()
+        for number in (1, 2, 3):
+            with pytest.raises(OutputError, match="took no labels for 0 s: is the disk there"):
+                writer.result(result_with(image + number, number))
+        assert time.monotonic() - begin < 1, "who gave up once does not wait for each frame"
+        time.sleep(2)
+        writer.result(result_with(image + 4, 4))
+    labels = positions_of(tmp_path / "l.ome.tiff")[0]
+    empty = np.zeros_like(image)
+    np.testing.assert_array_equal(labels, [image, image + 1, empty, empty, image + 4])  # the second came late
+    assert [row["outcome"] for row in rows_of(tmp_path / "l.csv")] == ["done", "failed", "failed", "failed", "done"]
+
+
+def test_a_tiff_of_planes_keeps_room_for_the_rest_of_its_step(small_disk):
+    plan = useq.MDASequence(time_plan={"interval": 0, "loops": 3}, z_plan={"range": 4, "step": 2})
+    sequence, image, kept = LiveSequence(0, plan), np.ones((1200, 1000), np.int32), 0  # 2.3 MiB a frame as uint16
+    writer = LabelWriter(small_disk / "l.ome.tiff")
+    for number, event in enumerate(plan):
+        with suppress(OutputError):
+            writer.result(replace(result_with(image, number, dict(event.index)), sequence=sequence))
+            kept += 1
+    with suppress(OutputError):
         writer.close()
+    assert kept in (0, 3), "a step has three planes: there is room for one step, or none"
+
+
+def test_metadata_that_are_no_mapping_cost_no_row(tmp_path):
+    with LabelWriter(tmp_path / "l.ome.zarr") as writer:
+        writer.result(replace(result_with(frames((40, 30))[0]), meta="none"))
+    assert [row["outcome"] for row in rows_of(tmp_path / "l.csv")] == ["done"]
+
+
+def test_labels_that_fail_behind_dropped_frames_are_one_error(tmp_path, full_disk):
+    writer = LabelWriter(tmp_path / "l.ome.zarr")
+    writer.result(result_with(np.zeros_like(NOISE), 0))
+    for number in (1, 2):
+        writer.result(dropped(number))
+    with full_disk(), pytest.raises(OutputError, match=r"l.ome.zarr"):
+        writer.result(result_with(NOISE, 3))
+    writer.close()
+    assert [row["outcome"] for row in rows_of(tmp_path / "l.csv")] == ["done", "dropped", "dropped", "failed"]
+
+
+def test_labels_of_another_run_do_not_stay_beside_a_new_table(tmp_path):
+    for form in FORMATS:
+        for result in (result_with(frames((40, 30))[0]), dropped(0)):
+            with LabelWriter(tmp_path / f"l.{form}", overwrite=True) as writer:
+                writer.result(result)
+        assert not (tmp_path / f"l.{form}").exists()
+    assert [row["outcome"] for row in rows_of(tmp_path / "l.csv")] == ["dropped"]
 
 
 def dropped(number, index=None, sequence=None, meta=None):
@@ -425,7 +485,7 @@ def test_another_ending_is_refused_with_the_nearest_one(tmp_path, name, better):
 )
 def test_what_exists_is_refused_unless_it_may_be_replaced(tmp_path, there, name):
     (tmp_path / there).mkdir()
-    with pytest.raises(OutputError, match="exists: give another name, or remove it"):
+    with pytest.raises(OutputError, match="exists: give another name, remove it"):
         LabelWriter(tmp_path / name)
     LabelWriter(tmp_path / name, overwrite=True)
 

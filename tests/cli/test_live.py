@@ -151,6 +151,7 @@ CASES = {
     "a queue of the newest": ("--replay good --queue 3", "policy latest keeps the newest frame alone"),
     "no backend": ("--replay good --backend tpu", "does not segment: use one of auto"),
     "no frames": ("--replay good --frames 0", "0 is not in the range"),
+    "over an image": ("--replay images --save images/a.ome.tif --overwrite", "a.ome.tif is an input and would be"),
     "over the images": ("--replay good --save good", "is an input and would be overwritten"),
     "into a file": ("--replay good --save text", "cannot write to text: .*not a folder"),
     "into a folder that looks like a file": ("--replay good --save out.tif", "name it out, or one file out.ome.zarr"),
@@ -159,7 +160,7 @@ CASES = {
         "--replay sizes --save l.ome.zarr",
         "a.tif and b.tif have 60 x 70 and 90 x 64 pixels, and l.ome.zarr holds one size: name a folder, l,",
     ),
-    "a file that is there": ("--replay good --save there.ome.zarr", r"exists: .*or remove it \(--overwrite does\)"),
+    "a file that is there": ("--replay good --save there.ome.zarr", "exists: give another name, remove it, or ask"),
     "to replace nothing": ("--replay good --overwrite", "--overwrite is for --save only"),
     "a camera into a folder": ("--config MMConfig_demo.cfg --save out", "name a file that ends in .ome.zarr"),
 }
@@ -167,10 +168,11 @@ CASES = {
 
 @pytest.mark.parametrize(("arguments", "message"), CASES.values(), ids=CASES)
 def test_bad_input_is_one_line(run, cells, tmp_path, monkeypatch, arguments, message):
-    for folder in ("good", "empty", "sizes", "there.ome.zarr"):
+    for folder in ("good", "empty", "sizes", "there.ome.zarr", "images"):
         (tmp_path / folder).mkdir()
     for file in ("good/a.tif", "sizes/a.tif", "sizes/b.tif"):
         (tmp_path / file).write_bytes((cells / Path(file).name).read_bytes())
+    (tmp_path / "images" / "a.ome.tif").write_bytes((cells / "a.tif").read_bytes())
     (tmp_path / "text").write_text("a file")
     (tmp_path / "empty.cfg").write_text("# nothing\n")
     (tmp_path / "odd.cfg").write_text("Device,Camera,NoLibrary,NoCamera\n")
@@ -205,6 +207,14 @@ def test_devices_that_are_not_installed_are_named_with_what_installs_them(run, m
     status, _, err = run("--config", "none.cfg")
     assert status == 2
     assert "mmcore install, or pip install mm-test-adapters" in err
+
+
+def test_a_file_that_is_cut_short_is_named_where_labels_go_into_one_file(run, cells, tmp_path):
+    (tmp_path / "a.tif").write_bytes((cells / "a.tif").read_bytes())
+    (tmp_path / "b.tif").write_bytes(b"II")
+    status, out, err = run("--replay", tmp_path, "--fps", 0, "--save", tmp_path / "l.ome.zarr")
+    assert (status, out.splitlines()[0]) == (2, "1 frame: 1 segmented")
+    assert re.search(r"^Error: \S+b.tif cannot be read", err, re.MULTILINE)
 
 
 def test_a_file_of_labels_is_replaced_where_that_is_asked_for(run, cells, tmp_path):

@@ -31,8 +31,8 @@ def run_live(model: Path, choices: dict[str, Any]) -> None:
 def _ends(choices: dict[str, Any], stack: ExitStack) -> "tuple[Source, ResultOutput | None]":
     """Return where frames come from and where labels go; refuse what cannot work before a model is loaded."""
     from unetrt.live_view.replay import Replay
-    from unetrt.live_view.saving import output_for
-    from unetrt.runtime.images import list_images, read_stack
+    from unetrt.live_view.saving import output_for, size_of
+    from unetrt.runtime.images import list_images
 
     if choices["view"]:
         from unetrt.live_view.browser import require_port
@@ -40,14 +40,15 @@ def _ends(choices: dict[str, Any], stack: ExitStack) -> "tuple[Source, ResultOut
         require_port(choices["port"] or 0)
     files = None if choices["replay"] is None else list_images(choices["replay"])
     if files is not None and len(files) == 1:
-        read_stack(files[0])
-    place, loop = choices["save"], choices["loop"]
-    output = output_for(place, files, loop=loop, overwrite=choices["overwrite"]) if place else None
+        size_of(files[0])
+    place, loop, most = choices["save"], choices["loop"], choices["frames"]
+    seen = None if files is None else files[:most]  # each file is a frame or more
+    output = output_for(place, seen, loop=loop, overwrite=choices["overwrite"]) if place else None
     if files is not None:
-        return Replay(files, choices["fps"], loop=loop, most=choices["frames"]), output
+        return Replay(files, choices["fps"], loop=loop, most=most), output
     from unetrt.live_view.camera import Camera
 
-    return stack.enter_context(Camera(choices["config"], choices["exposure"], most=choices["frames"])), output
+    return stack.enter_context(Camera(choices["config"], choices["exposure"], most=most)), output
 
 
 def _run(
@@ -74,7 +75,7 @@ def _run(
         live.close(drain=False)
         status = live.status()
         name = live.segmenter.session.name
-        for said in [*summary(observer.look(status), name), *_saved(output, choices)]:
+        for said in [*summary(observer.look(status), name), *_saved(output, choices["save"], status.done)]:
             click.echo(said)
     for error in source.unread.values() if len(source.unread) > 1 else ():
         click.echo(f"left out: {error}", err=True)
@@ -126,11 +127,11 @@ def _watched(
         )
 
 
-def _saved(output: Any, choices: dict[str, Any]) -> list[str]:
-    """Return what was stored where."""
+def _saved(output: Any, place: Path, done: int) -> list[str]:
+    """Return what was stored where, of so many frames that have labels."""
     from unetrt.live_view.label_files import LabelFiles
     from unetrt.live_view.lines import counted
 
     if isinstance(output, LabelFiles):
-        return [f"{counted(output.written, 'label file')} -> {choices['save']}", *output.partial]
-    return [f"labels -> {choices['save']}"] if output is not None and choices["save"].exists() else []
+        return [f"{counted(output.written, 'label file')} -> {place}", *output.partial]
+    return [f"labels -> {place}"] if output is not None and done else []

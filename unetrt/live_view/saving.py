@@ -1,10 +1,12 @@
 """Where the labels of a live segmentation may go, asked before anything is loaded."""
 
+import operator
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
 import tifffile
+from PIL import Image
 
 from unetrt.live_view.label_files import LabelFiles
 from unetrt.runtime.acquisition import LabelWriter
@@ -41,12 +43,9 @@ def output_for(
         A folder of files has no meaning here, or a file cannot hold labels of several sizes.
     """
     if place.name.lower().endswith(SERIES):
+        _require_elsewhere(files or (), place)
         _require_one_size(files or (), place)
-        try:
-            return LabelWriter(place, overwrite=overwrite)
-        except OutputError as error:
-            hint = "overwrite=True does"  # as a program says it
-            raise OutputError(str(error).replace(hint, "--overwrite does")) from error
+        return LabelWriter(place, overwrite=overwrite)
     if files is None:
         raise OptionError(f"{place} cannot hold a camera's labels: name a file that ends in {', '.join(SERIES)}")
     if place.suffix.lower() in SUFFIXES:
@@ -58,12 +57,43 @@ def output_for(
     return LabelFiles(place)
 
 
+def size_of(file: Path) -> tuple[int, int]:
+    """Return height and width of a file's frames, from its head alone where it may be a long stack.
+
+    Raises
+    ------
+    FrameError
+        It is no image that can be read.
+    """
+    kind = file.suffix.lower()
+    if kind in (".npy", ".zarr") or kind not in SUFFIXES:
+        height, width = read_stack(file).shape[-2:]
+        return height, width
+    try:
+        if kind == ".png":
+            with Image.open(file) as image:
+                return image.height, image.width
+        with tifffile.TiffFile(file) as tiff:
+            page = tiff.pages.first
+            return operator.index(page.imagelength), operator.index(page.imagewidth)
+    except Exception as error:  # damage makes the readers of formats raise nearly anything
+        raise FrameError(f"{file} cannot be read: {error}") from error
+
+
+def _require_elsewhere(files: Sequence[Path], place: Path) -> None:
+    """Raise OutputError where labels would replace what is replayed, or lie in it."""
+    inputs = {file.resolve() for file in files}
+    for taken in (place.resolve(), *place.resolve().parents):
+        if taken in inputs:
+            raise OutputError(f"{taken} is an input and would be overwritten: name another place for the labels")
+
+
 def _require_one_size(files: Sequence[Path], place: Path) -> None:
     """Raise OptionError where files have frames of several sizes; those that cannot be read are told elsewhere."""
     first: tuple[Path, tuple[int, ...]] | None = None
     for file in files:
         with suppress(FrameError):
-            size = _size(file)
+            size = size_of(file)
             if first is not None and size != first[1]:
                 sizes = " and ".join(" x ".join(map(str, one)) for one in (first[1], size))
                 raise OptionError(
@@ -71,15 +101,3 @@ def _require_one_size(files: Sequence[Path], place: Path) -> None:
                     f"name a folder, {stem_of(place)}, or replay those of one size"
                 )
             first = first or (file, size)
-
-
-def _size(file: Path) -> tuple[int, ...]:
-    """Return height and width of a file's frames; a TIFF, which may be a long stack, is not read for that."""
-    if file.suffix.lower() not in (".tif", ".tiff"):
-        return read_stack(file).shape[-2:]
-    try:
-        with tifffile.TiffFile(file) as tiff:
-            page = tiff.pages.first
-            return page.imagelength, page.imagewidth
-    except (OSError, ValueError, IndexError) as error:
-        raise FrameError(f"{file} cannot be read: {error}") from error

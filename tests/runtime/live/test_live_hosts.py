@@ -5,6 +5,7 @@ import gc
 import logging
 import sys
 import threading
+import time
 import weakref
 
 import numpy as np
@@ -12,7 +13,9 @@ import pytest
 
 from tests.runtime.live.live_cases import flat, gated
 from unetrt.runtime import LiveSegmenter
-from unetrt.runtime.live.dropped_frames import MOST
+from unetrt.runtime.live.dropped_frames import MOST, DroppedFrames
+from unetrt.runtime.live.frame_queue import WaitingFrame
+from unetrt.runtime.live.results import Outcome
 
 
 @pytest.fixture
@@ -214,6 +217,41 @@ def test_of_very_many_dropped_frames_the_last_are_told():
         session.let()
     numbers = [told[0] for told in output.of[:-1]]
     assert numbers == [0, *range(10, MOST + 11)]
+
+
+def test_frames_that_come_while_it_closes_belong_to_nobody_s_table():
+    segmenter, session = gated()
+    output = Told()
+    live = LiveSegmenter(segmenter, policy="latest", outputs=[output])
+    live.sequenceStarted("first")
+    live.submit(flat(1), "a")
+    session.began.acquire(timeout=30)
+    closing = threading.Thread(target=live.close)
+    closing.start()
+    while live.status().state != "closing":
+        time.sleep(0.001)
+    live.sequenceStarted("second")
+    assert live.submit(flat(2), "late").result(0).outcome == "dropped"
+    session.let()
+    closing.join(30)
+    assert output.of == ["sequence 0", (0, "done", "a"), "closed"]
+    assert live.status().dropped == 1
+
+
+def test_who_is_told_of_dropped_frames_can_drop_more():
+    """The collector may end a forgotten live segmenter on the very thread that asks, in the middle of that."""
+    frames, result = DroppedFrames(), WaitingFrame(None, None, {}, number=3).result(Outcome.DROPPED)
+
+    def drop():
+        with frames._lock:
+            frames.add(result)
+
+    thread = threading.Thread(target=drop, daemon=True)
+    thread.start()
+    thread.join(10)
+    assert not thread.is_alive()
+    assert frames.take(before=3) == []
+    assert frames.take(before=4) == [result]
 
 
 def test_giving_a_result_out_is_work_too():
