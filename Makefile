@@ -14,7 +14,8 @@ demo: $(READY)  ## draw cells, train, export, segment, check: leaves demo-out/
 	$(BIN)/unetrt demo --out demo-out
 
 test: $(READY)  ## the tests, under 10 minutes on 2 cores
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto --dist loadfile -m "not alone and not slow and not gpu"
+	$(BIN)/python -m pytest -m "alone and not slow and not gpu"
 
 test-slow: $(READY)  ## the tests that train or measure for minutes
 	$(BIN)/python -m pytest -m slow

@@ -20,6 +20,8 @@ from unetrt.runtime.acquisition.places import PlannedPlaces
 from unetrt.runtime.errors import BackendUnavailableError, OptionError, OutputError
 from unetrt.runtime.live.results import LiveResult, LiveSequence, Outcome
 
+pytestmark = pytest.mark.alone
+
 FORMATS = ("ome.zarr", "ome.tiff")
 TIME = {"interval": 0, "loops": 4}
 PLANS = {

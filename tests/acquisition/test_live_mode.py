@@ -13,6 +13,8 @@ from unetrt.runtime import LiveSegmenter
 from unetrt.runtime.acquisition import LabelWriter, LiveModeFeed
 from unetrt.runtime.errors import OptionError
 
+pytestmark = pytest.mark.alone
+
 
 @contextmanager
 def feeding(core, seconds=0.0, tile=572, interval=0.005, **how):

@@ -10,6 +10,8 @@ import useq
 from tests.acquisition.slow_model import adds_up, slow_segmenter
 from unetrt.runtime import LiveSegmenter
 
+pytestmark = pytest.mark.alone
+
 INTERVAL, FRAMES = 0.1, 11
 # Twice the interval: the camera gives twice what can be segmented.
 SLOW = 0.2

@@ -16,6 +16,8 @@ from unetrt.runtime.acquisition.replay_camera import load_replay_camera
 from unetrt.runtime.errors import FrameError
 from unetrt.runtime.images import list_images, read_labels
 
+pytestmark = pytest.mark.alone
+
 
 @pytest.fixture
 def core():

@@ -9,6 +9,8 @@ import useq
 from tests.acquisition.slow_model import Notes, adds_up, bright, slow_segmenter
 from unetrt.runtime import LiveSegmenter
 
+pytestmark = pytest.mark.alone
+
 
 @pytest.fixture
 def engine_errors():

@@ -134,7 +134,6 @@ def test_bench_measures_checks_and_writes_json(run, tmp_path):
     assert result["environment"]["versions"]["onnxruntime"]
 
 
-@pytest.mark.slow
 def test_a_floor_that_is_missed_is_a_failed_gate(capsys):
     assert main(["bench", "--frame", "400x400", "--base", "1", "--rounds", "1", "--floor", "1000"]) == 1
     assert "below the floor of 1000" in capsys.readouterr().err

@@ -57,9 +57,7 @@ def loud(checkpoint, layer, following, channels=slice(None)):
     return replace(checkpoint, weights={**weights, f"{following}.weight": behind})
 
 
-@pytest.mark.parametrize(
-    "head", [head if head == "labels" else pytest.param(head, marks=pytest.mark.slow) for head in HEADS]
-)
+@pytest.mark.parametrize("head", HEADS)
 @pytest.mark.parametrize(
     ("layer", "following", "channels"),
     [

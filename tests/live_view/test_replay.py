@@ -18,6 +18,8 @@ from unetrt.runtime.live.status import LiveStatus, Percentiles, State
 from unetrt.runtime.segmenter import Segmenter
 from unetrt.runtime.sessions.numpy import CropSession
 
+pytestmark = pytest.mark.alone
+
 
 @pytest.fixture
 def came():

@@ -33,13 +33,7 @@ def stopping_after(run, steps):
 
 
 @pytest.mark.parametrize(
-    "recipe",
-    [
-        pytest.param(MODERN, marks=pytest.mark.slow),
-        pytest.param(PAPER, marks=pytest.mark.slow),
-        replace(MODERN, dropout=0.5, batch=2),
-    ],
-    ids=["modern", "paper", "drop"],
+    "recipe", [MODERN, PAPER, replace(MODERN, dropout=0.5, batch=2)], ids=["modern", "paper", "drop"]
 )
 def test_a_continued_run_is_the_uninterrupted_one_bit_for_bit(drawn_folder, tmp_path, recipe):
     """Drop-out, momentum and the moving average included; a second interruption too."""
@@ -119,7 +113,7 @@ def wait_for(path, process, seconds=120):
         time.sleep(0.01)
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_saves_and_resume_goes_on(drawn_folder, tmp_path, capsys, number):
     folder = tmp_path / "run"
     process = child(drawn_folder, "--steps", 100_000, "-o", folder, *SMALL)

@@ -24,7 +24,6 @@ def train(drawn_folder, out, *launcher):
     return load(out / "last.safetensors"), done.stdout
 
 
-@pytest.mark.slow
 def test_two_processes_learn_what_one_would(drawn_folder, tmp_path):
     one, _ = train(drawn_folder, tmp_path / "one")
     two, said = train(drawn_folder, tmp_path / "two", *TORCHRUN)

@@ -70,7 +70,6 @@ def described(package):
         return ruyaml.YAML(typ="safe").load(content.read("rdf.yaml"))
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("name", EXPORTS)
 def test_the_format_s_own_program_reproduces_the_test_output(verdicts, name):
     status, passed = verdicts[name]
@@ -78,7 +77,6 @@ def test_the_format_s_own_program_reproduces_the_test_output(verdicts, name):
     assert REPRODUCED in passed
 
 
-@pytest.mark.slow
 def test_it_would_not_reproduce_a_wrong_one(verdicts):
     assert verdicts[SPOILT][0] == "valid-format"
     assert REPRODUCED not in verdicts[SPOILT][1]

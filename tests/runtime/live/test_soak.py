@@ -9,6 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+pytestmark = pytest.mark.alone
+
 SECONDS = float(os.environ.get("UNETRT_SOAK_SECONDS", "30"))
 # By how much memory may grow once a run is warm, after this part of it.
 GROWTH, WARM = 0.01, 0.3
