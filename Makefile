@@ -65,7 +65,7 @@ bench-live: $(READY) demo-out/model.onnx  ## how long a camera waits for `submit
 	$(BIN)/python -m unetrt.benchmarks.live_submit demo-out/model.onnx --json benchmarks/results/live.json
 
 soak: $(READY)  ## ten minutes of twice as many frames as can be segmented
-	UNETRT_SOAK_SECONDS=600 $(BIN)/python -m pytest -s tests/runtime/live/test_soak.py
+	UNETRT_SOAK_SECONDS=600 $(BIN)/python -m pytest -s -o faulthandler_timeout=900 tests/runtime/live/test_soak.py
 
 $(READY): pyproject.toml
 	$(PYTHON) -m venv $(VENV)
