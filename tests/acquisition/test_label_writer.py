@@ -1,8 +1,5 @@
-import shutil
-import subprocess
 import sys
 import time
-from contextlib import contextmanager, suppress
 from dataclasses import replace
 
 import numpy as np
@@ -13,16 +10,16 @@ import yaozarrs
 import zarr
 
 from tests.acquisition.files import positions_of, rows_of
+from tests.acquisition.label_results import FORMATS, dropped, frames, result_with
 from tests.acquisition.segmenters import classes_of, segmenter
 from unetrt.runtime import LiveSegmenter
-from unetrt.runtime.acquisition import LabelWriter, tiff_progress
+from unetrt.runtime.acquisition import LabelWriter
 from unetrt.runtime.acquisition.places import PlannedPlaces
 from unetrt.runtime.errors import BackendUnavailableError, OptionError, OutputError
-from unetrt.runtime.live.results import LiveResult, LiveSequence, Outcome
+from unetrt.runtime.live.results import LiveSequence
 
 pytestmark = pytest.mark.alone
 
-FORMATS = ("ome.zarr", "ome.tiff")
 TIME = {"interval": 0, "loops": 4}
 PLANS = {
     "time": useq.MDASequence(time_plan=TIME),
@@ -190,10 +187,6 @@ def test_each_sequence_has_a_file_of_its_own(camera, tmp_path):
     assert positions_of(tmp_path / "labels_002.ome.zarr")[0].shape == (4, 64, 64)
 
 
-def frames(*shapes):
-    return [np.random.default_rng(number).integers(1, 7, shape, np.uint16) for number, shape in enumerate(shapes)]
-
-
 @pytest.mark.parametrize("form", FORMATS)
 def test_frames_that_nobody_announced_become_a_series(tmp_path, form):
     images = frames(*[(40, 30)] * 3)
@@ -220,10 +213,6 @@ def test_a_frame_of_another_size_is_refused_and_the_rest_goes_on(tmp_path):
     assert [row["outcome"] for row in rows_of(tmp_path / "l.csv")] == ["done", "failed", "done"]
 
 
-def result_with(labels, number=0, index=None):
-    return LiveResult(Outcome.DONE, number, index, {}, None, None, labels=labels)
-
-
 def test_more_objects_than_the_dtype_numbers_are_an_error_never_wrapped(tmp_path):
     many = np.arange(70000, dtype=np.int32).reshape(200, 350)
     with LabelWriter(tmp_path / "a.ome.zarr") as writer, pytest.raises(OutputError, match=r"69999 .* dtype='uint32'"):
@@ -231,87 +220,6 @@ def test_more_objects_than_the_dtype_numbers_are_an_error_never_wrapped(tmp_path
     with LabelWriter(tmp_path / "b.ome.zarr", dtype="uint32") as writer:
         writer.result(result_with(many))
     np.testing.assert_array_equal(positions_of(tmp_path / "b.ome.zarr")[0], [many])
-
-
-@pytest.fixture
-def full_disk():
-    """A context in which no file may grow beyond so many bytes."""
-    resource = pytest.importorskip("resource", reason="this system has no limit for the size of files")
-    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-
-    @contextmanager
-    def full(size=200_000):
-        resource.setrlimit(resource.RLIMIT_FSIZE, (size, limits[1]))
-        try:
-            yield
-        finally:
-            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-
-    return full
-
-
-NOISE = np.random.default_rng(0).integers(1, 60000, (400, 400)).astype(np.int32)
-
-
-@pytest.mark.parametrize("form", FORMATS)
-@pytest.mark.filterwarnings("ignore")  # ome-writers warns from its thread
-def test_a_disk_that_is_full_is_an_output_error(tmp_path, form, full_disk):
-    writer = LabelWriter(tmp_path / f"l.{form}")
-    with pytest.raises(OutputError, match=f"l.{form}"), full_disk(), writer:
-        for number in range(3):
-            writer.result(result_with(NOISE, number))
-
-
-def test_labels_that_came_while_the_disk_was_full_are_told_and_the_rest_is_stored(tmp_path, full_disk):
-    with LabelWriter(tmp_path / "l.ome.zarr") as writer:
-        with full_disk(), pytest.raises(OutputError, match=r"l.ome.zarr"):
-            writer.result(result_with(NOISE, 0))
-        writer.result(result_with(NOISE, 1))
-    np.testing.assert_array_equal(positions_of(tmp_path / "l.ome.zarr")[0], [np.zeros_like(NOISE), NOISE])
-    assert [row["outcome"] for row in rows_of(tmp_path / "l.csv")] == ["failed", "done"]
-
-
-@pytest.fixture
-def small_disk(tmp_path):
-    """A file system of 20 MiB."""
-    place = tmp_path / "disk"
-    place.mkdir()
-    command = ["mount", "-t", "tmpfs", "-o", "size=20m", "tmpfs", str(place)]
-    if not shutil.which("mount") or subprocess.run(command, capture_output=True, check=False).returncode:
-        pytest.skip("only root can make a small disk")
-    yield place
-    subprocess.run(["umount", str(place)], check=True)
-
-
-def test_a_tiff_on_a_full_disk_is_whole_and_goes_on_when_there_is_room(small_disk):
-    ballast = small_disk / "ballast"
-    with LabelWriter(small_disk / "l.ome.tiff") as writer:
-        writer.result(result_with(NOISE, 0))
-        ballast.write_bytes(bytes(4 * 2**20))
-        with pytest.raises(OutputError, match=r"disk has no room for more labels: 15\.\d MiB are free"):
-            writer.result(result_with(NOISE, 1))
-        ballast.unlink()
-        writer.result(result_with(NOISE, 2))
-    np.testing.assert_array_equal(positions_of(small_disk / "l.ome.tiff")[0], [NOISE, np.zeros_like(NOISE), NOISE])
-    assert [row["outcome"] for row in rows_of(small_disk / "l.csv")] == ["done", "failed", "done"]
-
-
-@pytest.mark.filterwarnings("ignore")
-def test_a_tiff_tells_of_the_first_frame_that_is_lost_and_ends_at_once(tmp_path, full_disk):
-    writer, lost = LabelWriter(tmp_path / "l.ome.tiff"), []
-    begin = time.monotonic()
-    with full_disk(1_000_000):  # one frame has 320 000
-        for number in range(5):
-            try:
-                writer.result(result_with(NOISE, number))
-            except OutputError as error:
-                lost.append((number, str(error)))
-        with pytest.raises(OutputError, match=r"l.ome.tiff"):
-            writer.close()
-    assert time.monotonic() - begin < 10
-    assert [number for number, _ in lost] == [3, 4]
-    assert all("l.ome.tiff takes no more labels: is the disk full?" in said for _, said in lost)
-    assert [row["outcome"] for row in rows_of(tmp_path / "l.csv")] == ["done"] * 3 + ["failed"] * 2
 
 
 def test_a_frame_outside_the_plan_is_an_error_and_those_after_it_are_found():
@@ -329,65 +237,10 @@ def test_an_autofocus_is_no_frame():
     assert PlannedPlaces(plan).place(result_with(None, index={"c": 1})) == (1, [{"c": 0}])
 
 
-def slow_at(number, seconds, monkeypatch):
-    """Let the writer of TIFFs take so long for one frame."""
-    write, came = tifffile.TiffWriter.write, iter(range(100))
-
-    def slow(*arguments, **options):
-        if next(came) == number:
-            time.sleep(seconds)
-        return write(*arguments, **options)
-
-    monkeypatch.setattr(tifffile.TiffWriter, "write", slow)
-
-
-def test_a_disk_that_stalls_is_given_up_and_taken_again_and_no_frame_is_shifted(tmp_path, monkeypatch):
-    monkeypatch.setattr(tiff_progress, "PATIENCE", 0.2)
-    slow_at(1, 1.5, monkeypatch)
-    image = frames((40, 30))[0]
-    with LabelWriter(tmp_path / "l.ome.tiff") as writer:
-        writer.result(result_with(image, 0))
-        begin = time.monotonic()
-        for number in (1, 2, 3):
-            with pytest.raises(OutputError, match="took no labels for 0 s: is the disk there"):
-                writer.result(result_with(image + number, number))
-        assert time.monotonic() - begin < 1, "who gave up once does not wait for each frame"
-        time.sleep(2)
-        writer.result(result_with(image + 4, 4))
-    labels = positions_of(tmp_path / "l.ome.tiff")[0]
-    empty = np.zeros_like(image)
-    np.testing.assert_array_equal(labels, [image, image + 1, empty, empty, image + 4])  # the second came late
-    assert [row["outcome"] for row in rows_of(tmp_path / "l.csv")] == ["done", "failed", "failed", "failed", "done"]
-
-
-def test_a_tiff_of_planes_keeps_room_for_the_rest_of_its_step(small_disk):
-    plan = useq.MDASequence(time_plan={"interval": 0, "loops": 3}, z_plan={"range": 4, "step": 2})
-    sequence, image, kept = LiveSequence(0, plan), np.ones((1200, 1000), np.int32), 0  # 2.3 MiB a frame as uint16
-    writer = LabelWriter(small_disk / "l.ome.tiff")
-    for number, event in enumerate(plan):
-        with suppress(OutputError):
-            writer.result(replace(result_with(image, number, dict(event.index)), sequence=sequence))
-            kept += 1
-    with suppress(OutputError):
-        writer.close()
-    assert kept in (0, 3), "a step has three planes: there is room for one step, or none"
-
-
 def test_metadata_that_are_no_mapping_cost_no_row(tmp_path):
     with LabelWriter(tmp_path / "l.ome.zarr") as writer:
         writer.result(replace(result_with(frames((40, 30))[0]), meta="none"))
     assert [row["outcome"] for row in rows_of(tmp_path / "l.csv")] == ["done"]
-
-
-def test_labels_that_fail_behind_dropped_frames_are_one_error(tmp_path, full_disk):
-    writer = LabelWriter(tmp_path / "l.ome.zarr")
-    writer.result(result_with(np.zeros_like(NOISE), 0))
-    for number in (1, 2):
-        writer.result(dropped(number))
-    with full_disk(), pytest.raises(OutputError, match=r"l.ome.zarr"):
-        writer.result(result_with(NOISE, 3))
-    writer.close()
-    assert [row["outcome"] for row in rows_of(tmp_path / "l.csv")] == ["done", "dropped", "dropped", "failed"]
 
 
 def test_labels_of_another_run_do_not_stay_beside_a_new_table(tmp_path):
@@ -397,10 +250,6 @@ def test_labels_of_another_run_do_not_stay_beside_a_new_table(tmp_path):
                 writer.result(result)
         assert not (tmp_path / f"l.{form}").exists()
     assert [row["outcome"] for row in rows_of(tmp_path / "l.csv")] == ["dropped"]
-
-
-def dropped(number, index=None, sequence=None, meta=None):
-    return LiveResult(Outcome.DROPPED, number, index, meta or {}, sequence, None)
 
 
 @pytest.mark.parametrize("form", FORMATS)
