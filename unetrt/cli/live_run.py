@@ -42,8 +42,7 @@ def _ends(choices: dict[str, Any], stack: ExitStack) -> "tuple[Source, ResultOut
     if files is not None and len(files) == 1:
         size_of(files[0])
     place, loop, most = choices["save"], choices["loop"], choices["frames"]
-    seen = None if files is None else files[:most]  # each file is a frame or more
-    output = output_for(place, seen, loop=loop, overwrite=choices["overwrite"]) if place else None
+    output = output_for(place, files, loop=loop, most=most, overwrite=choices["overwrite"]) if place else None
     if files is not None:
         return Replay(files, choices["fps"], loop=loop, most=most), output
     from unetrt.live_view.camera import Camera

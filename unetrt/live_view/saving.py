@@ -20,7 +20,12 @@ SERIES = (".ome.zarr", ".ome.tiff", ".ome.tif")
 
 
 def output_for(
-    place: Path, files: Sequence[Path] | None, *, loop: bool = False, overwrite: bool = False
+    place: Path,
+    files: Sequence[Path] | None,
+    *,
+    loop: bool = False,
+    most: int | None = None,
+    overwrite: bool = False,
 ) -> ResultOutput:
     """Return what stores labels in `place`: one file for all, by its name, or a folder with one for each replayed file.
 
@@ -32,6 +37,8 @@ def output_for(
         The files that are replayed; None for a camera.
     loop
         Whether they come again and again.
+    most
+        How many frames there are to be; None: all.
     overwrite
         Whether to replace a file that holds all labels.
 
@@ -44,7 +51,7 @@ def output_for(
     """
     if place.name.lower().endswith(SERIES):
         _require_elsewhere(files or (), place)
-        _require_one_size(files or (), place)
+        _require_one_size((files or ())[:most], place)  # each file is a frame or more
         return LabelWriter(place, overwrite=overwrite)
     if files is None:
         raise OptionError(f"{place} cannot hold a camera's labels: name a file that ends in {', '.join(SERIES)}")
