@@ -11,6 +11,8 @@ from unetrt.benchmarks.measure import summary
 from unetrt.runtime.cost import UNetShape
 from unetrt.runtime.plan import TilePlan
 
+pytestmark = pytest.mark.alone
+
 PAPER = UNetShape()
 PAGE = Path(__file__).parents[2] / "docs" / "gpu-check.md"
 

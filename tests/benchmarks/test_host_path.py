@@ -10,6 +10,8 @@ from unetrt.benchmarks.idle_path import HEADS, INPUTS, IdlePath
 from unetrt.benchmarks.measure import COUNTED
 from unetrt.runtime.host_frames import plan_of
 
+pytestmark = pytest.mark.alone
+
 
 @pytest.fixture(scope="module")
 def result():

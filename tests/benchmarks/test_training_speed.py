@@ -6,6 +6,8 @@ from unetrt.benchmarks import training_speed as module
 from unetrt.benchmarks.training_speed import training_speed
 from unetrt.trainer.recipe import RECIPES
 
+pytestmark = pytest.mark.alone
+
 
 def test_what_is_measured(monkeypatch):
     monkeypatch.setattr(module, "IMAGES", 1)

@@ -7,6 +7,8 @@ from unetrt.benchmarks.job import Job
 from unetrt.benchmarks.worker import Worker
 from unetrt.runtime.errors import InferenceError
 
+pytestmark = pytest.mark.alone
+
 SLEEPERS = "tests.benchmarks.sleepers"
 
 
