@@ -9,7 +9,7 @@ import sys
 import pytest
 
 from tests.gpu.child_cases import DONE, READY
-from tests.gpu.children import REPOSITORY, child, started
+from tests.gpu.children import REPOSITORY, child, said, started
 from tests.gpu.engines import COPIES
 from tests.runtime.cuda.conftest import fake_libcuda  # noqa: F401
 
@@ -58,7 +58,7 @@ def test_ctrl_c_reaches_a_call_on_the_fake_driver(fake_libcuda):  # noqa: F811
     process = started(CASES, "interrupted", COPIES, "none", LD_LIBRARY_PATH=str(fake_libcuda), UNETRT_CUDA="")
     assert process.stdout.readline() == f"{READY}\n", process.communicate()[1]
     process.send_signal(signal.SIGINT)
-    out, error = process.communicate(timeout=60)
+    out, error = said(process, 60)
     assert (process.returncode, out, error) == (0, f"{DONE}\n", "")
 
 
@@ -66,7 +66,7 @@ def test_ctrl_c_that_nobody_catches_on_the_fake_driver(fake_libcuda):  # noqa: F
     process = started(CASES, "interrupted_and_gone", COPIES, "none", LD_LIBRARY_PATH=str(fake_libcuda), UNETRT_CUDA="")
     assert process.stdout.readline() == f"{READY}\n", process.communicate()[1]
     process.send_signal(signal.SIGINT)
-    _, error = process.communicate(timeout=60)
+    _, error = said(process, 60)
     assert process.returncode == -signal.SIGINT
     assert error.splitlines()[-1] == "KeyboardInterrupt"
     assert error.count("Traceback") == 1

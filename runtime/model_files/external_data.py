@@ -13,7 +13,7 @@ from stat import S_ISREG
 
 from unetrt.runtime.errors import ModelFileError
 from unetrt.runtime.model_files.onnx_file import opened, parts
-from unetrt.runtime.model_files.protobuf import Message
+from unetrt.runtime.model_files.protobuf import Message, signed
 from unetrt.runtime.model_files.stored_tensor import SHOWN, STRING, StoredTensor, require_sparse
 
 # Characters that some file system reads as more than a name: Windows' separators, drives, streams and wildcards. ONNX
@@ -24,6 +24,8 @@ MAX_DIGITS = 19
 CHUNK = 1 << 20
 # NodeProto.
 NODE_OUTPUT, OP_TYPE = 2, 4
+# OperatorSetIdProto. ONNX itself is at version 26.
+OPSET_VERSION, MAX_OPSET = 2, 1000
 
 
 def require_safe(path: str | Path) -> None:
@@ -79,12 +81,24 @@ def _tensors(model: Message) -> Iterator[StoredTensor]:
             require_sparse(message)
         elif kind == "node":
             _require_node(message)
+        elif kind == "opset":
+            _require_opset(message)
 
 
 def _require_node(node: Message) -> None:
     """Refuse a node without an operator, or without an output: TensorRT for RTX 1.7 dies of one."""
     if not {NODE_OUTPUT, OP_TYPE} <= {part.number for part in node.fields()}:
         raise ModelFileError("it has a node without operator or output; export or copy it again")
+
+
+def _require_opset(opset: Message) -> None:
+    """Refuse versions that there are none of: OpenVINO 2026.4 counts up to them, for ever."""
+    for part in opset.fields():
+        if part.number == OPSET_VERSION and not 1 <= signed(part.value) <= MAX_OPSET:
+            raise ModelFileError(
+                f"it is written for version {signed(part.value)} of a set of operators, 1 to {MAX_OPSET} are possible; "
+                "export or copy it again"
+            )
 
 
 def _checked(tensor: StoredTensor, folder: Path) -> Path | None:

@@ -18,12 +18,12 @@ ENTRY_KEY, ENTRY_VALUE = 1, 2
 # A spec is a few kilobytes; more than this, in bytes, is no metadata of ours.
 MAX_METADATA = 1 << 24
 
-# Where messages lie in messages: kind -> field number -> kind. All ways that lead to a tensor or a node.
+# Where messages lie in messages: kind -> field number -> kind. All ways that lead to a tensor, a node or an opset.
 CHILDREN = {
-    "model": {GRAPH: "graph", 20: "training", 25: "function"},
+    "model": {GRAPH: "graph", 8: "opset", 20: "training", 25: "function"},
     "training": {1: "graph", 2: "graph"},
     "graph": {1: "node", 5: "tensor", 15: "sparse tensor"},
-    "function": {7: "node", 11: "attribute"},
+    "function": {7: "node", 9: "opset", 11: "attribute"},
     "node": {5: "attribute"},
     "attribute": {5: "tensor", 6: "graph", 10: "tensor", 11: "graph", 22: "sparse tensor", 23: "sparse tensor"},
     "sparse tensor": {1: "tensor", 2: "tensor"},

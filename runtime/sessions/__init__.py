@@ -79,6 +79,7 @@ BACKENDS = (
     Backend("onnxruntime-cuda", "onnxruntime_gpu:CUDA", gpu=True),
     Backend("onnxruntime-tensorrt", "onnxruntime_gpu:TENSORRT", gpu=True, automatic=False),
     Backend("onnxruntime-tensorrt-rtx", "onnxruntime_gpu:TENSORRT_RTX", gpu=True, automatic=False),
+    Backend("openvino", "openvino"),
     Backend("onnxruntime", "onnxruntime"),
     Backend("numpy", "numpy", automatic=False, computes=False),
 )

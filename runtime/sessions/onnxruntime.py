@@ -39,8 +39,8 @@ class OnnxRuntimeSession(WorkerSession):
         spec = read_spec(path)
         if spec.precision == "bf16":
             raise BackendUnavailableError(
-                f"{path} computes in bfloat16, and ONNX Runtime has no bfloat16 convolutions on the CPU: build a "
-                "TensorRT engine of it with `unetrt build`, or export with --precision fp32"
+                f"{path} computes in bfloat16, and ONNX Runtime has no bfloat16 convolutions on the CPU: OpenVINO "
+                "runs it (pip install openvino), or an engine of it by `unetrt build`, or export with --precision fp32"
             )
         try:
             self._engine = files.load(path, files.session_options(threads), ["CPUExecutionProvider"])

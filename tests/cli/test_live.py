@@ -24,7 +24,7 @@ from unetrt.runtime import LiveSegmenter, Segmenter
 from unetrt.runtime.sessions.numpy import CropSession
 from unetrt.trainer.drawn_cells import draw
 
-TITLE = "{} -> tiny.onnx, onnxruntime on the CPU, policy {}\n"
+TITLE = "{} -> tiny.onnx, openvino on the CPU, float32, policy {}\n"
 SIZES = {"a": (60, 70), "b": (90, 64), "c": (41, 100)}
 
 

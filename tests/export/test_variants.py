@@ -52,16 +52,19 @@ def prove(checkpoint, folder, options):
 
 
 def segment(path, spec, checkpoint):
-    """Use the file as its users do: with ONNX Runtime, where that has the type."""
+    """Use the file as its users do: with OpenVINO, and with ONNX Runtime where that has the type."""
     frame = checkpoint.frames[0][0]
+    engines = ["openvino", "onnxruntime"]
     if spec.precision == "bf16":
-        with pytest.raises(BackendUnavailableError, match="has no bfloat16 convolutions.*unetrt build"):
-            Segmenter(path)
-        return
+        with pytest.raises(BackendUnavailableError, match="has no bfloat16 convolutions.*OpenVINO.*unetrt build"):
+            Segmenter(path, backend=engines.pop())
     eager = TorchSession(checkpoint.network(), replace(spec, precision="fp32", head="logits", input_dtype="float32"))
-    with Segmenter(path) as exported, Segmenter(eager) as network:
-        changed = exported.segment(frame).labels != network.segment(frame).labels
-    assert changed.mean() <= DEFAULTS[spec.precision].flips
+    with Segmenter(eager) as network:
+        expected = network.segment(frame).labels
+    for engine in engines:
+        with Segmenter(path, backend=engine) as exported:
+            changed = exported.segment(frame).labels != expected
+        assert changed.mean() <= DEFAULTS[spec.precision].flips, engine
 
 
 def test_the_pairs_are_all_there():

@@ -25,13 +25,18 @@ def started(module, *arguments, **variables):
     )
 
 
-def child(module, *arguments, **variables):
-    """A process that has ended."""
-    process = started(module, *arguments, **variables)
+def said(process, patience=PATIENCE):
+    """What a process said until its end, on standard output and error; one that does not end is killed."""
     try:
-        out, error = process.communicate(timeout=PATIENCE)
+        return process.communicate(timeout=patience)
     except subprocess.TimeoutExpired:
         process.kill()
         process.communicate()
         raise
+
+
+def child(module, *arguments, **variables):
+    """A process that has ended."""
+    process = started(module, *arguments, **variables)
+    out, error = said(process)
     return subprocess.CompletedProcess(process.args, process.returncode, out, error)

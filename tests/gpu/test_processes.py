@@ -8,7 +8,7 @@ import pytest
 
 from tests.gpu.child_cases import CASES as OTHERS
 from tests.gpu.child_cases import DONE, READY
-from tests.gpu.children import PATIENCE, child, started
+from tests.gpu.children import child, said, started
 from tests.gpu.torch_cases import CASES as TORCH
 from unetrt.runtime.cuda.implementations import IMPLEMENTATIONS
 
@@ -51,7 +51,7 @@ def test_another_gpu_is_left_alone(backend, plain, cuda):
 def test_ctrl_c_ends_a_call_and_the_next_frame_works(backend, plain, pause):
     process = ready("interrupted", backend, plain)
     signal_after(process, pause)
-    out, error = process.communicate(timeout=PATIENCE)
+    out, error = said(process)
     assert (process.returncode, error) == (0, "")
     assert out.splitlines()[-1:] == [DONE]
 
@@ -60,7 +60,7 @@ def test_ctrl_c_ends_a_call_and_the_next_frame_works(backend, plain, pause):
 def test_ctrl_c_that_nobody_catches_ends_the_process(backend, plain):
     process = ready("interrupted_and_gone", backend, plain)
     signal_after(process, 0.02)
-    _, error = process.communicate(timeout=PATIENCE)
+    _, error = said(process)
     assert process.returncode == -signal.SIGINT
     assert error.startswith("Traceback")
     assert error.splitlines()[-1] == "KeyboardInterrupt"

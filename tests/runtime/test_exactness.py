@@ -93,7 +93,7 @@ def test_the_natural_stride_would_fail():
 @pytest.mark.parametrize("size", [(1, 1), (50, 31), (131, 200)])
 @pytest.mark.parametrize("head", ["logits", "probabilities", "labels"])
 def test_an_exported_file_is_exact_too(tiny_checkpoint, tmp_path, size, head):
-    """The same through ONNX Runtime, against torch over the whole image."""
+    """The same through the engines of a CPU, against torch over the whole image."""
     from unetrt.benchmarks.whole_frame import whole_frame_scores
     from unetrt.export.exporter import export
     from unetrt.export.options import Options
@@ -102,9 +102,10 @@ def test_an_exported_file_is_exact_too(tiny_checkpoint, tmp_path, size, head):
     whole = whole_frame_scores(tiny_checkpoint, frame)
     path = tmp_path / "model.onnx"
     export(tiny_checkpoint, path, Options((60, 44), head=head, batch=2))
-    with Segmenter(path) as tiled:
-        labels = tiled.segment(frame).labels
-        if head == "logits":
-            assert np.abs(tiled.scores(frame) - whole).max() <= CLOSE
     clear = np.abs(whole[1] - whole[0]) > CLOSE
-    np.testing.assert_array_equal(labels[clear], whole.argmax(axis=0)[clear])
+    for backend in ("openvino", "onnxruntime"):
+        with Segmenter(path, backend=backend) as tiled:
+            labels = tiled.segment(frame).labels
+            if head == "logits":
+                assert np.abs(tiled.scores(frame) - whole).max() <= CLOSE
+        np.testing.assert_array_equal(labels[clear], whole.argmax(axis=0)[clear])

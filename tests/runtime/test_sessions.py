@@ -1,4 +1,5 @@
 import logging
+import sys
 import threading
 from contextlib import nullcontext
 from dataclasses import replace
@@ -17,8 +18,15 @@ from unetrt.runtime.spec import KEY
 
 def test_auto_takes_the_first_usable_backend_and_says_which(tiny_model, caplog):
     with caplog.at_level(logging.INFO, "unetrt"), open_session(tiny_model) as session:
+        assert session.name == "openvino on the CPU, float32"
+    assert "auto chose openvino on the CPU, float32" in caplog.text
+
+
+def test_auto_takes_the_next_where_one_is_missing(tiny_model, monkeypatch, caplog):
+    monkeypatch.setitem(sys.modules, "openvino", None)
+    with caplog.at_level(logging.INFO, "unetrt"), open_session(tiny_model) as session:
         assert session.name == "onnxruntime on the CPU"
-    assert "auto chose onnxruntime on the CPU" in caplog.text
+    assert "auto passes over openvino: OpenVINO is not installed" in caplog.text
 
 
 def test_auto_never_takes_the_reference(monkeypatch, tiny_model):
@@ -28,8 +36,9 @@ def test_auto_never_takes_the_reference(monkeypatch, tiny_model):
 
 
 def test_a_missing_engine_says_what_to_install(monkeypatch, tiny_model):
-    monkeypatch.setattr("unetrt.runtime.sessions.onnxruntime_files.find_spec", lambda _: None)
-    for backend in ("auto", "onnxruntime"):
+    for module in ("onnxruntime_files", "openvino"):
+        monkeypatch.setattr(f"unetrt.runtime.sessions.{module}.find_spec", lambda _: None)
+    for backend in ("auto", "openvino", "onnxruntime"):
         with pytest.raises(BackendUnavailableError, match=r"not installed: pip install 'unetrt\[cpu\]'"):
             open_session(tiny_model, backend)
 
@@ -38,9 +47,10 @@ def test_an_engine_that_does_not_load_says_so(monkeypatch, tiny_model):
     def broken(name):
         raise ImportError("DLL load failed")
 
-    monkeypatch.setattr("unetrt.runtime.sessions.onnxruntime_files.import_module", broken)
-    with pytest.raises(BackendUnavailableError, match=r"does not load \(DLL load failed\)"):
-        open_session(tiny_model)
+    for backend, module in {"onnxruntime": "onnxruntime_files", "openvino": "openvino"}.items():
+        monkeypatch.setattr(f"unetrt.runtime.sessions.{module}.import_module", broken)
+        with pytest.raises(BackendUnavailableError, match=r"does not load \(DLL load failed\)"):
+            open_session(tiny_model, backend)
 
 
 def test_an_unknown_backend_names_those_that_compute(tiny_model):
@@ -85,16 +95,18 @@ def test_a_graph_that_does_not_fit_its_spec_is_refused(tiny_model, tmp_path, cha
     spec = replace(open_session(tiny_model, "numpy").spec, **change)
     onnx.helper.set_model_props(model, {KEY: spec.to_json()})
     onnx.save(model, path)
-    with pytest.raises(ModelFileError, match="its spec says.*export it again"):
-        open_session(path)
+    for backend in ("openvino", "onnxruntime"):
+        with pytest.raises(ModelFileError, match="its spec says.*export it again"):
+            open_session(path, backend)
 
 
-def test_a_graph_that_onnxruntime_cannot_load_is_one_line(tiny_model, tmp_path):
+@pytest.mark.parametrize(("backend", "name"), [("openvino", "OpenVINO"), ("onnxruntime", "ONNX Runtime")])
+def test_a_graph_that_an_engine_cannot_load_is_one_line(tiny_model, tmp_path, backend, name):
     model, path = onnx.load(tiny_model), tmp_path / "odd.onnx"
     model.graph.node[0].op_type = "NoSuchOperator"
     onnx.save(model, path)
-    with pytest.raises(ModelFileError, match="not a model that ONNX Runtime can load") as caught:
-        open_session(path)
+    with pytest.raises(ModelFileError, match=f"not a model that {name} can load") as caught:
+        open_session(path, backend)
     assert "\n" not in str(caught.value)
 
 

@@ -34,6 +34,7 @@ EXTRAS = {
     "onnx": "export",
     "onnxruntime": "cpu",
     "onnxscript": "export",
+    "openvino": "cpu",
     "pymmcore_plus": "acquire",
     "safetensors": "train",
     "starlette": "view",

@@ -1,6 +1,6 @@
 """Loads every model of a folder in one process, as a host program would, and prints a JSON line for each.
 
-    python -m tests.runtime.model_files.loading_child FOLDER FIRST
+    python -m tests.runtime.model_files.loading_child FOLDER BACKEND FIRST
 
 A crash ends it: the line that says "begins" of the model that did it has no successor. FIRST is where to go on.
 """
@@ -17,20 +17,20 @@ import numpy as np
 from unetrt.runtime.errors import UnetrtError
 from unetrt.runtime.model_files.external_data import external_files, sha256_of_model
 from unetrt.runtime.model_files.onnx_file import read_spec
-from unetrt.runtime.sessions import open_session
-from unetrt.runtime.sessions.onnxruntime import probe
+from unetrt.runtime.sessions import BACKENDS, open_session
 
 # What the weights are in files that nobody may read.
 CANARY = 1234.5677
 MEMORY = 4 << 30
 SECONDS = 30
 
-assert probe() is None  # and so the engine's own modules are read before anybody watches
-# ONNX Runtime prints what it thinks of a model: that goes to standard error.
+folder, engine, first = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3])
+(backend,) = (one for one in BACKENDS if one.name == engine)
+assert backend.probe() is None  # and so the engine's own modules are read before anybody watches
+# An engine prints what it thinks of a model: that goes to standard error.
 answers = os.fdopen(os.dup(1), "w")
 os.dup2(2, 1)
 
-folder, first = Path(sys.argv[1]), int(sys.argv[2])
 read_outside = []
 watching = False
 
@@ -55,7 +55,7 @@ def outcome(step, *arguments):
 
 
 def scores_of(path):
-    with open_session(path, "onnxruntime") as session:
+    with open_session(path, engine) as session:
         (lane,) = session.lanes(1)
         lane.input[:] = 1
         lane.launch()

@@ -24,7 +24,7 @@ def damageable():
     return [made.SerializeToString() for made in (external, subgraph, network())]
 
 
-def _loaded(folder):
+def _loaded(folder, engine="onnxruntime"):
     """What a process of its own says of each model, started again after each model that kills it."""
     models, results, crashes = sorted(folder.glob("*.onnx")), [], {}
     while len(results) + len(crashes) < len(models):
@@ -33,9 +33,12 @@ def _loaded(folder):
             "-m",
             "tests.runtime.model_files.loading_child",
             str(folder),
+            engine,
             str(len(results) + len(crashes)),
         ]
-        done = subprocess.run(command, cwd=Path(__file__).parents[3], capture_output=True, text=True, check=False)
+        done = subprocess.run(
+            command, cwd=Path(__file__).parents[3], capture_output=True, text=True, errors="replace", check=False
+        )
         lines = [json.loads(line) for line in done.stdout.splitlines()]
         assert lines, done.stderr
         results += [line for line in lines if "begins" not in line]
@@ -55,11 +58,12 @@ def folder(tmp_path):
     return inner
 
 
-def test_a_thousand_damaged_models(folder):
+@pytest.mark.parametrize(("engine", "name"), [("openvino", "OpenVINO"), ("onnxruntime", "ONNX Runtime")])
+def test_a_thousand_damaged_models(folder, engine, name):
     originals = damageable()
     for number in range(MUTANTS):
         (folder / f"{number:04d}.onnx").write_bytes(mutant(originals[number % len(originals)], number))
-    results, crashes = _loaded(folder)
+    results, crashes = _loaded(folder, engine)
     assert crashes == {}
     assert [line for line in results if "defect" in line] == []
     assert [line for line in results if line["outside"] or line["canary"]] == []
@@ -69,7 +73,7 @@ def test_a_thousand_damaged_models(folder):
     for step in ("read_spec", "external_files", "open_session"):
         refused = sum(line["errors"][step] is not None for line in results)
         assert MUTANTS / 10 < refused < MUTANTS * 95 / 100, step
-    assert sum("that ONNX Runtime can load" in error for error in errors) > 5
+    assert sum(f"that {name} can load" in error for error in errors) > 5
 
 
 def test_crashes_canaries_and_reads_outside_are_seen(folder):

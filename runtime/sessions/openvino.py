@@ -1,0 +1,137 @@
+"""OpenVINO on the CPU: float32, and bfloat16 for files that were exported and verified in it."""
+
+import os
+from importlib import import_module
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from unetrt.runtime.errors import InferenceError, ModelFileError, OutOfMemoryError
+from unetrt.runtime.model_files.external_data import require_safe
+from unetrt.runtime.model_files.onnx_file import read_spec
+from unetrt.runtime.sessions.worker import Array, WorkerSession
+from unetrt.runtime.spec import INPUT, OUTPUT, ModelSpec
+
+# What it says where an allocation failed: the C++ library's, and oneDNN's status.
+OUT_OF_MEMORY = ("bad_alloc", "bad allocation", "out_of_memory", "out of memory")
+# What `OPTIMIZATION_CAPABILITIES` calls bfloat16: AVX512_BF16 or AMX, on Arm its own extension.
+BFLOAT16 = "BF16"
+# OpenVINO's names of our dtypes.
+DTYPES = {"float32": "f32", "uint8": "u8", "uint16": "u16"}
+
+
+def probe() -> str | None:
+    """Return None where OpenVINO can be imported, else why not and what to install."""
+    if find_spec("openvino") is None:
+        return "OpenVINO is not installed: pip install 'unetrt[cpu]'"
+    try:
+        import_module("openvino")
+    except (ImportError, OSError) as error:
+        return f"OpenVINO does not load ({str(error).splitlines()[0]}): pip install --force-reinstall openvino"
+    return None
+
+
+def open_session(path: Path) -> "OpenVinoSession":
+    """Load an ONNX file; raises ModelFileError where it is not a whole model of ours."""
+    return OpenVinoSession(path)
+
+
+class OpenVinoSession(WorkerSession):
+    """A model in OpenVINO's CPU plugin.
+
+    It computes in float32, whatever it prefers by itself: a float32 file was not verified in anything less. A bfloat16
+    file was, and is computed in that where the processor multiplies it, else in float32.
+
+    Parameters
+    ----------
+    path
+        The ONNX file.
+    threads
+        Threads of one pass; 0 leaves the choice to OpenVINO: one a physical core of one socket.
+
+    Raises
+    ------
+    ModelFileError
+        The file is not a model of ours, or OpenVINO cannot load it.
+    """
+
+    def __init__(self, path: Path, threads: int = 0) -> None:
+        import openvino
+
+        spec = read_spec(path)
+        require_safe(path)
+        core = openvino.Core()
+        wanted = BFLOAT16 if spec.precision == "bf16" else "FP32"
+        bfloat16 = wanted == BFLOAT16 and BFLOAT16 in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+        options = {
+            "INFERENCE_PRECISION_HINT": "bf16" if bfloat16 else "f32",
+            # One pass at a time, on all cores: its latency is a frame's.
+            "PERFORMANCE_HINT": "LATENCY",
+            "NUM_STREAMS": "1",
+            # INT8 as the file has it: what OpenVINO would make of it by itself moved 3.5 % of the pixels, this 0.5 %.
+            **({"LP_TRANSFORMS_MODE": "NO"} if spec.precision == "int8" else {}),
+            **({"INFERENCE_NUM_THREADS": str(threads)} if threads else {}),
+        }
+        try:
+            model = core.read_model(os.fspath(path))
+            _require_fit(model, spec, path)
+            self._request = core.compile_model(model, "CPU", options).create_infer_request()
+        except (RuntimeError, TypeError) as error:
+            raise _translated(error) or ModelFileError(
+                f"{path} is not a model that OpenVINO can load: {_first_line(error)}"
+            ) from error
+        super().__init__(spec, f"openvino on the CPU, {'bfloat16' if bfloat16 else 'float32'}")
+
+    def compute(self, frames: Array, scores: Array) -> None:
+        """Run the graph on the arrays' own memory; raises InferenceError or OutOfMemoryError."""
+        import openvino
+
+        try:
+            self._request.set_input_tensor(openvino.Tensor(frames, shared_memory=True))
+            self._request.set_output_tensor(openvino.Tensor(scores, shared_memory=True))
+            self._request.infer()
+        except RuntimeError as error:
+            raise _translated(error) or InferenceError(f"OpenVINO failed: {_first_line(error)}") from error
+
+    def close(self) -> None:
+        """Wait for passes in flight and free the engine; idempotent."""
+        super().close()
+        self._request = None
+
+
+def _require_fit(model: Any, spec: ModelSpec, path: Path) -> None:
+    """Hold the graph against its spec: a file whose two halves disagree would be read or written out of bounds."""
+    given = [
+        (node.get_any_name(), str(node.get_partial_shape()), node.get_element_type().get_type_name())
+        for node in (*model.inputs, *model.outputs)
+    ]
+    expected = [
+        (INPUT, _text((spec.batch, spec.channels, *spec.tile)), DTYPES[spec.input_dtype]),
+        (OUTPUT, *_answer(spec)),
+    ]
+    if given != expected:
+        raise ModelFileError(f"{path}: its graph has {given}, its spec says {expected}; export it again")
+
+
+def _answer(spec: ModelSpec) -> tuple[str, str]:
+    if spec.head == "labels":
+        return _text((spec.batch, *spec.core)), DTYPES["uint8"]
+    return _text((spec.batch, len(spec.classes), *spec.core)), DTYPES["float32"]
+
+
+def _text(shape: tuple[int, ...]) -> str:
+    """Return a shape as OpenVINO writes it."""
+    return f"[{','.join(map(str, shape))}]"
+
+
+def _translated(error: Exception) -> Exception | None:
+    """Return the error that an allocation failed, if that is what it was."""
+    if any(sign in str(error).lower() for sign in OUT_OF_MEMORY):
+        return OutOfMemoryError(f"OpenVINO ran out of memory: {_first_line(error)}; use a smaller --tile")
+    return None
+
+
+def _first_line(error: Exception) -> str:
+    """Return what OpenVINO says, without the places in its source that it went through."""
+    said = [line.strip() for line in str(error).splitlines()]
+    return next((line for line in said if line and not line.startswith(("Exception from", "Check "))), said[0])

@@ -1,0 +1,119 @@
+"""OpenVINO's CPU plugin, for real: what it computes in, and how it ends and fails. Kinds of files: test_variants."""
+
+import gc
+import threading
+import weakref
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+
+from unetrt.export.exporter import export
+from unetrt.export.options import Options
+from unetrt.export.parity import DEFAULTS
+from unetrt.runtime.errors import InferenceError, OutOfMemoryError
+from unetrt.runtime.segmenter import Segmenter
+from unetrt.runtime.sessions import openvino as session_module
+from unetrt.runtime.sessions.openvino import BFLOAT16, OpenVinoSession
+
+openvino = pytest.importorskip("openvino", reason="needs OpenVINO: pip install 'unetrt[cpu]'")
+HAS_BFLOAT16 = BFLOAT16 in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+FRAME = np.random.default_rng(3).integers(0, 4096, (130, 150)).astype(np.uint16)
+
+
+@pytest.fixture(scope="module")
+def verified(settled_checkpoint, tmp_path_factory):
+    """Precision -> a file of the same network with logits, exported and verified in it."""
+    folder = tmp_path_factory.mktemp("precisions")
+    files = {precision: folder / f"{precision}.onnx" for precision in ("fp32", "bf16")}
+    for precision, file in files.items():
+        export(settled_checkpoint, file, Options((60, 76), precision))
+    return files
+
+
+def scores_of(path):
+    with OpenVinoSession(path) as session, Segmenter(session) as segmenter:
+        return session.name, segmenter.scores(FRAME)
+
+
+@pytest.mark.skipif(not HAS_BFLOAT16, reason="this processor has no bfloat16")
+def test_bfloat16_is_for_files_that_were_verified_in_it(verified):
+    with Segmenter(verified["fp32"], backend="onnxruntime") as segmenter:
+        expected = segmenter.scores(FRAME)
+    name, exact = scores_of(verified["fp32"])
+    assert name == "openvino on the CPU, float32"
+    np.testing.assert_allclose(exact, expected, atol=1e-4)
+    name, rounded = scores_of(verified["bf16"])
+    assert name == "openvino on the CPU, bfloat16"
+    assert np.abs(rounded - expected).max() > 1e-3, "as exact as float32: it is not bfloat16"
+    assert (rounded.argmax(axis=0) != expected.argmax(axis=0)).mean() <= DEFAULTS["bf16"].flips
+
+
+def test_a_processor_without_bfloat16_computes_such_a_file_in_float32(verified, monkeypatch):
+    monkeypatch.setattr(session_module, "BFLOAT16", "no capability")
+    name, scores = scores_of(verified["bf16"])
+    assert name == "openvino on the CPU, float32"
+    _, expected = scores_of(verified["fp32"])
+    assert (scores.argmax(axis=0) != expected.argmax(axis=0)).mean() <= DEFAULTS["bf16"].flips
+
+
+def test_several_threads_get_what_one_gets(verified):
+    with OpenVinoSession(verified["fp32"]) as session, Segmenter(session) as segmenter:
+        frames = [FRAME + number for number in range(8)]
+        alone = [segmenter.segment(frame).labels for frame in frames]
+        with ThreadPoolExecutor(4) as pool:
+            together = list(pool.map(lambda frame: segmenter.segment(frame).labels, frames))
+    np.testing.assert_array_equal(alone, together)
+
+
+def test_what_comes_is_written_to_the_lane_itself(verified):
+    with OpenVinoSession(verified["fp32"]) as session:
+        first, second = session.lanes(2)
+        for lane, value in ((first, 0.0), (second, 1.0)):
+            lane.input[...] = value
+            lane.launch()
+        for lane in (first, second):
+            lane.wait()
+            assert lane.passed.compute > 0
+        kept = first.output.copy()
+        second.launch()
+        second.wait()
+        np.testing.assert_array_equal(first.output, kept)
+        assert np.abs(first.output - second.output).max() > 1e-3
+
+
+def test_threads_can_be_counted_out(verified):
+    with OpenVinoSession(verified["fp32"], threads=1) as session:
+        assert session._request.get_compiled_model().get_property("INFERENCE_NUM_THREADS") == 1
+
+
+def test_closing_frees_the_engine_and_ends_the_worker(verified):
+    before = threading.active_count()
+    session = OpenVinoSession(verified["fp32"])
+    engine = weakref.ref(session._request)
+    session.close()
+    session.close()
+    gc.collect()
+    assert engine() is None
+    assert threading.active_count() == before
+
+
+@pytest.mark.parametrize(
+    ("said", "kind"),
+    [
+        ("Exception from src/x.cpp:1:\nCheck 'y' failed\nstd::bad_alloc\n", OutOfMemoryError),
+        ("Exception from src/x.cpp:1:\ncould not create a primitive\n", InferenceError),
+    ],
+)
+def test_a_pass_that_fails_is_one_line(verified, said, kind):
+    class FakeRequest:
+        def set_input_tensor(self, tensor):
+            raise RuntimeError(said)
+
+    with OpenVinoSession(verified["fp32"]) as session:
+        session._request = FakeRequest()
+        (lane,) = session.lanes(1)
+        lane.launch()
+        with pytest.raises(kind, match=r"^OpenVINO (ran out of memory: std::bad_alloc|failed: could not)") as caught:
+            lane.wait()
+    assert "\n" not in str(caught.value)
