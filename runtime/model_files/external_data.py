@@ -13,6 +13,7 @@ from stat import S_ISREG
 
 from unetrt.runtime.errors import ModelFileError
 from unetrt.runtime.model_files.onnx_file import opened, parts
+from unetrt.runtime.model_files.operators import require_node
 from unetrt.runtime.model_files.protobuf import Message, signed
 from unetrt.runtime.model_files.stored_tensor import SHOWN, STRING, StoredTensor, require_sparse
 
@@ -22,8 +23,6 @@ SPECIAL = '\\:*?"<>|'
 # Digits of 2^63 - 1, the largest offset that engines can hold.
 MAX_DIGITS = 19
 CHUNK = 1 << 20
-# NodeProto.
-NODE_OUTPUT, OP_TYPE = 2, 4
 # OperatorSetIdProto. ONNX itself is at version 26.
 OPSET_VERSION, MAX_OPSET = 2, 1000
 
@@ -80,15 +79,9 @@ def _tensors(model: Message) -> Iterator[StoredTensor]:
         elif kind == "sparse tensor":
             require_sparse(message)
         elif kind == "node":
-            _require_node(message)
+            require_node(message)
         elif kind == "opset":
             _require_opset(message)
-
-
-def _require_node(node: Message) -> None:
-    """Refuse a node without an operator, or without an output: TensorRT for RTX 1.7 dies of one."""
-    if not {NODE_OUTPUT, OP_TYPE} <= {part.number for part in node.fields()}:
-        raise ModelFileError("it has a node without operator or output; export or copy it again")
 
 
 def _require_opset(opset: Message) -> None:

@@ -1,6 +1,8 @@
 """OpenVINO on the CPU: float32, and bfloat16 for files that were exported and verified in it."""
 
 import os
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
@@ -14,6 +16,8 @@ from unetrt.runtime.spec import INPUT, OUTPUT, ModelSpec
 
 # What it says where an allocation failed: the C++ library's, and oneDNN's status.
 OUT_OF_MEMORY = ("bad_alloc", "bad allocation", "out_of_memory", "out of memory")
+# What it raises for a model; a name in a damaged file is not always UTF-8.
+FAILURES = (RuntimeError, TypeError, UnicodeDecodeError)
 # What `OPTIMIZATION_CAPABILITIES` calls bfloat16: AVX512_BF16 or AMX, on Arm its own extension.
 BFLOAT16 = "BF16"
 # OpenVINO's names of our dtypes.
@@ -56,13 +60,10 @@ class OpenVinoSession(WorkerSession):
     """
 
     def __init__(self, path: Path, threads: int = 0) -> None:
-        import openvino
-
         spec = read_spec(path)
         require_safe(path)
-        core = openvino.Core()
-        wanted = BFLOAT16 if spec.precision == "bf16" else "FP32"
-        bfloat16 = wanted == BFLOAT16 and BFLOAT16 in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+        core, capabilities = _loaded()
+        bfloat16 = spec.precision == "bf16" and BFLOAT16 in capabilities
         options = {
             "INFERENCE_PRECISION_HINT": "bf16" if bfloat16 else "f32",
             # One pass at a time, on all cores: its latency is a frame's.
@@ -76,7 +77,7 @@ class OpenVinoSession(WorkerSession):
             model = core.read_model(os.fspath(path))
             _require_fit(model, spec, path)
             self._request = core.compile_model(model, "CPU", options).create_infer_request()
-        except (RuntimeError, TypeError) as error:
+        except FAILURES as error:
             raise _translated(error) or ModelFileError(
                 f"{path} is not a model that OpenVINO can load: {_first_line(error)}"
             ) from error
@@ -97,6 +98,25 @@ class OpenVinoSession(WorkerSession):
         """Wait for passes in flight and free the engine; idempotent."""
         super().close()
         self._request = None
+
+
+@cache
+def _loaded() -> tuple[Any, frozenset[str]]:
+    """Return OpenVINO's core with its CPU plugin, and what that can do: one for the process, which stays.
+
+    The plugin of 2026.4 gives the thread that loads it another stack for signals, and where it ends puts back what it
+    found: perhaps that of a plugin which has ended before. The next signal, Ctrl-C for one, then kills the process. So
+    there is one that does not end, loaded by a thread that does.
+    """
+    with ThreadPoolExecutor(1) as elsewhere:
+        return elsewhere.submit(_load).result()
+
+
+def _load() -> tuple[Any, frozenset[str]]:
+    import openvino
+
+    core = openvino.Core()
+    return core, frozenset(core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"))
 
 
 def _require_fit(model: Any, spec: ModelSpec, path: Path) -> None:

@@ -1,6 +1,8 @@
 """OpenVINO's CPU plugin, for real: what it computes in, and how it ends and fails. Kinds of files: test_variants."""
 
 import gc
+import subprocess
+import sys
 import threading
 import weakref
 from concurrent.futures import ThreadPoolExecutor
@@ -55,6 +57,25 @@ def test_a_processor_without_bfloat16_computes_such_a_file_in_float32(verified, 
     assert name == "openvino on the CPU, float32"
     _, expected = scores_of(verified["fp32"])
     assert (scores.argmax(axis=0) != expected.argmax(axis=0)).mean() <= DEFAULTS["bf16"].flips
+
+
+def test_ctrl_c_after_models_were_closed_is_no_crash(tiny_model):
+    """OpenVINO 2026.4, loaded twice and ended, leaves that thread with a stack for signals that is gone."""
+    program = """
+import faulthandler, signal, sys
+faulthandler.enable()
+from unetrt.runtime.sessions import open_session
+one, other = (open_session(sys.argv[1], "openvino") for _ in range(2))
+one.close()
+other.close()
+del one, other
+try:
+    signal.raise_signal(signal.SIGINT)
+except KeyboardInterrupt:
+    print("interrupted")
+"""
+    done = subprocess.run([sys.executable, "-c", program, tiny_model], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (0, "interrupted\n"), done.stderr
 
 
 def test_several_threads_get_what_one_gets(verified):

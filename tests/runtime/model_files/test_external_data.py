@@ -20,6 +20,7 @@ from tests.runtime.model_files.small_models import (
 )
 from unetrt.runtime.errors import ModelFileError
 from unetrt.runtime.model_files.external_data import external_files, require_safe, sha256_of_model
+from unetrt.runtime.model_files.operators import FEWEST_INPUTS
 from unetrt.runtime.sessions import open_session
 
 VALUES = np.float32([1, 2]).tobytes()
@@ -354,3 +355,36 @@ def test_a_node_without_operator_or_output_is_refused(folder, missing):
     path.write_bytes(made.SerializeToString())
     with pytest.raises(ModelFileError, match="a node without operator or output"):
         require_safe(path)
+
+
+@pytest.mark.parametrize(("inputs", "given"), [([], 0), (["frame"], 1), (["frame", ""], 1), (["", "weights"], 1)])
+def test_a_node_with_too_few_inputs_is_refused(folder, inputs, given):
+    """OpenVINO 2026.4 takes the process with it where a convolution has no weights."""
+    made = model([convolution()], [weights()])
+    made.graph.node[0].input[:] = inputs
+    path = folder / "model.onnx"
+    path.write_bytes(made.SerializeToString())
+    with pytest.raises(ModelFileError, match=f"a Conv with {given} of the 2 inputs that it needs"):
+        require_safe(path)
+
+
+def test_operators_of_others_and_optional_inputs_are_let_through(folder):
+    nodes = [
+        onnx.helper.make_node("Conv", [], ["own"], domain="of.a.lab"),
+        onnx.helper.make_node("Loop", ["", "", "frame"], ["looped"]),
+        onnx.helper.make_node("RandomNormal", [], ["noise"], shape=[1]),
+        onnx.helper.make_node("Clip", ["frame", "", "weights"], ["clipped"]),
+        convolution(),
+    ]
+    path = folder / "model.onnx"
+    path.write_bytes(model(nodes, [weights()]).SerializeToString())
+    require_safe(path)
+
+
+def test_the_table_of_operators_is_that_of_onnx():
+    """Of each operator the fewest inputs of any version; of those of Loop and Scan some are optional."""
+    fewest: dict[str, int] = {}
+    for schema in onnx.defs.get_all_schemas_with_history():
+        if schema.domain == "" and schema.name not in ("Loop", "Scan"):
+            fewest[schema.name] = min(schema.min_input, fewest.get(schema.name, schema.min_input))
+    assert {name: FEWEST_INPUTS.get(name, 1) for name in fewest} == fewest
