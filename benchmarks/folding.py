@@ -47,9 +47,9 @@ class FoldingTable:
         drawn = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1), collapse_padding=True)
         drawn.add_column(self.title, overflow="fold", min_width=NARROWEST)
         for column, heading in enumerate(self.headings):
-            figures = [row[1][column] for row in self._rows]
+            cells = [row[1][column] for row in self._rows]
             # Without its least width a column may be broken between two words.
-            drawn.add_column(heading, justify="right", min_width=max(map(cell_len, (*heading.split("\n"), *figures))))
+            drawn.add_column(heading, justify="right", min_width=max(map(cell_len, (*heading.split("\n"), *cells))))
         for title, figures, style in self._rows:
             drawn.add_row(Text(title), *map(Text, figures), style=style)
         return drawn
