@@ -1,22 +1,18 @@
 """The sections of the page: what each says of a result, as HTML."""
 
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
-
 import numpy as np
 
 from unetrt.benchmarks import page_plots as plots
 from unetrt.benchmarks.markup import Markup, element, joined
+from unetrt.benchmarks.page_tables import pairs, table
 from unetrt.benchmarks.percentiles import WHY, percentiles
 from unetrt.benchmarks.result import PREDICT, SEGMENT, SESSION, WAYS, Measured, Result
 from unetrt.benchmarks.table import on_top
 from unetrt.benchmarks.verdict import is_ours
-from unetrt.benchmarks.wording import count, digits, interval_name, memory, percent, pixels, rate, time, unit_for
+from unetrt.benchmarks.wording import count, digits, flat, interval_name, memory, percent, pixels, rate, time, unit_for
 
 # Share of the median that the axis of single runs shows to both sides at least: else steady ones would look wild.
 LEAST_SPAN = 0.05
-# Letters up to which a cell is not broken into lines.
-SHORT = 20
 
 
 def bars(result: Result) -> Markup:
@@ -140,38 +136,3 @@ def limits(result: Result) -> Markup:
 def environment(result: Result) -> Markup:
     """Return the machine and the versions."""
     return pairs(flat(result.environment))
-
-
-def flat(told: Mapping[str, Any], above: str = "") -> list[tuple[str, str]]:
-    """Return nested names and values as one list; what is within others has their name before it."""
-    found: list[tuple[str, str]] = []
-    for name, value in told.items():
-        whole = f"{above}{name}"
-        found += flat(value, f"{whole}: ") if isinstance(value, Mapping) else [(whole, str(value))]
-    return found
-
-
-def pairs(told: Iterable[tuple[str, str]]) -> Markup:
-    """Return names and what belongs to them."""
-    return element("dl", *(element("div", element("dt", name), element("dd", value)) for name, value in told))
-
-
-def table(rows: Sequence[Mapping[str, str]], emphasised: Sequence[bool]) -> Markup:
-    """Return a table without the columns that are empty throughout; each cell knows its heading, for narrow screens."""
-    headings = [heading for heading in rows[0] if any(row[heading] for row in rows)]
-    head = element(
-        "tr", *(element("th", heading, scope="col", role="columnheader") for heading in headings), role="row"
-    )
-    body = [
-        element(
-            "tr", *(_cell(heading, row[heading]) for heading in headings), role="row", class_="ours" if ours else None
-        )
-        for row, ours in zip(rows, emphasised, strict=True)
-    ]
-    parts = (element("thead", head, role="rowgroup"), element("tbody", *body, role="rowgroup"))
-    return element("table", *parts, role="table")
-
-
-def _cell(heading: str, text: str) -> Markup:
-    short = "short" if len(text) <= SHORT else None
-    return element("td", text, role="cell", class_=short, data_heading=heading)

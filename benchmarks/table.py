@@ -26,7 +26,7 @@ from unetrt.benchmarks.wording import (
 OPTIONAL: dict[str, Callable[[Measured], str]] = {
     "peak\nmemory": lambda one: memory(one.host_memory),
     "of the\nGPU": lambda one: memory(one.device_memory),
-    "J": lambda one: digits(one.joules.median) if one.joules else "",
+    "J a\nframe": lambda one: digits(one.joules.median) if one.joules else "",
 }
 
 

@@ -1,8 +1,8 @@
 """How figures are written: three digits, one unit a column, and intervals under their true name."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from math import floor, log10
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from unetrt.benchmarks.figure import CONFIDENCE, Figure
 
@@ -42,7 +42,8 @@ def time(seconds: float) -> str:
 
 def decimals(value: float) -> int:
     """Return how many places after the point show three digits of a value."""
-    return max(0, 2 - floor(log10(abs(value)))) if value else 0
+    rounded = float(f"{value:.2e}")  # 0.9996 is 1.00, and 99.96 is 100
+    return max(0, 2 - floor(log10(abs(rounded)))) if rounded else 0
 
 
 def digits(value: float) -> str:
@@ -89,3 +90,12 @@ def interval_name(figures: Iterable[Figure]) -> str:
 def count(number: int, noun: str) -> str:
     """Return a number of things."""
     return f"{number} {noun}{'' if number == 1 else 's'}"
+
+
+def flat(told: Mapping[str, Any], above: str = "") -> list[tuple[str, str]]:
+    """Return nested names and values as one list; what is within others has their name before it."""
+    found: list[tuple[str, str]] = []
+    for name, value in told.items():
+        whole = f"{above}{name}"
+        found += flat(value, f"{whole}: ") if isinstance(value, Mapping) else [(whole, str(value))]
+    return found

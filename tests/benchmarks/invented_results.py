@@ -15,7 +15,7 @@ HOSTILE = '<b>"x"</b> & </script><script>alert(1)</script> $\\frac{1}{0}$'
 
 def around(median: float, spread: float = 0.02, rounds: int = ROUNDS) -> Figure:
     """Rounds spread evenly and symmetrically about a median, in an order that depends on it."""
-    places = np.random.default_rng(int(median * 1e6)).permutation(np.linspace(-1, 1, rounds))
+    places = np.random.default_rng(int(median * 1e6)).permutation(np.linspace(-1, 1, rounds) if rounds > 1 else [0.0])
     return Figure.of([float(median * (1 + spread * at)) for at in places])
 
 

@@ -120,7 +120,8 @@ def test_the_shortest_time_is_the_arithmetic_at_the_limit():
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
-        (digits(0.0123456), "0.0123"), (digits(1.999), "2.00"), (digits(99.99), "100.0"), (digits(1234.5), "1234"),
+        (digits(0.0123456), "0.0123"), (digits(1.999), "2.00"), (digits(99.99), "100"), (digits(0.9998), "1.00"),
+        (digits(1234.5), "1234"),
         (digits(0), "0"), (time(0.25), "250 ms"), (time(2e-5), "20.0 µs"), (pixels(0), "none"), (decimals(9.5), 2),
         (pixels(1e-7), "< 0.01 %"), (pixels(0.0512), "5.12 %"), (memory(None), ""), (memory(5 << 20), "5 MiB"),
         (memory(3 << 29), "1.50 GiB"), (rate(8.82e10, "FLOP/s"), "88.2 GFLOP/s"), (rate(5, "B/s"), "5.00 B/s"),
