@@ -10,7 +10,7 @@ from unetrt.benchmarks.result import PREDICT, SEGMENT, SESSION, LeftOut, Limit, 
 
 ROUNDS, RUNS_A_ROUND = 7, 4
 FLOPS, MATMUL = 240 * 10**9, 1e11
-HOSTILE = '<b>"x"</b> & </script><script>alert(1)</script> $\\frac{1}{0}$'
+HOSTILE = '<b>"x"</b> & </script><script>alert(1)</script> $\\frac$'
 
 
 def around(median: float, spread: float = 0.02, rounds: int = ROUNDS) -> Figure:
