@@ -1,108 +1,170 @@
-"""The benchmark behind `unetrt bench`."""
+"""The benchmark behind `unetrt bench`: all contenders checked, then timed in turn, round by round."""
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from functools import partial
+from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from multiprocessing import get_context
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-import numpy as np
-import torch
 from numpy.typing import NDArray
 
-from unetrt.benchmarks.job import PREDICT, SEGMENT, SESSION, USUAL, Job
-from unetrt.benchmarks.measure import Figure, Runs, interleaved
-from unetrt.benchmarks.report import Result
-from unetrt.benchmarks.usual_loop import TILE
-from unetrt.benchmarks.whole_frame import whole_frame_scores, wrong_pixels
-from unetrt.benchmarks.worker import Worker
-from unetrt.export.exporter import export, planned_tile
+from unetrt.benchmarks.checks import Checked, Checks
+from unetrt.benchmarks.contenders import CONTENDERS, REFERENCE, USUAL_TILE, Contender, Device
+from unetrt.benchmarks.environment import environment
+from unetrt.benchmarks.figure import Figure
+from unetrt.benchmarks.job import Job
+from unetrt.benchmarks.limits import BYTES, COPY, FLOPS, SIDES, Limits
+from unetrt.benchmarks.networks import drawn_frame, write_model
+from unetrt.benchmarks.result import LeftOut, Limit, Result
+from unetrt.benchmarks.telling import Telling
+from unetrt.benchmarks.worker import Round, Worker
+from unetrt.export.exporter import planned_tile
 from unetrt.export.options import Options
-from unetrt.runtime.cost import UNetShape
-from unetrt.runtime.errors import OptionError, ParityError
-from unetrt.runtime.normalisation import Normalisation
-from unetrt.trainer.checkpoint import Checkpoint, state_of
-from unetrt.trainer.drawn_cells import draw
-from unetrt.trainer.unet import UNet
+from unetrt.runtime.errors import OptionError
+from unetrt.runtime.spec import Head, Precision
+from unetrt.trainer.checkpoint import Checkpoint
 
-# module -> the contenders that it loads, in the order in which they run.
-PROCESSES = {"unetrt.benchmarks.usual_loop": (USUAL,), "unetrt.benchmarks.ours": (SESSION, SEGMENT, PREDICT)}
+Told = Callable[[str], None]
 
 
-def bench(
-    checkpoint: Checkpoint,
-    size: tuple[int, int],
-    rounds: int,
-    *,
-    tile: tuple[int, int] | None = None,
-    done: Callable[[], None] = lambda: None,
-) -> Result:
-    """Time all contenders on a drawn uint16 frame of `size` (H, W).
+def _silent(_: str) -> None:
+    """Say nothing."""
 
-    Parameters
+
+@dataclass(frozen=True)
+class Bench:
+    """What is measured, and how.
+
+    Attributes
     ----------
     checkpoint
-        The network that all of them run.
+        The network that all contenders run.
+    size
+        Height and width of the drawn frame, uint16, in pixels.
     rounds
-        Fresh starts of each.
+        Fresh starts of each contender.
+    device
+        Where they compute.
     tile
         unetrt's tile; planned by default.
-    done
-        Called after every single run.
-
-    Raises
-    ------
-    ParityError
-        unetrt's labels are not those of one pass over the whole frame; nothing is timed then.
-    InferenceError
-        A contender failed.
+    only
+        Names of contenders, besides the reference; all that can be timed by default.
+    side
+        Of the matrices of the yardstick; as large as the device needs by default.
+    contenders
+        To choose from.
     """
-    shape = checkpoint.shape
-    if not shape.geometry.is_legal(TILE):
-        raise OptionError(f"the usual loop's tile of {TILE} px is too small at depth {shape.depth}: up to 5 works")
-    frame = drawn_frame(size, shape.channels)
-    chosen = tile or planned_tile(checkpoint, [size])
-    with TemporaryDirectory(prefix="unetrt-bench-") as scratch:
-        job = Job(Path(scratch))
-        checkpoint.save(job.checkpoint)
+
+    checkpoint: Checkpoint
+    size: tuple[int, int]
+    rounds: int
+    device: Device = "cpu"
+    tile: tuple[int, int] | None = None
+    only: Sequence[str] = ()
+    side: int | None = None
+    contenders: Sequence[Contender] = CONTENDERS
+
+    def __post_init__(self) -> None:
+        known = [one.name for one in self.contenders]
+        for name in self.only:
+            if name not in known:
+                raise OptionError(f"there is no contender {name!r}: the contenders are {', '.join(known)}")
+        if self.rounds < 1:
+            raise OptionError(f"{self.rounds} rounds measure nothing: use 1 or more")
+        shape = self.checkpoint.shape
+        if not shape.geometry.is_legal(USUAL_TILE):
+            raise OptionError(
+                f"the usual loop's tile of {USUAL_TILE} px is too small at depth {shape.depth}: up to 5 works"
+            )
+
+    def wanted(self) -> list[Contender]:
+        """Return the contenders that were asked for."""
+        return [one for one in self.contenders if not self.only or one.name in (*self.only, REFERENCE)]
+
+    def measure(self, told: Told = _silent) -> Result:
+        """Check all contenders, and time them.
+
+        Parameters
+        ----------
+        told
+            Called before each step with what it is; there are `steps` of them.
+
+        Raises
+        ------
+        ParityError
+            The labels of the usual loop or of unetrt are another network's; nothing is timed then.
+        InferenceError
+            The usual loop failed.
+        """
+        about = environment(self.device)
+        frame = drawn_frame(self.size, self.checkpoint.shape.channels)
+        with TemporaryDirectory(prefix="unetrt-bench-") as scratch:
+            job = Job(Path(scratch), self.device)
+            told("exporting")
+            self._write(job, frame)
+            checks = Checks(job, self.checkpoint, frame)
+            checked = [checks.of(one, told) for one in self.wanted()]
+            passed = [one for one in checked if isinstance(one, Checked)]
+            left_out = [one for one in checked if isinstance(one, LeftOut)]
+            limits = Limits(self.device, self.side or SIDES[self.device], _precisions(passed, self.device))
+            rounds = [self._round(passed, job, limits, told) for _ in range(self.rounds)]
+        return self._result(passed, left_out, rounds, about)
+
+    def steps(self) -> int:
+        """Return how often `measure` tells of a step, where no contender is left out."""
+        return 1 + len(self.wanted()) + self.rounds * (1 + len(self.wanted()))
+
+    def _write(self, job: Job, frame: NDArray[Any]) -> None:
+        self.checkpoint.save(job.checkpoint)
         job.write_frame(frame)
-        export(checkpoint, job.model, Options(chosen), frames=[frame.reshape(shape.channels, *size)])
-        figures, wrong = _measure(job, whole_frame_scores(checkpoint, frame), rounds, done)
-    network = {"depth": shape.depth, "base": shape.base, "channels": shape.channels, "classes": shape.classes}
-    return Result(size, chosen, network, figures, wrong)
+        tile = self.tile or planned_tile(self.checkpoint, [self.size])
+        head: Head = "labels" if self.device == "gpu" else "logits"
+        for precision in {"fp32", *(one.precision_on(self.device) for one in self.wanted() if one.planned)}:
+            write_model(self.checkpoint, Options(tile, precision, head), job.model(precision))
+
+    def _round(self, passed: list[Checked], job: Job, limits: Limits, told: Told) -> "_Rounds":
+        """Start every contender anew: how fast a process runs depends on where its memory happens to lie."""
+        told("timing: what the machine can do")
+        with ProcessPoolExecutor(1, get_context("spawn")) as process:
+            rates = process.submit(limits.rates).result()
+        measured = {}
+        for one in passed:
+            told(f"timing: {one.contender.title}")
+            with Worker(one.contender, job) as worker:
+                measured[one.contender.name] = worker.round()
+        return _Rounds(rates, measured)
+
+    def _result(
+        self, passed: list[Checked], left_out: list[LeftOut], rounds: "list[_Rounds]", about: dict[str, Any]
+    ) -> Result:
+        shape = self.checkpoint.shape
+        units = {name: BYTES if name == COPY else FLOPS for name in rounds[0].rates}
+        limits = {name: Figure.of([one.rates[name] for one in rounds]) for name in units}
+        told = Telling(self.device, about.get("gpu", "cpu"), [one.contenders[REFERENCE] for one in rounds], limits)
+        return Result(
+            when=datetime.now(UTC).isoformat(timespec="seconds"),
+            frame=self.size,
+            network={"depth": shape.depth, "base": shape.base, "channels": shape.channels, "classes": shape.classes},
+            reference=REFERENCE,
+            contenders=tuple(
+                told.measured(one, [each.contenders[one.contender.name] for each in rounds]) for one in passed
+            ),
+            left_out=tuple(left_out),
+            limits=tuple(Limit(name, unit, limits[name]) for name, unit in units.items()),
+            environment=about,
+        )
 
 
-def drawn_frame(size: tuple[int, int], channels: int) -> NDArray[Any]:
-    """Return a drawn frame, (H, W) or (C, H, W), uint16."""
-    planes = [draw(size, seed=1 + channel).frame for channel in range(channels)]
-    return planes[0] if channels == 1 else np.stack(planes)
+@dataclass(frozen=True)
+class _Rounds:
+    """One round: the machine's rates, and what each contender's process measured."""
+
+    rates: dict[str, float]
+    contenders: dict[str, Round]
 
 
-def untrained(base: int, depth: int, seed: int = 0) -> Checkpoint:
-    """Return a network with random weights: as fast as a trained one."""
-    shape = UNetShape(depth, base)
-    net = UNet(shape).initialise(torch.Generator().manual_seed(seed))
-    return Checkpoint(
-        shape, state_of(net), ("background", "foreground"), Normalisation(), "instances", separation_border=2
-    )
-
-
-def _measure(
-    job: Job, truth: NDArray[np.float32], rounds: int, done: Callable[[], None]
-) -> tuple[dict[str, Figure], dict[str, float]]:
-    """Hold the contenders' labels against the truth, then time them."""
-    wrong: dict[str, float] = {}
-    for module, names in PROCESSES.items():
-        with Worker(module, job) as worker:
-            wrong |= {name: wrong_pixels(worker.labels(name), truth) for name in names if name != SESSION}
-    if (worst := max(wrong[SEGMENT], wrong[PREDICT])) > 0:
-        raise ParityError(f"{worst:.3%} of unetrt's labels are not those of one pass over the whole frame")
-    return interleaved([partial(_side, module, job) for module in PROCESSES], rounds, done), wrong
-
-
-@contextmanager
-def _side(module: str, job: Job) -> Iterator[Runs]:
-    """Start the process of a module's contenders."""
-    with Worker(module, job) as worker:
-        yield {name: partial(worker.seconds, name) for name in PROCESSES[module]}
+def _precisions(passed: list[Checked], device: Device) -> tuple[Precision, ...]:
+    return tuple(dict.fromkeys(one.contender.precision_on(device) for one in passed))

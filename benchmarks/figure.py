@@ -57,4 +57,4 @@ class Figure:
 
 def coverage(count: int, left_out: int) -> float:
     """Return how often the median lies within `count` ordered values less `left_out` at each end, 0 to 1."""
-    return 1 - 2 * sum(comb(count, below) for below in range(left_out + 1)) / 2**count
+    return float(1 - 2 * sum(comb(count, below) for below in range(left_out + 1)) / 2**count)

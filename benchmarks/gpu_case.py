@@ -9,12 +9,13 @@ from typing import Any
 import torch
 from numpy.typing import NDArray
 
-from unetrt.benchmarks.bench import drawn_frame
-from unetrt.benchmarks.gpu_engine import BACKENDS, first_session, write_model, wrong_labels
+from unetrt.benchmarks.gpu_engine import BACKENDS, first_session, wrong_labels
 from unetrt.benchmarks.gpu_goals import BUSY, COMPILED, EAGER, MATMUL, useful_flops, verdicts
 from unetrt.benchmarks.gpu_ours import Ours, stack_of
-from unetrt.benchmarks.gpu_torch import CompiledTiles, Matmul, per_frame
+from unetrt.benchmarks.gpu_torch import Matmul, per_frame
 from unetrt.benchmarks.measure import Figure, interleaved, ratio, summary
+from unetrt.benchmarks.networks import drawn_frame, write_model
+from unetrt.benchmarks.planned_tiles import PlannedTiles
 from unetrt.benchmarks.usual_loop import UsualLoop
 from unetrt.export.options import Options
 from unetrt.runtime.planner import Budget, best_tile
@@ -128,7 +129,7 @@ class Bench:
     def _torch(self, spec: ModelSpec, stack: NDArray[Any]) -> Runs:
         loop = UsualLoop(self.checkpoint.network().to(self.device), self.checkpoint.normalisation)
         fed = replace(spec, input_dtype="float32", batch=1)
-        tiles = CompiledTiles(self.checkpoint.network().to(self.device), fed, self.compiled)
+        tiles = PlannedTiles(self.checkpoint.network().to(self.device), fed, torch.float16, compiled=self.compiled)
         few = stack[: max(1, len(stack) // FEWER)]
         return {
             LOOP: lambda: per_frame(loop, few, self.device),

@@ -4,13 +4,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import onnx
 import torch
 from numpy.typing import NDArray
 
 from unetrt.benchmarks.whole_frame import wrong_pixels
 from unetrt.export.exporter import spec_for
-from unetrt.export.graph import build_graph
 from unetrt.export.options import Options
 from unetrt.runtime.errors import BackendUnavailableError, ParityError, UnetrtError
 from unetrt.runtime.segmenter import Segmenter
@@ -23,11 +21,6 @@ BACKENDS = ("tensorrt", "onnxruntime-cuda")
 # More labels than this may not differ from those of one FP32 pass, ties left out: those of another network would. An
 # untrained one has many pixels at which FP16 decides.
 MOST_WRONG = 0.05
-
-
-def write_model(checkpoint: Checkpoint, options: Options, path: Path) -> None:
-    """Write an ONNX file without the parity gate, which takes minutes on a CPU; `wrong_labels` stands in for it."""
-    onnx.save(build_graph(checkpoint.network(), spec_for(checkpoint, options)), path)
 
 
 def first_session(model: Path, backends: Sequence[str] = BACKENDS) -> tuple[Session, dict[str, str]]:

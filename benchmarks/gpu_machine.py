@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from unetrt.benchmarks.report import environment, versions
+from unetrt.benchmarks.environment import environment, versions
 from unetrt.runtime.errors import BackendUnavailableError
 
 # What nvidia-smi is asked; names as `nvidia-smi --help-query-gpu` lists them, clocks in MHz, power in W.

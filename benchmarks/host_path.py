@@ -19,9 +19,9 @@ import click
 import numpy as np
 from numpy.typing import NDArray
 
+from unetrt.benchmarks.environment import environment, processor
 from unetrt.benchmarks.idle_path import HEADS, INPUTS, IdlePath, Seconds
 from unetrt.benchmarks.measure import COUNTED, WARM_UP, Figure, summary
-from unetrt.benchmarks.report import environment, processor
 from unetrt.runtime.artifacts import require_writable, whole_file
 from unetrt.runtime.host_frames import plan_of
 from unetrt.trainer.drawn_cells import draw

@@ -8,11 +8,8 @@ import numpy as np
 import tifffile
 from numpy.typing import NDArray
 
-USUAL = "eager torch FP32, 572-tiles at their core"
-SESSION = "ONNX Runtime alone, the same tiles"
-SEGMENT = "unetrt, frame to labels"
-PREDICT = "unetrt predict, file to file"
-CONTENDERS = (USUAL, SESSION, SEGMENT, PREDICT)
+from unetrt.benchmarks.contenders import Device
+from unetrt.runtime.spec import Precision
 
 
 @dataclass(frozen=True)
@@ -22,25 +19,32 @@ class Job:
     Attributes
     ----------
     folder
-        Holds checkpoint.safetensors, model.onnx and frame.tif; contenders write into it too.
+        Holds checkpoint.safetensors, a model for each precision and frame.tif; contenders write into it too.
+    device
+        Where they compute.
     """
 
     folder: Path
+    device: Device = "cpu"
 
     @property
     def checkpoint(self) -> Path:
         """The network, for torch."""
         return self.folder / "checkpoint.safetensors"
 
-    @property
-    def model(self) -> Path:
-        """The same network, exported."""
-        return self.folder / "model.onnx"
+    def model(self, precision: Precision) -> Path:
+        """Return the path of the same network, exported."""
+        return self.folder / f"{precision}.onnx"
 
     @property
     def frame(self) -> Path:
         """The raw frame, an uncompressed TIFF."""
         return self.folder / "frame.tif"
+
+    @property
+    def torch_device(self) -> str:
+        """The device, as torch names it."""
+        return "cuda" if self.device == "gpu" else "cpu"
 
     def write_frame(self, frame: NDArray[Any]) -> None:
         """Write a raw frame, (H, W) or (C, H, W)."""

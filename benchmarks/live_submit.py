@@ -17,7 +17,7 @@ import click
 import numpy as np
 from numpy.typing import NDArray
 
-from unetrt.benchmarks.report import environment, processor
+from unetrt.benchmarks.environment import environment, processor
 from unetrt.runtime.artifacts import require_writable, whole_file
 from unetrt.runtime.live.frame_queue import Policy
 from unetrt.runtime.live.live_segmenter import LiveSegmenter

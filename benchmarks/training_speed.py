@@ -6,8 +6,8 @@ from typing import Any
 
 import torch
 
+from unetrt.benchmarks.environment import environment
 from unetrt.benchmarks.measure import Figure, summary
-from unetrt.benchmarks.report import environment
 from unetrt.runtime.normalisation import Normalisation
 from unetrt.trainer.dataset import Annotated, Dataset, class_names
 from unetrt.trainer.drawn_cells import draw

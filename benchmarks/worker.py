@@ -3,6 +3,7 @@
 import multiprocessing
 import time
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from importlib import import_module
 from multiprocessing.connection import Connection
 from typing import Any
@@ -10,46 +11,73 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from unetrt.benchmarks import resources
+from unetrt.benchmarks.contenders import Contender
 from unetrt.benchmarks.job import Job
+from unetrt.benchmarks.ready import About, Ready
+from unetrt.benchmarks.result import SEGMENT
 from unetrt.runtime.closing import Closable
 from unetrt.runtime.errors import InferenceError
 
-TIME, LABELS = "time", "labels"
+# A round of a contender is one uncounted turn of all its ways, then counted ones until there were so many seconds.
+ENOUGH, MOST = 5.0, 30
+
+
+@dataclass(frozen=True)
+class Round:
+    """What a contender's process measured.
+
+    Attributes
+    ----------
+    seconds
+        Of every counted run, by way.
+    phases
+        Median seconds of a frame's phases, by name.
+    host_memory, device_memory, joules
+        As `Measured` has them; of the whole round, and of a frame.
+    """
+
+    seconds: dict[str, list[float]]
+    phases: dict[str, float]
+    host_memory: int | None = None
+    device_memory: int | None = None
+    joules: float | None = None
 
 
 class Worker(Closable):
-    """A process that has loaded the contenders of one module and runs them when asked.
+    """A process that has loaded a contender and runs it when asked.
 
     Parameters
     ----------
-    module
-        With `contenders(job)`, which returns what to run, by name.
+    contender
+        Its module's `ready(job, contender)` returns what to run.
     job
         What to load.
 
     Raises
     ------
     InferenceError
-        A contender failed, or its process died; the message says which.
+        The contender failed, or its process died; the message says how.
     """
 
-    def __init__(self, module: str, job: Job) -> None:
+    def __init__(self, contender: Contender, job: Job) -> None:
         # Spawned, not forked: a fork would inherit this process's threads and memory.
         context = multiprocessing.get_context("spawn")
-        self._module = module
+        self._title = contender.title
         self._connection, theirs = context.Pipe()
-        self._process = context.Process(target=_serve, args=(theirs, module, job), daemon=True)
+        self._process = context.Process(target=_serve, args=(theirs, contender, job), daemon=True)
         self._process.start()
         theirs.close()
-        self._receive()
+        self.about: About = self._receive()
 
-    def seconds(self, name: str) -> float:
-        """Run a contender once and return how long it took, by its own process's clock."""
-        return float(self._ask(TIME, name))
+    def labels(self) -> NDArray[Any]:
+        """Take one frame and return its labels (H, W)."""
+        return np.asarray(self._ask("labels"))
 
-    def labels(self, name: str) -> NDArray[Any]:
-        """Run a contender once and return its labels (H, W)."""
-        return np.asarray(self._ask(LABELS, name))
+    def round(self) -> Round:
+        """Run all ways in turn, by the process's own clock."""
+        answer: Round = self._ask("round")
+        return answer
 
     def close(self) -> None:
         """End the process; idempotent."""
@@ -58,35 +86,90 @@ class Worker(Closable):
         self._process.join()
         self._connection.close()
 
-    def _ask(self, what: str, name: str) -> Any:
-        self._connection.send((what, name))
+    def _ask(self, what: str) -> Any:
+        self._connection.send(what)
         return self._receive()
 
     def _receive(self) -> Any:
         try:
             failed, answer = self._connection.recv()
         except EOFError as error:
-            raise InferenceError(f"the process of {self._module} died; is there enough memory?") from error
+            raise InferenceError(f"{self._title}: its process died; is there enough memory?") from error
         if failed:
-            raise InferenceError(f"{self._module} failed: {answer}")
+            raise InferenceError(f"{self._title}: {answer}")
         return answer
 
 
-def _serve(connection: Connection, module: str, job: Job) -> None:
+def _serve(connection: Connection, contender: Contender, job: Job) -> None:
     """Answer requests until the parent is gone; runs in the worker's process."""
     try:
-        runs = import_module(module).contenders(job)
-        connection.send((False, None))
+        used = resources.device_memory() if job.device == "gpu" else None
+        loaded: Ready = import_module(f"unetrt.benchmarks.{contender.module}").ready(job, contender)
+        connection.send((False, loaded.about))
         while True:
-            what, name = connection.recv()
-            connection.send((False, _timed(runs[name]) if what == TIME else runs[name]()))
+            if connection.recv() == "labels":
+                connection.send((False, loaded.ways[SEGMENT]()))
+            else:
+                connection.send((False, measured(loaded, job.device == "gpu", used)))
     except (EOFError, KeyboardInterrupt):
         return
     except Exception as error:  # noqa: BLE001 - whatever it is, the parent shall say it
         connection.send((True, f"{type(error).__name__}: {error}"))
 
 
-def _timed(run: Callable[[], object]) -> float:
-    begin = time.perf_counter()
-    run()
-    return time.perf_counter() - begin
+def measured(
+    loaded: Ready, gpu: bool, used: int | None = None, clock: Callable[[], float] = time.perf_counter
+) -> Round:
+    """Run the ways of a contender in turn: a warm-up, then counted turns.
+
+    Parameters
+    ----------
+    loaded
+        The contender.
+    gpu
+        Whether it computes on a GPU.
+    used
+        Bytes in use on that GPU before the contender was loaded.
+    clock
+        In seconds.
+    """
+    turns = _Turns({name: [] for name in loaded.ways}, clock)
+    for run in loaded.ways.values():
+        run()
+    begin = clock()
+    while turns.count < MOST and (turns.count == 0 or clock() - begin < ENOUGH):
+        turns.take(loaded, gpu)
+    phases = {name: float(np.median([one[name] for one in turns.phases])) for name in turns.phases[0]}
+    energy = [value for value in turns.joules if value is not None]
+    now = resources.device_memory() if gpu else None
+    return Round(
+        turns.seconds,
+        phases,
+        resources.peak_memory(),
+        None if now is None or used is None else now - used,
+        float(np.median(energy)) if energy else None,
+    )
+
+
+@dataclass
+class _Turns:
+    """The counted turns of a round."""
+
+    seconds: dict[str, list[float]]
+    clock: Callable[[], float]
+    phases: list[dict[str, float]] = field(default_factory=list)
+    joules: list[float | None] = field(default_factory=list)
+
+    @property
+    def count(self) -> int:
+        return len(self.joules)
+
+    def take(self, loaded: Ready, gpu: bool) -> None:
+        """Run each way once; the energy is that of the first, from frame to labels."""
+        for name, run in loaded.ways.items():
+            before, begin = resources.joules(gpu), self.clock()
+            run()
+            self.seconds[name].append(self.clock() - begin)
+            if name == SEGMENT:
+                self.joules.append(resources.between(before, resources.joules(gpu)))
+                self.phases.append(dict(loaded.phases()))

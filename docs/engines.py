@@ -16,7 +16,7 @@ import numpy as np
 import onnx
 import torch
 
-from unetrt.benchmarks.report import processor
+from unetrt.benchmarks.environment import processor
 from unetrt.export.graph import build_graph, describe
 from unetrt.export.quantisation import quantised
 from unetrt.runtime.cost import UNetShape

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import tifffile
 
-from unetrt.benchmarks.report import environment
+from unetrt.benchmarks.environment import environment
 from unetrt.benchmarks.whole_frame import whole_frame_scores, wrong_pixels
 from unetrt.cli.training_bar import run_with_bar
 from unetrt.export.exporter import export, planned_tile

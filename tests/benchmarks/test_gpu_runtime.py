@@ -9,14 +9,15 @@ import torch
 from click.testing import CliRunner
 
 from unetrt.benchmarks import gpu_runtime
-from unetrt.benchmarks.bench import drawn_frame
 from unetrt.benchmarks.gpu_case import ALONE, COMPILED_TILES, LOOP, Bench, Case
-from unetrt.benchmarks.gpu_engine import first_session, write_model, wrong_labels
+from unetrt.benchmarks.gpu_engine import first_session, wrong_labels
 from unetrt.benchmarks.gpu_machine import ASKED, read_state
 from unetrt.benchmarks.gpu_ours import PHASES, Ours, stack_of
 from unetrt.benchmarks.gpu_report import lines, table
-from unetrt.benchmarks.gpu_torch import CompiledTiles, Matmul
+from unetrt.benchmarks.gpu_torch import Matmul
 from unetrt.benchmarks.measure import COUNTED, WARM_UP, summary
+from unetrt.benchmarks.networks import drawn_frame, write_model
+from unetrt.benchmarks.planned_tiles import PlannedTiles
 from unetrt.export.options import Options
 from unetrt.runtime.errors import BackendUnavailableError, ParityError
 from unetrt.runtime.segmenter import Segmenter
@@ -119,7 +120,7 @@ def test_compiled_tiles_answer_as_the_engine_does(model):
     with Segmenter(model, backend="onnxruntime") as segmenter:
         expected, spec = segmenter.segment(frame).labels, segmenter.spec
     assert 0.2 < expected.mean() < 0.8
-    tiles = CompiledTiles(bench().checkpoint.network(), spec, compiled=False)
+    tiles = PlannedTiles(bench().checkpoint.network(), spec, torch.float16, compiled=False)
     assert (tiles(frame) != expected).mean() < 0.02
     assert tiles.alone() > 0
 

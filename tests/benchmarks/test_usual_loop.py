@@ -1,7 +1,7 @@
 import numpy as np
 import torch
 
-from unetrt.benchmarks.bench import untrained
+from unetrt.benchmarks.networks import untrained
 from unetrt.benchmarks.usual_loop import UsualLoop
 
 

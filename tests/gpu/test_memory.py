@@ -8,8 +8,7 @@ import numpy as np
 import pytest
 
 from tests.gpu.engines import COPIES, copies, opened, used
-from unetrt.benchmarks.bench import untrained
-from unetrt.benchmarks.gpu_engine import write_model
+from unetrt.benchmarks.networks import untrained, write_model
 from unetrt.export.options import Options
 from unetrt.runtime.errors import OutOfMemoryError
 from unetrt.runtime.segmenter import Segmenter

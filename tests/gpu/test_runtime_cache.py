@@ -3,8 +3,7 @@
 import pytest
 
 from tests.gpu.children import child
-from unetrt.benchmarks.bench import untrained
-from unetrt.benchmarks.gpu_engine import write_model
+from unetrt.benchmarks.networks import untrained, write_model
 from unetrt.export.options import Options
 from unetrt.runtime.engines.cache import place
 from unetrt.runtime.engines.facts import facts_of

@@ -2,87 +2,191 @@
 
 import json
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from unetrt.cli.options import SIZE, Size
+from unetrt.cli.options import SIZE
 from unetrt.runtime.artifacts import require_writable
-from unetrt.runtime.errors import OptionError, ParityError
+from unetrt.runtime.errors import OptionError
+
+if TYPE_CHECKING:
+    from unetrt.benchmarks.bench import Bench
+    from unetrt.benchmarks.result import Result
 
 # Training steps that are timed together.
 STEPS = 20
+# A median of so many rounds has a 95 % interval.
+ROUNDS = 6
+PATH = click.Path(path_type=Path)
 
 
 @click.command("bench")
-@click.argument("checkpoint", type=click.Path(path_type=Path), required=False)
+@click.argument("checkpoint", type=PATH, required=False)
 @click.option("--frame", type=SIZE, default="2048x2048", show_default=True, help="Size of the drawn frame.")
 @click.option("--tile", type=SIZE, help="unetrt's tile [default: planned].")
 @click.option("--base", default=16, show_default=True, help="Of an untrained network, without CHECKPOINT.")
 @click.option("--depth", default=4, show_default=True, help="Of an untrained network, without CHECKPOINT.")
-@click.option("--rounds", default=3, show_default=True, help="Fresh starts of each contender, timed twice each.")
-@click.option("--json", "json_path", type=click.Path(path_type=Path), help="Write all figures as JSON.")
+@click.option("--rounds", default=ROUNDS, show_default=True, help="Fresh starts of each contender; 6 give 95 %.")
+@click.option("--device", type=click.Choice(["cpu", "gpu"]), help="[default: gpu where torch finds one]")
+@click.option("--only", multiple=True, metavar="NAME", help="Time this contender, and the usual loop; repeatable.")
+@click.option("--list", "listed", is_flag=True, help="List the contenders, and why some cannot be timed here.")
+@click.option("--json", "json_path", type=PATH, help="Write all figures as JSON.")
+@click.option("--png", type=PATH, help="Write a chart.")
+@click.option("--report", type=PATH, help="Write a page with plots, one HTML file.")
+@click.option(
+    "--floor",
+    "floors",
+    multiple=True,
+    metavar="[NAME[/OTHER]=]RATIO",
+    help="Fail (exit 1) unless unetrt's fastest, or NAME, is so many times as fast as the usual loop, or OTHER.",
+)
+@click.option("--compare", type=PATH, nargs=2, metavar="A.json B.json", help="Tell what changed from A to B.")
+@click.option("--goals", is_flag=True, help="On a GPU: lanes, batches and inputs against the runtime's goals.")
 @click.option("--training", is_flag=True, help="Time training instead: steps a second, and waiting for tiles.")
-@click.option("--floor", type=float, help="Fail (exit 1) if unetrt is not this many times as fast as the usual loop.")
-def command(
-    checkpoint: Path | None,
-    frame: Size,
-    tile: Size | None,
-    rounds: int,
-    json_path: Path | None,
-    training: bool,
-    floor: float | None,
-    **shape: int,
-) -> None:
-    """Time unetrt against the usual loop: same weights, same frame, interleaved, labels checked first.
+def command(compare: tuple[Path, Path] | None, goals: bool, training: bool, listed: bool, **choices: Any) -> None:
+    """Time unetrt and others on this machine: same weights, same frame, in turn, labels checked first.
+
+    With --compare: tell what changed between two results, and whether that is more than noise.
 
     With --training: time steps of the paper's recipe, in float32, in 16 bits and compiled, on drawn cells.
     """
-    from rich.console import Console
-    from rich.progress import Progress
+    if choices["rounds"] < 1:
+        raise OptionError(f"{choices['rounds']} rounds measure nothing: use 1 or more")
+    for place in ("json_path", "png", "report"):
+        if choices[place] is not None:
+            require_writable(choices[place].parent)
+    if compare:
+        _compare(*compare)
+    elif listed:
+        _list(choices["device"])
+    elif training:
+        _training(choices)
+    elif goals:
+        _goals(choices)
+    else:
+        _bench(choices)
 
-    from unetrt.benchmarks.bench import bench, untrained
-    from unetrt.benchmarks.job import CONTENDERS
-    from unetrt.benchmarks.measure import COUNTED, WARM_UP
-    from unetrt.benchmarks.report import table
+
+def _bench(choices: dict[str, Any]) -> None:
+    from rich.console import Console
+
+    from unetrt.benchmarks.bench import Bench
+    from unetrt.benchmarks.floors import Floor
+    from unetrt.benchmarks.networks import undecided
+    from unetrt.benchmarks.table import table
     from unetrt.trainer.checkpoint import load
 
-    if rounds < 1:
-        raise OptionError(f"{rounds} rounds measure nothing: use 1 or more")
-    if json_path is not None:
-        require_writable(json_path.parent)
-    if training:
-        _training(shape, tile, rounds, json_path)
-        return
-    network = load(checkpoint) if checkpoint else untrained(shape["base"], shape["depth"])
-    with Progress(console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task("exporting and checking", total=len(CONTENDERS) * (WARM_UP + COUNTED) * rounds)
-        result = bench(
-            network, frame, rounds, tile=tile, done=lambda: bar.update(task, advance=1, description="timing")
-        )
-    if json_path is not None:
-        result.save(json_path)
+    floors = [Floor.parse(text) for text in choices["floors"]]
+    checkpoint = choices["checkpoint"]
+    network = load(checkpoint) if checkpoint else undecided(choices["base"], choices["depth"])
+    device = choices["device"] or _device()
+    bench = Bench(network, choices["frame"], choices["rounds"], device, choices["tile"], choices["only"])
+    for floor in floors:
+        floor.require(bench.wanted(), device)
+    result = _measured(bench)
+    _write(result, choices)
+
     Console().print(table(result))
-    speed = result.speedup
-    click.echo(f"unetrt is {speed.median:.2f} times as fast as the usual loop ({speed.low:.2f} to {speed.high:.2f})")
-    click.echo(f"and costs {result.overhead:+.1%} on top of the session's own time")
-    if floor is not None and speed.median < floor:
-        raise ParityError(f"{speed.median:.2f} times the usual loop is below the floor of {floor:g}")
+    for floor in floors:
+        click.echo(floor.check(result))
 
 
-def _training(shape: dict[str, int], tile: Size | None, rounds: int, json_path: Path | None) -> None:
+def _device() -> Any:
+    from unetrt.benchmarks.probes import torch_gpu
+
+    return "cpu" if torch_gpu() else "gpu"
+
+
+def _measured(bench: "Bench") -> "Result":
+    """Measure, with a bar on standard error."""
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+    share, step = TextColumn("{task.percentage:>3.0f}%"), TextColumn("{task.description}")
+    columns = (BarColumn(), share, TimeRemainingColumn(), step)
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task("", total=bench.steps(), completed=-1)
+        return bench.measure(lambda step: bar.update(task, advance=1, description=step))
+
+
+def _write(result: "Result", choices: dict[str, Any]) -> None:
+    if choices["json_path"] is not None:
+        result.save(choices["json_path"])
+    if choices["png"] is not None:
+        from unetrt.benchmarks.chart import save_png
+
+        save_png(result, choices["png"])
+    if choices["report"] is not None:
+        from unetrt.benchmarks.page import save_html
+
+        save_html(result, choices["report"])
+
+
+def _list(device: str | None) -> None:
+    """Print the contenders, and whether each can be timed here."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from unetrt.benchmarks.contenders import CONTENDERS
+
+    table = Table("name", "contender", "here", box=None)
+    for one in CONTENDERS:
+        table.add_row(one.name, one.title, one.why_not(device or _device()) or "yes")  # type: ignore[arg-type]
+    Console().print(table)
+
+
+def _compare(before: Path, after: Path) -> None:
+    from rich.console import Console
+
+    from unetrt.benchmarks.compare import compare
+    from unetrt.benchmarks.compare_table import compare_table
+    from unetrt.benchmarks.result import load
+
+    Console().print(compare_table(compare(load(before), load(after))))
+
+
+def _goals(choices: dict[str, Any]) -> None:
+    """Measure the cases of the runtime's goals on a GPU, and fail where one of them could not be measured."""
+    from rich.console import Console
+
+    from unetrt.benchmarks.gpu_report import lines, table
+    from unetrt.benchmarks.gpu_runtime import goals
+    from unetrt.runtime.errors import InferenceError
+
+    console = Console()
+
+    def show(case: dict[str, Any]) -> None:
+        console.print(table(case))
+        for line in lines(case):
+            click.echo(line)
+
+    result = goals(choices["base"], choices["depth"], choices["rounds"], show)
+    _save(result, choices["json_path"])
+    if result["failed"]:
+        raise InferenceError("; ".join(f"{name}: {reason}" for name, reason in result["failed"].items()))
+
+
+def _training(choices: dict[str, Any]) -> None:
     from unetrt.benchmarks.training_speed import training_speed
-    from unetrt.runtime.artifacts import whole_file
     from unetrt.trainer.recipe import RECIPES
 
-    options = shape | ({"tile": tile[0]} if tile else {})
-    result = training_speed(RECIPES["paper"].with_options(**options), STEPS, rounds)
-    if json_path is not None:
-        with whole_file(json_path) as temporary:
-            temporary.write_text(json.dumps(result, indent=2) + "\n")
-    click.echo(f"depth {shape['depth']}, base {shape['base']}, on {result['device']}:")
+    options = {name: choices[name] for name in ("base", "depth")}
+    options |= {"tile": choices["tile"][0]} if choices["tile"] else {}
+    result = training_speed(RECIPES["paper"].with_options(**options), STEPS, choices["rounds"])
+    _save(result, choices["json_path"])
+    click.echo(f"depth {choices['depth']}, base {choices['base']}, on {result['device']}:")
     for way, figure in result["ways"].items():
         seconds = figure["seconds"]
         click.echo(
             f"  {way:18s} {1 / seconds['median']:7.2f} steps/s in {figure['dtype']} "
             f"({1 / seconds['high']:.2f} to {1 / seconds['low']:.2f}), {figure['waiting']:.1%} waiting for tiles"
         )
+
+
+def _save(result: dict[str, Any], path: Path | None) -> None:
+    from unetrt.runtime.artifacts import whole_file
+
+    if path is not None:
+        with whole_file(path) as temporary:
+            temporary.write_text(json.dumps(result, indent=2) + "\n")

@@ -1,0 +1,64 @@
+"""What is measured on: drawn frames, untrained networks, and their files."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import torch
+from numpy.typing import NDArray
+
+from unetrt.benchmarks.whole_frame import whole_frame_scores
+from unetrt.export.exporter import spec_for
+from unetrt.export.graph import build_graph
+from unetrt.export.options import Options
+from unetrt.runtime.cost import UNetShape
+from unetrt.runtime.normalisation import Normalisation
+from unetrt.trainer.checkpoint import Checkpoint, state_of
+from unetrt.trainer.drawn_cells import draw
+from unetrt.trainer.unet import UNet
+
+# Where the classes of an untrained network are told apart, and its parameter that decides how often each is found.
+PROBED, LAST_BIAS = (256, 256), "classify.bias"
+
+
+def drawn_frame(size: tuple[int, int], channels: int) -> NDArray[Any]:
+    """Return a drawn frame, (H, W) or (C, H, W), uint16."""
+    planes = [draw(size, seed=1 + channel).frame for channel in range(channels)]
+    return planes[0] if channels == 1 else np.stack(planes)
+
+
+def untrained(base: int, depth: int, seed: int = 0) -> Checkpoint:
+    """Return a network with random weights: as fast as a trained one."""
+    shape = UNetShape(depth, base)
+    net = UNet(shape).initialise(torch.Generator().manual_seed(seed))
+    return Checkpoint(
+        shape, state_of(net), ("background", "foreground"), Normalisation(), "instances", separation_border=2
+    )
+
+
+def undecided(base: int, depth: int, seed: int = 0, *, fixed: bool = False) -> Checkpoint:
+    """Return an untrained network that finds either class as often as the other.
+
+    Most find one class nearly everywhere, so that labels would show nothing.
+
+    Parameters
+    ----------
+    base, depth, seed
+        As `untrained` takes them.
+    fixed
+        Whether its normalisation is fixed, so that nobody spends time on measuring grey values.
+    """
+    plain, frame = untrained(base, depth, seed), drawn_frame(PROBED, 1)
+    if fixed:
+        plain = replace(plain, normalisation=plain.normalisation.frozen([frame[None]]))
+    scores = whole_frame_scores(plain, frame)
+    bias = plain.weights[LAST_BIAS].copy()
+    bias[1] += np.median(scores[0] - scores[1])
+    return replace(plain, weights={**plain.weights, LAST_BIAS: bias})
+
+
+def write_model(checkpoint: Checkpoint, options: Options, path: Path) -> None:
+    """Write an ONNX file without the parity gate, which takes minutes: the labels are checked before they are timed."""
+    onnx.save(build_graph(checkpoint.network(), spec_for(checkpoint, options)), path)

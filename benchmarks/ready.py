@@ -1,0 +1,50 @@
+"""A contender that has loaded what it needs, in a process of its own."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from numpy.typing import NDArray
+
+
+@dataclass(frozen=True)
+class About:
+    """What a contender says of itself.
+
+    Attributes
+    ----------
+    tile, tiles, flops
+        Its tile (H, W) in pixels, how many a frame takes, and the floating-point operations of them all, borders
+        included, two for each multiply-accumulate.
+    right_within
+        The corner of the frame (H, W), in pixels from its top left, where its labels must be those of one pass over the
+        whole frame; None where it has checked itself.
+    checked
+        What is checked, in a few words.
+    """
+
+    tile: tuple[int, int]
+    tiles: int
+    flops: int
+    right_within: tuple[int, int] | None
+    checked: str
+
+
+@dataclass(frozen=True)
+class Ready:
+    """A loaded contender.
+
+    Attributes
+    ----------
+    about
+        What it says of itself.
+    ways
+        What can be timed, by name (`unetrt.benchmarks.result.WAYS`). Each call takes one frame all the way and returns
+        when the device is done; the first returns the labels, (H, W) uint8.
+    phases
+        Seconds of the last frame's phases, by name.
+    """
+
+    about: About
+    ways: Mapping[str, Callable[[], NDArray[Any] | None]]
+    phases: Callable[[], Mapping[str, float]] = dict

@@ -1,0 +1,75 @@
+"""What a run takes besides time: memory of this process at its peak, and energy, where the system tells."""
+
+import sys
+from collections.abc import Callable
+from contextlib import suppress
+from importlib import import_module
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+# The Linux kernel's power capping framework: micro-joules of each processor since some start.
+POWERCAP = Path("/sys/class/powercap")
+
+
+def peak_memory() -> int | None:
+    """Return the most bytes that this process had in memory at once; None where the system does not tell."""
+    with suppress(OSError):
+        for line in Path("/proc/self/status").read_text().splitlines():
+            # Not getrusage: its peak outlives exec, so that a child begins with its parent's.
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) * 1024
+    if sys.platform == "darwin":
+        usage: Any = import_module("resource")
+        return int(usage.getrusage(usage.RUSAGE_SELF).ru_maxrss)
+    if find_spec("psutil"):
+        return getattr(import_module("psutil").Process().memory_info(), "peak_wset", None)
+    return None
+
+
+def device_memory() -> int | None:
+    """Return the bytes in use on the first GPU, by everyone; None where its driver does not tell."""
+    return _of_gpu(lambda nvml, gpu: int(nvml.nvmlDeviceGetMemoryInfo(gpu).used))
+
+
+def joules(gpu: bool) -> float | None:
+    """Return the energy used so far, since some start, by the processors or by the first GPU; None if nobody tells."""
+    if gpu:
+        return _of_gpu(lambda nvml, device: nvml.nvmlDeviceGetTotalEnergyConsumption(device) / 1e3)
+    with suppress(OSError, ValueError):
+        packages = [int((zone / "energy_uj").read_text()) for zone in _packages()]
+        return sum(packages) / 1e6 if packages else None
+    return None
+
+
+def between(before: float | None, after: float | None) -> float | None:
+    """Return the joules between two readings; None where one is missing, or a counter began anew between them."""
+    if before is None or after is None:
+        return None
+    return after - before if after >= before else None
+
+
+def _packages() -> list[Path]:
+    """Return the processors' zones, without the parts inside them."""
+    return [zone for zone in sorted(POWERCAP.glob("*:*")) if zone.name.count(":") == 1 and _is_package(zone)]
+
+
+def _is_package(zone: Path) -> bool:
+    with suppress(OSError):
+        return (zone / "name").read_text().startswith("package")
+    return False
+
+
+def _of_gpu(ask: Callable[[Any, Any], Any]) -> Any:
+    """Return what NVIDIA's management library says of the first GPU that CUDA counts, or None."""
+    if not find_spec("pynvml"):
+        return None
+    nvml: Any = import_module("pynvml")
+    try:
+        nvml.nvmlInit()
+        try:
+            return ask(nvml, nvml.nvmlDeviceGetHandleByIndex(0))
+        finally:
+            nvml.nvmlShutdown()
+    except nvml.NVMLError:
+        return None
