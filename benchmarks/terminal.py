@@ -17,7 +17,7 @@ def table(record: Record) -> Any:
 
 
 def shown(value: float, unit: str) -> str:
-    """Return a value with its unit, in three or four digits; seconds below 1 in milliseconds."""
+    """Return a value with its unit, in three digits or more; seconds below 1 in milliseconds."""
     if unit == "s" and value < 1:
         return f"{_digits(1e3 * value)} ms"
     return f"{_digits(value)} {unit}"
@@ -38,4 +38,4 @@ def verdict(figure: Measure) -> str:
 
 
 def _digits(value: float) -> str:
-    return f"{value:.0f}" if abs(value) >= 100 else f"{value:.3g}"
+    return f"{value:.0f}" if abs(value) >= 100 else f"{value:#.3g}".rstrip(".")

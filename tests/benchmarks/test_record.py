@@ -69,8 +69,8 @@ def test_values_have_three_digits(value, unit, text):
 
 
 def test_the_table_tells_interval_and_goal():
-    assert ends(SECONDS) == ("1 s", "4 s")
+    assert ends(SECONDS) == ("1.00 s", "4.00 s")
     assert ends(Measure("a", "s", 1.0, None, None, None, 1)) == ("", "")
-    assert verdict(SECONDS) == "3 s, met"
-    assert verdict(Measure.of("a", "s", FIGURE, goal=1.0)) == "1 s, MISSED"
+    assert verdict(SECONDS) == "3.00 s, met"
+    assert verdict(Measure.of("a", "s", FIGURE, goal=1.0)) == "1.00 s, MISSED"
     assert list(table(RECORD).columns[0].cells) == ["a frame", "b"]
