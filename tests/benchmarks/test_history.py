@@ -19,11 +19,14 @@ RECORD = Record("some", "Something.", (MEASURE,), "2026-01-01T00:00:00+00:00", {
 RUN = Run.of("some", "2026-01-01T00:00:00+00:00", {"processor": "P"}, (MEASURE,), "abc")
 
 ADDS = """
-import sys
+import sys, time
 from dataclasses import replace
 from pathlib import Path
 from tests.benchmarks.test_history import RUN
 from unetrt.benchmarks.history import add
+(Path(sys.argv[1]).parent / sys.argv[2]).touch()
+while len(list(Path(sys.argv[1]).parent.glob("process *"))) < 2:
+    time.sleep(0.001)
 for number in range(20):
     assert add(replace(RUN, name=f"{sys.argv[2]} {number}"), Path(sys.argv[1]))
 """
@@ -68,11 +71,13 @@ def test_a_record_is_kept_with_its_line(tmp_path):
 
 def test_processes_that_add_at_once_lose_nothing(tmp_path):
     path = tmp_path / "history.jsonl"
-    both = [python(ADDS, path, who) for who in ("one", "two")]
+    names = ("process 1", "process 2")
+    both = [python(ADDS, path, name) for name in names]  # each waits until the other has started
     assert [process.wait(60) for process in both] == [0, 0]
-    names = [run.name for run in read(path)]
-    assert sorted(names) == sorted(f"{who} {number}" for who in ("one", "two") for number in range(20))
-    assert [name for name in names if name.startswith("one")] == [f"one {number}" for number in range(20)]
+    told = [run.name for run in read(path)]
+    assert len(told) == 40
+    for name in names:
+        assert [one for one in told if one.startswith(name)] == [f"{name} {number}" for number in range(20)]
 
 
 def test_a_process_that_dies_while_it_writes_leaves_no_half_line(tmp_path):
