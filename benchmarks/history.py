@@ -6,15 +6,14 @@ What the repository's own benchmarks measure is added as they write their JSON. 
 """
 
 import json
-import subprocess
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from shutil import which
 from typing import Any, Self
 
 import click
 
+from unetrt.benchmarks.commit import commit_of
 from unetrt.benchmarks.figure import Figure
 from unetrt.benchmarks.one_line import OneLine
 from unetrt.benchmarks.record import Measure, Record
@@ -26,8 +25,6 @@ from unetrt.runtime.errors import OptionError
 FILE = "history.jsonl"
 # Name of the runs of `unetrt bench` on a processor.
 CPU = "cpu"
-# What a measurement itself changes in a clone.
-NOT_CODE = (":(exclude,top)benchmarks/results", ":(exclude,top)docs")
 
 
 @dataclass(frozen=True)
@@ -113,15 +110,6 @@ def read(path: Path) -> list[Run]:
     return [_run(line, f"line {number} of {path}") for number, line in enumerate(text.splitlines(), 1)]
 
 
-def commit_of(file: Path) -> str | None:
-    """Return what git calls the code that holds a file, or None: no git, no clone, or a file that is not in it."""
-    git = which("git")
-    if git is None or _git(git, file, "ls-files", "--error-unmatch", file.name) is None:
-        return None
-    changed = _git(git, file, "status", "--porcelain", "--untracked-files=no", "--", ":/", *NOT_CODE)
-    return f"{_git(git, file, 'rev-parse', '--short=10', 'HEAD')}{'-dirty' if changed else ''}"
-
-
 def figures_of(result: Result) -> Iterator[Measure]:
     """Yield the key figures of `unetrt bench`: seconds in each way, times the reference, share of the limit."""
     for one in result.contenders:
@@ -153,11 +141,6 @@ def _run(line: str, where: str) -> Run:
 
 def _named(name: str, unit: str, figure: Figure) -> Measure:
     return Measure.of(name, unit, asdict(figure))
-
-
-def _git(git: str, file: Path, *arguments: str) -> str | None:
-    done = subprocess.run([git, *arguments], cwd=file.parent, capture_output=True, text=True, check=False)
-    return done.stdout.strip() if done.returncode == 0 else None
 
 
 if __name__ == "__main__":

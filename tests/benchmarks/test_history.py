@@ -9,8 +9,9 @@ import pytest
 from click.testing import CliRunner
 
 from tests.benchmarks.results_of_bench import RESULT
+from unetrt.benchmarks.commit import commit_of
 from unetrt.benchmarks.figure import Figure
-from unetrt.benchmarks.history import Run, add, command, commit_of, keep, read
+from unetrt.benchmarks.history import Run, add, command, keep, read
 from unetrt.benchmarks.record import Measure, Record
 from unetrt.runtime.errors import OptionError
 

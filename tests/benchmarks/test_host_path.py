@@ -1,10 +1,7 @@
-import os
-
 import numpy as np
 import pytest
 from click.testing import CliRunner
 
-from unetrt.benchmarks.fresh import one_core
 from unetrt.benchmarks.history import read
 from unetrt.benchmarks.host_path import KEPT, command, figures, host_path
 from unetrt.benchmarks.idle_path import HEADS, INPUTS, IdlePath
@@ -70,14 +67,6 @@ def test_an_idle_path_does_all_of_the_work(name, head):
         labels = lane.output[0] if head == "labels" else lane.output[0].argmax(axis=0)
     np.testing.assert_array_equal(path.labels, labels[:100, :120])
     assert len(plan_of(path.spec, frame.shape)) == 1
-
-
-@pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="this system does not say which cores a thread uses")
-def test_one_core_is_given_back():
-    before = os.sched_getaffinity(0)
-    with one_core():
-        assert len(os.sched_getaffinity(0)) == 1
-    assert os.sched_getaffinity(0) == before
 
 
 def test_the_command_writes_what_it_measured(tmp_path):
