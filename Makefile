@@ -8,7 +8,7 @@ TORCH := torch==2.13.0
 # Its PTX is understood by all drivers for CUDA 12; a newer one's is not.
 NVRTC := nvidia-cuda-nvrtc-cu12==12.0.140
 
-.PHONY: demo test test-slow gpu-check gpu-attempts gpu-tests gpu-runtime gpu-training kernels lint format bench bench-host bench-live soak clean
+.PHONY: demo test test-slow gpu-check gpu-attempts gpu-tests gpu-runtime gpu-training kernels lint format bench bench-weights bench-augmentation bench-host bench-live bench-cpu bench-page soak clean
 
 demo: $(READY)  ## draw cells, train, export, segment, check: leaves demo-out/
 	$(BIN)/unetrt demo --out demo-out
@@ -52,8 +52,15 @@ format: $(READY)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: $(READY)  ## the usual loop against unetrt on this machine, as JSON under benchmarks/results/
-	$(BIN)/unetrt bench --frame 2048x2048 --floor 2.5 --json benchmarks/results/cpu.json
+# One after the other, and the page even where one missed its floor.
+bench: $(READY)  ## all benchmarks, on a machine that does nothing else: JSON in benchmarks/results, and docs/benchmarks.md
+	$(MAKE) --keep-going -j1 bench-weights bench-augmentation bench-host bench-live bench-cpu bench-page
+
+bench-weights: $(READY)  ## the weight map, beside a distance transform for each object
+	$(BIN)/python -m unetrt.benchmarks.weight_map --json benchmarks/results/weight-map.json
+
+bench-augmentation: $(READY)  ## the drawing of training tiles, beside SciPy
+	$(BIN)/python -m unetrt.benchmarks.augmentation --json benchmarks/results/augmentation.json
 
 bench-host: $(READY)  ## what the host itself does to each frame, on one core of a machine that does nothing else
 	$(BIN)/python -m unetrt.benchmarks.host_path --json benchmarks/results/host.json
@@ -63,6 +70,14 @@ demo-out/model.onnx:
 
 bench-live: $(READY) demo-out/model.onnx  ## how long a camera waits for `submit` while the model computes all the time
 	$(BIN)/python -m unetrt.benchmarks.live_submit demo-out/model.onnx --json benchmarks/results/live.json
+
+# What was measured is kept in the history even where it missed the floor; what already is there is not added again.
+bench-cpu: $(READY)  ## the usual loop and other engines against unetrt, on this machine
+	$(BIN)/unetrt bench --frame 2048x2048 --floor 2.6 --json benchmarks/results/cpu.json --png docs/benchmarks.png; \
+	status=$$?; $(BIN)/python -m unetrt.benchmarks.history benchmarks/results/cpu.json && exit $$status
+
+bench-page: $(READY)  ## docs/benchmarks.md from benchmarks/results
+	$(BIN)/python docs/benchmarks.py
 
 soak: $(READY)  ## ten minutes of twice as many frames as can be segmented
 	UNETRT_SOAK_SECONDS=600 $(BIN)/python -m pytest -s -o faulthandler_timeout=900 tests/runtime/live/test_soak.py

@@ -5,34 +5,44 @@ One process on one core::
     python -m unetrt.benchmarks.host_path --json benchmarks/results/host.json
 """
 
-import json
-import os
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from itertools import product
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from time import perf_counter
 from typing import Any
 
 import click
 import numpy as np
-from numpy.typing import NDArray
 
-from unetrt.benchmarks.environment import environment, processor
+from unetrt.benchmarks.environment import processor
+from unetrt.benchmarks.figure import Figure
+from unetrt.benchmarks.fresh import fresh, one_core, store_drawn, stored
+from unetrt.benchmarks.history import keep
 from unetrt.benchmarks.idle_path import HEADS, INPUTS, IdlePath, Seconds
-from unetrt.benchmarks.measure import COUNTED, WARM_UP, Figure, summary
-from unetrt.runtime.artifacts import require_writable, whole_file
+from unetrt.benchmarks.one_line import OneLine
+from unetrt.benchmarks.record import Measure, Record
+from unetrt.runtime.artifacts import require_writable
 from unetrt.runtime.host_frames import plan_of
-from unetrt.trainer.drawn_cells import draw
 
-SCHEMA = 1
+NAME = "host-path"
+MEASURES = (
+    "What the host does to each frame, on one core: measure grey values, cut tiles, normalise and stitch, around lanes "
+    "that compute nothing, beside a plain copy of memory."
+)
 # Mpixel/s on one core, or this share of the rate at which memory is copied, whichever is lower.
 GOAL, GOAL_OF_COPY = 500.0, 0.1
-# Frames in turn, so that no cache still holds one from the last time.
-FRAMES = WARM_UP + COUNTED
+# In a round each case runs so often uncounted, then counted; each time with another frame, so that no cache still
+# holds one from the last time.
+WARM_UP, COUNTED = 1, 2
 # Bytes that are copied to learn how fast memory is: far more than a cache holds.
 COPIED = 1 << 28
+# Cases whose rates are kept in the history: what is asked most, what GPUs want, and the least that there is to do.
+KEPT = (("percentile", "logits"), ("percentile", "labels"), ("raw uint16", "labels"))
+
+# Of one round: a figure each of the copy, and of the phases of each case.
+Round = tuple[float, list[Seconds]]
 
 
 def host_path(size: tuple[int, int], tiles: Sequence[int], rounds: int, copied: int = COPIED) -> dict[str, Any]:
@@ -45,57 +55,63 @@ def host_path(size: tuple[int, int], tiles: Sequence[int], rounds: int, copied: 
     tiles
         Sides of tiles, legal at depth 4.
     rounds
-        How often; each gives `COUNTED` measurements.
+        Processes, one after another; each gives the mean of `COUNTED` measurements.
     copied
         Bytes of the copy.
 
     Returns
     -------
-    What JSON stores. Rates are in Mpixel/s, 10^6 pixels; the copy's counts the 2 bytes of a uint16.
+    What JSON stores as the detail. Rates are in Mpixel/s, 10^6 pixels; the copy's counts the 2 bytes of a uint16.
     """
-    frames = [draw(size, seed).frame for seed in range(FRAMES)]
-    paths = [IdlePath(size, *case) for case in product(tiles, INPUTS, HEADS)]
-    with one_core():
-        seconds, copies = _interleaved(paths, frames, _copy(copied), rounds)
+    with TemporaryDirectory() as folder:
+        store_drawn(Path(folder), size, WARM_UP + COUNTED)
+        taken = [fresh(_round, Path(folder), size, tuple(tiles), copied) for _ in range(rounds)]
+    copies = Figure.of([copy for copy, _ in taken])
     rate = copied / 2 / copies.median / 1e6
+    by_path = zip(*(cases for _, cases in taken), strict=True)
     return {
-        "schema": SCHEMA,
         "frame": list(size),
         "copy": {"bytes": copied, "seconds": asdict(copies), "rate": rate},
         "goal": min(GOAL, GOAL_OF_COPY * rate),
-        "cases": [_case(path, taken) for path, taken in zip(paths, seconds, strict=True)],
-        "environment": environment(),
+        "cases": [_case(path, seconds) for path, seconds in zip(_paths(size, tiles), by_path, strict=True)],
     }
 
 
-@contextmanager
-def one_core() -> Iterator[None]:
-    """Keep this thread on one core, the last that it may use, where the system lets it choose."""
-    if not hasattr(os, "sched_setaffinity"):
-        yield
-        return
-    allowed = os.sched_getaffinity(0)
-    os.sched_setaffinity(0, {max(allowed)})
-    try:
-        yield
-    finally:
-        os.sched_setaffinity(0, allowed)
+def figures(detail: Mapping[str, Any]) -> Iterator[Measure]:
+    """Yield the key figures of what `host_path` gave: rates of whole frames, of cutting and stitching, and of the copy.
+
+    Cutting raw grey values and stitching labels move pixels and do nothing else.
+    """
+    pixels = detail["frame"][0] * detail["frame"][1] / 1e6
+    for case in detail["cases"]:
+        name, seconds = f"{case['tile']}: {case['input']}, {case['head']}", case["seconds"]
+        if (case["input"], case["head"]) in KEPT:
+            yield Measure.rate(name, "Mpixel/s", pixels, seconds["total"], detail["goal"])
+        if (case["input"], case["head"]) == ("raw uint16", "labels"):
+            yield Measure.rate(f"{case['tile']}: cut alone", "Mpixel/s", pixels, seconds["cut"])
+            yield Measure.rate(f"{case['tile']}: stitch alone, labels", "Mpixel/s", pixels, seconds["stitch"])
+        if (case["input"], case["head"]) == ("raw uint16", "logits"):
+            yield Measure.rate(f"{case['tile']}: stitch alone, logits", "Mpixel/s", pixels, seconds["stitch"])
+    worst = max(detail["cases"], key=lambda case: case["seconds"]["total"]["median"])
+    yield Measure.rate("slowest case", "Mpixel/s", pixels, worst["seconds"]["total"], detail["goal"])
+    yield Measure.rate("copy of uint16", "Mpixel/s", detail["copy"]["bytes"] / 2e6, detail["copy"]["seconds"])
 
 
-def _interleaved(
-    paths: Sequence[IdlePath], frames: Sequence[NDArray[Any]], copy: Callable[[], float], rounds: int
-) -> tuple[list[list[Seconds]], Figure]:
-    """Return what each path took, and the figure of the copy."""
-    taken: list[list[Seconds]] = [[] for _ in paths]
-    copies: list[float] = []
-    for _ in range(rounds):
-        copies += [copy() for _ in range(WARM_UP + COUNTED)][WARM_UP:]
-        for path, counted in zip(paths, taken, strict=True):
+def _paths(size: tuple[int, int], tiles: Sequence[int]) -> list[IdlePath]:
+    return [IdlePath(size, *case) for case in product(tiles, INPUTS, HEADS)]
+
+
+def _round(folder: Path, size: tuple[int, int], tiles: tuple[int, ...], copied: int) -> Round:
+    frames, copy = [drawing.frame for drawing in stored(folder)], _copy(copied)
+    with one_core():
+        copies = [copy() for _ in frames]
+        cases = []
+        for path in _paths(size, tiles):
             # Lanes for one case at a time: those of all would not fit into memory together.
             with path.open() as segmenter:
                 turns = [path.take(segmenter, frame) for frame in frames]
-            counted.extend(turns[WARM_UP:])
-    return taken, summary(copies)
+            cases.append(Seconds(*np.mean(turns[WARM_UP:], axis=0).tolist()))
+    return float(np.mean(copies[WARM_UP:])), cases
 
 
 def _copy(size: int) -> Callable[[], float]:
@@ -109,15 +125,15 @@ def _copy(size: int) -> Callable[[], float]:
     return run
 
 
-def _case(path: IdlePath, taken: list[Seconds]) -> dict[str, Any]:
-    figures = {phase: summary(values) for phase, values in zip(Seconds._fields, zip(*taken, strict=True), strict=True)}
+def _case(path: IdlePath, taken: Sequence[Seconds]) -> dict[str, Any]:
+    phases = {phase: Figure.of(values) for phase, values in zip(Seconds._fields, zip(*taken, strict=True), strict=True)}
     return {
         "tile": path.side,
         "tiles": len(plan_of(path.spec, path.labels.shape)),
         "input": path.input_name,
         "head": path.head_name,
-        "rate": path.labels.size / figures["total"].median / 1e6,
-        "seconds": {phase: asdict(figure) for phase, figure in figures.items()},
+        "rate": path.labels.size / phases["total"].median / 1e6,
+        "seconds": {phase: asdict(figure) for phase, figure in phases.items()},
     }
 
 
@@ -127,7 +143,7 @@ def table(result: dict[str, Any]) -> Any:
 
     height, width = result["frame"]
     title = f"{height} x {width} uint16, one core, {processor()}; milliseconds"
-    drawn = Table("tiles", "input", "head", *Seconds._fields, "range", "Mpixel/s", title=title, box=None)
+    drawn = Table("tiles", "input", "head", *Seconds._fields, "interval", "Mpixel/s", title=title, box=None)
     for case in result["cases"]:
         total = case["seconds"]["total"]
         medians = [f"{1e3 * case['seconds'][phase]['median']:.2f}" for phase in Seconds._fields]
@@ -137,10 +153,10 @@ def table(result: dict[str, Any]) -> Any:
     return drawn
 
 
-@click.command()
+@click.command(cls=OneLine)
 @click.option("--side", default=2048, show_default=True, help="Height and width of the drawn frames, pixels.")
 @click.option("--tile", "tiles", multiple=True, default=(2236, 1212), show_default=True, help="Sides of tiles.")
-@click.option("--rounds", default=10, show_default=True, help="Each times every case twice.")
+@click.option("--rounds", type=click.IntRange(1), default=9, show_default=True, help="Processes.")
 @click.option("--json", "json_path", type=click.Path(path_type=Path), help="Write all figures as JSON.")
 def command(side: int, tiles: tuple[int, ...], rounds: int, json_path: Path | None) -> None:
     """Time what the host does to each frame, around lanes that compute nothing."""
@@ -150,8 +166,7 @@ def command(side: int, tiles: tuple[int, ...], rounds: int, json_path: Path | No
         require_writable(json_path.parent)
     result = host_path((side, side), tiles, rounds)
     if json_path is not None:
-        with whole_file(json_path) as temporary:
-            temporary.write_text(json.dumps(result, indent=2) + "\n")
+        keep(Record.now(NAME, MEASURES, tuple(figures(result)), result), json_path)
     Console(width=100).print(table(result))
     copied, slowest = result["copy"]["rate"], min(case["rate"] for case in result["cases"])
     click.echo(f"memory is copied at {copied:.0f} Mpixel/s ({2e-3 * copied:.1f} GB/s)")
