@@ -8,7 +8,7 @@ TORCH := torch==2.13.0
 # Its PTX is understood by all drivers for CUDA 12; a newer one's is not.
 NVRTC := nvidia-cuda-nvrtc-cu12==12.0.140
 
-.PHONY: demo test test-slow gpu-check gpu-attempts gpu-tests gpu-runtime gpu-training kernels lint format bench bench-weights bench-augmentation bench-host bench-live bench-cpu bench-page soak clean
+.PHONY: demo test test-slow gpu-check gpu-attempts gpu-tests gpu-runtime gpu-contenders gpu-training kernels lint format bench bench-weights bench-augmentation bench-host bench-live bench-cpu bench-page soak clean
 
 demo: $(READY)  ## draw cells, train, export, segment, check: leaves demo-out/
 	$(BIN)/unetrt demo --out demo-out
@@ -23,7 +23,7 @@ test-slow: $(READY)  ## the tests that train or measure for minutes
 # What it needs, on a host without a network too, and what it takes: docs/gpu-check.md. A part that fails does not keep
 # the next from running.
 gpu-check:  ## on a machine with a GPU, with the Python that has torch and unetrt: all that a GPU is to show
-	$(MAKE) --keep-going -j1 gpu-attempts gpu-tests gpu-runtime gpu-training
+	$(MAKE) --keep-going -j1 gpu-attempts gpu-tests gpu-runtime gpu-contenders gpu-training
 
 gpu-attempts:
 	$(PYTHON) -m unetrt.benchmarks.rtx_on_device
@@ -32,7 +32,10 @@ gpu-tests:
 	$(PYTHON) -m pytest -m gpu -ra tests/gpu
 
 gpu-runtime:
-	$(PYTHON) -m unetrt.benchmarks.gpu_runtime --json benchmarks/results/runtime-gpu.json
+	$(PYTHON) -m unetrt bench --goals --base 64 --rounds 2 --json benchmarks/results/runtime-gpu.json
+
+gpu-contenders:
+	$(PYTHON) -m unetrt bench --device gpu --base 64 --rounds 2 --json benchmarks/results/gpu.json
 
 gpu-training:
 	$(PYTHON) -m unetrt bench --training --base 64 --json benchmarks/results/training-gpu.json
@@ -71,9 +74,13 @@ demo-out/model.onnx:
 bench-live: $(READY) demo-out/model.onnx  ## how long a camera waits for `submit` while the model computes all the time
 	$(BIN)/python -m unetrt.benchmarks.live_submit demo-out/model.onnx --json benchmarks/results/live.json
 
+# How many times as fast as the usual loop, and as MONAI, unetrt is at least.
+FLOORS := onnxruntime=2.6 openvino-bf16=5.5 onnxruntime/monai=4.5 openvino-bf16/monai=9
+
 # What was measured is kept in the history even where it missed the floor; what already is there is not added again.
 bench-cpu: $(READY)  ## the usual loop and other engines against unetrt, on this machine
-	$(BIN)/unetrt bench --frame 2048x2048 --floor 2.6 --json benchmarks/results/cpu.json --png docs/benchmarks.png; \
+	$(BIN)/unetrt bench --frame 2048x2048 $(FLOORS:%=--floor %) --json benchmarks/results/cpu.json \
+	  --png docs/benchmarks.png; \
 	status=$$?; $(BIN)/python -m unetrt.benchmarks.history benchmarks/results/cpu.json && exit $$status
 
 bench-page: $(READY)  ## docs/benchmarks.md from benchmarks/results
@@ -85,7 +92,7 @@ soak: $(READY)  ## ten minutes of twice as many frames as can be segmented
 $(READY): pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install -q "setuptools>=77" $(TORCH)
-	$(BIN)/python -m pip install -q --no-build-isolation -e ".[cpu,train,export,tensorboard,zarr,acquire,view,dev]"
+	$(BIN)/python -m pip install -q --no-build-isolation -e ".[cpu,train,export,bench,tensorboard,zarr,acquire,view,dev]"
 	touch $@
 
 clean:

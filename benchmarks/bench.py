@@ -80,6 +80,9 @@ class Bench:
                 f"the usual loop's tile of {USUAL_TILE} px is too small at depth {shape.depth}: up to 5 works"
             )
 
+        for side in self.tile or ():
+            shape.geometry.require(side)
+
     def wanted(self) -> list[Contender]:
         """Return the contenders that were asked for."""
         return [one for one in self.contenders if not self.only or one.name in (*self.only, REFERENCE)]

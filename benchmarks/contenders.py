@@ -11,6 +11,7 @@ from unetrt.runtime.spec import Precision
 # What a contender computes on: `cpu`, or `gpu`, the first that CUDA counts.
 Device = Literal["cpu", "gpu"]
 DEVICES: tuple[Device, ...] = ("cpu", "gpu")
+HERE = "unetrt.benchmarks"
 # The paper's, in pixels.
 USUAL_TILE = 572
 
@@ -28,7 +29,7 @@ class Contender:
     name, title
         What the user writes, and what is shown.
     module
-        Of `unetrt.benchmarks`: its `ready(job, contender)` loads the contender.
+        Its `ready(job, contender)` loads the contender.
     precision
         What it computes in on the CPU, and on a GPU.
     devices
@@ -70,12 +71,12 @@ class Contender:
 
 
 def _torch(name: str, title: str, **ways: object) -> Contender:
-    return Contender(name, f"eager torch, {title}", "usual_loop", **ways)  # type: ignore[arg-type]
+    return Contender(name, f"eager torch, {title}", f"{HERE}.usual_loop", **ways)  # type: ignore[arg-type]
 
 
 def _unetrt(name: str, engine: str, device: Device, precision: Precision, backend: str = "") -> Contender:
     both = (precision, precision)
-    return Contender(name, f"unetrt, {engine}", "ours", both, (device,), backend or name, planned=True)
+    return Contender(name, f"unetrt, {engine}", f"{HERE}.ours", both, (device,), backend or name, planned=True)
 
 
 REFERENCE = "torch"
@@ -84,18 +85,18 @@ CONTENDERS = (
     _torch(REFERENCE, f"{USUAL_TILE}-tiles at their core (the usual loop)"),
     _torch("torch-channels-last", "the usual loop in channels_last", channels_last=True),
     _torch("torch-amp", "the usual loop under autocast", precision=("bf16", "fp16"), channels_last=True, autocast=True),
-    Contender("torch-planned", "eager torch, unetrt's tiles", "planned_tiles", planned=True),
+    Contender("torch-planned", "eager torch, unetrt's tiles", f"{HERE}.planned_tiles", planned=True),
     Contender(
         "torch-compile",
         "torch.compile, unetrt's tiles",
-        "planned_tiles",
+        f"{HERE}.planned_tiles",
         ("fp32", "fp16"),
         planned=True,
         channels_last=True,
         compiled=True,
         probe=compiler,
     ),
-    Contender("monai", "MONAI, sliding window at overlap 0.5", "sliding_window", probe=monai),
+    Contender("monai", "MONAI, sliding window at overlap 0.5", f"{HERE}.sliding_window", probe=monai),
     _unetrt("onnxruntime", "ONNX Runtime", "cpu", "fp32"),
     _unetrt("openvino", "OpenVINO", "cpu", "fp32"),
     _unetrt("openvino-bf16", "OpenVINO in bfloat16", "cpu", "bf16", "openvino"),

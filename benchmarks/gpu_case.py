@@ -1,7 +1,7 @@
 """One case of the GPU benchmark: frames of a size and a kind of input, through all contenders in the same rounds."""
 
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack, nullcontext
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -9,11 +9,12 @@ from typing import Any
 import torch
 from numpy.typing import NDArray
 
+from unetrt.benchmarks.figure import Figure
 from unetrt.benchmarks.gpu_engine import BACKENDS, first_session, wrong_labels
 from unetrt.benchmarks.gpu_goals import BUSY, COMPILED, EAGER, MATMUL, useful_flops, verdicts
 from unetrt.benchmarks.gpu_ours import Ours, stack_of
 from unetrt.benchmarks.gpu_torch import Matmul, per_frame
-from unetrt.benchmarks.measure import Figure, interleaved, ratio, summary
+from unetrt.benchmarks.measure import interleaved
 from unetrt.benchmarks.networks import drawn_frame, write_model
 from unetrt.benchmarks.planned_tiles import PlannedTiles
 from unetrt.benchmarks.usual_loop import UsualLoop
@@ -115,7 +116,7 @@ class Bench:
             matmul = Matmul(self.device, self.side)
             runs: Runs = {PRODUCT: matmul, **self._torch(session.spec, stack)}
             runs |= {one.name: one.sustained for one in ours}
-            figures = interleaved([lambda: nullcontext(runs)], self.rounds)
+            figures = interleaved(runs, self.rounds)
             for one in ours:
                 one.one_by_one(self.latencies)
             about = {"session": session.name, "refused": refused, "pixels_off": wrong}
@@ -144,7 +145,7 @@ class Bench:
         best = min(told, key=lambda name: figures[name].median)
         reached = {BUSY: told[best]["busy"], MATMUL: told[best]["matmul_share"]}
         for goal, other in ((EAGER, LOOP), (COMPILED, COMPILED_TILES)):
-            reached[goal] = ratio(figures[other], figures[best]).median
+            reached[goal] = (figures[other] / figures[best]).median
         return {
             "case": case.name,
             **asdict(case),
@@ -152,7 +153,7 @@ class Bench:
             "useful_flops": useful_flops(shape, case.size),
             "unetrt": told,
             "torch": {name: asdict(figures[name]) for name in (LOOP, COMPILED_TILES, ALONE)},
-            "matmul_teraflops": asdict(summary([product / seconds / 1e12 for seconds in figures[PRODUCT].rounds])),
+            "matmul_teraflops": asdict(product / 1e12 / figures[PRODUCT]),
             "fastest": best,
             "verdicts": [verdict.to_dict() for verdict in verdicts(reached)],
         }

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from unetrt.benchmarks.measure import Figure
+from unetrt.benchmarks.figure import Figure
 from unetrt.runtime.cost import UNetShape
 from unetrt.runtime.plan import TilePlan
 from unetrt.runtime.spec import ModelSpec

@@ -8,8 +8,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from unetrt.benchmarks.figure import Figure
 from unetrt.benchmarks.gpu_goals import frame_flops, rates
-from unetrt.benchmarks.measure import COUNTED, WARM_UP, Figure
+from unetrt.benchmarks.measure import COUNTED, WARM_UP
 from unetrt.runtime.cost import UNetShape
 from unetrt.runtime.segmenter import Segmenter
 from unetrt.runtime.timings import Timings

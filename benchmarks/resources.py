@@ -23,19 +23,22 @@ def peak_memory() -> int | None:
         usage: Any = import_module("resource")
         return int(usage.getrusage(usage.RUSAGE_SELF).ru_maxrss)
     if find_spec("psutil"):
-        return getattr(import_module("psutil").Process().memory_info(), "peak_wset", None)
+        peak: int | None = getattr(import_module("psutil").Process().memory_info(), "peak_wset", None)
+        return peak
     return None
 
 
 def device_memory() -> int | None:
     """Return the bytes in use on the first GPU, by everyone; None where its driver does not tell."""
-    return _of_gpu(lambda nvml, gpu: int(nvml.nvmlDeviceGetMemoryInfo(gpu).used))
+    used: int | None = _of_gpu(lambda nvml, gpu: int(nvml.nvmlDeviceGetMemoryInfo(gpu).used))
+    return used
 
 
 def joules(gpu: bool) -> float | None:
     """Return the energy used so far, since some start, by the processors or by the first GPU; None if nobody tells."""
     if gpu:
-        return _of_gpu(lambda nvml, device: nvml.nvmlDeviceGetTotalEnergyConsumption(device) / 1e3)
+        so_far: float | None = _of_gpu(lambda nvml, device: nvml.nvmlDeviceGetTotalEnergyConsumption(device) / 1e3)
+        return so_far
     with suppress(OSError, ValueError):
         packages = [int((zone / "energy_uj").read_text()) for zone in _packages()]
         return sum(packages) / 1e6 if packages else None

@@ -6,7 +6,7 @@ window gives scores up to its own border, where they are wrong, and overlap and 
 
 import numpy as np
 import torch
-from monai.inferers import sliding_window_inference
+from monai.inferers.utils import sliding_window_inference
 from numpy.typing import NDArray
 from torch import nn
 

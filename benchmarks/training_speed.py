@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from unetrt.benchmarks.environment import environment
-from unetrt.benchmarks.measure import Figure, summary
+from unetrt.benchmarks.figure import Figure
 from unetrt.runtime.normalisation import Normalisation
 from unetrt.trainer.dataset import Annotated, Dataset, class_names
 from unetrt.trainer.drawn_cells import draw
@@ -103,7 +103,7 @@ class _Run:
 
     def figure(self, seconds: list[tuple[float, float]]) -> TrainingSpeed:
         """Return the figure of the seconds of a step with new tiles and with one, round by round."""
-        fresh, kept = (summary(side) for side in zip(*seconds, strict=True))
+        fresh, kept = (Figure.of(side) for side in zip(*seconds, strict=True))
         dtype = str(self._learner.dtype).removeprefix("torch.")
         return TrainingSpeed(dtype, fresh, max(0.0, 1 - kept.median / fresh.median))
 

@@ -104,7 +104,7 @@ def _serve(connection: Connection, contender: Contender, job: Job) -> None:
     """Answer requests until the parent is gone; runs in the worker's process."""
     try:
         used = resources.device_memory() if job.device == "gpu" else None
-        loaded: Ready = import_module(f"unetrt.benchmarks.{contender.module}").ready(job, contender)
+        loaded: Ready = import_module(contender.module).ready(job, contender)
         connection.send((False, loaded.about))
         while True:
             if connection.recv() == "labels":

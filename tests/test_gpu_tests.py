@@ -73,7 +73,7 @@ def test_ctrl_c_that_nobody_catches_on_the_fake_driver(fake_libcuda):  # noqa: F
 
 
 @pytest.mark.skipif(shutil.which("make") is None or os.name == "nt", reason="make is not installed")
-@pytest.mark.parametrize("failing", ["rtx_on_device", "pytest", "gpu_runtime", "--training", "nothing"])
+@pytest.mark.parametrize("failing", ["rtx_on_device", "pytest", "--goals", "--device gpu", "--training", "nothing"])
 def test_every_part_of_the_check_runs_and_any_failure_is_the_whole_ones(tmp_path, failing):
     """The Python that it is given notes what it is asked for."""
     fake_python, asked = tmp_path / "fake_python", tmp_path / "asked"
@@ -82,9 +82,10 @@ def test_every_part_of_the_check_runs_and_any_failure_is_the_whole_ones(tmp_path
     done = subprocess.run(
         ["make", "gpu-check", f"PYTHON={fake_python}"], cwd=REPOSITORY, capture_output=True, text=True, check=False
     )
-    parts = ("unetrt.benchmarks.rtx_on_device", "pytest -m gpu", "unetrt.benchmarks.gpu_runtime", "bench --training")
+    benches = (f"unetrt bench {how}" for how in ("--goals", "--device gpu", "--training"))
+    parts = ("unetrt.benchmarks.rtx_on_device", "pytest -m gpu", *benches)
     lines = asked.read_text().splitlines()
-    assert [part in line for part, line in zip(parts, lines, strict=True)] == [True] * 4
+    assert [part in line for part, line in zip(parts, lines, strict=True)] == [True] * 5
     assert (done.returncode == 0) == (failing == "nothing"), done.stderr
 
 

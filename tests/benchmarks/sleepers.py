@@ -1,18 +1,39 @@
-"""Contenders that only sleep, fail or die: for tests of the worker."""
+"""Contenders that only sleep, fail, die or answer wrongly: for tests of the worker and of the benchmark."""
 
 import os
 import time
 
 import numpy as np
 
+from unetrt.benchmarks.contenders import REFERENCE, Contender
+from unetrt.benchmarks.ready import About, Ready
+from unetrt.benchmarks.result import PREDICT, SEGMENT
 
-def contenders(job):
-    if not job.folder.exists():
-        raise FileNotFoundError(job.folder)
-    return {
-        "long": lambda: time.sleep(0.1),
-        "short": lambda: time.sleep(0.01),
-        "labels": lambda: np.eye(3, dtype=np.uint8),
-        "fail": lambda: 1 / 0,
-        "die": lambda: os._exit(9),
+ABOUT = About((60, 60), 2, 1000, None, "nothing")
+WRONG = About((60, 60), 2, 1000, (20, 20), "a corner")
+
+
+def contender(name, **fields):
+    return Contender(name, f"the {name}", __name__, **fields)
+
+
+def labels():
+    time.sleep(0.02)
+    return np.full((96, 130), 7, np.uint8)
+
+
+def phases():
+    return {"cut": 0.5}
+
+
+def ready(job, contender):
+    ways = {
+        "sleeper": Ready(ABOUT, {SEGMENT: labels, PREDICT: lambda: time.sleep(0.2)}, phases),
+        "failure": Ready(ABOUT, {SEGMENT: lambda: 1 / 0}),
+        "dead": Ready(ABOUT, {SEGMENT: lambda: os._exit(9)}),
+        "liar": Ready(WRONG, {SEGMENT: labels}),
     }
+    ways[REFERENCE] = ways["sleeper"]
+    if contender.name not in ways:
+        raise FileNotFoundError(job.folder)
+    return ways[contender.name]

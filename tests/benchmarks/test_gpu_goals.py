@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import small_spec
+from unetrt.benchmarks.figure import Figure
 from unetrt.benchmarks.gpu_goals import BUSY, COMPILED, EAGER, GOALS, MATMUL, frame_flops, rates, useful_flops, verdicts
-from unetrt.benchmarks.measure import summary
 from unetrt.runtime.cost import UNetShape
 from unetrt.runtime.plan import TilePlan
 
@@ -43,7 +43,7 @@ def test_useful_operations_are_fewer_the_smaller_the_tile(tile, useful):
 
 
 def test_rates_follow_from_the_median():
-    told = rates(summary([0.01, 0.02, 0.5]), flops=2 * 10**12, frame=(1000, 2000))
+    told = rates(Figure.of([0.01, 0.02, 0.5]), flops=2 * 10**12, frame=(1000, 2000))
     assert told == pytest.approx({"frames": 50, "megapixels": 100, "teraflops": 100})
 
 

@@ -6,8 +6,8 @@ from io import StringIO
 import numpy as np
 import pytest
 import torch
-from click.testing import CliRunner
 
+from unetrt.__main__ import main
 from unetrt.benchmarks import gpu_runtime
 from unetrt.benchmarks.gpu_case import ALONE, COMPILED_TILES, LOOP, Bench, Case
 from unetrt.benchmarks.gpu_engine import first_session, wrong_labels
@@ -15,8 +15,8 @@ from unetrt.benchmarks.gpu_machine import ASKED, read_state
 from unetrt.benchmarks.gpu_ours import PHASES, Ours, stack_of
 from unetrt.benchmarks.gpu_report import lines, table
 from unetrt.benchmarks.gpu_torch import Matmul
-from unetrt.benchmarks.measure import COUNTED, WARM_UP, summary
-from unetrt.benchmarks.networks import drawn_frame, write_model
+from unetrt.benchmarks.measure import COUNTED, WARM_UP
+from unetrt.benchmarks.networks import drawn_frame, undecided, write_model
 from unetrt.benchmarks.planned_tiles import PlannedTiles
 from unetrt.export.options import Options
 from unetrt.runtime.errors import BackendUnavailableError, ParityError
@@ -32,7 +32,7 @@ CASE = Case((96, 130), "uint16", lanes=(1, 2), frames=2)
 
 def bench(**fields):
     """ONNX Runtime on the CPU for the GPU's engine, and torch as it is: compiling takes a minute here."""
-    checkpoint = gpu_runtime.network(base=2, depth=2)
+    checkpoint = undecided(base=2, depth=2, fixed=True)
     fields = {"rounds": 1, "latencies": 3, "backends": ("onnxruntime",), "compiled": False, "side": 64} | fields
     return Bench(checkpoint, CPU, **fields)
 
@@ -65,7 +65,7 @@ def test_all_that_is_measured_is_told(result):
         assert case["verdicts"][0]["value"] == case["unetrt"][case["fastest"]]["busy"]
         for one in case["unetrt"].values():
             assert 0 < one["busy"] <= 1
-            assert len(one["seconds"]["rounds"]) == COUNTED
+            assert len(one["seconds"]["rounds"]) == 1
             assert one["matmul_share"] <= one["matmul_share_while_computing"]
             assert 0 < one["latency"]["p50"] <= one["latency"]["p99"]
             assert set(one["phases"]) == set(PHASES)
@@ -110,7 +110,7 @@ def test_the_first_engine_that_computes_is_taken_and_the_others_reasons_are_kept
 
 
 def test_the_answer_of_another_network_is_refused(model):
-    checkpoint, frame = gpu_runtime.network(base=2, depth=2, seed=5), drawn_frame((96, 130), 1)
+    checkpoint, frame = undecided(base=2, depth=2, seed=5, fixed=True), drawn_frame((96, 130), 1)
     with open_session(model, "onnxruntime") as session, pytest.raises(ParityError, match="are not those of one FP32"):
         wrong_labels([Segmenter(session)], checkpoint, frame, CPU)
 
@@ -141,7 +141,7 @@ def test_warm_ups_do_not_count():
 def test_the_yardstick_counts_its_operations():
     matmul = Matmul(CPU, side=32)
     assert matmul.flops == 2 * 32**3
-    assert summary([matmul()]).median > 0
+    assert matmul() > 0
 
 
 def test_the_state_of_a_device_is_read():
@@ -151,9 +151,8 @@ def test_the_state_of_a_device_is_read():
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
-def test_without_a_gpu_it_says_so_in_one_line(tmp_path):
-    done = CliRunner().invoke(gpu_runtime.command, ["--json", str(tmp_path / "a.json")])
-    assert done.exit_code == 2
-    assert done.stderr.count("\n") == 1
-    assert "this measures a GPU" in done.stderr
+def test_without_a_gpu_it_says_so_in_one_line(tmp_path, capsys):
+    assert main(["bench", "--goals", "--json", str(tmp_path / "a.json")]) == 2
+    assert "this measures a GPU" in (said := capsys.readouterr().err)
+    assert said.count("\n") == 1
     assert not (tmp_path / "a.json").exists()

@@ -9,6 +9,7 @@ import tifffile
 from PIL import Image
 
 from unetrt.__main__ import main
+from unetrt.benchmarks.result import WAYS, load
 from unetrt.cli import Commands
 from unetrt.runtime.segmenter import Segmenter
 
@@ -125,18 +126,29 @@ def test_plan_names_the_best_tile(run, tiny_model, tiny_run):
         assert json.loads(run("plan", "100x100", "--model", model, "--json"))["best"]["passes"] >= 1
 
 
-def test_bench_measures_checks_and_writes_json(run, tmp_path):
-    said = run("bench", "--frame", "500x420", "--base", 2, "--rounds", 1, "--json", tmp_path / "a.json")
-    assert "times as fast as the usual loop" in said
-    result = json.loads((tmp_path / "a.json").read_text())
-    assert {len(figure["rounds"]) for figure in result["figures"].values()} == {2}
-    assert result["wrong"]["unetrt, frame to labels"] == 0
-    assert result["environment"]["versions"]["onnxruntime"]
+def test_bench_measures_checks_and_writes_what_it_is_asked_for(run, capsys, tmp_path):
+    """A real network, and a floor that nobody reaches: what was measured is kept all the same."""
+    json_path, chart, page = (tmp_path / name for name in ("a.json", "a.png", "a.html"))
+    case = ["bench", "--frame", "400x390", "--base", "2", "--rounds", "1", "--only", "onnxruntime", "--device", "cpu"]
+    written = ["--json", str(json_path), "--png", str(chart), "--report", str(page)]
+    assert main([*case, *written, "--floor", "onnxruntime=1000"]) == 1
+    said = capsys.readouterr()
+    assert "times as fast" in said.out
+    assert "the floor is 1000" in said.err
+    result = load(json_path)
+    assert [one.name for one in result.contenders] == ["torch", "onnxruntime"]
+    assert set(result["onnxruntime"].seconds) == set(WAYS)
+    assert result["onnxruntime"].pixels_off == 0 < result["torch"].pixels_off
+    assert result.environment["versions"]["onnxruntime"]
+    assert "ONNX Runtime" in page.read_text()
+    assert chart.stat().st_size > 10_000
+    assert "too few rounds" in run("bench", "--compare", json_path, json_path)
 
 
-def test_a_floor_that_is_missed_is_a_failed_gate(capsys):
-    assert main(["bench", "--frame", "400x400", "--base", "1", "--rounds", "1", "--floor", "1000"]) == 1
-    assert "below the floor of 1000" in capsys.readouterr().err
+def test_bench_lists_its_contenders(run):
+    said = run("bench", "--list", "--device", "cpu")
+    assert "--device gpu" in said
+    assert [name for name in ("torch-compile", "monai", "openvino-bf16", "tensorrt") if name not in said] == []
 
 
 @pytest.mark.slow

@@ -1,0 +1,44 @@
+import numpy as np
+import pytest
+import torch
+
+from unetrt.benchmarks.networks import untrained
+from unetrt.runtime.errors import ParityError
+
+pytest.importorskip("monai", reason="needs MONAI: pip install 'unetrt[bench]'")
+from unetrt.benchmarks.contenders import CONTENDERS
+from unetrt.benchmarks.job import Job
+from unetrt.benchmarks.result import SEGMENT
+from unetrt.benchmarks.sliding_window import OVERLAP, WINDOW, about, padded, ready, require_twin
+
+(MONAI,) = (one for one in CONTENDERS if one.name == "monai")
+
+
+@pytest.mark.parametrize("depth", [1, 3, 4])
+def test_the_twin_is_the_network_where_borders_do_not_reach(depth):
+    checkpoint = untrained(base=2, depth=depth)
+    twin = padded(checkpoint.network())
+    assert twin(torch.zeros(1, 1, 64, 48)).shape == (1, 2, 64, 48)
+    require_twin(checkpoint.network(), twin)
+
+
+def test_another_network_is_no_twin():
+    with pytest.raises(ParityError, match="the padded twin's scores differ"):
+        require_twin(untrained(base=2, depth=2).network(), padded(untrained(base=2, depth=2, seed=1).network()))
+
+
+def test_windows_are_counted_as_they_run(tmp_path, monkeypatch):
+    checkpoint, ran = untrained(base=2, depth=2), []
+    frame = np.random.default_rng(0).integers(0, 999, (900, 530)).astype(np.uint16)
+    job = Job(tmp_path)
+    checkpoint.save(job.checkpoint)
+    job.write_frame(frame)
+    loaded = ready(job, MONAI)
+    original = torch.nn.Conv2d.forward
+    monkeypatch.setattr(torch.nn.Conv2d, "forward", lambda self, x: (ran.append(x.shape), original(self, x))[1])
+    labels = loaded.ways[SEGMENT]()
+    assert (labels.shape, labels.dtype) == (frame.shape, np.uint8)
+    windows = sum(shape[0] for shape in ran if shape[1] == 1 and shape[-1] == WINDOW)
+    assert loaded.about == about(checkpoint.shape, frame.shape)
+    assert windows == loaded.about.tiles == 3 * 2
+    assert OVERLAP == 0.5
