@@ -81,9 +81,10 @@ def _tiles(
 ) -> list[FrameSize]:
     """Return the tiles to measure, those to fit to first; none of them takes much longer than `LONGEST`."""
     shape = models.checkpoint.shape
+    choose(frames, shape, budget)  # enough fit, the smallest among them
     first = smallest(shape)
-    rate = shape.macs(*first) * setting.batch / pass_seconds(models.write(first), Place(setting.backend, device))
-    fitted, held_out = choose(frames, shape, budget, int(LONGEST * rate / setting.batch))
+    rate = shape.macs(*first) / pass_seconds(models.write(first), Place(setting.backend, device))
+    fitted, held_out = choose(frames, shape, budget, most=int(LONGEST * rate))
     return [*fitted, *held_out]
 
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable
 from itertools import pairwise
+from math import inf
 from random import Random
 
 import numpy as np
@@ -9,7 +10,8 @@ import numpy as np
 from unetrt.runtime.cost import UNetShape
 from unetrt.runtime.errors import TileError
 from unetrt.runtime.geometry import Geometry
-from unetrt.runtime.planner import GIB, Budget, FrameSize, candidates
+from unetrt.runtime.memory import shown
+from unetrt.runtime.planner import Budget, FrameSize, candidates
 
 # Tiles that a model is fitted to, and tiles that it is held against.
 FITTED, HELD_OUT = 8, 10
@@ -18,7 +20,7 @@ SIDES, LEAST_STEPS = 14, 5
 
 
 def choose(
-    frames: Iterable[FrameSize], shape: UNetShape, budget: Budget, most: int
+    frames: Iterable[FrameSize], shape: UNetShape, budget: Budget, most: float = inf
 ) -> tuple[list[FrameSize], list[FrameSize]]:
     """Return the tiles to fit a model to and the tiles to hold it against, none in both, square and oblong.
 
@@ -33,7 +35,7 @@ def choose(
     budget
         Its memory is that of one pass, whatever the number of lanes.
     most
-        Multiply-accumulates of the largest tile.
+        Multiply-accumulates of the largest tile at most.
 
     Raises
     ------
@@ -44,8 +46,8 @@ def choose(
     wanted = FITTED + HELD_OUT
     if len(pool) < wanted:
         raise TileError(
-            f"{len(pool)} different tiles fit into {budget.memory / GIB:.2f} GiB, and {wanted} are measured: give more "
-            "--memory, or a smaller --batch"
+            f"{len(pool)} different tiles fit into {shown(budget.memory)} and take no longer than is measured, but "
+            f"{wanted} are needed: give more --memory, or a smaller --batch"
         )
     ends = np.linspace(0, len(pool), wanted + 1).astype(int)
     parts = [pool[begin:end] for begin, end in pairwise(ends)]
@@ -61,7 +63,7 @@ def smallest(shape: UNetShape) -> FrameSize:
     return side, side
 
 
-def _pool(frames: Iterable[FrameSize], shape: UNetShape, budget: Budget, most: int) -> list[FrameSize]:
+def _pool(frames: Iterable[FrameSize], shape: UNetShape, budget: Budget, most: float) -> list[FrameSize]:
     """Return tiles that fit, by their arithmetic."""
     planned = [one.tile for one in candidates(frames, shape, budget)]
     heights, widths = (_sides([tile[axis] for tile in planned], shape.geometry) for axis in (0, 1))

@@ -67,6 +67,10 @@ class Calibration:
     unsettled: int
     measured_on: str
 
+    def __post_init__(self) -> None:
+        if not self.compared:
+            raise OptionError("a model that was held against nothing is no calibration: measure other tiles too")
+
     @property
     def median(self) -> float:
         """The median error, without its sign."""
@@ -121,9 +125,8 @@ def kept(setting: Setting) -> Calibration | None:
     except FileNotFoundError:
         return None
     except (OSError, ValueError) as error:
-        raise ModelFileError(
-            f"{setting.path} is no calibration ({error}): `unetrt plan --measure` writes it anew"
-        ) from error
+        why = " ".join(str(error).split())
+        raise ModelFileError(f"{setting.path} is no calibration ({why}): --measure writes it anew") from error
     return found if found.setting == setting else None
 
 
