@@ -5,6 +5,7 @@ from dataclasses import replace
 from datetime import date
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, cast
 
 from unetrt.benchmarks.tile_choice import FITTED, choose, smallest
 from unetrt.benchmarks.tile_models import TileModels
@@ -15,6 +16,9 @@ from unetrt.runtime.free_memory import free_memory
 from unetrt.runtime.planner import Budget, FrameSize
 from unetrt.runtime.setting import Setting
 from unetrt.trainer.checkpoint import Checkpoint
+
+if TYPE_CHECKING:
+    from unetrt.runtime.spec import Precision
 
 # Seconds of the longest pass that is measured, about; what is larger is predicted only.
 LONGEST = 8.0
@@ -60,7 +64,7 @@ def calibrate(
         The engine does not run this network.
     """
     with TemporaryDirectory(prefix="unetrt-plan-") as folder:
-        models = TileModels(checkpoint, setting.precision, setting.batch, Path(folder))
+        models = TileModels(checkpoint, cast("Precision", setting.precision), setting.batch, Path(folder))
         tiles = _tiles(models, setting, frames, _within_free(budget), device)
         rounds = _times(models, tiles, Place(setting.backend, device), progress)
     shape = checkpoint.shape
@@ -68,7 +72,7 @@ def calibrate(
     model = CostModel.fit(seconds[:FITTED], shape)
     compared = [Compared(one.tile, one.seconds, model.seconds(one.tile, shape)) for one in seconds[FITTED:]]
     unsettled = sum(not settled(times) for times in rounds)
-    return Calibration(setting, model, tuple(compared), unsettled, date.today().isoformat())
+    return Calibration(setting, model, tuple(compared), tiles[FITTED - 1], unsettled, date.today().isoformat())
 
 
 def _within_free(budget: Budget) -> Budget:

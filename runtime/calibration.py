@@ -55,6 +55,8 @@ class Calibration:
         The seconds.
     compared
         Tiles that it was held against.
+    largest
+        Height and width of the largest tile that was measured.
     unsettled
         Tiles whose two fastest rounds did not agree: other programs ran meanwhile.
     measured_on
@@ -64,12 +66,17 @@ class Calibration:
     setting: Setting
     model: CostModel
     compared: tuple[Compared, ...]
+    largest: tuple[int, int]
     unsettled: int
     measured_on: str
 
     def __post_init__(self) -> None:
         if not self.compared:
             raise OptionError("a model that was held against nothing is no calibration: measure other tiles too")
+
+    def covers(self, tile: tuple[int, int]) -> bool:
+        """Tell whether a (height, width) tile is within what was measured: else its seconds are extrapolated."""
+        return self.setting.shape.macs(*tile) <= self.setting.shape.macs(*self.largest)
 
     @property
     def median(self) -> float:
@@ -103,6 +110,7 @@ class Calibration:
                 _typed(Setting, stored["setting"]),
                 _typed(CostModel, stored["model"]),
                 tuple(_compared(one) for one in stored["compared"]),
+                _tile(stored["largest"]),
                 int(stored["unsettled"]),
                 str(stored["measured_on"]),
             )
@@ -137,7 +145,7 @@ def any_kept() -> bool:
 
 def _typed(kind: Any, stored: Any) -> Any:
     """Return a dataclass of texts and numbers whose JSON has the right types."""
-    wanted = {field.name: field.type for field in fields(kind)}
+    wanted: dict[str, Any] = {field.name: field.type for field in fields(kind)}
     if set(stored) != set(wanted):
         raise KeyError(*sorted(set(stored) ^ set(wanted)))
     for name, value in stored.items():
@@ -147,5 +155,9 @@ def _typed(kind: Any, stored: Any) -> Any:
 
 
 def _compared(stored: Any) -> Compared:
-    height, width = stored["tile"]
-    return Compared((int(height), int(width)), float(stored["measured"]), float(stored["predicted"]))
+    return Compared(_tile(stored["tile"]), float(stored["measured"]), float(stored["predicted"]))
+
+
+def _tile(stored: Any) -> tuple[int, int]:
+    height, width = stored
+    return int(height), int(width)

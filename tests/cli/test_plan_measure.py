@@ -106,6 +106,19 @@ def test_an_error_over_the_tolerance_is_said(run, monkeypatch):
     assert "the worst prediction is off by more than 15%: do not rely on the seconds" in " ".join(said.split())
 
 
+def test_a_tile_beyond_those_measured_is_called_extrapolated(run):
+    assert "extrapolated" not in run(*TINY, "--measure", "--backend", "onnxruntime").out
+    larger = run("500x500", *TINY[1:], "--backend", "onnxruntime").out
+    assert "measured is 140x140: the best one is extrapolated" in larger
+
+
+def test_a_cache_that_cannot_be_written_to_is_told_before_anything_is_measured(run, monkeypatch, tmp_path):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    monkeypatch.setattr(calibrate, "pass_seconds", lambda *_: pytest.fail("something was measured"))
+    assert "is not a folder" in run(*TINY, "--measure", "--backend", "onnxruntime", status=2).err
+
+
 def test_an_interrupt_leaves_nothing(run, monkeypatch):
     def interrupted(*_):
         raise KeyboardInterrupt

@@ -28,7 +28,7 @@ def setting():
 @pytest.fixture
 def calibration(setting):
     compared = (Compared((44, 64), 0.2, 0.21), Compared((64, 64), 0.4, 0.3), Compared((84, 64), 0.5, 0.5))
-    return Calibration(setting, CostModel(1e-4, 1e-11, 0.0), compared, 1, "2026-01-31")
+    return Calibration(setting, CostModel(1e-4, 1e-11, 0.0), compared, (100, 84), 1, "2026-01-31")
 
 
 def test_what_is_kept_comes_back(calibration):
@@ -43,6 +43,11 @@ def test_errors_are_shares_of_the_measured_time(calibration):
     assert [one.error for one in calibration.compared] == pytest.approx([0.05, -0.25, 0])
     assert (calibration.median, calibration.worst) == pytest.approx((0.05, 0.25))
     assert calibration.to_dict()["compared"][1]["error"] == pytest.approx(-0.25)
+
+
+def test_what_is_larger_than_measured_is_told(calibration):
+    assert calibration.covers((84, 100))
+    assert not calibration.covers((100, 88))
 
 
 @pytest.mark.parametrize(

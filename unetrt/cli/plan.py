@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from unetrt.cli.options import MEMORY, SIZE, Size
+from unetrt.runtime.artifacts import require_place
 from unetrt.runtime.errors import BackendUnavailableError, ModelFileError, OptionError
 
 if TYPE_CHECKING:
@@ -54,7 +55,7 @@ def command(frames: tuple[Size, ...], model: Path | None, measure: bool, as_json
     budget = Budget(choices["memory"], choices["batch"], choices["lanes"], BYTES[precision])
     place = {"name": choices["backend"], "precision": precision, "device": choices["device"]}
     calibration = _measure(network, frames, budget, **place) if measure else _kept(network, budget, **place)
-    costs = (frames, network.shape, budget, calibration and calibration.model)
+    costs = (frames, network.shape, budget, calibration.model if calibration else None)
     best = best_tile(*costs)
     rows = _front(candidates(*costs), best)
     if as_json:
@@ -78,6 +79,7 @@ def _measure(
     if precision == "int8":
         raise OptionError("int8 takes its ranges from frames, and none are given here: measure with --precision fp32")
     setting = Setting.here(chosen_backend(name), network.shape, precision, budget.batch, device)
+    require_place(setting.path)
     with bar() as progress:
         calibration = calibrate(network.checkpoint(), setting, frames, budget, device, progress)
     calibration.save()

@@ -55,6 +55,8 @@ def print_plan(
             f"the best tile needs {best.macs / usual.macs:.0%} of the arithmetic of 572-tiles{_and(best, usual)}"
         )
     click.echo(_source(calibration))
+    if calibration and not calibration.covers(best.tile):
+        click.echo(f"the largest tile that was measured is {_size(calibration.largest)}: the best one is extrapolated")
 
 
 def _predicted(row: "PlannedTile") -> tuple[str, ...]:
