@@ -13,7 +13,7 @@ from unetrt.runtime.errors import ModelFileError, OptionError, UnetrtError
 from unetrt.runtime.setting import Setting, folder
 
 SCHEMA = 1
-# Error beyond which predictions are not to be relied on.
+# Error of the worst prediction beyond which none is relied on, as a share of the measured time.
 TOLERANCE = 0.15
 
 
@@ -88,6 +88,11 @@ class Calibration:
         """The largest error, without its sign."""
         return max(abs(one.error) for one in self.compared)
 
+    @property
+    def reliable(self) -> bool:
+        """Whether every prediction came within `TOLERANCE`: else a plan by arithmetic is the safer one."""
+        return self.worst <= TOLERANCE
+
     def save(self) -> None:
         """Keep it for later plans; raises OutputError where the user's cache cannot be written to."""
         path = self.setting.path
@@ -97,7 +102,10 @@ class Calibration:
     def to_dict(self) -> dict[str, Any]:
         """Return all of it, errors included, as JSON has it."""
         compared = [{**asdict(one), "error": one.error} for one in self.compared]
-        return {"schema": SCHEMA, **asdict(self), "compared": compared, "median": self.median, "worst": self.worst}
+        return {"schema": SCHEMA, **asdict(self), "compared": compared, **self._accuracy()}
+
+    def _accuracy(self) -> dict[str, float | bool]:
+        return {"median": self.median, "worst": self.worst, "reliable": self.reliable}
 
     @classmethod
     def from_json(cls, text: str) -> "Calibration":

@@ -42,6 +42,8 @@ def test_what_is_kept_comes_back(calibration):
 def test_errors_are_shares_of_the_measured_time(calibration):
     assert [one.error for one in calibration.compared] == pytest.approx([0.05, -0.25, 0])
     assert (calibration.median, calibration.worst) == pytest.approx((0.05, 0.25))
+    assert not calibration.reliable
+    assert replace(calibration, compared=(calibration.compared[0], Compared((64, 64), 0.4, 0.345))).reliable
     assert calibration.to_dict()["compared"][1]["error"] == pytest.approx(-0.25)
 
 

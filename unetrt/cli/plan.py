@@ -41,7 +41,8 @@ def command(frames: tuple[Size, ...], model: Path | None, measure: bool, as_json
 
     Cheapest is the least arithmetic, until --measure has timed passes of this network here (a minute or two; TensorRT
     first builds an engine for each tile). Then it is the least time, predicted by what was measured, for this and for
-    every later plan of such a network. How far predictions are off is shown on ten tiles that they were not made from.
+    every later plan of such a network. How far predictions are off is shown on ten tiles that they were not made from;
+    where one is off by more than 15 %, they are not used.
 
     `unetrt export` plans by arithmetic all the same, so that a file does not depend on where it was made: give it the
     tile of your choice.
@@ -55,7 +56,8 @@ def command(frames: tuple[Size, ...], model: Path | None, measure: bool, as_json
     budget = Budget(choices["memory"], choices["batch"], choices["lanes"], BYTES[precision])
     place = {"name": choices["backend"], "precision": precision, "device": choices["device"]}
     calibration = _measure(network, frames, budget, **place) if measure else _kept(network, budget, **place)
-    costs = (frames, network.shape, budget, calibration.model if calibration else None)
+    relied_on = calibration if calibration and calibration.reliable else None
+    costs = (frames, network.shape, budget, relied_on.model if relied_on else None)
     best = best_tile(*costs)
     rows = _front(candidates(*costs), best)
     if as_json:
@@ -66,7 +68,7 @@ def command(frames: tuple[Size, ...], model: Path | None, measure: bool, as_json
     if measure and calibration:
         print_comparison(calibration, network.measured_as)
     usual = cost_of((572, 572), *costs) if network.shape.geometry.is_legal(572) else None
-    print_plan(rows, best, usual, budget, calibration)
+    print_plan(rows, best, usual, budget, relied_on)
 
 
 def _measure(
@@ -82,7 +84,8 @@ def _measure(
     require_place(setting.path)
     with bar() as progress:
         calibration = calibrate(network.checkpoint(), setting, frames, budget, device, progress)
-    calibration.save()
+    if calibration.reliable:  # else what was kept before may be better
+        calibration.save()
     return calibration
 
 

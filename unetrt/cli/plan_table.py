@@ -23,10 +23,10 @@ def print_comparison(calibration: "Calibration", measured_as: str) -> None:
     click.echo(f"{measured_as}; {_accuracy(calibration)}")
     if calibration.unsettled:
         click.echo(f"{calibration.unsettled} tiles took different times in every round: something else computes here")
-    if calibration.worst > TOLERANCE:
+    if not calibration.reliable:
         click.echo(
-            f"the worst prediction is off by more than {TOLERANCE:.0%}: do not rely on the seconds; measure again "
-            "while nothing else computes here"
+            f"the worst prediction is off by more than {TOLERANCE:.0%}: the seconds are neither kept nor used; measure "
+            "again while nothing else computes here"
         )
 
 
@@ -71,7 +71,7 @@ def _and(best: "PlannedTile", usual: "PlannedTile") -> str:
 
 def _source(calibration: "Calibration | None") -> str:
     if calibration is None:
-        return "ranked by arithmetic: no tile of such a network was measured here yet (--measure)"
+        return "ranked by arithmetic: there are no seconds of such a network on this machine (--measure)"
     where = f"on {calibration.measured_on} on this machine ({calibration.setting})"
     return f"seconds as measured {where}; {_accuracy(calibration)}"
 
