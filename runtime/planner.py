@@ -1,4 +1,4 @@
-"""The planner: which legal tile segments given frames with the least arithmetic."""
+"""The planner: which legal tile segments given frames with the least arithmetic, or in the least measured time."""
 
 from collections import Counter
 from collections.abc import Iterable
@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from unetrt.runtime.cost import UNetShape
+from unetrt.runtime.cost_model import CostModel
 from unetrt.runtime.errors import OptionError, TileError
 from unetrt.runtime.geometry import Geometry
 
@@ -64,6 +65,8 @@ class PlannedTile:
         Share of `macs` that a network without borders would need for the same pixels, 0 to 1.
     memory
         Bytes of activations, all lanes and the whole batch.
+    seconds
+        Predicted for all frames, one pass after another; None without a cost model.
     """
 
     tile: FrameSize
@@ -71,9 +74,12 @@ class PlannedTile:
     macs: int
     useful: float
     memory: int
+    seconds: float | None = None
 
 
-def candidates(frames: Iterable[FrameSize], shape: UNetShape, budget: Budget | None = None) -> list[PlannedTile]:
+def candidates(
+    frames: Iterable[FrameSize], shape: UNetShape, budget: Budget | None = None, model: CostModel | None = None
+) -> list[PlannedTile]:
     """Return every tile worth considering for these frames, cheapest first, whatever its memory.
 
     Parameters
@@ -84,21 +90,26 @@ def candidates(frames: Iterable[FrameSize], shape: UNetShape, budget: Budget | N
         The network.
     budget
         Batch, lanes and item size enter the figures; the memory limit does not.
+    model
+        What tiles take on this machine, measured at this batch. With it the cheapest is the fastest, without it the
+        one of least arithmetic.
     """
     sizes, budget = Counter(frames), budget or Budget()
     heights = _sides({height for height, _ in sizes}, shape.geometry)
     widths = _sides({width for _, width in sizes}, shape.geometry)
     passes = _passes(heights, widths, sizes, shape.geometry, budget.batch)
     planned = (
-        _cost((height, width), int(passes[row, column]), sizes, shape, budget)
+        _cost((height, width), int(passes[row, column]), sizes, shape, budget, model)
         for row, height in enumerate(heights)
         for column, width in enumerate(widths)
     )
-    return sorted(planned, key=lambda one: (one.macs, one.passes))
+    return sorted(planned, key=lambda one: (one.seconds or 0, one.macs, one.passes))
 
 
-def best_tile(frames: Iterable[FrameSize], shape: UNetShape, budget: Budget | None = None) -> PlannedTile:
-    """Return the cheapest tile that fits the budget.
+def best_tile(
+    frames: Iterable[FrameSize], shape: UNetShape, budget: Budget | None = None, model: CostModel | None = None
+) -> PlannedTile:
+    """Return the cheapest tile that fits the budget, as `candidates` ranks them.
 
     Raises
     ------
@@ -106,7 +117,7 @@ def best_tile(frames: Iterable[FrameSize], shape: UNetShape, budget: Budget | No
         None fits; the message names the smallest need.
     """
     budget = budget or Budget()
-    ranked = candidates(frames, shape, budget)
+    ranked = candidates(frames, shape, budget, model)
     fitting = [one for one in ranked if one.memory <= budget.memory]
     if fitting:
         return fitting[0]
@@ -119,13 +130,17 @@ def best_tile(frames: Iterable[FrameSize], shape: UNetShape, budget: Budget | No
 
 
 def cost_of(
-    tile: FrameSize, frames: Iterable[FrameSize], shape: UNetShape, budget: Budget | None = None
+    tile: FrameSize,
+    frames: Iterable[FrameSize],
+    shape: UNetShape,
+    budget: Budget | None = None,
+    model: CostModel | None = None,
 ) -> PlannedTile:
     """Return what these frames cost with a tile of the caller's choice; raises TileError where it is not legal."""
     sizes, budget = Counter(frames), budget or Budget()
     height, width = (shape.geometry.require(side) for side in tile)
     passes = _passes([height], [width], sizes, shape.geometry, budget.batch)
-    return _cost(tile, int(passes[0, 0]), sizes, shape, budget)
+    return _cost(tile, int(passes[0, 0]), sizes, shape, budget, model)
 
 
 def _sides(lengths: set[int], geometry: Geometry) -> list[int]:
@@ -153,11 +168,14 @@ def _passes(
     return computed
 
 
-def _cost(tile: FrameSize, passes: int, sizes: Counter[FrameSize], shape: UNetShape, budget: Budget) -> PlannedTile:
+def _cost(
+    tile: FrameSize, passes: int, sizes: Counter[FrameSize], shape: UNetShape, budget: Budget, model: CostModel | None
+) -> PlannedTile:
     macs = passes * shape.macs(*tile)
     pixels = sum(height * width * often for (height, width), often in sizes.items())
     memory = shape.activation_bytes(*tile, itemsize=budget.itemsize) * budget.batch * budget.lanes
-    return PlannedTile(tile, passes, macs, pixels * shape.macs_per_pixel() / macs, memory)
+    seconds = None if model is None else passes * model.seconds(tile, shape)
+    return PlannedTile(tile, passes, macs, pixels * shape.macs_per_pixel() / macs, memory, seconds)
 
 
 def _amount(memory: int) -> str:
