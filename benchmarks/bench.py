@@ -52,8 +52,8 @@ class Bench:
         unetrt's tile; planned by default.
     only
         Names of contenders, besides the reference; all that can be timed by default.
-    side
-        Of the matrices of the yardstick; as large as the device needs by default.
+    sides
+        Of the matrices of the yardstick; those that the device likes best by default.
     contenders
         To choose from.
     """
@@ -64,7 +64,7 @@ class Bench:
     device: Device = "cpu"
     tile: tuple[int, int] | None = None
     only: Sequence[str] = ()
-    side: int | None = None
+    sides: tuple[int, ...] = ()
     contenders: Sequence[Contender] = CONTENDERS
 
     def __post_init__(self) -> None:
@@ -112,7 +112,7 @@ class Bench:
             checked = [checks.of(one, told) for one in self.wanted()]
             passed = [one for one in checked if isinstance(one, Checked)]
             left_out = [one for one in checked if isinstance(one, LeftOut)]
-            limits = Limits(self.device, self.side or SIDES[self.device], _precisions(passed, self.device))
+            limits = Limits(self.device, self.sides or SIDES[self.device], _precisions(passed, self.device))
             rounds = [self._round(passed, job, limits, told) for _ in range(self.rounds)]
         return self._result(passed, left_out, rounds, about)
 

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from unetrt.benchmarks.contenders import Device
+from unetrt.runtime.processor import cores, processor
 
 PACKAGES = ("unetrt", "torch", "onnxruntime", "openvino", "monai", "numpy")
 # The Linux kernel's own files.
@@ -21,7 +22,7 @@ def environment(device: Device = "cpu") -> dict[str, Any]:
     about = {
         "processor": processor(),
         "threads": torch.get_num_threads(),
-        "processors": os.cpu_count(),
+        "processors": cores(),
         "numa_nodes": len(list(NODES.glob("node[0-9]*"))) or None,
         "megahertz": megahertz(),
         "governor": _text(CPUS / "cpu0/cpufreq/scaling_governor"),
@@ -49,21 +50,11 @@ def versions(packages: tuple[str, ...]) -> dict[str, str]:
     return known
 
 
-def processor() -> str:
-    """Return the processor's name, as far as the system tells."""
-    return _of_cpuinfo("model name") or platform.processor() or platform.machine()
-
-
 def megahertz() -> float | None:
     """Return the first processor's clock now, in MHz, as far as the system tells."""
-    told = _of_cpuinfo("cpu MHz")
-    return float(told) if told else None
-
-
-def _of_cpuinfo(key: str) -> str | None:
     for line in (_text(Path("/proc/cpuinfo")) or "").splitlines():
-        if line.startswith(key):
-            return line.partition(":")[2].strip()
+        if line.startswith("cpu MHz"):
+            return float(line.partition(":")[2])
     return None
 
 

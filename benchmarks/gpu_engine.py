@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from numpy.typing import NDArray
 
+from unetrt.benchmarks.checks import MOST_WRONG
 from unetrt.benchmarks.whole_frame import wrong_pixels
 from unetrt.export.exporter import spec_for
 from unetrt.export.options import Options
@@ -18,9 +19,6 @@ from unetrt.trainer.torch_session import TorchSession
 
 # In the order in which they are tried.
 BACKENDS = ("tensorrt", "onnxruntime-cuda")
-# More labels than this may not differ from those of one FP32 pass, ties left out: those of another network would. An
-# untrained one has many pixels at which FP16 decides.
-MOST_WRONG = 0.05
 
 
 def first_session(model: Path, backends: Sequence[str] = BACKENDS) -> tuple[Session, dict[str, str]]:

@@ -16,7 +16,6 @@ from typing import Any
 import click
 import numpy as np
 
-from unetrt.benchmarks.environment import processor
 from unetrt.benchmarks.figure import Figure
 from unetrt.benchmarks.fresh import fresh, one_core, store_drawn, stored
 from unetrt.benchmarks.history import keep
@@ -25,6 +24,7 @@ from unetrt.benchmarks.one_line import OneLine
 from unetrt.benchmarks.record import Measure, Record
 from unetrt.runtime.artifacts import require_writable
 from unetrt.runtime.host_frames import plan_of
+from unetrt.runtime.processor import processor
 
 NAME = "host-path"
 MEASURES = (

@@ -17,7 +17,6 @@ import click
 import numpy as np
 from numpy.typing import NDArray
 
-from unetrt.benchmarks.environment import processor
 from unetrt.benchmarks.figure import Figure
 from unetrt.benchmarks.fresh import fresh, store_drawn, stored
 from unetrt.benchmarks.history import keep
@@ -26,6 +25,7 @@ from unetrt.benchmarks.record import Measure, Record
 from unetrt.runtime.artifacts import require_writable
 from unetrt.runtime.live.frame_queue import Policy
 from unetrt.runtime.live.live_segmenter import LiveSegmenter
+from unetrt.runtime.processor import processor
 from unetrt.runtime.segmenter import Segmenter
 
 NAME = "live"

@@ -31,11 +31,14 @@ def drawn_frame(size: tuple[int, int], channels: int) -> NDArray[Any]:
 
 def untrained(base: int, depth: int, seed: int = 0) -> Checkpoint:
     """Return a network with random weights: as fast as a trained one."""
-    shape = UNetShape(depth, base)
+    return untrained_of(UNetShape(depth, base), seed)
+
+
+def untrained_of(shape: UNetShape, seed: int = 0) -> Checkpoint:
+    """Return a network of any shape with random weights."""
     net = UNet(shape).initialise(torch.Generator().manual_seed(seed))
-    return Checkpoint(
-        shape, state_of(net), ("background", "foreground"), Normalisation(), "instances", separation_border=2
-    )
+    names = ("background", *(f"class {number}" for number in range(1, shape.classes)))
+    return Checkpoint(shape, state_of(net), names, Normalisation(), "classes", separation_border=0)
 
 
 def undecided(base: int, depth: int, seed: int = 0, *, fixed: bool = False) -> Checkpoint:

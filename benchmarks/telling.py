@@ -8,7 +8,7 @@ import numpy as np
 from unetrt.benchmarks.checks import Checked
 from unetrt.benchmarks.contenders import Device
 from unetrt.benchmarks.figure import Figure
-from unetrt.benchmarks.limits import product
+from unetrt.benchmarks.limits import product_of
 from unetrt.benchmarks.result import SEGMENT, Measured
 from unetrt.benchmarks.worker import Round
 
@@ -26,7 +26,7 @@ class Telling:
         """Return all that is stored of a contender."""
         precision = one.contender.precision_on(self.device)
         seconds = {way: _of_rounds(rounds, way) for way in rounds[0].seconds}
-        rate = self.limits[product(precision)]
+        rate = self.limits[product_of(precision)]
         joules = [each.joules for each in rounds if each.joules is not None]
         return Measured(
             name=one.contender.name,
@@ -42,7 +42,7 @@ class Telling:
             speedup=_of_rounds(self.reference, SEGMENT) / seconds[SEGMENT],
             latencies=tuple(took for each in rounds for took in each.seconds[SEGMENT]),
             phases={name: float(np.median([each.phases[name] for each in rounds])) for name in rounds[0].phases},
-            limit=product(precision),
+            limit=product_of(precision),
             share=one.about.flops / seconds[SEGMENT] / rate,
             host_memory=max((each.host_memory for each in rounds if each.host_memory is not None), default=None),
             device_memory=max((each.device_memory for each in rounds if each.device_memory is not None), default=None),

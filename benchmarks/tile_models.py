@@ -3,23 +3,12 @@
 from pathlib import Path
 
 import onnx
-import torch
 
 from unetrt.export.exporter import spec_for
 from unetrt.export.graph import build_graph, describe, require_clean
 from unetrt.export.options import Options
-from unetrt.runtime.cost import UNetShape
-from unetrt.runtime.normalisation import Normalisation
 from unetrt.runtime.spec import ModelSpec, Precision
-from unetrt.trainer.checkpoint import Checkpoint, state_of
-from unetrt.trainer.unet import UNet
-
-
-def untrained(shape: UNetShape) -> Checkpoint:
-    """Return a network with random weights: as fast as a trained one."""
-    net = UNet(shape).initialise(torch.Generator().manual_seed(0))
-    names = ("background", *(f"class {number}" for number in range(1, shape.classes)))
-    return Checkpoint(shape, state_of(net), names, Normalisation(), "classes", separation_border=0)
+from unetrt.trainer.checkpoint import Checkpoint
 
 
 class TileModels:

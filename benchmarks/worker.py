@@ -21,6 +21,8 @@ from unetrt.runtime.errors import InferenceError
 
 # A round of a contender is one uncounted turn of all its ways, then counted ones until there were so many seconds.
 ENOUGH, MOST = 5.0, 30
+# Seconds that a process has to end by itself.
+PATIENCE = 20.0
 
 
 @dataclass(frozen=True)
@@ -81,10 +83,12 @@ class Worker(Closable):
 
     def close(self) -> None:
         """End the process; idempotent."""
+        # A contender that is asked to end ends its own processes, as torch's compiler has; one that is killed does not.
+        self._connection.close()
+        self._process.join(PATIENCE)
         if self._process.is_alive():
             self._process.terminate()
-        self._process.join()
-        self._connection.close()
+            self._process.join()
 
     def _ask(self, what: str) -> Any:
         self._connection.send(what)

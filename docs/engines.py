@@ -16,7 +16,6 @@ import numpy as np
 import onnx
 import torch
 
-from unetrt.benchmarks.environment import processor
 from unetrt.export.graph import build_graph, describe
 from unetrt.export.quantisation import quantised
 from unetrt.runtime.cost import UNetShape
@@ -26,6 +25,7 @@ from unetrt.runtime.engines.flavours import AUTO, usable_flavour
 from unetrt.runtime.engines.machine import this_machine
 from unetrt.runtime.engines.options import BuildOptions
 from unetrt.runtime.normalisation import Normalisation
+from unetrt.runtime.processor import processor
 from unetrt.runtime.spec import PRECISIONS, ModelSpec
 from unetrt.trainer.unet import UNet
 

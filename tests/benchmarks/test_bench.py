@@ -27,7 +27,7 @@ def checkpoint():
 def bench(checkpoint, *others, first=REFERENCE, **fields):
     """One that sleeps in the place of the usual loop, and others."""
     reference = replace(contender(first), name=REFERENCE, title="the usual sleeper", module=contender(first).module)
-    return Bench(checkpoint, SIZE, side=SIDE, contenders=(reference, *others), **{"rounds": 1} | fields)
+    return Bench(checkpoint, SIZE, sides=(SIDE,), contenders=(reference, *others), **{"rounds": 1} | fields)
 
 
 def test_all_that_was_measured_is_told(checkpoint):
@@ -69,7 +69,7 @@ def test_the_labels_of_another_network_are_not_timed(checkpoint):
 def test_without_the_usual_loop_there_is_nothing_to_hold_anything_against(checkpoint):
     gone = replace(contender("stranger"), name=REFERENCE, module="no.such.module", title="the usual loop")
     with pytest.raises(InferenceError, match="the usual loop: ModuleNotFoundError"):
-        Bench(checkpoint, SIZE, 1, side=SIDE, contenders=(gone,)).measure()
+        Bench(checkpoint, SIZE, 1, sides=(SIDE,), contenders=(gone,)).measure()
 
 
 @pytest.mark.parametrize(

@@ -43,7 +43,7 @@ def test_a_contender_can_be_timed_or_says_why_not(one, device):
 
 
 def test_limits_are_rates():
-    rates = Limits("cpu", 64, ("fp32", "bf16")).rates()
+    rates = Limits("cpu", (32, 64), ("fp32", "bf16")).rates()
     assert set(rates) == {"matrix product fp32", "matrix product bf16", COPY}
     assert all(rate > 1e6 for rate in rates.values())
 

@@ -3,7 +3,8 @@ import onnx
 import pytest
 
 from unetrt.benchmarks import tile_passes
-from unetrt.benchmarks.tile_models import TileModels, untrained
+from unetrt.benchmarks.networks import untrained_of
+from unetrt.benchmarks.tile_models import TileModels
 from unetrt.benchmarks.tile_passes import Place, Wanted, pass_seconds, settled, time_passes
 from unetrt.export.exporter import spec_for
 from unetrt.export.graph import build_graph
@@ -17,13 +18,13 @@ TILES = [(44, 60), (76, 52)]
 
 @pytest.fixture(scope="module")
 def models(tmp_path_factory):
-    models = TileModels(untrained(SHAPE), "fp32", 2, tmp_path_factory.mktemp("models"))
+    models = TileModels(untrained_of(SHAPE), "fp32", 2, tmp_path_factory.mktemp("models"))
     return [models.write(tile) for tile in TILES]
 
 
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])
 def test_a_retiled_model_is_bitwise_the_exported_one(tmp_path, precision):
-    checkpoint = untrained(SHAPE)
+    checkpoint = untrained_of(SHAPE)
     models = TileModels(checkpoint, precision, 1, tmp_path)
     models.write(TILES[0])
     exported = tmp_path / "exported.onnx"

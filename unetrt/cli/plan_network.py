@@ -60,8 +60,8 @@ def _of_model(path: Path) -> Network:
 
 def _untrained(shape: UNetShape, measured_as: str, precision: str = "fp32") -> Network:
     def checkpoint() -> "Checkpoint":
-        from unetrt.benchmarks.tile_models import untrained
+        from unetrt.benchmarks.networks import untrained_of
 
-        return untrained(shape)
+        return untrained_of(shape)
 
     return Network(shape, checkpoint, precision, measured_as)
