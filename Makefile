@@ -79,7 +79,7 @@ FLOORS := onnxruntime=2.6 openvino-bf16=5.5 onnxruntime/monai=4.5 openvino-bf16/
 
 # What was measured is kept in the history even where it missed the floor; what already is there is not added again.
 bench-cpu: $(READY)  ## the usual loop and other engines against unetrt, on this machine
-	$(BIN)/unetrt bench --frame 2048x2048 $(FLOORS:%=--floor %) --json benchmarks/results/cpu.json \
+	$(BIN)/unetrt bench --device cpu --frame 2048x2048 $(FLOORS:%=--floor %) --json benchmarks/results/cpu.json \
 	  --png docs/benchmarks.png; \
 	status=$$?; $(BIN)/python -m unetrt.benchmarks.history benchmarks/results/cpu.json && exit $$status
 

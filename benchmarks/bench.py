@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from multiprocessing import get_context
 from pathlib import Path
@@ -23,7 +23,7 @@ from unetrt.benchmarks.telling import Telling
 from unetrt.benchmarks.worker import Round, Worker
 from unetrt.export.exporter import planned_tile
 from unetrt.export.options import Options
-from unetrt.runtime.errors import OptionError
+from unetrt.runtime.errors import InferenceError, OptionError
 from unetrt.runtime.spec import Head, Precision
 from unetrt.trainer.checkpoint import Checkpoint
 
@@ -79,7 +79,6 @@ class Bench:
             raise OptionError(
                 f"the usual loop's tile of {USUAL_TILE} px is too small at depth {shape.depth}: up to 5 works"
             )
-
         for side in self.tile or ():
             shape.geometry.require(side)
 
@@ -113,7 +112,7 @@ class Bench:
             passed = [one for one in checked if isinstance(one, Checked)]
             left_out = [one for one in checked if isinstance(one, LeftOut)]
             limits = Limits(self.device, self.sides or SIDES[self.device], _precisions(passed, self.device))
-            rounds = [self._round(passed, job, limits, told) for _ in range(self.rounds)]
+            rounds = [self._round(passed, left_out, job, limits, told) for _ in range(self.rounds)]
         return self._result(passed, left_out, rounds, about)
 
     def steps(self) -> int:
@@ -125,19 +124,27 @@ class Bench:
         job.write_frame(frame)
         tile = self.tile or planned_tile(self.checkpoint, [self.size])
         head: Head = "labels" if self.device == "gpu" else "logits"
-        for precision in {"fp32", *(one.precision_on(self.device) for one in self.wanted() if one.planned)}:
+        here = [one for one in self.wanted() if self.device in one.devices]
+        for precision in {one.precision_on(self.device) for one in here if one.planned}:
             write_model(self.checkpoint, Options(tile, precision, head), job.model(precision))
 
-    def _round(self, passed: list[Checked], job: Job, limits: Limits, told: Told) -> "_Rounds":
-        """Start every contender anew: how fast a process runs depends on where its memory happens to lie."""
+    def _round(self, passed: list[Checked], left_out: list[LeftOut], job: Job, limits: Limits, told: Told) -> "_Rounds":
+        """Start every contender anew: how fast a process runs depends on where its memory happens to lie.
+
+        Whoever fails moves from `passed` to `left_out`; the usual loop raises InferenceError.
+        """
         told("timing: what the machine can do")
-        with ProcessPoolExecutor(1, get_context("spawn")) as process:
-            rates = process.submit(limits.rates).result()
-        measured = {}
-        for one in passed:
+        measured, rates = {}, _apart(limits.rates)
+        for one in list(passed):
             told(f"timing: {one.contender.title}")
-            with Worker(one.contender, job) as worker:
-                measured[one.contender.name] = worker.round()
+            try:
+                with Worker(one.contender, job) as worker:
+                    measured[one.contender.name] = worker.round()
+            except InferenceError as error:
+                if one.contender.name == REFERENCE:
+                    raise
+                passed.remove(one)
+                left_out.append(LeftOut(one.contender.name, one.contender.title, str(error)))
         return _Rounds(rates, measured)
 
     def _result(
@@ -150,7 +157,7 @@ class Bench:
         return Result(
             when=datetime.now(UTC).isoformat(timespec="seconds"),
             frame=self.size,
-            network={"depth": shape.depth, "base": shape.base, "channels": shape.channels, "classes": shape.classes},
+            network=asdict(shape),
             reference=REFERENCE,
             contenders=tuple(
                 told.measured(one, [each.contenders[one.contender.name] for each in rounds]) for one in passed
@@ -167,6 +174,15 @@ class _Rounds:
 
     rates: dict[str, float]
     contenders: dict[str, Round]
+
+
+def _apart(measure: Callable[[], dict[str, float]]) -> dict[str, float]:
+    """Return what a function returns in a process of its own; raises InferenceError where it fails."""
+    with ProcessPoolExecutor(1, get_context("spawn")) as process:
+        try:
+            return process.submit(measure).result()
+        except (RuntimeError, MemoryError) as error:  # torch's, and that of a process that died
+            raise InferenceError(f"the machine's limits could not be measured: {error}") from error
 
 
 def _precisions(passed: list[Checked], device: Device) -> tuple[Precision, ...]:

@@ -65,7 +65,7 @@ def calibrate(
     """
     with TemporaryDirectory(prefix="unetrt-plan-") as folder:
         models = TileModels(checkpoint, cast("Precision", setting.precision), setting.batch, Path(folder))
-        tiles = _tiles(models, setting, frames, _within_free(budget), device)
+        tiles = _tiles(models, setting, frames, budget if setting.on_gpu else _within_free(budget), device)
         rounds = _times(models, tiles, Place(setting.backend, device), progress)
     shape = checkpoint.shape
     seconds = [TileSeconds(tile, min(times) / setting.batch) for tile, times in zip(tiles, rounds, strict=True)]

@@ -1,6 +1,7 @@
 """A result as a PNG: one bar a contender."""
 
 from collections.abc import Iterator, Sequence
+from importlib import import_module
 from pathlib import Path
 from textwrap import fill
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -39,13 +40,20 @@ def save_png(result: Result, path: Path) -> None:
         drawing.savefig(temporary, format="png", dpi=DPI)
 
 
-def draw(result: Result) -> "Drawing":
-    """Return the drawing, apart from matplotlib's global state; raises OptionError where that is not installed."""
+def require_matplotlib() -> None:
+    """Raise OptionError where matplotlib is not installed."""
     try:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure as Drawing
+        import_module("matplotlib.figure")
     except ImportError as error:
         raise OptionError(f"a PNG is drawn with matplotlib, which cannot be imported ({error})") from error
+
+
+def draw(result: Result) -> "Drawing":
+    """Return the drawing, apart from matplotlib's global state; raises OptionError where that is not installed."""
+    require_matplotlib()
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure as Drawing
+
     titles, above = [fill(one.title, TITLE_LETTERS) for one in result.contenders], list(_above(result))
     bars = len(titles) * max(BAR, LINE * (1 + max(title.count("\n") + 1 for title in titles)))
     height = bars + AROUND + sum(text.height for text in above)

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
-from unetrt.benchmarks.probes import compiler, monai, torch_gpu
+from unetrt.benchmarks.probes import bfloat16, compiler, monai, torch_gpu
 from unetrt.runtime.sessions import BACKENDS
 from unetrt.runtime.spec import Precision
 
@@ -66,7 +66,7 @@ class Contender:
             return f"it computes on the {self.devices[0].upper()}: --device {self.devices[0]}"
         if self.backend:
             (backend,) = (one for one in BACKENDS if one.name == self.backend)
-            return backend.probe()
+            return backend.probe() or self.probe()
         return (torch_gpu() if device == "gpu" else None) or self.probe()
 
 
@@ -74,9 +74,10 @@ def _torch(name: str, title: str, **ways: object) -> Contender:
     return Contender(name, f"eager torch, {title}", f"{HERE}.usual_loop", **ways)  # type: ignore[arg-type]
 
 
-def _unetrt(name: str, engine: str, device: Device, precision: Precision, backend: str = "") -> Contender:
+def _unetrt(name: str, engine: str, device: Device, precision: Precision, **fields: object) -> Contender:
     both = (precision, precision)
-    return Contender(name, f"unetrt, {engine}", f"{HERE}.ours", both, (device,), backend or name, planned=True)
+    fields = {"backend": name, "planned": True} | fields
+    return Contender(name, f"unetrt, {engine}", f"{HERE}.ours", both, (device,), **fields)  # type: ignore[arg-type]
 
 
 REFERENCE = "torch"
@@ -99,7 +100,7 @@ CONTENDERS = (
     Contender("monai", "MONAI, sliding window at overlap 0.5", f"{HERE}.sliding_window", probe=monai),
     _unetrt("onnxruntime", "ONNX Runtime", "cpu", "fp32"),
     _unetrt("openvino", "OpenVINO", "cpu", "fp32"),
-    _unetrt("openvino-bf16", "OpenVINO in bfloat16", "cpu", "bf16", "openvino"),
+    _unetrt("openvino-bf16", "OpenVINO in bfloat16", "cpu", "bf16", backend="openvino", probe=bfloat16),
     _unetrt("onnxruntime-cuda", "ONNX Runtime on CUDA", "gpu", "fp16"),
     _unetrt("onnxruntime-tensorrt", "ONNX Runtime on TensorRT", "gpu", "fp16"),
     _unetrt("onnxruntime-tensorrt-rtx", "ONNX Runtime on TensorRT for RTX", "gpu", "fp16"),

@@ -15,7 +15,8 @@ CONFIDENCE = 0.95
 class Figure:
     """Median and interval of one value a round.
 
-    Rounds are independent, each started in fresh processes; what is measured within one is not, and is one value here.
+    Rounds are to be independent, best each started in fresh processes; what is measured within one is not, and is one
+    value here.
     The interval is that of the median by order statistics, which asks nothing of the distribution: each round lies
     above the true median as likely as below, so that the range of n rounds holds it in 1 - 2 / 2^n of all cases
     (W. J. Conover, Practical Nonparametric Statistics, 3rd ed., section 3.2). 6 rounds are needed for 95 %.

@@ -8,7 +8,7 @@ from typing import Self
 from unetrt.benchmarks.contenders import Contender, Device
 from unetrt.benchmarks.figure import Figure
 from unetrt.benchmarks.result import SEGMENT, Measured, Result
-from unetrt.benchmarks.verdict import leader
+from unetrt.benchmarks.verdict import is_ours, leader
 from unetrt.runtime.errors import OptionError, UnetrtError
 
 
@@ -65,6 +65,8 @@ class Floor:
             One of them was not timed.
         """
         first = _named(result, self.name) if self.name else leader(result)
+        if not self.name and not is_ours(first):
+            raise OptionError("a floor without a name is for unetrt's fastest, and no engine of unetrt was timed")
         other = _named(result, self.other or result.reference)
         return first, other, other.seconds[SEGMENT] / first.seconds[SEGMENT]
 
@@ -78,6 +80,19 @@ class Floor:
         if ratio.median < self.least:
             raise FloorError(said)
         return said
+
+
+def check_all(floors: Sequence[Floor], result: Result) -> list[str]:
+    """Return a line a floor; raises FloorError with those that are missed, after the others were looked at too."""
+    kept, missed = [], []
+    for floor in floors:
+        try:
+            kept.append(floor.check(result))
+        except FloorError as error:
+            missed.append(str(error))
+    if missed:
+        raise FloorError("; ".join(missed))
+    return kept
 
 
 def _named(result: Result, name: str) -> Measured:

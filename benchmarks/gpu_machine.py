@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from unetrt.benchmarks.environment import environment, versions
+from unetrt.benchmarks.probes import torch_gpu
 from unetrt.runtime.errors import BackendUnavailableError
 
 # What nvidia-smi is asked; names as `nvidia-smi --help-query-gpu` lists them, clocks in MHz, power in W.
@@ -35,11 +36,8 @@ PACKAGES = (
 
 def require_gpu() -> torch.device:
     """Return torch's GPU; raises BackendUnavailableError where there is none."""
-    if not torch.cuda.is_available():
-        build = f"CUDA {torch.version.cuda}" if torch.version.cuda else "no CUDA"
-        raise BackendUnavailableError(
-            f"this measures a GPU, and torch {torch.__version__}, built with {build}, finds none: nothing is measured"
-        )
+    if reason := torch_gpu():
+        raise BackendUnavailableError(f"this measures a GPU, and {reason}: nothing is measured")
     return torch.device("cuda", torch.cuda.current_device())
 
 
@@ -51,7 +49,7 @@ def gpu_environment(device: torch.device) -> dict[str, Any]:
     return {
         "gpu": about.name,
         "capability": f"{about.major}.{about.minor}",
-        "memory": about.total_memory,
+        "gpu_memory": about.total_memory,
         "multiprocessors": about.multi_processor_count,
         # Convolutions in FP32 use TF32 where the hardware has it, unless told otherwise: torch's own default.
         "tf32_convolutions": bool(torch.backends.cudnn.allow_tf32),

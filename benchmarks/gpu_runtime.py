@@ -1,6 +1,7 @@
 """How fast the runtime is on a GPU, against its goals: what `unetrt bench --goals` measures."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -51,12 +52,10 @@ def measured(bench: Bench, cases: Sequence[Case], show: Callable[[dict[str, Any]
             states[f"after {case.name}"] = state(bench.device)
             torch.cuda.empty_cache()  # engines take their memory past torch, which keeps what it has freed
         show(done[-1])
-    shape = bench.checkpoint.shape
-    network = {"depth": shape.depth, "base": shape.base, "channels": shape.channels, "classes": shape.classes}
     environment = gpu_environment(bench.device) if cuda else {}
     return {
         "schema": SCHEMA,
-        "network": network,
+        "network": asdict(bench.checkpoint.shape),
         "environment": environment,
         "states": states,
         "cases": done,

@@ -53,6 +53,8 @@ class Limits:
     @torch.inference_mode()
     def product_rate(self, precision: Precision) -> float:
         """Return the rate of a dense product, of the best library, size and layout."""
+        # In TF32 where convolutions are, which torch allows them, and not products, unless told otherwise.
+        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32
         ways = ((2 * side**3, way) for side in self.sides for way in self._products(side, DTYPES[precision]))
         return max(flops / _seconds(way, self._place) for flops, way in ways)
 

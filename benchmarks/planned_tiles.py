@@ -10,10 +10,9 @@ from torch import Tensor, nn
 
 from unetrt.benchmarks.contenders import Contender
 from unetrt.benchmarks.job import Job
-from unetrt.benchmarks.ready import About, Ready
+from unetrt.benchmarks.ready import Ready, planned
 from unetrt.benchmarks.result import SEGMENT
 from unetrt.benchmarks.synchronised import timed
-from unetrt.runtime.cost import UNetShape
 from unetrt.runtime.model_files.onnx_file import read_spec
 from unetrt.runtime.plan import TilePlan
 from unetrt.runtime.spec import ModelSpec
@@ -32,13 +31,7 @@ def ready(job: Job, contender: Contender) -> Ready:
         channels_last=contender.channels_last,
         compiled=contender.compiled,
     )
-    return Ready(about(checkpoint.shape, spec, (frame.shape[-2], frame.shape[-1])), {SEGMENT: lambda: tiles(frame)})
-
-
-def about(shape: UNetShape, spec: ModelSpec, frame: tuple[int, int]) -> About:
-    """Return what contenders with a model's tiles say of themselves for a frame (H, W)."""
-    tiles = len(TilePlan(frame, spec.tile, spec.geometry, spec.border))
-    return About(spec.tile, tiles, 2 * tiles * shape.macs(*spec.tile), frame, "all labels")
+    return Ready(planned(checkpoint.shape, spec, (frame.shape[-2], frame.shape[-1])), {SEGMENT: lambda: tiles(frame)})
 
 
 class PlannedTiles:

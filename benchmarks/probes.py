@@ -18,6 +18,13 @@ def torch_gpu() -> str | None:
     return f"torch {torch.__version__}, built with {build}, finds no GPU"
 
 
+def bfloat16() -> str | None:
+    """Tell whether OpenVINO computes in bfloat16 on this processor, and not in float32 in its place."""
+    from unetrt.runtime.sessions.openvino import has_bfloat16
+
+    return None if has_bfloat16() else "this processor does not multiply bfloat16, which would be computed in float32"
+
+
 def compiler() -> str | None:
     """Tell whether torch.compile finds a C++ compiler."""
     return None if any(map(shutil.which, COMPILERS)) else "torch.compile needs a C++ compiler: install g++ or clang"

@@ -6,6 +6,10 @@ from typing import Any
 
 from numpy.typing import NDArray
 
+from unetrt.runtime.cost import UNetShape
+from unetrt.runtime.plan import TilePlan
+from unetrt.runtime.spec import ModelSpec
+
 
 @dataclass(frozen=True)
 class About:
@@ -21,6 +25,8 @@ class About:
         whole frame; None where it has checked itself.
     checked
         What is checked, in a few words.
+    engine
+        What computes, where the contender chooses that by itself.
     """
 
     tile: tuple[int, int]
@@ -28,6 +34,7 @@ class About:
     flops: int
     right_within: tuple[int, int] | None
     checked: str
+    engine: str = ""
 
 
 @dataclass(frozen=True)
@@ -48,3 +55,9 @@ class Ready:
     about: About
     ways: Mapping[str, Callable[[], NDArray[Any] | None]]
     phases: Callable[[], Mapping[str, float]] = dict
+
+
+def planned(shape: UNetShape, spec: ModelSpec, frame: tuple[int, int]) -> About:
+    """Return what contenders with a model's tiles say of themselves for a frame (H, W)."""
+    tiles = len(TilePlan(frame, spec.tile, spec.geometry, spec.border))
+    return About(spec.tile, tiles, 2 * tiles * shape.macs(*spec.tile), frame, "all labels")

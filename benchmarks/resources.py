@@ -3,10 +3,13 @@
 import sys
 from collections.abc import Callable
 from contextlib import suppress
+from functools import cache
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
+
+from unetrt.runtime.engines.machine import handle_of
 
 # The Linux kernel's power capping framework: micro-joules of each processor since some start.
 POWERCAP = Path("/sys/class/powercap")
@@ -53,8 +56,8 @@ def between(before: float | None, after: float | None) -> float | None:
 
 
 def _packages() -> list[Path]:
-    """Return the processors' zones, without the parts inside them."""
-    return [zone for zone in sorted(POWERCAP.glob("*:*")) if zone.name.count(":") == 1 and _is_package(zone)]
+    """Return the processors' zones, without the parts inside them; a laptop tells of its one in a second way too."""
+    return [zone for zone in sorted(POWERCAP.glob("intel-rapl:*")) if zone.name.count(":") == 1 and _is_package(zone)]
 
 
 def _is_package(zone: Path) -> bool:
@@ -68,11 +71,14 @@ def _of_gpu(ask: Callable[[Any, Any], Any]) -> Any:
     if not find_spec("pynvml"):
         return None
     nvml: Any = import_module("pynvml")
-    try:
-        nvml.nvmlInit()
-        try:
-            return ask(nvml, nvml.nvmlDeviceGetHandleByIndex(0))
-        finally:
-            nvml.nvmlShutdown()
-    except nvml.NVMLError:
-        return None
+    with suppress(nvml.NVMLError):
+        return ask(nvml, _first_gpu())
+    return None
+
+
+@cache
+def _first_gpu() -> Any:
+    """Open the management library, until the process ends, and return its handle of that GPU."""
+    nvml: Any = import_module("pynvml")
+    nvml.nvmlInit()
+    return handle_of(nvml, 0)

@@ -44,9 +44,12 @@ class Measured:
     limit, share
         Name of the limit that it is held against, and which share of it is reached from frame to labels, 0 to 1.
     host_memory, device_memory
-        Bytes at the peak, in the process; None where unknown.
+        Bytes: the process's peak; what was taken on the GPU, by everyone, between before it loaded and its end. None
+        where unknown.
     joules
         Energy of the processor or GPU for a frame; None where the driver does not tell.
+    engine
+        What computed, for unetrt.
     """
 
     name: str
@@ -67,6 +70,7 @@ class Measured:
     host_memory: int | None = None
     device_memory: int | None = None
     joules: Figure | None = None
+    engine: str = ""
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,7 @@ WINDOW = 512
 OVERLAP = 0.5
 # The twin pools on another lattice: its window begins so many pixels before the network's tile.
 SHIFT = 2
-# Scores of the twin and the network may differ by so much, in units of the scores' spread; TF32 takes a part of it.
+# Scores of the twin and the network may differ by so much, in units of the scores' spread.
 CLOSE = 1e-2
 
 
@@ -34,7 +34,8 @@ def ready(job: Job, contender: Contender) -> Ready:  # noqa: ARG001 - it has one
     planes = frame if frame.ndim == 3 else frame[None]
     net, twin = (checkpoint.network().to(job.torch_device) for _ in range(2))
     twin = padded(twin)
-    require_twin(net, twin)
+    with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
+        require_twin(net, twin)
 
     @torch.inference_mode()
     def segment() -> NDArray[np.uint8]:

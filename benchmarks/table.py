@@ -7,6 +7,7 @@ from rich.padding import Padding
 from rich.text import Text
 
 from unetrt.benchmarks.folding import FoldingTable
+from unetrt.benchmarks.percentiles import percentiles
 from unetrt.benchmarks.result import PREDICT, SEGMENT, SESSION, Measured, Result
 from unetrt.benchmarks.verdict import case, doubts, headline, is_ours, leader, least_rounds
 from unetrt.benchmarks.wording import (
@@ -34,9 +35,8 @@ def table(result: Result) -> RenderableType:
     """Return a renderable for 100 columns; in narrower terminals titles are folded, and nothing is cut."""
     told = [Text(headline(result), "bold"), *(Text(f"! {doubt}", "yellow") for doubt in doubts(result))]
     about = Text(f"{case(result)}, {count(least_rounds(result), 'round')}", "dim")
-    return Group(
-        *told, about, _contenders(result), *_own_ways(result), *_phases(result), *_left_out(result), _limits(result)
-    )
+    behind = (*_own_ways(result), *_latencies(result), *_phases(result), *_left_out(result), _limits(result))
+    return Group(*told, about, _contenders(result), *behind)
 
 
 def _contenders(result: Result) -> FoldingTable:
@@ -73,10 +73,27 @@ def _own_ways(result: Result) -> Iterator[FoldingTable]:
     ours = list(filter(is_ours, result.contenders))
     if not ours:
         return
-    drawn = FoldingTable("unetrt's own ways", SESSION, SEGMENT, "on top", PREDICT)
+    drawn = FoldingTable("unetrt's own ways", SESSION, SEGMENT, "on top", PREDICT, "Mpixel/s")
     for one in ours:
-        drawn.add(one.title, [_time(one, SESSION), _time(one, SEGMENT), on_top(one), _time(one, PREDICT)])
+        times = [_time(one, SESSION), _time(one, SEGMENT), on_top(one), _time(one, PREDICT)]
+        drawn.add(one.title, [*times, digits(megapixels(one, result))])
     yield drawn
+
+
+def megapixels(one: Measured, result: Result) -> float:
+    """Return how many million pixels a second a contender labels, by its median."""
+    height, width = result.frame
+    return height * width / one.seconds[SEGMENT].median / 1e6
+
+
+def _latencies(result: Result) -> Iterator[RenderableType]:
+    """Yield p50, p95 and p99 of those of unetrt's that have runs enough for the second."""
+    told = {one.title: percentiles(one.latencies) for one in filter(is_ours, result.contenders)}
+    enough = {title: found for title, found in told.items() if found[95] is not None}
+    if enough:
+        yield Text("latencies of single frames", "dim")
+    for title, found in enough.items():
+        yield _item(title, ", ".join(f"p{rank} {time(value)}" for rank, value in found.items() if value is not None))
 
 
 def _time(one: Measured, way: str) -> str:

@@ -47,6 +47,7 @@ class Telling:
             host_memory=max((each.host_memory for each in rounds if each.host_memory is not None), default=None),
             device_memory=max((each.device_memory for each in rounds if each.device_memory is not None), default=None),
             joules=Figure.of(joules) if joules else None,
+            engine=one.about.engine,
         )
 
 

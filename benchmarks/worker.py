@@ -19,10 +19,12 @@ from unetrt.benchmarks.result import SEGMENT
 from unetrt.runtime.closing import Closable
 from unetrt.runtime.errors import InferenceError
 
-# A round of a contender is one uncounted turn of all its ways, then counted ones until there were so many seconds.
+# A round of a contender is one uncounted turn of all its ways, then counted ones until so many seconds went by.
 ENOUGH, MOST = 5.0, 30
 # Seconds that a process has to end by itself.
 PATIENCE = 20.0
+# Letters of what it says went wrong; a compiler says pages.
+TOLD = 300
 
 
 @dataclass(frozen=True)
@@ -74,11 +76,11 @@ class Worker(Closable):
 
     def labels(self) -> NDArray[Any]:
         """Take one frame and return its labels (H, W)."""
-        return np.asarray(self._ask("labels"))
+        return np.asarray(self._receive("labels"))
 
     def round(self) -> Round:
         """Run all ways in turn, by the process's own clock."""
-        answer: Round = self._ask("round")
+        answer: Round = self._receive("round")
         return answer
 
     def close(self) -> None:
@@ -90,14 +92,13 @@ class Worker(Closable):
             self._process.terminate()
             self._process.join()
 
-    def _ask(self, what: str) -> Any:
-        self._connection.send(what)
-        return self._receive()
-
-    def _receive(self) -> Any:
+    def _receive(self, asked: str | None = None) -> Any:
+        """Ask for something, if anything, and return the answer."""
         try:
+            if asked is not None:
+                self._connection.send(asked)
             failed, answer = self._connection.recv()
-        except EOFError as error:
+        except (EOFError, OSError) as error:  # OSError: a pipe that broke
             raise InferenceError(f"{self._title}: its process died; is there enough memory?") from error
         if failed:
             raise InferenceError(f"{self._title}: {answer}")
@@ -118,7 +119,8 @@ def _serve(connection: Connection, contender: Contender, job: Job) -> None:
     except (EOFError, KeyboardInterrupt):
         return
     except Exception as error:  # noqa: BLE001 - whatever it is, the parent shall say it
-        connection.send((True, f"{type(error).__name__}: {error}"))
+        told = " ".join(f"{type(error).__name__}: {error}".split())
+        connection.send((True, told[:TOLD]))
 
 
 def measured(
@@ -151,7 +153,7 @@ def measured(
         phases,
         resources.peak_memory(),
         None if now is None or used is None else now - used,
-        float(np.median(energy)) if energy else None,
+        float(np.mean(energy)) if energy else None,
     )
 
 

@@ -12,6 +12,7 @@ from unetrt.benchmarks.markdown import day, figures, history, interval, paragrap
 from unetrt.benchmarks.record import Measure, Record
 from unetrt.benchmarks.result import SEGMENT, Result, load
 from unetrt.benchmarks.terminal import shown
+from unetrt.runtime.artifacts import whole_file
 from unetrt.runtime.errors import OptionError
 
 PAGE = Path(__file__).with_suffix(".md")
@@ -168,7 +169,7 @@ def rows_of(result: Result) -> Iterator[tuple[str, ...]]:
 
 def gpu(results: Path) -> Iterator[str]:
     """Yield what GPUs showed: files that there are, or that there is none."""
-    found = sorted(path.name for path in results.glob("*-gpu.json"))
+    found = sorted(path.name for path in results.glob("*gpu.json"))
     yield from (f"- [{name}](../benchmarks/results/{name})\n" for name in found)
     if not found:
         yield NOT_ON_GPU
@@ -183,4 +184,5 @@ def source(when: str, environment: dict, section: Section) -> str:
 
 
 if __name__ == "__main__":
-    PAGE.write_text(page(), encoding="utf-8")
+    with whole_file(PAGE) as temporary:
+        temporary.write_text(page(), encoding="utf-8")

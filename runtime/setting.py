@@ -8,6 +8,7 @@ from pathlib import Path
 
 from unetrt.runtime.cache_folder import cache_folder
 from unetrt.runtime.cost import UNetShape
+from unetrt.runtime.engines.flavours import usable_flavour
 from unetrt.runtime.engines.machine import this_machine
 from unetrt.runtime.errors import BackendUnavailableError, OptionError
 from unetrt.runtime.processor import cores, processor
@@ -51,7 +52,12 @@ class Setting:
     ) -> "Setting":
         """Return the setting of this machine; `device` is the number of the GPU, as CUDA counts."""
         place = this_machine(device or 0).gpu if backend.gpu else processor()
-        return cls(backend.name, _release(backend), place, cores(), precision, batch, **asdict(shape))
+        return cls(backend.name, _release(backend, device), place, cores(), precision, batch, **asdict(shape))
+
+    @property
+    def on_gpu(self) -> bool:
+        """Whether the engine computes on a GPU."""
+        return any(one.gpu for one in BACKENDS if one.name == self.backend)
 
     @property
     def shape(self) -> UNetShape:
@@ -73,8 +79,8 @@ def folder() -> Path:
     return cache_folder("calibrations")
 
 
-def chosen_backend(name: str = AUTO) -> Backend:
-    """Return the backend of that name, or for `auto` the first that is usable here.
+def chosen_backend(name: str = AUTO, device: int | None = None) -> Backend:
+    """Return the backend of that name, or for `auto` the first that is usable here, on a GPU where a number is given.
 
     Raises
     ------
@@ -83,7 +89,8 @@ def chosen_backend(name: str = AUTO) -> Backend:
     BackendUnavailableError
         It is not usable here, or for `auto` none is; the message says why.
     """
-    named = [one for one in BACKENDS if one.computes and (one.automatic if name == AUTO else one.name == name)]
+    fitting = [one for one in BACKENDS if one.computes and (one.gpu or device is None or name != AUTO)]
+    named = [one for one in fitting if (one.automatic if name == AUTO else one.name == name)]
     if not named:
         names = ", ".join(one.name for one in BACKENDS if one.computes)
         raise OptionError(f"backend {name!r} is unknown: use one of {AUTO}, {names}")
@@ -96,8 +103,11 @@ def chosen_backend(name: str = AUTO) -> Backend:
     raise BackendUnavailableError("; ".join(reasons))
 
 
-def _release(backend: Backend) -> str:
-    """Return the release of a backend's package, empty where it is not known by the backend's name."""
+def _release(backend: Backend, device: int | None) -> str:
+    """Return the release of what a backend computes with, empty where it is not known by the backend's name."""
+    if backend.runs_engines:
+        flavour = usable_flavour(AUTO, this_machine(device or 0))
+        return f"{flavour.title} {flavour.version}"
     package = backend.name.partition("-")[0]
     for candidate in (package, f"{package}-gpu"):
         with suppress(PackageNotFoundError):

@@ -58,11 +58,16 @@ def why_no_gpu() -> str:
 
 
 def _with_gpu(nvml: Any, system: str, device: int) -> Machine:
-    bus = _bus_id(device)
-    handle = nvml.nvmlDeviceGetHandleByPciBusId(bus) if bus else nvml.nvmlDeviceGetHandleByIndex(device)
+    handle = handle_of(nvml, device)
     major, minor = nvml.nvmlDeviceGetCudaComputeCapability(handle)
     gpu, driver = nvml.nvmlDeviceGetName(handle), nvml.nvmlSystemGetDriverVersion()
     return Machine(gpu, f"{major}.{minor}", driver, system)
+
+
+def handle_of(nvml: Any, device: int) -> Any:
+    """Return the management library's handle of the GPU that CUDA counts so."""
+    bus = _bus_id(device)
+    return nvml.nvmlDeviceGetHandleByPciBusId(bus) if bus else nvml.nvmlDeviceGetHandleByIndex(device)
 
 
 def _bus_id(number: int) -> str | None:

@@ -6,6 +6,7 @@ from functools import cache
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 from unetrt.runtime.errors import InferenceError, ModelFileError, OutOfMemoryError
@@ -18,8 +19,10 @@ from unetrt.runtime.spec import INPUT, OUTPUT, ModelSpec
 OUT_OF_MEMORY = ("bad_alloc", "bad allocation", "out_of_memory", "out of memory")
 # What it raises for a model; a name in a damaged file is not always UTF-8.
 FAILURES = (RuntimeError, TypeError, UnicodeDecodeError)
-# What `OPTIMIZATION_CAPABILITIES` calls bfloat16: AVX512_BF16 or AMX, on Arm its own extension.
+# What `OPTIMIZATION_CAPABILITIES` calls bfloat16, where the processor multiplies it: AVX512_BF16, AMX and such.
 BFLOAT16 = "BF16"
+# Threads that ask for the core at once wait for one of them.
+LOADING = Lock()
 # OpenVINO's names of our dtypes.
 DTYPES = {"float32": "f32", "uint8": "u8", "uint16": "u16"}
 
@@ -31,7 +34,7 @@ def probe() -> str | None:
     try:
         import_module("openvino")
     except (ImportError, OSError) as error:
-        return f"OpenVINO does not load ({str(error).splitlines()[0]}): pip install --force-reinstall openvino"
+        return f"OpenVINO does not load ({_first_line(error)}): pip install --force-reinstall openvino"
     return None
 
 
@@ -62,8 +65,8 @@ class OpenVinoSession(WorkerSession):
     def __init__(self, path: Path, threads: int = 0) -> None:
         spec = read_spec(path)
         require_safe(path)
-        core, capabilities = _loaded()
-        bfloat16 = spec.precision == "bf16" and BFLOAT16 in capabilities
+        core, _ = _loaded()
+        bfloat16 = spec.precision == "bf16" and has_bfloat16()
         options = {
             "INFERENCE_PRECISION_HINT": "bf16" if bfloat16 else "f32",
             # One pass at a time, on all cores: its latency is a frame's.
@@ -100,8 +103,18 @@ class OpenVinoSession(WorkerSession):
         self._request = None
 
 
-@cache
+def has_bfloat16() -> bool:
+    """Tell whether OpenVINO computes in bfloat16 on this processor."""
+    return BFLOAT16 in _loaded()[1]
+
+
 def _loaded() -> tuple[Any, frozenset[str]]:
+    with LOADING:
+        return _loaded_once()
+
+
+@cache
+def _loaded_once() -> tuple[Any, frozenset[str]]:
     """Return OpenVINO's core with its CPU plugin, and what that can do: one for the process, which stays.
 
     The plugin of 2026.4 gives the thread that loads it another stack for signals, and where it ends puts back what it
@@ -154,4 +167,5 @@ def _translated(error: Exception) -> Exception | None:
 def _first_line(error: Exception) -> str:
     """Return what OpenVINO says, without the places in its source that it went through."""
     said = [line.strip() for line in str(error).splitlines()]
-    return next((line for line in said if line and not line.startswith(("Exception from", "Check "))), said[0])
+    told = [line for line in said if line and not line.startswith(("Exception from", "Check "))]
+    return (told or said or [type(error).__name__])[0]

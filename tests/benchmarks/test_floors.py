@@ -1,8 +1,10 @@
+from dataclasses import replace
+
 import pytest
 
 from tests.benchmarks.invented_results import result
 from unetrt.benchmarks.contenders import CONTENDERS
-from unetrt.benchmarks.floors import Floor, FloorError
+from unetrt.benchmarks.floors import Floor, FloorError, check_all
 from unetrt.runtime.errors import OptionError
 
 RESULT = result()
@@ -27,6 +29,18 @@ def test_a_floor_that_is_kept_says_by_how_much(text, first, other):
     said = floor.check(RESULT)
     assert said.startswith(f"{one.title} is {ratio.median:.2f} times ({ratio.low:.2f} to {ratio.high:.2f}) as fast as")
     assert said.endswith(f"{against.title}; the floor is {floor.least:g}")
+
+
+def test_all_floors_that_are_missed_are_named():
+    with pytest.raises(FloorError, match=r"the floor is 6; .*the floor is 7$"):
+        check_all([Floor(6), Floor(1), Floor(7)], RESULT)
+    assert len(check_all([Floor(1), Floor(2)], RESULT)) == 2
+
+
+def test_a_floor_is_not_kept_by_others():
+    without = replace(RESULT, contenders=tuple(one for one in RESULT.contenders if "unetrt" not in one.name))
+    with pytest.raises(OptionError, match="no engine of unetrt was timed"):
+        Floor(0.1).check(without)
 
 
 def test_a_floor_that_is_missed_fails_the_gate():

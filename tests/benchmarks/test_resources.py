@@ -27,6 +27,7 @@ print(before, peak_memory())
 def powercap(tmp_path, monkeypatch):
     """The kernel's folder of two processors, a part of one of them, and the memory's."""
     zones = {"intel-rapl:0": "package-0", "intel-rapl:0:0": "core", "intel-rapl:1": "package-1", "intel-rapl:2": "psys"}
+    zones |= {"intel-rapl-mmio:0": "package-0"}
     for zone, name in zones.items():
         (tmp_path / zone).mkdir()
         (tmp_path / zone / "name").write_text(f"{name}\n")

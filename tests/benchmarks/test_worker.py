@@ -1,3 +1,4 @@
+import sys
 from itertools import count
 
 import numpy as np
@@ -21,7 +22,7 @@ def test_a_contender_is_timed_in_its_own_process(tmp_path):
         found = process.round()
         assert min(found.seconds[PREDICT]) > 3 * min(found.seconds[SEGMENT])
         assert found.phases == {"cut": 0.5}
-        assert found.host_memory is None or found.host_memory > 1 << 20
+        assert (found.host_memory or 0) > 1 << 20 or sys.platform != "linux"
     process.close()
 
 

@@ -163,6 +163,9 @@ CASES = {
     "no memory": ("plan 2048 --memory lots", "'lots' is no amount of memory"),
     "too little memory": ("plan 2048 --memory 1MiB", "no tile fits 1 MiB: the smallest, 204x204, needs"),
     "info on nothing": ("info none.onnx", "does not exist"),
+    "a gate without a measurement": ("bench --list --floor 2", "--list takes no --floor: leave one of them out"),
+    "a frame to train": ("bench --training --frame 300", "--training takes no --frame"),
+    "results into a folder": ("bench --json .", "is a folder: name a file in it"),
     "bench without rounds": ("bench --rounds 0", "0 rounds measure nothing"),
 }
 

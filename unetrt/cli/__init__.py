@@ -23,7 +23,7 @@ COMMANDS = {
     "plan": "Show which tile segments frames of a size fastest.",
     "info": "Show what a model file or a checkpoint says of itself.",
     "cache": "List or clear the engines that are kept.",
-    "bench": "Time unetrt against the usual loop on this machine.",
+    "bench": "Time unetrt beside torch and MONAI on this machine.",
 }
 
 # Packages that only some commands need -> the extra that brings them.

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from unetrt.cli.options import SIZE
-from unetrt.runtime.artifacts import require_writable
+from unetrt.runtime.artifacts import require_place
 from unetrt.runtime.errors import OptionError
 
 if TYPE_CHECKING:
@@ -19,6 +19,13 @@ STEPS = 20
 # A median of so many rounds has a 95 % interval.
 ROUNDS = 6
 PATH = click.Path(path_type=Path)
+# What besides timing frames there is to do, and the options that it takes.
+OTHERWISE = {
+    "compare": (),
+    "listed": ("device",),
+    "goals": ("base", "depth", "rounds", "json_path"),
+    "training": ("base", "depth", "rounds", "tile", "json_path"),
+}
 
 
 @click.command("bench")
@@ -44,7 +51,8 @@ PATH = click.Path(path_type=Path)
 @click.option("--compare", type=PATH, nargs=2, metavar="A.json B.json", help="Tell what changed from A to B.")
 @click.option("--goals", is_flag=True, help="On a GPU: lanes, batches and inputs against the runtime's goals.")
 @click.option("--training", is_flag=True, help="Time training instead: steps a second, and waiting for tiles.")
-def command(compare: tuple[Path, Path] | None, goals: bool, training: bool, listed: bool, **choices: Any) -> None:
+@click.pass_context
+def command(context: click.Context, /, **choices: Any) -> None:
     """Time unetrt and others on this machine: same weights, same frame, in turn, labels checked first.
 
     With --compare: tell what changed between two results, and whether that is more than noise.
@@ -53,26 +61,33 @@ def command(compare: tuple[Path, Path] | None, goals: bool, training: bool, list
     """
     if choices["rounds"] < 1:
         raise OptionError(f"{choices['rounds']} rounds measure nothing: use 1 or more")
+    checkpoint = choices["checkpoint"]
     for place in ("json_path", "png", "report"):
         if choices[place] is not None:
-            require_writable(choices[place].parent)
-    if compare:
-        _compare(*compare)
-    elif listed:
-        _list(choices["device"])
-    elif training:
-        _training(choices)
-    elif goals:
-        _goals(choices)
-    else:
+            require_place(choices[place], [checkpoint] if checkpoint and checkpoint.exists() else [])
+    what = next(filter(choices.get, OTHERWISE), None)
+    if what is None:
         _bench(choices)
+        return
+    _require_meant(context, what)
+    {"compare": _compare, "listed": _list, "goals": _goals, "training": _training}[what](choices)
+
+
+def _require_meant(context: click.Context, what: str) -> None:
+    """Raise OptionError for options that would be passed over: a gate, for one, must not vanish."""
+    names = {one.name: one.opts[0] for one in context.command.params}
+    for name, written in names.items():
+        given = context.get_parameter_source(str(name)) is click.core.ParameterSource.COMMANDLINE
+        if given and name not in (what, *OTHERWISE[what]):
+            raise OptionError(f"{names[what]} takes no {written}: leave one of them out")
 
 
 def _bench(choices: dict[str, Any]) -> None:
     from rich.console import Console
 
     from unetrt.benchmarks.bench import Bench
-    from unetrt.benchmarks.floors import Floor
+    from unetrt.benchmarks.chart import require_matplotlib
+    from unetrt.benchmarks.floors import Floor, check_all
     from unetrt.benchmarks.networks import undecided
     from unetrt.benchmarks.table import table
     from unetrt.trainer.checkpoint import load
@@ -84,12 +99,13 @@ def _bench(choices: dict[str, Any]) -> None:
     bench = Bench(network, choices["frame"], choices["rounds"], device, choices["tile"], choices["only"])
     for floor in floors:
         floor.require(bench.wanted(), device)
+    if choices["png"] is not None:
+        require_matplotlib()
     result = _measured(bench)
-    _write(result, choices)
-
     Console().print(table(result))
-    for floor in floors:
-        click.echo(floor.check(result))
+    _write(result, choices)
+    for line in check_all(floors, result):
+        click.echo(line)
 
 
 def _device() -> Any:
@@ -105,7 +121,7 @@ def _measured(bench: "Bench") -> "Result":
 
     share, step = TextColumn("{task.percentage:>3.0f}%"), TextColumn("{task.description}")
     columns = (BarColumn(), share, TimeRemainingColumn(), step)
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+    with Progress(*columns, console=Console(stderr=True), transient=True, refresh_per_second=1) as bar:
         task = bar.add_task("", total=bench.steps(), completed=-1)
         return bench.measure(lambda step: bar.update(task, advance=1, description=step))
 
@@ -123,7 +139,7 @@ def _write(result: "Result", choices: dict[str, Any]) -> None:
         save_html(result, choices["report"])
 
 
-def _list(device: str | None) -> None:
+def _list(choices: dict[str, Any]) -> None:
     """Print the contenders, and whether each can be timed here."""
     from rich.console import Console
     from rich.table import Table
@@ -132,18 +148,19 @@ def _list(device: str | None) -> None:
 
     table = Table("name", "contender", "here", box=None)
     for one in CONTENDERS:
-        table.add_row(one.name, one.title, one.why_not(device or _device()) or "yes")  # type: ignore[arg-type]
+        table.add_row(one.name, one.title, one.why_not(choices["device"] or _device()) or "yes")
     Console().print(table)
 
 
-def _compare(before: Path, after: Path) -> None:
+def _compare(choices: dict[str, Any]) -> None:
     from rich.console import Console
 
     from unetrt.benchmarks.compare import compare
     from unetrt.benchmarks.compare_table import compare_table
     from unetrt.benchmarks.result import load
 
-    Console().print(compare_table(compare(load(before), load(after))))
+    before, after = map(load, choices["compare"])
+    Console().print(compare_table(compare(before, after)))
 
 
 def _goals(choices: dict[str, Any]) -> None:

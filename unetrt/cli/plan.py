@@ -80,7 +80,7 @@ def _measure(
 
     if precision == "int8":
         raise OptionError("int8 takes its ranges from frames, and none are given here: measure with --precision fp32")
-    setting = Setting.here(chosen_backend(name), network.shape, precision, budget.batch, device)
+    setting = Setting.here(chosen_backend(name, device), network.shape, precision, budget.batch, device)
     require_place(setting.path)
     with bar() as progress:
         calibration = calibrate(network.checkpoint(), setting, frames, budget, device, progress)
@@ -98,7 +98,7 @@ def _kept(network: "Network", budget: "Budget", name: str, precision: str, devic
     if name == AUTO and not any_kept():  # engines take long to import
         return None
     with suppress(*((BackendUnavailableError,) if name == AUTO else ())):
-        setting = Setting.here(chosen_backend(name), network.shape, precision, budget.batch, device)
+        setting = Setting.here(chosen_backend(name, device), network.shape, precision, budget.batch, device)
         try:
             return kept(setting)
         except ModelFileError as error:
