@@ -8,7 +8,7 @@ TORCH := torch==2.13.0
 # Its PTX is understood by all drivers for CUDA 12; a newer one's is not.
 NVRTC := nvidia-cuda-nvrtc-cu12==12.0.140
 
-.PHONY: demo test test-slow gpu-check gpu-attempts gpu-tests gpu-runtime gpu-contenders gpu-training kernels lint format bench bench-weights bench-augmentation bench-host bench-live bench-cpu bench-page soak clean
+.PHONY: demo test test-slow gpu-check gpu-attempts gpu-tests gpu-runtime gpu-contenders gpu-training kernels lint format bench bench-weights bench-augmentation bench-host bench-live bench-cpu bench-small bench-small bench-page soak clean
 
 demo: $(READY)  ## draw cells, train, export, segment, check: leaves demo-out/
 	$(BIN)/unetrt demo --out demo-out
@@ -57,7 +57,7 @@ format: $(READY)
 
 # One after the other, and the page even where one missed its floor.
 bench: $(READY)  ## all benchmarks, on a machine that does nothing else: JSON in benchmarks/results, and docs/benchmarks.md
-	$(MAKE) --keep-going -j1 bench-weights bench-augmentation bench-host bench-live bench-cpu bench-page
+	$(MAKE) --keep-going -j1 bench-weights bench-augmentation bench-host bench-live bench-cpu bench-small bench-page
 
 bench-weights: $(READY)  ## the weight map, beside a distance transform for each object
 	$(BIN)/python -m unetrt.benchmarks.weight_map --json benchmarks/results/weight-map.json
@@ -82,6 +82,11 @@ bench-cpu: $(READY)  ## the usual loop and other engines against unetrt, on this
 	$(BIN)/unetrt bench --device cpu --frame 2048x2048 $(FLOORS:%=--floor %) --json benchmarks/results/cpu.json \
 	  --png docs/benchmarks.png; \
 	status=$$?; $(BIN)/python -m unetrt.benchmarks.history benchmarks/results/cpu.json && exit $$status
+
+bench-small: $(READY)  ## the same for small frames, where overhead shows
+	$(BIN)/unetrt bench --device cpu --frame 512x512 --only onnxruntime --only openvino --only openvino-bf16 \
+	  --floor onnxruntime=2 --floor openvino-bf16=2 --json benchmarks/results/cpu-512.json; \
+	status=$$?; $(BIN)/python -m unetrt.benchmarks.history benchmarks/results/cpu-512.json && exit $$status
 
 bench-page: $(READY)  ## docs/benchmarks.md from benchmarks/results
 	$(BIN)/python docs/benchmarks.py

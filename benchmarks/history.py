@@ -124,10 +124,10 @@ def figures_of(result: Result) -> Iterator[Measure]:
 @click.command(cls=OneLine)
 @click.argument("path", type=click.Path(path_type=Path))
 def command(path: Path) -> None:
-    """Add what `unetrt bench --json PATH` measured to the history beside PATH, once."""
+    """Add what `unetrt bench --json PATH` measured to the history beside PATH, once, under the name of the file."""
     result, history = load(path), path.with_name(FILE)
     figures = tuple(figures_of(result))
-    new = add(Run.of(CPU, result.when, result.environment, figures, commit_of(Path(__file__))), history)
+    new = add(Run.of(path.stem, result.when, result.environment, figures, commit_of(Path(__file__))), history)
     click.echo(f"{history} {'now has' if new else 'already had'} the run of {result.when}")
 
 

@@ -19,8 +19,8 @@ from unetrt.runtime.errors import ParityError
 from unetrt.trainer.checkpoint import load
 from unetrt.trainer.unet import UNet
 
-# The side of a window in pixels, on the pooling lattice at any depth up to 6; one window a pass. On 2 cores that took 12
-# to 13 s for 2048 x 2048, base 16; 2 or 4 windows a pass 18 to 19 s, windows of 256 px 12 to 14 s.
+# The side of a window in pixels, on the pooling lattice at any depth up to 6; one window a pass. On 2 cores that took
+# 12 to 13 s for 2048 x 2048, base 16; 2 or 4 windows a pass 18 to 19 s, windows of 256 px 12 to 14 s.
 WINDOW = 512
 OVERLAP = 0.5
 # The twin pools on another lattice: its window begins so many pixels before the network's tile.

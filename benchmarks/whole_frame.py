@@ -11,7 +11,8 @@ from unetrt.runtime.segmenter import Segmenter
 from unetrt.trainer.checkpoint import Checkpoint
 from unetrt.trainer.torch_session import TorchSession
 
-# Logits closer than this are a tie, which summation order decides.
+# Scores closer than this are a tie, which summation order decides; where they spread over more than 1, this share of
+# their deviation.
 TIE = 1e-4
 
 
@@ -26,5 +27,5 @@ def whole_frame_scores(checkpoint: Checkpoint, frame: NDArray[Any]) -> NDArray[n
 def wrong_pixels(labels: NDArray[Any], scores: NDArray[np.float32]) -> float:
     """Return the share of labels (H, W) that are not the best class of scores (classes, H, W), ties left out."""
     ordered = np.sort(scores, axis=0)
-    clear = ordered[-1] - ordered[-2] > TIE
+    clear = ordered[-1] - ordered[-2] > TIE * max(1.0, float(scores.std()))
     return float((labels != scores.argmax(axis=0))[clear].mean()) if clear.any() else 0.0

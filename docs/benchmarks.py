@@ -44,6 +44,7 @@ class Section(NamedTuple):
     meaning: str
 
 
+MEANING = "From frame to labels, the same weights and the same frame; the share is that of the limit named there."
 SECTIONS = {
     "weight-map": Section(
         "Weight map",
@@ -84,8 +85,9 @@ SECTIONS = {
         "Contenders on a CPU",
         "cpu.json",
         "bench-cpu",
-        "From frame to labels, the same weights and the same frame; the share is that of the limit named there.",
+        MEANING,
     ),
+    "cpu-512": Section("Contenders on a CPU, small frames", "cpu-512.json", "bench-small", MEANING),
 }
 
 
@@ -94,7 +96,7 @@ def page(results: Path = RESULTS) -> str:
     runs = read(results / FILE)
     parts = [HEAD]
     for name, section in SECTIONS.items():
-        body = contenders(results, section) if name == CPU else measured(results, section)
+        body = contenders(results, section) if name.startswith(CPU) else measured(results, section)
         parts += [f"## {section.title}\n", *body, *history([run for run in runs if run.name == name])]
     return "\n".join([*parts, "## GPU\n", *gpu(results)])
 
@@ -151,7 +153,7 @@ def contenders(results: Path, section: Section) -> Iterator[str]:
     yield table(("limit", "median"), [(one.name, f"{one.rate.median / 1e9:.1f} G{one.unit}") for one in result.limits])
     if result.left_out:
         yield "".join(f"- {one.title} was left out: {one.reason}\n" for one in result.left_out)
-    if PAGE.with_suffix(".png").exists():
+    if section.file == SECTIONS[CPU].file and PAGE.with_suffix(".png").exists():
         yield f"![The contenders' times]({PAGE.stem}.png)\n"
     yield source(result.when, result.environment, section)
 
