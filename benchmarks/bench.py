@@ -19,7 +19,7 @@ from unetrt.benchmarks.job import Job
 from unetrt.benchmarks.limits import BYTES, COPY, FLOPS, SIDES, Limits
 from unetrt.benchmarks.networks import drawn_frame, write_model
 from unetrt.benchmarks.result import LeftOut, Limit, Result
-from unetrt.benchmarks.telling import Telling
+from unetrt.benchmarks.summary import Summary
 from unetrt.benchmarks.worker import Round, Worker
 from unetrt.export.exporter import planned_tile
 from unetrt.export.options import Options
@@ -153,14 +153,14 @@ class Bench:
         shape = self.checkpoint.shape
         units = {name: BYTES if name == COPY else FLOPS for name in rounds[0].rates}
         limits = {name: Figure.of([one.rates[name] for one in rounds]) for name in units}
-        told = Telling(self.device, about.get("gpu", "cpu"), [one.contenders[REFERENCE] for one in rounds], limits)
+        summary = Summary(self.device, about.get("gpu", "cpu"), [one.contenders[REFERENCE] for one in rounds], limits)
         return Result(
             when=datetime.now(UTC).isoformat(timespec="seconds"),
             frame=self.size,
             network=asdict(shape),
             reference=REFERENCE,
             contenders=tuple(
-                told.measured(one, [each.contenders[one.contender.name] for each in rounds]) for one in passed
+                summary.measured(one, [each.contenders[one.contender.name] for each in rounds]) for one in passed
             ),
             left_out=tuple(left_out),
             limits=tuple(Limit(name, unit, limits[name]) for name, unit in units.items()),

@@ -164,6 +164,7 @@ CASES = {
     "too little memory": ("plan 2048 --memory 1MiB", "no tile fits 1 MiB: the smallest, 204x204, needs"),
     "info on nothing": ("info none.onnx", "does not exist"),
     "a gate without a measurement": ("bench --list --floor 2", "--list takes no --floor: leave one of them out"),
+    "a checkpoint and a base": ("bench none.safetensors --base 8", "--base is for an untrained network, and none"),
     "a frame to train": ("bench --training --frame 300", "--training takes no --frame"),
     "results into a folder": ("bench --json .", "is a folder: name a file in it"),
     "bench without rounds": ("bench --rounds 0", "0 rounds measure nothing"),

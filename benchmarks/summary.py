@@ -14,8 +14,18 @@ from unetrt.benchmarks.worker import Round
 
 
 @dataclass(frozen=True)
-class Telling:
-    """Makes figures of what a contender's processes measured."""
+class Summary:
+    """Makes figures of what a contender's processes measured.
+
+    Attributes
+    ----------
+    device, device_name
+        Where all of them computed.
+    reference
+        The rounds of the contender that speed-ups are against.
+    limits
+        The machine's rates, by name.
+    """
 
     device: Device
     device_name: str
