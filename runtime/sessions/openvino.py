@@ -1,6 +1,7 @@
 """OpenVINO on the CPU: float32, and bfloat16 for files that were exported and verified in it."""
 
 import os
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from importlib import import_module
@@ -21,6 +22,8 @@ OUT_OF_MEMORY = ("bad_alloc", "bad allocation", "out_of_memory", "out of memory"
 FAILURES = (RuntimeError, TypeError, UnicodeDecodeError)
 # What `OPTIMIZATION_CAPABILITIES` calls bfloat16, where the processor multiplies it: AVX512_BF16, AMX and such.
 BFLOAT16 = "BF16"
+# The package that OpenVINO tells its maker with.
+TELEMETRY = "openvino_telemetry"
 # Threads that ask for the core at once wait for one of them.
 LOADING = Lock()
 # OpenVINO's names of our dtypes.
@@ -32,7 +35,7 @@ def probe() -> str | None:
     if find_spec("openvino") is None:
         return "OpenVINO is not installed: pip install 'unetrt[cpu]'"
     try:
-        import_module("openvino")
+        _imported()
     except (ImportError, OSError) as error:
         return f"OpenVINO does not load ({_first_line(error)}): pip install --force-reinstall openvino"
     return None
@@ -88,8 +91,7 @@ class OpenVinoSession(WorkerSession):
 
     def compute(self, frames: Array, scores: Array) -> None:
         """Run the graph on the arrays' own memory; raises InferenceError or OutOfMemoryError."""
-        import openvino
-
+        openvino = _imported()
         try:
             self._request.set_input_tensor(openvino.Tensor(frames, shared_memory=True))
             self._request.set_output_tensor(openvino.Tensor(scores, shared_memory=True))
@@ -121,14 +123,30 @@ def _loaded_once() -> tuple[Any, frozenset[str]]:
     found: perhaps that of a plugin which has ended before. The next signal, Ctrl-C for one, then kills the process. So
     there is one that does not end, loaded by a thread that does.
     """
-    with ThreadPoolExecutor(1) as elsewhere:
+    with ThreadPoolExecutor(1, thread_name_prefix="unetrt-openvino") as elsewhere:
         return elsewhere.submit(_load).result()
 
 
-def _load() -> tuple[Any, frozenset[str]]:
-    import openvino
+def _imported() -> Any:
+    """Import OpenVINO without its telemetry, and return it.
 
-    core = openvino.Core()
+    Where `openvino_telemetry` is installed, as it is beside OpenVINO, importing OpenVINO 2026.4 starts a thread and a
+    fork of this process, which tell Google Analytics. Without it nobody is told. A program that has imported OpenVINO
+    before us has made its own choice.
+    """
+    if "openvino" in sys.modules:
+        return import_module("openvino")
+    before = {TELEMETRY: sys.modules[TELEMETRY]} if TELEMETRY in sys.modules else {}
+    sys.modules[TELEMETRY] = None  # type: ignore[assignment]  # what an import takes for not installed
+    try:
+        return import_module("openvino")
+    finally:
+        del sys.modules[TELEMETRY]
+        sys.modules.update(before)
+
+
+def _load() -> tuple[Any, frozenset[str]]:
+    core = _imported().Core()
     return core, frozenset(core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"))
 
 

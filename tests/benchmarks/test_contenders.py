@@ -9,8 +9,6 @@ from unetrt.benchmarks.contenders import CONTENDERS, DEVICES, REFERENCE
 from unetrt.benchmarks.limits import COPY, Limits
 from unetrt.benchmarks.networks import drawn_frame, undecided
 
-pytestmark = pytest.mark.alone
-
 SIZE = (96, 130)
 
 

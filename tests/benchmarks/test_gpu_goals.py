@@ -11,8 +11,6 @@ from unetrt.benchmarks.gpu_goals import BUSY, COMPILED, EAGER, GOALS, MATMUL, fr
 from unetrt.runtime.cost import UNetShape
 from unetrt.runtime.plan import TilePlan
 
-pytestmark = pytest.mark.alone
-
 PAPER = UNetShape()
 PAGE = Path(__file__).parents[2] / "docs" / "gpu-check.md"
 

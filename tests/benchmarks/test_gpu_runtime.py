@@ -24,8 +24,6 @@ from unetrt.runtime.segmenter import Segmenter
 from unetrt.runtime.sessions import open_session
 from unetrt.runtime.timings import Timings
 
-pytestmark = pytest.mark.alone
-
 CPU = torch.device("cpu")
 CASE = Case((96, 130), "uint16", lanes=(1, 2), frames=2)
 

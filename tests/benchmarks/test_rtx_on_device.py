@@ -10,8 +10,6 @@ from unetrt.benchmarks.rtx_attempt import UNNAMED, Outcome
 from unetrt.benchmarks.rtx_on_device import CAPABILITIES, attempts, command, in_a_child, merged, result_path, told
 from unetrt.runtime.engines.machine import Machine
 
-pytestmark = pytest.mark.alone
-
 HOPPER = Machine("NVIDIA H100 80GB HBM3", "9.0", "580.1", "Linux x86_64")
 
 

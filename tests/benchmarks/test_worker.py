@@ -12,8 +12,6 @@ from unetrt.benchmarks.result import PREDICT, SEGMENT
 from unetrt.benchmarks.worker import ENOUGH, MOST, Worker, measured
 from unetrt.runtime.errors import InferenceError
 
-pytestmark = pytest.mark.alone
-
 
 def test_a_contender_is_timed_in_its_own_process(tmp_path):
     with Worker(contender("sleeper"), Job(tmp_path)) as process:
