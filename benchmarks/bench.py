@@ -1,10 +1,8 @@
 """The benchmark behind `unetrt bench`: all contenders checked, then timed in turn, round by round."""
 
 from collections.abc import Callable, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
-from multiprocessing import get_context
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -15,6 +13,7 @@ from unetrt.benchmarks.checks import Checked, Checks
 from unetrt.benchmarks.contenders import CONTENDERS, REFERENCE, USUAL_TILE, Contender, Device
 from unetrt.benchmarks.environment import environment
 from unetrt.benchmarks.figure import Figure
+from unetrt.benchmarks.fresh import fresh
 from unetrt.benchmarks.job import Job
 from unetrt.benchmarks.limits import BYTES, COPY, FLOPS, SIDES, Limits
 from unetrt.benchmarks.networks import drawn_frame, write_model
@@ -178,11 +177,10 @@ class _Rounds:
 
 def _apart(measure: Callable[[], dict[str, float]]) -> dict[str, float]:
     """Return what a function returns in a process of its own; raises InferenceError where it fails."""
-    with ProcessPoolExecutor(1, get_context("spawn")) as process:
-        try:
-            return process.submit(measure).result()
-        except (RuntimeError, MemoryError) as error:  # torch's, and that of a process that died
-            raise InferenceError(f"the machine's limits could not be measured: {error}") from error
+    try:
+        return fresh(measure)
+    except (RuntimeError, MemoryError) as error:  # torch's, and that of a process that died
+        raise InferenceError(f"the machine's limits could not be measured: {error}") from error
 
 
 def _precisions(passed: list[Checked], device: Device) -> tuple[Precision, ...]:

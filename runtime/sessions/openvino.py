@@ -24,8 +24,8 @@ FAILURES = (RuntimeError, TypeError, UnicodeDecodeError)
 BFLOAT16 = "BF16"
 # The package that OpenVINO tells its maker with.
 TELEMETRY = "openvino_telemetry"
-# Threads that ask for the core at once wait for one of them.
-LOADING = Lock()
+# Threads that import OpenVINO, or ask for its core, at once wait for one of them.
+IMPORTING, LOADING = Lock(), Lock()
 # OpenVINO's names of our dtypes.
 DTYPES = {"float32": "f32", "uint8": "u8", "uint16": "u16"}
 
@@ -136,13 +136,14 @@ def _imported() -> Any:
     """
     if "openvino" in sys.modules:
         return import_module("openvino")
-    before = {TELEMETRY: sys.modules[TELEMETRY]} if TELEMETRY in sys.modules else {}
-    sys.modules[TELEMETRY] = None  # type: ignore[assignment]  # what an import takes for not installed
-    try:
-        return import_module("openvino")
-    finally:
-        del sys.modules[TELEMETRY]
-        sys.modules.update(before)
+    with IMPORTING:
+        before = {TELEMETRY: sys.modules[TELEMETRY]} if TELEMETRY in sys.modules else {}
+        sys.modules[TELEMETRY] = None  # type: ignore[assignment]  # what an import takes for not installed
+        try:
+            return import_module("openvino")
+        finally:
+            del sys.modules[TELEMETRY]
+            sys.modules.update(before)
 
 
 def _load() -> tuple[Any, frozenset[str]]:
