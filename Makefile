@@ -8,7 +8,7 @@ TORCH := torch==2.13.0
 # Its PTX is understood by all drivers for CUDA 12; a newer one's is not.
 NVRTC := nvidia-cuda-nvrtc-cu12==12.0.140
 
-.PHONY: demo test test-slow gpu-check gpu-attempts gpu-tests gpu-runtime gpu-contenders gpu-training kernels lint format bench bench-weights bench-augmentation bench-host bench-live bench-cpu bench-small bench-small bench-page soak clean
+.PHONY: demo test test-slow gpu-check gpu-pack kernels lint format bench bench-weights bench-augmentation bench-host bench-live bench-cpu bench-small bench-small bench-page soak clean
 
 demo: $(READY)  ## draw cells, train, export, segment, check: leaves demo-out/
 	$(BIN)/unetrt demo --out demo-out
@@ -20,25 +20,15 @@ test: $(READY)  ## the tests, under 10 minutes on 2 cores
 test-slow: $(READY)  ## the tests that train or measure for minutes
 	$(BIN)/python -m pytest -m slow
 
-# What it needs, on a host without a network too, and what it takes: docs/gpu-check.md. A part that fails does not keep
-# the next from running.
-gpu-check:  ## on a machine with a GPU, with the Python that has torch and unetrt: all that a GPU is to show
-	$(MAKE) --keep-going -j1 gpu-attempts gpu-tests gpu-runtime gpu-contenders gpu-training
+# Steps, seconds and a host without a network: docs/gpu-check.md. STEPS: all by default. DRY=1: without a GPU, here.
+SECONDS :=
+STEPS :=
+gpu-check: $(if $(DRY),$(READY))  ## on a machine with a GPU, with the Python that has torch and unetrt: what a GPU is to show
+	$(if $(DRY),$(BIN)/python,$(PYTHON)) -m unetrt.benchmarks.gpu_check $(if $(SECONDS),--seconds $(SECONDS)) \
+	  $(if $(OUT),--out $(OUT)) $(if $(DRY),--dry) $(if $(RESUME),--resume) $(STEPS)
 
-gpu-attempts:
-	$(PYTHON) -m unetrt.benchmarks.rtx_on_device
-
-gpu-tests:
-	$(PYTHON) -m pytest -m gpu -ra tests/gpu
-
-gpu-runtime:
-	$(PYTHON) -m unetrt bench --goals --base 64 --rounds 2 --json benchmarks/results/runtime-gpu.json
-
-gpu-contenders:
-	$(PYTHON) -m unetrt bench --device gpu --base 64 --rounds 2 --json benchmarks/results/gpu.json
-
-gpu-training:
-	$(PYTHON) -m unetrt bench --training --base 64 --json benchmarks/results/training-gpu.json
+gpu-pack: $(READY)  ## parts for a GPU's host without a network, in .gpu; RTX=1: TensorRT for RTX too
+	$(BIN)/python benchmarks/gpu_host/pack.py $(if $(RTX),--rtx)
 
 kernels:  ## runtime/cuda/kernels.ptx from kernels.cu, on Linux; needs no GPU
 	$(PYTHON) -m pip install -q --no-deps --upgrade --target build/nvrtc $(NVRTC)

@@ -1,9 +1,11 @@
 """Contenders are checked before they are timed: whoever computes another network's labels is not timed at all."""
 
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from typing import Any, Self
 
+import numpy as np
 from numpy.typing import NDArray
 
 from unetrt.benchmarks.contenders import REFERENCE, Contender
@@ -28,13 +30,25 @@ class Checked:
     about: About
     pixels_off: float
 
+    def to_dict(self) -> dict[str, Any]:
+        """Return what JSON stores; the contender is known by its name."""
+        return {"about": asdict(self.about), "pixels_off": self.pixels_off}
+
+    @classmethod
+    def from_dict(cls, contender: Contender, stored: Mapping[str, Any]) -> Self:
+        """Return what `to_dict` gave of a contender."""
+        return cls(contender, About.from_dict(stored["about"]), stored["pixels_off"])
+
 
 class Checks:
     """Holds labels against those of one FP32 pass over the whole frame."""
 
     def __init__(self, job: Job, checkpoint: Checkpoint, frame: NDArray[Any]) -> None:
-        self._job = job
-        self._truth = whole_frame_scores(checkpoint, frame)
+        self._job, self._checkpoint, self._frame = job, checkpoint, frame
+
+    @cached_property
+    def _truth(self) -> NDArray[np.float32]:
+        return whole_frame_scores(self._checkpoint, self._frame)
 
     def of(self, contender: Contender, told: Callable[[str], None]) -> Checked | LeftOut:
         """Check a contender; one of others that cannot run, or is wrong, is left out.

@@ -1,34 +1,42 @@
 """One case of the GPU benchmark: frames of a size and a kind of input, through all contenders in the same rounds."""
 
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack
-from dataclasses import asdict, dataclass, replace
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import torch
 from numpy.typing import NDArray
 
+from unetrt.benchmarks.checks import MOST_WRONG
 from unetrt.benchmarks.figure import Figure
-from unetrt.benchmarks.gpu_engine import BACKENDS, first_session, wrong_labels
 from unetrt.benchmarks.gpu_goals import BUSY, COMPILED, EAGER, MATMUL, useful_flops, verdicts
-from unetrt.benchmarks.gpu_ours import Ours, stack_of
-from unetrt.benchmarks.gpu_torch import Matmul, per_frame
-from unetrt.benchmarks.measure import interleaved
+from unetrt.benchmarks.gpu_ours import COUNTED, WARM_UP, Ours, stack_of
 from unetrt.benchmarks.networks import drawn_frame, write_model
 from unetrt.benchmarks.planned_tiles import PlannedTiles
+from unetrt.benchmarks.synchronised import timed
 from unetrt.benchmarks.usual_loop import UsualLoop
+from unetrt.benchmarks.whole_frame import wrong_pixels
+from unetrt.export.exporter import spec_for
 from unetrt.export.options import Options
+from unetrt.runtime.errors import BackendUnavailableError, OptionError, OutOfMemoryError, ParityError, UnetrtError
 from unetrt.runtime.planner import Budget, best_tile
 from unetrt.runtime.segmenter import Segmenter
+from unetrt.runtime.sessions import Session, open_session
 from unetrt.runtime.spec import InputType, ModelSpec
 from unetrt.trainer.checkpoint import Checkpoint
+from unetrt.trainer.torch_session import TorchSession
 
 LOOP, COMPILED_TILES, ALONE, PRODUCT = "eager", "compiled", "compiled, pass alone", "matmul"
+# In the order in which they are tried.
+BACKENDS = ("tensorrt", "onnxruntime-cuda")
 # The eager loop takes this share of a stack: it is slow, and its frames are all alike to it.
 FEWER = 8
-
-Runs = dict[str, Callable[[], float]]
+# Products that are timed together.
+PRODUCTS = 10
 
 
 @dataclass(frozen=True)
@@ -63,7 +71,7 @@ class Case:
 
 @dataclass(frozen=True)
 class Bench:
-    """What all cases share.
+    """What all cases share: the network, and what was exported, compiled or computed of it before.
 
     Attributes
     ----------
@@ -71,31 +79,41 @@ class Bench:
         The network, with a fixed normalisation: no contender spends its time on measuring grey values.
     device
         torch's.
+    folder
+        Where the exported models lie; it outlives the cases.
     rounds
         Of all contenders in turn.
     latencies
         Frames that are segmented one by one.
     memory
-        Bytes that the planner may fill.
+        Bytes that the planner may fill with the lanes that are open at once: those of one contender.
     backends
         In the order in which they are tried.
     compiled
         Whether torch.compile is used.
     side
-        Of the matrices of the yardstick.
+        Of the square matrices of the yardstick: large enough that a GPU computes at its full rate.
     """
 
     checkpoint: Checkpoint
     device: torch.device
+    folder: Path
     rounds: int
     latencies: int
     memory: int = 8 * 2**30
     backends: Sequence[str] = BACKENDS
     compiled: bool = True
     side: int = 8192
+    _tiles: dict[tuple[int, int], PlannedTiles] = field(default_factory=dict, init=False)
+    _truths: dict[tuple[int, int], NDArray[Any]] = field(default_factory=dict, init=False)
 
-    def measure(self, case: Case, folder: Path) -> dict[str, Any]:
-        """Return all that JSON stores of a case; the model file is left in `folder`.
+    def __post_init__(self) -> None:
+        for name in self.backends:
+            if name not in BACKENDS and self.device.type == "cuda":
+                raise OptionError(f"{name} does not compute on a GPU: use {' or '.join(BACKENDS)}")
+
+    def measure(self, case: Case) -> dict[str, Any]:
+        """Return all that JSON stores of a case.
 
         Raises
         ------
@@ -104,56 +122,204 @@ class Bench:
         ParityError
             unetrt's labels are another network's; nothing is timed then.
         OutOfMemoryError
-            The lanes do not fit.
+            Not even the fewest lanes fit.
         """
-        frame, model = drawn_frame(case.size, 1), folder / "model.onnx"
-        write_model(self.checkpoint, self._options(case), model)
-        session, refused = first_session(model, self.backends)
-        with session, ExitStack() as opened:
-            stack = stack_of(frame, case.frames)
-            ours = [Ours(opened.enter_context(Segmenter(session, lanes=lanes)), stack, lanes) for lanes in case.lanes]
-            wrong = wrong_labels([one.segmenter for one in ours], self.checkpoint, frame, self.device)
-            matmul = Matmul(self.device, self.side)
-            runs: Runs = {PRODUCT: matmul, **self._torch(session.spec, stack)}
-            runs |= {one.name: one.sustained for one in ours}
-            figures = interleaved(runs, self.rounds)
-            for one in ours:
-                one.one_by_one(self.latencies)
-            about = {"session": session.name, "refused": refused, "pixels_off": wrong}
-            return {**about, **self._result(case, figures, ours, matmul.flops)}
+        frame = drawn_frame(case.size, 1)
+        session, refused = first_session(self.model(case), self.backends)
+        with session:
+            ours = [Ours(session, stack_of(frame, case.frames), lanes) for lanes in case.lanes]
+            fitting, left_out = self._checked(ours, frame)
+            figures = self._in_rounds(fitting)
+            return {
+                "session": session.name,
+                "refused": refused,
+                "pixels_off": max(wrong for _, wrong in fitting),
+                "left_out": left_out,
+                **self._result(case, figures, [one for one, _ in fitting]),
+            }
 
-    def _options(self, case: Case) -> Options:
+    def model(self, case: Case) -> Path:
+        """Return the exported file of a case; of cases with the same tile, batch and input it is one file."""
         budget = Budget(self.memory, case.batch, max(case.lanes), itemsize=2)
-        tile = best_tile([case.size], self.checkpoint.shape, budget).tile
-        return Options(tile, "fp16", "labels", case.batch, case.input)
+        height, width = best_tile([case.size], self.checkpoint.shape, budget).tile
+        path = self.folder / f"{height}x{width}-{case.batch}-{case.input}.onnx"
+        if not path.exists():
+            write_model(self.checkpoint, Options((height, width), "fp16", "labels", case.batch, case.input), path)
+        return path
 
-    def _torch(self, spec: ModelSpec, stack: NDArray[Any]) -> Runs:
-        loop = UsualLoop(self.checkpoint.network().to(self.device), self.checkpoint.normalisation)
-        fed = replace(spec, input_dtype="float32", batch=1)
-        tiles = PlannedTiles(self.checkpoint.network().to(self.device), fed, torch.float16, compiled=self.compiled)
-        few = stack[: max(1, len(stack) // FEWER)]
+    def truth(self, frame: NDArray[Any]) -> NDArray[Any]:
+        """Return the scores (classes, H, W) of one FP32 pass over a drawn frame (H, W); made once for each size."""
+        height, width = frame.shape
+        if (height, width) not in self._truths:
+            geometry = self.checkpoint.shape.geometry
+            whole = spec_for(self.checkpoint, Options((geometry.side_for(height), geometry.side_for(width))))
+            exactly = torch.backends.cudnn.flags(enabled=True, allow_tf32=False)
+            with exactly, TorchSession(self.checkpoint.network().to(self.device), whole) as session:
+                self._truths[height, width] = Segmenter(session, lanes=1).scores(frame)
+            self.settle()
+        return self._truths[height, width]
+
+    def settle(self) -> None:
+        """Give the memory that torch keeps for later back to the device: engines take theirs past torch."""
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+
+    def _checked(self, ours: list[Ours], frame: NDArray[Any]) -> tuple[list[tuple[Ours, float]], dict[str, str]]:
+        """Return the contenders whose lanes fit with their shares of wrong labels, and why the others are left out."""
+        truth, fitting, left_out = self.truth(frame), [], {}
+        for one in ours:
+            try:
+                fitting.append((one, require_right(one.session.name, one.labels(frame), truth)))
+            except OutOfMemoryError as error:
+                left_out[one.name] = str(error)
+        if not fitting:
+            raise OutOfMemoryError("; ".join(left_out.values()))
+        return fitting, left_out
+
+    def _in_rounds(self, ours: list[tuple[Ours, float]]) -> dict[str, Figure]:
+        """Run all contenders in turn, round by round; each has its lanes, or torch's memory, while it runs alone."""
+        stack, spec = ours[0][0].stack, ours[0][0].session.spec
+        values: dict[str, list[float]] = defaultdict(list)
+        for number in range(self.rounds):
+            latencies = self.latencies if number == self.rounds - 1 else 0
+            values[PRODUCT].append(_round_of(self._product))
+            for name, run in self._torch(spec, stack).items():
+                values[name].append(_round_of(run))
+                self.settle()
+            for one, _ in ours:
+                values[one.name].append(one.round(latencies))
+        return {name: Figure.of(rounds) for name, rounds in values.items()}
+
+    def _torch(self, spec: ModelSpec, stack: NDArray[Any]) -> dict[str, Callable[[], float]]:
+        """Return torch's contenders, each of which returns the seconds of one frame of (N, H, W)."""
+        tiles, few = self._compiled(spec), stack[: max(1, len(stack) // FEWER)]
         return {
-            LOOP: lambda: per_frame(loop, few, self.device),
+            LOOP: lambda: per_frame(self._loop, few, self.device),
             COMPILED_TILES: lambda: per_frame(tiles, stack, self.device),
             ALONE: tiles.alone,
         }
 
-    def _result(self, case: Case, figures: dict[str, Figure], ours: list[Ours], product: int) -> dict[str, Any]:
+    @cached_property
+    def _loop(self) -> UsualLoop:
+        return UsualLoop(self.checkpoint.network().to(self.device), self.checkpoint.normalisation)
+
+    @cached_property
+    def _product(self) -> "Matmul":
+        return Matmul(self.device, self.side)
+
+    def _compiled(self, spec: ModelSpec) -> PlannedTiles:
+        """Return torch with the tile of a spec, compiled once for each."""
+        if spec.tile not in self._tiles:
+            fed = replace(spec, input_dtype="float32", batch=1)
+            net = self.checkpoint.network().to(self.device)
+            self._tiles[spec.tile] = PlannedTiles(net, fed, torch.float16, compiled=self.compiled)
+        return self._tiles[spec.tile]
+
+    def _result(self, case: Case, figures: Mapping[str, Figure], ours: list[Ours]) -> dict[str, Any]:
         """Return the figures, and the goals held against the fastest of ours."""
-        shape, rate = self.checkpoint.shape, product / figures[PRODUCT].median
+        shape, rate = self.checkpoint.shape, self._product.flops / figures[PRODUCT].median
         told = {one.name: one.to_dict(figures[one.name], shape, rate) for one in ours}
-        best = min(told, key=lambda name: figures[name].median)
-        reached = {BUSY: told[best]["busy"], MATMUL: told[best]["matmul_share"]}
+        best = min(ours, key=lambda one: figures[one.name].median)
+        kernels = best.kernels()
+        reached = {BUSY: kernels["busy"], MATMUL: told[best.name]["matmul_share"]}
         for goal, other in ((EAGER, LOOP), (COMPILED, COMPILED_TILES)):
-            reached[goal] = (figures[other] / figures[best]).median
+            reached[goal] = (figures[other] / figures[best.name]).median
         return {
             "case": case.name,
             **asdict(case),
-            "tile": ours[0].segmenter.spec.tile,
+            "tile": best.session.spec.tile,
             "useful_flops": useful_flops(shape, case.size),
             "unetrt": told,
             "torch": {name: asdict(figures[name]) for name in (LOOP, COMPILED_TILES, ALONE)},
-            "matmul_teraflops": asdict(product / 1e12 / figures[PRODUCT]),
-            "fastest": best,
+            "matmul_teraflops": asdict(self._product.flops / 1e12 / figures[PRODUCT]),
+            "fastest": best.name,
+            "kernels": kernels,
             "verdicts": [verdict.to_dict() for verdict in verdicts(reached)],
         }
+
+
+class Matmul:
+    """A dense product of random FP16 matrices, as fast as torch's library does it.
+
+    Parameters
+    ----------
+    device
+        Where.
+    side
+        Rows and columns.
+    """
+
+    def __init__(self, device: torch.device, side: int) -> None:
+        generator = torch.Generator(device).manual_seed(0)
+        self._a, self._b = (
+            torch.randn(side, side, generator=generator, device=device, dtype=torch.float16) for _ in range(2)
+        )
+        self.flops = 2 * side**3
+
+    def __call__(self) -> float:
+        """Return the seconds of one product."""
+
+        def products() -> None:
+            for _ in range(PRODUCTS):
+                self._a @ self._b
+
+        return timed(products, self._a.device) / PRODUCTS
+
+
+def per_frame(segment: Callable[[NDArray[Any]], object], frames: NDArray[Any], device: torch.device) -> float:
+    """Return the seconds that a contender takes for one of the frames (N, H, W)."""
+
+    def all_of_them() -> None:
+        for frame in frames:
+            segment(frame)
+
+    return timed(all_of_them, device) / len(frames)
+
+
+def first_session(model: Path, backends: Sequence[str] = BACKENDS) -> tuple[Session, dict[str, str]]:
+    """Return a session of the first engine that computes a pass, and why those before do not, by their names.
+
+    Raises
+    ------
+    BackendUnavailableError
+        None does.
+    """
+    refused: dict[str, str] = {}
+    for backend in backends:
+        try:
+            return _proven(open_session(model, backend)), refused
+        except UnetrtError as error:
+            refused[backend] = str(error)
+    raise BackendUnavailableError("; ".join(f"{backend}: {reason}" for backend, reason in refused.items()))
+
+
+def require_right(name: str, labels: NDArray[Any], truth: NDArray[Any]) -> float:
+    """Return the share of labels (H, W) that are not those of scores (classes, H, W).
+
+    Raises
+    ------
+    ParityError
+        They are more than `MOST_WRONG`.
+    """
+    wrong = wrong_pixels(labels, truth)
+    if wrong > MOST_WRONG:
+        raise ParityError(f"{wrong:.2%} of the labels of {name} are not those of one FP32 pass over the frame")
+    return wrong
+
+
+def _proven(session: Session) -> Session:
+    """Return a session that has computed a pass; close one that does not."""
+    try:
+        for lane in session.lanes(1):
+            lane.launch()
+            lane.wait()
+            lane.close()
+    except UnetrtError:
+        session.close()
+        raise
+    return session
+
+
+def _round_of(run: Callable[[], float]) -> float:
+    """Return the median seconds of the counted runs of a round."""
+    return median([run() for _ in range(WARM_UP + COUNTED)][WARM_UP:])

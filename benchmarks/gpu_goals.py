@@ -1,6 +1,9 @@
-"""What a GPU's figures are held against, and how they follow from what was measured. Nothing here needs a GPU."""
+"""What a GPU's figures are held against, how they follow from what was measured, and how they are told.
 
-from collections.abc import Mapping
+Nothing here needs a GPU.
+"""
+
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -8,6 +11,11 @@ from unetrt.benchmarks.figure import Figure
 from unetrt.runtime.cost import UNetShape
 from unetrt.runtime.plan import TilePlan
 from unetrt.runtime.spec import ModelSpec
+
+# Phases by the GPU's clock; they overlap with the others, which are by the host's, one after another.
+ON_GPU = ("upload", "compute", "download")
+# Kernels that are told where a goal is missed, and how much of their names.
+LONGEST, NAME = 8, 60
 
 
 @dataclass(frozen=True)
@@ -33,7 +41,7 @@ class Goal:
         return f"{100 * value:.1f} %" if self.unit == "%" else f"{value:.2f} x"
 
 
-BUSY = Goal("share of time in which the GPU computes", 0.97, "%")
+BUSY = Goal("share of time in which kernels run", 0.97, "%")
 MATMUL = Goal("share of the dense FP16 matmul rate", 0.60, "%")
 EAGER = Goal("against eager torch FP32 in 572-tiles", 8.0, "x")
 COMPILED = Goal("against torch.compile FP16 channels_last, same tile", 1.0, "x")
@@ -71,8 +79,14 @@ class Verdict:
         """Return what JSON stores."""
         return {"goal": self.goal.name, "least": self.goal.least, "value": self.value, "met": self.met}
 
+    @classmethod
+    def from_dict(cls, stored: Mapping[str, Any]) -> "Verdict":
+        """Return what `to_dict` gave."""
+        (goal,) = (goal for goal in GOALS if goal.name == stored["goal"])
+        return cls(goal, stored["value"])
 
-def verdicts(values: Mapping[Goal, float]) -> tuple[Verdict, ...]:
+
+def verdicts(values: Mapping[Goal, float | None]) -> tuple[Verdict, ...]:
     """Return one verdict a goal, in order; goals without a value are not measured."""
     return tuple(Verdict(goal, values.get(goal)) for goal in GOALS)
 
@@ -97,3 +111,61 @@ def rates(seconds: Figure, flops: int, frame: tuple[int, int]) -> dict[str, floa
         "megapixels": frame[0] * frame[1] / seconds.median / 1e6,
         "teraflops": flops / seconds.median / 1e12,
     }
+
+
+def table(case: Mapping[str, Any]) -> Any:
+    """Return a case's figures as a rich renderable."""
+    from rich.table import Table
+
+    columns = ("frames/s", "range", "Mpixel/s", "pass in flight", "of matmul", "p50", "p99")
+    tile, matmul = "x".join(map(str, case["tile"])), case["matmul_teraflops"]["median"]
+    title = f"{case['case']}, tile {tile}; dense FP16 matmul {matmul:.0f} TFLOP/s; {case['session']}"
+    drawn = Table("contender", *columns, title=title)
+    for name, figure in case["torch"].items():
+        if "alone" not in name:
+            drawn.add_row(f"torch, {name}", *_speed(figure, case["size"]))
+    for name, one in case["unetrt"].items():
+        shares = (f"{100 * one[share]:.1f} %" for share in ("in_flight", "matmul_share"))
+        latency = (_milliseconds(one["latency"][rank]) for rank in ("p50", "p99"))
+        drawn.add_row(name, *_speed(one["seconds"], case["size"]), *shares, *latency)
+    return drawn
+
+
+def lines(case: Mapping[str, Any]) -> Iterator[str]:
+    """Yield each goal with its figure, why something was not measured, and where the time goes if a goal is missed."""
+    told = [Verdict.from_dict(stored) for stored in case["verdicts"]]
+    yield from map(str, told)
+    for name, reason in case["left_out"].items():
+        yield f"{name}: not measured: {reason}"
+    kernels = case["kernels"]
+    if kernels["busy"] is None:
+        yield f"{BUSY.name}: {kernels['reason']}"
+    if not all(verdict.met for verdict in told):
+        yield from phase_lines(case["unetrt"][case["fastest"]])
+        yield from kernel_lines(kernels)
+
+
+def phase_lines(one: Mapping[str, Any]) -> Iterator[str]:
+    """Yield where the time of a frame goes; what the GPU's clock says overlaps with what the host's does."""
+    yield f"where the {_milliseconds(one['seconds']['median'])} of a frame go:"
+    for phase, seconds in one["phases"].items():
+        clock = "GPU" if phase in ON_GPU else "host"
+        share = seconds / one["seconds"]["median"]
+        yield f"  {phase:10s} {_milliseconds(seconds):>10s}  {100 * share:5.1f} %  ({clock})"
+
+
+def kernel_lines(kernels: Mapping[str, Any]) -> Iterator[str]:
+    """Yield the kernels that take longest, as shares of the profiled run."""
+    for one in kernels.get("by_kernel", ())[:LONGEST]:
+        share = one["seconds"] / kernels["wall"]
+        yield f"  {100 * share:5.1f} %  {one['launches']:5d} x  {one['name'][:NAME]}"
+
+
+def _speed(figure: Mapping[str, Any], size: tuple[int, int]) -> tuple[str, str, str]:
+    slow, fast = 1 / figure["high"], 1 / figure["low"]
+    megapixels = size[0] * size[1] / figure["median"] / 1e6
+    return f"{1 / figure['median']:.2f}", f"{slow:.2f} - {fast:.2f}", f"{megapixels:.1f}"
+
+
+def _milliseconds(seconds: float | None) -> str:
+    return "" if seconds is None else f"{1000 * seconds:.2f} ms"

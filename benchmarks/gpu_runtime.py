@@ -1,5 +1,6 @@
 """How fast the runtime is on a GPU, against its goals: what `unetrt bench --goals` measures."""
 
+import gc
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -8,17 +9,18 @@ from typing import Any
 
 import torch
 
-from unetrt.benchmarks.gpu_case import Bench, Case
+from unetrt.benchmarks.gpu_case import BACKENDS, Bench, Case
 from unetrt.benchmarks.gpu_machine import gpu_environment, require_gpu, state
+from unetrt.benchmarks.journal import Journal, Patience
 from unetrt.benchmarks.networks import undecided
 from unetrt.runtime.errors import UnetrtError
 
-SCHEMA = 1
+KIND, SCHEMA = "unetrt bench --goals", 2
 LARGE, SMALL = (2048, 2048), (1024, 1024)
 CASES = (
     Case(LARGE, "uint16", frames=16),
-    Case(LARGE, "float32", frames=16),
     Case(SMALL, "uint16", frames=48),
+    Case(LARGE, "float32", frames=16),
     Case(SMALL, "float32", frames=48),
     Case(SMALL, "uint16", lanes=(2,), batch=4, frames=48),
 )
@@ -27,37 +29,97 @@ LATENCIES = 100
 # Share of the free memory that the planner may fill; engines need some for themselves, torch for its contenders.
 FILLED = 0.4
 
+Show = Callable[[dict[str, Any]], None]
 
-def goals(base: int, depth: int, rounds: int, show: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
-    """Return what JSON stores of all cases on the GPU, shown one by one; raises BackendUnavailableError without one."""
+
+def goals(
+    base: int,
+    depth: int,
+    rounds: int,
+    backends: Sequence[str],
+    show: Show,
+    cases: Sequence[Case] = CASES,
+    **kept: Any,
+) -> dict[str, Any]:
+    """Return what JSON stores of all cases on the GPU, shown one by one.
+
+    Parameters
+    ----------
+    base, depth, rounds
+        Of the network; of all contenders in turn.
+    backends
+        Engines in the order in which they are tried; none for all.
+    show
+        Called with each case.
+    cases
+        What is measured.
+    kept
+        As `measured` has it.
+
+    Raises
+    ------
+    BackendUnavailableError
+        torch finds no GPU.
+    OptionError
+        An engine does not compute on a GPU.
+    """
     device = require_gpu()
     free, _ = torch.cuda.mem_get_info(device)
-    bench = Bench(undecided(base, depth, fixed=True), device, rounds, LATENCIES, int(FILLED * free))
-    return measured(bench, CASES, show)
+    with TemporaryDirectory(prefix="unetrt-bench-") as folder:
+        network = undecided(base, depth, fixed=True)
+        filled = int(FILLED * free)
+        bench = Bench(network, device, Path(folder), rounds, LATENCIES, filled, tuple(backends) or BACKENDS)
+        return measured(bench, cases, show, **kept)
 
 
-def measured(bench: Bench, cases: Sequence[Case], show: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
-    """Return what JSON stores; a case that fails is named and the others go on."""
-    done, failed = [], {}
+def measured(
+    bench: Bench, cases: Sequence[Case], show: Show, path: Path | None = None, patience: Patience | None = None
+) -> dict[str, Any]:
+    """Return what JSON stores; a case that fails is named and the others go on.
+
+    Parameters
+    ----------
+    bench, cases, show
+        What is measured, and who is told of each case.
+    path
+        Where each result is stored before the next case begins; None: nowhere.
+    patience
+        Nothing new is begun when it is over; cases that the file holds are not measured again, unless they failed.
+    """
     cuda = bench.device.type == "cuda"
-    states = {"before": state(bench.device)} if cuda else {}
-    for case in cases:
-        with TemporaryDirectory(prefix="unetrt-bench-") as scratch:
-            try:
-                done.append(bench.measure(case, Path(scratch)))
-            except (UnetrtError, RuntimeError) as error:  # RuntimeError: torch's own, out of memory among them
-                failed[case.name] = f"{type(error).__name__}: {error}"
-                continue
-        if cuda:
-            states[f"after {case.name}"] = state(bench.device)
-            torch.cuda.empty_cache()  # engines take their memory past torch, which keeps what it has freed
-        show(done[-1])
     environment = gpu_environment(bench.device) if cuda else {}
-    return {
-        "schema": SCHEMA,
+    about = {
         "network": asdict(bench.checkpoint.shape),
-        "environment": environment,
-        "states": states,
-        "cases": done,
-        "failed": failed,
+        **{name: environment.get(name) for name in ("gpu", "capability", "versions")},
+        "rounds": bench.rounds,
+        "backends": bench.backends,
+        "cases": [asdict(case) for case in cases],
     }
+    fixed = {"kind": KIND, "schema": SCHEMA, "environment": environment}
+    journal = Journal(path, about, patience, lambda _: fixed)
+    for name in failures(journal.to_dict()):
+        del journal.results[name]
+    for case in cases:
+        result = journal.take(case.name, lambda case=case: _attempted(bench, case))  # type: ignore[misc]
+        if result and "failed" not in result:
+            show(result)
+    return journal.to_dict()
+
+
+def failures(result: dict[str, Any]) -> dict[str, str]:
+    """Return why cases could not be measured, by their names."""
+    return {name: case["failed"] for name, case in result["results"].items() if "failed" in case}
+
+
+def _attempted(bench: Bench, case: Case) -> dict[str, Any]:
+    """Return a case's figures with the device's state before and after, or why it failed."""
+    cuda = bench.device.type == "cuda"
+    before = state(bench.device) if cuda else {}
+    try:
+        result = bench.measure(case)
+    except (UnetrtError, RuntimeError) as error:  # RuntimeError: torch's own, out of memory among them
+        return {"failed": f"{type(error).__name__}: {error}", "states": [before]}
+    finally:
+        gc.collect()  # what a failed case held
+        bench.settle()
+    return {**result, "states": [before, state(bench.device) if cuda else {}]}

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
 from numpy.typing import NDArray
 
@@ -35,6 +35,12 @@ class About:
     right_within: tuple[int, int] | None
     checked: str
     engine: str = ""
+
+    @classmethod
+    def from_dict(cls, stored: Mapping[str, Any]) -> Self:
+        """Return what `dataclasses.asdict` gave, read from JSON."""
+        within = stored["right_within"]
+        return cls(**{**stored, "tile": tuple(stored["tile"]), "right_within": within and tuple(within)})
 
 
 @dataclass(frozen=True)

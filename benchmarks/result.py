@@ -14,6 +14,8 @@ KIND, SCHEMA = "unetrt bench", 2
 # Ways in which a contender is timed. All have the first; the others are unetrt's own.
 SEGMENT, SESSION, PREDICT = "frame to labels", "engine alone", "file to file"
 WAYS = (SEGMENT, SESSION, PREDICT)
+# The key under which JSON says why a contender was not timed.
+REASON = "reason"
 
 
 @dataclass(frozen=True)
@@ -81,6 +83,10 @@ class LeftOut:
     title: str
     reason: str
 
+    def to_dict(self) -> dict[str, str]:
+        """Return what JSON stores."""
+        return asdict(self)
+
 
 @dataclass(frozen=True)
 class Limit:
@@ -113,6 +119,8 @@ class Result:
         What the machine can do.
     environment
         Processor, GPU, clocks, threads, versions.
+    missing
+        Steps that were not begun, as the time was up.
     """
 
     when: str
@@ -123,6 +131,7 @@ class Result:
     left_out: tuple[LeftOut, ...]
     limits: tuple[Limit, ...]
     environment: Mapping[str, Any] = field(default_factory=dict)
+    missing: tuple[str, ...] = ()
 
     def __getitem__(self, name: str) -> Measured:
         """Return a contender by its name; raises KeyError where it was not timed."""
@@ -149,6 +158,7 @@ class Result:
             left_out=tuple(LeftOut(**one) for one in told["left_out"]),
             limits=tuple(Limit(one["name"], one["unit"], _figure(one["rate"])) for one in told["limits"]),
             environment=told["environment"],
+            missing=tuple(told.get("missing", ())),
         )
 
 

@@ -2,12 +2,14 @@
 
 import time
 from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import torch
 
 from unetrt.benchmarks.environment import environment
 from unetrt.benchmarks.figure import Figure
+from unetrt.benchmarks.journal import Journal, Patience
 from unetrt.runtime.normalisation import Normalisation
 from unetrt.trainer.dataset import Annotated, Dataset, class_names
 from unetrt.trainer.drawn_cells import draw
@@ -43,7 +45,14 @@ class TrainingSpeed:
     waiting: float
 
 
-def training_speed(recipe: Recipe, steps: int, rounds: int, ways: tuple[str, ...] = tuple(WAYS)) -> dict[str, Any]:
+def training_speed(
+    recipe: Recipe,
+    steps: int,
+    rounds: int,
+    ways: tuple[str, ...] = tuple(WAYS),
+    path: Path | None = None,
+    patience: Patience | None = None,
+) -> dict[str, Any]:
     """Train drawn cells in each way, interleaved round by round.
 
     Parameters
@@ -56,41 +65,71 @@ def training_speed(recipe: Recipe, steps: int, rounds: int, ways: tuple[str, ...
         How often.
     ways
         Names of WAYS.
+    path
+        Where each round is stored before the next begins; None: nowhere.
+    patience
+        Nothing new is begun when it is over; rounds that the file holds are not measured again.
 
     Returns
     -------
     What JSON stores: the figures by way, the recipe, and the machine.
     """
-    team = alone()
-    sampler = Sampler(prepare(_drawn(), recipe, Normalisation()), recipe, 0, team.device)
-    runs = {way: _Run(recipe, way, sampler, team) for way in ways}
-    for run in runs.values():
-        run.take(WARM_UP, fresh=True)
-    rounds_of: dict[str, list[tuple[float, float]]] = {way: [] for way in ways}
-    for _ in range(rounds):
-        for way, run in runs.items():
-            rounds_of[way].append((run.take(steps, fresh=True), run.take(steps, fresh=False)))
-    figures = {way: runs[way].figure(seconds) for way, seconds in rounds_of.items()}
-    return {
-        "ways": {way: asdict(figure) for way, figure in figures.items()},
+    team, here = alone(), environment()
+    fixed = {
         "recipe": recipe.to_dict(),
         "device": _name(team.device),
         # Convolutions in float32 use TF32 where the hardware has it, unless told otherwise: torch's own default.
         "tf32_convolutions": bool(torch.backends.cudnn.allow_tf32) and team.device.type == "cuda",
-        "environment": environment(),
     }
+    about = {**fixed, "steps": steps, "processor": here["processor"], "versions": here["versions"]}
+    journal = Journal(
+        path, about, patience, lambda journal: {"ways": _figures(journal, ways), **fixed, "environment": here}
+    )
+    sampler = Sampler(prepare(_drawn(), recipe, Normalisation()), recipe, 0, team.device)
+    runs: dict[str, _Run] = {}
+    for number in range(rounds):
+        for way in ways:
+
+            def one_round(way: str = way) -> dict[str, Any]:
+                if way not in runs:
+                    runs[way] = _Run(recipe, way, sampler, team)
+                return runs[way].round(steps)
+
+            journal.take(f"round {number + 1}: {way}", one_round)
+    return journal.to_dict()
+
+
+def _figures(journal: Journal, ways: tuple[str, ...]) -> dict[str, Any]:
+    """Return the figures of the ways of which a round has been measured."""
+    figures = {}
+    for way in ways:
+        rounds = [one for name, one in journal.results.items() if name.endswith(f": {way}")]
+        if rounds:
+            fresh, kept = (Figure.of([one[tiles] for one in rounds]) for tiles in ("new tiles", "one tile"))
+            waiting = max(0.0, 1 - kept.median / fresh.median)
+            figures[way] = asdict(TrainingSpeed(rounds[0]["dtype"], fresh, waiting))
+    return figures
 
 
 class _Run:
-    """One way to train, ready to take steps."""
+    """One way to train, warmed up."""
 
     def __init__(self, recipe: Recipe, way: str, sampler: Sampler, team: Team) -> None:
         mixed, compiled = WAYS[way]
         recipe = replace(recipe, mixed=mixed)
         self._learner = Learner(recipe.shape(1, 2), recipe, 0, team, compiled)
         self._sampler, self._rate, self._device, self._step = sampler, recipe.rate, team.device, 0
+        self._take(WARM_UP, fresh=True)
 
-    def take(self, steps: int, fresh: bool) -> float:
+    def round(self, steps: int) -> dict[str, Any]:
+        """Return what the network computes in, and the seconds of a step with new tiles and with one."""
+        return {
+            "dtype": str(self._learner.dtype).removeprefix("torch."),
+            "new tiles": self._take(steps, fresh=True),
+            "one tile": self._take(steps, fresh=False),
+        }
+
+    def _take(self, steps: int, fresh: bool) -> float:
         """Take steps with new tiles or with one; return the seconds of a step."""
         kept = self._sampler.batch(0)
         self._synchronise()
@@ -100,12 +139,6 @@ class _Run:
             self._learner.step(self._sampler.batch(self._step) if fresh else kept, self._step, self._rate)
         self._synchronise()
         return (time.perf_counter() - begin) / steps
-
-    def figure(self, seconds: list[tuple[float, float]]) -> TrainingSpeed:
-        """Return the figure of the seconds of a step with new tiles and with one, round by round."""
-        fresh, kept = (Figure.of(side) for side in zip(*seconds, strict=True))
-        dtype = str(self._learner.dtype).removeprefix("torch.")
-        return TrainingSpeed(dtype, fresh, max(0.0, 1 - kept.median / fresh.median))
 
     def _synchronise(self) -> None:
         if self._device.type == "cuda":

@@ -16,7 +16,7 @@ class Passed(NamedTuple):
     ----------
     upload, queue, compute, download
         Copying in (or cutting, where the frame lies on the device), waiting for a lane that has the scratch memory, the
-        engine, copying out. On a GPU by CUDA events, in the order of the lane's stream; a CPU copies nothing.
+        engine's pass, copying out. On a GPU by CUDA events, in the order of the lane's stream; a CPU copies nothing.
     begin
         When the engine began, on a clock that its session's lanes share.
     """
@@ -34,17 +34,22 @@ class Passed(NamedTuple):
 
 
 class Occupancy:
-    """Adds up how long an engine computes in at least one lane, from passes in the order of their begin."""
+    """Adds up how long at least one pass is in flight, from passes in the order of their begin.
+
+    A pass is in flight from its begin to its end in the lane's stream. That is not how long the device computes: the
+    gaps between a pass's kernels count too, and so does waiting for kernels of another lane. How long kernels run is
+    what `unetrt bench --goals` measures, with CUPTI.
+    """
 
     def __init__(self) -> None:
         self._first: float | None = None
-        self._last = self.busy = 0.0
+        self._last = self.in_flight = 0.0
 
     def add(self, one: Passed) -> None:
         """Count a pass."""
         begin = one.begin if self._first is None else max(one.begin, self._last)
         self._first = one.begin if self._first is None else self._first
-        self.busy += max(0.0, one.end - begin)
+        self.in_flight += max(0.0, one.end - begin)
         self._last = max(self._last, one.end)
 
     @property
@@ -70,15 +75,17 @@ class Timings:
     upload, download
         Copies to and from a GPU, by its own clock.
     compute
-        The engine, by its own clock; passes in several lanes may overlap.
+        The engine's passes, by its own clock, each from its begin to its end: on a GPU with the gaps between kernels and
+        the time in which another lane's kernels run. Passes in several lanes may overlap.
     wait
         Blocked until a pass ended: what is left of `compute` after the other phases overlapped with it.
     stitch
         Turning scores into labels and copying them to their place.
     tiles
         Number of tiles computed.
-    busy, span
-        How long the engine computed in at least one lane, and the time from its first to its last pass; of calls only.
+    in_flight, span
+        How long at least one pass was in flight (`Occupancy`), and the time from the begin of the first pass to the end
+        of the last; of calls only.
     frames
         The same for each frame, in the order of the stack; of calls only. A pass for tiles of several frames is divided
         among them.
@@ -94,7 +101,7 @@ class Timings:
     wait: float = 0.0
     stitch: float = 0.0
     tiles: int = 0
-    busy: float = 0.0
+    in_flight: float = 0.0
     span: float = 0.0
     frames: list["Timings"] = field(default_factory=list)
 
@@ -118,9 +125,9 @@ class Timings:
             self.add(name, share * getattr(one, name))
 
     def sum_frames(self, occupancy: Occupancy) -> None:
-        """Add up the phases of all frames, and take over how long the engine was busy."""
+        """Add up the phases of all frames, and take over how long passes were in flight."""
         for name in ("normalise", "cut", "upload", "compute", "download", "wait", "stitch"):
             setattr(self, name, sum(getattr(frame, name) for frame in self.frames))
         self.queue += sum(frame.queue for frame in self.frames)
         self.tiles = sum(frame.tiles for frame in self.frames)
-        self.busy, self.span = occupancy.busy, occupancy.span
+        self.in_flight, self.span = occupancy.in_flight, occupancy.span

@@ -22,6 +22,11 @@ def labels():
     return np.full((96, 130), 7, np.uint8)
 
 
+def at_once():
+    time.sleep(0.002)
+    return np.full((96, 130), 7, np.uint8)
+
+
 def once():
     """Labels for the check, and no more."""
     left = [labels, lambda: os._exit(9)]
@@ -38,13 +43,14 @@ def phases():
 
 def ready(job, contender):
     ways = {
+        "quick": Ready(ABOUT, {SEGMENT: at_once}),
         "sleeper": Ready(ABOUT, {SEGMENT: labels, PREDICT: lambda: time.sleep(0.2)}, phases),
         "failure": Ready(ABOUT, {SEGMENT: lambda: 1 / 0}),
         "dead": Ready(ABOUT, {SEGMENT: lambda: os._exit(9)}),
         "mortal": Ready(ABOUT, {SEGMENT: once()}),
         "liar": Ready(WRONG, {SEGMENT: labels}),
     }
-    ways[REFERENCE] = ways["sleeper"]
+    ways[REFERENCE] = ways["quick"]
     if contender.name not in ways:
         raise FileNotFoundError(job.folder)
     return ways[contender.name]

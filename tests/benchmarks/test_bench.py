@@ -1,5 +1,6 @@
 """`unetrt bench`, with contenders that only sleep: what is checked, timed, left out, and made of it."""
 
+import json
 import math
 from dataclasses import replace
 
@@ -9,12 +10,17 @@ import pytest
 from tests.benchmarks.sleepers import contender
 from unetrt.benchmarks.bench import Bench
 from unetrt.benchmarks.contenders import REFERENCE
+from unetrt.benchmarks.journal import Patience
 from unetrt.benchmarks.limits import BYTES, COPY, FLOPS
 from unetrt.benchmarks.networks import undecided
-from unetrt.benchmarks.result import PREDICT, SEGMENT, Result
+from unetrt.benchmarks.result import PREDICT, SEGMENT, Result, load
 from unetrt.runtime.errors import InferenceError, OptionError, ParityError
 
 SIZE, SIDE = (96, 130), 64
+
+
+def silent(step):
+    """Not interested in steps."""
 
 
 @pytest.fixture(scope="module")
@@ -100,6 +106,55 @@ def test_without_the_usual_loop_there_is_nothing_to_hold_anything_against(checkp
 def test_what_cannot_be_measured_is_refused(checkpoint, fields, message):
     with pytest.raises(OptionError, match=message):
         bench(checkpoint, contender("sleeper"), **fields)
+
+
+def test_what_was_measured_is_on_disk_before_the_next_step_and_is_not_measured_again(checkpoint, tmp_path):
+    """A run that is ended at its second round, and one that goes on from there."""
+    path = tmp_path / "bench.json"
+    measuring = bench(checkpoint, contender("quick"), contender("failure"), rounds=2)
+
+    def ended(step):
+        if step == "timing: the quick" and "round 2: torch" in path.read_text():
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        measuring.measure(ended, path)
+    unfinished = load(path)
+    assert [len(one.seconds[SEGMENT].rounds) for one in unfinished.contenders] == [1, 1]
+    assert [one.name for one in unfinished.left_out] == ["failure"]
+    told = []
+    result = measuring.measure(told.append, path, Patience(resume=True))
+    assert told == ["exporting", "timing: the quick"]
+    assert [len(one.seconds[SEGMENT].rounds) for one in result.contenders] == [2, 2]
+    assert result["torch"].seconds[SEGMENT].rounds[0] == unfinished["torch"].seconds[SEGMENT].rounds[0]
+    more = replace(measuring, rounds=3).measure(silent, path, Patience(resume=True))
+    assert more["quick"].seconds[SEGMENT].rounds[:2] == result["quick"].seconds[SEGMENT].rounds
+    assert len(more["quick"].seconds[SEGMENT].rounds) == 3
+
+
+def test_when_the_time_is_up_nothing_new_begins(checkpoint, tmp_path):
+    path = tmp_path / "bench.json"
+    measuring = bench(checkpoint, contender("quick"), contender("dead"))
+    assert measuring.measure(silent, path, Patience(seconds=1e-9)) is None
+    assert json.loads(path.read_text())["missing"][0] == "check: torch"
+    with pytest.raises(OptionError, match="holds something else"):
+        load(path)  # there is no figure yet
+
+    class UntilTheQuick(Patience):
+        """Over once the usual loop has been timed."""
+
+        is_over = property(lambda self: path.exists() and "round 1: torch" in path.read_text())
+
+    result = measuring.measure(silent, path, UntilTheQuick(resume=True))
+    assert [one.name for one in result.contenders] == [REFERENCE]
+    assert {one.name: one.reason for one in result.left_out}["quick"] == "not measured: the time was up"
+    assert result.missing == ("round 1: quick",)
+    assert load(path) == Result.from_dict(json.loads(json.dumps(result.to_dict())))
+    done = measuring.measure(silent, path, Patience(resume=True))
+    assert (done.missing, [one.name for one in done.contenders]) == ((), [REFERENCE, "quick"])
+    done.save(path)
+    with pytest.raises(OptionError, match="is finished: leave --resume out"):
+        measuring.measure(silent, path, Patience(resume=True))
 
 
 def test_the_usual_loop_is_always_among_those_that_were_asked_for(checkpoint):

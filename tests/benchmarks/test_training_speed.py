@@ -3,6 +3,7 @@ import json
 import pytest
 
 from unetrt.benchmarks import training_speed as module
+from unetrt.benchmarks.journal import Patience
 from unetrt.benchmarks.training_speed import training_speed
 from unetrt.trainer.recipe import RECIPES
 
@@ -21,6 +22,31 @@ def test_what_is_measured(monkeypatch):
         assert 0 <= figure["waiting"] < 1
     assert result["ways"]["eager"]["dtype"] == "float32"
     assert result["device"]
+
+
+def test_rounds_are_stored_one_by_one_and_not_measured_twice(monkeypatch, tmp_path):
+    monkeypatch.setattr(module, "IMAGES", 1)
+    monkeypatch.setattr(module, "SIDE", 120)
+    path, recipe = tmp_path / "training.json", RECIPES["paper"].with_options(depth=1, base=2, tile=60)
+    ways = ("eager", "eager, 16 bits")
+    real, stored = module._Run.round, []
+
+    def looking(run, steps):
+        stored.append(len(json.loads(path.read_text())["results"]) if path.exists() else 0)
+        return real(run, steps)
+
+    monkeypatch.setattr(module._Run, "round", looking)
+    first = training_speed(recipe, 1, 1, ways, path)
+    assert stored == [0, 1]
+    assert json.loads(path.read_text()) == json.loads(json.dumps(first))
+    more = training_speed(recipe, 1, 2, ways, path, Patience(resume=True))
+    assert stored == [0, 1, 2, 3]
+    for way in ways:
+        rounds = more["ways"][way]["seconds"]["rounds"]
+        assert rounds[:1] == first["ways"][way]["seconds"]["rounds"]
+        assert len(rounds) == 2
+    over = training_speed(recipe, 1, 3, ways, path, Patience(seconds=1e-9, resume=True))
+    assert over["missing"] == ["round 3: eager", "round 3: eager, 16 bits"]
 
 
 def test_tiles_that_take_long_are_seen_as_waiting(monkeypatch):

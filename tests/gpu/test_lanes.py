@@ -68,4 +68,4 @@ def test_timings_are_the_gpus(backend, plain, frames):
     for phase in ("upload", "compute", "download"):
         assert 0 < getattr(timings, phase) < 10 * timings.total
         assert sum(getattr(frame, phase) for frame in timings.frames) == pytest.approx(getattr(timings, phase))
-    assert 0 < timings.busy <= timings.span <= timings.total
+    assert 0 < timings.in_flight <= timings.span <= timings.total

@@ -319,7 +319,7 @@ def test_timings_are_the_devices():
     for name in ("upload", "compute", "download", "cut", "stitch"):
         assert getattr(timings, name) > 0
         assert sum(getattr(frame, name) for frame in timings.frames) == pytest.approx(getattr(timings, name))
-    assert 0 < timings.busy <= timings.span <= timings.total
+    assert 0 < timings.in_flight <= timings.span <= timings.total
     assert all(0 < frame.total <= timings.total for frame in timings.frames)
 
 

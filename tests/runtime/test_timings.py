@@ -8,7 +8,7 @@ from unetrt.runtime.timings import Occupancy, Passed, Timings
 
 
 @pytest.mark.parametrize(
-    ("passes", "busy", "span"),
+    ("passes", "in_flight", "span"),
     [
         ([], 0, 0),
         ([(5, 2)], 2, 2),
@@ -19,11 +19,11 @@ from unetrt.runtime.timings import Occupancy, Passed, Timings
     ],
     ids=["none", "one", "a gap", "an overlap", "one within another", "one that began before"],
 )
-def test_busy_is_when_at_least_one_lane_computes(passes, busy, span):
+def test_in_flight_is_when_at_least_one_lane_has_a_pass(passes, in_flight, span):
     occupancy = Occupancy()
     for begin, compute in passes:
         occupancy.add(Passed(begin=begin, compute=compute))
-    assert (occupancy.busy, occupancy.span) == (busy, span)
+    assert (occupancy.in_flight, occupancy.span) == (in_flight, span)
 
 
 def test_a_phase_adds_up_and_counts_what_failed_too():

@@ -16,8 +16,8 @@ PATH = click.Path(path_type=Path)
 OTHERWISE = {
     "compare": (),
     "listed": ("device",),
-    "goals": ("base", "depth", "rounds", "json_path"),
-    "training": ("base", "depth", "rounds", "tile", "json_path"),
+    "goals": ("base", "depth", "rounds", "only", "json_path", "seconds", "resume"),
+    "training": ("base", "depth", "rounds", "tile", "json_path", "seconds", "resume"),
 }
 
 
@@ -30,6 +30,8 @@ OTHERWISE = {
 @click.option("--rounds", default=ROUNDS, show_default=True, help="Fresh starts of each contender; 6 give 95 %.")
 @click.option("--device", type=click.Choice(["cpu", "gpu"]), help="[default: gpu where torch finds one]")
 @click.option("--only", multiple=True, metavar="NAME", help="Time this contender, and the usual loop; repeatable.")
+@click.option("--seconds", type=float, help="Begin nothing new after so many; --json has what was measured till then.")
+@click.option("--resume", is_flag=True, help="Go on with the --json of a run that was ended: measure what is missing.")
 @click.option("--list", "listed", is_flag=True, help="List the contenders, and why some cannot be timed here.")
 @click.option("--json", "json_path", type=PATH, help="Write all figures as JSON.")
 @click.option("--png", type=PATH, help="Write a chart.")
@@ -52,6 +54,8 @@ def command(context: click.Context, /, **choices: Any) -> None:
 
     With --training: time steps of the paper's recipe, in float32, in 16 bits and compiled, on drawn cells.
     """
+    if choices["resume"] and choices["json_path"] is None:
+        raise OptionError("--resume goes on with the file of an earlier run: name it with --json")
     if choices["rounds"] < 1:
         raise OptionError(f"{choices['rounds']} rounds measure nothing: use 1 or more")
     checkpoint = choices["checkpoint"]

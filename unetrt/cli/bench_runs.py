@@ -1,13 +1,13 @@
 """What `unetrt bench` does, one function each; all take its options by name."""
 
-import json
-from pathlib import Path
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import click
 
 if TYPE_CHECKING:
     from unetrt.benchmarks.bench import Bench
+    from unetrt.benchmarks.journal import Patience
     from unetrt.benchmarks.result import Result
 
 # Training steps that are timed together.
@@ -20,6 +20,7 @@ def bench(choices: dict[str, Any]) -> None:
 
     from unetrt.benchmarks.bench import Bench
     from unetrt.benchmarks.chart import require_matplotlib
+    from unetrt.benchmarks.contenders import REFERENCE
     from unetrt.benchmarks.floors import Floor, check_all
     from unetrt.benchmarks.networks import undecided
     from unetrt.benchmarks.table import table
@@ -34,8 +35,12 @@ def bench(choices: dict[str, Any]) -> None:
         floor.require(bench.wanted(), device)
     if choices["png"] is not None:
         require_matplotlib()
-    result = _measured(bench)
+    result = _measured(bench, choices)
+    if result is None:
+        _say_missing([REFERENCE])
+        return
     Console().print(table(result))
+    _say_missing(result.missing)
     _write(result, choices)
     for line in check_all(floors, result):
         click.echo(line)
@@ -47,8 +52,8 @@ def _device() -> Any:
     return "cpu" if torch_gpu() else "gpu"
 
 
-def _measured(bench: "Bench") -> "Result":
-    """Measure, with a bar on standard error."""
+def _measured(bench: "Bench", choices: dict[str, Any]) -> "Result | None":
+    """Measure, with a bar on standard error; None where the time was up too soon for any figure."""
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -56,11 +61,12 @@ def _measured(bench: "Bench") -> "Result":
     columns = (BarColumn(), share, TimeRemainingColumn(), step)
     with Progress(*columns, console=Console(stderr=True), transient=True, refresh_per_second=1) as bar:
         task = bar.add_task("", total=bench.steps(), completed=-1)
-        return bench.measure(lambda step: bar.update(task, advance=1, description=step))
+        told = lambda step: bar.update(task, advance=1, description=step)  # noqa: E731 - a callback of one line
+        return bench.measure(told, choices["json_path"], _patience(choices))
 
 
 def _write(result: "Result", choices: dict[str, Any]) -> None:
-    if choices["json_path"] is not None:
+    if choices["json_path"] is not None and not result.missing:  # else the file holds what --resume needs
         result.save(choices["json_path"])
     if choices["png"] is not None:
         from unetrt.benchmarks.chart import save_png
@@ -102,7 +108,7 @@ def goals(choices: dict[str, Any]) -> None:
     from rich.console import Console
 
     from unetrt.benchmarks import gpu_runtime
-    from unetrt.benchmarks.gpu_report import lines, table
+    from unetrt.benchmarks.gpu_goals import lines, table
     from unetrt.runtime.errors import InferenceError
 
     console = Console()
@@ -112,10 +118,23 @@ def goals(choices: dict[str, Any]) -> None:
         for line in lines(case):
             click.echo(line)
 
-    result = gpu_runtime.goals(choices["base"], choices["depth"], choices["rounds"], show)
-    _save(result, choices["json_path"])
-    if result["failed"]:
-        raise InferenceError("; ".join(f"{name}: {reason}" for name, reason in result["failed"].items()))
+    of_network = (choices[name] for name in ("base", "depth", "rounds", "only"))
+    result = gpu_runtime.goals(*of_network, show, path=choices["json_path"], patience=_patience(choices))
+    _say_missing(result["missing"])
+    if failed := gpu_runtime.failures(result):
+        raise InferenceError("; ".join(f"{name}: {reason}" for name, reason in failed.items()))
+
+
+def _patience(choices: dict[str, Any]) -> "Patience":
+    from unetrt.benchmarks.journal import Patience
+
+    return Patience(choices["seconds"], choices["resume"])
+
+
+def _say_missing(names: Sequence[str]) -> None:
+    """Say on standard error what was not begun."""
+    if names:
+        click.echo(f"the time was up before: {', '.join(names)} (--resume goes on)", err=True)
 
 
 def training(choices: dict[str, Any]) -> None:
@@ -125,8 +144,11 @@ def training(choices: dict[str, Any]) -> None:
 
     options = {name: choices[name] for name in ("base", "depth")}
     options |= {"tile": choices["tile"][0]} if choices["tile"] else {}
-    result = training_speed(RECIPES["paper"].with_options(**options), STEPS, choices["rounds"])
-    _save(result, choices["json_path"])
+    recipe, kept = (
+        RECIPES["paper"].with_options(**options),
+        {"path": choices["json_path"], "patience": _patience(choices)},
+    )
+    result = training_speed(recipe, STEPS, choices["rounds"], **kept)
     click.echo(f"depth {choices['depth']}, base {choices['base']}, on {result['device']}:")
     for way, figure in result["ways"].items():
         seconds = figure["seconds"]
@@ -134,11 +156,4 @@ def training(choices: dict[str, Any]) -> None:
             f"  {way:18s} {1 / seconds['median']:7.2f} steps/s in {figure['dtype']} "
             f"({1 / seconds['high']:.2f} to {1 / seconds['low']:.2f}), {figure['waiting']:.1%} waiting for tiles"
         )
-
-
-def _save(result: dict[str, Any], path: Path | None) -> None:
-    from unetrt.runtime.artifacts import whole_file
-
-    if path is not None:
-        with whole_file(path) as temporary:
-            temporary.write_text(json.dumps(result, indent=2) + "\n")
+    _say_missing(result["missing"])

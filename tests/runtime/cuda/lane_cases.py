@@ -32,7 +32,7 @@ def frames_come_out_as_they_went_in():
                     np.testing.assert_array_equal(segmenter.scores(frame)[1], frame)
                 timings = segmenter.segment(FRAMES).timings
                 assert timings.compute > 0
-                assert 0 < timings.busy <= timings.span
+                assert 0 < timings.in_flight <= timings.span
 
 
 def threads():

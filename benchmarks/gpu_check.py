@@ -1,0 +1,268 @@
+"""The check of a GPU, in steps: each in a process of its own with its own limit, each result on disk at once.
+
+    python -m unetrt.benchmarks.gpu_check --seconds 265 facts ptx calls copies torch
+
+Run it in the root of a clone, as some steps are tests of `tests/gpu`. A step leaves `STEP.json` (exit status, seconds,
+what it measured) and `STEP.log` (all it said) in the folder of results. A step that runs into its limit is ended, and
+the next one runs; what it had measured by then is kept. With `--dry` everything runs without a GPU, on small data: what
+a step would do there is shown to work before a GPU's time is spent on it.
+"""
+
+import ctypes
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import click
+
+from unetrt.benchmarks.journal import Patience
+from unetrt.benchmarks.one_line import OneLine
+from unetrt.runtime.artifacts import whole_file, writable_folder
+from unetrt.runtime.errors import InferenceError, OptionError
+
+SCHEMA = 1
+RESULTS = Path("benchmarks", "results", "gpu-check")
+TESTS = Path("tests", "gpu")
+# A line of a step that begins so is data; the rest is for people.
+DATA = "JSON "
+# Set for steps that are to run without a GPU, and the folder where they may leave files.
+DRY, FOLDER = "UNETRT_CHECK_DRY", "UNETRT_CHECK_FOLDER"
+# Seconds of every step in a dry run: it shows that things work, on machines of any speed.
+DRY_LIMIT = 600.0
+# A step is not begun with fewer seconds left.
+LEAST = 5.0
+# Letters of a step's log that its result quotes.
+QUOTED = 1500
+PYTEST = ("-m", "pytest", "-p", "no:cacheprovider", "-o", "timeout=60", "-m", "gpu", "-q", "-ra", "--tb=short")
+
+
+@dataclass(frozen=True)
+class Step:
+    """One step.
+
+    Attributes
+    ----------
+    name
+        What the user writes.
+    limit
+        Seconds after which it is ended.
+    shows
+        What it shows, in a few words.
+    tests
+        Files of tests, and pytest's expression that chooses among their tests; None for a function of `gpu_steps`.
+    """
+
+    name: str
+    limit: float
+    shows: str
+    tests: tuple[str, str] | None = None
+
+    @property
+    def command(self) -> list[str]:
+        """The words to run."""
+        if self.tests is None:
+            return [sys.executable, "-m", "unetrt.benchmarks.gpu_steps", self.name]
+        files, chosen = self.tests
+        return [sys.executable, *PYTEST, *files.split(), "-k", chosen]
+
+
+# What of tests/gpu a step takes.
+_COPIES = "(copies and not ten_thousand and not pycuda) or does_not_fit or take_turns or memory_ran_out or machine_is"
+_EXACT = "tests/gpu/test_parity.py tests/gpu/test_exactness.py"
+_SMOKE = "onnxruntime-cuda and (fp32_is_fp32 or tiled_is_whole or natural)"
+_LANES = " ".join(f"tests/gpu/test_{name}.py" for name in ("lanes", "processes", "live", "graphs"))
+_TENSORRT = "tensorrt and not onnxruntime and not pycuda and not ten_thousand"
+# In this order: what needs no engine, ONNX Runtime, TensorRT, what TensorRT for RTX says, and what takes long.
+STEPS = (
+    Step("facts", 30, "driver, libraries, versions, which backends are usable"),
+    Step("ptx", 40, "the kernels load on this driver and cut as numpy does; rates of cutting and copies"),
+    Step("calls", 90, "each call of the driver", ("tests/gpu/test_cuda_calls.py", "cuda-python")),
+    Step("copies", 100, "streams, pinned memory, contexts, torch beside them", ("tests/gpu", _COPIES)),
+    Step("torch", 150, "the rate of dense products; eager FP32 and compiled FP16"),
+    Step("training", 60, "training on the GPU", ("tests/gpu/test_training.py", "test")),
+    Step("ort-load", 60, "ONNX Runtime's CUDA provider loads, and answers as the CPU does"),
+    Step("ort-variants", 120, "its sets of options, with a profile by operator and kernel"),
+    Step("ort-goals", 200, "the goals, with ONNX Runtime"),
+    Step("ort-smoke", 60, "its labels and scores are those of the CPU", (_EXACT, _SMOKE)),
+    Step("ort-arrays", 110, "frames and labels on the GPU", ("tests/gpu/test_device_arrays.py", "onnxruntime-cuda")),
+    Step("ort-lanes", 110, "lanes, processes, live", (_LANES, "onnxruntime-cuda and not pycuda")),
+    Step("trt-tests", 200, "TensorRT, whichever is installed, or why it does not run", ("tests/gpu", _TENSORRT)),
+    Step("trt-goals", 200, "the goals, with TensorRT"),
+    Step("rtx-attempts", 150, "what TensorRT for RTX says of this device, built for each capability"),
+    Step("contenders", 400, "unetrt beside torch and MONAI: `unetrt bench --device gpu`"),
+    Step("training-speed", 200, "steps of training a second: `unetrt bench --training`"),
+)
+NAMES = tuple(step.name for step in STEPS)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What came of a step.
+
+    Attributes
+    ----------
+    step, command
+        What ran.
+    dry
+        Whether it was to run without a GPU.
+    status
+        Its exit status; None where it was ended at its limit.
+    seconds
+        How long it took.
+    data
+        What it measured.
+    tail
+        The end of what it said.
+    """
+
+    step: str
+    command: list[str]
+    dry: bool
+    status: int | None
+    seconds: float
+    data: list[Any]
+    tail: str
+
+    def __str__(self) -> str:
+        how = {None: "ended at its limit", 0: "passed"}.get(self.status, f"failed ({self.status})")
+        return f"{self.step}: {how} in {self.seconds:.1f} s"
+
+
+def run(steps: Sequence[Step], folder: Path, patience: Patience, dry: bool) -> list[Outcome]:
+    """Run steps one after another, and return what came of those that were begun or are known.
+
+    Parameters
+    ----------
+    steps
+        In this order.
+    folder
+        For the results.
+    patience
+        Nothing new begins when it is over, and what runs then is ended; steps that have passed already are not run
+        again if it says so.
+    dry
+        Whether to run without a GPU.
+
+    Raises
+    ------
+    OutputError
+        The folder cannot be written to.
+    """
+    writable_folder(folder)
+    outcomes = []
+    for step in steps:
+        known = _known(folder / f"{step.name}.json", dry) if patience.resume else None
+        if known is None:
+            limit = min(DRY_LIMIT if dry else step.limit, patience.left)
+            if limit < LEAST:
+                click.echo(f"{step.name}: not begun: the time is up", err=True)
+                continue
+            known = _outcome(step, folder, limit, dry)
+            with whole_file(folder / f"{step.name}.json") as temporary:
+                temporary.write_text(json.dumps({"schema": SCHEMA, **asdict(known)}, indent=1) + "\n", encoding="utf-8")
+        click.echo(str(known))
+        if known.status != 0:
+            click.echo(known.tail)
+        outcomes.append(known)
+    return outcomes
+
+
+def _known(path: Path, dry: bool) -> Outcome | None:
+    """Return the outcome of a step that has passed; None where none is stored."""
+    if not path.exists():
+        return None
+    try:
+        stored = json.loads(path.read_text(encoding="utf-8"))
+        stored.pop("schema")
+        known = Outcome(**stored)
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise OptionError(f"{path} holds no outcome of a step: remove it, or leave --resume out") from error
+    return known if known.status == 0 and known.dry == dry else None
+
+
+def _outcome(step: Step, folder: Path, limit: float, dry: bool) -> Outcome:
+    """Run a step, and return what came of it."""
+    begin, log = time.monotonic(), folder / f"{step.name}.log"
+    with log.open("w", encoding="utf-8") as file:
+        status = _status(step.command, file, limit, _environment(folder, dry))
+    said = log.read_text(encoding="utf-8", errors="replace")
+    seconds = round(time.monotonic() - begin, 1)
+    return Outcome(step.name, step.command, dry, status, seconds, list(_data(said)), said[-QUOTED:])
+
+
+def _environment(folder: Path, dry: bool) -> dict[str, str]:
+    variables = os.environ | {FOLDER: str(folder.absolute()), "PYTHONUNBUFFERED": "1"}
+    return variables | {DRY: "1", "CUDA_VISIBLE_DEVICES": ""} if dry else variables
+
+
+def _status(command: list[str], log: Any, limit: float, environment: dict[str, str]) -> int | None:
+    """Return the exit status of a command; None where it had to be ended, with all processes that it started."""
+    group: dict[str, Any] = {}
+    if os.name == "posix":
+        group = {"start_new_session": True, "preexec_fn": _end_with_parent if sys.platform == "linux" else None}
+    with subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, env=environment, **group) as process:
+        try:
+            return process.wait(limit)
+        except subprocess.TimeoutExpired:
+            return None
+        finally:
+            if process.poll() is None:
+                _end(process)
+
+
+def _end(process: "subprocess.Popen[bytes]") -> None:
+    if os.name == "posix":
+        os.killpg(process.pid, signal.SIGKILL)
+    else:
+        process.kill()
+
+
+def _end_with_parent() -> None:
+    """Ask Linux to end this process when its parent is killed: nobody else would (prctl(2), PR_SET_PDEATHSIG)."""
+    ctypes.CDLL(None).prctl(1, signal.SIGKILL)
+
+
+def _data(said: str) -> list[Any]:
+    """Return what a step measured; a line that was cut off is left out."""
+    found = []
+    for line in said.splitlines():
+        if line.startswith(DATA):
+            try:
+                found.append(json.loads(line.removeprefix(DATA)))
+            except ValueError:
+                continue
+    return found
+
+
+@click.command(cls=OneLine)
+@click.argument("steps", nargs=-1, metavar="[STEP]...")
+@click.option("--seconds", type=float, help="Begin nothing after so many, and end what runs then.")
+@click.option("--out", type=click.Path(path_type=Path), default=RESULTS, show_default=True, help="Folder for results.")
+@click.option("--resume", is_flag=True, help="Leave out the steps that have passed already.")
+@click.option("--dry", is_flag=True, help="Run without a GPU, on small data: shows that the steps work.")
+@click.option("--list", "listed", is_flag=True, help="List the steps.")
+def command(steps: tuple[str, ...], seconds: float | None, out: Path, resume: bool, dry: bool, listed: bool) -> None:
+    """Check a GPU in steps, all of them by default; each leaves STEP.json and STEP.log."""
+    if listed:
+        for step in STEPS:
+            click.echo(f"{step.name:15s} {step.limit:4.0f} s  {step.shows}")
+        return
+    if unknown := [name for name in steps if name not in NAMES]:
+        raise OptionError(f"there is no step {unknown[0]!r}: the steps are {', '.join(NAMES)}")
+    if not TESTS.is_dir():
+        raise OptionError(f"there is no {TESTS} here: run this in the root of a clone of unetrt")
+    chosen = [next(step for step in STEPS if step.name == name) for name in steps or NAMES]
+    outcomes = run(chosen, out, Patience(seconds, resume), dry)
+    if failed := [str(one) for one in outcomes if one.status != 0]:
+        raise InferenceError(f"{len(failed)} of {len(chosen)} steps did not pass: {'; '.join(failed)}")
+
+
+if __name__ == "__main__":
+    command()

@@ -1,0 +1,89 @@
+#!/usr/bin/env python3
+"""On the GPU's host: collect the parts that were carried so far, and install what is whole.
+
+    python3 .gpu/part-01/unpack.py        prints what is installed; to be run again after each part
+
+Needs Python and pip alone. Wheels go to $SITE (/tmp/site); what came in pieces is put together in $STORE (/tmp/gpu).
+Those below optional/ are installed only where the host has no such module.
+"""
+
+import os
+import shutil
+import subprocess
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+
+SITE, STORE = Path(os.environ.get("SITE", "/tmp/site")), Path(os.environ.get("STORE", "/tmp/gpu"))  # noqa: S108
+PARTS = Path(os.environ.get("PARTS", ".gpu"))
+RTX = "libtensorrt_rtx.so.1"
+
+
+def collect() -> None:
+    """Copy what was carried to the store: the next part may take this one's place."""
+    for part in sorted(PARTS.glob("part-*")):
+        for file in part.rglob("*"):
+            target = STORE / file.relative_to(part)
+            if file.is_file() and not target.exists():
+                target.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copy(file, target)
+
+
+def install(name: str, wheels: list[Path]) -> None:
+    """Install wheels once, without looking at anything but them."""
+    done = STORE / "installed" / name
+    if done.exists() or not wheels:
+        return
+    words = ["--no-index", "--no-deps", "--no-compile", "--no-cache-dir", "--upgrade", "--target", str(SITE)]
+    subprocess.run([sys.executable, "-m", "pip", "install", "-q", *words, *map(str, wheels)], check=True)
+    done.parent.mkdir(parents=True, exist_ok=True)
+    done.touch()
+
+
+def missing() -> list[Path]:
+    """Return the optional wheels, whose module is the first word of their folder's name, that the host lacks."""
+    return [wheel for wheel in STORE.glob("optional/*/*.whl") if find_spec(wheel.parent.name) is None]
+
+
+def joined(name: str) -> Path | None:
+    """Return a file that came in pieces NAME.1, NAME.2 ..., put together; None until its size, NAME.size, is there."""
+    pieces, size = sorted(STORE.glob(f"{name}.[1-9]")), STORE / f"{name}.size"
+    if not size.exists() or sum(piece.stat().st_size for piece in pieces) != int(size.read_text()):
+        return None
+    whole = STORE / name
+    with whole.open("wb") as file:
+        for piece in pieces:
+            file.write(piece.read_bytes())
+    return whole
+
+
+def unpack_rtx(packed: Path) -> None:
+    """Install TensorRT for RTX, whose library came compressed by zstd."""
+    install("rtx", [*STORE.glob("zstandard-*.whl"), *STORE.glob("tensorrt_rtx_cu13*.whl")])
+    sys.path.insert(0, str(SITE))
+    import zstandard
+
+    libraries = SITE / "tensorrt_rtx_libs"
+    libraries.mkdir(exist_ok=True)
+    for file in STORE.glob("tensorrt_rtx_libs/*"):
+        shutil.copy(file, libraries)
+    with packed.open("rb") as source, (libraries / RTX).open("wb") as target:
+        zstandard.ZstdDecompressor(max_window_size=2**28).copy_stream(source, target)
+
+
+def main() -> None:
+    """Install what is whole."""
+    STORE.mkdir(parents=True, exist_ok=True)
+    collect()
+    install("base", [*STORE.glob("unetrt-*.whl"), *missing()])
+    for size in STORE.glob("*.whl.size"):
+        if wheel := joined(size.name.removesuffix(".size")):
+            install(wheel.name.split("-")[0], [wheel])
+    if packed := joined(f"{RTX}.zst"):
+        unpack_rtx(packed)
+    installed = sorted(path.name for path in (STORE / "installed").iterdir())
+    sys.stdout.write(f"installed: {', '.join(installed)}\n")
+
+
+if __name__ == "__main__":
+    main()

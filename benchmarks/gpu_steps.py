@@ -1,0 +1,415 @@
+"""The steps of the check of a GPU that are no tests: what each measures, printed as JSON as soon as it is known.
+
+    python -m unetrt.benchmarks.gpu_steps STEP
+
+`unetrt.benchmarks.gpu_check` runs them, each in a process of its own. In a dry run the CPU takes the GPU's place, with
+a small network and small frames.
+"""
+
+import json
+import logging
+import os
+import statistics
+import sys
+import tempfile
+import time
+import traceback
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from unetrt.benchmarks.gpu_check import DATA, DRY, FOLDER
+from unetrt.benchmarks.journal import Patience
+
+if TYPE_CHECKING:
+    from unetrt.trainer.checkpoint import Checkpoint
+
+IS_DRY = os.environ.get(DRY) == "1"
+LARGE = (256, 256) if IS_DRY else (2048, 2048)
+# Base and depth of the network: the paper's.
+BASE, DEPTH = (2, 2) if IS_DRY else (64, 4)
+# Packages whose versions decide what can run.
+PACKAGES = (
+    "torch", "triton", "numpy", "onnx", "onnxscript", "onnxruntime", "onnxruntime-gpu", "tensorrt", "tensorrt-rtx-cu13",
+    "tensorrt-rtx-cu13-libs", "cuda-bindings", "pycuda", "nvidia-cudnn-cu13", "nvidia-cublas", "nvidia-ml-py", "edt",
+    "unetrt",
+)  # fmt: skip
+
+
+def say(**what: Any) -> None:
+    """Print a piece of data."""
+    sys.stdout.write(f"{DATA}{json.dumps(what, default=str)}\n")
+    sys.stdout.flush()
+
+
+@contextmanager
+def going_on(name: str) -> Iterator[None]:
+    """Say what fails inside, and go on: the next measurement may succeed. The step fails in the end."""
+    try:
+        yield
+    except Exception as error:  # noqa: BLE001 - whatever it is, the next measurement is to run
+        traceback.print_exc()
+        FAILED.append(name)
+        say(failed=name, error=f"{type(error).__name__}: {' '.join(str(error).split())[:600]}")
+
+
+FAILED: list[str] = []
+
+
+def network() -> "Checkpoint":
+    """Return the network of all measurements: untrained, with a fixed normalisation."""
+    from unetrt.benchmarks.networks import undecided
+
+    return undecided(BASE, DEPTH, fixed=True)
+
+
+def facts() -> None:
+    """Say what is here: driver, libraries, versions, GPU, and which of unetrt's backends are usable."""
+    import shutil
+    import subprocess
+
+    for program, *arguments in (("nvidia-smi",), ("ldconfig", "-p")):
+        if path := shutil.which(program):
+            told = subprocess.run([path, *arguments], capture_output=True, text=True, check=False, timeout=20).stdout
+            wanted = [line.strip() for line in told.splitlines() if program != "ldconfig" or "lib/libcu" in line]
+            sys.stdout.write("\n".join(wanted[:60]) + "\n")
+    from unetrt.benchmarks.environment import versions
+
+    say(versions=versions(PACKAGES), python=sys.version, tools={name: shutil.which(name) for name in ("nvcc", "g++")})
+    import torch
+
+    from unetrt.runtime.cuda.implementations import why_not
+    from unetrt.runtime.engines.machine import this_machine
+    from unetrt.runtime.sessions import BACKENDS
+
+    if torch.cuda.is_available():
+        from unetrt.benchmarks.gpu_machine import gpu_environment, state
+
+        device = torch.device("cuda")
+        say(environment=gpu_environment(device), state=state(device), free=torch.cuda.mem_get_info()[0])
+    say(cuda=why_not() or "usable", machine=str(this_machine()))
+    for backend in BACKENDS:
+        if backend.gpu:
+            say(backend=backend.name, probe=backend.probe() or "usable")
+
+
+def kernels() -> None:
+    """Load the kernels on this driver, hold `cut` against numpy bit for bit, and time it and the copies."""
+    from unetrt.runtime.cuda.kernels import NAMES, ptx
+
+    text = ptx().decode()
+    say(bytes=len(text), kernels=[name for name in NAMES if f".entry {name}" in text])
+    if IS_DRY:
+        return
+    from unetrt.runtime.cuda.device import CudaDevice
+    from unetrt.runtime.cuda.implementations import open_driver
+
+    device = CudaDevice(open_driver(0, os.environ))
+    with device.current():
+        _time_kernels(device)
+
+
+def _time_kernels(device: Any) -> None:
+    import numpy as np
+
+    from unetrt.runtime.cost import UNetShape
+    from unetrt.runtime.cuda.device_array import DeviceArray
+    from unetrt.runtime.cuda.kernels import Kernels
+    from unetrt.runtime.normalisation import Affine
+    from unetrt.runtime.plan import TilePlan
+
+    geometry = UNetShape(DEPTH).geometry
+    side = geometry.side_for(LARGE[0])
+    tile = next(iter(TilePlan(LARGE, (side, side), geometry, "reflect")))
+    frame = np.random.default_rng(0).integers(0, 65536, (1, *LARGE), dtype=np.uint16)
+    affine, driver = Affine.between([(100.0, 60000.0)]), device.driver
+    loaded, stream = Kernels(device), device.stream()
+    say(loaded=str(device))
+    there, slot = device.buffer(frame.nbytes), device.buffer(4 * side * side)
+    pinned, back = device.pinned(frame.shape, frame.dtype), device.pinned((1, side, side), np.float32)
+    pinned[...] = frame
+    source = DeviceArray.packed(there.handle, frame.shape, np.uint16)
+    target = DeviceArray.packed(slot.handle, (1, side, side), np.float32)
+    runs = {
+        "upload": (partial(driver.copy_in, there.handle, pinned.ctypes.data, pinned.nbytes, stream.handle), pinned),
+        "cut": (partial(loaded.cut, source, tile, affine, target, stream.handle), back),
+        "download": (partial(driver.copy_out, back.ctypes.data, slot.handle, back.nbytes, stream.handle), back),
+    }
+    for name, (run, moved) in runs.items():
+        seconds = _event_seconds(device, stream, run)
+        say(run=name, milliseconds=1e3 * seconds, gigabytes_per_second=moved.nbytes / seconds / 1e9)
+    expected = np.empty((1, side, side), np.float32)
+    tile.cut(frame, expected)
+    affine.apply(expected)
+    equal = bool((back == expected).all())
+    say(cut_is_numpy=equal)
+    if not equal:
+        FAILED.append("cut")
+
+
+def _event_seconds(device: Any, stream: Any, run: Callable[[], None]) -> float:
+    """Return the median seconds of 20 runs in a stream, by CUDA's events."""
+    begin, end, seconds = device.event(), device.event(), []
+    for _ in range(20):
+        begin.record(stream)
+        run()
+        end.record(stream)
+        stream.synchronize()
+        seconds.append(end.since(begin))
+    return statistics.median(seconds)
+
+
+def torch_alone() -> None:
+    """Measure the yardstick and torch's contenders, so that figures are there even if no engine runs."""
+    import torch
+
+    from unetrt.benchmarks.gpu_case import Matmul, per_frame
+    from unetrt.benchmarks.networks import drawn_frame
+    from unetrt.benchmarks.planned_tiles import PlannedTiles
+    from unetrt.benchmarks.usual_loop import UsualLoop
+    from unetrt.export.exporter import spec_for
+    from unetrt.export.options import Options
+
+    device = torch.device("cpu" if IS_DRY else "cuda")
+    product = Matmul(device, 64 if IS_DRY else 8192)
+    product()
+    say(matmul_teraflops=[product.flops / product() / 1e12 for _ in range(3)])
+    net = network()
+    frame, side = drawn_frame(LARGE, 1), net.shape.geometry.side_for(LARGE[0])
+    stack, flops = frame[None], 2 * net.shape.macs(side, side)
+    with going_on("eager"):
+        loop = UsualLoop(net.network().to(device), net.normalisation)
+        per_frame(loop, stack, device)
+        milliseconds = [1e3 * per_frame(loop, stack, device) for _ in range(3)]
+        say(eager_fp32_ms=milliseconds, tf32_convolutions=torch.backends.cudnn.allow_tf32)
+    spec = spec_for(net, Options((side, side)))
+    # Compiling for a CPU takes a minute and shows nothing about a GPU.
+    for compiled in (False,) if IS_DRY else (False, True):
+        with going_on(f"compiled={compiled}"):
+            begin = time.perf_counter()
+            tiles = PlannedTiles(net.network().to(device), spec, torch.float16, compiled=compiled)
+            tiles(frame)
+            first = time.perf_counter() - begin
+            alone = min(tiles.alone() for _ in range(3))
+            rounds = [1e3 * per_frame(tiles, stack, device) for _ in range(3)]
+            say(compiled=compiled, first_s=first, alone_ms=1e3 * alone, teraflops=flops / alone / 1e12, frame_ms=rounds)
+
+
+def ort_load() -> None:
+    """Say whether the CUDA provider loads without torch, and hold an FP16 convolution against the CPU.
+
+    A wheel that was cut down to one architecture is proved here.
+    """
+    import numpy as np
+    import onnxruntime as ort
+
+    from unetrt.runtime.sessions import BACKENDS
+
+    (backend,) = (one for one in BACKENDS if one.name == ("onnxruntime" if IS_DRY else "onnxruntime-cuda"))
+    say(version=ort.__version__, providers=ort.get_available_providers(), build=ort.get_build_info()[:200])
+    reason = backend.probe()
+    say(probe=reason or "usable", torch_is_imported="torch" in sys.modules)
+    if reason:
+        FAILED.append("probe")
+    from unetrt.benchmarks.networks import write_model
+    from unetrt.export.options import Options
+    from unetrt.runtime.sessions import open_session
+
+    with tempfile.TemporaryDirectory() as folder:
+        model, answers = Path(folder) / "model.onnx", {}
+        geometry = network().shape.geometry
+        side = geometry.side_for(3 * geometry.grid)
+        write_model(network(), Options((side, side), "fp16", "logits"), model)
+        for name in ("onnxruntime", backend.name):
+            with going_on(name), open_session(model, name) as session:
+                (lane,) = session.lanes(1)
+                lane.input[...] = np.random.default_rng(0).random(lane.input.shape, np.float32)
+                lane.launch()
+                lane.wait()
+                answers[name] = lane.output.copy()
+                say(session=session.name)
+    if len(answers) == len({"onnxruntime", backend.name}):
+        one, other = answers["onnxruntime"], answers[backend.name]
+        say(largest=float(np.abs(one).max()), largest_difference=float(np.abs(one - other).max()))
+
+
+def ort_variants() -> None:
+    """Time a pass with each set of the CUDA provider's options, and profile the first two by operator and kernel."""
+    import numpy as np
+
+    from unetrt.benchmarks.networks import write_model
+    from unetrt.export.options import Options
+    from unetrt.runtime.sessions.onnxruntime_gpu import CUDA
+
+    net = network()
+    side = net.shape.geometry.side_for(LARGE[0])
+    flops = 2 * net.shape.macs(side, side)
+    frame = np.random.default_rng(0).integers(0, 65536, (1, 1, side, side), dtype=np.uint16)
+    given = dict(CUDA.settings)
+    variants: dict[str, dict[str, str]] = {
+        "as shipped": {},
+        "nhwc": {"prefer_nhwc": "1"},
+        "nhwc, bias": {"prefer_nhwc": "1", "fuse_conv_bias": "1"},
+        "nhwc, exhaustive": {"prefer_nhwc": "1", "cudnn_conv_algo_search": "EXHAUSTIVE"},
+    }
+    with tempfile.TemporaryDirectory() as folder:
+        model = Path(folder) / "model.onnx"
+        begin = time.perf_counter()
+        write_model(net, Options((side, side), "fp16", "labels", 1, "uint16"), model)
+        say(export_s=time.perf_counter() - begin, tile=side)
+        for name, extra in variants.items():
+            with going_on(name):
+                _time_variant(name, {**given, **extra}, model, frame, flops)
+
+
+def _time_variant(name: str, settings: dict[str, str], model: Path, frame: Any, flops: int) -> None:
+    import onnxruntime as ort
+
+    options = ort.SessionOptions()
+    options.enable_profiling = name in ("as shipped", "nhwc")
+    options.profile_file_prefix = str(model.parent / "profile")
+    provider: Any = "CPUExecutionProvider"
+    if not IS_DRY:
+        options.enable_mem_pattern = False
+        options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
+        provider = ("CUDAExecutionProvider", settings)
+    begin = time.perf_counter()
+    session = ort.InferenceSession(str(model), options, providers=[provider], enable_fallback=0)
+    loaded, place = time.perf_counter() - begin, "cpu" if IS_DRY else "cuda"
+    binding = session.io_binding()
+    binding.bind_ortvalue_input(session.get_inputs()[0].name, ort.OrtValue.ortvalue_from_numpy(frame, place, 0))
+    binding.bind_output(session.get_outputs()[0].name, place)
+    seconds = []
+    for _ in range(3 if IS_DRY else 12):
+        begin = time.perf_counter()
+        session.run_with_iobinding(binding)
+        binding.synchronize_outputs()
+        seconds.append(time.perf_counter() - begin)
+    best = statistics.median(seconds[2:])
+    say(variant=name, load_s=loaded, first_ms=1e3 * seconds[0], pass_ms=1e3 * best, teraflops=flops / best / 1e12)
+    if options.enable_profiling:
+        say(variant=name, runs=len(seconds), **_profile(json.loads(Path(session.end_profiling()).read_text())))
+
+
+def _profile(events: list[dict[str, Any]]) -> dict[str, list[tuple[str, int]]]:
+    """Return the microseconds of ONNX Runtime's profile, by operator on the host and by kernel on the device."""
+    operators: Counter[str] = Counter()
+    kernel: Counter[str] = Counter()
+    for event in events:
+        if event.get("cat") == "Node" and event["name"].endswith("kernel_time"):
+            operators[event["args"].get("op_name", "?")] += event["dur"]
+        if event.get("cat") == "Kernel":
+            kernel[event["name"][:90]] += event["dur"]
+    return {"host_us_by_operator": operators.most_common(14), "device_us_by_kernel": kernel.most_common(14)}
+
+
+def goals(step: str, backend: str) -> None:
+    """Measure the goals with one engine: what `unetrt bench --goals` does, one round, two lanes at most."""
+    from dataclasses import replace
+
+    import torch
+
+    from unetrt.benchmarks import gpu_runtime
+    from unetrt.benchmarks.gpu_case import Bench, Case
+    from unetrt.benchmarks.gpu_goals import lines
+
+    def show(case: dict[str, Any]) -> None:
+        sys.stdout.write("\n".join([case["case"], *lines(case), ""]))
+        say(case=case["case"], fastest=case["fastest"], verdicts=case["verdicts"], session=case["session"])
+
+    path, patience = _place(step), Patience(seconds=None, resume=True)
+    if IS_DRY:
+        with tempfile.TemporaryDirectory() as folder:
+            device, small = torch.device("cpu"), {"backends": ("onnxruntime",), "compiled": False, "side": 64}
+            bench = Bench(network(), device, Path(folder), 1, 2, **small)  # type: ignore[arg-type]
+            cases = [Case((96, 130), "uint16", (1, 2), frames=2)]
+            result = gpu_runtime.measured(bench, cases, show, path, patience)
+    else:
+        cases = [replace(case, lanes=case.lanes[:2]) for case in gpu_runtime.CASES]
+        result = gpu_runtime.goals(BASE, DEPTH, 1, (backend,), show, cases=cases, path=path, patience=patience)
+    for name, reason in gpu_runtime.failures(result).items():
+        FAILED.append(name)
+        say(failed=name, error=reason)
+
+
+def rtx_attempts() -> None:
+    """Say how far engines of TensorRT for RTX get on this device; without a GPU they are built and refused."""
+    from unetrt.benchmarks import rtx_attempts as attempts
+    from unetrt.runtime.engines.machine import this_machine
+
+    machine = this_machine()
+    if reason := attempts.RTX.probe(machine):
+        say(not_tried=reason)
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        model = Path(folder) / "model.onnx"
+        attempts.write_model(model)
+        path = attempts.result_path(Path(os.environ.get(FOLDER, folder)), machine)
+        for outcome in attempts.attempts(path, model, machine, attempts.RTX.version, Patience(resume=True)).values():
+            say(capability=outcome.capability, failed=outcome.failed, messages=outcome.messages[:4])
+
+
+def contenders() -> None:
+    """Time unetrt beside torch and MONAI, one round: what `unetrt bench --device gpu` does."""
+    from unetrt.benchmarks.bench import Bench
+    from unetrt.benchmarks.networks import undecided
+
+    only = ("onnxruntime",) if IS_DRY else ()
+    bench = Bench(
+        undecided(BASE, DEPTH), LARGE, 1, "cpu" if IS_DRY else "gpu", only=only, sides=(64,) if IS_DRY else ()
+    )
+    result = bench.measure(lambda step: print(step, flush=True), _place("contenders"), Patience(resume=True))  # noqa: T201
+    if result is None:
+        FAILED.append("contenders")
+        return
+    for one in result.contenders:
+        say(contender=one.name, seconds=one.seconds["frame to labels"].median, speedup=one.speedup.median)
+    for other in result.left_out:
+        say(left_out=other.name, reason=other.reason)
+
+
+def training_speed() -> None:
+    """Time steps of training: what `unetrt bench --training` does."""
+    from unetrt.benchmarks import training_speed as training
+    from unetrt.trainer.recipe import RECIPES
+
+    recipe, ways = RECIPES["paper"].with_options(depth=DEPTH, base=BASE), tuple(training.WAYS)
+    if IS_DRY:
+        recipe, ways = recipe.with_options(tile=60), ways[:1]
+    place = {"path": _place("training-speed"), "patience": Patience(resume=True)}
+    for way, figure in training.training_speed(recipe, 2 if IS_DRY else 20, 1, ways, **place)["ways"].items():  # type: ignore[arg-type]
+        say(way=way, dtype=figure["dtype"], seconds=figure["seconds"]["median"], waiting=figure["waiting"])
+
+
+def _place(step: str) -> Path | None:
+    """Return where a step's figures are stored one by one, so that they survive a kill and are not measured twice."""
+    folder = os.environ.get(FOLDER)
+    return Path(folder) / f"{step}-figures{'-dry' if IS_DRY else ''}.json" if folder else None
+
+
+FUNCTIONS: dict[str, Callable[[], None]] = {
+    "facts": facts,
+    "ptx": kernels,
+    "torch": torch_alone,
+    "ort-load": ort_load,
+    "ort-variants": ort_variants,
+    "ort-goals": partial(goals, "ort-goals", "onnxruntime-cuda"),
+    "trt-goals": partial(goals, "trt-goals", "tensorrt"),
+    "rtx-attempts": rtx_attempts,
+    "contenders": contenders,
+    "training-speed": training_speed,
+}
+
+
+def main(step: str) -> int:
+    """Run a step; return its exit status, 1 where something in it failed."""
+    logging.basicConfig(level=logging.INFO, format="%(name)s: %(message)s", stream=sys.stdout)
+    FUNCTIONS[step]()
+    return 1 if FAILED else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1]))
