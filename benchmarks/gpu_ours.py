@@ -165,7 +165,7 @@ def profiled(
     `kernels`: how many ran; `by_kernel`: name, seconds and launches of those that took longest. `busy` is None, and
     `reason` says why, where no kernel was seen.
     """
-    if activity not in supported_activities():
+    if activity not in supported_activities():  # type: ignore[no-untyped-call]
         return {"busy": None, "reason": "torch's profiler sees no GPU here"}
     for _ in range(2):
         with profile(activities=[activity]) as profiler:

@@ -152,7 +152,8 @@ def _time_kernels(device: Any) -> None:
 
 def _event_seconds(device: Any, stream: Any, run: Callable[[], None]) -> float:
     """Return the median seconds of 20 runs in a stream, by CUDA's events."""
-    begin, end, seconds = device.event(), device.event(), []
+    begin, end = device.event(), device.event()
+    seconds: list[float] = []
     for _ in range(20):
         begin.record(stream)
         run()

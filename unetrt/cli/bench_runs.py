@@ -20,10 +20,10 @@ def bench(choices: dict[str, Any]) -> None:
 
     from unetrt.benchmarks.bench import Bench
     from unetrt.benchmarks.chart import require_matplotlib
-    from unetrt.benchmarks.contenders import REFERENCE
     from unetrt.benchmarks.floors import Floor, check_all
     from unetrt.benchmarks.networks import undecided
     from unetrt.benchmarks.table import table
+    from unetrt.runtime.errors import InferenceError
     from unetrt.trainer.checkpoint import load
 
     floors = [Floor.parse(text) for text in choices["floors"]]
@@ -37,10 +37,9 @@ def bench(choices: dict[str, Any]) -> None:
         require_matplotlib()
     result = _measured(bench, choices)
     if result is None:
-        _say_missing([REFERENCE])
-        return
+        raise InferenceError(f"{choices['seconds']:g} seconds were over before anything was timed: give more --seconds")
     Console().print(table(result))
-    _say_missing(result.missing)
+    _say_missing(result.missing, choices)
     _write(result, choices)
     for line in check_all(floors, result):
         click.echo(line)
@@ -118,9 +117,10 @@ def goals(choices: dict[str, Any]) -> None:
         for line in lines(case):
             click.echo(line)
 
-    of_network = (choices[name] for name in ("base", "depth", "rounds", "only"))
-    result = gpu_runtime.goals(*of_network, show, path=choices["json_path"], patience=_patience(choices))
-    _say_missing(result["missing"])
+    base, depth, rounds, only = (choices[name] for name in ("base", "depth", "rounds", "only"))
+    kept = {"path": choices["json_path"], "patience": _patience(choices)}
+    result = gpu_runtime.goals(base, depth, rounds, only, show, **kept)
+    _say_missing(result["missing"], choices)
     if failed := gpu_runtime.failures(result):
         raise InferenceError("; ".join(f"{name}: {reason}" for name, reason in failed.items()))
 
@@ -131,10 +131,11 @@ def _patience(choices: dict[str, Any]) -> "Patience":
     return Patience(choices["seconds"], choices["resume"])
 
 
-def _say_missing(names: Sequence[str]) -> None:
-    """Say on standard error what was not begun."""
+def _say_missing(names: Sequence[str], choices: dict[str, Any]) -> None:
+    """Say on standard error what was not begun, and how to go on where that is possible."""
     if names:
-        click.echo(f"the time was up before: {', '.join(names)} (--resume goes on)", err=True)
+        goes_on = f" (--json {choices['json_path']} --resume goes on)" if choices["json_path"] else ""
+        click.echo(f"the time was up before: {', '.join(names)}{goes_on}", err=True)
 
 
 def training(choices: dict[str, Any]) -> None:
@@ -156,4 +157,4 @@ def training(choices: dict[str, Any]) -> None:
             f"  {way:18s} {1 / seconds['median']:7.2f} steps/s in {figure['dtype']} "
             f"({1 / seconds['high']:.2f} to {1 / seconds['low']:.2f}), {figure['waiting']:.1%} waiting for tiles"
         )
-    _say_missing(result["missing"])
+    _say_missing(result["missing"], choices)
