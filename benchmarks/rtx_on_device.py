@@ -2,7 +2,8 @@
 
 python -m unetrt.benchmarks.rtx_on_device       writes benchmarks/results/tensorrt-rtx-on-DEVICE.json
 
-Its documents name compute capabilities 7.5, 8.0, 8.6, 8.9 and 12.x; of 9.0 they say nothing.
+Its library has entries for compute capabilities 7.5, 8.0, 8.6, 8.9, 12.0, 12.1 and newer. On 9.0 (Hopper), for which it
+has none, each attempt is expected to fail, and shows with which words.
 """
 
 import json
