@@ -10,7 +10,7 @@ from importlib.util import find_spec
 from typing import cast
 
 from unetrt.runtime.cuda.contract import DeviceProperties, Driver
-from unetrt.runtime.errors import BackendUnavailableError, CudaError, OptionError
+from unetrt.runtime.errors import BackendUnavailableError, InferenceError, OptionError
 
 # Names the implementation to use, instead of the first that is usable.
 VARIABLE = "UNETRT_CUDA"
@@ -71,7 +71,7 @@ class Implementation:
     def _why_no_device(self) -> str | None:
         try:
             found = self.devices()
-        except CudaError as error:
+        except InferenceError as error:
             return f"{self.name} finds no GPU that it can use: {error}"
         return None if found else f"{self.name} finds no GPU"
 

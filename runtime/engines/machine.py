@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from unetrt.runtime.cuda.implementations import loaded_implementation, why_not
-from unetrt.runtime.errors import BackendUnavailableError, CudaError
+from unetrt.runtime.errors import BackendUnavailableError, InferenceError
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ def this_machine(device: int = 0) -> Machine:
     the newest CUDA that the driver knows stands for it, such as `CUDA 13.0`.
     """
     system = f"{platform.system()} {platform.machine()}"
-    with suppress(BackendUnavailableError, CudaError):
+    with suppress(BackendUnavailableError, InferenceError):
         cuda = loaded_implementation()
         found = cuda.devices()
         if 0 <= device < len(found):
@@ -60,7 +60,7 @@ def why_no_gpu() -> str:
 
 def handle_of(nvml: Any, device: int) -> Any:
     """Return the management library's handle of the GPU that CUDA counts so; it counts them in another order."""
-    with suppress(BackendUnavailableError, CudaError, IndexError):
+    with suppress(BackendUnavailableError, InferenceError, IndexError):
         return nvml.nvmlDeviceGetHandleByPciBusId(loaded_implementation().devices()[device].bus)
     return nvml.nvmlDeviceGetHandleByIndex(device)
 
