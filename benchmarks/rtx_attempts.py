@@ -2,7 +2,8 @@
 
 python -m unetrt.benchmarks.rtx_attempts       writes benchmarks/results/tensorrt-rtx-on-DEVICE.json
 
-Its support matrix names compute capabilities 7.5, 8.0, 8.6, 8.9 and 12.x. Each attempt runs in a process of its own,
+Its library has entries for compute capabilities 7.5, 8.0, 8.6, 8.9, 12.0, 12.1 and newer. On 9.0 (Hopper), for which it
+has none, each attempt is expected to fail, and shows with which words. Each attempt runs in a process of its own,
 whose death is an outcome too, and is stored before the next begins.
 """
 

@@ -96,7 +96,7 @@ def chosen_backend(name: str = AUTO, device: int | None = None) -> Backend:
         raise OptionError(f"backend {name!r} is unknown: use one of {AUTO}, {names}")
     reasons = []
     for one in named:
-        reason = one.probe()
+        reason = one.probe(device)
         if reason is None:
             return one
         reasons.append(f"{one.name}: {reason}")

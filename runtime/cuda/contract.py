@@ -9,6 +9,24 @@ from typing import NamedTuple, Protocol
 Extent = tuple[int, int, int]
 
 
+class DeviceProperties(NamedTuple):
+    """What the driver says of a device without a context on it.
+
+    Attributes
+    ----------
+    name
+        Its name.
+    capability
+        Its compute capability, such as `8.9`.
+    bus
+        Its PCI bus, such as `0000:01:00.0`: the management library knows it by that.
+    """
+
+    name: str
+    capability: str
+    bus: str
+
+
 class Rows(NamedTuple):
     """A block of rows in device memory.
 

@@ -27,10 +27,9 @@ def call(name: str, *arguments: Any) -> Any:
     return values[0] if len(values) == 1 else values or None
 
 
-def device_name(index: int) -> str:
-    """Return a device's name. Raises CudaError."""
-    text: bytes = call("cuDeviceGetName", 256, call("cuDeviceGet", index))
-    return text.split(b"\0")[0].decode()
+def text_of(buffer: bytes) -> str:
+    """Return the text that the driver wrote to a buffer."""
+    return buffer.split(b"\0")[0].decode()
 
 
 def package() -> Any:

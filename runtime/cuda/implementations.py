@@ -4,13 +4,13 @@ import ctypes
 import importlib
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import cast
 
-from unetrt.runtime.cuda.contract import Driver
-from unetrt.runtime.errors import BackendUnavailableError, CudaError, OptionError
+from unetrt.runtime.cuda.contract import DeviceProperties, Driver
+from unetrt.runtime.errors import BackendUnavailableError, InferenceError, OptionError
 
 # Names the implementation to use, instead of the first that is usable.
 VARIABLE = "UNETRT_CUDA"
@@ -29,7 +29,7 @@ class Implementation:
     extra
         The extra of ours that installs it.
     module
-        Our module, with `device_names()` and `open_device(index)`.
+        Our module, with `devices()`, `cuda_version()` and `open_device(index)`.
     """
 
     name: str
@@ -39,30 +39,39 @@ class Implementation:
 
     def probe(self) -> str | None:
         """Return None where it is usable, else one sentence that says why not; makes no context on any GPU."""
+        return self.why_not_loaded() or self._why_no_device()
+
+    def why_not_loaded(self) -> str | None:
+        """Return None where its package can be called, with or without a GPU, else one sentence that says why not."""
         if not _is_installed(self.package):
             return f"{self.name} is not installed: pip install 'unetrt[{self.extra}]'"
         try:
             importlib.import_module(self.package)
         except (ImportError, OSError) as error:
             return f"{self.name} does not load ({error}): pip install --force-reinstall 'unetrt[{self.extra}]'"
-        return self._why_no_device()
+        return None
 
-    def device_names(self) -> tuple[str, ...]:
-        """Return the names of CUDA's devices, in its order; raises CudaError."""
-        return tuple(importlib.import_module(self.module).device_names())
+    def devices(self) -> tuple[DeviceProperties, ...]:
+        """Return CUDA's devices, in its order; raises CudaError."""
+        return tuple(importlib.import_module(self.module).devices())
+
+    def cuda_version(self) -> str:
+        """Return the newest CUDA that the driver knows, such as `13.0`; raises CudaError."""
+        version = importlib.import_module(self.module).cuda_version()
+        return f"{version // 1000}.{version % 1000 // 10}"
 
     def open(self, index: int) -> Driver:
         """Return the device of that number; raises OptionError where there is none, and CudaError."""
-        names = self.device_names()
-        if not 0 <= index < len(names):
-            known = ", ".join(f"{number} ({name})" for number, name in enumerate(names))
-            raise OptionError(f"there is no CUDA device {index}; there {_counted(len(names))}: {known}")
+        found = self.devices()
+        if not 0 <= index < len(found):
+            known = ", ".join(f"{number} ({device.name})" for number, device in enumerate(found))
+            raise OptionError(f"there is no CUDA device {index}; there {_counted(len(found))}: {known}")
         return cast("Driver", importlib.import_module(self.module).open_device(index))
 
     def _why_no_device(self) -> str | None:
         try:
-            found = self.device_names()
-        except CudaError as error:
+            found = self.devices()
+        except InferenceError as error:
             return f"{self.name} finds no GPU that it can use: {error}"
         return None if found else f"{self.name} finds no GPU"
 
@@ -97,6 +106,19 @@ def open_driver(index: int, environ: Mapping[str, str]) -> Driver:
     return _usable(environ).open(index)
 
 
+def loaded_implementation(environ: Mapping[str, str] = os.environ) -> Implementation:
+    """Return the first implementation whose package can be called, whether there is a GPU or not.
+
+    Raises
+    ------
+    OptionError
+        There is no implementation of the name in `UNETRT_CUDA`.
+    BackendUnavailableError
+        None can be called, or there is no driver; the message says why.
+    """
+    return _first(environ, Implementation.why_not_loaded)
+
+
 def why_not(environ: Mapping[str, str] = os.environ) -> str | None:
     """Return None where `open_driver` has an implementation to use, else why it has none, in one line."""
     try:
@@ -107,12 +129,17 @@ def why_not(environ: Mapping[str, str] = os.environ) -> str | None:
 
 
 def _usable(environ: Mapping[str, str]) -> Implementation:
+    return _first(environ, Implementation.probe)
+
+
+def _first(environ: Mapping[str, str], probe: Callable[[Implementation], str | None]) -> Implementation:
+    """Return the first implementation for which a probe has no reason against it."""
     reasons: list[str] = []
     asked_for = _asked_for(environ)
     if missing := _missing_library():
         raise BackendUnavailableError(missing)  # whatever is installed
     for implementation in asked_for:
-        reason = implementation.probe()
+        reason = probe(implementation)
         if reason is None:
             return implementation
         reasons.append(reason)

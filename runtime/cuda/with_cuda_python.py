@@ -2,19 +2,25 @@
 
 import ctypes
 import importlib
+from typing import Any
 
-from unetrt.runtime.cuda.contract import Driver, Extent, Rows
-from unetrt.runtime.cuda.cuda_python_calls import call, device_name, package
+from unetrt.runtime.cuda.contract import DeviceProperties, Driver, Extent, Rows
+from unetrt.runtime.cuda.cuda_python_calls import call, package, text_of
 
 
-def device_names() -> tuple[str, ...]:
-    """Return the names of CUDA's devices, in its order; makes no context. Raises CudaError."""
+def devices() -> tuple[DeviceProperties, ...]:
+    """Return CUDA's devices, in its order; makes no context. Raises CudaError."""
     call("cuInit", 0)
-    return tuple(device_name(index) for index in range(call("cuDeviceGetCount")))
+    return tuple(_properties(call("cuDeviceGet", index)) for index in range(call("cuDeviceGetCount")))
+
+
+def cuda_version() -> int:
+    """Return the newest CUDA that the driver knows: 13000 is 13.0. Raises CudaError."""
+    return int(call("cuDriverGetVersion"))
 
 
 def open_device(index: int) -> Driver:
-    """Return the device of that number, one of `device_names`. Raises CudaError."""
+    """Return the device of that number, one of `devices`. Raises CudaError."""
     return CudaPythonDriver(index)
 
 
@@ -33,8 +39,8 @@ class CudaPythonDriver:
         call("cuInit", 0)
         self.implementation = f"cuda-python {importlib.import_module('cuda.bindings').__version__}"
         self.index = index
-        self.name = device_name(index)
         self._device = call("cuDeviceGet", index)
+        self.name = text_of(call("cuDeviceGetName", 256, self._device))
         self._context = call("cuDevicePrimaryCtxRetain", self._device)
 
     def push(self) -> None:
@@ -165,3 +171,11 @@ class CudaPythonDriver:
         struct = ctypes.create_string_buffer(argument, len(argument))
         parameters = (ctypes.c_void_p * 1)(ctypes.addressof(struct))
         call("cuLaunchKernel", function, *grid, *block, 0, stream, ctypes.addressof(parameters), 0)
+
+
+def _properties(device: Any) -> DeviceProperties:
+    kinds = package().CUdevice_attribute
+    major = call("cuDeviceGetAttribute", kinds.CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR, device)
+    minor = call("cuDeviceGetAttribute", kinds.CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR, device)
+    name, bus = call("cuDeviceGetName", 256, device), call("cuDeviceGetPCIBusId", 32, device)
+    return DeviceProperties(text_of(name), f"{major}.{minor}", text_of(bus))

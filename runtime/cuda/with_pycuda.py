@@ -10,7 +10,7 @@ import threading
 from concurrent.futures import Future
 from typing import Any
 
-from unetrt.runtime.cuda.contract import Driver, Extent, Rows
+from unetrt.runtime.cuda.contract import DeviceProperties, Driver, Extent, Rows
 from unetrt.runtime.cuda.pycuda_calls import call, package
 from unetrt.runtime.errors import CudaError
 
@@ -20,15 +20,20 @@ NON_BLOCKING = 1
 LEGACY = 1
 
 
-def device_names() -> tuple[str, ...]:
-    """Return the names of CUDA's devices, in its order; makes no context. Raises CudaError."""
+def devices() -> tuple[DeviceProperties, ...]:
+    """Return CUDA's devices, in its order; makes no context. Raises CudaError."""
     cuda = package()
     call(cuda.init)
-    return tuple(call(call(cuda.Device, index).name) for index in range(call(cuda.Device.count)))
+    return tuple(_properties(call(cuda.Device, index)) for index in range(call(cuda.Device.count)))
+
+
+def cuda_version() -> int:
+    """Return the newest CUDA that the driver knows: 13000 is 13.0. Raises CudaError."""
+    return int(call(package().get_driver_version))
 
 
 def open_device(index: int) -> Driver:
-    """Return the device of that number, one of `device_names`. Raises CudaError."""
+    """Return the device of that number, one of `devices`. Raises CudaError."""
     return PyCudaDriver(index)
 
 
@@ -205,6 +210,11 @@ class PyCudaDriver:
         _, kernel = self._functions[function]
         kernel.prepare([f"{len(argument)}s"])
         call(kernel.prepared_async_call, grid, block, self._streams[stream], argument)
+
+
+def _properties(device: Any) -> DeviceProperties:
+    major, minor = call(device.compute_capability)
+    return DeviceProperties(call(device.name), f"{major}.{minor}", call(device.pci_bus_id))
 
 
 def _give_back(context: Any, leave: threading.Event, left: "Future[None]") -> None:

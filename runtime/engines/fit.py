@@ -2,40 +2,41 @@
 
 import os
 import shlex
+from dataclasses import replace
 from pathlib import Path
 from subprocess import list2cmdline
 
 from unetrt.runtime.engines.engine_file import Sidecar
 from unetrt.runtime.engines.facts import Difference, Facts
-from unetrt.runtime.engines.flavours import named_flavour
+from unetrt.runtime.engines.flavours import BY_DEFAULT, CAPABILITIES, named_flavour, numbers, rtx_serves
 from unetrt.runtime.engines.machine import Machine, why_no_gpu
 from unetrt.runtime.engines.options import BuildOptions
 from unetrt.runtime.errors import BackendUnavailableError, EngineError
 
-# What TensorRT for RTX builds for unless told otherwise (its documentation, "CPU-Only AOT and TensorRT-RTX Engines").
-OLDEST_BY_DEFAULT = (8, 0)
 
-
-def require_fit(path: Path, sidecar: Sidecar, machine: Machine, version: str) -> None:
-    """Raise EngineError where an engine cannot run on `machine` with that version of its TensorRT.
+def require_fit(path: Path, sidecar: Sidecar, machine: Machine, version: str | None = None) -> None:
+    """Raise EngineError where an engine cannot run on `machine` with a version of its TensorRT, by default that here.
 
     The message names the fact that differs, what the engine was built with, what is here, and how to build it anew.
     """
-    misfit = first_misfit(sidecar.facts, machine, version)
-    if misfit is not None and misfit.name == "GPU":
+    flavour = named_flavour(sidecar.facts.flavour)
+    if reason := flavour.why_not_on(machine):
+        raise EngineError(f"{path} does not fit this machine: {reason}, and give it {sidecar.source}")
+    misfit = first_misfit(sidecar.facts, machine, version or flavour.version)
+    if misfit is None:
+        return
+    if misfit.name == "GPU":
         raise EngineError(f"{path} runs on a GPU, {misfit.there}, and {why_no_gpu()}")
-    if misfit is not None:
-        raise EngineError(
-            f"{path} does not fit this machine: built with {misfit.name} {misfit.there or 'none'}, here "
-            f"{misfit.here or 'none'}; rebuild it with `{rebuild_command(path, sidecar)}`"
-        )
+    raise EngineError(
+        f"{path} does not fit this machine: built with {misfit.name} {misfit.there or 'none'}, here "
+        f"{misfit.here or 'none'}; rebuild it with `{rebuild_command(path, sidecar, machine)}`"
+    )
 
 
 def misfit_here(path: Path, sidecar: Sidecar, machine: Machine) -> str | None:
     """Return one sentence that says why an engine does not run on this machine, or None where it does."""
-    flavour = named_flavour(sidecar.facts.flavour)
     try:
-        require_fit(path, sidecar, machine, flavour.version)
+        require_fit(path, sidecar, machine)
     except (BackendUnavailableError, EngineError) as error:
         return str(error)
     return None
@@ -51,20 +52,18 @@ def first_misfit(facts: Facts, machine: Machine, version: str) -> Difference | N
     if not machine.gpu:
         return Difference("GPU", built.gpu or f"of compute capability {targets(facts)}", "")
     if flavour.portable:
-        fits = _number(machine.capability) >= OLDEST_BY_DEFAULT
-        if facts.options.capabilities:
-            fits = machine.capability in facts.options.capabilities
+        fits = rtx_serves(machine.capability, facts.options.capabilities)
         return None if fits else Difference("compute capability", targets(facts), machine.capability)
+    fits = machine.capability == built.capability
     if facts.options.hardware_compatible == "ampere-plus":
-        fits = _number(machine.capability) >= (8, 0)
-    else:
-        fits = machine.capability == built.capability
+        fits = _is_ampere_or_newer(machine)
     return None if fits else Difference("compute capability", built.capability, machine.capability)
 
 
-def rebuild_command(path: Path, sidecar: Sidecar) -> str:
-    """Return the command that builds an engine anew, with the options it was built with."""
-    words = ["unetrt", "build", sidecar.source, "-o", str(path), *arguments(sidecar.facts)]
+def rebuild_command(path: Path, sidecar: Sidecar, machine: Machine | None = None) -> str:
+    """Return the command that builds an engine as it was built, but for what keeps it from running on `machine`."""
+    facts = sidecar.facts if machine is None else _fitting(sidecar.facts, machine)
+    words = ["unetrt", "build", sidecar.source, "-o", str(path), *arguments(facts)]
     return list2cmdline(words) if os.name == "nt" else shlex.join(words)
 
 
@@ -85,16 +84,27 @@ def arguments(facts: Facts) -> list[str]:
 
 def targets(facts: Facts) -> str:
     """Return the compute capabilities that an engine of TensorRT for RTX was built for."""
-    return ", ".join(facts.options.capabilities) or "8.0 and newer"
+    return ", ".join(facts.options.capabilities) or f"{', '.join(BY_DEFAULT)} and newer"
+
+
+def _fitting(facts: Facts, machine: Machine) -> Facts:
+    """Return facts with the options that an engine for the GPU of `machine` needs."""
+    options = facts.options
+    if options.hardware_compatible == "ampere-plus" and not _is_ampere_or_newer(machine):
+        options = replace(options, hardware_compatible="none")
+    if named_flavour(facts.flavour).portable and not rtx_serves(machine.capability, options.capabilities):
+        nameable = machine.capability in CAPABILITIES
+        options = replace(options, capabilities=(*options.capabilities, machine.capability) if nameable else ())
+    return replace(facts, options=options)
 
 
 def _version_fits(facts: Facts, version: str) -> bool:
     if not facts.options.version_compatible:
         return version == facts.version
-    there, here = _number(facts.version), _number(version)
+    there, here = numbers(facts.version), numbers(version)
     return there[0] == here[0] and here >= there
 
 
-def _number(version: str) -> tuple[int, ...]:
-    """Return a version as numbers, to compare: 8.9 < 12.0."""
-    return tuple(int(part) for part in version.split(".") if part.isdigit())
+def _is_ampere_or_newer(machine: Machine) -> bool:
+    """Tell whether TensorRT's AMPERE_PLUS is for the GPU of `machine`: unlike TensorRT for RTX, it leaves none out."""
+    return numbers(machine.capability) >= (8, 0)

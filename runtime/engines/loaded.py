@@ -1,5 +1,6 @@
 """Engines in a GPU's memory, shared by all sessions of this process that run them."""
 
+import logging
 import threading
 import weakref
 from pathlib import Path
@@ -14,6 +15,18 @@ from unetrt.runtime.engines.flavours import named_flavour
 from unetrt.runtime.engines.messages import collected, first_of, logger_of, tells_of_memory
 from unetrt.runtime.errors import EngineError, InferenceError, OutOfMemoryError, UnetrtError
 from unetrt.runtime.memory import shown
+
+log = logging.getLogger("unetrt")
+
+# Why TensorRT for RTX refuses an engine by its header: EngineInvalidityDiagnostics, but for CUDA_ERROR, which it logs.
+CAUSES = {
+    "VERSION_MISMATCH": "another version of TensorRT for RTX built it",
+    "UNSUPPORTED_CC": "it was built for other compute capabilities",
+    "OLD_CUDA_DRIVER": "the NVIDIA driver is too old for it (update the driver)",
+    "OLD_CUDA_RUNTIME": "the CUDA runtime is too old for it (update CUDA)",
+    "INSUFFICIENT_GPU_MEMORY": "out of memory on the GPU",
+    "MALFORMED_ENGINE": "its header is not that of an engine",
+}
 
 _loaded: "weakref.WeakValueDictionary[tuple[str, int], LoadedEngine]" = weakref.WeakValueDictionary()
 _loading = threading.Lock()
@@ -62,6 +75,7 @@ class LoadedEngine:
         self._require_room()
         # TensorRT's runtime, then its engine.
         self._objects = LibraryObjects(device).add(lambda: self.trt.Runtime(logger_of(self.trt)))
+        self._require_valid_header()
         with collected() as errors:
             self._objects.add(lambda: self._objects[0].deserialize_cuda_engine(path.read_bytes()))
         if self.engine is None:
@@ -98,6 +112,23 @@ class LoadedEngine:
                 f"{self._path} holds {shown(self.sidecar.size)} of weights, and {shown(free)} of {shown(total)} are "
                 f"free on {self.device}: free some, or choose another device"
             )
+
+    def _require_valid_header(self) -> None:
+        """Let TensorRT for RTX judge the engine by its header, before its weights are read; TensorRT cannot."""
+        runtime = self._objects[0]
+        if not hasattr(runtime, "get_engine_validity"):
+            return
+        with self._path.open("rb") as file:
+            header = file.read(runtime.engine_header_size)
+        with self.device.current(), collected() as errors:
+            validity, causes = runtime.get_engine_validity(header)
+        if validity == self.trt.EngineValidity.INVALID:
+            kinds = self.trt.EngineInvalidityDiagnostics
+            said = [text for name, text in CAUSES.items() if causes & int(getattr(kinds, name))]
+            raise self._refused("; ".join(said) or first_of(errors))
+        if validity == self.trt.EngineValidity.SUBOPTIMAL:
+            release = f"{self.flavour.title} {self.flavour.version}"
+            log.warning("%s may be slow: %s is newer than %s; use a newer release", self._path, self.device, release)
 
     def _require_ends(self) -> None:
         """Hold the engine against its spec: lanes allocate by the spec."""

@@ -3,8 +3,10 @@
 import platform
 from contextlib import suppress
 from dataclasses import dataclass
-from importlib.util import find_spec
 from typing import Any
+
+from unetrt.runtime.cuda.implementations import loaded_implementation, why_not
+from unetrt.runtime.errors import BackendUnavailableError, InferenceError
 
 
 @dataclass(frozen=True)
@@ -18,7 +20,7 @@ class Machine:
     capability
         Its CUDA compute capability, such as `8.9`; empty where there is none.
     driver
-        Version of its driver; empty where there is none.
+        Version of its driver, such as `580.82`; empty where there is no GPU.
     os
         System and processor, such as `Linux x86_64`.
     """
@@ -36,56 +38,42 @@ class Machine:
 
 
 def this_machine(device: int = 0) -> Machine:
-    """Return what this machine is, with one GPU: by its number as CUDA counts, the first unless told otherwise."""
+    """Return what this machine is, with one GPU: by its number as CUDA counts, the first unless told otherwise.
+
+    The GPU is what CUDA's driver says; the version of the driver, NVIDIA's management library: where that is missing,
+    the newest CUDA that the driver knows stands for it, such as `CUDA 13.0`.
+    """
     system = f"{platform.system()} {platform.machine()}"
+    with suppress(BackendUnavailableError, InferenceError):
+        cuda = loaded_implementation()
+        found = cuda.devices()
+        if 0 <= device < len(found):
+            driver = _driver_version() or f"CUDA {cuda.cuda_version()}"
+            return Machine(found[device].name, found[device].capability, driver, system)
+    return Machine(os=system)
+
+
+def why_no_gpu() -> str:
+    """Return why `this_machine` has no GPU."""
+    return f"none is seen here: {why_not() or 'CUDA counts no device of that number'}"
+
+
+def handle_of(nvml: Any, device: int) -> Any:
+    """Return the management library's handle of the GPU that CUDA counts so; it counts them in another order."""
+    with suppress(BackendUnavailableError, InferenceError, IndexError):
+        return nvml.nvmlDeviceGetHandleByPciBusId(loaded_implementation().devices()[device].bus)
+    return nvml.nvmlDeviceGetHandleByIndex(device)
+
+
+def _driver_version() -> str:
+    """Return the version of NVIDIA's driver, empty where the management library is missing or does not answer."""
     with suppress(ImportError):
         import pynvml
 
         with suppress(pynvml.NVMLError):
             pynvml.nvmlInit()
             try:
-                return _with_gpu(pynvml, system, device)
+                return str(pynvml.nvmlSystemGetDriverVersion())
             finally:
                 pynvml.nvmlShutdown()
-    return Machine(os=system)
-
-
-def why_no_gpu() -> str:
-    """Return why `this_machine` has no GPU."""
-    if find_spec("pynvml") is None:
-        return "none is seen without nvidia-ml-py: pip install nvidia-ml-py"
-    return "there is none here"
-
-
-def _with_gpu(nvml: Any, system: str, device: int) -> Machine:
-    handle = handle_of(nvml, device)
-    major, minor = nvml.nvmlDeviceGetCudaComputeCapability(handle)
-    gpu, driver = nvml.nvmlDeviceGetName(handle), nvml.nvmlSystemGetDriverVersion()
-    return Machine(gpu, f"{major}.{minor}", driver, system)
-
-
-def handle_of(nvml: Any, device: int) -> Any:
-    """Return the management library's handle of the GPU that CUDA counts so."""
-    bus = _bus_id(device)
-    return nvml.nvmlDeviceGetHandleByPciBusId(bus) if bus else nvml.nvmlDeviceGetHandleByIndex(device)
-
-
-def _bus_id(number: int) -> str | None:
-    """Return the PCI bus of the GPU that CUDA counts so; None where no binding of CUDA is installed or works.
-
-    The management library counts GPUs in another order, and does not know which of them CUDA_VISIBLE_DEVICES hides.
-    """
-    with suppress(ImportError, RuntimeError):  # RuntimeError: the driver's library is missing
-        from cuda.bindings import driver
-
-        if int(driver.cuInit(0)[0]) == 0:
-            _, device = driver.cuDeviceGet(number)
-            _, name = driver.cuDeviceGetPCIBusId(32, device)
-            return str(name.split(b"\0")[0].decode())
-    with suppress(ImportError):
-        import pycuda.driver
-
-        with suppress(pycuda.driver.Error):
-            pycuda.driver.init()
-            return str(pycuda.driver.Device(number).pci_bus_id())
-    return None
+    return ""

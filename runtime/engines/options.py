@@ -3,14 +3,12 @@
 from dataclasses import dataclass
 from typing import Literal, get_args
 
-from unetrt.runtime.engines.flavours import Flavour
+from unetrt.runtime.engines.flavours import CAPABILITIES, Flavour, rtx_serves
+from unetrt.runtime.engines.machine import Machine
 from unetrt.runtime.errors import OptionError
 
 Compatibility = Literal["none", "same-capability", "ampere-plus"]
 COMPATIBILITIES: tuple[Compatibility, ...] = get_args(Compatibility)
-
-# What TensorRT for RTX can be told to build for (ComputeCapability in its Python module).
-CAPABILITIES = ("7.5", "8.0", "8.6", "8.9", "12.0", "12.1")
 
 
 @dataclass(frozen=True)
@@ -30,7 +28,7 @@ class BuildOptions:
     hardware_compatible
         Whether other GPUs can: those of the same compute capability, or all from Ampere on (TensorRT).
     capabilities
-        Compute capabilities to build for (TensorRT for RTX); none: its default, 8.0 and newer.
+        Compute capabilities to build for (TensorRT for RTX); none: its default, `flavours.BY_DEFAULT` and newer.
     """
 
     workspace: int | None = None
@@ -40,8 +38,17 @@ class BuildOptions:
     hardware_compatible: Compatibility = "none"
     capabilities: tuple[str, ...] = ()
 
-    def require_for(self, flavour: Flavour) -> None:
-        """Raise OptionError where an option has no meaning, or none for `flavour`."""
+    @classmethod
+    def for_gpu(cls, flavour: Flavour, machine: Machine) -> "BuildOptions":
+        """Return what is asked for by default so that the engine runs on the GPU of `machine`."""
+        named = flavour.portable and machine.capability in CAPABILITIES and not rtx_serves(machine.capability)
+        return cls(capabilities=(machine.capability,) if named else ())
+
+    def require_for(self, flavour: Flavour, machine: Machine) -> None:
+        """Raise OptionError where an option has no meaning, or none for `flavour`, or one is missing for `machine`.
+
+        An engine that does not run on the GPU at hand is only built where the GPUs that it is for are named.
+        """
         if self.workspace is not None and self.workspace < 1:
             raise OptionError(f"a workspace of {self.workspace} bytes is none: use 1GiB or more")
         if self.level is not None and not 0 <= self.level <= 5:
@@ -55,6 +62,11 @@ class BuildOptions:
             raise OptionError(
                 f"{flavour.title} builds for the GPU at hand: use --hardware-compatible ampere-plus, or --capability "
                 "with --flavour tensorrt-rtx"
+            )
+        if not self.capabilities and (missing := BuildOptions.for_gpu(flavour, machine).capabilities):
+            raise OptionError(
+                f"{flavour.title} builds for compute capability {missing[0]} ({machine.gpu}) only where it is named: "
+                f"use --capability {missing[0]}, or name those of the GPUs that the engine is for"
             )
         for capability in self.capabilities:
             if capability not in CAPABILITIES:

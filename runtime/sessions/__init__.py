@@ -31,7 +31,7 @@ class Backend:
         What the user writes.
     implementation
         Where it is: a module, or `module:object`, with `probe()` and `open_session(path)`, or for a GPU
-        `open_session(path, device)`.
+        `probe(device)` and `open_session(path, device)`.
     gpu
         Whether it computes on a GPU.
     automatic
@@ -49,9 +49,12 @@ class Backend:
     computes: bool = True
     runs_engines: bool = False
 
-    def probe(self) -> str | None:
-        """Return None where the engine is usable, else one sentence that says why not and what helps."""
-        return self._implementation().probe()  # type: ignore[no-any-return]
+    def probe(self, device: int | None = None) -> str | None:
+        """Return None where the engine is usable on a GPU, the first unless its number is given, or on the CPU.
+
+        Else one sentence that says why not and what helps.
+        """
+        return self._implementation().probe(*self._place(device))  # type: ignore[no-any-return]
 
     def open(self, path: Path, device: int | None = None) -> Session:
         """Load a model; raises BackendUnavailableError where the engine is not usable."""
@@ -62,10 +65,12 @@ class Backend:
             )
         if device is not None and not self.gpu:
             raise OptionError(f"{self.name} computes on the CPU and has no device {device}: leave the device out")
-        if reason := self.probe():
+        if reason := self.probe(device):
             raise BackendUnavailableError(reason)
-        place = (device or 0,) if self.gpu else ()
-        return self._implementation().open_session(path, *place)  # type: ignore[no-any-return]
+        return self._implementation().open_session(path, *self._place(device))  # type: ignore[no-any-return]
+
+    def _place(self, device: int | None) -> tuple[int, ...]:
+        return (device or 0,) if self.gpu else ()
 
     def _implementation(self) -> Any:
         module, _, name = self.implementation.partition(":")
@@ -120,7 +125,7 @@ def open_session(path: str | Path, backend: str = AUTO, device: int | None = Non
         return _named(backend).open(path, device)
     reasons = []
     for candidate in _automatic(path, device):
-        if reason := candidate.probe():
+        if reason := candidate.probe(device):
             log.info("auto passes over %s: %s", candidate.name, reason)
             reasons.append(f"{candidate.name}: {reason}")
             continue

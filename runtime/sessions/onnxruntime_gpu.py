@@ -43,7 +43,7 @@ class GpuBackend:
     settings: Settings | Callable[[Path], Settings]
     package: str | None = None
 
-    def probe(self) -> str | None:
+    def probe(self, device: int = 0) -> str | None:  # noqa: ARG002 - one answer for all devices
         """Return None where it is usable, else one sentence that says why not and what helps."""
         if reason := files.why_not_importable("onnxruntime-gpu", "gpu"):
             return reason

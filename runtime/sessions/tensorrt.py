@@ -11,23 +11,26 @@ from unetrt.runtime.cuda.resources import Buffer, LibraryObjects
 from unetrt.runtime.engines import SUFFIXES
 from unetrt.runtime.engines.engine_file import read_sidecar
 from unetrt.runtime.engines.fit import require_fit
-from unetrt.runtime.engines.flavours import AUTO, FLAVOURS, named_flavour, usable_flavour
+from unetrt.runtime.engines.flavours import AUTO, FLAVOURS, usable_flavour
 from unetrt.runtime.engines.loaded import LoadedEngine, load
 from unetrt.runtime.engines.machine import Machine, this_machine
 from unetrt.runtime.engines.messages import collected
 from unetrt.runtime.engines.runtime_cache import RuntimeCache
+from unetrt.runtime.errors import BackendUnavailableError
 from unetrt.runtime.sessions.captured_pass import CapturedPass
 from unetrt.runtime.sessions.cuda import CudaSession
 from unetrt.runtime.sessions.cuda_lane import EnginePass, Place
 from unetrt.runtime.spec import INPUT, OUTPUT
 
 
-def probe() -> str | None:
-    """Return None where a TensorRT is installed and CUDA finds a GPU, else why not and what helps."""
+def probe(device: int = 0) -> str | None:
+    """Return None where a TensorRT is installed that runs on a GPU, by its number, else why not and what helps."""
+    reason = why_not()
+    machine = Machine() if reason else this_machine(device)
     if not any(find_spec(flavour.module) for flavour in FLAVOURS):
-        extras = " or ".join(f"'unetrt[{flavour.extra}]'" for flavour in FLAVOURS)
-        return f"no TensorRT is installed: pip install {extras}"
-    return why_not()
+        extras = [f"'unetrt[{flavour.extra}]'" for flavour in FLAVOURS if flavour.why_not_on(machine) is None]
+        return f"no TensorRT is installed: pip install {' or '.join(extras)}"
+    return reason or _why_no_flavour(machine)
 
 
 def open_session(path: Path, device: int) -> "TensorRtSession":
@@ -45,7 +48,7 @@ def open_session(path: Path, device: int) -> "TensorRtSession":
     cuda, machine = CudaDevice(open_driver(device, os.environ)), this_machine(device)
     engine = path if path.suffix.lower() in SUFFIXES else _obtained(path, machine, cuda)
     sidecar = read_sidecar(engine)
-    require_fit(engine, sidecar, machine, named_flavour(sidecar.facts.flavour).version)
+    require_fit(engine, sidecar, machine)
     return TensorRtSession(load(engine, sidecar, cuda), machine)
 
 
@@ -57,8 +60,16 @@ def _obtained(model: Path, machine: Machine, device: CudaDevice) -> Path:
     from unetrt.runtime.model_files.onnx_file import read_spec
 
     model, flavour = model.absolute(), usable_flavour(AUTO, machine)
-    facts = facts_of(model, read_spec(model), flavour, machine, BuildOptions())
+    facts = facts_of(model, read_spec(model), flavour, machine, BuildOptions.for_gpu(flavour, machine))
     return EngineCache().obtain(model, facts, within=device.current)[0]
+
+
+def _why_no_flavour(machine: Machine) -> str | None:
+    try:
+        usable_flavour(AUTO, machine)
+    except BackendUnavailableError as error:
+        return str(error)
+    return None
 
 
 class TensorRtSession(CudaSession):

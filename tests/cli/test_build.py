@@ -3,6 +3,7 @@ import json
 import onnx
 import pytest
 
+from tests.runtime.engines.machines import HOPPER, TURING
 from unetrt.cli import main
 from unetrt.runtime.engines.cache import EngineCache
 
@@ -62,6 +63,49 @@ def test_info_tells_of_an_engine_and_whether_it_fits(tiny_model, own_cache_folde
     assert about["flavour"] == "tensorrt-rtx"
     assert about["spec"]["tile"] == [60, 76]
     assert about["fits this machine"] == "yes" or "runs on a GPU, of compute capability 8" in about["fits this machine"]
+
+
+@pytest.fixture
+def here(monkeypatch):
+    """Puts the command on another machine."""
+    return lambda machine: monkeypatch.setattr("unetrt.runtime.engines.machine.this_machine", lambda device=0: machine)
+
+
+@pytest.mark.parametrize(
+    ("machine", "flavour", "message"),
+    [
+        (HOPPER, "auto", "compute capability 9.0 (NVIDIA H100 80GB HBM3), only on"),
+        (HOPPER, "tensorrt-rtx", "(pip install 'unetrt[gpu]'); for other GPUs, name theirs, such as --capability 8.9"),
+        (
+            TURING,
+            "tensorrt-rtx",
+            "only where it is named: use --capability 7.5, or name those of the GPUs that the engine",
+        ),
+    ],
+)
+def test_what_does_not_run_on_the_gpu_here_is_built_only_where_its_gpus_are_named(
+    tiny_model, own_cache_folder, here, capsys, machine, flavour, message
+):
+    here(machine)
+    assert run("build", tiny_model, "--flavour", flavour) == 2
+    said = capsys.readouterr().err
+    assert message in said
+    assert said.count("\n") == 1
+    assert not own_cache_folder.exists()
+    assert run("build", tiny_model, "--flavour", flavour, "--capability", "8.6") == 0
+    assert run("build", tiny_model, "--flavour", flavour, "--capability", "9.0") == 2
+    assert "cannot build for compute capability 9.0: use 7.5, 8.0" in capsys.readouterr().err
+
+
+def test_info_names_what_runs_where_an_engine_cannot(tiny_model, own_cache_folder, here, tmp_path, capsys):
+    out = tmp_path / "tiny.engine"
+    assert run("build", tiny_model, "-o", out) == 0
+    here(HOPPER)
+    capsys.readouterr()
+    assert run("info", out, "--json") == 0
+    fits = json.loads(capsys.readouterr().out)["fits this machine"]
+    assert "does not run on compute capability 9.0" in fits
+    assert f"or backend onnxruntime-cuda (pip install 'unetrt[gpu]'), and give it {tiny_model}" in fits
 
 
 BAD = [

@@ -82,10 +82,12 @@ def test_a_checkpoint_is_measured_itself(run, tiny_run):
 
 
 def test_auto_uses_the_engine_that_it_chooses(run, monkeypatch):
-    monkeypatch.setattr(Backend, "probe", lambda self: None if self.name == "onnxruntime" else "it is elsewhere")
+    monkeypatch.setattr(
+        Backend, "probe", lambda self, device=None: None if self.name == "onnxruntime" else "it is elsewhere"
+    )
     run(*TINY, "--measure")
     assert json.loads(run(*TINY, "--json").out)["calibration"]["setting"]["backend"] == "onnxruntime"
-    monkeypatch.setattr(Backend, "probe", lambda self: "it is gone")
+    monkeypatch.setattr(Backend, "probe", lambda self, device=None: "it is gone")
     assert json.loads(run(*TINY, "--json").out)["calibration"] is None
 
 

@@ -10,7 +10,7 @@ from unetrt.runtime.engines.builder import build  # noqa: E402
 from unetrt.runtime.engines.cache import EngineCache  # noqa: E402
 from unetrt.runtime.engines.facts import facts_of  # noqa: E402
 from unetrt.runtime.engines.fit import first_misfit  # noqa: E402
-from unetrt.runtime.engines.flavours import FLAVOURS  # noqa: E402
+from unetrt.runtime.engines.flavours import CAPABILITIES, FLAVOURS  # noqa: E402
 from unetrt.runtime.engines.machine import this_machine  # noqa: E402
 from unetrt.runtime.engines.options import BuildOptions  # noqa: E402
 from unetrt.runtime.engines.timing_cache import TimingCache  # noqa: E402
@@ -45,16 +45,18 @@ def test_what_is_said_to_fit_is_loaded_and_nothing_else(tiny_model, flavour):
     assert (engine is not None) == (misfit is None), misfit
 
 
-@pytest.mark.parametrize("capability", ["8.0", "8.6", "8.9", "12.0"])
-def test_engines_of_tensorrt_for_rtx_for_one_capability(tiny_model, capability):
-    """Whether a device loads what was built for another is documented for neither."""
+@pytest.mark.skipif(FLAVOURS[1] not in INSTALLED, reason="TensorRT for RTX is not installed")
+@pytest.mark.parametrize("named", [(), *((capability,) for capability in CAPABILITIES), CAPABILITIES])
+def test_what_tensorrt_for_rtx_says_of_an_engine_here_is_what_the_table_says(tiny_model, named):
     flavour, machine = FLAVOURS[1], this_machine()
-    if flavour not in INSTALLED:
-        pytest.skip("TensorRT for RTX is not installed")
-    options = BuildOptions(capabilities=(capability,))
-    facts = facts_of(tiny_model, read_spec(tiny_model), flavour, machine, options)
-    engine = loaded(flavour, build(tiny_model, facts))
-    assert (engine is not None) == (first_misfit(facts, machine, flavour.version) is None)
+    facts = facts_of(tiny_model, read_spec(tiny_model), flavour, machine, BuildOptions(capabilities=named))
+    engine, trt = build(tiny_model, facts), flavour.load()
+    torch.zeros(1, device="cuda")  # makes the device's context current
+    validity, causes = trt.Runtime(trt.Logger()).get_engine_validity(engine)
+    fits = first_misfit(facts, machine, flavour.version) is None
+    assert (validity != trt.EngineValidity.INVALID) == fits
+    assert bool(causes & int(trt.EngineInvalidityDiagnostics.UNSUPPORTED_CC)) != fits
+    assert (loaded(flavour, engine) is not None) == fits
 
 
 @pytest.mark.skipif(FLAVOURS[0] not in INSTALLED, reason="TensorRT is not installed")

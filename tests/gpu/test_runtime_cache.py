@@ -24,7 +24,8 @@ def engine_of_rtx(tensorrt, tmp_path):
         pytest.skip("this is TensorRT, which compiles nothing on the target")
     model, path = tmp_path / "model.onnx", tmp_path / "model.engine"
     write_model(untrained(base=32, depth=4), Options((204, 204), "fp16"), model)
-    place(path, model, facts_of(model, read_spec(model), flavour, machine, BuildOptions()))
+    options = BuildOptions.for_gpu(flavour, machine)
+    place(path, model, facts_of(model, read_spec(model), flavour, machine, options))
     return path
 
 

@@ -22,7 +22,8 @@ pytestmark = pytest.mark.gpu
 @pytest.fixture
 def built(tensorrt, plain, tmp_path):
     machine = this_machine()
-    facts = facts_of(plain, read_spec(plain), usable_flavour(AUTO, machine), machine, BuildOptions())
+    flavour = usable_flavour(AUTO, machine)
+    facts = facts_of(plain, read_spec(plain), flavour, machine, BuildOptions.for_gpu(flavour, machine))
     path = tmp_path / "plain.engine"
     place(path, plain, facts)
     return path

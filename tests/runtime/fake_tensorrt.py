@@ -16,7 +16,11 @@ SCRATCH = 4096
 
 
 class FakeTensorRt(ModuleType):
-    """The module. `flaws` are what goes wrong: `load`, `context`, `address`, `enqueue`, `capture`, `cache`."""
+    """The module.
+
+    `flaws` are what goes wrong: `load`, `context`, `address`, `enqueue`, `capture`, `cache`, `validity`, `suboptimal`,
+    or a member of EngineInvalidityDiagnostics.
+    """
 
     def __init__(self, driver, version="10.13.3.9", rtx=False, flaws=()):
         super().__init__("fake_tensorrt")
@@ -33,6 +37,20 @@ class FakeTensorRt(ModuleType):
         STATIC = 0
         USER_MANAGED = 2
 
+    class EngineValidity(enum.Enum):
+        VALID = 0
+        SUBOPTIMAL = 1
+        INVALID = 2
+
+    class EngineInvalidityDiagnostics(enum.IntEnum):
+        VERSION_MISMATCH = 1
+        UNSUPPORTED_CC = 2
+        OLD_CUDA_DRIVER = 4
+        OLD_CUDA_RUNTIME = 8
+        INSUFFICIENT_GPU_MEMORY = 16
+        MALFORMED_ENGINE = 32
+        CUDA_ERROR = 64
+
     class CudaGraphStrategy(enum.Enum):
         DISABLED = 0
         WHOLE_GRAPH_CAPTURE = 1
@@ -41,7 +59,7 @@ class FakeTensorRt(ModuleType):
         return kind
 
     def Runtime(self, logger):  # noqa: N802
-        return Runtime(self, logger)
+        return RuntimeForRtx(self, logger) if self.rtx else Runtime(self, logger)
 
 
 class Counted:
@@ -68,6 +86,21 @@ class Runtime(Counted):
             return None
         self.trt.loads += 1
         return ICudaEngine(self.trt, content, self.logger)
+
+
+class RuntimeForRtx(Runtime):
+    engine_header_size = 64
+
+    def get_engine_validity(self, header):
+        self.trt.driver.require_current("get_engine_validity")
+        assert len(header) == self.engine_header_size
+        causes = sum(kind for kind in self.trt.EngineInvalidityDiagnostics if kind.name in self.trt.flaws)
+        if "validity" in self.trt.flaws:
+            self.logger.log(0, "the GPU does not say what it is")
+        kinds = self.trt.EngineValidity
+        if causes or "validity" in self.trt.flaws:
+            return kinds.INVALID, causes
+        return kinds.SUBOPTIMAL if "suboptimal" in self.trt.flaws else kinds.VALID, 0
 
 
 class ICudaEngine(Counted):

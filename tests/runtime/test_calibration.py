@@ -125,7 +125,7 @@ def refused(setting):
 
 def test_auto_takes_the_first_that_is_usable(monkeypatch):
     unusable = Backend("unusable", "fake:nothing")
-    monkeypatch.setattr(Backend, "probe", lambda self: "it is broken" if self is unusable else None)
+    monkeypatch.setattr(Backend, "probe", lambda self, device=None: "it is broken" if self is unusable else None)
     monkeypatch.setattr(setting_module, "BACKENDS", (unusable, *BACKENDS))
     assert chosen_backend() == BACKENDS[0]
     assert chosen_backend("onnxruntime").name == "onnxruntime"

@@ -3,11 +3,13 @@ import sys
 import threading
 from contextlib import nullcontext
 from dataclasses import replace
+from importlib.util import find_spec
 
 import numpy as np
 import onnx
 import pytest
 
+from tests.runtime.cuda.conftest import fake_libcuda, python  # noqa: F401
 from tests.runtime.model_files import small_models
 from unetrt.runtime import sessions
 from unetrt.runtime.errors import BackendUnavailableError, InferenceError, ModelFileError, OptionError
@@ -27,6 +29,57 @@ def test_auto_takes_the_next_where_one_is_missing(tiny_model, monkeypatch, caplo
     with caplog.at_level(logging.INFO, "unetrt"), open_session(tiny_model) as session:
         assert session.name == "onnxruntime on the CPU"
     assert "auto passes over openvino: OpenVINO is not installed" in caplog.text
+
+
+OPENED = """
+import logging, sys
+logging.basicConfig(format="%(message)s", level="INFO")
+from unetrt.runtime.segmenter import Segmenter
+from unetrt.runtime.errors import UnetrtError
+try:
+    with Segmenter(sys.argv[1], backend=sys.argv[2], device=eval(sys.argv[3])) as segmenter:
+        print("opened", segmenter.session.name)
+except UnetrtError as error:
+    print(type(error).__name__, error)
+"""
+REFUSED = "TensorRT for RTX does not run on compute capability 9.0"
+WORKS = "use backend tensorrt with TensorRT (pip install 'unetrt[tensorrt]') or backend onnxruntime-cuda (pip install "
+
+
+@pytest.mark.skipif(find_spec("tensorrt_rtx") is None, reason="TensorRT for RTX has no package for this platform")
+@pytest.mark.skipif(find_spec("tensorrt") is not None, reason="TensorRT is installed")
+@pytest.mark.skipif(find_spec("cuda") is None, reason="cuda-python is not installed")
+@pytest.mark.parametrize(
+    ("backend", "device", "capabilities", "answer", "builds"),
+    [
+        ("auto", None, "9.0", "opened openvino on the CPU", False),
+        ("auto", None, "8.9,9.0", "opened openvino on the CPU", True),
+        ("auto", 1, "8.9,9.0", "BackendUnavailableError no inference engine for GPU 1 is usable", False),
+        ("tensorrt", None, "9.0", "BackendUnavailableError", False),
+        ("tensorrt", 1, "8.9,9.0", "BackendUnavailableError", False),
+        ("tensorrt", 1, "9.0,8.9", "EngineError", True),
+    ],
+)
+def test_nothing_is_built_for_a_gpu_on_which_tensorrt_for_rtx_does_not_run(
+    tiny_model,
+    fake_libcuda,  # noqa: F811
+    tmp_path,
+    backend,
+    device,
+    capabilities,
+    answer,
+    builds,
+):
+    """The real packages, on a fake driver that says what the GPUs are; what is built does not run there."""
+    arguments = ("-c", OPENED, str(tiny_model), backend, repr(device))
+    variables = {"XDG_CACHE_HOME": str(tmp_path), "FAKE_CUDA_CAPABILITY": capabilities}
+    done = python(*arguments, libcuda=fake_libcuda, **variables)
+    assert done.stdout.startswith(answer), done.stdout + done.stderr
+    assert ("an engine is built" in done.stderr) == builds
+    assert (list((tmp_path / "unetrt" / "engines").glob("*.engine")) != []) == builds
+    refusals = [line for line in (done.stdout + done.stderr).splitlines() if REFUSED in line]
+    assert all(WORKS in line for line in refusals)
+    assert (refusals == []) == builds
 
 
 def test_auto_never_takes_the_reference(monkeypatch, tiny_model):

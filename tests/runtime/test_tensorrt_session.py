@@ -10,7 +10,7 @@ import pytest
 
 from tests.runtime import fake_tensorrt
 from tests.runtime.cuda.fake_driver import FakeDriver
-from tests.runtime.engines.machines import ADA, NONE
+from tests.runtime.engines.machines import ADA, HOPPER, NONE
 from tests.runtime.fake_tensorrt import SCRATCH, FakeTensorRt
 from unetrt.runtime.engines.engine_file import read_sidecar, write_engine
 from unetrt.runtime.engines.facts import facts_of
@@ -171,6 +171,42 @@ def test_what_tensorrt_refuses_is_said_in_its_words_and_nothing_stays(bench, tin
     bench.check()
 
 
+@pytest.mark.parametrize(
+    ("flaws", "error", "message"),
+    [
+        (["UNSUPPORTED_CC"], EngineError, "engine: it was built for other compute capabilities; rebuild it with"),
+        (["OLD_CUDA_DRIVER", "VERSION_MISMATCH"], EngineError,
+         r"engine: another version of .* built it; the NVIDIA driver is too old for it \(update the driver\); rebuild"),
+        (["INSUFFICIENT_GPU_MEMORY"], OutOfMemoryError, "out of memory on the GPU; free some memory on Fake GPU"),
+        (["validity"], EngineError, "engine: the GPU does not say what it is; rebuild"),
+    ],
+)  # fmt: skip
+def test_an_engine_is_refused_by_its_header_before_its_weights_are_read(bench, tiny_model, flaws, error, message):
+    bench.install("tensorrt-rtx", flaws)
+    engine = bench.engine(tiny_model, "tensorrt-rtx", NONE)
+    with pytest.raises(error, match=message) as caught:
+        open_session(engine)
+    assert "\n" not in str(caught.value)
+    assert bench.trt.loads == 0
+    del caught  # its traceback holds the device
+    gc.collect()
+    bench.check()
+
+
+def test_an_engine_on_a_gpu_newer_than_tensorrt_for_rtx_runs_with_a_warning(bench, tiny_model, caplog):
+    bench.install("tensorrt-rtx", ["suboptimal"])
+    with open_session(bench.engine(tiny_model, "tensorrt-rtx", NONE)) as session:
+        session.lanes(1)
+    assert "may be slow: Fake GPU (device 0, fake) is newer than TensorRT for RTX 1.7.1.116; use a newer" in caplog.text
+
+
+def test_the_real_library_refuses_a_header_in_one_line(bench, tiny_model):
+    pytest.importorskip("tensorrt_rtx")
+    engine = bench.engine(tiny_model, "tensorrt-rtx", NONE)  # its content is the model
+    with pytest.raises(EngineError, match="engine: its header is not that of an engine; rebuild it with `unetrt build"):
+        open_session(engine)
+
+
 def test_weights_that_do_not_fit_are_refused_with_numbers(bench, tiny_model):
     bench.install()
     bench.driver.total = 2**14
@@ -209,7 +245,6 @@ def test_backends_that_run_no_engines_say_which_does(bench, tiny_model):
 
 def test_a_model_file_is_built_for_the_device_and_its_engine_kept(bench, tiny_model, monkeypatch):
     """TensorRT for RTX really builds here; only what the engine then runs on is missing."""
-    monkeypatch.setattr(tensorrt, "usable_flavour", lambda name, machine: FLAVOURS[1])
     with pytest.raises(EngineError, match="TensorRT for RTX cannot load .*\\.engine: .*CUDA driver version"):
         open_session(tiny_model, "tensorrt")
     assert bench.driver.live == {}
@@ -222,13 +257,24 @@ def test_without_tensorrt_or_a_driver_the_probe_says_what_helps(monkeypatch):
     assert tensorrt.probe() == "no TensorRT is installed: pip install 'unetrt[tensorrt]' or 'unetrt[rtx]'"
 
 
-@pytest.mark.parametrize("name", ["Runtime", "ICudaEngine", "IRuntimeConfig", "IRuntimeCache", "IExecutionContext"])
+def test_where_tensorrt_for_rtx_does_not_run_it_is_not_to_be_installed(monkeypatch):
+    monkeypatch.setattr(tensorrt, "why_not", lambda: None)
+    monkeypatch.setattr(tensorrt, "find_spec", lambda name: None)
+    monkeypatch.setattr(tensorrt, "this_machine", lambda device: (HOPPER, ADA)[device])
+    assert tensorrt.probe(0) == "no TensorRT is installed: pip install 'unetrt[tensorrt]'"
+    assert tensorrt.probe(1) == "no TensorRT is installed: pip install 'unetrt[tensorrt]' or 'unetrt[rtx]'"
+
+
+@pytest.mark.parametrize(
+    "name", ["Runtime", "RuntimeForRtx", "ICudaEngine", "IRuntimeConfig", "IRuntimeCache", "IExecutionContext"]
+)
 def test_the_fake_has_nothing_that_tensorrt_has_not(name):
     real = pytest.importorskip("tensorrt_rtx")
     offered = {member for member in vars(getattr(fake_tensorrt, name)) if not member.startswith("_")}
     assert offered
-    assert offered <= set(dir(getattr(real, name)))
-    for kind in ("ExecutionContextAllocationStrategy", "CudaGraphStrategy"):
+    assert offered <= set(dir(getattr(real, name.removesuffix("ForRtx"))))
+    enums = ("ExecutionContextAllocationStrategy", "CudaGraphStrategy", "EngineValidity", "EngineInvalidityDiagnostics")
+    for kind in enums:
         for member in getattr(FakeTensorRt, kind):
             assert int(getattr(getattr(real, kind), member.name)) == member.value
 

@@ -12,9 +12,11 @@ from unetrt.runtime.artifacts import require_place
 from unetrt.runtime.engines import SUFFIXES
 from unetrt.runtime.engines.flavours import AUTO, NAMES
 from unetrt.runtime.engines.options import COMPATIBILITIES
-from unetrt.runtime.errors import OptionError
+from unetrt.runtime.errors import BackendUnavailableError, OptionError
 
 if TYPE_CHECKING:
+    from unetrt.runtime.engines.flavours import Flavour
+    from unetrt.runtime.engines.machine import Machine
     from unetrt.runtime.engines.progress import Phase, Progress
 
 
@@ -38,7 +40,8 @@ if TYPE_CHECKING:
     "capabilities",
     multiple=True,
     metavar="X.Y",
-    help="Build for GPUs of this compute capability (TensorRT for RTX); may be repeated. [default: 8.0 and newer]",
+    help="Build for GPUs of this compute capability (TensorRT for RTX); may be repeated. [default: 8.0, 8.6, 8.9, 12.0 "
+    "and newer]",
 )
 @click.option("--force", is_flag=True, help="Build even where there is such an engine.")
 def command(model: Path, out: Path | None, flavour: str, force: bool, **wanted: Any) -> None:
@@ -50,7 +53,6 @@ def command(model: Path, out: Path | None, flavour: str, force: bool, **wanted: 
     """
     from unetrt.runtime.engines.cache import EngineCache, place
     from unetrt.runtime.engines.facts import facts_of
-    from unetrt.runtime.engines.flavours import usable_flavour
     from unetrt.runtime.engines.machine import this_machine
     from unetrt.runtime.engines.options import BuildOptions
     from unetrt.runtime.model_files.onnx_file import read_spec
@@ -58,8 +60,9 @@ def command(model: Path, out: Path | None, flavour: str, force: bool, **wanted: 
     if out is not None:
         _require_engine_place(out, model)
     spec, machine = read_spec(model), this_machine()
-    chosen, options = usable_flavour(flavour, machine), BuildOptions(**wanted)
-    options.require_for(chosen)
+    options = BuildOptions(**wanted)
+    chosen = _flavour(flavour, machine, options.capabilities)
+    options.require_for(chosen, machine)
     model = model.absolute()
     facts = facts_of(model, spec, chosen, machine, options)
     with _bar() as progress:
@@ -73,6 +76,19 @@ def command(model: Path, out: Path | None, flavour: str, force: bool, **wanted: 
     size = f"{path.stat().st_size / 1e6:.1f} MB"
     how = f"built{why}" if built else "is up to date (--force builds anew)"
     click.echo(f"{path} {how}: {size}, {spec.precision}, {chosen.title} {chosen.version}")
+
+
+def _flavour(name: str, machine: "Machine", capabilities: tuple[str, ...]) -> "Flavour":
+    """Return the flavour that builds; where none is for the GPU at hand, say how to build for others."""
+    from unetrt.runtime.engines.flavours import FLAVOURS, usable_flavour
+
+    try:
+        return usable_flavour(name, machine, capabilities)
+    except BackendUnavailableError as error:
+        others = [one for one in FLAVOURS if name in (AUTO, one.name) and one.why_not_on(machine)]
+        if capabilities or not others or others[0].probe(machine):
+            raise
+        raise BackendUnavailableError(f"{error}; for other GPUs, name theirs, such as --capability 8.9") from error
 
 
 def _require_engine_place(out: Path, model: Path) -> None:

@@ -8,7 +8,8 @@ import threading
 
 from tests.runtime.cuda.bench_cases import there_and_back
 from tests.runtime.cuda.workbench import DEVICE, Workbench, raised
-from unetrt.runtime.cuda.implementations import open_driver, why_not
+from unetrt.runtime.cuda.contract import DeviceProperties
+from unetrt.runtime.cuda.implementations import loaded_implementation, open_driver, why_not
 from unetrt.runtime.errors import CudaError, OutOfMemoryError
 
 
@@ -132,6 +133,12 @@ def chosen_without_the_variable():
 
 def only_probed():
     assert why_not() is None
+    implementation = loaded_implementation()
+    assert implementation.devices() == (
+        DeviceProperties("Fake GPU A", "8.6", "0000:01:00.0"),
+        DeviceProperties("Fake GPU B", "12.0", "0000:02:00.0"),
+    )
+    assert implementation.cuda_version() == "13.0"
 
 
 def leaking():

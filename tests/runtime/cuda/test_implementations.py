@@ -78,6 +78,12 @@ def test_without_a_device_it_says_so(fake_libcuda):
     )
 
 
+@needs_cuda_python
+def test_a_driver_without_memory_is_an_answer_too(fake_libcuda):
+    said = said_by(ASK, fake_libcuda, UNETRT_CUDA="cuda-python", FAKE_CUDA_FAIL="cuInit:1:2")
+    assert said.startswith("cuda-python finds no GPU that it can use: cuInit failed: CUDA_ERROR_OUT_OF_MEMORY")
+
+
 def test_a_package_that_does_not_load_says_why(fake_libcuda, tmp_path):
     package = tmp_path / "pycuda"
     package.mkdir()

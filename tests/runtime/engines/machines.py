@@ -10,6 +10,7 @@ from unetrt.runtime.engines.options import BuildOptions
 ADA = Machine("NVIDIA RTX 4090", "8.9", "580.82", "Linux x86_64")
 AMPERE = Machine("NVIDIA RTX A4000", "8.6", "580.82", "Linux x86_64")
 TURING = Machine("NVIDIA T4", "7.5", "580.82", "Linux x86_64")
+HOPPER = Machine("NVIDIA H100 80GB HBM3", "9.0", "580.82", "Linux x86_64")
 WINDOWS = replace(ADA, os="Windows AMD64")
 NONE = Machine(os="Linux x86_64")
 

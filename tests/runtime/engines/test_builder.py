@@ -1,23 +1,26 @@
 import os
 import signal
+import sys
 import time
 import traceback
 from dataclasses import replace
+from importlib.machinery import ModuleSpec
+from types import ModuleType
 
 import numpy as np
 import onnx
 import pytest
 
-from tests.runtime.engines.machines import NONE
+from tests.runtime.engines.machines import ADA, HOPPER, NONE, TURING
 from unetrt.export.graph import describe
 from unetrt.runtime.engines.bindings import bindings
 from unetrt.runtime.engines.builder import build, configure
 from unetrt.runtime.engines.facts import facts_of
-from unetrt.runtime.engines.flavours import FLAVOURS, usable_flavour
+from unetrt.runtime.engines.flavours import BY_DEFAULT, CAPABILITIES, FLAVOURS, usable_flavour
 from unetrt.runtime.engines.options import BuildOptions
 from unetrt.runtime.engines.progress import Progress
 from unetrt.runtime.engines.timing_cache import TimingCache
-from unetrt.runtime.errors import EngineError, ModelFileError, OptionError
+from unetrt.runtime.errors import BackendUnavailableError, EngineError, ModelFileError, OptionError
 from unetrt.runtime.model_files.onnx_file import read_spec
 
 TENSORRT, RTX = FLAVOURS
@@ -93,14 +96,38 @@ def test_hardware_compatibility(asked, level):
 )
 def test_options_without_a_meaning(options, flavour, message):
     with pytest.raises(OptionError, match=message):
-        BuildOptions(**options).require_for(flavour)
+        BuildOptions(**options).require_for(flavour, ADA)
+
+
+def test_what_runs_nowhere_unless_named_must_be_named_where_it_is_to_run():
+    with pytest.raises(OptionError, match=r"capability 7.5 \(NVIDIA T4\) only where it is named: use --capability 7.5"):
+        BuildOptions().require_for(RTX, TURING)
+    for machine, options in (
+        (TURING, BuildOptions(capabilities=("8.6",))),
+        (NONE, BuildOptions()),
+        (ADA, BuildOptions()),
+    ):
+        options.require_for(RTX, machine)
+    BuildOptions().require_for(TENSORRT, TURING)
+    assert BuildOptions.for_gpu(RTX, TURING) == BuildOptions(capabilities=("7.5",))
+    assert BuildOptions.for_gpu(RTX, ADA) == BuildOptions.for_gpu(TENSORRT, TURING) == BuildOptions()
 
 
 def test_every_capability_that_may_be_asked_for_is_known_to_tensorrt():
-    from unetrt.runtime.engines.options import CAPABILITIES
-
     known = {name.removeprefix("SM") for name in trt.ComputeCapability.__members__ if name.startswith("SM")}
     assert {capability.replace(".", "") for capability in CAPABILITIES} == known
+
+
+def test_the_capabilities_of_an_engine_are_those_of_the_table(tiny_model):
+    """A bit each in the engine's header, where the library looks for that of the GPU; the last is of what is newer."""
+
+    def bits(*capabilities):
+        return int.from_bytes(build(tiny_model, facts_for(tiny_model, capabilities=capabilities))[32:40], "little")
+
+    each = {capability: bits(capability) for capability in CAPABILITIES}
+    assert list(each.values()) == [1 << place for place in range(len(CAPABILITIES))]
+    newer = 1 << len(CAPABILITIES)
+    assert bits() == newer + sum(each[capability] for capability in BY_DEFAULT)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "uint8", "uint16"])
@@ -209,8 +236,6 @@ def test_a_timing_cache_is_kept_and_a_damaged_one_costs_nothing(tiny_model, fact
 
 
 def test_flavours_say_why_they_cannot_build(monkeypatch):
-    from unetrt.runtime.errors import BackendUnavailableError
-
     assert usable_flavour("auto", NONE) is RTX
     with pytest.raises(BackendUnavailableError, match=r"TensorRT is not installed: pip install 'unetrt\[tensorrt\]'"):
         usable_flavour("tensorrt", NONE)
@@ -219,3 +244,26 @@ def test_flavours_say_why_they_cannot_build(monkeypatch):
     needs_gpu = replace(RTX, portable=False)
     assert "the GPU that the engine is for, and " in needs_gpu.probe(NONE)
     assert needs_gpu.probe(replace(NONE, gpu="NVIDIA T4")) is None
+
+
+@pytest.fixture
+def fake_tensorrt_installed(monkeypatch):
+    fake = ModuleType("tensorrt")
+    fake.__spec__ = ModuleSpec("tensorrt", None)
+    monkeypatch.setitem(sys.modules, "tensorrt", fake)
+
+
+def test_where_tensorrt_for_rtx_does_not_run_tensorrt_builds(fake_tensorrt_installed):
+    assert usable_flavour("auto", HOPPER) is TENSORRT
+    assert usable_flavour("tensorrt", HOPPER) is TENSORRT
+
+
+@pytest.mark.parametrize("name", ["auto", "tensorrt-rtx"])
+def test_where_only_tensorrt_for_rtx_is_installed_that_does_not_run_it_says_what_does(name):
+    with pytest.raises(BackendUnavailableError) as caught:
+        usable_flavour(name, HOPPER)
+    said = str(caught.value)
+    assert "TensorRT for RTX does not run on compute capability 9.0 (NVIDIA H100 80GB HBM3), only on 7.5, 8.0" in said
+    assert "use backend tensorrt with TensorRT (pip install 'unetrt[tensorrt]') or backend onnxruntime-cuda" in said
+    assert "\n" not in said
+    assert usable_flavour(name, HOPPER, ("8.6",)) is RTX

@@ -7,6 +7,8 @@
 #include <stdlib.h>
 #include <string.h>
 
+enum { CAPABILITY_MAJOR = 75, CAPABILITY_MINOR = 76 }; /* CUdevice_attribute */
+
 pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
 int retained[8], retained_ever;
 static int initialised;
@@ -71,6 +73,35 @@ EXPORT int cuDeviceGet(int *device, int ordinal) {
 EXPORT int cuDeviceGetName(char *name, int length, int device) {
     BEGIN("cuDeviceGetName", 0);
     snprintf(name, (size_t)length, "Fake GPU %c", 'A' + device);
+    END;
+}
+
+static void capability(int device, int *major, int *minor) {
+    const char *text = getenv("FAKE_CUDA_CAPABILITY"), *next;
+    if (!text || !*text) text = "8.9";
+    while (device-- > 0 && (next = strchr(text, ','))) text = next + 1;
+    sscanf(text, "%d.%d", major, minor);
+}
+
+EXPORT int cuDeviceComputeCapability(int *major, int *minor, int device) {
+    BEGIN("cuDeviceComputeCapability", 0);
+    capability(device, major, minor);
+    END;
+}
+
+/* The only attributes that anybody asks for: the two numbers of the compute capability. */
+EXPORT int cuDeviceGetAttribute(int *value, int attribute, int device) {
+    BEGIN("cuDeviceGetAttribute", 0);
+    REQUIRE(attribute == CAPABILITY_MAJOR || attribute == CAPABILITY_MINOR, INVALID_VALUE);
+    int version[2] = {0, 0};
+    capability(device, &version[0], &version[1]);
+    *value = version[attribute - CAPABILITY_MAJOR];
+    END;
+}
+
+EXPORT int cuDeviceGetPCIBusId(char *bus, int length, int device) {
+    BEGIN("cuDeviceGetPCIBusId", 0);
+    snprintf(bus, (size_t)length, "0000:%02x:00.0", device + 1);
     END;
 }
 

@@ -3,6 +3,7 @@
  *
  * Set from the environment of the process:
  *   FAKE_CUDA_DEVICES   how many devices there are; 2 unless set
+ *   FAKE_CUDA_CAPABILITY  compute capabilities of the devices in order, such as 8.9,9.0, the last for all after it; 8.9
  *   FAKE_CUDA_MEMORY    bytes of memory of each device; 256 MiB unless set
  *   FAKE_CUDA_FAIL      CALL:N:CODE, the N-th call of CALL and all after it fail with CODE
  *   FAKE_CUDA_WAIT_MS   how long the calls that wait take
