@@ -17,6 +17,7 @@ import traceback
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -350,7 +351,7 @@ def rtx_attempts() -> None:
         attempts.write_model(model)
         path = attempts.result_path(Path(os.environ.get(FOLDER, folder)), machine)
         for outcome in attempts.attempts(path, model, machine, attempts.RTX.version, Patience(resume=True)).values():
-            say(capability=outcome.capability, failed=outcome.failed, messages=outcome.messages[:4])
+            say(**asdict(outcome))
 
 
 def contenders() -> None:

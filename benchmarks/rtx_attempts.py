@@ -62,12 +62,15 @@ class Outcome:
         The step that did not; empty where all did.
     messages
         TensorRT's errors, and ours, in order.
+    validity
+        What TensorRT says of the engine's header on this device; empty where it was not asked.
     """
 
     capability: str
     seconds: dict[str, float] = field(default_factory=dict)
     failed: str = ""
     messages: list[str] = field(default_factory=list)
+    validity: str = ""
 
     def take(self, name: str, step: Callable[[], Any]) -> None:
         """Take a step, unless one failed before; it fails by raising or by returning None, as TensorRT does."""
@@ -97,6 +100,7 @@ class Attempt:
     def __init__(self, trt: Any) -> None:
         self.trt, self.logger = trt, logger_of(trt)
         self.plan: Any = None
+        self.validity = ""
 
     def build(self, model: Path, capability: str) -> Any:
         """Build an engine."""
@@ -116,6 +120,10 @@ class Attempt:
         """Load it on the first GPU."""
         self.device = CudaDevice(open_driver(0, os.environ))
         self.objects = LibraryObjects(self.device).add(lambda: self.trt.Runtime(self.logger))
+        runtime = self.objects[0]
+        if hasattr(runtime, "get_engine_validity"):
+            with self.device.current():
+                self.validity = str(runtime.get_engine_validity(bytes(self.plan)[: runtime.engine_header_size]))
         self.objects.add(lambda: self.objects[0].deserialize_cuda_engine(self.plan))
         return self.objects[1]
 
@@ -152,6 +160,7 @@ def attempt(model: Path, capability: str) -> Outcome:
     tried = Attempt(tensorrt_rtx)
     outcome.take(BUILD, lambda: tried.build(model, capability))
     outcome.take(LOAD, tried.load)
+    outcome.validity = tried.validity
     outcome.take(CONTEXT, tried.context)
     outcome.take(PASS, tried.run)
     return outcome

@@ -167,7 +167,10 @@ CASES = {
     "a checkpoint and a base": ("bench none.safetensors --base 8", "--base is for an untrained network, and none"),
     "a frame to train": ("bench --training --frame 300", "--training takes no --frame"),
     "results into a folder": ("bench --json .", "is a folder: name a file in it"),
-    "going on from nothing": ("bench --resume", "--resume goes on with the file of an earlier run: name it with --json"),
+    "going on from nothing": (
+        "bench --resume",
+        "--resume goes on with the file of an earlier run: name it with --json",
+    ),
     "bench without time": ("bench --base 1 --depth 1 --seconds 0", "0 seconds measure nothing: use more than 0"),
     "time to compare": ("bench --compare a.json b.json --seconds 3", "--compare takes no --seconds"),
     "bench without rounds": ("bench --rounds 0", "0 rounds measure nothing"),

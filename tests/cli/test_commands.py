@@ -1,6 +1,7 @@
 """The commands as a user types them, one after another."""
 
 import json
+from dataclasses import replace
 
 import click
 import numpy as np
@@ -9,6 +10,7 @@ import tifffile
 from PIL import Image
 
 from unetrt.__main__ import main
+from unetrt.benchmarks.contenders import CONTENDERS
 from unetrt.benchmarks.result import WAYS, load
 from unetrt.cli import Commands
 from unetrt.runtime.segmenter import Segmenter
@@ -159,6 +161,14 @@ def test_bench_lists_its_contenders(run):
     said = run("bench", "--list", "--device", "cpu")
     assert "--device gpu" in said
     assert [name for name in ("torch-compile", "monai", "openvino-bf16", "tensorrt") if name not in said] == []
+
+
+def test_what_helps_is_listed_as_it_is_written(run, monkeypatch):
+    """An extra in brackets is no style of the terminal's."""
+    (monai,) = (one for one in CONTENDERS if one.name == "monai")
+    lacking = replace(monai, probe=lambda: "pip install 'unetrt[bench]'")
+    monkeypatch.setattr("unetrt.benchmarks.contenders.CONTENDERS", (lacking,))
+    assert "'unetrt[bench]'" in run("bench", "--list", "--device", "cpu")
 
 
 @pytest.mark.slow

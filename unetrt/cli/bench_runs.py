@@ -80,13 +80,15 @@ def _write(result: "Result", choices: dict[str, Any]) -> None:
 def listed(choices: dict[str, Any]) -> None:
     """Print the contenders, and whether each can be timed here."""
     from rich.console import Console
+    from rich.markup import escape
     from rich.table import Table
 
     from unetrt.benchmarks.contenders import CONTENDERS
 
     table = Table("name", "contender", "here", box=None)
     for one in CONTENDERS:
-        table.add_row(one.name, one.title, one.why_not(choices["device"] or _device()) or "yes")
+        reason = one.why_not(choices["device"] or _device())
+        table.add_row(one.name, one.title, escape(reason) if reason else "yes")  # "[gpu]" is an extra, not a style
     Console().print(table)
 
 
