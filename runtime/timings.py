@@ -75,8 +75,8 @@ class Timings:
     upload, download
         Copies to and from a GPU, by its own clock.
     compute
-        The engine's passes, by its own clock, each from its begin to its end: on a GPU with the gaps between kernels and
-        the time in which another lane's kernels run. Passes in several lanes may overlap.
+        The engine's passes, by its own clock, each from its begin to its end: on a GPU with the gaps between kernels,
+        and the time in which another lane's kernels run. Passes in several lanes may overlap.
     wait
         Blocked until a pass ended: what is left of `compute` after the other phases overlapped with it.
     stitch
