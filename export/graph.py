@@ -27,7 +27,7 @@ TYPES: dict[Precision, torch.dtype] = {
 
 
 class Deployed(nn.Module):
-    """A network with input, precision and head around it: FP32 at the input, in soft-max and argmax, whatever between.
+    """A network with input, precision and head around it: FP32 at the input and in the head, whatever between.
 
     Parameters
     ----------
@@ -47,12 +47,21 @@ class Deployed(nn.Module):
 
     def forward(self, frame: Tensor) -> Tensor:
         """Map (N, C, h, w) of the spec's input type to what the spec says of the head."""
-        logits: Tensor = self.net(self.normalise(frame).to(self.dtype)).float()
-        if self.spec.head == "logits":
-            return logits
-        if self.spec.head == "probabilities":
-            return logits.softmax(dim=1)
-        return logits.argmax(dim=1).to(torch.uint8)
+        scores: Tensor = self.net(self.normalise(frame).to(self.dtype))
+        if self.spec.head == "labels":
+            return _best_class(scores)
+        logits = scores.float()
+        return logits.softmax(dim=1) if self.spec.head == "probabilities" else logits
+
+
+def _best_class(scores: Tensor) -> Tensor:
+    """Map scores (N, classes, h, w) to the index of the highest, uint8 (N, h, w), the lowest index where they tie."""
+    if scores.shape[1] > 2:
+        return scores.float().argmax(dim=1).to(torch.uint8)
+    # Engines compare faster than they reduce over channels. Less, as OpenVINO 2026.4 calls NaN greater than anything;
+    # cast behind the choice of a class, as TensorRT for RTX else writes all scores again as float32.
+    background, foreground = scores[:, 0].float(), scores[:, 1].float()
+    return (background < foreground).to(torch.uint8)
 
 
 class Normalise(nn.Module):
