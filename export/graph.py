@@ -5,8 +5,10 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+import numpy as np
 import onnx
 import torch
+from onnx import numpy_helper
 from torch import Tensor, nn
 
 from unetrt.runtime.normalisation import Normalisation
@@ -27,7 +29,7 @@ TYPES: dict[Precision, torch.dtype] = {
 
 
 class Deployed(nn.Module):
-    """A network with input, precision and head around it: FP32 at the input, in soft-max and argmax, whatever between.
+    """A network with input, precision and head around it: FP32 at the input and in the head, whatever between.
 
     Parameters
     ----------
@@ -47,12 +49,21 @@ class Deployed(nn.Module):
 
     def forward(self, frame: Tensor) -> Tensor:
         """Map (N, C, h, w) of the spec's input type to what the spec says of the head."""
-        logits: Tensor = self.net(self.normalise(frame).to(self.dtype)).float()
-        if self.spec.head == "logits":
-            return logits
-        if self.spec.head == "probabilities":
-            return logits.softmax(dim=1)
-        return logits.argmax(dim=1).to(torch.uint8)
+        scores: Tensor = self.net(self.normalise(frame).to(self.dtype))
+        if self.spec.head == "labels":
+            return _best_class(scores)
+        logits = scores.float()
+        return logits.softmax(dim=1) if self.spec.head == "probabilities" else logits
+
+
+def _best_class(scores: Tensor) -> Tensor:
+    """Map scores (N, classes, h, w) to the index of the highest, uint8 (N, h, w), the lowest index where they tie."""
+    if scores.shape[1] > 2:
+        return scores.float().argmax(dim=1).to(torch.uint8)
+    # Engines compare faster than they reduce over channels. Less, as OpenVINO 2026.4 calls NaN greater than anything;
+    # cast behind the choice of a class, as TensorRT for RTX else writes all scores again as float32.
+    background, foreground = scores[:, 0].float(), scores[:, 1].float()
+    return (background < foreground).to(torch.uint8)
 
 
 class Normalise(nn.Module):
@@ -105,6 +116,7 @@ def build_graph(net: UNet, spec: ModelSpec) -> onnx.ModelProto:
     assert program is not None
     model: onnx.ModelProto = program.model_proto
     _strip(model)
+    _join_crops(model.graph)
     _name_layers(model)
     describe(model, spec)
     require_clean(model)
@@ -138,6 +150,32 @@ def _strip(model: onnx.ModelProto) -> None:
     for part in (*model.graph.node, *model.graph.value_info, *model.graph.input, *model.graph.output):
         part.ClearField("metadata_props")
         part.ClearField("doc_string")
+
+
+def _join_crops(graph: onnx.GraphProto) -> None:
+    """Cut both axes of a skip in one Slice: torch exports one an axis, and the first would write an intermediate."""
+    made = {node.output[0]: node for node in graph.node}
+    constants = {tensor.name: tensor for tensor in graph.initializer}
+    for columns in [node for node in graph.node if node.op_type == "Slice"]:
+        rows = made[columns.input[0]]
+        if rows.op_type != "Slice":
+            continue
+        for place, part in enumerate(("starts", "ends", "axes", "steps"), start=1):
+            of_both = [numpy_helper.to_array(constants[node.input[place]]) for node in (rows, columns)]
+            columns.input[place] = f"{columns.output[0]}/{part}"
+            graph.initializer.append(numpy_helper.from_array(np.concatenate(of_both), columns.input[place]))
+        columns.input[0] = rows.input[0]
+        graph.node.remove(rows)
+    _forget_unused(graph)
+
+
+def _forget_unused(graph: onnx.GraphProto) -> None:
+    """Remove constants and declared shapes of what no node takes: engines warn of them."""
+    taken = {name for node in graph.node for name in node.input}
+    for declared in (graph.initializer, graph.value_info):
+        for index in reversed(range(len(declared))):
+            if declared[index].name not in taken:
+                del declared[index]
 
 
 def _name_layers(model: onnx.ModelProto) -> None:

@@ -9,24 +9,25 @@ from unetrt.export.graph import OPSET
 from unetrt.runtime.spec import OUTPUT
 
 # Operators that hand on what they get: nothing is rounded in them.
-MOVING = ("Relu", "MaxPool", "Slice", "Concat", "Identity")
+MOVING = ("Relu", "MaxPool", "Slice", "Concat", "Gather", "Identity")
 LOWER = (TensorProto.FLOAT16, TensorProto.BFLOAT16)
-# What a labels head ends with.
-BEST = "ArgMax"
 EXACT, ROUNDED = ".exact", ".rounded"
 
 
 def with_scores(model: onnx.ModelProto) -> onnx.ModelProto:
-    """Return a copy whose output is the logits that the argmax of a labels head takes; float32 (N, classes, h, w)."""
+    """Return a copy whose output is the scores that a labels head compares; float32 (N, classes, h, w), as the model's.
+
+    They are the last tensor with four axes: all that the head makes of them is (N, h, w), however it compares.
+    """
     twin = _copy(model)
     graph = twin.graph
-    last = next(node for node in graph.node if node.op_type == BEST)
-    before = next(node for node in graph.node if last.input[0] in node.output)
-    scores = _value(_inferred(twin), last.input[0])
-    before.output[0] = scores.name = OUTPUT
-    kept = [node for node in graph.node if node is before or not {last.output[0], OUTPUT} & set(node.output)]
-    del graph.node[:], graph.output[:]
-    graph.node.extend(kept)
+    values = {value.name: value for value in _inferred(twin).graph.value_info}
+    made = {number: values[node.output[0]] for number, node in enumerate(graph.node) if node.output[0] in values}
+    last = max(number for number, value in made.items() if len(value.type.tensor_type.shape.dim) == 4)
+    scores = made[last]
+    del graph.node[last + 1 :], graph.output[:]
+    graph.node.append(helper.make_node("Identity", [scores.name], [OUTPUT]))
+    scores.name = OUTPUT
     graph.output.append(scores)
     return twin
 

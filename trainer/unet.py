@@ -94,6 +94,6 @@ def _block(channels_in: int, channels_out: int) -> nn.Sequential:
 
 def _crop(skip: Tensor, like: Tensor) -> Tensor:
     """Cut the middle out of `skip`, as large as `like`: border pixels are lost in every convolution (section 2)."""
-    height, width = like.shape[-2:]
-    top, left = (skip.shape[-2] - height) // 2, (skip.shape[-1] - width) // 2
-    return skip[..., top : top + height, left : left + width]
+    # The same on all four sides and for every tile. Counted from both ends, an exported graph does not know the tile.
+    border = (skip.shape[-1] - like.shape[-1]) // 2
+    return skip[..., border:-border, border:-border]

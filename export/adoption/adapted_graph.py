@@ -102,11 +102,19 @@ Finish = Callable[[_Edges, str, ModelSpec], None]
 
 def _all_classes(edges: _Edges, core: str, spec: ModelSpec) -> None:
     """One channel a class: as it is, or the best of them."""
-    if spec.head == "labels":
-        best = edges.add("ArgMax", [core], "best", axis=1, keepdims=0)
-        edges.add("Cast", [best], OUTPUT, to=TensorProto.UINT8)
-    else:
+    if spec.head != "labels":
         edges.add("Identity", [core], OUTPUT)
+        return
+    best = edges.add("ArgMax", [core], "best", axis=1, keepdims=0) if len(spec.classes) > 2 else _better(edges, core)
+    edges.add("Cast", [best], OUTPUT, to=TensorProto.UINT8)
+
+
+def _better(edges: _Edges, core: str) -> str:
+    """Compare two classes, as files of our own networks do; return the name of a mask, true where the second wins."""
+    pair = ("background", "foreground")
+    indices = [edges.constant(np.array(index, np.int64)) for index in range(2)]
+    scores = [edges.add("Gather", [core, index], name, axis=1) for index, name in zip(indices, pair, strict=True)]
+    return edges.add("Less", scores, "better")
 
 
 def _one_logit(edges: _Edges, core: str, spec: ModelSpec) -> None:  # noqa: ARG001

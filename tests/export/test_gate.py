@@ -8,7 +8,7 @@ import onnxruntime
 import pytest
 import torch
 
-from unetrt.export import exporter, twins
+from unetrt.export import exporter
 from unetrt.export.exporter import export
 from unetrt.export.graph import build_graph
 from unetrt.export.layers import LayerError, exploding
@@ -123,19 +123,35 @@ def test_thresholds_are_those_of_the_precision_or_what_is_given(tiny_checkpoint,
             Thresholds.of("fp32", **bad)
 
 
-def test_a_labels_head_that_names_another_class_than_its_scores_is_refused(tiny_checkpoint, tmp_path, monkeypatch):
+def of_three_classes(checkpoint):
+    """The same network with a class more, which is found where none of the others is sure."""
+    weights = dict(checkpoint.weights)
+    weights["classify.weight"] = np.concatenate([weights["classify.weight"], weights["classify.weight"][:1] / 2])
+    weights["classify.bias"] = np.append(weights["classify.bias"], np.float32(0))
+    shape, names = replace(checkpoint.shape, classes=3), (*checkpoint.class_names, "other")
+    return replace(checkpoint, shape=shape, weights=weights, class_names=names)
+
+
+@pytest.mark.parametrize(
+    ("classes", "operator", "wrong"), [(2, "Less", "Greater"), (3, "ArgMax", "ArgMin")], ids=["two", "three"]
+)
+def test_a_labels_head_that_names_another_class_than_its_scores_is_refused(
+    tiny_checkpoint, tmp_path, monkeypatch, classes, operator, wrong
+):
+    checkpoint = tiny_checkpoint if classes == 2 else of_three_classes(tiny_checkpoint)
+    export(checkpoint, tmp_path / "model.onnx", Options(TILE, head="labels"))
+    (tmp_path / "model.onnx").unlink()
     build = exporter.build_graph
 
     def spoilt(net, spec):
         model = build(net, spec)
-        (argmax,) = (node for node in model.graph.node if node.op_type == "ArgMax")
-        argmax.op_type = "ArgMin"
+        (compares,) = (node for node in model.graph.node if node.op_type == operator)
+        compares.op_type = wrong
         return model
 
     monkeypatch.setattr(exporter, "build_graph", spoilt)
-    monkeypatch.setattr(twins, "BEST", "ArgMin")
     with pytest.raises(ParityError, match="gives another class than its own scores at"):
-        export(tiny_checkpoint, tmp_path / "model.onnx", Options(TILE, head="labels"))
+        export(checkpoint, tmp_path / "model.onnx", Options(TILE, head="labels"))
     assert list(tmp_path.iterdir()) == []
 
 

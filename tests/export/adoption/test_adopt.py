@@ -130,6 +130,7 @@ def test_labels_are_the_best_of_the_scores(tmp_path):
     expected = whole_pass(net, image, spec.halo, case).argmax(axis=0)
     with Segmenter(tmp_path / "best.onnx") as segmenter:
         assert (segmenter.segment(image).labels == expected).mean() > 0.9999
+    assert heads(tmp_path / "best.onnx") == {"Less"}
 
     class Argmax(nn.Module):
         def __init__(self):
@@ -142,6 +143,23 @@ def test_labels_are_the_best_of_the_scores(tmp_path):
     adopt(save(Argmax(), tmp_path / "argmax.onnx"), tmp_path / "labels.onnx", choices(head="labels"))
     with Segmenter(tmp_path / "labels.onnx") as segmenter:
         assert (segmenter.segment(image).labels == expected).mean() > 0.9999
+
+
+def heads(path):
+    """What compares the classes in a file."""
+    return {node.op_type for node in onnx.load(path).graph.node} & {"ArgMax", "Less"}
+
+
+def test_labels_of_three_classes_are_the_best_of_the_scores(tmp_path):
+    case, image, names = CASES["fcn"], noise(*FRAME), (*CLASSES, "rim")
+    net = nn.Sequential(case.network(), nn.Conv2d(2, 3, 1)).eval()
+    net[1].bias.data -= torch.from_numpy(scores(net, image).mean(axis=(1, 2)))
+    spec = adopt(save(net, tmp_path / "f.onnx"), tmp_path / "m.onnx", choices(head="labels", classes=names)).spec
+    assert heads(tmp_path / "m.onnx") == {"ArgMax"}
+    with Segmenter(tmp_path / "m.onnx") as segmenter:
+        labels = segmenter.segment(image).labels
+    assert (labels == whole_pass(net, image, spec.halo, case).argmax(axis=0)).mean() > 0.9999
+    assert set(np.unique(labels)) == {0, 1, 2}
 
 
 def test_fp16_is_fed_and_answers_in_float32(tmp_path):
