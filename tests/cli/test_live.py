@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 import tifffile
 
+from tests import requirements
 from tests.conftest import small_spec
 from unetrt.__main__ import main
 from unetrt.runtime import LiveSegmenter, Segmenter
@@ -30,7 +31,7 @@ SIZES = {"a": (60, 70), "b": (90, 64), "c": (41, 100)}
 
 MICRO_MANAGER = pytest.mark.skipif(
     not all(map(find_spec, ("pymmcore_plus", "mm_test_adapters"))),
-    reason="needs Micro-Manager's demo devices",
+    reason=requirements.MICRO_MANAGER,
 )
 
 

@@ -8,6 +8,7 @@ from itertools import count
 import numpy as np
 import pytest
 
+from tests import requirements
 from tests.runtime import fake_tensorrt
 from tests.runtime.cuda.fake_driver import FakeDriver
 from tests.runtime.engines.machines import ADA, NONE
@@ -224,7 +225,7 @@ def test_without_tensorrt_or_a_driver_the_probe_says_what_helps(monkeypatch):
 
 @pytest.mark.parametrize("name", ["Runtime", "ICudaEngine", "IRuntimeConfig", "IRuntimeCache", "IExecutionContext"])
 def test_the_fake_has_nothing_that_tensorrt_has_not(name):
-    real = pytest.importorskip("tensorrt_rtx")
+    real = pytest.importorskip("tensorrt_rtx", reason=requirements.RTX)
     offered = {member for member in vars(getattr(fake_tensorrt, name)) if not member.startswith("_")}
     assert offered
     assert offered <= set(dir(getattr(real, name)))
