@@ -1,5 +1,6 @@
-"""The end of a run says what was skipped and what brings it."""
+"""What the suite's own conftest does: the end of a run, and how processes side by side share the machine."""
 
+import os
 import re
 import subprocess
 import sys
@@ -36,9 +37,11 @@ WHOLE_FILE = "import pytest\npytest.importorskip('no_such_module', reason='needs
 def end_of_a_run(folder, *options):
     """The last lines of a run in `folder` with this suite's own conftest."""
     command = [sys.executable, "-m", "pytest", "-p", "tests.conftest", "-p", "no:cacheprovider", "-c", "pyproject.toml"]
+    fresh = {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"}
     done = subprocess.run(
-        [*command, f"--rootdir={folder}", *options, folder], cwd=REPOSITORY, capture_output=True, text=True, check=False
-    )
+        [*command, f"--rootdir={folder}", *options, folder],
+        cwd=REPOSITORY, env=fresh, capture_output=True, text=True, check=False,
+    )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
     return [line.strip() for line in done.stdout.splitlines()]
 
@@ -60,6 +63,17 @@ def test_skips_are_grouped_by_what_they_need(tmp_path, options):
 def test_a_run_that_skips_nothing_says_nothing(tmp_path):
     (tmp_path / "test_some.py").write_text("def test_that_passes(): pass")
     assert not [line for line in end_of_a_run(tmp_path) if "skipped" in line]
+
+
+def test_processes_side_by_side_share_the_cores(tmp_path):
+    cores = (
+        "from unetrt.runtime.processor import cores\n"
+        "def test_threads():\n"
+        "    import torch\n"
+        "    assert torch.get_num_threads() == max(1, cores() // 2)"
+    )
+    (tmp_path / "test_some.py").write_text(cores)
+    end_of_a_run(tmp_path, "-n", "2")
 
 
 def test_the_packages_of_debian_are_those_that_ci_installs():
