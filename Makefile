@@ -8,14 +8,36 @@ TORCH := torch==2.13.0
 # Its PTX is understood by all drivers for CUDA 12; a newer one's is not.
 NVRTC := nvidia-cuda-nvrtc-cu12==12.0.140
 
-.PHONY: demo test test-slow gpu-check gpu-pack kernels lint format bench bench-weights bench-augmentation bench-host bench-live bench-cpu bench-small bench-small bench-page soak clean
+# Each process loads torch, and a file runs in one process: more than 8 take memory and gain little.
+SIDE_BY_SIDE := -n auto --maxprocesses 8 --dist loadfile
+
+.PHONY: demo test test-portable test-without-bfloat16 test-without-vectors test-on-one-core test-slow gpu-check gpu-pack kernels lint format bench bench-weights bench-augmentation bench-host bench-live bench-cpu bench-small bench-small bench-page soak clean
 
 demo: $(READY)  ## draw cells, train, export, segment, check: leaves demo-out/
 	$(BIN)/unetrt demo --out demo-out
 
 test: $(READY)  ## the tests, under 10 minutes on 2 cores
-	$(BIN)/python -m pytest -n auto --dist loadfile -m "not alone and not slow and not gpu"
+	$(BIN)/python -m pytest $(SIDE_BY_SIDE) -m "not alone and not slow and not gpu"
 	$(BIN)/python -m pytest -m "alone and not slow and not gpu"
+
+# The tests whose results hang on arithmetic: what trains, exports, infers and compares floats.
+ARITHMETIC := tests/trainer tests/export tests/benchmarks tests/runtime/test_exactness.py tests/runtime/test_openvino.py \
+  tests/runtime/test_symmetries.py tests/cli/test_commands.py tests/test_docs.py tests/test_readme.py
+
+# torch without bfloat16 and AVX-512, as on older processors; torch and NumPy without any vector instructions that they
+# could do without; a single core. A setting that fails does not keep the next from running.
+test-portable: $(READY)  ## the tests that hang on arithmetic, as on three other processors, one after the other
+	$(MAKE) --keep-going -j1 test-without-bfloat16 test-without-vectors test-on-one-core
+
+test-without-bfloat16: $(READY)
+	ONEDNN_MAX_CPU_ISA=AVX2 ATEN_CPU_CAPABILITY=avx2 $(BIN)/python -m pytest $(SIDE_BY_SIDE) $(ARITHMETIC)
+
+test-without-vectors: $(READY)
+	ONEDNN_MAX_CPU_ISA=SSE41 ATEN_CPU_CAPABILITY=default NPY_DISABLE_CPU_FEATURES="X86_V3 X86_V4 AVX512_ICL AVX512_SPR" \
+	  $(BIN)/python -m pytest $(SIDE_BY_SIDE) -W default::ImportWarning $(ARITHMETIC)
+
+test-on-one-core: $(READY)
+	OMP_NUM_THREADS=1 taskset -c 0 $(BIN)/python -m pytest $(ARITHMETIC)
 
 test-slow: $(READY)  ## the tests that train or measure for minutes
 	$(BIN)/python -m pytest -m slow

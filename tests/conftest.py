@@ -10,6 +10,8 @@ import numpy as np
 import pytest
 import tifffile
 
+from tests.requirements import lines_about_skips
+from unetrt.runtime.processor import cores
 from unetrt.runtime.spec import ModelSpec
 
 # Fluorescent nuclei with instance labels, in train/ and val/; the variable names a copy elsewhere.
@@ -32,6 +34,20 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 def pytest_addoption(parser):
     if not find_spec("pytest_timeout"):
         parser.addini("timeout", "what pytest-timeout would read")
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_setupnodes(specs):
+    """Share the cores among the processes of `-n`: torch would use all of them in each."""
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, cores() // len(specs))))
+
+
+def pytest_terminal_summary(terminalreporter):
+    """Say at the end which tests were skipped and how to have them; with xdist, in the process that reports."""
+    if skipped := terminalreporter.stats.get("skipped"):
+        terminalreporter.section(f"{len(skipped)} skipped, and what brings them")
+        for line in lines_about_skips(skipped):
+            terminalreporter.line(line)
 
 
 def small_spec(depth: int = 2, tile: tuple[int, int] | None = None, **fields) -> ModelSpec:

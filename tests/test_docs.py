@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from tests import requirements
 from tests.export.adoption.foreign_nets import save, unpadded
 from unetrt.__main__ import main
 from unetrt.export.parity import DEFAULTS
@@ -42,7 +43,7 @@ def test_the_table_of_engines_shows_the_figures_that_were_measured():
 
 def test_the_commands_run(tiny_run, drawn_folder, tmp_path, monkeypatch):
     """As printed, but for a smaller tile of the foreign network."""
-    pytest.importorskip("tensorrt_rtx", reason="TensorRT for RTX has no package for this platform")
+    pytest.importorskip("tensorrt_rtx", reason=requirements.RTX)
     shutil.copytree(tiny_run, tmp_path / "run")
     shutil.copy(drawn_folder / "images" / "0.tif", tmp_path / "one.tif")
     save(unpadded(), tmp_path / "net.onnx")

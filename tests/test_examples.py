@@ -10,12 +10,13 @@ import numpy as np
 import pytest
 import tifffile
 
+from tests import requirements
 from unetrt.__main__ import main
 from unetrt.runtime.images import read_label_stack, read_labels
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 
-pytest.importorskip("mm_test_adapters", reason="Micro-Manager's demo devices are not built for this machine")
+pytest.importorskip("mm_test_adapters", reason=requirements.MICRO_MANAGER)
 
 
 def run(name, *arguments):
@@ -42,7 +43,7 @@ def test_snap_and_segment(tiny_model, tmp_path):
 
 
 def test_time_lapse(tiny_model, tmp_path):
-    zarr = pytest.importorskip("zarr")
+    zarr = pytest.importorskip("zarr", reason=requirements.ZARR)
     lines = run("time_lapse.py", tiny_model, "--frames", 4, "--interval", 0.2, "--out", tmp_path)
     assert lines[-1] == "4 frames: 4 segmented, 0 dropped, 0 failed"
     printed = [re.fullmatch(r"t=(\d): done, (\d+) objects, \d+ ms", line).groups() for line in lines[:-1]]

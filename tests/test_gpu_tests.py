@@ -8,6 +8,7 @@ import sys
 
 import pytest
 
+from tests import requirements
 from tests.gpu.child_cases import DONE, READY
 from tests.gpu.children import REPOSITORY, child, said, started
 from tests.gpu.engines import COPIES
@@ -72,7 +73,7 @@ def test_ctrl_c_that_nobody_catches_on_the_fake_driver(fake_libcuda):  # noqa: F
     assert error.count("Traceback") == 1
 
 
-@pytest.mark.skipif(shutil.which("make") is None or os.name == "nt", reason="make is not installed")
+@pytest.mark.skipif(shutil.which("make") is None or os.name == "nt", reason=requirements.MAKE)
 @pytest.mark.parametrize(
     ("given", "asked"),
     [

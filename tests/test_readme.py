@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import tifffile
 
+from tests import requirements
 from unetrt.__main__ import main
 
 README = (Path(__file__).parent.parent / "README.md").read_text()
@@ -47,7 +48,7 @@ def test_the_embedding_example(tiny_model, drawn_folder, tmp_path, monkeypatch, 
 
 
 def test_the_acquisition_example(tiny_model, tmp_path):
-    pytest.importorskip("mm_test_adapters", reason="Micro-Manager's demo devices have no package for this platform")
+    pytest.importorskip("mm_test_adapters", reason=requirements.MICRO_MANAGER)
     shutil.copy(tiny_model, tmp_path / "model.onnx")
     _, example = blocks("python")
     shorter = example.replace('"loops": 10', '"loops": 2')

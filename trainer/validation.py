@@ -47,8 +47,13 @@ class Scores:
 
     @property
     def decisive(self) -> float:
-        """The score by which the best network is chosen: SEG where there is one."""
-        return self.iou if self.seg is None else self.seg
+        """The score by which the best network is chosen: the mean of those that there are.
+
+        SEG alone would not do: what is found where there is no object costs it nothing, and while it is low, chance
+        decides it.
+        """
+        known = [score for score in (self.iou, self.seg, self.ap) if score is not None]
+        return sum(known) / len(known)
 
     def __str__(self) -> str:
         shares = (("IoU", self.iou), ("SEG", self.seg), ("AP", self.ap))

@@ -50,14 +50,14 @@ class Demo:
     ----------
     out
         Folder for data/, model.onnx, overlay.png, curves.png, report.json and the rest.
-    minutes
-        How long to train.
+    steps
+        How long to train: in steps, so that a slow machine takes longer and gets the same.
     seed
         Of drawings and training.
     """
 
-    def __init__(self, out: Path, minutes: float, seed: int) -> None:
-        self._out, self._minutes, self._seed = out, minutes, seed
+    def __init__(self, out: Path, steps: int, seed: int) -> None:
+        self._out, self._steps, self._seed = out, steps, seed
 
     def run(self, say: Say) -> dict[str, Any]:
         """Do everything and return the report.
@@ -74,7 +74,7 @@ class Demo:
         say(f"1/4 drawing {IMAGES} images and a frame of {FRAME[0]} x {FRAME[1]} px")
         self._draw_images()
         scene = draw(FRAME, seed=self._seed + 1000)
-        say(f"2/4 training for {self._minutes:g} minutes")
+        say(f"2/4 training for {self._steps} steps")
         trained = self._train()
         model = self._out / "model.onnx"
         tile = planned_tile(trained)
@@ -121,7 +121,7 @@ class Demo:
         source = Source(self._out / "data" / "train", self._out / "data" / "val")
         run = Run(self._out, self._seed, origin=source.to_dict())
         training = Training(*source.load(self._seed), RECIPES[DEFAULT_RECIPE], run)
-        return checkpoints.load(run_with_bar(training, Budget(minutes=self._minutes)))
+        return checkpoints.load(run_with_bar(training, Budget(steps=self._steps)))
 
     def _leave(self, scene: Drawing, found: Any) -> None:
         tifffile.imwrite(self._out / "frame.tif", scene.frame, photometric="minisblack")

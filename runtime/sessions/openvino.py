@@ -3,6 +3,7 @@
 import os
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from functools import cache
 from importlib import import_module
 from importlib.util import find_spec
@@ -22,6 +23,8 @@ OUT_OF_MEMORY = ("bad_alloc", "bad allocation", "out_of_memory", "out of memory"
 FAILURES = (RuntimeError, TypeError, UnicodeDecodeError)
 # What `OPTIMIZATION_CAPABILITIES` calls bfloat16, where the processor multiplies it: AVX512_BF16, AMX and such.
 BFLOAT16 = "BF16"
+# What it calls the precisions that it is asked for.
+HINTS = {"bf16": "bfloat16", "f32": "float32"}
 # The package that OpenVINO tells its maker with.
 TELEMETRY = "openvino_telemetry"
 # Threads that import OpenVINO, or ask for its core, at once wait for one of them.
@@ -50,7 +53,7 @@ class OpenVinoSession(WorkerSession):
     """A model in OpenVINO's CPU plugin.
 
     It computes in float32, whatever it prefers by itself: a float32 file was not verified in anything less. A bfloat16
-    file was, and is computed in that where the processor multiplies it, else in float32.
+    file was, and is computed in that where the processor multiplies it and oneDNN may, else in float32.
 
     Parameters
     ----------
@@ -69,9 +72,8 @@ class OpenVinoSession(WorkerSession):
         spec = read_spec(path)
         require_safe(path)
         core, _ = _loaded()
-        bfloat16 = spec.precision == "bf16" and has_bfloat16()
+        hints = ["bf16", "f32"] if spec.precision == "bf16" and has_bfloat16() else ["f32"]
         options = {
-            "INFERENCE_PRECISION_HINT": "bf16" if bfloat16 else "f32",
             # One pass at a time, on all cores: its latency is a frame's.
             "PERFORMANCE_HINT": "LATENCY",
             "NUM_STREAMS": "1",
@@ -82,12 +84,12 @@ class OpenVinoSession(WorkerSession):
         try:
             model = core.read_model(os.fspath(path))
             _require_fit(model, spec, path)
-            self._request = core.compile_model(model, "CPU", options).create_infer_request()
+            hint, self._request = _first_request(core, model, options, hints)
         except FAILURES as error:
             raise _translated(error) or ModelFileError(
                 f"{path} is not a model that OpenVINO can load: {_first_line(error)}"
             ) from error
-        super().__init__(spec, f"openvino on the CPU, {'bfloat16' if bfloat16 else 'float32'}")
+        super().__init__(spec, f"openvino on the CPU, {HINTS[hint]}")
 
     def compute(self, frames: Array, scores: Array) -> None:
         """Run the graph on the arrays' own memory; raises InferenceError or OutOfMemoryError."""
@@ -149,6 +151,22 @@ def _imported() -> Any:
 def _load() -> tuple[Any, frozenset[str]]:
     core = _imported().Core()
     return core, frozenset(core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"))
+
+
+def _first_request(core: Any, model: Any, options: dict[str, str], hints: list[str]) -> tuple[str, Any]:
+    """Compile a model in the first precision that oneDNN has kernels for; return that precision and a request.
+
+    The capabilities are the processor's. oneDNN's are fewer where ONEDNN_MAX_CPU_ISA says so.
+    """
+    *preferred, last = hints
+    for hint in preferred:
+        with suppress(RuntimeError):
+            return hint, _request(core, model, options, hint)
+    return last, _request(core, model, options, last)
+
+
+def _request(core: Any, model: Any, options: dict[str, str], hint: str) -> Any:
+    return core.compile_model(model, "CPU", {**options, "INFERENCE_PRECISION_HINT": hint}).create_infer_request()
 
 
 def _require_fit(model: Any, spec: ModelSpec, path: Path) -> None:

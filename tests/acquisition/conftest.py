@@ -2,11 +2,13 @@
 
 import pytest
 
+from tests import requirements
+
 
 @pytest.fixture
 def core():
     """A core of Micro-Manager with its demo configuration, headless: a camera of 512 x 512 uint16 at 10 ms."""
-    pytest.importorskip("mm_test_adapters", reason="Micro-Manager's demo devices are not built for this machine")
+    pytest.importorskip("mm_test_adapters", reason=requirements.MICRO_MANAGER)
     from pymmcore import CMMCore
     from pymmcore_plus import CMMCorePlus
 

@@ -7,6 +7,7 @@ import pytest
 import tifffile
 import useq
 
+from tests import requirements
 from tests.acquisition.slow_model import Notes, slow_segmenter
 from tests.conftest import NUCLEI
 from unetrt.__main__ import main
@@ -22,7 +23,7 @@ pytestmark = pytest.mark.alone
 @pytest.fixture
 def core():
     """A core that takes cameras written in Python, without any other device."""
-    pytest.importorskip("mm_test_adapters", reason="Micro-Manager's core is not built for this machine")
+    pytest.importorskip("mm_test_adapters", reason=requirements.MICRO_MANAGER)
     from pymmcore import CMMCore
     from pymmcore_plus.experimental.unicore import UniMMCore
 

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import useq
 
+from tests import requirements
 from tests.acquisition.slow_model import Notes, adds_up, bright, slow_segmenter
 from unetrt.runtime import LiveSegmenter
 
@@ -240,7 +241,7 @@ def test_two_share_a_segmenter(core, engine_errors):
 
 
 def test_raw_data_is_stored_beside(core, notes, segmenter, engine_errors, tmp_path):
-    zarr = pytest.importorskip("zarr")
+    zarr = pytest.importorskip("zarr", reason=requirements.ZARR)
     with live_for(notes, segmenter) as live:
         core.mda.run(timed(4), output=[tmp_path / "raw.ome.zarr", live])
         live.flush()

@@ -8,6 +8,7 @@ from shutil import which
 import pytest
 from click.testing import CliRunner
 
+from tests import requirements
 from tests.benchmarks.results_of_bench import RESULT
 from unetrt.benchmarks.commit import commit_of
 from unetrt.benchmarks.figure import Figure
@@ -107,7 +108,7 @@ def test_a_damaged_history_is_left_as_it_is(tmp_path, more, said):
     assert path.read_text() == RUN.line() + more
 
 
-@pytest.mark.skipif(which("git") is None, reason="needs git")
+@pytest.mark.skipif(which("git") is None, reason=requirements.GIT)
 def test_the_commit_is_that_of_the_code(tmp_path, monkeypatch):
     for name in list(os.environ):
         if name.startswith("GIT_"):

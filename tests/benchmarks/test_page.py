@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from tests import requirements
 from tests.benchmarks.invented_results import HOSTILE, contender, on_gpu, result
 from unetrt.benchmarks.markup import element, joined
 from unetrt.benchmarks.page import html, save_html
@@ -194,7 +195,7 @@ def test_a_place_that_cannot_be_written_is_refused(tmp_path):
 @pytest.fixture(scope="module")
 def chromium():
     if not (CHROMIUM and DRIVER):
-        pytest.skip("the page is looked at in Chromium: apt-get install chromium chromium-driver")
+        pytest.skip(requirements.CHROMIUM)
     from selenium import webdriver
 
     options = webdriver.ChromeOptions()

@@ -5,6 +5,7 @@ import json
 import pytest
 from click.testing import CliRunner
 
+from tests import requirements
 from unetrt.benchmarks import rtx_attempts as module
 from unetrt.benchmarks.journal import Patience
 from unetrt.benchmarks.rtx_attempts import (
@@ -33,7 +34,7 @@ def model(tmp_path_factory):
 @pytest.mark.parametrize("capability", [UNNAMED, "CURRENT", "SM80", "SM90"])
 def test_an_attempt_gets_as_far_as_it_can(model, capability):
     """Really built; CURRENT needs the device to build already, and there is no SM90 to ask for."""
-    pytest.importorskip("tensorrt_rtx")
+    pytest.importorskip("tensorrt_rtx", reason=requirements.RTX)
     outcome = in_a_child(model, capability)
     if capability in (UNNAMED, "SM80"):
         assert set(outcome.seconds) == {"build"}
@@ -109,7 +110,7 @@ def test_without_a_gpu_it_says_so_in_one_line(monkeypatch):
 
 
 def test_the_command_writes_what_it_says(monkeypatch, tmp_path):
-    pytest.importorskip("tensorrt_rtx")
+    pytest.importorskip("tensorrt_rtx", reason=requirements.RTX)
     monkeypatch.setattr(module, "this_machine", lambda: HOPPER)
     monkeypatch.setattr(module, "in_a_child", lambda model, name: Outcome(name, failed="context", messages=["no\nway"]))
     result = CliRunner().invoke(command, ["--folder", str(tmp_path)])

@@ -2,10 +2,11 @@ import numpy as np
 import pytest
 import torch
 
+from tests import requirements
 from unetrt.benchmarks.networks import untrained
 from unetrt.runtime.errors import ParityError
 
-pytest.importorskip("monai", reason="needs MONAI: pip install 'unetrt[bench]'")
+pytest.importorskip("monai", reason=requirements.MONAI)
 from unetrt.benchmarks.contenders import CONTENDERS
 from unetrt.benchmarks.job import Job
 from unetrt.benchmarks.result import SEGMENT

@@ -3,11 +3,12 @@ import json
 import onnx
 import pytest
 
+from tests import requirements
 from tests.runtime.engines.machines import HOPPER, TURING
 from unetrt.cli import main
 from unetrt.runtime.engines.cache import EngineCache
 
-pytest.importorskip("tensorrt_rtx", reason="TensorRT for RTX has no package for this platform")
+pytest.importorskip("tensorrt_rtx", reason=requirements.RTX)
 
 
 @pytest.fixture

@@ -5,6 +5,7 @@ from dataclasses import replace
 import onnx
 import pytest
 
+from tests import requirements
 from tests.export.variants import ALL, PAIRWISE, REST, name, pairs
 from unetrt.export.exporter import export
 from unetrt.export.parity import DEFAULTS
@@ -46,7 +47,7 @@ def prove(checkpoint, folder, options):
     types = {onnx.TensorProto.DataType.Name(tensor.data_type) for tensor in model.graph.initializer}
     assert types & set(LOWER.values()) == {LOWER.get(options.precision)} - {None}
     segment(path, spec, checkpoint)
-    pytest.importorskip("tensorrt_rtx", reason="TensorRT for RTX has no package for this platform")
+    pytest.importorskip("tensorrt_rtx", reason=requirements.RTX)
     facts = facts_of(path, spec, FLAVOURS[1], Machine(os="Linux x86_64"), BuildOptions())
     assert len(build(path, facts)) > 100_000
 

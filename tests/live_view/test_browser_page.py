@@ -13,13 +13,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from tests import requirements
 from tests.live_view.live_scenes import eventually, open_live, squares
 from unetrt.live_view.browser import BrowserView
 
 CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
-pytestmark = pytest.mark.skipif(
-    not (CHROMIUM and DRIVER), reason="the page is looked at in Chromium: apt-get install chromium chromium-driver"
-)
+pytestmark = pytest.mark.skipif(not (CHROMIUM and DRIVER), reason=requirements.CHROMIUM)
 
 # The colour of compute in the latency plot, and of objects in theirs (page.css).
 COMPUTE, OBJECTS = (45, 212, 191), (124, 183, 255)

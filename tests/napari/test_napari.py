@@ -10,11 +10,12 @@ from xml.etree import ElementTree as ET
 
 import pytest
 
-from tests.napari.xvfb import MISSING, display
+from tests import requirements
+from tests.napari.xvfb import MISSING, display, qt_draws
 
 CASES = Path(__file__).with_name("in_napari.py")
 NAMES = re.findall(r"^def (test_\w+)", CASES.read_text(), flags=re.MULTILINE)
-pytestmark = pytest.mark.skipif(not find_spec("napari"), reason="needs napari: pip install 'unetrt[napari]'")
+pytestmark = pytest.mark.skipif(not find_spec("napari"), reason=requirements.NAPARI)
 
 
 @pytest.fixture(scope="module")
@@ -28,6 +29,8 @@ def outcomes(tiny_model, tmp_path_factory):
     with display() as name:
         places = {"DISPLAY": name, "QT_QPA_PLATFORM": "xcb", "QT_API": "pyqt6", "XDG_CONFIG_HOME": str(folder)}
         environment = {**os.environ, **places, "UNETRT_MODEL": str(tiny_model)}
+        if not qt_draws(environment):
+            pytest.skip(requirements.X_SERVER)
         done = subprocess.run(
             [sys.executable, "-m", "pytest", "-q", CASES, *options],
             env=environment, capture_output=True, text=True, timeout=240, check=False,

@@ -3,10 +3,13 @@
 import os
 import shutil
 import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-MISSING = None if shutil.which("Xvfb") else "needs Xvfb: apt-get install xvfb"
+from tests import requirements
+
+MISSING = None if shutil.which("Xvfb") else requirements.X_SERVER
 
 
 @contextmanager
@@ -21,3 +24,10 @@ def display() -> Iterator[str]:
                 yield f":{number.readline().strip()}"
         finally:
             server.kill()
+
+
+def qt_draws(environment: dict[str, str]) -> bool:
+    """Tell whether Qt finds the libraries that it draws with on the server of this environment."""
+    program = "from qtpy.QtWidgets import QApplication; QApplication([])"
+    done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, check=False)
+    return done.returncode == 0

@@ -21,7 +21,7 @@ from unetrt.runtime.sessions.openvino import OpenVinoSession
 
 if reason := session_module.probe():
     pytest.skip(reason, allow_module_level=True)
-HAS_BFLOAT16 = session_module.has_bfloat16()
+HAS_BFLOAT16 = session_module.has_bfloat16() and "ONEDNN_MAX_CPU_ISA" not in os.environ
 FRAME = np.random.default_rng(3).integers(0, 4096, (130, 150)).astype(np.uint16)
 
 
@@ -40,7 +40,7 @@ def scores_of(path):
         return session.name, segmenter.scores(FRAME)
 
 
-@pytest.mark.skipif(not HAS_BFLOAT16, reason="this processor has no bfloat16")
+@pytest.mark.skipif(not HAS_BFLOAT16, reason="this processor has no bfloat16, or may not use it")
 def test_bfloat16_is_for_files_that_were_verified_in_it(verified):
     with Segmenter(verified["fp32"], backend="onnxruntime") as segmenter:
         expected = segmenter.scores(FRAME)
@@ -59,6 +59,21 @@ def test_a_processor_without_bfloat16_computes_such_a_file_in_float32(verified, 
     assert name == "openvino on the CPU, float32"
     _, expected = scores_of(verified["fp32"])
     assert (scores.argmax(axis=0) != expected.argmax(axis=0)).mean() <= DEFAULTS["bf16"].flips
+
+
+def test_where_onednn_may_not_use_bfloat16_such_a_file_is_computed_in_float32(verified):
+    """The processor can, and says so; oneDNN's own variable keeps it from it, in a process of its own."""
+    program = """
+import sys
+from unetrt.runtime.sessions import open_session
+with open_session(sys.argv[1], "openvino") as session:
+    print(session.name)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", program, verified["bf16"]],
+        env=os.environ | {"ONEDNN_MAX_CPU_ISA": "AVX2"}, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert (done.returncode, done.stdout) == (0, "openvino on the CPU, float32\n"), done.stderr
 
 
 def test_ctrl_c_after_models_were_closed_is_no_crash(tiny_model):

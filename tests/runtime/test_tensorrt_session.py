@@ -8,6 +8,7 @@ from itertools import count
 import numpy as np
 import pytest
 
+from tests import requirements
 from tests.runtime import fake_tensorrt
 from tests.runtime.cuda.fake_driver import FakeDriver
 from tests.runtime.engines.machines import ADA, HOPPER, NONE
@@ -269,7 +270,7 @@ def test_where_tensorrt_for_rtx_does_not_run_it_is_not_to_be_installed(monkeypat
     "name", ["Runtime", "RuntimeForRtx", "ICudaEngine", "IRuntimeConfig", "IRuntimeCache", "IExecutionContext"]
 )
 def test_the_fake_has_nothing_that_tensorrt_has_not(name):
-    real = pytest.importorskip("tensorrt_rtx")
+    real = pytest.importorskip("tensorrt_rtx", reason=requirements.RTX)
     offered = {member for member in vars(getattr(fake_tensorrt, name)) if not member.startswith("_")}
     assert offered
     assert offered <= set(dir(getattr(real, name.removesuffix("ForRtx"))))

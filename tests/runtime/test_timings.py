@@ -3,6 +3,7 @@ from contextlib import contextmanager
 
 import pytest
 
+from tests import requirements
 from unetrt.runtime import ranges
 from unetrt.runtime.timings import Occupancy, Passed, Timings
 
@@ -48,7 +49,7 @@ def fresh_ranges():
 
 
 def test_phases_are_ranges_for_profilers(monkeypatch, fresh_ranges):
-    nvtx, seen = pytest.importorskip("nvtx"), []
+    nvtx, seen = pytest.importorskip("nvtx", reason=requirements.NVTX), []
 
     @contextmanager
     def annotate(name, domain):

@@ -11,11 +11,12 @@ from unetrt.trainer import reading
 from unetrt.trainer.augmentation import Augmentation
 from unetrt.trainer.budget import Budget
 from unetrt.trainer.drawn_cells import draw
+from unetrt.trainer.history import History
 from unetrt.trainer.recipe import RECIPES, Recipe
 from unetrt.trainer.run import Run
 from unetrt.trainer.samples import normalisation_for
 from unetrt.trainer.training import Training
-from unetrt.trainer.validation import Validator
+from unetrt.trainer.validation import Scores, Validator
 
 SMALL = RECIPES["modern"].with_options(depth=2, base=4, tile=92)
 
@@ -31,6 +32,26 @@ def test_it_learns(drawn_folder, tmp_path):
     losses = run.history.losses
     assert np.mean(losses[-20:]) < 0.7 * np.mean(losses[:10])
     assert run.history.best_scores.iou > 0.6
+
+
+@pytest.mark.parametrize(
+    ("best", "others"),
+    [
+        # Two validations of one run: SEG alone would take the network that finds cells in half of the background.
+        (Scores(0.870, 0.187, 0.083, 8), [Scores(0.509, 0.210, 0.007, 8)]),
+        # The same objects, and specks where there are none, which SEG does not count.
+        (Scores(0.87, 0.79, 0.85, 52), [Scores(0.87, 0.79, 0.73, 52)]),
+        # No object in any validation image, and one where one is found nevertheless.
+        (Scores(1.0, None, None, 0), [Scores(0.0, None, 0.0, 0)]),
+        (Scores(0.8), [Scores(0.7)]),
+    ],
+    ids=["half the background", "specks", "no objects", "class maps"],
+)
+def test_the_best_network_is_best_by_all_scores_together(best, others):
+    history = History()
+    for step, scores in enumerate([*others, best, *others], 1):
+        history.add_scores(step, scores)
+    assert history.best_scores == best
 
 
 def test_what_a_run_leaves(tiny_run, tiny_checkpoint):

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from tests import requirements
+
 HERE = Path(__file__).parent
 REPOSITORY = HERE.parents[2]
 
@@ -17,7 +19,7 @@ def fake_libcuda(tmp_path_factory):
     """The folder with a `libcuda.so.1` that works in host memory."""
     compiler = shutil.which("cc")
     if sys.platform != "linux" or compiler is None:
-        pytest.skip("the fake libcuda needs Linux and a C compiler, cc")
+        pytest.skip(requirements.C_COMPILER)
     library = tmp_path_factory.mktemp("libcuda") / "libcuda.so.1"
     sources = sorted((HERE / "fake_libcuda").glob("*.c"))
     flags = ["-std=gnu11", "-O1", "-shared", "-fPIC", "-fvisibility=hidden", f"-Wl,-soname,{library.name}"]

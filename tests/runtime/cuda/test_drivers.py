@@ -4,9 +4,10 @@ from importlib.util import find_spec
 
 import pytest
 
+from tests import requirements
 from tests.runtime.cuda.conftest import python
 
-PACKAGES = {"cuda-python": "cuda", "pycuda": "pycuda"}
+PACKAGES = {"cuda-python": ("cuda", requirements.CUDA_PYTHON), "pycuda": ("pycuda", requirements.PYCUDA)}
 IN_BOTH = (
     "there_and_back",
     "filled",
@@ -36,8 +37,9 @@ def implementation(request):
 
 
 def installed(name):
-    if find_spec(PACKAGES[name]) is None:
-        pytest.skip(f"{name} is not installed")
+    package, needed = PACKAGES[name]
+    if find_spec(package) is None:
+        pytest.skip(needed)
     return name
 
 

@@ -3,6 +3,7 @@ from importlib.util import find_spec
 
 import pytest
 
+from tests import requirements
 from tests.runtime.cuda.conftest import python
 from unetrt.runtime.cuda import implementations
 from unetrt.runtime.cuda.implementations import NAMES, open_driver, why_not
@@ -59,7 +60,7 @@ def test_the_variable_must_name_one():
     assert "use cuda-python or pycuda" in why_not(environ)
 
 
-needs_cuda_python = pytest.mark.skipif(find_spec("cuda") is None, reason="cuda-python is not installed")
+needs_cuda_python = pytest.mark.skipif(find_spec("cuda") is None, reason=requirements.CUDA_PYTHON)
 
 
 @needs_cuda_python

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from tests import requirements
 from tests.runtime.cuda.fake_gpu.host_kernels import SHIM, SOURCES, compiler, host_kernels
 from unetrt.runtime.cuda import kernel_arguments
 from unetrt.runtime.cuda.kernels import BLOCK, NAMES, ptx
@@ -22,7 +23,7 @@ STRUCTS = ("Plane", "Cut", "Histogram", "StitchLabels", "NotFinite")
 def cuda_tool(name: str) -> str:
     found = shutil.which(name) or shutil.which(name, path="/usr/local/cuda/bin")
     if found is None:
-        pytest.skip(f"needs {name} of the CUDA toolkit")
+        pytest.skip(requirements.CUDA_TOOLKIT)
     return found
 
 

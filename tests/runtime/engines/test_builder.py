@@ -11,6 +11,7 @@ import numpy as np
 import onnx
 import pytest
 
+from tests import requirements
 from tests.runtime.engines.machines import ADA, HOPPER, NONE, TURING
 from unetrt.export.graph import describe
 from unetrt.runtime.engines.bindings import bindings
@@ -24,7 +25,7 @@ from unetrt.runtime.errors import BackendUnavailableError, EngineError, ModelFil
 from unetrt.runtime.model_files.onnx_file import read_spec
 
 TENSORRT, RTX = FLAVOURS
-trt = pytest.importorskip("tensorrt_rtx", reason="TensorRT for RTX has no package for this platform")
+trt = pytest.importorskip("tensorrt_rtx", reason=requirements.RTX)
 
 
 def facts_for(model, **options):

@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import pytest
 
+from tests import requirements
 from tests.runtime.engines.machines import NONE
 from unetrt.runtime.engines import cache as cache_module
 from unetrt.runtime.engines.cache import EngineCache, place
@@ -18,7 +19,7 @@ from unetrt.runtime.engines.progress import Progress
 from unetrt.runtime.errors import EngineError
 from unetrt.runtime.model_files.onnx_file import read_spec
 
-pytest.importorskip("tensorrt_rtx", reason="TensorRT for RTX has no package for this platform")
+pytest.importorskip("tensorrt_rtx", reason=requirements.RTX)
 
 # A process that builds a model to a place, writing down what it did; at a step of the build it may be killed.
 BUILDER = """

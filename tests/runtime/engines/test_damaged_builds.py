@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from tests import requirements
 from tests.runtime.model_files.mutations import mutant
 from tests.runtime.model_files.test_damaged_models import damageable
 
@@ -39,7 +40,7 @@ for model in sorted(Path(sys.argv[1]).glob("*.onnx")):
 
 @pytest.mark.slow
 def test_damaged_models_are_built_or_refused(tmp_path):
-    pytest.importorskip("tensorrt_rtx", reason="TensorRT for RTX has no package for this platform")
+    pytest.importorskip("tensorrt_rtx", reason=requirements.RTX)
     (folder := tmp_path.resolve() / "models" / "in").mkdir(parents=True)
     (folder / "w.bin").write_bytes(np.float32([1, 2]).tobytes())
     originals = damageable()

@@ -8,6 +8,7 @@ from types import SimpleNamespace
 
 import pytest
 
+from tests import requirements
 from unetrt.runtime.engines.messages import collected, first_of, logger_of, tells_of_memory
 
 AT_ONCE = """
@@ -35,7 +36,7 @@ for thread in threads:
 
 def test_making_and_freeing_in_several_threads_does_not_hang(tmp_path):
     """With a logger for each, TensorRT's lock and Python's are soon waited for crosswise."""
-    pytest.importorskip("tensorrt_rtx")
+    pytest.importorskip("tensorrt_rtx", reason=requirements.RTX)
     done = subprocess.run(
         [sys.executable, "-c", AT_ONCE, str(tmp_path / "log")], capture_output=True, text=True, timeout=120, check=False
     )

@@ -4,6 +4,7 @@ import onnxruntime
 import pytest
 from onnx import TensorProto, helper
 
+from tests import requirements
 from tests.runtime.model_files.small_models import network, tensor
 from unetrt.runtime.errors import ModelFileError
 from unetrt.runtime.model_files.byte_pairs import as_byte_pairs
@@ -159,8 +160,7 @@ def test_a_model_cut_anywhere_is_refused():
 
 def _parse(content):
     """A TensorRT for RTX network from ONNX: builder, network, whether it was understood. No GPU is needed."""
-    reason = "TensorRT for RTX has no package for this platform"
-    rtx = pytest.importorskip("tensorrt_rtx", reason=reason, exc_type=ImportError)
+    rtx = pytest.importorskip("tensorrt_rtx", reason=requirements.RTX, exc_type=ImportError)
     log = rtx.Logger(rtx.Logger.INTERNAL_ERROR)
     builder = rtx.Builder(log)
     network = builder.create_network(1 << int(rtx.NetworkDefinitionCreationFlag.STRONGLY_TYPED))

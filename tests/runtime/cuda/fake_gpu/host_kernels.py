@@ -9,6 +9,7 @@ from tempfile import TemporaryDirectory
 
 import pytest
 
+from tests import requirements
 from unetrt.runtime.cuda.contract import Extent
 
 SOURCES = Path(__file__).parents[4] / "runtime" / "cuda"
@@ -50,5 +51,5 @@ def compiler() -> str:
     """The C++ compiler; skips the test where there is none."""
     found = shutil.which("g++") or shutil.which("clang++")
     if found is None:
-        pytest.skip("needs g++ or clang++, to run the kernels on the processor")
+        pytest.skip(requirements.CPP_COMPILER)
     return found
