@@ -18,6 +18,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
+from tests import requirements
 from unetrt.benchmarks.gpu_check import NAMES, STEPS, Step, command, run
 from unetrt.benchmarks.gpu_steps import FUNCTIONS
 from unetrt.benchmarks.journal import Patience
@@ -202,7 +203,7 @@ def fat_binary(*entries):
 def library(tmp_path):
     """A real shared object, with three fat binaries in its section."""
     if shutil.which("gcc") is None:
-        pytest.skip("gcc is not installed")
+        pytest.skip(requirements.C_COMPILER)
     parts = (
         fat_binary((2, 80, b"A" * 64), (2, 90, b"B" * 40), (1, 90, b"P" * 24)),
         fat_binary((2, 80, b"C" * 16)),  # nothing for 9.0: as it is
