@@ -14,7 +14,7 @@ from unetrt.runtime.engines import SUFFIXES
 from unetrt.runtime.errors import BackendUnavailableError, CudaError, EngineError, OptionError
 from unetrt.runtime.sessions.protocol import Lane, Session
 
-__all__ = ["AUTO", "BACKENDS", "Backend", "Lane", "Session", "engines", "open_session"]
+__all__ = ["AUTO", "BACKENDS", "Backend", "Lane", "Session", "engines", "open_session", "unknown"]
 
 log = logging.getLogger("unetrt")
 
@@ -29,9 +29,8 @@ class Backend:
     ----------
     name
         What the user writes.
-    implementation
-        Where it is: a module, or `module:object`, with `probe()` and `open_session(path)`, or for a GPU
-        `open_session(path, device)`.
+    module
+        The module in this package, with `probe()` and `open_session(path)`, or for a GPU `open_session(path, device)`.
     gpu
         Whether it computes on a GPU.
     automatic
@@ -43,7 +42,7 @@ class Backend:
     """
 
     name: str
-    implementation: str
+    module: str
     gpu: bool = False
     automatic: bool = True
     computes: bool = True
@@ -68,21 +67,19 @@ class Backend:
         return self._implementation().open_session(path, *place)  # type: ignore[no-any-return]
 
     def _implementation(self) -> Any:
-        module, _, name = self.implementation.partition(":")
-        home = importlib.import_module(f"unetrt.runtime.sessions.{module}")
-        return getattr(home, name) if name else home
+        return importlib.import_module(f"unetrt.runtime.sessions.{self.module}")
 
 
 # In the order in which `auto` tries them.
 BACKENDS = (
     Backend("tensorrt", "tensorrt", gpu=True, runs_engines=True),
-    Backend("onnxruntime-cuda", "onnxruntime_gpu:CUDA", gpu=True),
-    Backend("onnxruntime-tensorrt", "onnxruntime_gpu:TENSORRT", gpu=True, automatic=False),
-    Backend("onnxruntime-tensorrt-rtx", "onnxruntime_gpu:TENSORRT_RTX", gpu=True, automatic=False),
+    Backend("onnxruntime-cuda", "onnxruntime_gpu", gpu=True),
     Backend("openvino", "openvino"),
     Backend("onnxruntime", "onnxruntime"),
     Backend("numpy", "numpy", automatic=False, computes=False),
 )
+# Backends of earlier development versions -> what does the same.
+INSTEAD = dict.fromkeys(("onnxruntime-tensorrt", "onnxruntime-tensorrt-rtx"), "tensorrt")
 
 
 def open_session(path: str | Path, backend: str = AUTO, device: int | None = None) -> Session:
@@ -150,7 +147,13 @@ def _named(name: str) -> Backend:
     for candidate in BACKENDS:
         if candidate.name == name:
             return candidate
-    raise OptionError(f"backend {name!r} is unknown: use one of {', '.join(engines())}")
+    raise unknown(name)
+
+
+def unknown(name: str) -> OptionError:
+    """Return the error for a backend that does not exist, or is not for users."""
+    instead = f"; in the place of {name} use {INSTEAD[name]}" if name in INSTEAD else ""
+    return OptionError(f"backend {name!r} is unknown: use one of {', '.join(engines())}{instead}")
 
 
 def engines() -> list[str]:

@@ -1,17 +1,95 @@
-"""A session of ONNX Runtime on a GPU, whichever provider computes in it."""
+"""Models in ONNX Runtime's CUDA provider: loading one, its lanes, and what is said where the provider refuses it.
+
+A graph computes wholly on the GPU, or not at all: ONNX Runtime's ways to go on with the CPU are closed, as it takes
+them without a word.
+"""
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 from unetrt.runtime.cuda.device import CudaDevice
 from unetrt.runtime.cuda.resources import Buffer, Stream
+from unetrt.runtime.errors import BackendUnavailableError, UnetrtError
 from unetrt.runtime.sessions import onnxruntime_files as files
 from unetrt.runtime.sessions.cuda import CudaSession
 from unetrt.runtime.sessions.cuda_lane import EnginePass, Place
+from unetrt.runtime.sessions.onnxruntime_libraries import why_not_loaded
 from unetrt.runtime.spec import INPUT, OUTPUT, ModelSpec
 
 log = logging.getLogger("unetrt")
+
+# What ONNX Runtime calls the provider, and its library without prefix and suffix.
+PROVIDER, LIBRARY = "CUDAExecutionProvider", "onnxruntime_providers_cuda"
+TITLE = "ONNX Runtime's CUDA provider"
+# What ONNX Runtime says where the provider's library did not load, and also where it has not all operators of a graph.
+NOT_LOADED = "fallback to CPU EP has been explicitly disabled"
+
+
+def load(path: Path, options: Mapping[str, str], index: int, stream: Stream | None = None) -> Any:
+    """Return an InferenceSession of a file.
+
+    Parameters
+    ----------
+    path
+        The ONNX file.
+    options
+        The provider's options, except device and stream.
+    index
+        The device's number, as CUDA counts.
+    stream
+        Where it computes; without one it is only to be looked at.
+
+    Raises
+    ------
+    BackendUnavailableError
+        The provider's library does not load, or it has not all of the graph's operators.
+    ModelFileError
+        ONNX Runtime cannot load the file.
+    OutOfMemoryError
+        The weights do not fit on the device.
+    InferenceError
+        A call on the device failed.
+    """
+    # The provider sets has_user_compute_stream by itself.
+    place = {"device_id": str(index)} | ({"user_compute_stream": str(stream.handle)} if stream else {})
+    session_options = files.session_options(threads=1)  # there is nothing to compute on the host
+    session_options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
+    try:
+        engine = files.load(path, session_options, [(PROVIDER, {**options, **place})])
+    except files.failures() as error:
+        log.debug("ONNX Runtime: %s", error)
+        refusal = _refused(error, path)
+    else:
+        if PROVIDER in engine.get_providers():
+            return engine
+        refusal = _not_loaded(path)
+    raise refusal  # out here, as ONNX Runtime's traceback would keep what it has on the device
+
+
+def _refused(error: Exception, path: Path) -> UnetrtError:
+    """Return our error for what ONNX Runtime said when it was to load a file."""
+    if NOT_LOADED in str(error):
+        return _not_loaded(path)
+    if type(error).__name__ == "NotImplemented":
+        return _lacking(path, files.first_line(error))
+    if files.is_about_the_device(error):
+        return files.translated(error, f"{path} could not be loaded with {TITLE}")
+    return files.not_loadable(error, path)
+
+
+def _not_loaded(path: Path) -> BackendUnavailableError:
+    if reason := why_not_loaded(LIBRARY):
+        return BackendUnavailableError(f"{TITLE} does not load ({reason}): pip install 'onnxruntime-gpu[cuda,cudnn]'")
+    return _lacking(path, "it has not all of its operators, which would compute on the CPU")
+
+
+def _lacking(path: Path, reason: str) -> BackendUnavailableError:
+    return BackendUnavailableError(
+        f"{path} cannot be computed with {TITLE} ({reason}): use another backend, or export with another --precision "
+        "or --input"
+    )
 
 
 class OnnxRuntimeGpuSession(CudaSession):
@@ -44,7 +122,7 @@ class OnnxRuntimeGpuSession(CudaSession):
         return OnnxRuntimePass(self._load(place.stream), self.spec, place)
 
     def warmed(self) -> None:
-        """Nothing is kept: providers that keep engines do so when they load."""
+        """Nothing is kept: the provider compiles nothing."""
 
     def unload(self) -> None:
         """Nothing is left: each lane had its own."""

@@ -10,13 +10,9 @@ import weakref
 import onnxruntime
 from onnxruntime.capi import onnxruntime_pybind11_state as state
 
-COMMON = {"device_id", "user_compute_stream"}
-# The options that each provider took there, of those that are used; others it refused.
-OPTIONS = {
-    "CUDAExecutionProvider": COMMON | {"arena_extend_strategy", "cudnn_conv_algo_search", "use_tf32"},
-    "TensorrtExecutionProvider": COMMON | {"trt_engine_cache_enable", "trt_engine_cache_path"},
-    "NvTensorRTRTXExecutionProvider": COMMON | {"nv_runtime_cache_path"},
-}
+PROVIDER = "CUDAExecutionProvider"
+# The options that it took there, of those that are used; others it refused.
+OPTIONS = {"device_id", "user_compute_stream", "arena_extend_strategy", "cudnn_conv_algo_search", "use_tf32"}
 CUDA_CALL = (
     "/onnxruntime_src/onnxruntime/core/providers/cuda/cuda_call.cc:154 std::conditional_t<THRW, void, Status> "
     "onnxruntime::CudaCall(ERRTYPE, const char*, int) [with ERRTYPE = cudaError; bool THRW = true] CUDA failure {}: {} "
@@ -27,12 +23,6 @@ REFUSALS = {
         state.Fail,
         "[ONNXRuntimeError] : 1 : FAIL : This session contains graph nodes that are assigned to the default CPU EP, "
         "but fallback to CPU EP has been explicitly disabled by the user.",
-    ),
-    "no TensorRT": (
-        RuntimeError,
-        "/onnxruntime_src/onnxruntime/python/onnxruntime_pybind_state.cc:729 void RegisterTensorRTPluginsAsCustomOps() "
-        "Please install TensorRT libraries as mentioned in the GPU requirements page, make sure they're in the PATH "
-        "or LD_LIBRARY_PATH, and that your GPU is supported.\n",
     ),
     "no kernel": (
         state.NotImplemented,
@@ -52,7 +42,7 @@ PASSES = {
 }
 
 
-def _preload():
+def _preload(cuda=True, cudnn=True):
     sys.stdout.write("Failed to load libcufft.so.12\n")
 
 
@@ -63,7 +53,7 @@ class FakeGpuBuild:
         self.driver, self.flaw, self.loaded = driver, None, []
         self.living = weakref.WeakSet()
         self._real = onnxruntime.InferenceSession
-        monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: [*OPTIONS, "CPUExecutionProvider"])
+        monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: [PROVIDER, "CPUExecutionProvider"])
         monkeypatch.setattr(onnxruntime, "InferenceSession", self._load)
         monkeypatch.setattr(onnxruntime, "preload_dlls", _preload)
 
@@ -75,20 +65,21 @@ class FakeGpuBuild:
         ((name, settings),) = providers
         self.driver.require_current("a session")
         self.loaded.append(settings)
-        if unknown := set(settings) - OPTIONS[name]:
+        assert name == PROVIDER
+        if unknown := set(settings) - OPTIONS:
             raise RuntimeError(f'Unknown provider option: "{unknown.pop()}".\n')
         real = self._real(path, providers=["CPUExecutionProvider"])  # first, as a file is read before it is placed
         if self.flaw in REFUSALS:
             kind, said = REFUSALS[self.flaw]
             raise kind(said)
-        engine = FakeGpuEngine(self, real, name, settings)
+        engine = FakeGpuEngine(self, real, settings)
         self.living.add(engine)
         return engine
 
 
 class FakeGpuEngine:
-    def __init__(self, build, real, name, settings):
-        self._build, self._real, self._name, self._settings = build, real, name, settings
+    def __init__(self, build, real, settings):
+        self._build, self._real, self._settings = build, real, settings
         self.get_inputs, self.get_outputs = real.get_inputs, real.get_outputs
         weakref.finalize(self, self._freed, build.driver, int(settings.get("user_compute_stream", 0)))
 
@@ -98,7 +89,7 @@ class FakeGpuEngine:
             driver.violations.append("a session outlived its stream")
 
     def get_providers(self):
-        return ["CPUExecutionProvider"] if self._build.flaw == "silent" else [self._name, "CPUExecutionProvider"]
+        return ["CPUExecutionProvider"] if self._build.flaw == "silent" else [PROVIDER, "CPUExecutionProvider"]
 
     def io_binding(self):
         return FakeBinding(self._build.driver, self._real.io_binding())

@@ -59,14 +59,14 @@ def command(model: Path, **choices: Any) -> None:
     Ctrl-C ends it: frames that wait are dropped, files are whole. The exit status is then 130 if the run had an end of
     its own, and 0 if it had none.
     """
-    from unetrt.runtime.sessions import engines
+    from unetrt.runtime.sessions import engines, unknown
 
     # What is logged of a lost frame is in the view, and in the line at the end.
     logging.getLogger("unetrt.live").setLevel(logging.CRITICAL + 1)
     warnings.filterwarnings("ignore", "Unexpected error during TIFF write")  # ome-writers, from a thread of its own
     _require_sense(choices)
     if choices["backend"] not in engines():
-        raise OptionError(f"backend {choices['backend']!r} does not segment: use one of {', '.join(engines())}")
+        raise unknown(choices["backend"])
     if choices["view"]:
         import starlette  # noqa: F401 - says so now if it is missing, not after an engine was built
         import uvicorn  # noqa: F401

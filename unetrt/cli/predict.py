@@ -10,7 +10,7 @@ from typing import Any
 import click
 
 from unetrt.runtime.artifacts import require_writable
-from unetrt.runtime.errors import FrameError, OptionError
+from unetrt.runtime.errors import FrameError
 
 
 @click.command("predict")
@@ -40,11 +40,11 @@ def command(model: Path, images: tuple[Path, ...], out: Path, **choices: Any) ->
     from unetrt.runtime.images import list_images, require_distinct
     from unetrt.runtime.prediction import Output, predict_file
     from unetrt.runtime.segmenter import Segmenter
-    from unetrt.runtime.sessions import engines
+    from unetrt.runtime.sessions import engines, unknown
 
     place = {name: choices.pop(name) for name in ("backend", "device", "lanes")}
     if place["backend"] not in engines():
-        raise OptionError(f"backend {place['backend']!r} does not segment: use one of {', '.join(engines())}")
+        raise unknown(place["backend"])
     sources = [file for given in images for file in list_images(given)]
     require_writable(out)
     require_distinct(sources, out, overlays=choices["overlays"])
