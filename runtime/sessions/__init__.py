@@ -5,7 +5,7 @@ Importing this package imports no engine.
 
 import importlib
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,7 +30,8 @@ class Backend:
     name
         What the user writes.
     module
-        The module in this package, with `probe()` and `open_session(path)`, or for a GPU `open_session(path, device)`.
+        The module in this package, with `probe()` and `open_session(path)`, for a GPU `open_session(path, device)`.
+        Where it takes options, it has `require_options(options)`, and `open_session` takes them last.
     gpu
         Whether it computes on a GPU.
     automatic
@@ -39,6 +40,8 @@ class Backend:
         Whether it is for users.
     runs_engines
         Whether it runs TensorRT's engine files.
+    takes_options
+        Whether it has options of its own that a user may give.
     """
 
     name: str
@@ -47,12 +50,13 @@ class Backend:
     automatic: bool = True
     computes: bool = True
     runs_engines: bool = False
+    takes_options: bool = False
 
     def probe(self) -> str | None:
         """Return None where the engine is usable, else one sentence that says why not and what helps."""
         return self._implementation().probe()  # type: ignore[no-any-return]
 
-    def open(self, path: Path, device: int | None = None) -> Session:
+    def open(self, path: Path, device: int | None = None, options: Mapping[str, Any] | None = None) -> Session:
         """Load a model; raises BackendUnavailableError where the engine is not usable."""
         if path.suffix.lower() in SUFFIXES and not self.runs_engines:
             raise OptionError(
@@ -61,10 +65,24 @@ class Backend:
             )
         if device is not None and not self.gpu:
             raise OptionError(f"{self.name} computes on the CPU and has no device {device}: leave the device out")
+        given = self._options(options or {})
         if reason := self.probe():
             raise BackendUnavailableError(reason)
         place = (device or 0,) if self.gpu else ()
-        return self._implementation().open_session(path, *place)  # type: ignore[no-any-return]
+        return self._implementation().open_session(path, *place, *given)  # type: ignore[no-any-return]
+
+    def _options(self, options: Mapping[str, Any]) -> tuple[dict[str, str], ...]:
+        """Return options as the module takes them, texts by name; nothing for one that takes none."""
+        if not self.takes_options:
+            if options:
+                having = " or ".join(one.name for one in BACKENDS if one.takes_options)
+                raise OptionError(
+                    f"{self.name} has no backend options: leave out {', '.join(options)}, or use {having}"
+                )
+            return ()
+        given = {name: str(int(value) if isinstance(value, bool) else value) for name, value in options.items()}
+        self._implementation().require_options(given)
+        return (given,)
 
     def _implementation(self) -> Any:
         return importlib.import_module(f"unetrt.runtime.sessions.{self.module}")
@@ -73,7 +91,7 @@ class Backend:
 # In the order in which `auto` tries them.
 BACKENDS = (
     Backend("tensorrt", "tensorrt", gpu=True, runs_engines=True),
-    Backend("onnxruntime-cuda", "onnxruntime_gpu", gpu=True),
+    Backend("onnxruntime-cuda", "onnxruntime_gpu", gpu=True, takes_options=True),
     Backend("openvino", "openvino"),
     Backend("onnxruntime", "onnxruntime"),
     Backend("numpy", "numpy", automatic=False, computes=False),
@@ -82,7 +100,12 @@ BACKENDS = (
 INSTEAD = dict.fromkeys(("onnxruntime-tensorrt", "onnxruntime-tensorrt-rtx"), "tensorrt")
 
 
-def open_session(path: str | Path, backend: str = AUTO, device: int | None = None) -> Session:
+def open_session(
+    path: str | Path,
+    backend: str = AUTO,
+    device: int | None = None,
+    backend_options: Mapping[str, Any] | None = None,
+) -> Session:
     """Load a model file or an engine.
 
     Parameters
@@ -94,13 +117,16 @@ def open_session(path: str | Path, backend: str = AUTO, device: int | None = Non
         file is logged as a warning, and the next is tried.
     device
         The number of the GPU, as CUDA counts; None takes the first, and lets `auto` fall back to a CPU.
+    backend_options
+        Options of the backend's own, by name, such as `{"prefer_nhwc": "1"}` for `onnxruntime-cuda`, where they take
+        the place of those that it chooses by trial. Only with a named backend.
 
     Raises
     ------
     BackendUnavailableError
         The backend, or for `auto` every backend, is not usable; the message says why.
     OptionError
-        There is no such backend, or it does not run such files or on such a device.
+        There is no such backend, or it does not run such files or on such a device, or has no such options.
     ModelFileError
         The file is not a model of ours.
     EngineError
@@ -114,7 +140,12 @@ def open_session(path: str | Path, backend: str = AUTO, device: int | None = Non
             f"there is no device {device!r}: GPUs are counted 0, 1, 2 as CUDA does; leave it out for the CPU"
         )
     if backend != AUTO:
-        return _named(backend).open(path, device)
+        return _named(backend).open(path, device, backend_options)
+    if backend_options:
+        raise OptionError(
+            f"options of a backend ({', '.join(backend_options)}) are for one that is named: give its name too, "
+            "such as onnxruntime-cuda"
+        )
     reasons = []
     for candidate in _automatic(path, device):
         if reason := candidate.probe():

@@ -10,16 +10,9 @@ from unetrt.runtime.model_files.onnx_file import read_spec
 from unetrt.runtime.sessions import onnxruntime_files as files
 from unetrt.runtime.sessions.onnxruntime_gpu_session import PROVIDER, OnnxRuntimeGpuSession, load
 from unetrt.runtime.sessions.onnxruntime_libraries import load_libraries
+from unetrt.runtime.sessions.onnxruntime_options import Options, Trials, require_options
 
-OPTIONS = {
-    # No more than is asked for: each lane has an arena of its own, and powers of two would waste up to half of it.
-    "arena_extend_strategy": "kSameAsRequested",
-    # A rule, not a measurement: all lanes take the same algorithm, so a tile's result is the same in each, and no
-    # workspace of gigabytes is tried out.
-    "cudnn_conv_algo_search": "HEURISTIC",
-    # Else FP32 is computed with 10 bits of mantissa.
-    "use_tf32": "0",
-}
+__all__ = ["open_session", "probe", "require_options"]
 
 
 def probe() -> str | None:
@@ -36,8 +29,8 @@ def probe() -> str | None:
     return why_not() or load_libraries()
 
 
-def open_session(path: Path, device: int) -> OnnxRuntimeGpuSession:
-    """Load an ONNX file: once to see that all of it computes on the GPU, then once for each lane.
+def open_session(path: Path, device: int, options: Options) -> OnnxRuntimeGpuSession:
+    """Open an ONNX file. Before a model is first used on a GPU, sets of the provider's options are tried on it.
 
     Parameters
     ----------
@@ -45,6 +38,8 @@ def open_session(path: Path, device: int) -> OnnxRuntimeGpuSession:
         The ONNX file.
     device
         The GPU's number, as CUDA counts.
+    options
+        The user's options of the provider, by name; if there are any, they are used, and no sets are compared.
 
     Raises
     ------
@@ -52,15 +47,26 @@ def open_session(path: Path, device: int) -> OnnxRuntimeGpuSession:
         The provider's libraries are missing, or it has not all of the graph's operators.
     ModelFileError
         The file is not a model of ours.
+    OptionError
+        The provider does not have an option, or not its value.
     OutOfMemoryError
-        Its weights do not fit on the device.
+        The model does not fit on the device.
     InferenceError
         A call on the device failed.
     """
     import onnxruntime
 
     spec, cuda = read_spec(path), CudaDevice(open_driver(device, os.environ))
-    load_in = partial(load, path, OPTIONS, device)
-    with cuda.current():
-        files.require_fit(load_in(), spec, path)
-    return OnnxRuntimeGpuSession(spec, f"ONNX Runtime {onnxruntime.__version__} on {cuda}", cuda, load_in)
+    title = f"ONNX Runtime {onnxruntime.__version__} on {cuda}"
+
+    def opened(chosen: Options, lane: int) -> OnnxRuntimeGpuSession:
+        return OnnxRuntimeGpuSession(spec, title, cuda, partial(load, path, spec, chosen, device), lane)
+
+    trials = Trials(path, spec, cuda, options, opened)
+    verdict = trials.kept()
+    if verdict is None:
+        verdict = trials.verdict()
+    else:  # what does not load is said here, so that `auto` can go on
+        with cuda.current():
+            load(path, spec, trials.options(verdict), device)
+    return opened(trials.options(verdict), verdict.lane)

@@ -98,6 +98,15 @@ def load_libraries() -> str | None:
     return reason
 
 
+def cudnn_version() -> str:
+    """Return the version of the cuDNN that the process has loaded, such as `92801`; empty where it has none."""
+    with suppress(OSError, AttributeError, KeyError):
+        name = CUDNN.file(13)  # the same for each CUDA
+        if _is_loaded(name):
+            return str(ctypes.CDLL(name).cudnnGetVersion())
+    return ""
+
+
 class Loader:
     """Loads the libraries of one CUDA major.
 
@@ -146,7 +155,7 @@ class Loader:
 
     def _load(self, library: Library) -> bool:
         name = library.file(self._major)
-        return _is_loaded(name) or any(self._open(path) for path in [*self._files(library), name])
+        return _is_loaded(name) or any(map(self._open, self._files(library))) or self._open(name)
 
     def _files(self, library: Library) -> list[Path]:
         return candidates(library, self._major, self._places)
