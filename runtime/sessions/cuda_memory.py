@@ -74,11 +74,12 @@ class Need:
     def refused(self, device: CudaDevice, name: str) -> OutOfMemoryError:
         """Return the error for lanes that do not fit, with numbers."""
         free, total = device.memory()
+        need = "1 lane needs" if self.lanes == 1 else f"{self.lanes} lanes need"
         parts = [f"{self.lanes} x {shown(self.staging)} for tiles"]
         parts += [f"{self.lanes} x {shown(self.own)} for weights, activations and workspace"] if self.own else []
         parts += [f"{shown(self.scratch)} for activations"] if self.scratch or not self.own else []
         return OutOfMemoryError(
-            f"{name}: {_lanes(self.lanes)} need {shown(self.shared)} ({', '.join(parts)}) and {shown(RESERVE)} beside "
+            f"{name}: {need} {shown(self.shared)} ({', '.join(parts)}) and {shown(RESERVE)} beside "
             f"them, and {shown(free)} of {shown(total)} are free: {self._advice(free)}"
         )
 
