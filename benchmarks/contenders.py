@@ -102,7 +102,5 @@ CONTENDERS = (
     _unetrt("openvino", "OpenVINO", "cpu", "fp32"),
     _unetrt("openvino-bf16", "OpenVINO in bfloat16", "cpu", "bf16", backend="openvino", probe=bfloat16),
     _unetrt("onnxruntime-cuda", "ONNX Runtime on CUDA", "gpu", "fp16"),
-    _unetrt("onnxruntime-tensorrt", "ONNX Runtime on TensorRT", "gpu", "fp16"),
-    _unetrt("onnxruntime-tensorrt-rtx", "ONNX Runtime on TensorRT for RTX", "gpu", "fp16"),
     _unetrt("tensorrt", "TensorRT", "gpu", "fp16"),
 )

@@ -239,39 +239,38 @@ def ort_load() -> None:
 
 
 def ort_variants() -> None:
-    """Time a pass with each set of the CUDA provider's options, and profile the first two by operator and kernel."""
+    """Time a pass with each set of the CUDA provider's options, and profile two of them by operator and kernel."""
     import numpy as np
 
     from unetrt.benchmarks.networks import write_model
     from unetrt.export.options import Options
-    from unetrt.runtime.sessions.onnxruntime_gpu import CUDA
+    from unetrt.runtime.sessions.onnxruntime_libraries import load_libraries
+    from unetrt.runtime.sessions.onnxruntime_options import SETS, base
 
+    if not IS_DRY:
+        say(libraries=load_libraries() or "load")
     net = network()
     side = net.shape.geometry.side_for(LARGE[0])
     flops = 2 * net.shape.macs(side, side)
     frame = np.random.default_rng(0).integers(0, 65536, (1, 1, side, side), dtype=np.uint16)
-    given = dict(CUDA.settings)
-    variants: dict[str, dict[str, str]] = {
-        "as shipped": {},
-        "nhwc": {"prefer_nhwc": "1"},
-        "nhwc, bias": {"prefer_nhwc": "1", "fuse_conv_bias": "1"},
-        "nhwc, exhaustive": {"prefer_nhwc": "1", "cudnn_conv_algo_search": "EXHAUSTIVE"},
-    }
+    # Without TF32 as well, as ONNX Runtime then keeps FP16 from tensor cores too: what that costs is to be seen.
+    variants = {name: {**base("fp16"), **extra} for name, extra in SETS.items()}
+    variants["plain, no TF32"] = {**base("fp16"), "use_tf32": "0"}
     with tempfile.TemporaryDirectory() as folder:
         model = Path(folder) / "model.onnx"
         begin = time.perf_counter()
         write_model(net, Options((side, side), "fp16", "labels", 1, "uint16"), model)
         say(export_s=time.perf_counter() - begin, tile=side)
-        for name, extra in variants.items():
+        for name, settings in variants.items():
             with going_on(name):
-                _time_variant(name, {**given, **extra}, model, frame, flops)
+                _time_variant(name, settings, model, frame, flops)
 
 
 def _time_variant(name: str, settings: dict[str, str], model: Path, frame: Any, flops: int) -> None:
     import onnxruntime as ort
 
     options = ort.SessionOptions()
-    options.enable_profiling = name in ("as shipped", "nhwc")
+    options.enable_profiling = name in ("plain", "nhwc-fused")
     options.profile_file_prefix = str(model.parent / "profile")
     provider: Any = "CPUExecutionProvider"
     if not IS_DRY:

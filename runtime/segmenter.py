@@ -3,7 +3,7 @@
 import os
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -70,6 +70,8 @@ class Segmenter(Closable):
         How many passes may be in flight; on a GPU each has a CUDA stream and memory of its own.
     device
         The number of the GPU, as CUDA counts; None takes the first, or the CPU where no engine for a GPU is usable.
+    backend_options
+        Options of the backend's own, by name, in the place of what it chooses itself; as for `open_session`.
 
     Attributes
     ----------
@@ -93,15 +95,25 @@ class Segmenter(Closable):
     """
 
     def __init__(
-        self, model: str | Path | Session, *, backend: str = AUTO, lanes: int = LANES, device: int | None = None
+        self,
+        model: str | Path | Session,
+        *,
+        backend: str = AUTO,
+        lanes: int = LANES,
+        device: int | None = None,
+        backend_options: Mapping[str, Any] | None = None,
     ) -> None:
         if not isinstance(lanes, int) or lanes < 1:
             raise OptionError(f"{lanes} lanes compute nothing: use 1 or more")
         if not isinstance(model, str | Path) and not hasattr(model, "lanes"):
             raise OptionError(f"a {type(model).__name__} is no model: give the path of a file, or an open session")
+        if backend_options and not isinstance(model, str | Path):
+            raise OptionError("options of a backend are for a model that is opened here: give them to open_session")
         with ExitStack() as opened:
             self.session = (
-                opened.enter_context(open_session(model, backend, device)) if isinstance(model, str | Path) else model
+                opened.enter_context(open_session(model, backend, device, backend_options))
+                if isinstance(model, str | Path)
+                else model
             )
             self.spec = self.session.spec
             self._lanes = self.session.lanes(lanes)

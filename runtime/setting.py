@@ -10,9 +10,9 @@ from unetrt.runtime.cache_folder import cache_folder
 from unetrt.runtime.cost import UNetShape
 from unetrt.runtime.engines.flavours import usable_flavour
 from unetrt.runtime.engines.machine import this_machine
-from unetrt.runtime.errors import BackendUnavailableError, OptionError
+from unetrt.runtime.errors import BackendUnavailableError
 from unetrt.runtime.processor import cores, processor
-from unetrt.runtime.sessions import AUTO, BACKENDS, Backend
+from unetrt.runtime.sessions import AUTO, BACKENDS, Backend, unknown
 
 
 @dataclass(frozen=True)
@@ -92,8 +92,7 @@ def chosen_backend(name: str = AUTO, device: int | None = None) -> Backend:
     fitting = [one for one in BACKENDS if one.computes and (one.gpu or device is None or name != AUTO)]
     named = [one for one in fitting if (one.automatic if name == AUTO else one.name == name)]
     if not named:
-        names = ", ".join(one.name for one in BACKENDS if one.computes)
-        raise OptionError(f"backend {name!r} is unknown: use one of {AUTO}, {names}")
+        raise unknown(name)
     reasons = []
     for one in named:
         reason = one.probe(device)

@@ -32,6 +32,19 @@ OPTIONS = {
 METHOD = 1
 
 
+def key_of(method: int, facts: Any) -> str:
+    """Return the key in a cache of what follows from facts, a dataclass: 32 hexadecimal digits.
+
+    Parameters
+    ----------
+    method
+        Raised when the same facts no longer give the same thing.
+    facts
+        All that it depends on.
+    """
+    return sha256(json.dumps({"method": method, **asdict(facts)}, sort_keys=True).encode()).hexdigest()[:32]
+
+
 class Difference(NamedTuple):
     """A fact of which two engines, or an engine and a machine, differ.
 
@@ -81,7 +94,7 @@ class Facts:
     @property
     def key(self) -> str:
         """What the engine is called in the cache: 32 hexadecimal digits."""
-        return sha256(json.dumps({"method": METHOD, **asdict(self)}, sort_keys=True).encode()).hexdigest()[:32]
+        return key_of(METHOD, self)
 
     def differences(self, other: "Facts") -> list[Difference]:
         """Return the facts that another engine does not share."""

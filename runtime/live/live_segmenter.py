@@ -67,7 +67,7 @@ class LiveSegmenter(Closable):
         Called with each result, `done` or `failed`, in the order of the frames, on this object's thread.
     outputs
         Where results go too, such as a `LabelWriter`; closed with this object.
-    lanes, backend, device
+    lanes, backend, device, backend_options
         As for `Segmenter`; only where it is opened here.
 
     Attributes
@@ -98,7 +98,7 @@ class LiveSegmenter(Closable):
         outputs: Sequence[ResultOutput] = (),
         **opening: Any,
     ) -> None:
-        if unknown := sorted(opening.keys() - {"lanes", "backend", "device"}):
+        if unknown := sorted(opening.keys() - {"lanes", "backend", "device", "backend_options"}):
             raise TypeError(f"LiveSegmenter() got an unexpected keyword argument {unknown[0]!r}")
         queue = FrameQueue(policy, capacity)
         if kind not in (None, "instances", "classes"):

@@ -5,7 +5,7 @@ Importing this package imports no engine.
 
 import importlib
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from unetrt.runtime.engines import SUFFIXES
 from unetrt.runtime.errors import BackendUnavailableError, CudaError, EngineError, OptionError
 from unetrt.runtime.sessions.protocol import Lane, Session
 
-__all__ = ["AUTO", "BACKENDS", "Backend", "Lane", "Session", "engines", "open_session"]
+__all__ = ["AUTO", "BACKENDS", "Backend", "Lane", "Session", "engines", "open_session", "unknown"]
 
 log = logging.getLogger("unetrt")
 
@@ -29,9 +29,10 @@ class Backend:
     ----------
     name
         What the user writes.
-    implementation
-        Where it is: a module, or `module:object`, with `probe()` and `open_session(path)`, or for a GPU
-        `probe(device)` and `open_session(path, device)`.
+    module
+        The module in this package, with `probe()` and `open_session(path)`, or for a GPU `probe(device)` and
+        `open_session(path, device)`. Where it takes options, it has `require_options(options)`, and `open_session`
+        takes them last.
     gpu
         Whether it computes on a GPU.
     automatic
@@ -40,14 +41,17 @@ class Backend:
         Whether it is for users.
     runs_engines
         Whether it runs TensorRT's engine files.
+    takes_options
+        Whether it has options of its own that a user may give.
     """
 
     name: str
-    implementation: str
+    module: str
     gpu: bool = False
     automatic: bool = True
     computes: bool = True
     runs_engines: bool = False
+    takes_options: bool = False
 
     def probe(self, device: int | None = None) -> str | None:
         """Return None where the engine is usable on a GPU, the first unless its number is given, or on the CPU.
@@ -56,7 +60,7 @@ class Backend:
         """
         return self._implementation().probe(*self._place(device))  # type: ignore[no-any-return]
 
-    def open(self, path: Path, device: int | None = None) -> Session:
+    def open(self, path: Path, device: int | None = None, options: Mapping[str, Any] | None = None) -> Session:
         """Load a model; raises BackendUnavailableError where the engine is not usable."""
         if path.suffix.lower() in SUFFIXES and not self.runs_engines:
             raise OptionError(
@@ -65,32 +69,49 @@ class Backend:
             )
         if device is not None and not self.gpu:
             raise OptionError(f"{self.name} computes on the CPU and has no device {device}: leave the device out")
+        given = self._options(options or {})
         if reason := self.probe(device):
             raise BackendUnavailableError(reason)
-        return self._implementation().open_session(path, *self._place(device))  # type: ignore[no-any-return]
+        return self._implementation().open_session(path, *self._place(device), *given)  # type: ignore[no-any-return]
 
     def _place(self, device: int | None) -> tuple[int, ...]:
         return (device or 0,) if self.gpu else ()
 
+    def _options(self, options: Mapping[str, Any]) -> tuple[dict[str, str], ...]:
+        """Return options as the module takes them, texts by name; nothing for one that takes none."""
+        if not self.takes_options:
+            if options:
+                having = " or ".join(one.name for one in BACKENDS if one.takes_options)
+                raise OptionError(
+                    f"{self.name} has no backend options: leave out {', '.join(options)}, or use {having}"
+                )
+            return ()
+        given = {name: str(int(value) if isinstance(value, bool) else value) for name, value in options.items()}
+        self._implementation().require_options(given)
+        return (given,)
+
     def _implementation(self) -> Any:
-        module, _, name = self.implementation.partition(":")
-        home = importlib.import_module(f"unetrt.runtime.sessions.{module}")
-        return getattr(home, name) if name else home
+        return importlib.import_module(f"unetrt.runtime.sessions.{self.module}")
 
 
 # In the order in which `auto` tries them.
 BACKENDS = (
     Backend("tensorrt", "tensorrt", gpu=True, runs_engines=True),
-    Backend("onnxruntime-cuda", "onnxruntime_gpu:CUDA", gpu=True),
-    Backend("onnxruntime-tensorrt", "onnxruntime_gpu:TENSORRT", gpu=True, automatic=False),
-    Backend("onnxruntime-tensorrt-rtx", "onnxruntime_gpu:TENSORRT_RTX", gpu=True, automatic=False),
+    Backend("onnxruntime-cuda", "onnxruntime_gpu", gpu=True, takes_options=True),
     Backend("openvino", "openvino"),
     Backend("onnxruntime", "onnxruntime"),
     Backend("numpy", "numpy", automatic=False, computes=False),
 )
+# Backends of earlier development versions -> what does the same.
+INSTEAD = dict.fromkeys(("onnxruntime-tensorrt", "onnxruntime-tensorrt-rtx"), "tensorrt")
 
 
-def open_session(path: str | Path, backend: str = AUTO, device: int | None = None) -> Session:
+def open_session(
+    path: str | Path,
+    backend: str = AUTO,
+    device: int | None = None,
+    backend_options: Mapping[str, Any] | None = None,
+) -> Session:
     """Load a model file or an engine.
 
     Parameters
@@ -102,13 +123,16 @@ def open_session(path: str | Path, backend: str = AUTO, device: int | None = Non
         file is logged as a warning, and the next is tried.
     device
         The number of the GPU, as CUDA counts; None takes the first, and lets `auto` fall back to a CPU.
+    backend_options
+        Options of the backend's own, by name, such as `{"prefer_nhwc": "1"}` for `onnxruntime-cuda`, where they take
+        the place of those that it chooses by trial. Only with a named backend.
 
     Raises
     ------
     BackendUnavailableError
         The backend, or for `auto` every backend, is not usable; the message says why.
     OptionError
-        There is no such backend, or it does not run such files or on such a device.
+        There is no such backend, or it does not run such files or on such a device, or has no such options.
     ModelFileError
         The file is not a model of ours.
     EngineError
@@ -122,7 +146,12 @@ def open_session(path: str | Path, backend: str = AUTO, device: int | None = Non
             f"there is no device {device!r}: GPUs are counted 0, 1, 2 as CUDA does; leave it out for the CPU"
         )
     if backend != AUTO:
-        return _named(backend).open(path, device)
+        return _named(backend).open(path, device, backend_options)
+    if backend_options:
+        raise OptionError(
+            f"options of a backend ({', '.join(backend_options)}) are for one that is named: give its name too, "
+            "such as onnxruntime-cuda"
+        )
     reasons = []
     for candidate in _automatic(path, device):
         if reason := candidate.probe(device):
@@ -155,7 +184,13 @@ def _named(name: str) -> Backend:
     for candidate in BACKENDS:
         if candidate.name == name:
             return candidate
-    raise OptionError(f"backend {name!r} is unknown: use one of {', '.join(engines())}")
+    raise unknown(name)
+
+
+def unknown(name: str) -> OptionError:
+    """Return the error for a backend that does not exist, or is not for users."""
+    instead = f"; in the place of {name} use {INSTEAD[name]}" if name in INSTEAD else ""
+    return OptionError(f"backend {name!r} is unknown: use one of {', '.join(engines())}{instead}")
 
 
 def engines() -> list[str]:

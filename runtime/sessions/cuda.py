@@ -53,7 +53,11 @@ class CudaSession(Closable, ABC):
 
     @abstractmethod
     def scratch(self) -> int:
-        """Return the bytes that a pass needs for activations; 0 where the engine takes them by itself."""
+        """Return the bytes that a pass needs for activations, in memory of ours; 0 where the engine takes its own."""
+
+    def own_memory(self) -> int:
+        """Return the bytes that the engine allocates by itself for each lane; 0 where it is given all."""
+        return 0
 
     @abstractmethod
     def new_pass(self, scratch: Buffer | None, place: Place) -> EnginePass:
@@ -75,7 +79,7 @@ class CudaSession(Closable, ABC):
         """
         with self._lock:
             device = self.cuda  # first, as a closed session has no engine to ask
-            need, failure = Need.of(self.spec, self.scratch(), count), ""
+            need, failure = Need.of(self.spec, self.scratch(), count, self.own_memory()), ""
             for share in need.ways(device, self.name):
                 try:
                     return self._made(need, share=share)

@@ -26,27 +26,30 @@ class Need:
     staging
         Input and output of one lane.
     scratch
-        Activations of one pass.
+        Activations of one pass, in memory that lanes can share.
+    own
+        What the engine allocates for each lane by itself: weights, activations and workspace. Nothing of it is shared.
     """
 
     lanes: int
     staging: int
     scratch: int
+    own: int = 0
 
     @classmethod
-    def of(cls, spec: ModelSpec, scratch: int, lanes: int) -> "Need":
+    def of(cls, spec: ModelSpec, scratch: int, lanes: int, own: int = 0) -> "Need":
         """Return what lanes of a model need."""
-        return cls(lanes, spec.new_input().nbytes + spec.new_output().nbytes, scratch)
+        return cls(lanes, spec.new_input().nbytes + spec.new_output().nbytes, scratch, own)
 
     @property
     def apart(self) -> int:
         """With scratch memory for each lane."""
-        return self.lanes * (self.staging + self.scratch)
+        return self.lanes * (self.staging + self.scratch + self.own)
 
     @property
     def shared(self) -> int:
         """With one scratch memory for all."""
-        return self.lanes * self.staging + self.scratch
+        return self.lanes * (self.staging + self.own) + self.scratch
 
     def ways(self, device: CudaDevice, name: str) -> tuple[bool, ...]:
         """Return whether to share scratch memory, in the order to try it: not, where each lane can have its own.
@@ -71,14 +74,17 @@ class Need:
     def refused(self, device: CudaDevice, name: str) -> OutOfMemoryError:
         """Return the error for lanes that do not fit, with numbers."""
         free, total = device.memory()
+        need = "1 lane needs" if self.lanes == 1 else f"{self.lanes} lanes need"
+        parts = [f"{self.lanes} x {shown(self.staging)} for tiles"]
+        parts += [f"{self.lanes} x {shown(self.own)} for weights, activations and workspace"] if self.own else []
+        parts += [f"{shown(self.scratch)} for activations"] if self.scratch or not self.own else []
         return OutOfMemoryError(
-            f"{name}: {_lanes(self.lanes)} need {shown(self.shared)} ({self.lanes} x {shown(self.staging)} for tiles, "
-            f"{shown(self.scratch)} for activations) and {shown(RESERVE)} beside them, and {shown(free)} of "
-            f"{shown(total)} are free: {self._advice(free)}"
+            f"{name}: {need} {shown(self.shared)} ({', '.join(parts)}) and {shown(RESERVE)} beside "
+            f"them, and {shown(free)} of {shown(total)} are free: {self._advice(free)}"
         )
 
     def _advice(self, free: int) -> str:
-        fitting = min(self.lanes - 1, (free - RESERVE - self.scratch) // self.staging)
+        fitting = min(self.lanes - 1, (free - RESERVE - self.scratch) // (self.staging + self.own))
         return f"use {_lanes(fitting)}" if fitting > 0 else "use a smaller tile or batch (`unetrt plan --memory`)"
 
 

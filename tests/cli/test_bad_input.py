@@ -116,7 +116,7 @@ CASES = {
     "no lanes to predict in": ("predict model.onnx good -o new --lanes 0", "0 lanes compute nothing: use 1 or more"),
     "an unknown backend": (
         "predict model.onnx good -o new --backend tpu",
-        "does not segment: use one of auto, tensorrt,",
+        "is unknown: use one of auto, tensorrt,",
     ),
     "a GPU for the CPU": (
         "predict model.onnx good -o new --backend onnxruntime --device 1",
@@ -138,7 +138,7 @@ CASES = {
     "predict into a file": ("predict model.onnx good -o file", "cannot write to file: .*not a folder"),
     "predict over the images": ("predict model.onnx good -o good", "is an input and would be overwritten"),
     "unknown backend": ("predict model.onnx good -o new --backend tpu", "use one of auto, tensorrt, .*, onnxruntime$"),
-    "a backend that computes nothing": ("predict model.onnx good -o new --backend numpy", "does not segment"),
+    "a backend that computes nothing": ("predict model.onnx good -o new --backend numpy", "is unknown"),
     "demo over other files": ("demo --out whole", "whole holds files that are not a demo's"),
     "no batch": ("plan 2048 --batch 0", "batch 0 and lanes 1 must be at least 1"),
     "no batch to export": ("export best.safetensors -o new/m.onnx --batch 0", "batch 0"),

@@ -156,7 +156,7 @@ CASES = {
     "no policy": ("--replay good --policy oldest", "'oldest' is not one of"),
     "no queue": ("--replay good --queue 0", "a queue cannot hold 0 frames"),
     "a queue of the newest": ("--replay good --queue 3", "policy latest keeps the newest frame alone"),
-    "no backend": ("--replay good --backend tpu", "does not segment: use one of auto"),
+    "no backend": ("--replay good --backend tpu", "is unknown: use one of auto"),
     "no frames": ("--replay good --frames 0", "0 is not in the range"),
     "over an image": ("--replay images --save images/a.ome.tif --overwrite", "a.ome.tif is an input and would be"),
     "over the images": ("--replay good --save good", "is an input and would be overwritten"),

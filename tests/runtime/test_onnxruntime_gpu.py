@@ -1,51 +1,35 @@
 """ONNX Runtime on a GPU: real sessions of ours and a real engine, on a fake device and a fake build for GPUs."""
 
-import gc
 from dataclasses import replace
 
 import numpy as np
 import onnx
 import pytest
 
-from tests.runtime.cuda.fake_driver import FakeDriver
-from tests.runtime.fake_onnxruntime import FakeGpuBuild
+from tests.runtime.fake_onnxruntime import Bench
 from unetrt.export.exporter import export
 from unetrt.export.options import Options
-from unetrt.runtime.errors import BackendUnavailableError, InferenceError, ModelFileError, OutOfMemoryError
+from unetrt.runtime.errors import (
+    BackendUnavailableError,
+    InferenceError,
+    ModelFileError,
+    OptionError,
+    OutOfMemoryError,
+)
 from unetrt.runtime.model_files.onnx_file import read_spec
 from unetrt.runtime.segmenter import Segmenter
-from unetrt.runtime.sessions import onnxruntime_gpu, open_session
-from unetrt.runtime.sessions.onnxruntime_gpu import CUDA, TENSORRT, TENSORRT_RTX
+from unetrt.runtime.sessions import onnxruntime_gpu, onnxruntime_gpu_session, open_session
+from unetrt.runtime.setting import chosen_backend
 from unetrt.runtime.spec import KEY
 from unetrt.trainer.drawn_cells import draw
 
-BACKENDS = ["onnxruntime-cuda", "onnxruntime-tensorrt", "onnxruntime-tensorrt-rtx"]
+CUDA = "onnxruntime-cuda"
 SIZES = [(7, 5), (61, 43), (101, 163)]
 
 
-class Bench:
-    """A machine with a fake GPU and a fake build of ONNX Runtime on it."""
-
-    def __init__(self, monkeypatch):
-        self.driver = FakeDriver()
-        monkeypatch.setattr(onnxruntime_gpu, "open_driver", lambda index, _: self._opened(index))
-        monkeypatch.setattr(onnxruntime_gpu, "why_not", lambda: None)
-        self.build = FakeGpuBuild(monkeypatch, self.driver)
-
-    def _opened(self, index):
-        self.driver.index = index
-        return self.driver
-
-    def check(self):
-        gc.collect()  # a traceback may hold some still
-        assert self.driver.violations == []
-        assert self.driver.live == {}
-        assert self.driver.released == 1
-        assert not self.build.living
-
-
 @pytest.fixture
-def bench(monkeypatch):
+def bench(monkeypatch, tmp_path):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     return Bench(monkeypatch)
 
 
@@ -85,19 +69,19 @@ def answers(path, frames, **place):
 @pytest.mark.parametrize("lanes", [1, 3])
 def test_the_gpu_answers_as_the_cpu_does(bench, variant, lanes):
     path, frames, expected = variant
-    for result, wanted in zip(answers(path, frames, backend="onnxruntime-cuda", lanes=lanes), expected, strict=True):
+    for result, wanted in zip(answers(path, frames, backend=CUDA, lanes=lanes), expected, strict=True):
         np.testing.assert_array_equal(result[0], wanted[0])
         np.testing.assert_array_equal(result[1], wanted[1])
     assert len({wanted[0].max() for wanted in expected} | {wanted[0].min() for wanted in expected}) == 2
     bench.check()
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
-def test_each_lane_computes_in_its_own_stream_of_the_chosen_device(bench, tiny_model, backend):
-    with open_session(tiny_model, backend, device=1) as session:
+def test_each_lane_computes_in_its_own_stream_of_the_chosen_device(bench, tiny_model):
+    with open_session(tiny_model, CUDA, device=1) as session:
+        bench.build.loaded.clear()
         lanes = session.lanes(2)
         streams = [str(lane.place.stream.handle) for lane in lanes]
-        assert [settings.get("user_compute_stream") for settings in bench.build.loaded] == [None, *streams]
+        assert [settings.get("user_compute_stream") for settings in bench.build.loaded] == streams
         assert {settings["device_id"] for settings in bench.build.loaded} == {"1"}
         assert len(bench.build.living) == 2
         assert session.name.endswith("on Fake GPU (device 1, fake)")
@@ -106,50 +90,32 @@ def test_each_lane_computes_in_its_own_stream_of_the_chosen_device(bench, tiny_m
 
 
 def test_fp32_is_fp32_and_memory_is_what_was_asked_for(bench, tiny_model):
-    open_session(tiny_model, "onnxruntime-cuda").close()
-    (settings,) = bench.build.loaded
-    assert settings["use_tf32"] == "0"
-    assert settings["arena_extend_strategy"] == "kSameAsRequested"
+    open_session(tiny_model, CUDA).close()
+    assert {settings["use_tf32"] for settings in bench.build.loaded} == {"0"}
+    assert {settings["arena_extend_strategy"] for settings in bench.build.loaded} == {"kSameAsRequested"}
 
 
 @pytest.mark.parametrize(
-    ("backend", "option"),
-    [("onnxruntime-tensorrt", "trt_engine_cache_path"), ("onnxruntime-tensorrt-rtx", "nv_runtime_cache_path")],
-)
-def test_engines_of_other_weights_are_kept_elsewhere(bench, tiny_model, tmp_path, backend, option):
-    """ONNX Runtime names them by the graph alone, and would take those of the older weights."""
-    model = onnx.load(tiny_model)
-    weights = onnx.numpy_helper.to_array(model.graph.initializer[0])
-    model.graph.initializer[0].CopyFrom(onnx.numpy_helper.from_array(weights + 1, model.graph.initializer[0].name))
-    onnx.save(model, tmp_path / "changed.onnx")
-    for path in (tiny_model, tiny_model, tmp_path / "changed.onnx"):
-        open_session(path, backend).close()
-    first, second, changed = (settings[option] for settings in bench.build.loaded)
-    assert first == second != changed
-
-
-@pytest.mark.parametrize(
-    ("flaw", "backend", "message"),
+    ("flaw", "message"),
     [
-        ("left to the CPU", "onnxruntime-cuda", r"CUDA provider does not load \(.*providers_cuda.*\): pip install "),
-        ("silent", "onnxruntime-cuda", r"CUDA provider does not load \(.*providers_cuda.*\): pip install "),
-        ("no TensorRT", "onnxruntime-tensorrt", r"TensorRT provider does not load \(.*providers_tensorrt.*TensorRT 10"),
-        ("no kernel", "onnxruntime-cuda", r"cannot be computed with .*CUDA provider \(.*an implementation for Conv"),
+        ("left to the CPU", r"CUDA provider does not load \(.*providers_cuda.*\): pip install "),
+        ("silent", r"CUDA provider does not load \(.*providers_cuda.*\): pip install "),
+        ("no kernel", r"cannot be computed with .*CUDA provider \(.*an implementation for Conv"),
     ],
 )
-def test_nothing_falls_back_to_the_cpu_in_silence(bench, tiny_model, flaw, backend, message):
+def test_nothing_falls_back_to_the_cpu_in_silence(bench, tiny_model, flaw, message):
     bench.build.flaw = flaw
     with pytest.raises(BackendUnavailableError, match=message):
-        open_session(tiny_model, backend)
+        open_session(tiny_model, CUDA)
     bench.check()
 
 
-def test_a_graph_of_which_a_part_would_compute_on_the_cpu_is_refused(bench, tiny_model):
+def test_a_graph_of_which_a_part_would_compute_on_the_cpu_is_refused(bench, tiny_model, monkeypatch):
     """The library loads; a library that comes with every build stands in for it."""
     bench.build.flaw = "left to the CPU"
-    provider = replace(CUDA.provider, library="onnxruntime_providers_shared")
+    monkeypatch.setattr(onnxruntime_gpu_session, "LIBRARY", "onnxruntime_providers_shared")
     with pytest.raises(BackendUnavailableError, match=r"has not all of its operators.*use another backend"):
-        replace(CUDA, provider=provider).open_session(tiny_model, 0)
+        open_session(tiny_model, CUDA)
     bench.check()
 
 
@@ -157,13 +123,18 @@ def test_a_graph_of_which_a_part_would_compute_on_the_cpu_is_refused(bench, tiny
     ("flaw", "error", "message"),
     [
         ("no memory", OutOfMemoryError, r"out of memory \(CUDA failure 2: out of memory\); use a smaller tile"),
+        (
+            "old driver",
+            InferenceError,
+            r"CUDA provider: CUDA failure 35: CUDA driver version is insufficient for CUDA run",
+        ),
         ("no device", InferenceError, r"CUDA provider: CUDA failure 100: no CUDA-capable device is detected$"),
     ],
 )
 def test_what_fails_on_the_device_is_no_fault_of_the_file(bench, tiny_model, flaw, error, message):
     bench.build.flaw = flaw
     with pytest.raises(error, match=message):
-        open_session(tiny_model, "onnxruntime-cuda")
+        open_session(tiny_model, CUDA)
     bench.check()
 
 
@@ -175,7 +146,7 @@ def test_what_fails_on_the_device_is_no_fault_of_the_file(bench, tiny_model, fla
     ],
 )
 def test_a_pass_that_fails_says_why_and_the_lane_goes_on(bench, tiny_model, flaw, error, message):
-    with open_session(tiny_model, "onnxruntime-cuda") as session:
+    with open_session(tiny_model, CUDA) as session:
         (lane,) = session.lanes(1)
         bench.build.flaw = flaw
         with pytest.raises(error, match=message):
@@ -195,7 +166,7 @@ def test_a_graph_that_does_not_fit_its_spec_is_refused(bench, tiny_model, tmp_pa
     onnx.helper.set_model_props(model, {KEY: replace(read_spec(tiny_model), batch=2).to_json()})
     onnx.save(model, path)
     with pytest.raises(ModelFileError, match="its spec says.*export it again"):
-        open_session(path, "onnxruntime-cuda")
+        open_session(path, CUDA)
     bench.check()
 
 
@@ -204,35 +175,27 @@ def test_a_file_that_onnxruntime_cannot_load_is_no_fault_of_the_device(bench, ti
     model.graph.node[0].input[0] = "nowhere"
     onnx.save(model, path)
     with pytest.raises(ModelFileError, match="not a model that ONNX Runtime can load"):
-        open_session(path, "onnxruntime-cuda")
+        open_session(path, CUDA)
     bench.check()
 
 
 def test_what_onnxruntime_prints_of_libraries_goes_to_the_log(bench, tiny_model, capsys, caplog):
     with caplog.at_level("DEBUG", "unetrt"):
-        open_session(tiny_model, "onnxruntime-cuda").close()
+        open_session(tiny_model, CUDA).close()
     assert "Failed to load libcufft.so.12" in caplog.text
     assert capsys.readouterr().out == ""
 
 
-@pytest.mark.parametrize("backend", [CUDA, TENSORRT, TENSORRT_RTX])
-def test_a_probe_asks_for_the_build_then_for_the_gpu(bench, monkeypatch, backend):
-    assert backend.probe() is None
+def test_a_probe_asks_for_the_build_then_for_the_gpu(bench, monkeypatch):
+    assert onnxruntime_gpu.probe() is None
     monkeypatch.setattr(onnxruntime_gpu, "why_not", lambda: "there is no GPU")
-    assert backend.probe() == "there is no GPU"
+    assert onnxruntime_gpu.probe() == "there is no GPU"
 
 
-@pytest.mark.parametrize(
-    ("backend", "advice"),
-    [
-        (CUDA, "pip uninstall onnxruntime, then pip install --force-reinstall onnxruntime-gpu"),
-        (TENSORRT, "pip uninstall onnxruntime, then pip install --force-reinstall onnxruntime-gpu"),
-        (TENSORRT_RTX, "build ONNX Runtime with --use_nv_tensorrt_rtx"),
-    ],
-)
-def test_the_build_for_cpus_has_no_such_provider(backend, advice):
+def test_the_build_for_cpus_has_no_such_provider():
     """Nothing is fake here: these tests run with the package for CPUs."""
-    assert backend.probe().startswith(f"ONNX Runtime has no {backend.provider.name} here: {advice}")
+    reason = onnxruntime_gpu.probe()
+    assert reason.startswith("ONNX Runtime has no CUDAExecutionProvider here: pip uninstall onnxruntime, then pip ")
 
 
 def test_the_real_onnxruntime_refuses_to_load_what_would_compute_on_the_cpu(tiny_model):
@@ -241,4 +204,13 @@ def test_the_real_onnxruntime_refuses_to_load_what_would_compute_on_the_cpu(tiny
         pytest.warns(UserWarning, match="not in available provider names"),
         pytest.raises(BackendUnavailableError, match=r"does not load \(.*onnxruntime_providers_cuda.*\): pip install"),
     ):
-        CUDA.provider.load(tiny_model, {}, 0)
+        onnxruntime_gpu_session.load(tiny_model, read_spec(tiny_model), {}, 0)
+
+
+@pytest.mark.parametrize("name", ["onnxruntime-tensorrt", "onnxruntime-tensorrt-rtx"])
+@pytest.mark.parametrize("asked", [lambda name: open_session("model.onnx", name), chosen_backend])
+def test_backends_that_were_removed_name_their_successor(name, asked):
+    with pytest.raises(
+        OptionError, match=rf"'{name}' is unknown: use one of auto, .*; in the place of {name} use tensorrt$"
+    ):
+        asked(name)

@@ -22,7 +22,7 @@ COMMANDS = {
     "eval": "Score predicted labels against true ones.",
     "plan": "Show which tile segments frames of a size fastest.",
     "info": "Show what a model file or a checkpoint says of itself.",
-    "cache": "List or clear the engines that are kept.",
+    "cache": "List or clear engines and choices that are kept.",
     "bench": "Time unetrt beside torch and MONAI on this machine.",
 }
 

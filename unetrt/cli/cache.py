@@ -8,18 +8,21 @@ import click
 from unetrt.runtime.errors import OptionError, OutputError
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from unetrt.runtime.engines.engine_file import Sidecar
 
 
 @click.group("cache")
 def command() -> None:
-    """List or clear the engines that are kept."""
+    """List or clear what is kept: engines, and choices of ONNX Runtime's options."""
 
 
 @command.command("list")
 def listed() -> None:
-    """List the engines of the cache, the last used first."""
+    """List the engines of the cache, the last used first, then what ONNX Runtime's options were chosen by trial."""
     from unetrt.runtime.engines.cache import EngineCache
+    from unetrt.runtime.sessions import onnxruntime_options
 
     cache, total = EngineCache(), 0
     for entry in cache.entries():
@@ -27,14 +30,26 @@ def listed() -> None:
         about = "not readable" if entry.sidecar is None else _about(entry.sidecar)
         used = time.strftime("%Y-%m-%d %H:%M", time.localtime(entry.used))
         click.echo(f"{entry.path.stem[:12]}  {entry.size / 1e6:8.1f} MB  used {used}  {about}")
+    for path, verdict in onnxruntime_options.verdicts():
+        about = "not readable" if verdict is None else f"{verdict.source}: {verdict}"
+        click.echo(f"{path.stem[:12]}  options  tried {_day(path)}  {about}")
     click.echo(f"{total / 1e6:.1f} MB in {cache.folder}")
+
+
+def _day(path: "Path") -> str:
+    """Return when a file was written; empty where another process has deleted it meanwhile."""
+    try:
+        return time.strftime("%Y-%m-%d %H:%M", time.localtime(path.stat().st_mtime))
+    except OSError:
+        return ""
 
 
 @command.command("clear")
 @click.argument("keys", nargs=-1)
 def clear(keys: tuple[str, ...]) -> None:
-    """Delete the engines whose keys begin with KEYS, or all."""
+    """Delete the engines and choices of options whose keys begin with KEYS, or all."""
     from unetrt.runtime.engines.cache import EngineCache
+    from unetrt.runtime.sessions import onnxruntime_options
 
     cache = EngineCache()
     if "" in keys:
@@ -42,9 +57,12 @@ def clear(keys: tuple[str, ...]) -> None:
     before = {entry.path for entry in cache.entries()}
     gone = cache.clear(keys)
     left = [path for path in before - set(gone) if not keys or path.name.startswith(keys)]
-    if keys and not gone and not left:
+    choices = onnxruntime_options.clear(keys)
+    if keys and not gone and not left and not choices:
         raise OptionError(f"no engine's key begins with {' or '.join(keys)}: `unetrt cache list` shows them")
     click.echo(f"{len(gone)} engines deleted from {cache.folder}")
+    if choices:
+        click.echo(f"{len(choices)} choices of ONNX Runtime's options deleted from {onnxruntime_options.folder()}")
     if left:
         raise OutputError(f"{len(left)} engines could not be deleted, such as {left[0]}: another program has them open")
 

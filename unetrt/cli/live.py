@@ -9,6 +9,7 @@ from typing import Any
 import click
 
 from unetrt.cli.live_run import run_live
+from unetrt.cli.options import backend_option, given_options
 from unetrt.runtime.errors import OptionError
 
 
@@ -44,6 +45,7 @@ from unetrt.runtime.errors import OptionError
 @click.option("--view", is_flag=True, help="Show frames and labels in a browser on this machine.")
 @click.option("--port", type=click.IntRange(0, 65535), metavar="N", help="Of --view [default: any that is free].")
 @click.option("--backend", default="auto", show_default=True, help="tensorrt, onnxruntime-cuda, onnxruntime (CPU), ...")
+@backend_option
 @click.option("--device", type=int, metavar="N", help="GPU, as CUDA counts [default: the first, or the CPU].")
 @click.option("--lanes", type=int, default=2, show_default=True, help="Passes in flight at once.")
 def command(model: Path, **choices: Any) -> None:
@@ -59,14 +61,15 @@ def command(model: Path, **choices: Any) -> None:
     Ctrl-C ends it: frames that wait are dropped, files are whole. The exit status is then 130 if the run had an end of
     its own, and 0 if it had none.
     """
-    from unetrt.runtime.sessions import engines
+    from unetrt.runtime.sessions import engines, unknown
 
     # What is logged of a lost frame is in the view, and in the line at the end.
     logging.getLogger("unetrt.live").setLevel(logging.CRITICAL + 1)
     warnings.filterwarnings("ignore", "Unexpected error during TIFF write")  # ome-writers, from a thread of its own
     _require_sense(choices)
+    choices["backend_options"] = given_options(choices["backend_options"])
     if choices["backend"] not in engines():
-        raise OptionError(f"backend {choices['backend']!r} does not segment: use one of {', '.join(engines())}")
+        raise unknown(choices["backend"])
     if choices["view"]:
         import starlette  # noqa: F401 - says so now if it is missing, not after an engine was built
         import uvicorn  # noqa: F401

@@ -88,7 +88,8 @@ def _run(
 def _live(model: Path, observer: "Observer", output: "ResultOutput | None", choices: dict[str, Any]) -> "LiveSegmenter":
     from unetrt.runtime.live.live_segmenter import LiveSegmenter
 
-    named = {name: choices[name] for name in ("policy", "kind", "normalisation", "backend", "device", "lanes")}
+    names = ("policy", "kind", "normalisation", "backend", "backend_options", "device", "lanes")
+    named = {name: choices[name] for name in names}
     outputs = [] if output is None else [output]
     return LiveSegmenter(model, capacity=choices["queue"], on_result=observer.result, outputs=outputs, **named)
 

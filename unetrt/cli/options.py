@@ -41,5 +41,44 @@ class MemoryType(click.ParamType):  # type: ignore[type-arg]
         return int(float(match[1]) * self.units[match[2]])
 
 
+class BackendOptionType(click.ParamType):  # type: ignore[type-arg]
+    """An option of a backend: `prefer_nhwc=1`."""
+
+    name = "NAME=VALUE"
+
+    def convert(
+        self,
+        value: object,
+        param: click.Parameter | None,  # noqa: ARG002
+        ctx: click.Context | None,  # noqa: ARG002
+    ) -> tuple[str, str]:
+        """Return (name, value)."""
+        if isinstance(value, tuple):
+            return value
+        name, equals, given = (part.strip() for part in str(value).partition("="))
+        if not (name and equals and given):
+            raise OptionError(f"{value!r} is no option of a backend: write NAME=VALUE, such as prefer_nhwc=1")
+        return name, given
+
+
 SIZE = SizeType()
 MEMORY = MemoryType()
+# For all commands that choose a backend.
+backend_option = click.option(
+    "--backend-option",
+    "backend_options",
+    type=BackendOptionType(),
+    multiple=True,
+    help="Of the backend's own, such as prefer_nhwc=1 for onnxruntime-cuda; repeatable [default: what is fastest].",
+)
+
+
+def given_options(pairs: tuple[tuple[str, str], ...]) -> dict[str, str]:
+    """Return a backend's options by name; raises OptionError where one is given twice."""
+    options = dict(pairs)
+    if len(options) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise OptionError(
+            f"--backend-option {next(n for n in names if names.count(n) > 1)} is given twice: give it once"
+        )
+    return options

@@ -9,8 +9,9 @@ from typing import Any
 
 import click
 
+from unetrt.cli.options import backend_option, given_options
 from unetrt.runtime.artifacts import require_writable
-from unetrt.runtime.errors import FrameError, OptionError
+from unetrt.runtime.errors import FrameError
 
 
 @click.command("predict")
@@ -26,6 +27,7 @@ from unetrt.runtime.errors import FrameError, OptionError
 @click.option("--tta", is_flag=True, help="Average over 8 rotated and reflected copies; takes 8 times as long.")
 @click.option("--overlays/--no-overlays", default=True, show_default=True, help="Write overlays/NAME.png.")
 @click.option("--backend", default="auto", show_default=True, help="tensorrt, onnxruntime-cuda, onnxruntime (CPU), ...")
+@backend_option
 @click.option("--device", type=int, metavar="N", help="GPU, as CUDA counts [default: the first, or the CPU].")
 @click.option("--lanes", type=int, default=2, show_default=True, help="Passes in flight at once.")
 def command(model: Path, images: tuple[Path, ...], out: Path, **choices: Any) -> None:
@@ -40,11 +42,12 @@ def command(model: Path, images: tuple[Path, ...], out: Path, **choices: Any) ->
     from unetrt.runtime.images import list_images, require_distinct
     from unetrt.runtime.prediction import Output, predict_file
     from unetrt.runtime.segmenter import Segmenter
-    from unetrt.runtime.sessions import engines
+    from unetrt.runtime.sessions import engines, unknown
 
     place = {name: choices.pop(name) for name in ("backend", "device", "lanes")}
+    place["backend_options"] = given_options(choices.pop("backend_options"))
     if place["backend"] not in engines():
-        raise OptionError(f"backend {place['backend']!r} does not segment: use one of {', '.join(engines())}")
+        raise unknown(place["backend"])
     sources = [file for given in images for file in list_images(given)]
     require_writable(out)
     require_distinct(sources, out, overlays=choices["overlays"])
