@@ -185,7 +185,7 @@ def test_demo_leaves_what_it_says(run, tmp_path):
     assert report["exactness"]["share_of_pixels_of_another_class"] == 0
     assert report["frame"][0] > report["tile"][0]
     assert report["quality"]["cells_drawn"] > 500
-    assert report["quality"]["foreground_iou"] > 0.9
+    assert report["quality"]["foreground_iou"] > 0.85
     with (tmp_path / "demo" / "history.csv").open() as history:
         assert len(list(history)) == 1 + STEPS, "a title, and a line a step"
 
