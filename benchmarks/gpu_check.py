@@ -40,7 +40,8 @@ DRY_LIMIT = 600.0
 LEAST = 5.0
 # Letters of a step's log that its result quotes.
 QUOTED = 1500
-PYTEST = ("-m", "pytest", "-p", "no:cacheprovider", "-o", "timeout=60", "-m", "gpu", "-q", "-ra", "--tb=short")
+# A warning of a library's other version is no reason to lose a step.
+PYTEST = ("-m", "pytest", "-p", "no:cacheprovider", "-o", "timeout=60", "-W", "default", "-m", "gpu", "-q", "-ra")
 
 
 @dataclass(frozen=True)
@@ -70,7 +71,7 @@ class Step:
         if self.tests is None:
             return [sys.executable, "-m", "unetrt.benchmarks.gpu_steps", self.name]
         files, chosen = self.tests
-        return [sys.executable, *PYTEST, *files.split(), "-k", chosen]
+        return [sys.executable, *PYTEST, "--tb=short", *files.split(), "-k", chosen]
 
 
 # What of tests/gpu a step takes.
