@@ -20,13 +20,13 @@ test: $(READY)  ## the tests, under 10 minutes on 2 cores
 	$(BIN)/python -m pytest $(SIDE_BY_SIDE) -m "not alone and not slow and not gpu"
 	$(BIN)/python -m pytest -m "alone and not slow and not gpu"
 
-# The tests whose results hang on arithmetic: what trains, exports, infers and compares floats.
+# The tests whose results depend on arithmetic: what trains, exports, infers and compares floats.
 ARITHMETIC := tests/trainer tests/export tests/benchmarks tests/runtime/test_exactness.py tests/runtime/test_openvino.py \
   tests/runtime/test_symmetries.py tests/cli/test_commands.py tests/test_docs.py tests/test_readme.py
 
 # torch without bfloat16 and AVX-512, as on older processors; torch and NumPy without any vector instructions that they
 # could do without; a single core. A setting that fails does not keep the next from running.
-test-portable: $(READY)  ## the tests that hang on arithmetic, as on three other processors, one after the other
+test-portable: $(READY)  ## the tests that depend on arithmetic, as on three other processors, one after the other
 	$(MAKE) --keep-going -j1 test-without-bfloat16 test-without-vectors test-on-one-core
 
 test-without-bfloat16: $(READY)

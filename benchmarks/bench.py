@@ -101,7 +101,7 @@ class Bench:
         path
             Where what is known is stored after each step; None: nowhere.
         patience
-            Nothing new is begun when it is over; what the file holds already is not measured again.
+            No step starts when it is over; what the file holds is not measured again, except what failed.
 
         Returns
         -------
@@ -119,6 +119,8 @@ class Bench:
         """
         about = environment(self.device)
         journal = Journal(path, self._about(about), patience, lambda journal: self._document(journal, about))
+        for name in [name for name, result in journal.results.items() if REASON in result]:
+            del journal.results[name]  # what failed is tried again
         frame = drawn_frame(self.size, self.checkpoint.shape.channels)
         with TemporaryDirectory(prefix="unetrt-bench-") as scratch:
             job = Job(Path(scratch), self.device)
@@ -162,7 +164,7 @@ class Bench:
     def _round(self, number: int, journal: Journal, job: Job, limits: Limits, told: Told) -> None:
         """Start every contender anew: how fast a process runs depends on where its memory happens to lie.
 
-        Whoever fails is left out from then on; the usual loop raises InferenceError.
+        A contender that fails is left out from then on; the usual loop raises InferenceError.
         """
 
         def rates() -> dict[str, float]:

@@ -1,9 +1,10 @@
 """One case of the GPU benchmark: frames of a size and a kind of input, through all contenders in the same rounds."""
 
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -37,6 +38,8 @@ BACKENDS = ("tensorrt", "onnxruntime-cuda")
 FEWER = 8
 # Products that are timed together.
 PRODUCTS = 10
+# Letters of an error of torch's that are kept: a compiler says pages.
+QUOTED = 300
 
 
 @dataclass(frozen=True)
@@ -70,7 +73,7 @@ class Case:
 
 
 @dataclass(frozen=True)
-class Bench:
+class GoalsBench:
     """What all cases share: the network, and what was exported, compiled or computed of it before.
 
     Attributes
@@ -128,14 +131,15 @@ class Bench:
         session, refused = first_session(self.model(case), self.backends)
         with session:
             ours = [Ours(session, stack_of(frame, case.frames), lanes) for lanes in case.lanes]
-            fitting, left_out = self._checked(ours, frame)
-            figures = self._in_rounds(fitting)
+            left_out: dict[str, str] = {}
+            wrong = self._checked(ours, frame, left_out)
+            figures = self._in_rounds(ours, left_out)
             return {
                 "session": session.name,
                 "refused": refused,
-                "pixels_off": max(wrong for _, wrong in fitting),
+                "pixels_off": wrong,
                 "left_out": left_out,
-                **self._result(case, figures, [one for one, _ in fitting]),
+                **self._result(case, figures, [one for one in ours if one.name in figures]),
             }
 
     def model(self, case: Case) -> Path:
@@ -164,39 +168,44 @@ class Bench:
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
 
-    def _checked(self, ours: list[Ours], frame: NDArray[Any]) -> tuple[list[tuple[Ours, float]], dict[str, str]]:
-        """Return the contenders whose lanes fit with their shares of wrong labels, and why the others are left out."""
-        truth, fitting, left_out = self.truth(frame), [], {}
+    def _checked(self, ours: list[Ours], frame: NDArray[Any], left_out: dict[str, str]) -> float:
+        """Return the largest share of wrong labels; contenders whose lanes do not fit are left out, with the reason."""
+        truth, wrong = self.truth(frame), []
         for one in ours:
-            try:
-                fitting.append((one, require_right(one.session.name, one.labels(frame), truth)))
-            except OutOfMemoryError as error:
-                left_out[one.name] = str(error)
-        if not fitting:
+            with _left_out(one.name, left_out):
+                wrong.append(require_right(one.session.name, one.labels(frame), truth))
+        if not wrong:
             raise OutOfMemoryError("; ".join(left_out.values()))
-        return fitting, left_out
+        return max(wrong)
 
-    def _in_rounds(self, ours: list[tuple[Ours, float]]) -> dict[str, Figure]:
-        """Run all contenders in turn, round by round; each has its lanes, or torch's memory, while it runs alone."""
-        stack, spec = ours[0][0].stack, ours[0][0].session.spec
+    def _in_rounds(self, ours: list[Ours], left_out: dict[str, str]) -> dict[str, Figure]:
+        """Run all contenders in turn, round by round; each has its lanes, or torch's memory, while it runs alone.
+
+        A contender that fails, of torch or for lack of memory, is left out with the reason.
+        """
+        stack, spec = ours[0].stack, ours[0].session.spec
         values: dict[str, list[float]] = defaultdict(list)
         for number in range(self.rounds):
             latencies = self.latencies if number == self.rounds - 1 else 0
             values[PRODUCT].append(_round_of(self._product))
-            for name, run in self._torch(spec, stack).items():
-                values[name].append(_round_of(run))
+            runs: dict[str, Callable[[], float]] = self._torch(spec, stack)
+            runs |= {one.name: partial(one.round, latencies) for one in ours}
+            for name, run in runs.items():
+                if name not in left_out:
+                    with _left_out(name, left_out):
+                        values[name].append(run())
                 self.settle()
-            for one, _ in ours:
-                values[one.name].append(one.round(latencies))
-        return {name: Figure.of(rounds) for name, rounds in values.items()}
+        if not any(one.name not in left_out for one in ours):
+            raise OutOfMemoryError("; ".join(left_out.values()))
+        return {name: Figure.of(rounds) for name, rounds in values.items() if name not in left_out}
 
     def _torch(self, spec: ModelSpec, stack: NDArray[Any]) -> dict[str, Callable[[], float]]:
-        """Return torch's contenders, each of which returns the seconds of one frame of (N, H, W)."""
-        tiles, few = self._compiled(spec), stack[: max(1, len(stack) // FEWER)]
+        """Return a round of each of torch's contenders: it returns the seconds of one frame of (N, H, W)."""
+        few = stack[: max(1, len(stack) // FEWER)]
         return {
-            LOOP: lambda: per_frame(self._loop, few, self.device),
-            COMPILED_TILES: lambda: per_frame(tiles, stack, self.device),
-            ALONE: tiles.alone,
+            LOOP: lambda: _round_of(lambda: per_frame(self._loop, few, self.device)),
+            COMPILED_TILES: lambda: _round_of(lambda: per_frame(self._compiled(spec), stack, self.device)),
+            ALONE: lambda: _round_of(lambda: self._compiled(spec).alone()),
         }
 
     @cached_property
@@ -223,14 +232,14 @@ class Bench:
         kernels = best.kernels()
         reached = {BUSY: kernels["busy"], MATMUL: told[best.name]["matmul_share"]}
         for goal, other in ((EAGER, LOOP), (COMPILED, COMPILED_TILES)):
-            reached[goal] = (figures[other] / figures[best.name]).median
+            reached[goal] = (figures[other] / figures[best.name]).median if other in figures else None
         return {
             "case": case.name,
             **asdict(case),
             "tile": best.session.spec.tile,
             "useful_flops": useful_flops(shape, case.size),
             "unetrt": told,
-            "torch": {name: asdict(figures[name]) for name in (LOOP, COMPILED_TILES, ALONE)},
+            "torch": {name: asdict(figures[name]) for name in (LOOP, COMPILED_TILES, ALONE) if name in figures},
             "matmul_teraflops": asdict(self._product.flops / 1e12 / figures[PRODUCT]),
             "fastest": best.name,
             "kernels": kernels,
@@ -310,14 +319,27 @@ def require_right(name: str, labels: NDArray[Any], truth: NDArray[Any]) -> float
 def _proven(session: Session) -> Session:
     """Return a session that has computed a pass; close one that does not."""
     try:
-        for lane in session.lanes(1):
+        (lane,) = session.lanes(1)
+        with closing(lane):
             lane.launch()
             lane.wait()
-            lane.close()
-    except UnetrtError:
+    except BaseException:
         session.close()
         raise
     return session
+
+
+@contextmanager
+def _left_out(name: str, reasons: dict[str, str]) -> Iterator[None]:
+    """Note why a contender fails inside: torch's own errors, and lack of memory; anything else of ours is raised."""
+    try:
+        yield
+    except OutOfMemoryError as error:
+        reasons[name] = str(error)
+    except RuntimeError as error:
+        if isinstance(error, UnetrtError):
+            raise
+        reasons[name] = f"{type(error).__name__}: {' '.join(str(error).split())[:QUOTED]}"
 
 
 def _round_of(run: Callable[[], float]) -> float:

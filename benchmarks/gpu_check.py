@@ -3,9 +3,10 @@
     python -m unetrt.benchmarks.gpu_check --seconds 265 facts ptx calls copies torch
 
 Run it in the root of a clone, as some steps are tests of `tests/gpu`. A step leaves `STEP.json` (exit status, seconds,
-what it measured) and `STEP.log` (all it said) in the folder of results. A step that runs into its limit is ended, and
-the next one runs; what it had measured by then is kept. With `--dry` everything runs without a GPU, on small data: what
-a step would do there is shown to work before a GPU's time is spent on it.
+what it measured) and `STEP.log` (all its output) in the folder of results. A step that reaches its limit is ended, and
+the next one runs; what it has measured by then is kept, in `STEP-figures.json` too, from which `--resume` goes on.
+With `--dry` everything runs without a GPU, on small data: what a step would do there is shown to work before a GPU's
+time is spent on it.
 """
 
 import ctypes
@@ -38,8 +39,8 @@ DRY, FOLDER = "UNETRT_CHECK_DRY", "UNETRT_CHECK_FOLDER"
 DRY_LIMIT = 600.0
 # A step is not begun with fewer seconds left.
 LEAST = 5.0
-# Letters of a step's log that its result quotes.
-QUOTED = 1500
+# Characters of the log of a failed step that are shown.
+SHOWN = 1500
 # A warning of a library's other version is no reason to lose a step.
 PYTEST = ("-m", "pytest", "-p", "no:cacheprovider", "-o", "timeout=60", "-W", "default", "-m", "gpu", "-q", "-ra")
 
@@ -77,9 +78,13 @@ class Step:
 # What of tests/gpu a step takes.
 _COPIES = "(copies and not ten_thousand and not pycuda) or does_not_fit or take_turns or memory_ran_out or machine_is"
 _EXACT = "tests/gpu/test_parity.py tests/gpu/test_exactness.py"
+_OPTIONS, _MEMORY = "tests/gpu/test_onnxruntime_options.py", "tests/gpu/test_memory.py tests/gpu/test_wrong_engines.py"
 _SMOKE = "onnxruntime-cuda and (fp32_is_fp32 or tiled_is_whole or natural)"
 _LANES = " ".join(f"tests/gpu/test_{name}.py" for name in ("lanes", "processes", "live", "graphs"))
-_TENSORRT = "tensorrt and not onnxruntime and not pycuda and not ten_thousand"
+_TENSORRT = (
+    "(tensorrt or test_engines or test_wrong_engines or test_runtime_cache or rtx or share_their_weights) "
+    "and not onnxruntime and not pycuda and not ten_thousand"
+)
 # In this order: what needs no engine, ONNX Runtime, TensorRT, what TensorRT for RTX says, and what takes long.
 STEPS = (
     Step("facts", 30, "driver, libraries, versions, which backends are usable"),
@@ -94,23 +99,27 @@ STEPS = (
     Step("ort-smoke", 60, "its labels and scores are those of the CPU", (_EXACT, _SMOKE)),
     Step("ort-arrays", 110, "frames and labels on the GPU", ("tests/gpu/test_device_arrays.py", "onnxruntime-cuda")),
     Step("ort-lanes", 110, "lanes, processes, live", (_LANES, "onnxruntime-cuda and not pycuda")),
+    Step("ort-options", 120, "its sets of options answer right; memory of a lane", (_OPTIONS, "test")),
+    Step("ort-parity", 200, "every kind of file", (_EXACT, "onnxruntime-cuda")),
+    Step("ort-memory", 60, "memory is given back", (_MEMORY, "onnxruntime-cuda and not ten_thousand")),
     Step("trt-tests", 200, "TensorRT, whichever is installed, or why it does not run", ("tests/gpu", _TENSORRT)),
     Step("trt-goals", 200, "the goals, with TensorRT"),
     Step("rtx-attempts", 150, "what TensorRT for RTX says of this device, built for each capability"),
     Step("contenders", 400, "unetrt beside torch and MONAI: `unetrt bench --device gpu`"),
     Step("training-speed", 200, "steps of training a second: `unetrt bench --training`"),
+    Step("long", 600, "ten thousand frames; PyCUDA", ("tests/gpu", "ten_thousand or pycuda")),
 )
 NAMES = tuple(step.name for step in STEPS)
 
 
 @dataclass(frozen=True)
-class Outcome:
+class StepOutcome:
     """What came of a step.
 
     Attributes
     ----------
     step, command
-        What ran.
+        What ran, without the interpreter.
     dry
         Whether it was to run without a GPU.
     status
@@ -119,8 +128,8 @@ class Outcome:
         How long it took.
     data
         What it measured.
-    tail
-        The end of what it said.
+    skipped
+        Whether all its tests were skipped: nothing was shown.
     """
 
     step: str
@@ -129,15 +138,17 @@ class Outcome:
     status: int | None
     seconds: float
     data: list[Any]
-    tail: str
+    skipped: bool = False
 
     def __str__(self) -> str:
-        how = {None: "ended at its limit", 0: "passed"}.get(self.status, f"failed ({self.status})")
+        how = {None: "ended at its limit", 0: "skipped" if self.skipped else "passed"}.get(
+            self.status, f"failed ({self.status})"
+        )
         return f"{self.step}: {how} in {self.seconds:.1f} s"
 
 
-def run(steps: Sequence[Step], folder: Path, patience: Patience, dry: bool) -> list[Outcome]:
-    """Run steps one after another, and return what came of those that were begun or are known.
+def run(steps: Sequence[Step], folder: Path, patience: Patience, dry: bool) -> list[StepOutcome]:
+    """Run steps one after another, and return the outcomes of those that were begun or are known.
 
     Parameters
     ----------
@@ -146,8 +157,8 @@ def run(steps: Sequence[Step], folder: Path, patience: Patience, dry: bool) -> l
     folder
         For the results.
     patience
-        Nothing new begins when it is over, and what runs then is ended; steps that have passed already are not run
-        again if it says so.
+        No step starts when it is over, and the one that runs then is ended. If it says so, steps that have passed are
+        not run again, and others go on from their figures; else they start anew.
     dry
         Whether to run without a GPU.
 
@@ -165,37 +176,46 @@ def run(steps: Sequence[Step], folder: Path, patience: Patience, dry: bool) -> l
             if limit < LEAST:
                 click.echo(f"{step.name}: not begun: the time is up", err=True)
                 continue
+            if not patience.resume:
+                figures_path(folder, step.name, dry).unlink(missing_ok=True)
             known = _outcome(step, folder, limit, dry)
             with whole_file(folder / f"{step.name}.json") as temporary:
                 temporary.write_text(json.dumps({"schema": SCHEMA, **asdict(known)}, indent=1) + "\n", encoding="utf-8")
         click.echo(str(known))
         if known.status != 0:
-            click.echo(known.tail)
+            click.echo((folder / f"{step.name}.log").read_text(encoding="utf-8", errors="replace")[-SHOWN:])
         outcomes.append(known)
     return outcomes
 
 
-def _known(path: Path, dry: bool) -> Outcome | None:
+def figures_path(folder: Path, step: str, dry: bool) -> Path:
+    """Return where a step stores its figures one by one."""
+    return folder / f"{step}-figures{'-dry' if dry else ''}.json"
+
+
+def _known(path: Path, dry: bool) -> StepOutcome | None:
     """Return the outcome of a step that has passed; None where none is stored."""
     if not path.exists():
         return None
     try:
         stored = json.loads(path.read_text(encoding="utf-8"))
         stored.pop("schema")
-        known = Outcome(**stored)
+        known = StepOutcome(**stored)
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise OptionError(f"{path} holds no outcome of a step: remove it, or leave --resume out") from error
-    return known if known.status == 0 and known.dry == dry else None
+    shown = known.status == 0 and known.dry == dry and (dry or not known.skipped)
+    return known if shown else None
 
 
-def _outcome(step: Step, folder: Path, limit: float, dry: bool) -> Outcome:
+def _outcome(step: Step, folder: Path, limit: float, dry: bool) -> StepOutcome:
     """Run a step, and return what came of it."""
     begin, log = time.monotonic(), folder / f"{step.name}.log"
     with log.open("w", encoding="utf-8") as file:
         status = _status(step.command, file, limit, _environment(folder, dry))
     said = log.read_text(encoding="utf-8", errors="replace")
     seconds = round(time.monotonic() - begin, 1)
-    return Outcome(step.name, step.command, dry, status, seconds, list(_data(said)), said[-QUOTED:])
+    skipped = step.tests is not None and status == 0 and " passed" not in said.rstrip().rpartition("\n")[2]
+    return StepOutcome(step.name, step.command[1:], dry, status, seconds, _data(said), skipped)
 
 
 def _environment(folder: Path, dry: bool) -> dict[str, str]:
@@ -244,9 +264,9 @@ def _data(said: str) -> list[Any]:
 
 @click.command(cls=OneLine)
 @click.argument("steps", nargs=-1, metavar="[STEP]...")
-@click.option("--seconds", type=float, help="Begin nothing after so many, and end what runs then.")
+@click.option("--seconds", type=float, help="Start no step after this time, and end the one that runs then.")
 @click.option("--out", type=click.Path(path_type=Path), default=RESULTS, show_default=True, help="Folder for results.")
-@click.option("--resume", is_flag=True, help="Leave out the steps that have passed already.")
+@click.option("--resume", is_flag=True, help="Leave out the steps that have passed, go on from figures of others.")
 @click.option("--dry", is_flag=True, help="Run without a GPU, on small data: shows that the steps work.")
 @click.option("--list", "listed", is_flag=True, help="List the steps.")
 def command(steps: tuple[str, ...], seconds: float | None, out: Path, resume: bool, dry: bool, listed: bool) -> None:
@@ -261,7 +281,10 @@ def command(steps: tuple[str, ...], seconds: float | None, out: Path, resume: bo
         raise OptionError(f"there is no {TESTS} here: run this in the root of a clone of unetrt")
     chosen = [next(step for step in STEPS if step.name == name) for name in steps or NAMES]
     outcomes = run(chosen, out, Patience(seconds, resume), dry)
-    if failed := [str(one) for one in outcomes if one.status != 0]:
+    failed = [str(one) for one in outcomes if one.status != 0]
+    begun = [one.step for one in outcomes]
+    failed += [f"{step.name}: not begun" for step in chosen if step.name not in begun]
+    if failed:
         raise InferenceError(f"{len(failed)} of {len(chosen)} steps did not pass: {'; '.join(failed)}")
 
 

@@ -64,7 +64,10 @@ def state(device: torch.device) -> dict[str, str]:
         return {}
     which = f"--id=GPU-{torch.cuda.get_device_properties(device).uuid}"
     asked = [program, which, f"--query-gpu={','.join(ASKED)}", "--format=csv,noheader"]
-    told = subprocess.run(asked, capture_output=True, text=True, check=False, timeout=30)
+    try:
+        told = subprocess.run(asked, capture_output=True, text=True, check=False, timeout=30)
+    except (OSError, subprocess.SubprocessError) as error:  # a figure is not worth less without its clocks
+        return {"nvidia-smi": str(error)}
     return read_state(told.stdout) if told.returncode == 0 else {"nvidia-smi": told.stdout.strip()}
 
 

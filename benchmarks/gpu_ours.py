@@ -22,7 +22,7 @@ from unetrt.runtime.segmenter import Segmenter
 from unetrt.runtime.sessions import Session
 from unetrt.runtime.timings import Timings
 
-# In each round a contender runs so often uncounted, then counted.
+# Runs of a contender in each round: uncounted, then counted.
 WARM_UP, COUNTED = 1, 2
 PHASES = ("normalise", "cut", "upload", "compute", "download", "wait", "stitch")
 # Kernels that a profile names, those that take longest first.
@@ -33,7 +33,7 @@ KERNEL, MICROSECOND = "kernel", 1e-6
 
 @dataclass
 class Ours:
-    """A session with so many lanes, which are open only while they are measured.
+    """A session with a number of lanes, which are open only while they are measured.
 
     Parameters
     ----------
@@ -75,7 +75,12 @@ class Ours:
             return segmenter.segment(frame).labels
 
     def round(self, latencies: int = 0) -> float:
-        """Segment the stack, warmed up, and then so many frames one by one, as a camera gives them.
+        """Segment the stack, warmed up, and then single frames, as a camera gives them.
+
+        Parameters
+        ----------
+        latencies
+            How many single frames.
 
         Returns
         -------
@@ -91,7 +96,7 @@ class Ours:
         return median(timings.total for timings in runs) / len(self.stack)
 
     def kernels(self) -> dict[str, Any]:
-        """Return the profile of a sustained run (`profiled`), in a run of its own: profiling takes time."""
+        """Return the profile of a sustained run (`profiled`) that is not timed, as profiling takes time."""
         with self.opened() as segmenter:
             segmenter.segment(self.stack)
             return profiled(lambda: segmenter.segment(self.stack))
@@ -149,7 +154,7 @@ def profiled(
 ) -> dict[str, Any]:
     """Run twice under torch's profiler, and return what CUPTI said of the second run.
 
-    CUPTI sees all kernels of the process, whoever launches them: TensorRT, ONNX Runtime or torch. The first run is for
+    CUPTI sees all kernels of the process, those of TensorRT, ONNX Runtime and torch alike. The first run is for
     its own preparation.
 
     Parameters
@@ -167,15 +172,18 @@ def profiled(
     """
     if activity not in supported_activities():  # type: ignore[no-untyped-call]
         return {"busy": None, "reason": "torch's profiler sees no GPU here"}
-    for _ in range(2):
-        with profile(activities=[activity]) as profiler:
-            begin = time.perf_counter()
-            run()
-            wall = time.perf_counter() - begin
-    with TemporaryDirectory(prefix="unetrt-trace-") as folder:
-        trace = Path(folder) / "trace.json"
-        profiler.export_chrome_trace(str(trace))
-        events = json.loads(trace.read_text(encoding="utf-8"))["traceEvents"]
+    try:
+        for _ in range(2):
+            with profile(activities=[activity]) as profiler:
+                begin = time.perf_counter()
+                run()
+                wall = time.perf_counter() - begin
+        with TemporaryDirectory(prefix="unetrt-trace-") as folder:
+            trace = Path(folder) / "trace.json"
+            profiler.export_chrome_trace(str(trace))
+            events = json.loads(trace.read_text(encoding="utf-8"))["traceEvents"]
+    except (RuntimeError, ValueError, KeyError) as error:  # the profiler's; the other figures stand
+        return {"busy": None, "reason": f"the profiler failed: {error}"}
     return kernels_of([event for event in events if event.get("cat") == category], wall)
 
 

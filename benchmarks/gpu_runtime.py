@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from unetrt.benchmarks.gpu_case import BACKENDS, Bench, Case
+from unetrt.benchmarks.gpu_case import BACKENDS, Case, GoalsBench
 from unetrt.benchmarks.gpu_machine import gpu_environment, require_gpu, state
 from unetrt.benchmarks.journal import Journal, Patience
 from unetrt.benchmarks.networks import undecided
@@ -68,12 +68,12 @@ def goals(
     with TemporaryDirectory(prefix="unetrt-bench-") as folder:
         network = undecided(base, depth, fixed=True)
         filled = int(FILLED * free)
-        bench = Bench(network, device, Path(folder), rounds, LATENCIES, filled, tuple(backends) or BACKENDS)
+        bench = GoalsBench(network, device, Path(folder), rounds, LATENCIES, filled, tuple(backends) or BACKENDS)
         return measured(bench, cases, show, **kept)
 
 
 def measured(
-    bench: Bench, cases: Sequence[Case], show: Show, path: Path | None = None, patience: Patience | None = None
+    bench: GoalsBench, cases: Sequence[Case], show: Show, path: Path | None = None, patience: Patience | None = None
 ) -> dict[str, Any]:
     """Return what JSON stores; a case that fails is named and the others go on.
 
@@ -111,7 +111,7 @@ def failures(result: dict[str, Any]) -> dict[str, str]:
     return {name: case["failed"] for name, case in result["results"].items() if "failed" in case}
 
 
-def _attempted(bench: Bench, case: Case) -> dict[str, Any]:
+def _attempted(bench: GoalsBench, case: Case) -> dict[str, Any]:
     """Return a case's figures with the device's state before and after, or why it failed."""
     cuda = bench.device.type == "cuda"
     before = state(bench.device) if cuda else {}

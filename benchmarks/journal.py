@@ -1,7 +1,7 @@
 """Results that survive a kill: each is on disk before the next is measured, and a later run goes on from there.
 
-A benchmark takes its steps through a `Journal`: results that the file already holds are not measured again, nothing new
-is begun once the time is up, and after each step the file is whole and says what is still missing.
+A benchmark takes its steps through a `Journal`: results that the file already holds are not measured again, no step
+starts once the time is up, and after each step the file is whole and names what is still missing.
 
     journal = Journal(path, {"network": "depth 4, base 64"}, Patience(seconds=200, resume=True))
     for case in cases:
@@ -23,7 +23,7 @@ from unetrt.runtime.errors import OptionError
 # Keys of a journal's file: what is measured, the results by name, and the steps that were not begun.
 ABOUT, RESULTS, MISSING = "about", "results", "missing"
 
-Told = Mapping[str, Any]
+Facts = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class Patience:
     Attributes
     ----------
     seconds
-        After so many nothing new is begun; None for no limit. What has begun is finished.
+        No step starts after this time, in seconds; None for no limit. A step that has started is finished.
     resume
         Whether the results that the file holds are kept.
     begun
@@ -89,9 +89,9 @@ class Journal:
     def __init__(
         self,
         path: Path | None,
-        about: Told,
+        about: Facts,
         patience: Patience | None = None,
-        document: Callable[["Journal"], Told] = lambda _: {},
+        document: Callable[["Journal"], Facts] = lambda _: {},
     ) -> None:
         self._path, self._document = path, document
         self._about: Any = json.loads(json.dumps(about))

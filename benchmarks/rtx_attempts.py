@@ -29,18 +29,18 @@ from unetrt.runtime.cost import UNetShape
 from unetrt.runtime.cuda.device import CudaDevice
 from unetrt.runtime.cuda.implementations import open_driver
 from unetrt.runtime.cuda.resources import Buffer, LibraryObjects, Stream
-from unetrt.runtime.engines.flavours import FLAVOURS
+from unetrt.runtime.engines.flavours import CAPABILITIES, named_flavour
 from unetrt.runtime.engines.machine import Machine, this_machine, why_no_gpu
 from unetrt.runtime.engines.messages import collected, logger_of
 from unetrt.runtime.errors import BackendUnavailableError, EngineError, UnetrtError
 
 KIND, SCHEMA = "TensorRT for RTX on a device", 2
-RTX = FLAVOURS[1]
+RTX = named_flavour("tensorrt-rtx")
 RESULTS = Path("benchmarks", "results")
 # In the words of ComputeCapability; for the first nothing is named.
 UNNAMED = "none named"
 # In the order in which they are tried: all at once, this device, then each by its number.
-CAPABILITIES = (UNNAMED, "CURRENT", "SM80", "SM86", "SM89", "SM120", "SM121", "SM75")
+ATTEMPTS = (UNNAMED, "CURRENT", *(f"SM{capability.replace('.', '')}" for capability in CAPABILITIES))
 BUILD, LOAD, CONTEXT, PASS = "build", "deserialise", "context", "pass"
 # Seconds after which an attempt is given up.
 PATIENCE = 60
@@ -49,7 +49,7 @@ SHAPE = UNetShape(depth=3, base=16)
 
 
 @dataclass
-class Outcome:
+class AttemptOutcome:
     """What came of an attempt.
 
     Attributes
@@ -152,11 +152,11 @@ class Attempt:
         return buffer
 
 
-def attempt(model: Path, capability: str) -> Outcome:
+def attempt(model: Path, capability: str) -> AttemptOutcome:
     """Return how far a model gets that is built for a capability."""
     import tensorrt_rtx
 
-    outcome = Outcome(capability)
+    outcome = AttemptOutcome(capability)
     tried = Attempt(tensorrt_rtx)
     outcome.take(BUILD, lambda: tried.build(model, capability))
     outcome.take(LOAD, tried.load)
@@ -166,22 +166,22 @@ def attempt(model: Path, capability: str) -> Outcome:
     return outcome
 
 
-def in_a_child(model: Path, capability: str) -> Outcome:
+def in_a_child(model: Path, capability: str) -> AttemptOutcome:
     """Attempt it in a process of its own, whose death is an outcome too."""
     command = [sys.executable, "-m", "unetrt.benchmarks.rtx_attempts", "--one", capability, str(model)]
     try:
         done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=PATIENCE)
     except subprocess.TimeoutExpired:
-        return Outcome(capability, failed="process", messages=[f"it did not end within {PATIENCE} s"])
+        return AttemptOutcome(capability, failed="process", messages=[f"it did not end within {PATIENCE} s"])
     if done.returncode == 0:
-        return Outcome(**json.loads(done.stdout))
+        return AttemptOutcome(**json.loads(done.stdout))
     last = (done.stderr.strip().splitlines() or ["it says nothing"])[-1]
-    return Outcome(capability, failed="process", messages=[f"it ended with {done.returncode}: {last}"])
+    return AttemptOutcome(capability, failed="process", messages=[f"it ended with {done.returncode}: {last}"])
 
 
 def attempts(
     path: Path, model: Path, machine: Machine, version: str, patience: Patience | None = None
-) -> dict[str, Outcome]:
+) -> dict[str, AttemptOutcome]:
     """Return what came of each capability with one version of TensorRT for RTX; the file keeps those of others.
 
     Parameters
@@ -199,14 +199,14 @@ def attempts(
     about = {"device": machine.gpu, "capability": machine.capability}
     fixed = {"kind": KIND, "schema": SCHEMA}
     journal = Journal(path, about, Patience(patience.seconds, resume=True, begun=patience.begun), lambda _: fixed)
-    names = {capability: f"{version}, driver {machine.driver}: {capability}" for capability in CAPABILITIES}
+    names = {capability: f"{version}, driver {machine.driver}: {capability}" for capability in ATTEMPTS}
     for name in () if patience.resume else names.values():
         journal.results.pop(name, None)
     outcomes = {}
     for capability, name in names.items():
         stored = journal.take(name, lambda capability=capability: asdict(in_a_child(model, capability)))  # type: ignore[misc]
         if stored is not None:
-            outcomes[capability] = Outcome(**stored)
+            outcomes[capability] = AttemptOutcome(**stored)
     return outcomes
 
 
@@ -228,10 +228,10 @@ def write_model(path: Path) -> None:
 def result_path(folder: Path, machine: Machine) -> Path:
     """Return where the results of a device lie."""
     name = re.sub(r"[^a-z0-9]+", "-", machine.gpu.lower()).strip("-")
-    return folder / f"tensorrt-rtx-on-{name}.json"
+    return folder / f"tensorrt-rtx-on-{name or 'no-gpu'}.json"
 
 
-def told(outcome: Outcome) -> str:
+def told(outcome: AttemptOutcome) -> str:
     """Return an outcome in one line."""
     if not outcome.failed:
         return f"{outcome.capability}: runs"
@@ -267,7 +267,7 @@ def command(folder: Path, seconds: float | None, resume: bool, one: str | None, 
         outcomes = attempts(path, model, machine, RTX.version, patience)
     for outcome in outcomes.values():
         click.echo(f"  {told(outcome)}")
-    if missing := [capability for capability in CAPABILITIES if capability not in outcomes]:
+    if missing := [capability for capability in ATTEMPTS if capability not in outcomes]:
         click.echo(f"the time was up before: {', '.join(missing)} (--resume goes on)", err=True)
     click.echo(f"written to {path}")
 

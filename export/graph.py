@@ -157,8 +157,11 @@ def _join_crops(graph: onnx.GraphProto) -> None:
     made = {node.output[0]: node for node in graph.node}
     constants = {tensor.name: tensor for tensor in graph.initializer}
     for columns in [node for node in graph.node if node.op_type == "Slice"]:
-        rows = made[columns.input[0]]
-        if rows.op_type != "Slice":
+        rows = made.get(columns.input[0])
+        # Exporters differ: what is written in another form stays as it is.
+        if rows is None or rows.op_type != "Slice" or not len(rows.input) == len(columns.input) == 5:
+            continue
+        if not {*rows.input[1:], *columns.input[1:]} <= constants.keys():
             continue
         for place, part in enumerate(("starts", "ends", "axes", "steps"), start=1):
             of_both = [numpy_helper.to_array(constants[node.input[place]]) for node in (rows, columns)]

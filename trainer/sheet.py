@@ -4,8 +4,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
 
 from unetrt.runtime.artifacts import whole_file
 from unetrt.runtime.overlay import overlay
@@ -19,6 +17,9 @@ SIDE = 512
 
 def draw(path: Path, results: Sequence[Validated]) -> None:
     """Write a PNG of up to 6 images from the worst to the best, each beside its annotation."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
     ranked = sorted(results, key=lambda result: Scores.of(result.tally).decisive)
     chosen = [ranked[index] for index in np.unique(np.linspace(0, len(ranked) - 1, IMAGES).round().astype(int))]
     rows = -(-len(chosen) // COLUMNS)

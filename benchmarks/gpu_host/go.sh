@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # On the GPU's host, in the root of the clone: install what was carried so far, then run steps of the check.
 #   bash .gpu/part-01/go.sh SECONDS STEP...
+# RESUME=1 leaves out the steps that have passed, and goes on from the figures of others.
 # LIBRARIES=1 lets the system's loader find NVIDIA's wheels too: for when unetrt does not find them by itself.
 set -o pipefail
 export PYTHONUNBUFFERED=1 XDG_CACHE_HOME=/tmp/cache PYTHONSAFEPATH=1 PYTHONPATH=/tmp/site:$PWD ORT_DISABLE_TELEMETRY=1
@@ -10,4 +11,4 @@ if [ -n "$LIBRARIES" ]; then
 fi
 python3 "$(dirname "$0")/unpack.py" || exit 1
 seconds=$1
-[ $# -lt 2 ] || python3 -m unetrt.benchmarks.gpu_check --seconds "$seconds" --out "${OUT:-/tmp/out}" "${@:2}"
+[ $# -lt 2 ] || python3 -m unetrt.benchmarks.gpu_check ${RESUME:+--resume} --seconds "$seconds" --out "${OUT:-/tmp/out}" "${@:2}"

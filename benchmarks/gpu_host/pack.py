@@ -54,7 +54,7 @@ PROVIDER = "libonnxruntime_providers_cuda.so"
 FATBIN, SASS = 0xBA55ED50, 2
 
 
-class Entry(NamedTuple):
+class FatbinEntry(NamedTuple):
     """Code in a fat binary: its kind, compute capability (90 for 9.0), and where its bytes lie in the section."""
 
     kind: int
@@ -80,7 +80,7 @@ def section(file: bytes | mmap.mmap, name: str) -> tuple[int, int]:
     raise ValueError(f"there is no section {name}")
 
 
-def fat_binaries(data: bytearray) -> Iterator[list[Entry]]:
+def fat_binaries(data: bytearray) -> Iterator[list[FatbinEntry]]:
     """Yield the entries of each fat binary in a section."""
     at = 0
     while at + 16 <= len(data):
@@ -92,7 +92,7 @@ def fat_binaries(data: bytearray) -> Iterator[list[Entry]]:
         while entry < end:
             kind, _, head, size = struct.unpack_from("<HHIQ", data, entry)
             (capability,) = struct.unpack_from("<I", data, entry + 28)
-            entries.append(Entry(kind, capability, entry + head, size))
+            entries.append(FatbinEntry(kind, capability, entry + head, size))
             entry += head + size
         yield entries
         at = (end + 7) // 8 * 8
@@ -163,7 +163,9 @@ def pip(*words: str) -> None:
 
 
 def download(name: str, folder: Path) -> Path:
-    """Return a package's wheel for the host, downloaded to a folder of its own."""
+    """Return a package's wheel for the host, downloaded to a folder that holds no other."""
+    for old in folder.glob("*.whl"):
+        old.unlink()
     for_host = ["--no-deps", "--only-binary=:all:", "--python-version", "3.12", "--implementation", "cp"]
     for platform in PLATFORMS:
         for_host += ["--platform", f"{platform}_x86_64"]
@@ -223,6 +225,7 @@ def main() -> None:
     for module, package in OPTIONAL.items():
         (made[0] / "optional" / module).mkdir(parents=True)
         shutil.copy(download(package, cache / package), made[0] / "optional" / module)
+    shutil.rmtree("build", ignore_errors=True)  # setuptools would pack modules that are gone
     pip("wheel", "--no-deps", "-w", str(made[0]), ".")
     divide(ort, made[:2], (ort.stat().st_size - size_of(made[0])) // 2)
     if given.rtx:

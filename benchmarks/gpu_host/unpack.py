@@ -7,10 +7,12 @@ Needs Python and pip alone. Wheels go to $SITE (/tmp/site); what came in pieces 
 Those below optional/ are installed only where the host has no such module.
 """
 
+import filecmp
 import os
 import shutil
 import subprocess
 import sys
+from hashlib import sha256
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -20,29 +22,34 @@ RTX = "libtensorrt_rtx.so.1"
 
 
 def collect() -> None:
-    """Copy what was carried to the store: the next part may take this one's place."""
+    """Copy what was carried to the store, what is newer in place of what is there: parts may come one by one."""
     for part in sorted(PARTS.glob("part-*")):
         for file in part.rglob("*"):
             target = STORE / file.relative_to(part)
-            if file.is_file() and not target.exists():
+            if file.is_file() and not (target.exists() and filecmp.cmp(file, target, shallow=False)):
                 target.parent.mkdir(parents=True, exist_ok=True)
-                shutil.copy(file, target)
+                unfinished = target.with_name(f"{target.name}.unfinished")
+                shutil.copy(file, unfinished)
+                unfinished.replace(target)
 
 
 def install(name: str, wheels: list[Path]) -> None:
-    """Install wheels once, without looking at anything but them."""
-    done = STORE / "installed" / name
-    if done.exists() or not wheels:
+    """Install wheels, once for each content, without looking at anything but them."""
+    done, digest = STORE / "installed" / name, sha256()
+    for wheel in sorted(wheels):
+        digest.update(wheel.read_bytes())
+    if not wheels or (done.exists() and done.read_text() == digest.hexdigest()):
         return
     words = ["--no-index", "--no-deps", "--no-compile", "--no-cache-dir", "--upgrade", "--target", str(SITE)]
     subprocess.run([sys.executable, "-m", "pip", "install", "-q", *words, *map(str, wheels)], check=True)
     done.parent.mkdir(parents=True, exist_ok=True)
-    done.touch()
+    done.write_text(digest.hexdigest())
 
 
 def missing() -> list[Path]:
-    """Return the optional wheels, whose module is the first word of their folder's name, that the host lacks."""
-    return [wheel for wheel in STORE.glob("optional/*/*.whl") if find_spec(wheel.parent.name) is None]
+    """Return the optional wheels, each in a folder called as its module, that the host lacks."""
+    wheels = STORE.glob("optional/*/*.whl")
+    return [wheel for wheel in wheels if find_spec(wheel.parent.name) is None or (SITE / wheel.parent.name).exists()]
 
 
 def joined(name: str) -> Path | None:

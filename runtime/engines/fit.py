@@ -8,7 +8,13 @@ from subprocess import list2cmdline
 
 from unetrt.runtime.engines.engine_file import Sidecar
 from unetrt.runtime.engines.facts import Difference, Facts
-from unetrt.runtime.engines.flavours import BY_DEFAULT, CAPABILITIES, named_flavour, numbers, rtx_serves
+from unetrt.runtime.engines.flavours import (
+    CAPABILITIES,
+    DEFAULT_CAPABILITIES,
+    named_flavour,
+    rtx_serves,
+    version_numbers,
+)
 from unetrt.runtime.engines.machine import Machine, why_no_gpu
 from unetrt.runtime.engines.options import BuildOptions
 from unetrt.runtime.errors import BackendUnavailableError, EngineError
@@ -84,7 +90,7 @@ def arguments(facts: Facts) -> list[str]:
 
 def targets(facts: Facts) -> str:
     """Return the compute capabilities that an engine of TensorRT for RTX was built for."""
-    return ", ".join(facts.options.capabilities) or f"{', '.join(BY_DEFAULT)} and newer"
+    return ", ".join(facts.options.capabilities) or f"{', '.join(DEFAULT_CAPABILITIES)} and newer"
 
 
 def _fitting(facts: Facts, machine: Machine) -> Facts:
@@ -101,10 +107,10 @@ def _fitting(facts: Facts, machine: Machine) -> Facts:
 def _version_fits(facts: Facts, version: str) -> bool:
     if not facts.options.version_compatible:
         return version == facts.version
-    there, here = numbers(facts.version), numbers(version)
+    there, here = version_numbers(facts.version), version_numbers(version)
     return there[0] == here[0] and here >= there
 
 
 def _is_ampere_or_newer(machine: Machine) -> bool:
     """Tell whether TensorRT's AMPERE_PLUS is for the GPU of `machine`: unlike TensorRT for RTX, it leaves none out."""
-    return numbers(machine.capability) >= (8, 0)
+    return version_numbers(machine.capability) >= (8, 0)

@@ -13,8 +13,8 @@ AUTO = "auto"
 # Compute capabilities of the GPUs that an engine of TensorRT for RTX is for unless some are named, and those that can
 # be named (ComputeCapability in its Python module). Its library (1.7.1) has no entry for those between, such as 8.7,
 # 9.0 (Hopper), 10.0, 10.3 and 11.0; what is newer than all runs engines for which none were named.
-BY_DEFAULT = ("8.0", "8.6", "8.9", "12.0", "12.1")
-CAPABILITIES = ("7.5", *BY_DEFAULT)
+DEFAULT_CAPABILITIES = ("8.0", "8.6", "8.9", "12.0", "12.1")
+CAPABILITIES = ("7.5", *DEFAULT_CAPABILITIES)
 
 
 def rtx_serves(capability: str, named: tuple[str, ...] = ()) -> bool:
@@ -29,10 +29,10 @@ def rtx_serves(capability: str, named: tuple[str, ...] = ()) -> bool:
     """
     if named:
         return capability in named
-    return capability in BY_DEFAULT or numbers(capability) > numbers(CAPABILITIES[-1])
+    return capability in DEFAULT_CAPABILITIES or version_numbers(capability) > version_numbers(CAPABILITIES[-1])
 
 
-def numbers(version: str) -> tuple[int, ...]:
+def version_numbers(version: str) -> tuple[int, ...]:
     """Return a version as numbers, to compare: 8.9 < 12.0."""
     return tuple(int(part) for part in version.split(".") if part.isdigit())
 

@@ -38,7 +38,7 @@ class Machine:
 
 
 def this_machine(device: int = 0) -> Machine:
-    """Return what this machine is, with one GPU: by its number as CUDA counts, the first unless told otherwise.
+    """Return what this machine is, with one GPU: by its number as CUDA counts, the first by default.
 
     The GPU is what CUDA's driver says; the version of the driver, NVIDIA's management library: where that is missing,
     the newest CUDA that the driver knows stands for it, such as `CUDA 13.0`.

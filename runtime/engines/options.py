@@ -28,7 +28,7 @@ class BuildOptions:
     hardware_compatible
         Whether other GPUs can: those of the same compute capability, or all from Ampere on (TensorRT).
     capabilities
-        Compute capabilities to build for (TensorRT for RTX); none: its default, `flavours.BY_DEFAULT` and newer.
+        Compute capabilities to build for (TensorRT for RTX); none: `flavours.DEFAULT_CAPABILITIES` and newer.
     """
 
     workspace: int | None = None

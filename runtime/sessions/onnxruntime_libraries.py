@@ -247,7 +247,7 @@ def _folder_of(name: str) -> Path | None:
 
 
 def _preload(onnxruntime: Any, known: bool) -> None:
-    """Let ONNX Runtime load what is its own affair, and all of it where this module does not know its CUDA."""
+    """Let ONNX Runtime load its other libraries, and all of them where this module does not know its CUDA."""
     if hasattr(onnxruntime, "preload_dlls"):  # since 1.21
         said = StringIO()
         with redirect_stdout(said):  # it prints what it does not find

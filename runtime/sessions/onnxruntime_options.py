@@ -2,15 +2,16 @@
 
 Which layout of activations, and whether a fused convolution, is the fastest depends on the GPU, cuDNN and the network.
 So each set of `SETS` computes the same structured tile, after a warm-up, `PASSES` times; the median counts. A set whose
-answer is not that of the first set within `LIMITS`, which fails, or which this ONNX Runtime does not know, is passed
-over. The verdict is a JSON file in the user's cache, under a key over all that it depends on, as that of an engine. It
-also says how much memory a warm lane takes on the device.
+answer is not that of the first set within `TOLERANCES`, which fails, or which this ONNX Runtime does not know, is
+passed over. The choice is a JSON file in the user's cache, under a key over all that it depends on, as that of an
+engine. It also says how much memory a warm lane takes on the device.
 
 Options that the user gives are taken as they are, on top of the first set: then nothing is compared.
 """
 
 import json
 import logging
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
@@ -72,6 +73,8 @@ GIVEN = "given"  # the name of a user's own set
 
 # Timed passes of each set.
 PASSES = 10
+# A set that has ended so many processes is passed over.
+DEATHS = 2
 # Bytes by which a lane's arena may grow at least beyond what it took when it was measured.
 MARGIN = 64 * 2**20
 # Part of every key: raised when the same conditions no longer give the same verdict.
@@ -79,7 +82,7 @@ METHOD = 1
 SCHEMA = 1
 
 
-class Limits(NamedTuple):
+class Tolerance(NamedTuple):
     """What a set's answer may differ by.
 
     Attributes
@@ -98,11 +101,11 @@ class Limits(NamedTuple):
 # Those of the export's parity gate: two ways to compute a network in 16 bits are as far apart as each is from FP32.
 # In FP32 the mean tells TF32: where cuDNN has no kernel without tensor cores, ONNX Runtime takes one with them after
 # all (conv.cc, "Try fallback").
-LIMITS: dict[Precision, Limits] = {
-    "fp32": Limits(1e-3, 1e-4, mean=1e-5),
-    "fp16": Limits(5e-2, 2e-3),
-    "bf16": Limits(0.3, 1e-2),
-    "int8": Limits(0.8, 2e-2),
+TOLERANCES: dict[Precision, Tolerance] = {
+    "fp32": Tolerance(1e-3, 1e-4, mean=1e-5),
+    "fp16": Tolerance(5e-2, 2e-3),
+    "bf16": Tolerance(0.3, 1e-2),
+    "int8": Tolerance(0.8, 2e-2),
 }
 
 
@@ -189,7 +192,7 @@ class Trial:
 
 
 @dataclass(frozen=True)
-class Verdict:
+class Choice:
     """What the trials came to.
 
     Attributes
@@ -245,7 +248,7 @@ class Trials:
         self._sets = {GIVEN: given} if given else SETS
         self._conditions = Conditions.here(path, spec, device, given)
 
-    def kept(self) -> Verdict | None:
+    def kept(self) -> Choice | None:
         """Return the verdict of earlier trials; None where there is none, or it is damaged."""
         try:
             verdict = _read(self._conditions.path)
@@ -256,7 +259,7 @@ class Trials:
             return None
         return verdict if verdict.chosen in self._sets else None
 
-    def verdict(self) -> Verdict:
+    def verdict(self) -> Choice:
         """Try the sets, unless another process does so meanwhile, and keep what they come to.
 
         Raises
@@ -274,7 +277,7 @@ class Trials:
             _keep(path, verdict, self._conditions)
             return verdict
 
-    def options(self, verdict: Verdict) -> dict[str, str]:
+    def options(self, verdict: Choice) -> dict[str, str]:
         """Return all options of a lane: the chosen set's, and a bound of its arena."""
         bound = {"gpu_mem_limit": str(verdict.lane + max(verdict.lane // 4, MARGIN))} if verdict.lane else {}
         return bound | self._options(verdict.chosen)
@@ -282,7 +285,7 @@ class Trials:
     def _options(self, name: str) -> dict[str, str]:
         return {**base(self._spec.precision), **self._sets[name]}
 
-    def _tried(self, unfinished: "_Unfinished") -> Verdict:
+    def _tried(self, unfinished: "_Unfinished") -> Choice:
         if len(self._sets) > 1:
             log.info("%d sets of ONNX Runtime's options are tried for %s, this once", len(self._sets), self._path)
         first, *others = self._sets
@@ -291,8 +294,8 @@ class Trials:
         for name in others:
             if blind := reference.blind:
                 trials.append(Trial(name, None, blind))
-            elif name in unfinished.names:
-                trials.append(Trial(name, None, "the process ended while it was tried"))
+            elif unfinished.deaths[name] >= DEATHS:
+                trials.append(Trial(name, None, "the process ended twice while it was tried"))
             else:
                 with unfinished.noted(name):
                     trials.append(self._attempt(name, reference))
@@ -300,7 +303,7 @@ class Trials:
                 log.info("options %s are passed over: %s", name, trials[-1].why_not)
         unfinished.forget()
         chosen = min(trials, key=lambda one: one.seconds or np.inf).name
-        verdict = Verdict(chosen, self._measured(chosen), tuple(trials), str(self._path))
+        verdict = Choice(chosen, self._measured(chosen), tuple(trials), str(self._path))
         log.info("ONNX Runtime's options for %s: %s", self._path, verdict)
         return verdict
 
@@ -389,7 +392,7 @@ def difference(spec: ModelSpec, expected: Array, given: Array) -> str:
     expected, given
         What two sets of options make of the same tiles, as `ModelSpec.new_output` has it. `expected` is finite.
     """
-    limits = LIMITS[spec.precision]
+    limits = TOLERANCES[spec.precision]
     if spec.head == "labels":
         flips = float((expected != given).mean())
     else:
@@ -448,32 +451,35 @@ def _raw(spec: ModelSpec, normalised: NDArray[np.float32]) -> Array:
 
 
 class _Unfinished:
-    """Notes in a file which set is being tried: one that kills the process is not tried again by the next."""
+    """Notes in a file which set is being tried: one that kills the process `DEATHS` times is not tried again.
+
+    Once is forgiven: the process may have been ended for another reason.
+    """
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self.names: set[str] = set()
+        self.deaths: Counter[str] = Counter()
         with suppress(OSError, UnicodeDecodeError):
-            self.names = set(path.read_text(encoding="utf-8").split())
+            self.deaths.update(path.read_text(encoding="utf-8").split())
 
     @contextmanager
     def noted(self, name: str) -> Iterator[None]:
-        self._write({*self.names, name})
+        self._write(self.deaths + Counter([name]))
         try:
             yield
         finally:
-            self._write(self.names)
+            self._write(self.deaths)
 
     def forget(self) -> None:
         with suppress(OSError):
             self._path.unlink(missing_ok=True)
 
-    def _write(self, names: set[str]) -> None:
+    def _write(self, deaths: Counter[str]) -> None:
         with suppress(OutputError, OSError), whole_file(self._path) as temporary:
-            temporary.write_text("\n".join(sorted(names)), encoding="utf-8")
+            temporary.write_text("\n".join(sorted(deaths.elements())), encoding="utf-8")
 
 
-def _keep(path: Path, verdict: Verdict, conditions: Conditions) -> None:
+def _keep(path: Path, verdict: Choice, conditions: Conditions) -> None:
     stored = {"schema": SCHEMA, **asdict(verdict), "conditions": asdict(conditions)}
     try:
         with whole_file(path) as temporary:
@@ -482,13 +488,13 @@ def _keep(path: Path, verdict: Verdict, conditions: Conditions) -> None:
         log.info("the choice of ONNX Runtime's options is not kept: %s", error)
 
 
-def _read(path: Path) -> Verdict:
+def _read(path: Path) -> Choice:
     """Return a verdict; raises OSError, ValueError, KeyError or TypeError where the file is not a whole one."""
     stored = json.loads(path.read_text(encoding="utf-8"))
     if stored["schema"] != SCHEMA:
         raise ValueError(f"schema {stored['schema']!r:.20}")
     trials = tuple(Trial(str(one["name"]), _seconds(one["seconds"]), str(one["why_not"])) for one in stored["trials"])
-    verdict = Verdict(str(stored["chosen"]), stored["lane"], trials, str(stored["source"]))
+    verdict = Choice(str(stored["chosen"]), stored["lane"], trials, str(stored["source"]))
     usable = [one.name for one in trials if one.seconds is not None]
     if verdict.chosen not in usable or type(verdict.lane) is not int or verdict.lane < 0:
         raise ValueError("it contradicts itself")
@@ -501,7 +507,7 @@ def _seconds(stored: Any) -> float | None:
     return stored
 
 
-def verdicts() -> list[tuple[Path, Verdict | None]]:
+def verdicts() -> list[tuple[Path, Choice | None]]:
     """Return the files of the cache and their verdicts, None for a damaged one."""
     found = []
     for path in sorted(folder().glob("*.json")):

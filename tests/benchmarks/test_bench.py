@@ -124,7 +124,7 @@ def test_what_was_measured_is_on_disk_before_the_next_step_and_is_not_measured_a
     assert [one.name for one in unfinished.left_out] == ["failure"]
     told = []
     result = measuring.measure(told.append, path, Patience(resume=True))
-    assert told == ["exporting", "timing: the quick"]
+    assert told == ["exporting", "checking: the failure", "timing: the quick"]
     assert [len(one.seconds[SEGMENT].rounds) for one in result.contenders] == [2, 2]
     assert result["torch"].seconds[SEGMENT].rounds[0] == unfinished["torch"].seconds[SEGMENT].rounds[0]
     more = replace(measuring, rounds=3).measure(silent, path, Patience(resume=True))

@@ -61,7 +61,8 @@ def test_a_dry_run_leaves_an_outcome_of_each_step(tmp_path):
     (versions,) = (one["versions"] for one in left["facts"]["data"] if "versions" in one)
     assert versions["unetrt"]
     assert left["ptx"]["data"][0]["kernels"] == ["cut", "histogram", "stitch_labels", "not_finite"]
-    assert "skipped" in left["calls"]["tail"]
+    assert left["calls"]["skipped"]
+    assert sys.executable not in json.dumps(left)
 
 
 @pytest.mark.slow
@@ -129,15 +130,47 @@ def test_what_failed_is_run_again_and_what_passed_is_not(tmp_path):
     marker = tmp_path / "marker"
     failing = Shell("one", 30, f"import pathlib; p = pathlib.Path({str(marker)!r}); p.touch() or 1 / p.stat().st_size")
     assert run((failing,), tmp_path, Patience(), dry=False)[0].status == 1
-    marker.write_text("x")
     resume = Patience(resume=True)
-    (passed,) = run((replace(failing, shows="print('second')"),), tmp_path, resume, dry=False)
-    assert (passed.status, passed.tail) == (0, "second\n")
-    (known,) = run((replace(failing, shows="print('third')"),), tmp_path, resume, dry=False)
-    assert known.tail == "second\n"
-    # What passed without a GPU has not been shown on one.
-    (fresh,) = run((replace(failing, shows="print('dry')"),), tmp_path, resume, dry=True)
-    assert fresh.tail == "dry\n"
+
+    def outcome(number, dry=False):
+        (one,) = run((replace(failing, shows=f"print('JSON {number}')"),), tmp_path, resume, dry)
+        return one
+
+    assert (outcome(2).status, outcome(3).data) == (0, [2])
+    assert outcome(4, dry=True).data == [4]  # what passed without a GPU has not been shown on one
+
+
+def test_a_step_whose_tests_were_all_skipped_has_shown_nothing(tmp_path):
+    """On a machine without a GPU all of them are; with --resume it is run again."""
+    (step,) = (one for one in STEPS if one.name == "training")
+    quick = replace(step, tests=("tests/gpu/test_training.py", "tiles_are_the_cpus"))
+    for _ in range(2):
+        (one,) = run((quick,), tmp_path, Patience(resume=True), dry=False)
+        assert (one.status, one.skipped) == (0, True)
+        assert ": skipped in" in str(one)
+        (tmp_path / "training.log").rename(tmp_path / "earlier.log")
+
+
+def test_figures_are_taken_up_on_request_alone(tmp_path):
+    figures = tmp_path / "one-figures.json"
+    step = Shell("one", 30, f"import pathlib; print('JSON', int(pathlib.Path({str(figures)!r}).exists()))")
+    for resume, there in ((False, 0), (True, 1)):
+        figures.touch()
+        (one,) = run((step,), tmp_path, Patience(resume=resume), dry=False)
+        assert one.data == [there]
+        (tmp_path / "one.json").unlink()
+
+
+def test_every_test_of_a_gpu_is_in_a_step():
+    chosen = []
+    for step in STEPS:
+        files, expression = step.tests or ("", "")
+        names = [Path(file).stem for file in files.split() if file.endswith(".py")]
+        chosen += [f"(({expression}) and ({' or '.join(names) or 'test'}))"] if files else []
+    rest = " and ".join(f"not {one}" for one in chosen)
+    words = ["-m", "pytest", "--collect-only", "-q", "-m", "gpu", "-k", rest, "tests/gpu"]
+    done = subprocess.run([sys.executable, *words], cwd=REPOSITORY, capture_output=True, text=True, check=False)
+    assert done.returncode == pytest.ExitCode.NO_TESTS_COLLECTED, done.stdout
 
 
 @pytest.mark.parametrize(
@@ -172,6 +205,8 @@ def test_a_step_that_fails_makes_the_whole_fail_and_the_others_run(tmp_path, mon
     assert result.exit_code == 1
     assert "1 of 2 steps did not pass: bad: failed (3)" in result.stderr
     assert outcomes(tmp_path)["good"]["status"] == 0
+    over = CliRunner().invoke(command, ["--out", str(tmp_path), "--seconds", "0.001", "good"])
+    assert (over.exit_code, "1 of 1 steps did not pass: good: not begun" in over.stderr) == (1, True)
 
 
 def test_each_step_is_a_test_that_exists_or_a_function():
@@ -278,3 +313,7 @@ def test_what_is_packed_is_installed_part_by_part(library, tmp_path):
     assert pack.cut_down(installed / pack.PROVIDER, 90)[0] == 48
     assert not (installed / "tools").exists()
     assert unpack() == "installed: base, onnxruntime_gpu\n"
+    # What was mended and packed again takes the place of what is there.
+    wheel(made[0], "unetrt", "unetrt_itself", b"mended")
+    assert unpack() == "installed: base, onnxruntime_gpu\n"
+    assert (tmp_path / "site" / "unetrt_itself" / pack.PROVIDER).read_bytes() == b"mended"

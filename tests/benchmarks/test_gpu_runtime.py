@@ -9,8 +9,17 @@ import pytest
 import torch
 
 from unetrt.__main__ import main
-from unetrt.benchmarks import gpu_case, gpu_runtime
-from unetrt.benchmarks.gpu_case import ALONE, COMPILED_TILES, LOOP, Bench, Case, Matmul, first_session, require_right
+from unetrt.benchmarks import gpu_case, gpu_ours, gpu_runtime
+from unetrt.benchmarks.gpu_case import (
+    ALONE,
+    COMPILED_TILES,
+    LOOP,
+    Case,
+    GoalsBench,
+    Matmul,
+    first_session,
+    require_right,
+)
 from unetrt.benchmarks.gpu_goals import lines, table
 from unetrt.benchmarks.gpu_machine import ASKED, read_state
 from unetrt.benchmarks.gpu_ours import COUNTED, PHASES, WARM_UP, Ours, kernels_of, profiled, stack_of, union
@@ -31,7 +40,7 @@ def bench(folder, **fields):
     """ONNX Runtime on the CPU for the GPU's engine, and torch as it is: compiling takes a minute here."""
     checkpoint = undecided(base=2, depth=2, fixed=True)
     fields = {"rounds": 1, "latencies": 3, "backends": ("onnxruntime",), "compiled": False, "side": 64} | fields
-    return Bench(checkpoint, CPU, folder, **fields)
+    return GoalsBench(checkpoint, CPU, folder, **fields)
 
 
 @pytest.fixture(scope="module")
@@ -139,6 +148,28 @@ def test_no_more_lanes_are_open_at_once_than_one_contender_has(monkeypatch, tmp_
     assert set(result["unetrt"]) == {"unetrt, 1 lane", "unetrt, 2 lanes"}
     assert result["left_out"] == {"unetrt, 4 lanes": "4 lanes do not fit"}
     assert "unetrt, 4 lanes: not measured: 4 lanes do not fit" in list(lines(result))
+
+
+def test_a_contender_that_fails_costs_no_other_its_figures(monkeypatch, tmp_path):
+    """torch.compile without a compiler, and a profiler that fails: ours are measured all the same."""
+    fails = "no compiler\n" * 100
+
+    def tiles(*_, **__):
+        raise RuntimeError(fails)
+
+    def profiler(*_, **__):
+        raise RuntimeError("CUPTI is not to be had")
+
+    monkeypatch.setattr(gpu_case, "PlannedTiles", tiles)
+    monkeypatch.setattr(gpu_ours, "supported_activities", lambda: [gpu_ours.ProfilerActivity.CUDA])
+    monkeypatch.setattr(gpu_ours, "profile", profiler)
+    result = bench(tmp_path, latencies=0).measure(replace(CASE, lanes=(2,)))
+    assert set(result["torch"]) == {LOOP}
+    assert set(result["left_out"]) == {COMPILED_TILES, ALONE}
+    assert len(result["left_out"][ALONE]) < len(fails)
+    assert [verdict["value"] is None for verdict in result["verdicts"]] == [True, False, False, True]
+    assert result["kernels"] == {"busy": None, "reason": "the profiler failed: CUPTI is not to be had"}
+    assert f"{COMPILED_TILES}: not measured: RuntimeError: no compiler no compiler" in "".join(lines(result))
 
 
 def test_the_figures_are_shown_with_the_goals_and_the_phases_of_a_miss(result):

@@ -9,9 +9,9 @@ from tests import requirements
 from unetrt.benchmarks import rtx_attempts as module
 from unetrt.benchmarks.journal import Patience
 from unetrt.benchmarks.rtx_attempts import (
-    CAPABILITIES,
+    ATTEMPTS,
     UNNAMED,
-    Outcome,
+    AttemptOutcome,
     attempts,
     command,
     in_a_child,
@@ -58,7 +58,7 @@ def tried(monkeypatch):
 
     def one(model, capability):
         names.append(capability)
-        return Outcome(capability)
+        return AttemptOutcome(capability)
 
     monkeypatch.setattr(module, "in_a_child", one)
     return names
@@ -75,9 +75,9 @@ def test_they_are_tried_in_order_and_each_is_stored_before_the_next(tried, monke
 
     monkeypatch.setattr(module, "in_a_child", looking)
     outcomes = attempts(path, tmp_path, HOPPER, "1.7.1.116")
-    assert tried == list(outcomes) == list(CAPABILITIES)
-    assert CAPABILITIES[:3] == (UNNAMED, "CURRENT", "SM80")
-    assert stored == list(range(len(CAPABILITIES)))
+    assert tried == list(outcomes) == list(ATTEMPTS)
+    assert ATTEMPTS[:4] == (UNNAMED, "CURRENT", "SM75", "SM80")
+    assert stored == list(range(len(ATTEMPTS)))
     assert told(outcomes[UNNAMED]) == "none named: runs"
 
 
@@ -86,19 +86,19 @@ def test_results_of_other_versions_are_kept_and_those_of_this_one_on_request(tri
     attempts(path, tmp_path, HOPPER, "1.4.0.76")
     attempts(path, tmp_path, HOPPER, "1.7.1.116")
     attempts(path, tmp_path, HOPPER, "1.7.1.116", Patience(resume=True))
-    assert len(tried) == 2 * len(CAPABILITIES)
+    assert len(tried) == 2 * len(ATTEMPTS)
     attempts(path, tmp_path, HOPPER, "1.7.1.116")
-    assert len(tried) == 3 * len(CAPABILITIES)
+    assert len(tried) == 3 * len(ATTEMPTS)
     whole = json.loads(path.read_text())
     assert whole["about"] == {"device": HOPPER.gpu, "capability": "9.0"}
-    assert len(whole["results"]) == 2 * len(CAPABILITIES)
+    assert len(whole["results"]) == 2 * len(ATTEMPTS)
 
 
 def test_no_attempt_begins_when_the_time_is_up(tried, tmp_path):
     path = result_path(tmp_path, HOPPER)
     assert attempts(path, tmp_path, HOPPER, "1.7.1.116", Patience(seconds=1e-9)) == {}
     assert tried == []
-    assert len(json.loads(path.read_text())["missing"]) == len(CAPABILITIES)
+    assert len(json.loads(path.read_text())["missing"]) == len(ATTEMPTS)
 
 
 def test_without_a_gpu_it_says_so_in_one_line(monkeypatch):
@@ -112,7 +112,9 @@ def test_without_a_gpu_it_says_so_in_one_line(monkeypatch):
 def test_the_command_writes_what_it_says(monkeypatch, tmp_path):
     pytest.importorskip("tensorrt_rtx", reason=requirements.RTX)
     monkeypatch.setattr(module, "this_machine", lambda: HOPPER)
-    monkeypatch.setattr(module, "in_a_child", lambda model, name: Outcome(name, failed="context", messages=["no\nway"]))
+    monkeypatch.setattr(
+        module, "in_a_child", lambda model, name: AttemptOutcome(name, failed="context", messages=["no\nway"])
+    )
     result = CliRunner().invoke(command, ["--folder", str(tmp_path)])
     assert result.exit_code == 0, result.output
     assert "SM80: failed (context): no way" in result.stdout

@@ -30,7 +30,7 @@ OTHERWISE = {
 @click.option("--rounds", default=ROUNDS, show_default=True, help="Fresh starts of each contender; 6 give 95 %.")
 @click.option("--device", type=click.Choice(["cpu", "gpu"]), help="[default: gpu where torch finds one]")
 @click.option("--only", multiple=True, metavar="NAME", help="Time this contender, and the usual loop; repeatable.")
-@click.option("--seconds", type=float, help="Begin nothing new after so many; --json has what was measured till then.")
+@click.option("--seconds", type=float, help="Start no step after this time; --json holds what was measured by then.")
 @click.option("--resume", is_flag=True, help="Go on with the --json of a run that was ended: measure what is missing.")
 @click.option("--list", "listed", is_flag=True, help="List the contenders, and why some cannot be timed here.")
 @click.option("--json", "json_path", type=PATH, help="Write all figures as JSON.")

@@ -17,7 +17,7 @@ from unetrt.export.graph import describe
 from unetrt.runtime.engines.bindings import bindings
 from unetrt.runtime.engines.builder import build, configure
 from unetrt.runtime.engines.facts import facts_of
-from unetrt.runtime.engines.flavours import BY_DEFAULT, CAPABILITIES, FLAVOURS, usable_flavour
+from unetrt.runtime.engines.flavours import CAPABILITIES, DEFAULT_CAPABILITIES, FLAVOURS, usable_flavour
 from unetrt.runtime.engines.options import BuildOptions
 from unetrt.runtime.engines.progress import Progress
 from unetrt.runtime.engines.timing_cache import TimingCache
@@ -128,7 +128,7 @@ def test_the_capabilities_of_an_engine_are_those_of_the_table(tiny_model):
     each = {capability: bits(capability) for capability in CAPABILITIES}
     assert list(each.values()) == [1 << place for place in range(len(CAPABILITIES))]
     newer = 1 << len(CAPABILITIES)
-    assert bits() == newer + sum(each[capability] for capability in BY_DEFAULT)
+    assert bits() == newer + sum(each[capability] for capability in DEFAULT_CAPABILITIES)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "uint8", "uint16"])

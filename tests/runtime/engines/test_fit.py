@@ -15,7 +15,7 @@ from unetrt.runtime.errors import EngineError
 AMPERE_PLUS = replace(FACTS, options=BuildOptions(hardware_compatible="ampere-plus"))
 NEWER = replace(FACTS, options=BuildOptions(version_compatible=True))
 SOURCE = "my cells/model.onnx"
-BY_DEFAULT = "8.0, 8.6, 8.9, 12.0, 12.1 and newer"
+DEFAULT_CAPABILITIES = "8.0, 8.6, 8.9, 12.0, 12.1 and newer"
 FOR_TURING = replace(RTX, options=BuildOptions(capabilities=("7.5",)))
 
 
@@ -45,7 +45,7 @@ def test_what_fits(facts, machine, version):
         (AMPERE_PLUS, TURING, "11.4.0.106", "built with compute capability 8.9, here 7.5"),
         (NEWER, ADA, "11.3.9", "version 11.4.0.106, here 11.3.9"),
         (NEWER, ADA, "12.0.0", "version 11.4.0.106, here 12.0.0"),
-        (RTX, TURING, "1.7.1.116", f"built with compute capability {BY_DEFAULT}, here 7.5"),
+        (RTX, TURING, "1.7.1.116", f"built with compute capability {DEFAULT_CAPABILITIES}, here 7.5"),
         (FOR_TURING, replace(ADA, capability="12.2"), "1.7.1.116", "built with compute capability 7.5, here 12.2"),
         (FOR_TURING, ADA, "1.7.1.116", "built with compute capability 7.5, here 8.9"),
         (RTX, ADA, "1.6.0", "built with TensorRT for RTX version 1.7.1.116, here 1.6.0"),
