@@ -255,7 +255,9 @@ def test_only_a_slot_that_blocks_overflows_the_buffer_of_a_sequence(core, notes,
     core.mda.engine.use_hardware_sequencing = True
     core.setCircularBufferMemoryFootprint(32)  # MB: 64 frames
     core.setExposure(5)
-    with slow_segmenter(0.05) as segmenter, live_for(notes, segmenter, policy=policy, capacity=1) as live:
+    # Where it blocks, so long that the buffer fills at a tenth of the camera's rate too, as on a machine that is busy.
+    seconds = 0.2 if policy == "block" else 0.05
+    with slow_segmenter(seconds) as segmenter, live_for(notes, segmenter, policy=policy, capacity=1) as live:
         for name in ("sequenceStarted", "frameReady", "sequenceFinished"):
             getattr(core.mda.events, name).connect(getattr(live, name))
         if policy == "block":
