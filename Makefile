@@ -49,7 +49,7 @@ SECONDS :=
 STEPS :=
 gpu-check: $(if $(DRY),$(READY))  ## on a machine with a GPU, with the Python that has torch and unetrt: what a GPU is to show
 	$(if $(DRY),$(BIN)/python,$(PYTHON)) -m unetrt.benchmarks.gpu_check $(if $(SECONDS),--seconds $(SECONDS)) \
-	  $(if $(OUT),--out $(OUT)) $(if $(DRY),--dry) $(if $(RESUME),--resume) $(STEPS)
+	  $(if $(OUT),--out "$(OUT)") $(if $(DRY),--dry) $(if $(filter-out 0,$(RESUME)),--resume) $(STEPS)
 
 gpu-pack: $(READY)  ## parts for a GPU's host without a network, in .gpu; RTX=1: TensorRT for RTX too
 	$(BIN)/python benchmarks/gpu_host/pack.py $(if $(RTX),--rtx)

@@ -199,7 +199,7 @@ class Bench:
                 known.passed.append(Checked.from_dict(one, stored[0]))
         for number in range(self.rounds):
             timed = {one.contender.name: results.get(_of_round(number, one.contender.name)) for one in known.passed}
-            rounds = {name: Round(**measured) for name, measured in timed.items() if measured}
+            rounds = {name: Round(**measured) for name, measured in timed.items() if measured is not None}
             known.rounds.append(_Rounds(results.get(_of_round(number, LIMITS)), rounds))
         return known
 

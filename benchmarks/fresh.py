@@ -3,9 +3,9 @@
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import ProcessPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from multiprocessing import get_context
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -23,10 +23,34 @@ def fresh(work: Callable[..., T], *given: Any) -> T:
     """Return what a function of a module gives in a new process: rounds are then independent of each other.
 
     How fast a process runs depends on where its memory happens to lie, and that luck must not last for all rounds.
-    What the function raises is raised here.
+    What the function raises is raised here; RuntimeError where the process dies. It does not outlive this process.
     """
-    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
-        return pool.submit(work, *given).result()
+    context = get_context("spawn")
+    ours, theirs = context.Pipe(duplex=False)
+    process = context.Process(target=_answer, args=(theirs, work, given), daemon=True)
+    process.start()
+    theirs.close()
+    try:
+        failed, answer = ours.recv()
+    except EOFError:
+        process.join()
+        raise RuntimeError(f"a process of a benchmark died (exit status {process.exitcode})") from None
+    finally:
+        ours.close()  # a process that is still at work ends when it finds nobody to answer
+    process.join()
+    if failed:
+        raise answer
+    return answer  # type: ignore[no-any-return]
+
+
+def _answer(connection: Connection, work: Callable[..., Any], given: tuple[Any, ...]) -> None:
+    """Send what a function gives or raises; runs in the new process."""
+    try:
+        answer = (False, work(*given))
+    except Exception as error:  # noqa: BLE001 - whatever it is, the caller raises it
+        answer = (True, error)
+    with suppress(BrokenPipeError):
+        connection.send(answer)
 
 
 def in_turn(runs: Mapping[str, Callable[[], object]]) -> dict[str, float]:

@@ -16,17 +16,21 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from difflib import get_close_matches
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import click
+from filelock import FileLock, Timeout
 
 from unetrt.benchmarks.journal import Patience
 from unetrt.benchmarks.one_line import OneLine
 from unetrt.runtime.artifacts import whole_file, writable_folder
-from unetrt.runtime.errors import InferenceError, OptionError
+from unetrt.runtime.errors import InferenceError, OptionError, OutputError
 
 SCHEMA = 1
 RESULTS = Path("benchmarks", "results", "gpu-check")
@@ -168,7 +172,25 @@ def run(steps: Sequence[Step], folder: Path, patience: Patience, dry: bool) -> l
         The folder cannot be written to.
     """
     writable_folder(folder)
-    outcomes = []
+    with _alone(folder):
+        return list(_outcomes(steps, folder, patience, dry))
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Keep a second check from writing to the same folder; raises OptionError where one does."""
+    lock = FileLock(folder / ".lock", timeout=0)
+    try:
+        lock.acquire()
+    except Timeout:
+        raise OptionError(f"another check writes to {folder}: wait for it, or give another --out") from None
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _outcomes(steps: Sequence[Step], folder: Path, patience: Patience, dry: bool) -> Iterator[StepOutcome]:
     for step in steps:
         known = _known(folder / f"{step.name}.json", dry) if patience.resume else None
         if known is None:
@@ -184,8 +206,7 @@ def run(steps: Sequence[Step], folder: Path, patience: Patience, dry: bool) -> l
         click.echo(str(known))
         if known.status != 0:
             click.echo((folder / f"{step.name}.log").read_text(encoding="utf-8", errors="replace")[-SHOWN:])
-        outcomes.append(known)
-    return outcomes
+        yield known
 
 
 def figures_path(folder: Path, step: str, dry: bool) -> Path:
@@ -199,10 +220,14 @@ def _known(path: Path, dry: bool) -> StepOutcome | None:
         return None
     try:
         stored = json.loads(path.read_text(encoding="utf-8"))
-        stored.pop("schema")
+        if stored.pop("schema") != SCHEMA or stored["step"] != path.stem:
+            raise ValueError
         known = StepOutcome(**stored)
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
-        raise OptionError(f"{path} holds no outcome of a step: remove it, or leave --resume out") from error
+        of_types = (known.status is None or type(known.status) is int) and type(known.seconds) in (int, float)
+        if not (of_types and isinstance(known.data, list)):
+            raise TypeError
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+        raise OptionError(f"{path} holds no outcome of step {path.stem}: remove it, or leave --resume out") from error
     shown = known.status == 0 and known.dry == dry and (dry or not known.skipped)
     return known if shown else None
 
@@ -210,12 +235,21 @@ def _known(path: Path, dry: bool) -> StepOutcome | None:
 def _outcome(step: Step, folder: Path, limit: float, dry: bool) -> StepOutcome:
     """Run a step, and return what came of it."""
     begin, log = time.monotonic(), folder / f"{step.name}.log"
-    with log.open("w", encoding="utf-8") as file:
-        status = _status(step.command, file, limit, _environment(folder, dry))
+    # Its own folder for temporary files, as a step that is ended does not remove what it made.
+    with _new(log) as file, TemporaryDirectory(prefix="unetrt-check-", ignore_cleanup_errors=True) as temporary:
+        status = _status(step.command, file, limit, _environment(folder, dry) | {"TMPDIR": temporary})
     said = log.read_text(encoding="utf-8", errors="replace")
     seconds = round(time.monotonic() - begin, 1)
     skipped = step.tests is not None and status == 0 and " passed" not in said.rstrip().rpartition("\n")[2]
     return StepOutcome(step.name, step.command[1:], dry, status, seconds, _data(said), skipped)
+
+
+def _new(log: Path) -> Any:
+    """Open a new log; raises OutputError where that cannot be."""
+    try:
+        return log.open("w", encoding="utf-8")
+    except OSError as error:
+        raise OutputError(f"cannot write {log}: {error.strerror or error}") from error
 
 
 def _environment(folder: Path, dry: bool) -> dict[str, str]:
@@ -276,9 +310,15 @@ def command(steps: tuple[str, ...], seconds: float | None, out: Path, resume: bo
             click.echo(f"{step.name:15s} {step.limit:4.0f} s  {step.shows}")
         return
     if unknown := [name for name in steps if name not in NAMES]:
-        raise OptionError(f"there is no step {unknown[0]!r}: the steps are {', '.join(NAMES)}")
+        near = get_close_matches(unknown[0].lower(), NAMES, 1)
+        meant = f"; did you mean {near[0]}?" if near else ""
+        raise OptionError(f"there is no step {unknown[0]!r}: the steps are {', '.join(NAMES)}{meant}")
+    if out == Path():
+        raise OptionError("the root of the clone is no place for results: name a folder with --out")
     if not TESTS.is_dir():
         raise OptionError(f"there is no {TESTS} here: run this in the root of a clone of unetrt")
+    for number in (getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)):
+        signal.signal(number, lambda number, _: sys.exit(128 + number))  # ends the step that runs, too
     chosen = [next(step for step in STEPS if step.name == name) for name in steps or NAMES]
     outcomes = run(chosen, out, Patience(seconds, resume), dry)
     failed = [str(one) for one in outcomes if one.status != 0]

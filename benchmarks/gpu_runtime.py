@@ -96,8 +96,8 @@ def measured(
         "cases": [asdict(case) for case in cases],
     }
     fixed = {"kind": KIND, "schema": SCHEMA, "environment": environment}
-    journal = Journal(path, about, patience, lambda _: fixed)
-    for name in failures(journal.to_dict()):
+    journal = Journal(path, about, patience, lambda journal: {**fixed, "failed": failures(journal.results)})
+    for name in failures(journal.results):
         del journal.results[name]
     for case in cases:
         result = journal.take(case.name, lambda case=case: _attempted(bench, case))  # type: ignore[misc]
@@ -106,9 +106,9 @@ def measured(
     return journal.to_dict()
 
 
-def failures(result: dict[str, Any]) -> dict[str, str]:
+def failures(results: dict[str, Any]) -> dict[str, str]:
     """Return why cases could not be measured, by their names."""
-    return {name: case["failed"] for name, case in result["results"].items() if "failed" in case}
+    return {name: case["failed"] for name, case in results.items() if "failed" in case}
 
 
 def _attempted(bench: GoalsBench, case: Case) -> dict[str, Any]:

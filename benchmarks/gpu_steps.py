@@ -326,7 +326,7 @@ def goals(step: str, backend: str) -> None:
     else:
         cases = [replace(case, lanes=case.lanes[:2]) for case in gpu_runtime.CASES]
         result = gpu_runtime.goals(BASE, DEPTH, 1, (backend,), show, cases=cases, path=path, patience=patience)
-    for name, reason in gpu_runtime.failures(result).items():
+    for name, reason in result["failed"].items():
         FAILED.append(name)
         say(failed=name, error=reason)
 

@@ -22,6 +22,8 @@ from unetrt.runtime.errors import OptionError
 
 # Keys of a journal's file: what is measured, the results by name, and the steps that were not begun.
 ABOUT, RESULTS, MISSING = "about", "results", "missing"
+# The key of a finished result's format, beside which no results lie that could be taken up.
+KIND = "kind"
 
 Facts = Mapping[str, Any]
 
@@ -98,6 +100,7 @@ class Journal:
         self._patience = patience or Patience()
         self.missing: list[str] = []
         self.results: dict[str, Any] = self._known() if self._patience.resume else {}
+        self._require_usable()
 
     def take(self, name: str, step: Callable[[], Any]) -> Any:
         """Return the result of a step: the one that is there, or a new one, which is stored first.
@@ -133,15 +136,29 @@ class Journal:
         """Return what JSON stores."""
         return {**self._document(self), ABOUT: self._about, RESULTS: self.results, MISSING: self.missing}
 
+    def _require_usable(self) -> None:
+        """Raise OptionError where the document cannot be made of the results that were taken up: they are damaged."""
+        try:
+            self._document(self)
+        except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+            if not self.results:
+                raise
+            raise self._useless() from error
+
+    def _useless(self) -> OptionError:
+        return OptionError(f"{self._path} holds no results to go on from: leave --resume out")
+
     def _known(self) -> dict[str, Any]:
         if self._path is None or not self._path.exists():
             return {}
         try:
             stored = dict(json.loads(self._path.read_text(encoding="utf-8")))
-            finished = MISSING in stored and RESULTS not in stored
-            about, results = (None, {}) if finished else (stored[ABOUT], dict(stored[RESULTS]))
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise OptionError(f"{self._path} holds no results to go on from: leave --resume out") from error
+            finished = KIND in stored and MISSING in stored and RESULTS not in stored
+            about, results = (None, {}) if finished else (stored[ABOUT], stored[RESULTS])
+            if not isinstance(results, dict):
+                raise TypeError
+        except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+            raise self._useless() from error
         if finished:
             raise OptionError(f"{self._path} is finished: leave --resume out to measure anew")
         if about != self._about:

@@ -6,6 +6,9 @@ import click
 
 from unetrt.runtime.errors import UnetrtError
 
+# Exit status after Ctrl-C: 128 + SIGINT, as shells have it.
+STOPPED = 130
+
 
 class OneLine(click.Command):
     """A command that says in one line what went wrong."""
@@ -15,12 +18,14 @@ class OneLine(click.Command):
         try:
             return super().invoke(ctx)
         except UnetrtError as error:
-            raise _Told(error) from error
+            raise _OneLineError(" ".join(str(error).split()), error.exit_code) from error
+        except KeyboardInterrupt as error:
+            raise _OneLineError("stopped by the user", STOPPED) from error
 
 
-class _Told(click.ClickException):
-    """One of our errors, as click shows it."""
+class _OneLineError(click.ClickException):
+    """An error as click shows it."""
 
-    def __init__(self, error: UnetrtError) -> None:
-        super().__init__(" ".join(str(error).split()))
-        self.exit_code = error.exit_code  # type: ignore[misc]
+    def __init__(self, text: str, status: int) -> None:
+        super().__init__(text)
+        self.exit_code = status  # type: ignore[misc]

@@ -70,4 +70,5 @@ def test_links_lead_somewhere():
         path, _, section = target.partition("#")
         text = (Path(__file__).parent.parent / path).read_text() if path.endswith(".md") else ""
         assert (Path(__file__).parent.parent / path).exists(), target
-        assert not section or f"## {section.capitalize()}\n" in text, target
+        headings = [heading.lower().replace(" ", "-") for heading in re.findall(r"^#+ (.+)$", text, flags=re.MULTILINE)]
+        assert not section or section in headings, target

@@ -96,4 +96,5 @@ def _crop(skip: Tensor, like: Tensor) -> Tensor:
     """Cut the middle out of `skip`, as large as `like`: border pixels are lost in every convolution (section 2)."""
     # The same on all four sides and for every tile. Counted from both ends, an exported graph does not know the tile.
     border = (skip.shape[-1] - like.shape[-1]) // 2
-    return skip[..., border:-border, border:-border]
+    inner = slice(border, -border or None)  # padded convolutions lose nothing
+    return skip[..., inner, inner]

@@ -25,6 +25,7 @@ import sys
 import tempfile
 import zipfile
 from collections.abc import Iterator
+from hashlib import sha256
 from pathlib import Path
 from typing import NamedTuple
 
@@ -148,11 +149,14 @@ def slim(wheel: Path, folder: Path, capability: int) -> Path:
 
 
 def divide(file: Path, into: list[Path], first: int) -> None:
-    """Put a file into parts in pieces NAME.1, NAME.2 ..., with its size: `first` bytes into the first part."""
+    """Put a file into parts in pieces NAME.1, NAME.2 ..., `first` bytes into the first part.
+
+    Their number and the whole file's SHA-256 go with the first piece, as NAME.pieces.
+    """
     content = file.read_bytes()
     rest = -(-(len(content) - first) // max(1, len(into) - 1))
     begins = [0, *(first + number * rest for number in range(len(into) - 1)), len(content)]
-    (into[0] / f"{file.name}.size").write_text(str(len(content)))
+    (into[0] / f"{file.name}.pieces").write_text(f"{len(into)} {sha256(content).hexdigest()}")
     for number, part in enumerate(into):
         (part / f"{file.name}.{number + 1}").write_bytes(content[begins[number] : begins[number + 1]])
 

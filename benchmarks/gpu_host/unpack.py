@@ -53,14 +53,20 @@ def missing() -> list[Path]:
 
 
 def joined(name: str) -> Path | None:
-    """Return a file that came in pieces NAME.1, NAME.2 ..., put together; None until its size, NAME.size, is there."""
-    pieces, size = sorted(STORE.glob(f"{name}.[1-9]")), STORE / f"{name}.size"
-    if not size.exists() or sum(piece.stat().st_size for piece in pieces) != int(size.read_text()):
+    """Return a file that came in pieces NAME.1, NAME.2 ..., put together; None where some are still missing.
+
+    NAME.pieces has their number and the whole file's SHA-256.
+    """
+    count, digest = (STORE / f"{name}.pieces").read_text().split()
+    pieces = [STORE / f"{name}.{number + 1}" for number in range(int(count))]
+    if missing := [piece.name for piece in pieces if not piece.exists()]:
+        print(f"still to be carried: {', '.join(missing)}")
         return None
+    content = b"".join(piece.read_bytes() for piece in pieces)
+    if sha256(content).hexdigest() != digest:
+        raise SystemExit(f"{name} is damaged: carry its parts again")
     whole = STORE / name
-    with whole.open("wb") as file:
-        for piece in pieces:
-            file.write(piece.read_bytes())
+    whole.write_bytes(content)
     return whole
 
 
@@ -80,17 +86,22 @@ def unpack_rtx(packed: Path) -> None:
 
 def main() -> None:
     """Install what is whole."""
+    if not list(PARTS.glob("part-*")):
+        raise SystemExit(f"there are no parts in {PARTS.absolute()}: carry .gpu/part-01, which `make gpu-pack` makes")
     STORE.mkdir(parents=True, exist_ok=True)
     collect()
     install("base", [*STORE.glob("unetrt-*.whl"), *missing()])
-    for size in STORE.glob("*.whl.size"):
-        if wheel := joined(size.name.removesuffix(".size")):
+    for pieces in STORE.glob("*.whl.pieces"):
+        if wheel := joined(pieces.name.removesuffix(".pieces")):
             install(wheel.name.split("-")[0], [wheel])
-    if packed := joined(f"{RTX}.zst"):
+    if (STORE / f"{RTX}.zst.pieces").exists() and (packed := joined(f"{RTX}.zst")):
         unpack_rtx(packed)
-    installed = sorted(path.name for path in (STORE / "installed").iterdir())
-    sys.stdout.write(f"installed: {', '.join(installed)}\n")
+    installed = sorted(path.name for path in STORE.glob("installed/*"))
+    print(f"installed: {', '.join(installed) or 'nothing yet'}")
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except (OSError, ValueError, ImportError, subprocess.CalledProcessError) as error:
+        sys.exit(f"not installed: {error}; carry the parts again")

@@ -145,6 +145,7 @@ def open_session(
         raise OptionError(
             f"there is no device {device!r}: GPUs are counted 0, 1, 2 as CUDA does; leave it out for the CPU"
         )
+    _require_names(backend_options)
     if backend != AUTO:
         return _named(backend).open(path, device, backend_options)
     if backend_options:
@@ -170,6 +171,15 @@ def open_session(
         return session
     what = "no inference engine" if device is None else f"no inference engine for GPU {device}"
     raise BackendUnavailableError(f"{what} is usable; {'; '.join(reasons)}")
+
+
+def _require_names(options: object) -> None:
+    """Raise OptionError unless options are None, or values by name."""
+    if options is None or (isinstance(options, Mapping) and all(isinstance(name, str) and name for name in options)):
+        return
+    raise OptionError(
+        f"options of a backend are values by name, such as {{'prefer_nhwc': '1'}}, not {repr(options)[:60]}"
+    )
 
 
 def _automatic(path: Path, device: int | None) -> Iterator[Backend]:

@@ -519,11 +519,17 @@ def verdicts() -> list[tuple[Path, Choice | None]]:
 
 
 def clear(keys: Sequence[str] = ()) -> list[Path]:
-    """Delete the verdicts whose keys begin with one of `keys`, or all, and what trials that were killed left."""
-    chosen = [path for path in folder().glob("*.json") if not keys or path.name.startswith(tuple(keys))]
-    for path in folder().glob("*.trying"):
-        if not keys or path.name.startswith(tuple(keys)):
+    """Delete the choices whose keys begin with one of `keys`, or all, and what trials that were killed left.
+
+    Returns
+    -------
+    The files of choices that are gone: one that cannot be deleted keeps no other.
+    """
+    gone = []
+    for path in (*folder().glob("*.trying"), *folder().glob("*.json")):
+        if keys and not path.name.startswith(tuple(keys)):
+            continue
+        with suppress(OSError):
             path.unlink(missing_ok=True)
-    for path in chosen:
-        path.unlink(missing_ok=True)
-    return chosen
+            gone += [path] if path.suffix == ".json" else []
+    return gone

@@ -132,6 +132,34 @@ def test_what_was_measured_is_on_disk_before_the_next_step_and_is_not_measured_a
     assert len(more["quick"].seconds[SEGMENT].rounds) == 3
 
 
+@pytest.mark.parametrize(
+    ("name", "damage"),
+    [
+        ("check: torch", None),
+        ("check: torch", {}),
+        ("check: torch", {"about": None, "pixels_off": 0.0}),
+        ("check: torch", [1]),
+        ("round 1: torch", {}),
+        ("round 1: torch", {"seconds": 3, "phases": {}}),
+        ("round 1: the machine's limits", "fast"),
+    ],
+)
+def test_damaged_results_are_not_taken_up(measured_once, tmp_path, name, damage):
+    measuring, stored = measured_once
+    path = tmp_path / "bench.json"
+    path.write_text(json.dumps({**stored, "results": {**stored["results"], name: damage}}))
+    with pytest.raises(OptionError, match="holds no results to go on from: leave --resume out"):
+        measuring.measure(silent, path, Patience(resume=True))
+
+
+@pytest.fixture(scope="module")
+def measured_once(checkpoint, tmp_path_factory):
+    path = tmp_path_factory.mktemp("measured") / "bench.json"
+    measuring = bench(checkpoint, contender("quick"))
+    measuring.measure(silent, path)
+    return measuring, json.loads(path.read_text())
+
+
 def test_when_the_time_is_up_nothing_new_begins(checkpoint, tmp_path):
     path = tmp_path / "bench.json"
     measuring = bench(checkpoint, contender("quick"), contender("dead"))

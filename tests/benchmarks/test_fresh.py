@@ -1,8 +1,13 @@
 import os
+import subprocess
+import sys
+import time
+from pathlib import Path
 
 import numpy as np
 import pytest
 
+from tests.benchmarks.sleepers import alive
 from unetrt.benchmarks import fresh as module
 from unetrt.benchmarks.fresh import COUNTED, WARM_UP, fresh, in_turn, one_core, store_drawn, stored
 from unetrt.runtime.artifacts import require_place
@@ -17,6 +22,31 @@ def test_each_round_is_another_process():
 def test_what_a_round_raises_is_raised(tmp_path):
     with pytest.raises(OutputError, match="is a folder: name a file in it"):
         fresh(require_place, tmp_path)
+
+
+def test_a_process_that_dies_is_an_error():
+    with pytest.raises(RuntimeError, match=r"died \(exit status 9\)"):
+        fresh(os._exit, 9)
+
+
+@pytest.mark.skipif(os.name == "nt", reason="kills by signal")
+def test_a_process_ends_with_the_one_that_waits_for_it(tmp_path):
+    """A killed benchmark leaves none behind."""
+    lines = ("from unetrt.benchmarks.fresh import fresh", "from tests.benchmarks.sleepers import noted")
+    program = "\n".join([*lines, "if __name__ == '__main__':", f"    fresh(noted, {str(tmp_path / 'pid')!r})"])
+    (tmp_path / "program.py").write_text(program)
+    place = {"PYTHONPATH": str(Path(__file__).parents[2]), "PYTHONSAFEPATH": "1"}
+    parent = subprocess.Popen([sys.executable, tmp_path / "program.py"], env=os.environ | place)
+    while not (tmp_path / "pid").exists():
+        assert parent.poll() is None
+        time.sleep(0.05)
+    parent.kill()
+    parent.wait()
+    child = int((tmp_path / "pid").read_text())
+    end = time.monotonic() + 60
+    while alive(child) and time.monotonic() < end:
+        time.sleep(0.1)
+    assert not alive(child)
 
 
 def test_runs_take_turns_and_warm_ups_do_not_count(monkeypatch):

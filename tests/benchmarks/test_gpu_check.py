@@ -11,17 +11,21 @@ import subprocess
 import sys
 import time
 import zipfile
+from contextlib import suppress
 from dataclasses import replace
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
+from filelock import FileLock
 
 from tests import requirements
+from tests.benchmarks.sleepers import alive
 from unetrt.benchmarks.gpu_check import NAMES, STEPS, Step, command, run
 from unetrt.benchmarks.gpu_steps import FUNCTIONS
 from unetrt.benchmarks.journal import Patience
+from unetrt.runtime.errors import OptionError
 
 REPOSITORY = Path(__file__).parents[2]
 HOST = REPOSITORY / "benchmarks" / "gpu_host"
@@ -111,15 +115,6 @@ def test_a_step_that_takes_too_long_is_ended_with_all_it_started_and_the_next_on
         assert not alive(int(child.read_text()))
 
 
-def alive(process):
-    try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    state = Path(f"/proc/{process}/stat")
-    return not state.exists() or state.read_text().rpartition(")")[2].split()[0] != "Z"
-
-
 def test_nothing_begins_when_the_time_is_up(tmp_path, capsys):
     assert run((Shell("one", 30, "pass"),), tmp_path, Patience(seconds=1), dry=False) == []
     assert "one: not begun: the time is up" in capsys.readouterr().err
@@ -174,9 +169,65 @@ def test_every_test_of_a_gpu_is_in_a_step():
 
 
 @pytest.mark.parametrize(
+    ("damage", "file"),
+    [
+        ({"seconds": None}, "one.json"),
+        ({"status": False}, "one.json"),
+        ({"schema": 99}, "one.json"),
+        ({"step": "two"}, "one.json"),
+    ],
+)
+def test_a_damaged_outcome_is_not_taken_for_one(tmp_path, damage, file):
+    step = Shell("one", 30, "pass")
+    run((step,), tmp_path, Patience(), dry=False)
+    path = tmp_path / file
+    path.write_text(json.dumps({**json.loads(path.read_text()), **damage}))
+    with pytest.raises(OptionError, match="holds no outcome of step one: remove it"):
+        run((step,), tmp_path, Patience(resume=True), dry=False)
+
+
+def test_of_two_checks_in_one_folder_the_second_is_refused(tmp_path):
+    with FileLock(tmp_path / ".lock"), pytest.raises(OptionError, match="another check writes to"):
+        run((Shell("one", 30, "pass"),), tmp_path, Patience(), dry=False)
+
+
+def test_a_step_has_a_folder_of_its_own_for_temporary_files(tmp_path):
+    step = Shell("one", 6, "import tempfile, time; print(f'JSON \"{tempfile.mkdtemp()}\"', flush=True); time.sleep(60)")
+    (outcome,) = run((step,), tmp_path, Patience(), dry=False)
+    assert outcome.status is None
+    assert not Path(outcome.data[0]).exists()
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="ends by signal")
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_ended_from_outside_it_ends_the_step_that_runs(tmp_path, number, status):
+    process = subprocess.Popen(
+        check(tmp_path, "torch"), cwd=REPOSITORY, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
+    )
+    end = time.monotonic() + 60
+    while not (tmp_path / "torch.log").exists() and time.monotonic() < end:
+        time.sleep(0.05)
+    time.sleep(1)
+    process.send_signal(number)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == status, said
+    assert b"Traceback" not in said
+    assert not [line for line in running() if str(tmp_path) in line]
+
+
+def running():
+    """The environments of all processes: a step knows its folder by a variable."""
+    for path in Path("/proc").glob("[0-9]*/environ"):
+        with suppress(OSError):
+            yield path.read_text(errors="replace")
+
+
+@pytest.mark.parametrize(
     ("words", "message"),
     [
         (["fact"], "there is no step 'fact': the steps are facts, ptx,"),
+        (["Facts"], "; did you mean facts?"),
+        (["--out", "", "facts"], "the root of the clone is no place for results"),
         (["--seconds", "0", "facts"], "0 seconds measure nothing: use more than 0"),
     ],
 )
@@ -283,6 +334,36 @@ def wheel(folder, name, module, content=b""):
     return path
 
 
+def unpacking(tmp_path):
+    places = {"SITE": str(tmp_path / "site"), "STORE": str(tmp_path / "store"), "PARTS": str(tmp_path / "carried")}
+    words = [sys.executable, str(HOST / "unpack.py")]
+    return subprocess.run(words, env=os.environ | places, capture_output=True, text=True, check=False)
+
+
+@pytest.mark.parametrize(
+    ("files", "said"),
+    [
+        (None, "there are no parts in "),
+        ({"unetrt-1.0-py3-none-any.whl": b"no wheel"}, "not installed: "),
+        ({"a-1.0-py3-none-any.whl.pieces": b"", "a-1.0-py3-none-any.whl.1": b"x"}, "not installed: "),
+        (
+            {"a-1.0-py3-none-any.whl.pieces": b"1 0123", "a-1.0-py3-none-any.whl.1": b"x"},
+            "a-1.0-py3-none-any.whl is damaged: ",
+        ),
+    ],
+    ids=["no parts", "no wheel", "no pieces", "other pieces"],
+)
+def test_damaged_parts_are_one_line(tmp_path, files, said):
+    for name, content in (files or {}).items():
+        part = tmp_path / "carried" / "part-01"
+        part.mkdir(parents=True, exist_ok=True)
+        (part / name).write_bytes(content)
+    done = unpacking(tmp_path)
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1].startswith(said)
+    assert "Traceback" not in done.stderr
+
+
 def test_what_is_packed_is_installed_part_by_part(library, tmp_path):
     """A wheel in two pieces is installed once both are there; optional ones where their module is missing."""
     made = [tmp_path / "carried" / f"part-{number:02}" for number in (1, 2)]
@@ -298,11 +379,9 @@ def test_what_is_packed_is_installed_part_by_part(library, tmp_path):
     made[1].rename(two)
 
     def unpack():
-        site = {"SITE": str(tmp_path / "site"), "STORE": str(tmp_path / "store"), "PARTS": str(tmp_path / "carried")}
-        words = [sys.executable, str(HOST / "unpack.py")]
-        return subprocess.run(words, env=os.environ | site, capture_output=True, text=True, check=True).stdout
+        return unpacking(tmp_path).stdout
 
-    assert unpack() == "installed: base\n"
+    assert unpack() == f"still to be carried: {ort.name}.2\ninstalled: base\n"
     assert sorted(path.name for path in (tmp_path / "site").iterdir() if "." not in path.name) == [
         "unetrt_itself",
         "unetrt_lacks_this",

@@ -63,7 +63,7 @@ def test_all_that_is_measured_is_told(result):
     whole, shown, path = result
     assert json.loads(path.read_text()) == json.loads(json.dumps(whole))
     assert [case["case"] for case in whole["results"].values()] == [case["case"] for case in shown]
-    assert gpu_runtime.failures(whole) == {}
+    assert whole["failed"] == {}
     assert whole["missing"] == []
     raw, batched = json.loads(path.read_text())["results"].values()
     assert set(raw["unetrt"]) == {"unetrt, 1 lane", "unetrt, 2 lanes"}
@@ -197,7 +197,7 @@ def test_a_case_that_fails_is_named_and_the_others_go_on(tmp_path):
     impossible = Case((60, 60), "uint16", lanes=(0,), frames=1)
     path, measuring = tmp_path / "goals.json", bench(tmp_path)
     whole = gpu_runtime.measured(measuring, (impossible, CASE), lambda case: None, path)
-    assert gpu_runtime.failures(whole) == {
+    assert whole["failed"] == {
         impossible.name: "OptionError: memory 8589934592, batch 1 and lanes 0 must be at least 1"
     }
     assert len(whole["results"]) == 2

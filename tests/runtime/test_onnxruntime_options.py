@@ -308,6 +308,13 @@ def test_options_that_a_backend_does_not_have_are_refused(tiny_model, backend, o
         open_session(tiny_model, backend, backend_options=options)
 
 
+@pytest.mark.parametrize("backend", [CUDA, "onnxruntime", "auto"])
+@pytest.mark.parametrize("options", [1, True, "prefer_nhwc=1", ["prefer_nhwc"], [("a", 1)], {1: 2}, {"": 1}, 0, ""])
+def test_options_of_odd_types_are_refused(tiny_model, backend, options):
+    with pytest.raises(OptionError, match="options of a backend are values by name, such as {'prefer_nhwc': '1'}, not"):
+        open_session(tiny_model, backend, backend_options=options)
+
+
 @pytest.mark.parametrize(("backend", "options", "message"), REFUSED)
 def test_the_command_line_refuses_them_too(tiny_model, drawn_folder, tmp_path, capsys, backend, options, message):
     given = [part for name, value in options.items() for part in ("--backend-option", f"{name}={value}")]

@@ -62,6 +62,9 @@ def command(context: click.Context, /, **choices: Any) -> None:
     for place in ("json_path", "png", "report"):
         if choices[place] is not None:
             require_place(choices[place], [checkpoint] if checkpoint and checkpoint.exists() else [])
+    files = [choices[place].absolute() for place in ("json_path", "png", "report") if choices[place] is not None]
+    if len(set(files)) < len(files):
+        raise OptionError(f"two of --json, --png and --report are {max(files, key=files.count)}: use two names")
     what = next(filter(choices.get, OTHERWISE), "bench")
     _require_meant(context, what, checkpoint)
     from unetrt.cli import bench_runs

@@ -37,7 +37,10 @@ def bench(choices: dict[str, Any]) -> None:
         require_matplotlib()
     result = _measured(bench, choices)
     if result is None:
-        raise InferenceError(f"{choices['seconds']:g} seconds were over before anything was timed: give more --seconds")
+        goes_on = f", or go on with --json {choices['json_path']} --resume" if choices["json_path"] else ""
+        raise InferenceError(
+            f"{choices['seconds']:g} seconds were over before anything was timed: give more --seconds{goes_on}"
+        )
     Console().print(table(result))
     _say_missing(result.missing, choices)
     _write(result, choices)
@@ -123,7 +126,7 @@ def goals(choices: dict[str, Any]) -> None:
     kept = {"path": choices["json_path"], "patience": _patience(choices)}
     result = gpu_runtime.goals(base, depth, rounds, only, show, **kept)
     _say_missing(result["missing"], choices)
-    if failed := gpu_runtime.failures(result):
+    if failed := result["failed"]:
         raise InferenceError("; ".join(f"{name}: {reason}" for name, reason in failed.items()))
 
 

@@ -56,15 +56,19 @@ def clear(keys: tuple[str, ...]) -> None:
         raise OptionError("an empty key is that of every engine: give none to delete all")
     before = {entry.path for entry in cache.entries()}
     gone = cache.clear(keys)
-    left = [path for path in before - set(gone) if not keys or path.name.startswith(keys)]
+    known = [path for path, _ in onnxruntime_options.verdicts()]
     choices = onnxruntime_options.clear(keys)
+    left = [path for path in (*before, *known) if path not in {*gone, *choices}]
+    left = [path for path in left if not keys or path.name.startswith(keys)]
     if keys and not gone and not left and not choices:
         raise OptionError(f"no engine's key begins with {' or '.join(keys)}: `unetrt cache list` shows them")
     click.echo(f"{len(gone)} engines deleted from {cache.folder}")
     if choices:
         click.echo(f"{len(choices)} choices of ONNX Runtime's options deleted from {onnxruntime_options.folder()}")
     if left:
-        raise OutputError(f"{len(left)} engines could not be deleted, such as {left[0]}: another program has them open")
+        raise OutputError(
+            f"{len(left)} could not be deleted, such as {left[0]}: is it open in another program, or a folder?"
+        )
 
 
 def _about(sidecar: "Sidecar") -> str:

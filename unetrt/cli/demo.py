@@ -12,7 +12,7 @@ STEPS = 1000
 
 @click.command("demo")
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder for everything the demo makes.")
-@click.option("--steps", default=STEPS, show_default=True, help="How long to train, in steps.")
+@click.option("--steps", type=click.IntRange(1), default=STEPS, show_default=True, help="How long to train, in steps.")
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Of drawings and training.")
 def command(out: Path, steps: int, seed: int) -> None:
     """Draw touching cells, train on them, export, segment a large frame, and check it against one whole-image pass."""
