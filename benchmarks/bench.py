@@ -29,6 +29,9 @@ from unetrt.trainer.checkpoint import Checkpoint
 
 Told = Callable[[str], None]
 
+# A round of a contender takes no further turn after this time, in seconds.
+ENOUGH = 5.0
+
 # In a journal: the machine's limits beside the contenders of a round; and why a contender was not timed.
 LIMITS, TIME_IS_UP = "the machine's limits", "not measured: the time was up"
 
@@ -59,6 +62,8 @@ class Bench:
         Of the matrices of the yardstick; those that the device likes best by default.
     contenders
         To choose from.
+    enough
+        Seconds of a round of each contender; `ENOUGH` by default.
     """
 
     checkpoint: Checkpoint
@@ -69,6 +74,7 @@ class Bench:
     only: Sequence[str] = ()
     sides: tuple[int, ...] = ()
     contenders: Sequence[Contender] = CONTENDERS
+    enough: float = 0.0
 
     def __post_init__(self) -> None:
         known = [one.name for one in self.contenders]
@@ -123,7 +129,7 @@ class Bench:
             del journal.results[name]  # what failed is tried again
         frame = drawn_frame(self.size, self.checkpoint.shape.channels)
         with TemporaryDirectory(prefix="unetrt-bench-") as scratch:
-            job = Job(Path(scratch), self.device)
+            job = Job(Path(scratch), self.device, self.enough or ENOUGH)
             told("exporting")
             self._write(job, frame)
             checks = Checks(job, self.checkpoint, frame)

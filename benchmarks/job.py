@@ -22,10 +22,13 @@ class Job:
         Holds checkpoint.safetensors, a model for each precision and frame.tif; contenders write into it too.
     device
         Where they compute.
+    enough
+        Seconds after which a round of a contender takes no further turn.
     """
 
     folder: Path
     device: Device = "cpu"
+    enough: float = 5.0
 
     @property
     def checkpoint(self) -> Path:

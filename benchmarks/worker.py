@@ -19,8 +19,8 @@ from unetrt.benchmarks.result import SEGMENT
 from unetrt.runtime.closing import Closable
 from unetrt.runtime.errors import InferenceError
 
-# A round of a contender is one uncounted turn of all its ways, then counted ones until so many seconds went by.
-ENOUGH, MOST = 5.0, 30
+# A round of a contender is one uncounted turn of all its ways, then at most this many counted ones.
+MOST = 30
 # Seconds that a process has to end by itself.
 PATIENCE = 20.0
 # Letters of what it says went wrong; a compiler says pages.
@@ -115,7 +115,7 @@ def _serve(connection: Connection, contender: Contender, job: Job) -> None:
             if connection.recv() == "labels":
                 connection.send((False, loaded.ways[SEGMENT]()))
             else:
-                connection.send((False, measured(loaded, job.device == "gpu", used)))
+                connection.send((False, measured(loaded, job, used)))
     except (EOFError, KeyboardInterrupt):
         return
     except Exception as error:  # noqa: BLE001 - whatever it is, the parent shall say it
@@ -123,27 +123,25 @@ def _serve(connection: Connection, contender: Contender, job: Job) -> None:
         connection.send((True, told[:TOLD]))
 
 
-def measured(
-    loaded: Ready, gpu: bool, used: int | None = None, clock: Callable[[], float] = time.perf_counter
-) -> Round:
+def measured(loaded: Ready, job: Job, used: int | None = None, clock: Callable[[], float] = time.perf_counter) -> Round:
     """Run the ways of a contender in turn: a warm-up, then counted turns.
 
     Parameters
     ----------
     loaded
         The contender.
-    gpu
-        Whether it computes on a GPU.
+    job
+        Where it computes, and how long.
     used
         Bytes in use on that GPU before the contender was loaded.
     clock
         In seconds.
     """
-    turns = _Turns({name: [] for name in loaded.ways}, clock)
+    turns, gpu = _Turns({name: [] for name in loaded.ways}, clock), job.device == "gpu"
     for run in loaded.ways.values():
         run()
     begin = clock()
-    while turns.count < MOST and (turns.count == 0 or clock() - begin < ENOUGH):
+    while turns.count < MOST and (turns.count == 0 or clock() - begin < job.enough):
         turns.take(loaded, gpu)
     phases = {name: float(np.median([one[name] for one in turns.phases])) for name in turns.phases[0]}
     energy = [value for value in turns.joules if value is not None]

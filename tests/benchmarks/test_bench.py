@@ -31,7 +31,8 @@ def checkpoint():
 def bench(checkpoint, *others, first=REFERENCE, **fields):
     """One that sleeps in the place of the usual loop, and others."""
     reference = replace(contender(first), name=REFERENCE, title="the usual sleeper", module=contender(first).module)
-    return Bench(checkpoint, SIZE, sides=(SIDE,), contenders=(reference, *others), **{"rounds": 1} | fields)
+    fields = {"rounds": 1, "enough": 0.3, "sides": (SIDE,)} | fields
+    return Bench(checkpoint, SIZE, contenders=(reference, *others), **fields)
 
 
 @pytest.fixture(scope="module")

@@ -129,7 +129,8 @@ def test_plan_names_the_best_tile(run, tiny_model, tiny_run):
         assert json.loads(run("plan", "100x100", "--model", model, "--json"))["best"]["passes"] >= 1
 
 
-def test_bench_measures_checks_and_writes_what_it_is_asked_for(run, capsys, tmp_path):
+def test_bench_measures_checks_and_writes_what_it_is_asked_for(run, capsys, tmp_path, monkeypatch):
+    monkeypatch.setattr("unetrt.benchmarks.bench.ENOUGH", 0.3)
     """A real network, and a floor that nobody reaches: what was measured is kept all the same."""
     json_path, chart, page = (tmp_path / name for name in ("a.json", "a.png", "a.html"))
     case = ["bench", "--frame", "400x390", "--base", "2", "--rounds", "1", "--only", "onnxruntime", "--device", "cpu"]
