@@ -75,6 +75,7 @@ def test_a_tile_without_variation_is_cut_from_the_frame(sample):
     assert drawn.shape == (2, 20, 20)
 
 
+@pytest.mark.slow
 def test_figures_follow_from_their_rounds(tmp_path):
     path = tmp_path / "augmentation.json"
     arguments = ["--recipe", "modern", "--side", "150", "--rounds", "2", "--json", str(path)]

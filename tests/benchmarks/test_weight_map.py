@@ -42,6 +42,7 @@ def test_nothing_is_timed_where_they_differ(monkeypatch):
         weight_map((96,), 1)
 
 
+@pytest.mark.slow
 def test_figures_follow_from_their_rounds(tmp_path):
     path = tmp_path / "weight-map.json"
     arguments = ["--side", "64", "--side", "520", "--rounds", "2", "--json", str(path)]

@@ -33,7 +33,9 @@ def stopping_after(run, steps):
 
 
 @pytest.mark.parametrize(
-    "recipe", [MODERN, PAPER, replace(MODERN, dropout=0.5, batch=2)], ids=["modern", "paper", "drop"]
+    "recipe",
+    [MODERN, PAPER, pytest.param(replace(MODERN, dropout=0.5, batch=2), marks=pytest.mark.slow)],
+    ids=["modern", "paper", "drop"],
 )
 def test_a_continued_run_is_the_uninterrupted_one_bit_for_bit(drawn_folder, tmp_path, recipe):
     """Drop-out, momentum and the moving average included; a second interruption too."""
