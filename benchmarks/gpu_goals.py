@@ -1,4 +1,4 @@
-"""What a GPU's figures are held against, how they follow from what was measured, and how they are told.
+"""What a GPU's figures are held against, how they follow from what was measured, and how they are shown.
 
 Nothing here needs a GPU.
 """
@@ -14,7 +14,7 @@ from unetrt.runtime.spec import ModelSpec
 
 # Phases by the GPU's clock; they overlap with the others, which are by the host's, one after another.
 ON_GPU = ("upload", "compute", "download")
-# Kernels that are told where a goal is missed, and how much of their names.
+# Kernels that are shown where a goal is missed, and characters of their names.
 LONGEST, NAME = 8, 60
 
 

@@ -80,7 +80,7 @@ def measured(
     Parameters
     ----------
     bench, cases, show
-        What is measured, and who is told of each case.
+        What is measured, and the callback for each case.
     path
         Where each result is stored before the next case begins; None: nowhere.
     patience
