@@ -90,7 +90,12 @@ def main() -> None:
         raise SystemExit(f"there are no parts in {PARTS.absolute()}: carry .gpu/part-01, which `make gpu-pack` makes")
     STORE.mkdir(parents=True, exist_ok=True)
     collect()
-    install("base", [*STORE.glob("unetrt-*.whl"), *missing()])
+    install("base", list(STORE.glob("unetrt-*.whl")))
+    for wheel in missing():
+        try:
+            install(wheel.parent.name, [wheel])
+        except subprocess.CalledProcessError:  # steps that need it will say so
+            print(f"not installed: {wheel.name}, on Python {sys.version_info.major}.{sys.version_info.minor}")
     for pieces in STORE.glob("*.whl.pieces"):
         if wheel := joined(pieces.name.removesuffix(".pieces")):
             install(wheel.name.split("-")[0], [wheel])
@@ -104,4 +109,5 @@ if __name__ == "__main__":
     try:
         main()
     except (OSError, ValueError, ImportError, subprocess.CalledProcessError) as error:
-        sys.exit(f"not installed: {error}; carry the parts again")
+        here = f"{sys.version_info.major}.{sys.version_info.minor}"
+        sys.exit(f"not installed: {error}; carry the parts again (they are for Python 3.12, this is {here})")
