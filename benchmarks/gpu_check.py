@@ -30,6 +30,7 @@ from filelock import FileLock, Timeout
 from unetrt.benchmarks.journal import Patience
 from unetrt.benchmarks.one_line import OneLine
 from unetrt.runtime.artifacts import whole_file, writable_folder
+from unetrt.runtime.cache_folder import cache_folder
 from unetrt.runtime.errors import InferenceError, OptionError, OutputError
 
 SCHEMA = 1
@@ -98,7 +99,7 @@ STEPS = (
     Step("torch", 150, "the rate of dense products; eager FP32 and compiled FP16"),
     Step("training", 60, "training on the GPU", ("tests/gpu/test_training.py", "test")),
     Step("ort-load", 60, "ONNX Runtime's CUDA provider loads, and answers as the CPU does"),
-    Step("ort-variants", 120, "its sets of options, with a profile by operator and kernel"),
+    Step("ort-variants", 120, "its sets of options, with a profile by kernel"),
     Step("ort-goals", 200, "the goals, with ONNX Runtime"),
     Step("ort-smoke", 60, "its labels and scores are those of the CPU", (_EXACT, _SMOKE)),
     Step("ort-arrays", 110, "frames and labels on the GPU", ("tests/gpu/test_device_arrays.py", "onnxruntime-cuda")),
@@ -253,7 +254,9 @@ def _new(log: Path) -> Any:
 
 
 def _environment(folder: Path, dry: bool) -> dict[str, str]:
-    variables = os.environ | {FOLDER: str(folder.absolute()), "PYTHONUNBUFFERED": "1"}
+    # What torch compiles lies among temporary files by default: kept, so that no step compiles what one before it has.
+    compiled = {"TORCHINDUCTOR_CACHE_DIR": str(cache_folder("inductor"))}
+    variables = compiled | os.environ | {FOLDER: str(folder.absolute()), "PYTHONUNBUFFERED": "1"}
     return variables | {DRY: "1", "CUDA_VISIBLE_DEVICES": ""} if dry else variables
 
 

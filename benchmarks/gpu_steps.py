@@ -202,7 +202,7 @@ def torch_alone() -> None:
 
 
 def ort_load() -> None:
-    """Say whether the CUDA provider loads without torch, and hold an FP16 convolution against the CPU.
+    """Say whether the CUDA provider loads without torch, and hold the network in FP16 against the CPU.
 
     A wheel that was cut down to one architecture is proved here.
     """
@@ -222,10 +222,10 @@ def ort_load() -> None:
     from unetrt.runtime.sessions import open_session
 
     with tempfile.TemporaryDirectory() as folder:
-        model, answers = Path(folder) / "model.onnx", {}
-        geometry = network().shape.geometry
+        model, answers, net = Path(folder) / "model.onnx", {}, network()
+        geometry = net.shape.geometry
         side = geometry.side_for(3 * geometry.grid)
-        write_model(network(), Options((side, side), "fp16", "logits"), model)
+        write_model(net, Options((side, side), "fp16", "logits"), model)
         for name in ("onnxruntime", backend.name):
             with going_on(name), open_session(model, name) as session:
                 (lane,) = session.lanes(1)

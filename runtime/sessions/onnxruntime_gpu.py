@@ -63,10 +63,10 @@ def open_session(path: Path, device: int, options: Options) -> OnnxRuntimeGpuSes
         return OnnxRuntimeGpuSession(spec, title, cuda, partial(load, path, spec, chosen, device), lane)
 
     trials = Trials(path, spec, cuda, options, opened)
-    verdict = trials.kept()
-    if verdict is None:
-        verdict = trials.verdict()
+    choice = trials.kept()
+    if choice is None:
+        choice = trials.choice()
     else:  # what does not load is said here, so that `auto` can go on
         with cuda.current():
-            load(path, spec, trials.options(verdict), device)
-    return opened(trials.options(verdict), verdict.lane)
+            load(path, spec, trials.options(choice), device)
+    return opened(trials.options(choice), choice.lane)

@@ -77,7 +77,7 @@ PASSES = 10
 DEATHS = 2
 # Bytes by which a lane's arena may grow at least beyond what it took when it was measured.
 MARGIN = 64 * 2**20
-# Part of every key: raised when the same conditions no longer give the same verdict.
+# Part of every key: raised when the same conditions no longer give the same choice.
 METHOD = 1
 SCHEMA = 1
 
@@ -128,7 +128,7 @@ def base(precision: Precision) -> dict[str, str]:
 
 @dataclass(frozen=True)
 class Conditions:
-    """All that a verdict depends on.
+    """All that a choice depends on.
 
     Attributes
     ----------
@@ -165,7 +165,7 @@ class Conditions:
 
     @property
     def path(self) -> Path:
-        """Where the verdict is kept."""
+        """Where the choice is kept."""
         return folder() / f"{key_of(METHOD, self)}.json"
 
 
@@ -217,7 +217,7 @@ class Choice:
 
 
 def folder() -> Path:
-    """Return where verdicts are kept."""
+    """Return where choices are kept."""
     return cache_folder("onnxruntime")
 
 
@@ -249,17 +249,17 @@ class Trials:
         self._conditions = Conditions.here(path, spec, device, given)
 
     def kept(self) -> Choice | None:
-        """Return the verdict of earlier trials; None where there is none, or it is damaged."""
+        """Return the choice of earlier trials; None where there is none, or it is damaged."""
         try:
-            verdict = _read(self._conditions.path)
+            choice = _read(self._conditions.path)
         except FileNotFoundError:
             return None
         except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
             log.info("%s is not usable (%s): the options are tried again", self._conditions.path, repr(error)[:80])
             return None
-        return verdict if verdict.chosen in self._sets else None
+        return choice if choice.chosen in self._sets else None
 
-    def verdict(self) -> Choice:
+    def choice(self) -> Choice:
         """Try the sets, unless another process does so meanwhile, and keep what they come to.
 
         Raises
@@ -273,14 +273,14 @@ class Trials:
                 stack.enter_context(locked(path))
             if kept := self.kept():
                 return kept
-            verdict = self._tried(_Unfinished(path.with_suffix(".trying")))
-            _keep(path, verdict, self._conditions)
-            return verdict
+            choice = self._tried(_Unfinished(path.with_suffix(".trying")))
+            _keep(path, choice, self._conditions)
+            return choice
 
-    def options(self, verdict: Choice) -> dict[str, str]:
+    def options(self, choice: Choice) -> dict[str, str]:
         """Return all options of a lane: the chosen set's, and a bound of its arena."""
-        bound = {"gpu_mem_limit": str(verdict.lane + max(verdict.lane // 4, MARGIN))} if verdict.lane else {}
-        return bound | self._options(verdict.chosen)
+        bound = {"gpu_mem_limit": str(choice.lane + max(choice.lane // 4, MARGIN))} if choice.lane else {}
+        return bound | self._options(choice.chosen)
 
     def _options(self, name: str) -> dict[str, str]:
         return {**base(self._spec.precision), **self._sets[name]}
@@ -303,9 +303,9 @@ class Trials:
                 log.info("options %s are passed over: %s", name, trials[-1].why_not)
         unfinished.forget()
         chosen = min(trials, key=lambda one: one.seconds or np.inf).name
-        verdict = Choice(chosen, self._measured(chosen), tuple(trials), str(self._path))
-        log.info("ONNX Runtime's options for %s: %s", self._path, verdict)
-        return verdict
+        choice = Choice(chosen, self._measured(chosen), tuple(trials), str(self._path))
+        log.info("ONNX Runtime's options for %s: %s", self._path, choice)
+        return choice
 
     def _first(self, name: str) -> tuple[Trial, "_Reference"]:
         """Return how fast the first set is, and what it answers to the first tile that shows something."""
@@ -479,8 +479,8 @@ class _Unfinished:
             temporary.write_text("\n".join(sorted(deaths.elements())), encoding="utf-8")
 
 
-def _keep(path: Path, verdict: Choice, conditions: Conditions) -> None:
-    stored = {"schema": SCHEMA, **asdict(verdict), "conditions": asdict(conditions)}
+def _keep(path: Path, choice: Choice, conditions: Conditions) -> None:
+    stored = {"schema": SCHEMA, **asdict(choice), "conditions": asdict(conditions)}
     try:
         with whole_file(path) as temporary:
             temporary.write_text(json.dumps(stored, indent=2) + "\n", encoding="utf-8")
@@ -489,16 +489,16 @@ def _keep(path: Path, verdict: Choice, conditions: Conditions) -> None:
 
 
 def _read(path: Path) -> Choice:
-    """Return a verdict; raises OSError, ValueError, KeyError or TypeError where the file is not a whole one."""
+    """Return a choice; raises OSError, ValueError, KeyError or TypeError where the file is not a whole one."""
     stored = json.loads(path.read_text(encoding="utf-8"))
     if stored["schema"] != SCHEMA:
         raise ValueError(f"schema {stored['schema']!r:.20}")
     trials = tuple(Trial(str(one["name"]), _seconds(one["seconds"]), str(one["why_not"])) for one in stored["trials"])
-    verdict = Choice(str(stored["chosen"]), stored["lane"], trials, str(stored["source"]))
+    choice = Choice(str(stored["chosen"]), stored["lane"], trials, str(stored["source"]))
     usable = [one.name for one in trials if one.seconds is not None]
-    if verdict.chosen not in usable or type(verdict.lane) is not int or verdict.lane < 0:
+    if choice.chosen not in usable or type(choice.lane) is not int or choice.lane < 0:
         raise ValueError("it contradicts itself")
-    return verdict
+    return choice
 
 
 def _seconds(stored: Any) -> float | None:
@@ -507,14 +507,14 @@ def _seconds(stored: Any) -> float | None:
     return stored
 
 
-def verdicts() -> list[tuple[Path, Choice | None]]:
-    """Return the files of the cache and their verdicts, None for a damaged one."""
+def choices() -> list[tuple[Path, Choice | None]]:
+    """Return the files of the cache and their choices, None for a damaged one."""
     found = []
     for path in sorted(folder().glob("*.json")):
-        verdict = None
+        choice = None
         with suppress(OSError, ValueError, KeyError, TypeError, RecursionError):
-            verdict = _read(path)
-        found.append((path, verdict))
+            choice = _read(path)
+        found.append((path, choice))
     return found
 
 

@@ -208,6 +208,15 @@ def test_a_step_has_a_folder_of_its_own_for_temporary_files(tmp_path):
     assert not Path(outcome.data[0]).exists()
 
 
+def test_what_torch_compiles_outlives_a_step(tmp_path):
+    line = "import json, os, tempfile; print('JSON', json.dumps([os.environ[%r], tempfile.gettempdir()]))"
+    steps = [Shell(name, 30, line % "TORCHINDUCTOR_CACHE_DIR") for name in ("one", "two")]
+    (one, temporary), (two, another) = (outcome.data[0] for outcome in run(steps, tmp_path, Patience(), dry=False))
+    assert one == two
+    assert temporary != another
+    assert not one.startswith((temporary, another))
+
+
 @pytest.mark.skipif(sys.platform == "win32", reason="ends by signal")
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
 def test_ended_from_outside_it_ends_the_step_that_runs(tmp_path, number, status):

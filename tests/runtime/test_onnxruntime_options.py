@@ -160,8 +160,8 @@ def test_trials_show_both_classes(bench, labels_model, caplog):
     with caplog.at_level("INFO", "unetrt"):
         opened(bench, labels_model)
     assert "shows nothing" not in caplog.text
-    ((_, verdict),) = onnxruntime_options.verdicts()
-    assert [trial.name for trial in verdict.trials if trial.seconds] == list(SETS)
+    ((_, choice),) = onnxruntime_options.choices()
+    assert [trial.name for trial in choice.trials if trial.seconds] == list(SETS)
 
 
 @pytest.mark.parametrize(

@@ -30,8 +30,8 @@ def listed() -> None:
         about = "not readable" if entry.sidecar is None else _about(entry.sidecar)
         used = time.strftime("%Y-%m-%d %H:%M", time.localtime(entry.used))
         click.echo(f"{entry.path.stem[:12]}  {entry.size / 1e6:8.1f} MB  used {used}  {about}")
-    for path, verdict in onnxruntime_options.verdicts():
-        about = "not readable" if verdict is None else f"{verdict.source}: {verdict}"
+    for path, choice in onnxruntime_options.choices():
+        about = "not readable" if choice is None else f"{choice.source}: {choice}"
         click.echo(f"{path.stem[:12]}  options  tried {_day(path)}  {about}")
     click.echo(f"{total / 1e6:.1f} MB in {cache.folder}")
 
@@ -56,7 +56,7 @@ def clear(keys: tuple[str, ...]) -> None:
         raise OptionError("an empty key is that of every engine: give none to delete all")
     before = {entry.path for entry in cache.entries()}
     gone = cache.clear(keys)
-    known = [path for path, _ in onnxruntime_options.verdicts()]
+    known = [path for path, _ in onnxruntime_options.choices()]
     choices = onnxruntime_options.clear(keys)
     left = [path for path in (*before, *known) if path not in {*gone, *choices}]
     left = [path for path in left if not keys or path.name.startswith(keys)]
