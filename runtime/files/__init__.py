@@ -1,0 +1,1 @@
+"""Files that unetrt reads and writes: images, JSON records, and atomic writes."""
