@@ -22,9 +22,9 @@ from unetrt.benchmarks.one_line import OneLine
 from unetrt.benchmarks.record import Measure, Record
 from unetrt.benchmarks.spline_tiles import SplineTiles
 from unetrt.benchmarks.terminal import table
-from unetrt.runtime.artifacts import require_writable
 from unetrt.runtime.errors import ParityError
-from unetrt.runtime.normalisation import Normalisation
+from unetrt.runtime.files.atomic import require_writable
+from unetrt.runtime.pixels.normalisation import Normalisation
 from unetrt.trainer.augmentation import coordinates, look_up
 from unetrt.trainer.dataset import Annotated, Dataset, class_names
 from unetrt.trainer.recipe import RECIPES, Recipe

@@ -24,7 +24,7 @@ from unetrt.benchmarks.worker import Round, Worker
 from unetrt.export.exporter import planned_tile
 from unetrt.export.options import Options
 from unetrt.runtime.errors import InferenceError, OptionError
-from unetrt.runtime.spec import Head, Precision
+from unetrt.runtime.model.spec import Head, Precision
 from unetrt.trainer.checkpoint import Checkpoint
 
 Told = Callable[[str], None]

@@ -12,13 +12,13 @@ from unetrt.benchmarks.tile_models import TileModels
 from unetrt.benchmarks.tile_passes import Place, pass_seconds, settled, time_passes
 from unetrt.runtime.calibration import Calibration, Compared
 from unetrt.runtime.cost_model import CostModel, TileSeconds
-from unetrt.runtime.free_memory import free_memory
+from unetrt.runtime.machine import free_memory
 from unetrt.runtime.planner import Budget, FrameSize
 from unetrt.runtime.setting import Setting
 from unetrt.trainer.checkpoint import Checkpoint
 
 if TYPE_CHECKING:
-    from unetrt.runtime.spec import Precision
+    from unetrt.runtime.model.spec import Precision
 
 # Seconds of the longest pass that is measured, about; what is larger is predicted only.
 LONGEST = 8.0

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from unetrt.benchmarks.result import SEGMENT, Measured, Result
 from unetrt.benchmarks.verdict import case, doubts, headline, is_ours, shortest
 from unetrt.benchmarks.wording import Unit, interval_name, unit_for
-from unetrt.runtime.artifacts import whole_file
 from unetrt.runtime.errors import OptionError
+from unetrt.runtime.files.atomic import whole_file
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 from unetrt.benchmarks.probes import bfloat16, compiler, monai, torch_gpu
+from unetrt.runtime.model.spec import Precision
 from unetrt.runtime.sessions import BACKENDS
-from unetrt.runtime.spec import Precision
 
 # What a contender computes on: `cpu`, or `gpu`, the first that CUDA counts.
 Device = Literal["cpu", "gpu"]

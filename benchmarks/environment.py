@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from unetrt.benchmarks.contenders import Device
-from unetrt.runtime.processor import cores, processor
+from unetrt.runtime.machine import cores, processor
 
 PACKAGES = ("unetrt", "torch", "onnxruntime", "openvino", "monai", "numpy")
 # The Linux kernel's own files.

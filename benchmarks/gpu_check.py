@@ -29,9 +29,8 @@ from filelock import FileLock, Timeout
 
 from unetrt.benchmarks.journal import Patience
 from unetrt.benchmarks.one_line import OneLine
-from unetrt.runtime.artifacts import whole_file, writable_folder
-from unetrt.runtime.cache_folder import cache_folder
 from unetrt.runtime.errors import InferenceError, OptionError, OutputError
+from unetrt.runtime.files.atomic import cache_folder, whole_file, writable_folder
 
 SCHEMA = 1
 RESULTS = Path("benchmarks", "results", "gpu-check")

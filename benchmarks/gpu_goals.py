@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from unetrt.benchmarks.figure import Figure
-from unetrt.runtime.cost import UNetShape
-from unetrt.runtime.plan import TilePlan
-from unetrt.runtime.spec import ModelSpec
+from unetrt.runtime.geometry.plan import TilePlan
+from unetrt.runtime.geometry.unet_shape import UNetShape
+from unetrt.runtime.model.spec import ModelSpec
 
 # Phases by the GPU's clock; they overlap with the others, which are by the host's, one after another.
 ON_GPU = ("upload", "compute", "download")

@@ -83,8 +83,8 @@ def facts() -> None:
     say(versions=versions(PACKAGES), python=sys.version, tools=[name for name in ("nvcc", "g++") if shutil.which(name)])
     import torch
 
-    from unetrt.runtime.cuda.implementations import why_not
-    from unetrt.runtime.engines.machine import this_machine
+    from unetrt.runtime.cuda.driver import why_not
+    from unetrt.runtime.machine import this_machine
     from unetrt.runtime.sessions import BACKENDS
 
     if torch.cuda.is_available():
@@ -107,7 +107,7 @@ def kernels() -> None:
     if IS_DRY:
         return
     from unetrt.runtime.cuda.device import CudaDevice
-    from unetrt.runtime.cuda.implementations import open_driver
+    from unetrt.runtime.cuda.driver import open_driver
 
     device = CudaDevice(open_driver(0, os.environ))
     with device.current():
@@ -117,11 +117,11 @@ def kernels() -> None:
 def _time_kernels(device: Any) -> None:
     import numpy as np
 
-    from unetrt.runtime.cost import UNetShape
-    from unetrt.runtime.cuda.device_array import DeviceArray
+    from unetrt.runtime.cuda.arrays import DeviceArray
     from unetrt.runtime.cuda.kernels import Kernels
-    from unetrt.runtime.normalisation import Affine
-    from unetrt.runtime.plan import TilePlan
+    from unetrt.runtime.geometry.plan import TilePlan
+    from unetrt.runtime.geometry.unet_shape import UNetShape
+    from unetrt.runtime.pixels.normalisation import Affine
 
     geometry = UNetShape(DEPTH).geometry
     side = geometry.side_for(LARGE[0])
@@ -334,7 +334,7 @@ def goals(step: str, backend: str) -> None:
 def rtx_attempts() -> None:
     """Say how far engines of TensorRT for RTX get on this device; without a GPU they are built and refused."""
     from unetrt.benchmarks import rtx_attempts as attempts
-    from unetrt.runtime.engines.machine import this_machine
+    from unetrt.runtime.machine import this_machine
 
     machine = this_machine()
     if reason := attempts.RTX.probe(machine):

@@ -18,9 +18,8 @@ from unetrt.benchmarks.figure import Figure
 from unetrt.benchmarks.one_line import OneLine
 from unetrt.benchmarks.record import Measure, Record
 from unetrt.benchmarks.result import Result, load
-from unetrt.runtime.artifacts import whole_file
-from unetrt.runtime.cache_folder import locked
 from unetrt.runtime.errors import OptionError
+from unetrt.runtime.files.atomic import locked, whole_file
 
 FILE = "history.jsonl"
 # Name of the runs of `unetrt bench` on a processor.

@@ -22,9 +22,9 @@ from unetrt.benchmarks.history import keep
 from unetrt.benchmarks.idle_path import HEADS, INPUTS, IdlePath, Seconds
 from unetrt.benchmarks.one_line import OneLine
 from unetrt.benchmarks.record import Measure, Record
-from unetrt.runtime.artifacts import require_writable
-from unetrt.runtime.host_frames import plan_of
-from unetrt.runtime.processor import processor
+from unetrt.runtime.files.atomic import require_writable
+from unetrt.runtime.machine import processor
+from unetrt.runtime.segment.host import plan_of
 
 NAME = "host-path"
 MEASURES = (

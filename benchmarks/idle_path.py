@@ -6,10 +6,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from unetrt.benchmarks.idle_session import IdleSession
-from unetrt.runtime.cost import UNetShape
-from unetrt.runtime.normalisation import Normalisation
-from unetrt.runtime.segmenter import Segmenter
-from unetrt.runtime.spec import Head, InputType, ModelSpec, Precision
+from unetrt.runtime.geometry.unet_shape import UNetShape
+from unetrt.runtime.model.spec import Head, InputType, ModelSpec, Precision
+from unetrt.runtime.pixels.normalisation import Normalisation
+from unetrt.runtime.segment.segmenter import Segmenter
 
 Array = NDArray[Any]
 

@@ -7,9 +7,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from unetrt.runtime.closing import Closable
+from unetrt.runtime.model.spec import ModelSpec
+from unetrt.runtime.segment.timings import Passed
 from unetrt.runtime.sessions.protocol import Lane, Step
-from unetrt.runtime.spec import ModelSpec
-from unetrt.runtime.timings import Passed
 
 Array = NDArray[Any]
 

@@ -9,7 +9,7 @@ import tifffile
 from numpy.typing import NDArray
 
 from unetrt.benchmarks.contenders import Device
-from unetrt.runtime.spec import Precision
+from unetrt.runtime.model.spec import Precision
 
 
 @dataclass(frozen=True)

@@ -17,8 +17,8 @@ from math import inf
 from pathlib import Path
 from typing import Any
 
-from unetrt.runtime.artifacts import whole_file
 from unetrt.runtime.errors import OptionError
+from unetrt.runtime.files.atomic import whole_file
 
 # Keys of a journal's file: what is measured, the results by name, and the steps that were not begun.
 ABOUT, RESULTS, MISSING = "about", "results", "missing"

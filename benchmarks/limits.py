@@ -9,7 +9,7 @@ import torch
 
 from unetrt.benchmarks.contenders import Device
 from unetrt.benchmarks.synchronised import timed
-from unetrt.runtime.spec import Precision
+from unetrt.runtime.model.spec import Precision
 
 # Sides of the square matrices: which of them a library likes best differs.
 SIDES: dict[Device, tuple[int, ...]] = {"cpu": (1024, 2048, 4096), "gpu": (4096, 8192)}

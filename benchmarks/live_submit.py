@@ -22,11 +22,11 @@ from unetrt.benchmarks.fresh import fresh, store_drawn, stored
 from unetrt.benchmarks.history import keep
 from unetrt.benchmarks.one_line import OneLine
 from unetrt.benchmarks.record import Measure, Record
-from unetrt.runtime.artifacts import require_writable
+from unetrt.runtime.files.atomic import require_writable
 from unetrt.runtime.live.frame_queue import Policy
 from unetrt.runtime.live.live_segmenter import LiveSegmenter
-from unetrt.runtime.processor import processor
-from unetrt.runtime.segmenter import Segmenter
+from unetrt.runtime.machine import processor
+from unetrt.runtime.segment.segmenter import Segmenter
 
 NAME = "live"
 MEASURES = (

@@ -13,8 +13,8 @@ from unetrt.benchmarks.whole_frame import whole_frame_scores
 from unetrt.export.exporter import spec_for
 from unetrt.export.graph import build_graph
 from unetrt.export.options import Options
-from unetrt.runtime.cost import UNetShape
-from unetrt.runtime.normalisation import Normalisation
+from unetrt.runtime.geometry.unet_shape import UNetShape
+from unetrt.runtime.pixels.normalisation import Normalisation
 from unetrt.trainer.checkpoint import Checkpoint, state_of
 from unetrt.trainer.drawn_cells import draw
 from unetrt.trainer.unet import UNet

@@ -11,7 +11,7 @@ from unetrt.benchmarks.markup import Markup, element, joined
 from unetrt.benchmarks.result import SEGMENT, Result
 from unetrt.benchmarks.verdict import case, doubts, headline, leader, least_rounds, reference_title
 from unetrt.benchmarks.wording import Unit, digits, interval_name, percent, pixels, time
-from unetrt.runtime.artifacts import whole_file
+from unetrt.runtime.files.atomic import whole_file
 
 # Functions of `sections`, and where the template has what they return.
 SECTIONS = ("bars", "contenders", "own_ways", "phases", "latencies", "checks", "left_out", "limits", "environment")

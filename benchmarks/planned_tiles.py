@@ -13,9 +13,9 @@ from unetrt.benchmarks.job import Job
 from unetrt.benchmarks.ready import Ready, planned
 from unetrt.benchmarks.result import SEGMENT
 from unetrt.benchmarks.synchronised import timed
-from unetrt.runtime.model_files.onnx_file import read_spec
-from unetrt.runtime.plan import TilePlan
-from unetrt.runtime.spec import ModelSpec
+from unetrt.runtime.geometry.plan import TilePlan
+from unetrt.runtime.model.onnx_file import read_spec
+from unetrt.runtime.model.spec import ModelSpec
 from unetrt.trainer.checkpoint import load
 from unetrt.trainer.unet import UNet
 

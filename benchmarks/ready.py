@@ -6,9 +6,9 @@ from typing import Any, Self
 
 from numpy.typing import NDArray
 
-from unetrt.runtime.cost import UNetShape
-from unetrt.runtime.plan import TilePlan
-from unetrt.runtime.spec import ModelSpec
+from unetrt.runtime.geometry.plan import TilePlan
+from unetrt.runtime.geometry.unet_shape import UNetShape
+from unetrt.runtime.model.spec import ModelSpec
 
 
 @dataclass(frozen=True)

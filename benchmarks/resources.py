@@ -9,7 +9,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from unetrt.runtime.engines.machine import handle_of
+from unetrt.runtime.machine import handle_of
 
 # The Linux kernel's power capping framework: micro-joules of each processor since some start.
 POWERCAP = Path("/sys/class/powercap")

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any, Self
 
 from unetrt.benchmarks.figure import Figure
-from unetrt.runtime.artifacts import whole_file
 from unetrt.runtime.errors import OptionError
+from unetrt.runtime.files.atomic import whole_file
 
 KIND, SCHEMA = "unetrt bench", 2
 # Ways in which a contender is timed. All have the first; the others are unetrt's own.

@@ -25,14 +25,13 @@ import click
 
 from unetrt.benchmarks.journal import Journal, Patience
 from unetrt.benchmarks.one_line import OneLine
-from unetrt.runtime.cost import UNetShape
-from unetrt.runtime.cuda.device import CudaDevice
-from unetrt.runtime.cuda.implementations import open_driver
-from unetrt.runtime.cuda.resources import Buffer, LibraryObjects, Stream
+from unetrt.runtime.cuda.device import Buffer, CudaDevice, LibraryObjects, Stream
+from unetrt.runtime.cuda.driver import open_driver
+from unetrt.runtime.engines.build import collected, logger_of
 from unetrt.runtime.engines.flavours import CAPABILITIES, named_flavour
-from unetrt.runtime.engines.machine import Machine, this_machine, why_no_gpu
-from unetrt.runtime.engines.messages import collected, logger_of
 from unetrt.runtime.errors import BackendUnavailableError, EngineError, UnetrtError
+from unetrt.runtime.geometry.unet_shape import UNetShape
+from unetrt.runtime.machine import Machine, this_machine, why_no_gpu
 
 KIND, SCHEMA = "TensorRT for RTX on a device", 2
 RTX = named_flavour("tensorrt-rtx")
@@ -216,7 +215,7 @@ def write_model(path: Path) -> None:
     import torch
 
     from unetrt.export.graph import build_graph
-    from unetrt.runtime.spec import ModelSpec
+    from unetrt.runtime.model.spec import ModelSpec
     from unetrt.trainer.unet import UNet
 
     geometry = SHAPE.geometry

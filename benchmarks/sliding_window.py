@@ -14,8 +14,8 @@ from unetrt.benchmarks.contenders import Contender
 from unetrt.benchmarks.job import Job
 from unetrt.benchmarks.ready import About, Ready
 from unetrt.benchmarks.result import SEGMENT
-from unetrt.runtime.cost import UNetShape
 from unetrt.runtime.errors import ParityError
+from unetrt.runtime.geometry.unet_shape import UNetShape
 from unetrt.trainer.checkpoint import load
 from unetrt.trainer.unet import UNet
 

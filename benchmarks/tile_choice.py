@@ -7,10 +7,10 @@ from random import Random
 
 import numpy as np
 
-from unetrt.runtime.cost import UNetShape
 from unetrt.runtime.errors import TileError
-from unetrt.runtime.geometry import Geometry
-from unetrt.runtime.memory import shown
+from unetrt.runtime.geometry.geometry import Geometry
+from unetrt.runtime.geometry.unet_shape import UNetShape
+from unetrt.runtime.machine import shown
 from unetrt.runtime.planner import Budget, FrameSize, candidates
 
 # Tiles that a model is fitted to, and tiles that it is held against.

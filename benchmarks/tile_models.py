@@ -7,7 +7,7 @@ import onnx
 from unetrt.export.exporter import spec_for
 from unetrt.export.graph import build_graph, describe, require_clean
 from unetrt.export.options import Options
-from unetrt.runtime.spec import ModelSpec, Precision
+from unetrt.runtime.model.spec import ModelSpec, Precision
 from unetrt.trainer.checkpoint import Checkpoint
 
 

@@ -10,7 +10,7 @@ import torch
 from unetrt.benchmarks.environment import environment
 from unetrt.benchmarks.figure import Figure
 from unetrt.benchmarks.journal import Journal, Patience
-from unetrt.runtime.normalisation import Normalisation
+from unetrt.runtime.pixels.normalisation import Normalisation
 from unetrt.trainer.dataset import Annotated, Dataset, class_names
 from unetrt.trainer.drawn_cells import draw
 from unetrt.trainer.learner import Learner

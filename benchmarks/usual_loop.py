@@ -16,8 +16,8 @@ from unetrt.benchmarks.contenders import USUAL_TILE, Contender
 from unetrt.benchmarks.job import Job
 from unetrt.benchmarks.ready import About, Ready
 from unetrt.benchmarks.result import SEGMENT
-from unetrt.runtime.cost import UNetShape
-from unetrt.runtime.normalisation import Normalisation
+from unetrt.runtime.geometry.unet_shape import UNetShape
+from unetrt.runtime.pixels.normalisation import Normalisation
 from unetrt.trainer.checkpoint import load
 from unetrt.trainer.unet import UNet
 

@@ -21,8 +21,8 @@ from unetrt.benchmarks.history import keep
 from unetrt.benchmarks.one_line import OneLine
 from unetrt.benchmarks.record import Measure, Record
 from unetrt.benchmarks.terminal import table
-from unetrt.runtime.artifacts import require_writable
 from unetrt.runtime.errors import ParityError
+from unetrt.runtime.files.atomic import require_writable
 from unetrt.trainer.targets import Labels, separation_weights
 
 NAME = "weight-map"

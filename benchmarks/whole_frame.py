@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 
 from unetrt.export.exporter import spec_for
 from unetrt.export.options import Options
-from unetrt.runtime.segmenter import Segmenter
+from unetrt.runtime.segment.segmenter import Segmenter
 from unetrt.trainer.checkpoint import Checkpoint
 from unetrt.trainer.torch_session import TorchSession
 

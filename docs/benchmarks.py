@@ -12,8 +12,8 @@ from unetrt.benchmarks.markdown import day, figures, history, interval, paragrap
 from unetrt.benchmarks.record import Measure, Record
 from unetrt.benchmarks.result import SEGMENT, Result, load
 from unetrt.benchmarks.terminal import shown
-from unetrt.runtime.artifacts import whole_file
 from unetrt.runtime.errors import OptionError
+from unetrt.runtime.files.atomic import whole_file
 
 PAGE = Path(__file__).with_suffix(".md")
 RESULTS = Path(__file__).parents[1] / "benchmarks" / "results"

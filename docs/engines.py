@@ -18,15 +18,13 @@ import torch
 
 from unetrt.export.graph import build_graph, describe
 from unetrt.export.quantisation import quantised
-from unetrt.runtime.cost import UNetShape
-from unetrt.runtime.engines.builder import build
-from unetrt.runtime.engines.facts import facts_of
+from unetrt.runtime.engines.build import build
+from unetrt.runtime.engines.facts import BuildOptions, facts_of
 from unetrt.runtime.engines.flavours import AUTO, usable_flavour
-from unetrt.runtime.engines.machine import this_machine
-from unetrt.runtime.engines.options import BuildOptions
-from unetrt.runtime.normalisation import Normalisation
-from unetrt.runtime.processor import processor
-from unetrt.runtime.spec import PRECISIONS, ModelSpec
+from unetrt.runtime.geometry.unet_shape import UNetShape
+from unetrt.runtime.machine import processor, this_machine
+from unetrt.runtime.model.spec import PRECISIONS, ModelSpec
+from unetrt.runtime.pixels.normalisation import Normalisation
 from unetrt.trainer.unet import UNet
 
 RESULTS = Path(__file__).parents[1] / "benchmarks" / "results" / "engines.json"

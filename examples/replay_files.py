@@ -16,7 +16,7 @@ from useq import MDASequence
 
 from unetrt.runtime import LiveSegmenter
 from unetrt.runtime.acquisition import Replay, load_replay_camera
-from unetrt.runtime.images import list_images, stem_of, write_labels
+from unetrt.runtime.files.images import list_images, stem_of, write_labels
 
 
 def main() -> None:

@@ -18,7 +18,7 @@ from useq import MDAEvent
 
 from unetrt.runtime import LiveResult, LiveSegmenter
 from unetrt.runtime.acquisition import Replay, load_replay_camera
-from unetrt.runtime.images import list_images
+from unetrt.runtime.files.images import list_images
 
 STOP = None
 STEP, DISTANCE = 2.0, 500.0  # µm, between planes and between fields

@@ -14,7 +14,7 @@ import tifffile
 from pymmcore_plus import CMMCorePlus
 
 from unetrt.runtime import Segmenter, instances
-from unetrt.runtime.images import write_labels
+from unetrt.runtime.files.images import write_labels
 
 
 def main() -> None:

@@ -6,7 +6,7 @@ import numpy as np
 
 from unetrt.export.parity import Array, as_image
 from unetrt.runtime.errors import ParityError
-from unetrt.runtime.segmenter import Segmenter
+from unetrt.runtime.segment.segmenter import Segmenter
 from unetrt.runtime.sessions import Session
 
 

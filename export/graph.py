@@ -11,8 +11,8 @@ import torch
 from onnx import numpy_helper
 from torch import Tensor, nn
 
-from unetrt.runtime.normalisation import Normalisation
-from unetrt.runtime.spec import INPUT, KEY, OUTPUT, ModelSpec, Precision
+from unetrt.runtime.model.spec import INPUT, KEY, OUTPUT, ModelSpec, Precision
+from unetrt.runtime.pixels.normalisation import Normalisation
 from unetrt.trainer.unet import UNet
 
 # An opset whose operators TensorRT 10, TensorRT for RTX and ONNX Runtime 1.20 all read; bfloat16 convolutions are part

@@ -13,7 +13,7 @@ from torch import nn
 
 from unetrt.export.tiles import tile_batches
 from unetrt.export.twins import with_layers
-from unetrt.runtime.spec import INPUT, ModelSpec, Precision
+from unetrt.runtime.model.spec import INPUT, ModelSpec, Precision
 
 Array = NDArray[Any]
 

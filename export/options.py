@@ -4,8 +4,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 from unetrt.runtime.errors import OptionError
-from unetrt.runtime.normalisation import Normalisation
-from unetrt.runtime.spec import Head, InputType, Precision
+from unetrt.runtime.model.spec import Head, InputType, Precision
+from unetrt.runtime.pixels.normalisation import Normalisation
 
 
 @dataclass(frozen=True)

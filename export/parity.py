@@ -8,10 +8,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from unetrt.runtime.errors import OptionError
-from unetrt.runtime.scores import best_class, softmax
-from unetrt.runtime.segmenter import Segmenter
+from unetrt.runtime.model.spec import Precision
+from unetrt.runtime.pixels.scores import best_class, softmax
+from unetrt.runtime.segment.segmenter import Segmenter
 from unetrt.runtime.sessions import Session
-from unetrt.runtime.spec import Precision
 
 Array = NDArray[Any]
 

@@ -17,7 +17,7 @@ import onnx
 from numpy.typing import NDArray
 
 from unetrt.export.tiles import tile_batches
-from unetrt.runtime.spec import INPUT, ModelSpec
+from unetrt.runtime.model.spec import INPUT, ModelSpec
 
 # Layers that keep FP32 although they are convolutions.
 KEPT = ("classify",)

@@ -5,8 +5,8 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from unetrt.runtime.plan import TilePlan
-from unetrt.runtime.spec import ModelSpec
+from unetrt.runtime.geometry.plan import TilePlan
+from unetrt.runtime.model.spec import ModelSpec
 
 
 def tile_batches(spec: ModelSpec, frames: Iterable[NDArray[Any]]) -> Iterator[NDArray[Any]]:

@@ -6,7 +6,7 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from unetrt.export.graph import OPSET
-from unetrt.runtime.spec import OUTPUT
+from unetrt.runtime.model.spec import OUTPUT
 
 # Operators that hand on what they get: nothing is rounded in them.
 MOVING = ("Relu", "MaxPool", "Slice", "Concat", "Gather", "Identity")

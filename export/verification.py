@@ -16,9 +16,9 @@ from unetrt.export.parity import Parity, Thresholds, compare
 from unetrt.export.tiles import tile_batches
 from unetrt.export.twins import in_float32, with_scores
 from unetrt.runtime.errors import ParityError
-from unetrt.runtime.model_files.onnx_file import read_spec
+from unetrt.runtime.model.onnx_file import read_spec
+from unetrt.runtime.model.spec import ModelSpec
 from unetrt.runtime.sessions import open_session
-from unetrt.runtime.spec import ModelSpec
 from unetrt.trainer.checkpoint import Checkpoint
 from unetrt.trainer.torch_session import TorchSession
 

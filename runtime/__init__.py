@@ -8,15 +8,15 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from unetrt.runtime.errors import UnetrtError
-    from unetrt.runtime.geometry import Geometry
-    from unetrt.runtime.instance_labels import instances
+    from unetrt.runtime.geometry.geometry import Geometry
+    from unetrt.runtime.geometry.plan import Tile, TilePlan
     from unetrt.runtime.live.live_segmenter import LiveSegmenter
     from unetrt.runtime.live.results import LiveResult, LiveSequence, Outcome, ResultOutput, ResultStream
     from unetrt.runtime.live.status import LiveStatus
-    from unetrt.runtime.plan import Tile, TilePlan
-    from unetrt.runtime.segmenter import Segmentation, Segmenter
+    from unetrt.runtime.model.spec import ModelSpec
+    from unetrt.runtime.pixels.instances import instances
+    from unetrt.runtime.segment.segmenter import Segmentation, Segmenter
     from unetrt.runtime.sessions import Session, open_session
-    from unetrt.runtime.spec import ModelSpec
 
 __all__ = [
     "Geometry",
@@ -40,22 +40,22 @@ __all__ = [
 
 # Which module a public name comes from.
 _HOMES = {
-    "Geometry": "geometry",
+    "Geometry": "geometry.geometry",
     "LiveResult": "live.results",
     "LiveSegmenter": "live.live_segmenter",
     "LiveSequence": "live.results",
     "LiveStatus": "live.status",
-    "ModelSpec": "spec",
+    "ModelSpec": "model.spec",
     "Outcome": "live.results",
     "ResultOutput": "live.results",
     "ResultStream": "live.results",
-    "Segmentation": "segmenter",
-    "Segmenter": "segmenter",
+    "Segmentation": "segment.segmenter",
+    "Segmenter": "segment.segmenter",
     "Session": "sessions",
-    "Tile": "plan",
-    "TilePlan": "plan",
+    "Tile": "geometry.plan",
+    "TilePlan": "geometry.plan",
     "UnetrtError": "errors",
-    "instances": "instance_labels",
+    "instances": "pixels.instances",
     "open_session": "sessions",
 }
 

@@ -6,10 +6,9 @@ from math import isfinite
 from statistics import median
 from typing import Any
 
-from unetrt.runtime.artifacts import whole_file
-from unetrt.runtime.cache_folder import locked
 from unetrt.runtime.cost_model import CostModel
 from unetrt.runtime.errors import ModelFileError, OptionError, UnetrtError
+from unetrt.runtime.files.atomic import locked, whole_file
 from unetrt.runtime.setting import Setting, folder
 
 SCHEMA = 1

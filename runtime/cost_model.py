@@ -7,8 +7,8 @@ from math import isfinite
 import numpy as np
 from numpy.typing import NDArray
 
-from unetrt.runtime.cost import UNetShape
 from unetrt.runtime.errors import OptionError
+from unetrt.runtime.geometry.unet_shape import UNetShape
 
 FrameSize = tuple[int, int]
 

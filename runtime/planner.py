@@ -7,10 +7,10 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from unetrt.runtime.cost import UNetShape
 from unetrt.runtime.cost_model import CostModel
 from unetrt.runtime.errors import OptionError, TileError
-from unetrt.runtime.geometry import Geometry
+from unetrt.runtime.geometry.geometry import Geometry
+from unetrt.runtime.geometry.unet_shape import UNetShape
 
 FrameSize = tuple[int, int]
 

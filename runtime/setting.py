@@ -6,12 +6,11 @@ from hashlib import sha256
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-from unetrt.runtime.cache_folder import cache_folder
-from unetrt.runtime.cost import UNetShape
 from unetrt.runtime.engines.flavours import usable_flavour
-from unetrt.runtime.engines.machine import this_machine
 from unetrt.runtime.errors import BackendUnavailableError
-from unetrt.runtime.processor import cores, processor
+from unetrt.runtime.files.atomic import cache_folder
+from unetrt.runtime.geometry.unet_shape import UNetShape
+from unetrt.runtime.machine import cores, processor, this_machine
 from unetrt.runtime.sessions import AUTO, BACKENDS, Backend, unknown
 
 

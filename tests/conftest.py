@@ -11,8 +11,8 @@ import pytest
 import tifffile
 
 from tests.requirements import lines_about_skips
-from unetrt.runtime.processor import cores
-from unetrt.runtime.spec import ModelSpec
+from unetrt.runtime.machine import cores
+from unetrt.runtime.model.spec import ModelSpec
 
 # Fluorescent nuclei with instance labels, in train/ and val/; the variable names a copy elsewhere.
 NUCLEI = Path(os.environ.get("UNETRT_NUCLEI", Path(__file__).parents[2] / "shared" / "data" / "nuclei"))
@@ -52,7 +52,7 @@ def pytest_terminal_summary(terminalreporter):
 
 def small_spec(depth: int = 2, tile: tuple[int, int] | None = None, **fields) -> ModelSpec:
     """A spec with the geometry of a small U-Net; the default tile has room for a stride."""
-    from unetrt.runtime.cost import UNetShape
+    from unetrt.runtime.geometry.unet_shape import UNetShape
 
     geometry = UNetShape(depth).geometry
     side = geometry.side_for(3 * geometry.grid)
@@ -95,7 +95,7 @@ def usual_log_levels():
 @pytest.fixture(scope="session")
 def drawn_folder(tmp_path_factory):
     """A folder with images/ and labels/, four drawn micrographs of different sizes."""
-    from unetrt.runtime.images import write_labels
+    from unetrt.runtime.files.images import write_labels
     from unetrt.trainer.drawn_cells import draw
 
     folder = tmp_path_factory.mktemp("drawn")

@@ -67,7 +67,7 @@ def test_a_run_that_skips_nothing_says_nothing(tmp_path):
 
 def test_processes_side_by_side_share_the_cores(tmp_path):
     cores = (
-        "from unetrt.runtime.processor import cores\n"
+        "from unetrt.runtime.machine import cores\n"
         "def test_threads():\n"
         "    import torch\n"
         "    assert torch.get_num_threads() == max(1, cores() // 2)"

@@ -12,7 +12,7 @@ import tifffile
 
 from tests import requirements
 from unetrt.__main__ import main
-from unetrt.runtime.images import read_label_stack, read_labels
+from unetrt.runtime.files.images import read_label_stack, read_labels
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 

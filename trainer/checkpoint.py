@@ -14,11 +14,11 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from unetrt._version import __version__
-from unetrt.runtime.artifacts import whole_file
-from unetrt.runtime.cost import UNetShape
 from unetrt.runtime.errors import ModelFileError, UnetrtError
-from unetrt.runtime.normalisation import Normalisation
-from unetrt.runtime.spec import Annotation
+from unetrt.runtime.files.atomic import whole_file
+from unetrt.runtime.geometry.unet_shape import UNetShape
+from unetrt.runtime.model.spec import Annotation
+from unetrt.runtime.pixels.normalisation import Normalisation
 from unetrt.trainer.unet import UNet
 
 KEY = "unetrt"

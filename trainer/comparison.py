@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from unetrt.runtime.cost import MAX_CLASSES
 from unetrt.runtime.errors import DatasetError, FrameError, OptionError
-from unetrt.runtime.images import read_label_stack
+from unetrt.runtime.files.images import read_label_stack
+from unetrt.runtime.geometry.unet_shape import MAX_CLASSES
 from unetrt.trainer.evaluation import Tally, evaluate_classes, evaluate_instances
 from unetrt.trainer.layouts import by_stem
 from unetrt.trainer.reading import ignored_label

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from unetrt.runtime.artifacts import whole_file
+from unetrt.runtime.files.atomic import whole_file
 from unetrt.trainer.validation import Scores
 
 # Steps over which the drawn loss is averaged: single tiles differ widely.

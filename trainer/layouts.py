@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from unetrt.runtime.errors import DatasetError, FrameError
-from unetrt.runtime.images import SUFFIXES, list_images, stem_of
+from unetrt.runtime.files.images import SUFFIXES, list_images, stem_of
 
 IMAGES, LABELS, IGNORE = "images", "labels", "ignore"
 # `01_GT/SEG/man_seg000.tif` belongs to `01/t000.tif`; `man_seg_000_012.tif` is plane 12 of its stack

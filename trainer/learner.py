@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 from torch.optim.swa_utils import AveragedModel
 
-from unetrt.runtime.cost import UNetShape
 from unetrt.runtime.errors import TrainingError
+from unetrt.runtime.geometry.unet_shape import UNetShape
 from unetrt.trainer.loss import weighted_cross_entropy
 from unetrt.trainer.precision import Precision
 from unetrt.trainer.recipe import Recipe

@@ -7,10 +7,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from unetrt.runtime.cost import MAX_CLASSES
 from unetrt.runtime.errors import DatasetError, FrameError, OptionError
-from unetrt.runtime.frames import as_frame
-from unetrt.runtime.images import SUFFIXES, read_label_stack, read_stack, stem_of
+from unetrt.runtime.files.images import SUFFIXES, read_label_stack, read_stack, stem_of
+from unetrt.runtime.geometry.unet_shape import MAX_CLASSES
+from unetrt.runtime.pixels.frames import as_frame
 from unetrt.trainer.dataset import Annotated, Dataset, class_names, require_objects
 from unetrt.trainer.layouts import Pair, find_pairs
 from unetrt.trainer.targets import as_instances

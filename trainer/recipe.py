@@ -4,9 +4,9 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from math import cos, inf, pi
 from typing import Any, Literal, get_args
 
-from unetrt.runtime.cost import UNetShape
 from unetrt.runtime.errors import OptionError
-from unetrt.runtime.normalisation import Mode
+from unetrt.runtime.geometry.unet_shape import UNetShape
+from unetrt.runtime.pixels.normalisation import Mode
 from unetrt.trainer.augmentation import Augmentation
 
 Schedule = Literal["constant", "cosine", "poly"]

@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from unetrt.runtime.normalisation import Normalisation
+from unetrt.runtime.pixels.normalisation import Normalisation
 from unetrt.trainer.augmentation import coordinates, look_up, vary_grey_values
 from unetrt.trainer.dataset import Annotated, Dataset
 from unetrt.trainer.recipe import Recipe

@@ -3,8 +3,8 @@
 import torch
 from torch import nn
 
-from unetrt.runtime.sessions.worker import Array, WorkerSession
-from unetrt.runtime.spec import ModelSpec
+from unetrt.runtime.model.spec import ModelSpec
+from unetrt.runtime.sessions.cpu import Array, WorkerSession
 from unetrt.trainer.failures import translated
 
 

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from unetrt.runtime.artifacts import clear_unfinished
 from unetrt.runtime.errors import DatasetError, ModelFileError, OptionError, TrainingStopped
+from unetrt.runtime.files.atomic import clear_unfinished
 from unetrt.trainer import sheet
 from unetrt.trainer.budget import Budget, ValidationClock
 from unetrt.trainer.checkpoint import BEST, LAST, Checkpoint, state_of

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from unetrt.runtime.cost import UNetShape
+from unetrt.runtime.geometry.unet_shape import UNetShape
 
 # Figure 1's caption names no rate; the authors' published network uses 0.5 in the two deepest levels.
 DROPOUT = 0.5

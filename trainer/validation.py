@@ -5,11 +5,11 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from unetrt.runtime.instance_labels import instances
-from unetrt.runtime.normalisation import Normalisation
+from unetrt.runtime.model.spec import ModelSpec
+from unetrt.runtime.pixels.instances import instances
+from unetrt.runtime.pixels.normalisation import Normalisation
 from unetrt.runtime.planner import GIB, Budget, best_tile
-from unetrt.runtime.segmenter import Segmenter
-from unetrt.runtime.spec import ModelSpec
+from unetrt.runtime.segment.segmenter import Segmenter
 from unetrt.trainer.dataset import Annotated, Dataset
 from unetrt.trainer.evaluation import Tally, evaluate_classes, evaluate_instances, pooled
 from unetrt.trainer.torch_session import TorchSession

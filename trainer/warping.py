@@ -4,7 +4,7 @@ The truth is deformed towards the prediction without a change of its topology: p
 simple points. What then still disagrees is an object merged, split, missed or made up, or a hole, and each counts with
 the pixels that it takes. An outline that is merely shifted costs nothing.
 
-Foreground is connected along edges, background also through corners, as in `unetrt.runtime.instance_labels`.
+Foreground is connected along edges, background also through corners, as in `unetrt.runtime.pixels.instances`.
 """
 
 from functools import cache

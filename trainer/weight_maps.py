@@ -9,8 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 from platformdirs import user_cache_path
 
-from unetrt.runtime.artifacts import whole_file
 from unetrt.runtime.errors import OutputError
+from unetrt.runtime.files.atomic import whole_file
 from unetrt.trainer.targets import Labels, separation_weights
 
 # Part of every key: another way of working weights out must not find these.

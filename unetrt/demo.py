@@ -15,13 +15,13 @@ from unetrt.benchmarks.whole_frame import whole_frame_scores, wrong_pixels
 from unetrt.cli.training_bar import run_with_bar
 from unetrt.export.exporter import export, planned_tile
 from unetrt.export.options import Options
-from unetrt.runtime.artifacts import whole_file, writable_folder
 from unetrt.runtime.errors import OutputError, ParityError
-from unetrt.runtime.images import write_labels, write_png
-from unetrt.runtime.instance_labels import instances
-from unetrt.runtime.overlay import overlay
-from unetrt.runtime.segmenter import Segmenter
-from unetrt.runtime.spec import ModelSpec
+from unetrt.runtime.files.atomic import whole_file, writable_folder
+from unetrt.runtime.files.images import write_labels, write_png
+from unetrt.runtime.model.spec import ModelSpec
+from unetrt.runtime.pixels.instances import instances
+from unetrt.runtime.pixels.overlay import overlay
+from unetrt.runtime.segment.segmenter import Segmenter
 from unetrt.trainer import checkpoint as checkpoints
 from unetrt.trainer.budget import Budget
 from unetrt.trainer.drawn_cells import Drawing, draw

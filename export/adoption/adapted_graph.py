@@ -12,7 +12,7 @@ from onnx import ModelProto, TensorProto, helper, numpy_helper
 
 from unetrt.export.adoption.static_graph import output_shape
 from unetrt.runtime.errors import OptionError
-from unetrt.runtime.spec import INPUT, KEY, OUTPUT, ModelSpec
+from unetrt.runtime.model.spec import INPUT, KEY, OUTPUT, ModelSpec
 
 PREFIX = "net/"  # of all names inside the network, so that none of them meets one of ours
 SQUASHED = ("Sigmoid", "HardSigmoid")

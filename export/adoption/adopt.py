@@ -13,13 +13,13 @@ from unetrt.export.adoption.receptive_field import ReceptiveField, measure
 from unetrt.export.adoption.sizes import Sizes, sizes_of
 from unetrt.export.adoption.static_graph import clean, fixed
 from unetrt.export.adoption.tile_agreement import require_agreement
-from unetrt.runtime.artifacts import require_place, whole_file
 from unetrt.runtime.errors import OptionError
-from unetrt.runtime.mirror import Border
-from unetrt.runtime.model_files.external_data import external_files
-from unetrt.runtime.normalisation import Normalisation
+from unetrt.runtime.files.atomic import require_place, whole_file
+from unetrt.runtime.geometry.plan import Border
+from unetrt.runtime.model.safety import external_files
+from unetrt.runtime.model.spec import Annotation, Head, ModelSpec
+from unetrt.runtime.pixels.normalisation import Normalisation
 from unetrt.runtime.sessions import open_session
-from unetrt.runtime.spec import Annotation, Head, ModelSpec
 
 
 @dataclass(frozen=True)

@@ -13,9 +13,9 @@ import onnx.inliner
 from onnx import TensorProto
 
 from unetrt.runtime.errors import ModelFileError
-from unetrt.runtime.model_files.external_data import require_safe
-from unetrt.runtime.model_files.onnx_file import read_metadata
-from unetrt.runtime.spec import KEY, Precision
+from unetrt.runtime.model.onnx_file import read_metadata
+from unetrt.runtime.model.safety import require_safe
+from unetrt.runtime.model.spec import KEY, Precision
 
 # `TensorProto.DataType` of onnx.proto, and what weights of that type are computed in.
 FLOATS: dict[int, Precision] = {TensorProto.FLOAT: "fp32", TensorProto.FLOAT16: "fp16", TensorProto.BFLOAT16: "bf16"}

@@ -11,8 +11,8 @@ from unetrt.export.adoption.adapted_graph import adapted
 from unetrt.export.adoption.sizes import Sizes
 from unetrt.export.adoption.static_graph import Runner, Size
 from unetrt.runtime.errors import OptionError, ParityError, TileError
+from unetrt.runtime.model.spec import ModelSpec
 from unetrt.runtime.sessions import Session
-from unetrt.runtime.spec import ModelSpec
 
 Array = NDArray[Any]
 # Largest difference, as a share of the answer's range: float32 differs by the order of sums, coarser types by a step.

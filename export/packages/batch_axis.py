@@ -7,9 +7,9 @@ from pathlib import Path
 import onnx
 
 from unetrt.runtime.errors import ModelFileError
-from unetrt.runtime.model_files.external_data import external_files, require_safe
-from unetrt.runtime.model_files.onnx_file import read_spec
-from unetrt.runtime.spec import INPUT, KEY, OUTPUT
+from unetrt.runtime.model.onnx_file import read_spec
+from unetrt.runtime.model.safety import external_files, require_safe
+from unetrt.runtime.model.spec import INPUT, KEY, OUTPUT
 
 FREE = "batch"  # the name of a first axis of any length
 

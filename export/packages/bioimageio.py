@@ -36,9 +36,9 @@ from unetrt.export.packages.bioimageio_description import (
 )
 from unetrt.export.packages.bioimageio_metadata import Citation, Metadata
 from unetrt.export.packages.bioimageio_readme import readme
-from unetrt.runtime.artifacts import whole_file
 from unetrt.runtime.errors import ModelFileError, OptionError
-from unetrt.runtime.model_files.onnx_file import read_spec
+from unetrt.runtime.files.atomic import whole_file
+from unetrt.runtime.model.onnx_file import read_spec
 from unetrt.runtime.sessions import open_session
 
 __all__ = ["Citation", "Metadata", "write"]

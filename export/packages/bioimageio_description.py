@@ -4,8 +4,8 @@ import json
 from typing import Any
 
 from unetrt.export.packages.bioimageio_metadata import Metadata
-from unetrt.runtime.normalisation import Normalisation
-from unetrt.runtime.spec import INPUT, KEY, OUTPUT, ModelSpec
+from unetrt.runtime.model.spec import INPUT, KEY, OUTPUT, ModelSpec
+from unetrt.runtime.pixels.normalisation import Normalisation
 
 # Files of a package.
 WEIGHTS, README, COVER = "model.onnx", "README.md", "cover.png"

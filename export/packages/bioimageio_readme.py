@@ -1,7 +1,7 @@
 """The README.md of a bioimage.io package."""
 
 from unetrt.export.packages.bioimageio_metadata import Metadata
-from unetrt.runtime.spec import ModelSpec
+from unetrt.runtime.model.spec import ModelSpec
 
 TEXT = """# {name}
 

@@ -10,12 +10,12 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from unetrt.runtime.errors import FrameError
-from unetrt.runtime.frames import as_frame, require_raw
-from unetrt.runtime.overlay import overlay
-from unetrt.runtime.plan import Tile, TilePlan
-from unetrt.runtime.scores import best_class, require_finite_scores
+from unetrt.runtime.geometry.plan import Tile, TilePlan
+from unetrt.runtime.model.spec import ModelSpec
+from unetrt.runtime.pixels.frames import as_frame, require_raw
+from unetrt.runtime.pixels.overlay import overlay
+from unetrt.runtime.pixels.scores import best_class, require_finite_scores
 from unetrt.runtime.sessions import Session
-from unetrt.runtime.spec import ModelSpec
 
 Array = NDArray[Any]
 

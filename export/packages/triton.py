@@ -11,12 +11,12 @@ import onnx
 
 from unetrt.export.packages.batch_axis import copy_model, with_batch
 from unetrt.export.packages.triton_config import FILES, Engine, Serving, contract, scheduling
-from unetrt.runtime.artifacts import whole_folder
 from unetrt.runtime.engines.engine_file import read_sidecar
 from unetrt.runtime.engines.flavours import named_flavour
 from unetrt.runtime.errors import ModelFileError, OptionError, OutputError
-from unetrt.runtime.model_files.onnx_file import read_spec
-from unetrt.runtime.spec import ModelSpec
+from unetrt.runtime.files.atomic import whole_folder
+from unetrt.runtime.model.onnx_file import read_spec
+from unetrt.runtime.model.spec import ModelSpec
 
 __all__ = ["Serving", "write"]
 

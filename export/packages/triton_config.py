@@ -5,9 +5,9 @@ import re
 from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
-from unetrt.runtime.engines.bindings import Binding, bindings
+from unetrt.runtime.engines.engine_file import Binding, bindings
 from unetrt.runtime.errors import OptionError
-from unetrt.runtime.spec import INPUT, KEY, OUTPUT, ModelSpec
+from unetrt.runtime.model.spec import INPUT, KEY, OUTPUT, ModelSpec
 
 Engine = Literal["onnxruntime", "tensorrt"]
 # The backend's name -> platform and file name, as Triton's documentation of model repositories has them.

@@ -7,22 +7,20 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from unetrt.runtime.acquisition.feed_status import FeedStatus
     from unetrt.runtime.acquisition.label_writer import LabelWriter
-    from unetrt.runtime.acquisition.live_mode import LiveModeFeed
-    from unetrt.runtime.acquisition.replay import Replay, by_kind
-    from unetrt.runtime.acquisition.replay_camera import load_replay_camera
+    from unetrt.runtime.acquisition.live_mode import FeedStatus, LiveModeFeed
+    from unetrt.runtime.acquisition.replay import Replay, by_kind, load_replay_camera
 
 __all__ = ["FeedStatus", "LabelWriter", "LiveModeFeed", "Replay", "by_kind", "load_replay_camera"]
 
 # Which module a public name comes from.
 _HOMES = {
-    "FeedStatus": "feed_status",
+    "FeedStatus": "live_mode",
     "LabelWriter": "label_writer",
     "LiveModeFeed": "live_mode",
     "Replay": "replay",
     "by_kind": "replay",
-    "load_replay_camera": "replay_camera",
+    "load_replay_camera": "replay",
 }
 
 

@@ -1,18 +1,192 @@
-"""Labels stored beside raw data while they are acquired."""
+"""Labels stored beside raw data while they are acquired.
+
+OME-TIFF of several stage positions: a file for each, whole on its own.
+
+The labels of one acquisition beside its raw data, with a table of its frames.
+"""
 
 import os
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import ExitStack, nullcontext
 from importlib import import_module
 from itertools import count
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-from unetrt.runtime.acquisition.label_file import LabelFile
-from unetrt.runtime.artifacts import writable_folder
+import numpy as np
+from numpy.typing import NDArray
+
+from unetrt.runtime.acquisition.label_layout import FrameTable, LabelLayout
+from unetrt.runtime.acquisition.label_stream import LabelStream
 from unetrt.runtime.closing import Closable
 from unetrt.runtime.errors import BackendUnavailableError, OptionError, OutputError
-from unetrt.runtime.live.results import LiveResult, LiveSequence
+from unetrt.runtime.files.atomic import writable_folder
+from unetrt.runtime.live.results import LiveResult, LiveSequence, Outcome
+
+if TYPE_CHECKING:
+    from ome_writers import AcquisitionSettings
+
+
+# Files that are open at once, each with a thread of its writer.
+MOST = 64
+
+
+class PositionStreams(Closable):
+    """A `LabelStream` for each position, in a folder named as the file would be; a file is made with its first labels.
+
+    ome-writers can do that too, but its files then describe each other, and after an acquisition that was cancelled
+    none of them can be read: each promises frames that no file has.
+
+    Parameters
+    ----------
+    settings
+        Of the whole, with an axis of positions.
+    metadata
+        What each file says of itself, beside its position.
+
+    Raises
+    ------
+    OutputError
+        Of all methods: a file cannot be made or written.
+    """
+
+    def __init__(self, settings: "AcquisitionSettings", metadata: Mapping[str, Any]) -> None:
+        self._settings, self._metadata = settings, metadata
+        self._axes = tuple(axis.count or 1 for axis in settings.dimensions[:-2])
+        self._positions = next(at for at, axis in enumerate(settings.dimensions) if axis.type == "position")
+        if (count := len(settings.positions)) > MOST:
+            raise OutputError(
+                f"{count} positions would be {count} OME-TIFF files that are open at once, {MOST} at most: "
+                "store labels as .ome.zarr"
+            )
+        self._streams: dict[int, LabelStream] = {}
+        self._opened = ExitStack()
+
+    def put(self, place: int, labels: NDArray[Any]) -> None:
+        """Store labels (H, W), in the dtype of the file, which nobody changes, at a place behind all before."""
+        position, within = self._split(place)
+        if position not in self._streams:
+            self._streams[position] = self._opened.enter_context(self._open(position))
+        self._streams[position].put(within, labels)
+
+    def pass_over(self, place: int) -> None:
+        """Leave a place behind all before empty; a position without any labels has no file."""
+        position, within = self._split(place)
+        if position in self._streams:
+            self._streams[position].pass_over(within)
+
+    def close(self) -> None:
+        """Finish all files; idempotent."""
+        self._opened.close()
+
+    def _split(self, place: int) -> tuple[int, int]:
+        """Return the position of a place, and the place among those of its position."""
+        steps = list(map(int, np.unravel_index(place, self._axes)))
+        position = steps.pop(self._positions)
+        sizes = [size for at, size in enumerate(self._axes) if at != self._positions]
+        return position, int(np.ravel_multi_index(steps, sizes)) if sizes else 0
+
+    def _open(self, position: int) -> LabelStream:
+        from ome_writers import AcquisitionSettings
+
+        folder = Path(self._settings.output_path)
+        suffix = self._settings.format.suffix
+        axes = [axis for axis in self._settings.dimensions if axis.type != "position"]
+        path = folder / f"{folder.name}_p{position:03}{suffix}"
+        own = {"root_path": str(path), "dimensions": axes, "plate": None}
+        settings = AcquisitionSettings.model_validate({**self._settings.model_dump(), **own})
+        return LabelStream(settings, {**self._metadata, "position": self._settings.positions[position].name})
+
+
+# Of a frame of the plan that never came.
+MISSING = "missing"
+
+
+class LabelFile(Closable):
+    """A file of labels, made with the first of them, and its table of frames, filled in the order of the frames.
+
+    Parameters
+    ----------
+    path
+        Where the labels go, `*.ome.zarr`, `*.ome.tif` or `*.ome.tiff`; what is there is replaced.
+    table
+        Where the table of frames goes, `*.csv`; what is there is replaced.
+    sequence
+        The sequence that the frames belong to; None where none was announced.
+    instances
+        The dtype of labels that number objects.
+
+    Raises
+    ------
+    OutputError
+        The table cannot be written.
+    """
+
+    def __init__(self, path: Path, table: Path, sequence: LiveSequence | None, instances: str) -> None:
+        self._path, self._instances = path, np.dtype(instances)
+        self._layout = LabelLayout(sequence)
+        self._table, self._table_name = FrameTable(table), table.name
+        self._stream: LabelStream | PositionStreams | None = None
+        self._shape: tuple[int, ...] = ()
+        self._last = None if sequence is None else sequence.first - 1  # number of the last frame that was told
+        self._stored = self._known = 0  # the place after the last labels, and after the last frame that was told
+
+    def add(self, result: LiveResult) -> None:
+        """Store labels where they belong, and tell what became of the frame and of those before it.
+
+        Raises
+        ------
+        OutputError
+            They cannot be stored; their place stays empty, and the table says why.
+        """
+        untold = 0 if self._last is None else result.number - self._last - 1
+        self._last = result.number
+        place = None
+        try:
+            place, skipped = self._layout.places.place(result)
+            for at, passed in enumerate(skipped, place - len(skipped)):
+                self._table.add_absent(at, passed, Outcome.DROPPED if untold >= len(skipped) else MISSING)
+            self._known = place + 1
+            if result.labels is not None:
+                self._store(place, result.labels)
+        except OutputError as error:
+            if result.labels is not None:
+                self._table.add(place, result, Outcome.FAILED, error)
+                raise
+        self._table.add(place, result, result.outcome, result.error)
+
+    def close(self) -> None:
+        """Finish the file and its table; idempotent. Raises OutputError where not all could be written."""
+        with self._table, self._stream or nullcontext() as stream:
+            while stream is not None and self._stored < self._known:
+                stream.pass_over(self._stored)
+                self._stored += 1
+
+    def _store(self, number: int, labels: NDArray[Any]) -> None:
+        dtype = labels.dtype if labels.dtype == np.uint8 else self._instances
+        if self._stream is None:
+            self._stream = self._open(labels.shape, dtype)
+            self._shape = labels.shape
+        if labels.shape != self._shape:
+            came, holds = (" x ".join(map(str, shape)) for shape in (labels.shape, self._shape))
+            raise OutputError(
+                f"labels of {came} pixels do not fit {self._path.name}, which holds {holds}: begin another sequence"
+            )
+        if (highest := int(labels.max(initial=0))) > np.iinfo(dtype).max:
+            raise OutputError(
+                f"{highest} objects are more than {dtype} can number: use LabelWriter(..., dtype='uint32')"
+            )
+        self._stream.put(number, labels.astype(dtype))
+        self._stored = number + 1
+
+    def _open(self, shape: tuple[int, ...], dtype: "np.dtype[Any]") -> LabelStream | PositionStreams:
+        kind = "classes" if dtype == np.uint8 else "instances"
+        settings = self._layout.settings(self._path, shape, dtype.name)
+        several = settings.format.name == "ome-tiff" and len(settings.positions) > 1
+        stream = PositionStreams if several else LabelStream
+        return stream(settings, {"labels": kind, "frames": self._table_name})
+
 
 SUFFIXES = (".ome.zarr", ".ome.tiff", ".ome.tif")
 # What another ending probably stands for.

@@ -1,17 +1,26 @@
-"""Cutting, measuring, checking and stitching in GPU memory: what numpy does on the host, bit for bit."""
+"""Cutting, measuring, checking and stitching in GPU memory: what numpy does on the host, bit for bit.
 
-from ctypes import Structure
+The structs that the kernels of kernels.cu take, field by field as there.
+
+What is measured and checked of a frame in GPU memory: the host reads some counts, never the frame.
+"""
+
+from ctypes import Structure, c_float, c_int64, c_uint64
 from dataclasses import replace
 from importlib.resources import files
+from typing import Any
 
-from unetrt.runtime.cuda.contract import Extent
-from unetrt.runtime.cuda.device import CudaDevice
-from unetrt.runtime.cuda.device_array import DeviceArray
-from unetrt.runtime.cuda.kernel_arguments import Cut, Histogram, NotFinite, StitchLabels, plane
-from unetrt.runtime.cuda.resources import Owned
+import numpy as np
+from numpy.typing import NDArray
+
+from unetrt.runtime.cuda.arrays import DeviceArray
+from unetrt.runtime.cuda.device import CudaDevice, Owned
+from unetrt.runtime.cuda.driver import Extent
 from unetrt.runtime.errors import FrameError
-from unetrt.runtime.normalisation import Affine
-from unetrt.runtime.plan import Tile
+from unetrt.runtime.geometry.plan import Tile
+from unetrt.runtime.pixels.frames import not_finite
+from unetrt.runtime.pixels.normalisation import Affine, Normalisation
+from unetrt.runtime.pixels.statistics import from_sums
 
 NAMES = ("cut", "histogram", "stitch_labels", "not_finite")
 # A warp along a row, so that its accesses are neighbours; 256 threads fill every GPU since compute capability 7.5.
@@ -139,3 +148,127 @@ def _core(tile: Tile, labels: DeviceArray) -> DeviceArray:
 
 def _grid(height: int, width: int) -> Extent:
     return -(-width // BLOCK[0]), min(-(-height // BLOCK[1]), MAX_BLOCKS_Y), 1
+
+
+# `enum Dtype` of kernels.cu.
+CODES = {
+    np.dtype(name): code
+    for code, name in enumerate(
+        ("uint8", "int8", "uint16", "int16", "uint32", "int32", "uint64", "int64", "float16", "float32", "float64")
+    )
+} | {np.dtype(bool): 0}
+
+
+class Plane(Structure):
+    """One channel of an array: height and width in pixels, strides in bytes."""
+
+    _fields_ = (
+        ("address", c_uint64),
+        ("height", c_int64),
+        ("width", c_int64),
+        ("row_stride", c_int64),
+        ("column_stride", c_int64),
+        ("dtype", c_int64),
+    )
+
+
+class Cut(Structure):
+    """Argument of `cut`."""
+
+    _fields_ = (
+        ("frame", Plane),
+        ("slot", Plane),
+        ("top", c_int64),
+        ("left", c_int64),
+        ("symmetric", c_int64),
+        ("offset", c_float),
+        ("scale", c_float),
+    )
+
+
+class Histogram(Structure):
+    """Argument of `histogram`."""
+
+    _fields_ = (("channel", Plane), ("bins", c_uint64), ("copies", c_int64), ("values", c_int64))
+
+
+class StitchLabels(Structure):
+    """Argument of `stitch_labels`."""
+
+    _fields_ = (
+        ("scores", Plane),
+        ("class_stride", c_int64),
+        ("classes", c_int64),
+        ("labels", Plane),
+        ("spoilt", c_uint64),
+    )
+
+
+class NotFinite(Structure):
+    """Argument of `not_finite`."""
+
+    _fields_ = (("channel", Plane), ("found", c_uint64), ("start", c_uint64))
+
+
+def plane(array: DeviceArray) -> Plane:
+    """Return an array (H, W) as kernels take it."""
+    return Plane(array.address, *array.shape, *array.strides, CODES[array.dtype])
+
+
+# How often bins are kept, by dtype: blocks that count the same grey value wait for each other. 32 KiB, and 1 MiB.
+COPIES = {np.dtype(np.uint8): 32, np.dtype(np.uint16): 4}
+# What `Kernels.not_finite` leaves: how many pixels, and the index of the first in C order.
+FOUND = np.dtype([("count", np.uint64), ("first", np.uint64)])
+
+
+def bins_shape(frame: DeviceArray) -> tuple[int, int, int]:
+    """Return the shape of the bins (C, copies, grey values) for a frame (C, H, W), uint8 or uint16."""
+    return frame.shape[0], COPIES[frame.dtype], 256**frame.dtype.itemsize
+
+
+def require_none(found: NDArray[Any], frame: DeviceArray) -> None:
+    """Raise FrameError, as `frames.require_finite` does, for the FOUND that a frame (C, H, W) has left."""
+    if found["count"]:
+        height, width = frame.shape[1:]
+        row, column = divmod(int(found["first"]) % (height * width), width)
+        raise not_finite(int(found["count"]), row, column)
+
+
+def measure_counts(normalisation: Normalisation, counts: NDArray[np.integer[Any]]) -> Affine:
+    """Return, bit for bit, what `normalisation.measure` gives for a uint8 or uint16 frame.
+
+    Parameters
+    ----------
+    normalisation
+        Of whatever mode; `fixed` needs no counts.
+    counts
+        (C, ..., 256) or (C, ..., 65536), integers: how often each grey value occurs, to be summed over the axes
+        between, as `Kernels.histogram` leaves them.
+    """
+    if normalisation.mode == "fixed":
+        return normalisation.measure(np.empty((0, 0, 0)))  # which reads no pixels
+    totals = counts.reshape(len(counts), -1, counts.shape[-1]).sum(axis=1, dtype=np.int64)
+    return Affine.between([_limits(normalisation, total) for total in totals])
+
+
+def _limits(normalisation: Normalisation, counts: NDArray[np.int64]) -> tuple[float, float]:
+    """Return what becomes 0, and how much above it becomes 1."""
+    if normalisation.mode == "zscore":
+        return _mean_and_deviation(counts)
+    low, high = (_percentile(counts, rank) for rank in (normalisation.low, normalisation.high))
+    return low, high - low
+
+
+def _percentile(counts: NDArray[np.int64], rank: float) -> float:
+    upto = np.cumsum(counts)
+    last = int(upto[-1]) - 1
+    position = rank / 100 * last
+    below = int(position)
+    lower, upper = (float(np.searchsorted(upto, at, side="right")) for at in (below, min(below + 1, last)))
+    return lower + (upper - lower) * (position - below)
+
+
+def _mean_and_deviation(counts: NDArray[np.int64]) -> tuple[float, float]:
+    # Less than 2^64: there are fewer than 2^32 pixels, of less than 2^16.
+    values, counted = np.arange(len(counts), dtype=np.uint64), counts.astype(np.uint64)
+    return from_sums(int((counted * values).sum()), int((counted * values**2).sum()), int(counts.sum()))

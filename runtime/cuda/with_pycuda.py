@@ -2,17 +2,19 @@
 
 PyCUDA's streams, events and memory are objects that free themselves when the last reference goes. They are kept
 here by their handle until they are asked to be freed. A failure while it frees is printed by PyCUDA, not raised.
+
+How functions of `pycuda.driver` are called, and how they fail.
 """
 
 import ctypes
 import importlib
 import threading
+from collections.abc import Callable
 from concurrent.futures import Future
 from typing import Any
 
-from unetrt.runtime.cuda.contract import DeviceProperties, Driver, Extent, Rows
-from unetrt.runtime.cuda.pycuda_calls import call, package
-from unetrt.runtime.errors import CudaError
+from unetrt.runtime.cuda.driver import DeviceProperties, Driver, Extent, Rows
+from unetrt.runtime.errors import CudaError, OutOfMemoryError
 
 # cuda.h: CU_STREAM_NON_BLOCKING, for which PyCUDA has no name.
 NON_BLOCKING = 1
@@ -239,3 +241,27 @@ def _host_bytes(address: int, size: int) -> Any:
 
 def _no_graphs() -> CudaError:
     return CudaError("pycuda has no CUDA graphs: use cuda-python (pip install 'unetrt[rtx]', UNETRT_CUDA=cuda-python)")
+
+
+def call(function: Callable[..., Any], *arguments: Any, **named: Any) -> Any:
+    """Call a function of PyCUDA; its errors, which name the driver's call, become ours.
+
+    Raises
+    ------
+    OutOfMemoryError
+        The driver says that memory ran out.
+    CudaError
+        It failed with anything else.
+    """
+    cuda = package()
+    try:
+        return function(*arguments, **named)
+    except cuda.MemoryError as error:
+        raise OutOfMemoryError(str(error)) from error
+    except cuda.Error as error:
+        raise CudaError(str(error)) from error
+
+
+def package() -> Any:
+    """Return `pycuda.driver`."""
+    return importlib.import_module("pycuda.driver")

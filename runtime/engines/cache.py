@@ -1,20 +1,24 @@
-"""Engines that were built before, found again by all that they depend on."""
+"""Engines that were built before, found again by all that they depend on.
+
+What TensorRT for RTX has compiled for a GPU, kept on disk: without it every start compiles again.
+"""
 
 import logging
 import os
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass
+from hashlib import sha256
 from pathlib import Path
+from typing import Any
 
-from unetrt.runtime.artifacts import clear_unfinished, require_place
-from unetrt.runtime.cache_folder import cache_folder, locked
-from unetrt.runtime.engines.builder import Within, build
+from unetrt.runtime.engines.build import Progress, Within, build
 from unetrt.runtime.engines.engine_file import Sidecar, read_sidecar, sidecar_path, write_engine
 from unetrt.runtime.engines.facts import Difference, Facts
-from unetrt.runtime.engines.progress import Progress
-from unetrt.runtime.errors import EngineError
-from unetrt.runtime.model_files.external_data import external_files
-from unetrt.runtime.model_files.onnx_file import read_spec
+from unetrt.runtime.errors import EngineError, OutputError
+from unetrt.runtime.files.atomic import cache_folder, clear_unfinished, locked, require_place, whole_file
+from unetrt.runtime.machine import Machine
+from unetrt.runtime.model.onnx_file import read_spec
+from unetrt.runtime.model.safety import external_files
 
 log = logging.getLogger("unetrt")
 
@@ -181,3 +185,41 @@ def _delete(engine: Path) -> bool:
         engine.unlink(missing_ok=True)
         sidecar_path(engine).unlink(missing_ok=True)
     return not engine.exists()
+
+
+tensorrt_log = logging.getLogger("unetrt.tensorrt")
+
+
+class RuntimeCache:
+    """A file of compiled kernels, for one engine on one kind of GPU with one driver.
+
+    A file that is damaged, or cannot be written, costs the time to compile again and nothing else.
+
+    Parameters
+    ----------
+    facts, machine
+        Of the engine, and of where it runs.
+    """
+
+    def __init__(self, facts: Facts, machine: Machine) -> None:
+        parts = (facts.key, machine.gpu, machine.capability, machine.driver, machine.os)
+        self.path = cache_folder("runtime") / f"{sha256(repr(parts).encode()).hexdigest()[:32]}.cache"
+        self._known = b""
+
+    def restore(self, cache: Any) -> None:
+        """Give a TensorRT IRuntimeCache what is known so far."""
+        with suppress(OSError):
+            self._known = self.path.read_bytes()
+            if not cache.deserialize(self._known):
+                tensorrt_log.info("%s is of no use to this TensorRT: kernels are compiled again", self.path)
+
+    def keep(self, cache: Any) -> None:
+        """Write what has been compiled since; nothing where nothing was."""
+        with suppress(OutputError, OSError):
+            serialized = cache.serialize()
+            if serialized is None or bytes(serialized) == self._known:
+                return
+            content = bytes(serialized)
+            with locked(self.path), whole_file(self.path) as temporary:
+                temporary.write_bytes(content)
+            self._known = content

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import Any
 
-from unetrt.runtime.engines.machine import Machine, why_no_gpu
 from unetrt.runtime.errors import BackendUnavailableError, OptionError
+from unetrt.runtime.machine import Machine, why_no_gpu
 
 AUTO = "auto"
 

@@ -6,15 +6,12 @@ import weakref
 from pathlib import Path
 from typing import Any
 
-from unetrt.runtime.cuda.device import CudaDevice
-from unetrt.runtime.cuda.resources import LibraryObjects
-from unetrt.runtime.engines.bindings import bindings
-from unetrt.runtime.engines.engine_file import Sidecar
-from unetrt.runtime.engines.fit import rebuild_command
+from unetrt.runtime.cuda.device import CudaDevice, LibraryObjects
+from unetrt.runtime.engines.build import collected, first_of, logger_of, tells_of_memory
+from unetrt.runtime.engines.engine_file import Sidecar, bindings, rebuild_command
 from unetrt.runtime.engines.flavours import named_flavour
-from unetrt.runtime.engines.messages import collected, first_of, logger_of, tells_of_memory
 from unetrt.runtime.errors import EngineError, InferenceError, OutOfMemoryError, UnetrtError
-from unetrt.runtime.memory import shown
+from unetrt.runtime.machine import shown
 
 log = logging.getLogger("unetrt")
 

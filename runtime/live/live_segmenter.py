@@ -13,15 +13,13 @@ import numpy as np
 
 from unetrt.runtime.closing import Closable
 from unetrt.runtime.errors import OptionError
-from unetrt.runtime.live.delivery import Callback, Delivery
 from unetrt.runtime.live.frame_queue import FrameQueue, Policy, WaitingFrame
-from unetrt.runtime.live.image_numbers import ImageNumbers
 from unetrt.runtime.live.results import LiveResult, ResultOutput, ResultStream
-from unetrt.runtime.live.status import LiveStatus, Record, State
-from unetrt.runtime.live.worker import Worker, tell_dropped
-from unetrt.runtime.running import Streams
-from unetrt.runtime.segmenter import Segmenter
-from unetrt.runtime.spec import Annotation
+from unetrt.runtime.live.status import ImageNumbers, LiveStatus, Record, State
+from unetrt.runtime.live.worker import Callback, Delivery, Worker, tell_dropped
+from unetrt.runtime.model.spec import Annotation
+from unetrt.runtime.pixels.running import Streams
+from unetrt.runtime.segment.segmenter import Segmenter
 
 if TYPE_CHECKING:
     from concurrent.futures import Future
@@ -60,7 +58,8 @@ class LiveSegmenter(Closable):
         pixel, uint8; None takes what the model was trained on.
     normalisation
         `model`: as the model file says. `running`: its percentiles, or mean and deviation, as an average over the
-        stream, so that brightness does not flicker and a blank frame does not become noise (`unetrt.runtime.running`).
+        stream, so that brightness does not flicker and a blank frame does not become noise
+        (`unetrt.runtime.pixels.running`).
     channel
         The name of the only channel (`event.channel.config`) whose frames `frameReady` takes; None takes all.
     on_result

@@ -100,7 +100,7 @@ BACKENDS = (
     Backend("onnxruntime-cuda", "onnxruntime_gpu", gpu=True, takes_options=True),
     Backend("openvino", "openvino"),
     Backend("onnxruntime", "onnxruntime"),
-    Backend("numpy", "numpy", automatic=False, computes=False),
+    Backend("numpy", "cpu", automatic=False, computes=False),
 )
 # Backends of earlier development versions -> what does the same.
 INSTEAD = dict.fromkeys(("onnxruntime-tensorrt", "onnxruntime-tensorrt-rtx"), "tensorrt")

@@ -2,8 +2,13 @@
 
 A launch gives the stream all it has to do, asynchronously: copy in, the engine's pass, copy out. The host waits for the
 last event alone.
+
+Turns of lanes that share memory.
+
+An engine's pass as a CUDA graph: launched at once instead of kernel by kernel.
 """
 
+import logging
 import threading
 import weakref
 from collections.abc import Callable, Iterator, Sequence
@@ -13,13 +18,39 @@ from typing import Any, NamedTuple, Protocol
 
 from numpy.typing import NDArray
 
-from unetrt.runtime.cuda.device import CudaDevice
-from unetrt.runtime.cuda.resources import Buffer, Event, Stream
-from unetrt.runtime.errors import CudaError, SessionClosedError
+from unetrt.runtime.cuda.device import Buffer, CudaDevice, Event, Graph, Stream
+from unetrt.runtime.errors import CudaError, InferenceError, SessionClosedError
+from unetrt.runtime.model.spec import ModelSpec
+from unetrt.runtime.segment.timings import Passed
 from unetrt.runtime.sessions.protocol import Step
-from unetrt.runtime.sessions.turn import Turn
-from unetrt.runtime.spec import ModelSpec
-from unetrt.runtime.timings import Passed
+
+
+class Turn:
+    """Lets lanes that share an engine's scratch memory compute one after another, each in its own stream."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._last: Event | None = None
+
+    @contextmanager
+    def taken(self, stream: Stream, computed: Event) -> Iterator[None]:
+        """Let what the stream is given inside wait for the turn before; it ends with the record of `computed`."""
+        with self._lock:
+            if self._last is not None:
+                stream.wait_for(self._last)
+            try:
+                yield
+            except BaseException:
+                with suppress(CudaError):  # nobody else will wait for what was given so far
+                    stream.synchronize()
+                raise
+            self._last = computed
+
+    def forget(self, computed: Event) -> None:
+        """Let go of an event that has come to pass and is about to be freed."""
+        with self._lock:
+            if self._last is computed:
+                self._last = None
 
 
 class Place(NamedTuple):
@@ -203,3 +234,49 @@ class _Open:
 def _staged(device: CudaDevice, like: NDArray[Any], owned: ExitStack) -> tuple[NDArray[Any], Buffer]:
     """Return memory on the host and on the device for an array like that."""
     return device.pinned(like.shape, like.dtype), owned.enter_context(device.buffer(like.nbytes))
+
+
+log = logging.getLogger("unetrt")
+
+
+class CapturedPass:
+    """A pass that is captured when it is given to its stream for the second time, as the first may allocate and load.
+
+    An engine that cannot be captured goes on as it is, and the log says so.
+
+    Parameters
+    ----------
+    inner
+        The engine's pass.
+    place
+        Where it works: a graph keeps the addresses.
+    """
+
+    def __init__(self, inner: EnginePass, place: Place) -> None:
+        self._inner, self._stream = inner, place.stream
+        self._graph: Graph | None = None
+        self._may_capture = self._stream.device.driver.captures
+        self._ran = False
+
+    def enqueue(self) -> None:
+        """Launch the graph, or what is not one yet."""
+        if self._graph is None and self._ran and self._may_capture:
+            self._capture()
+        if self._graph is not None:
+            self._graph.launch(self._stream)
+            return
+        self._inner.enqueue()
+        self._ran = True
+
+    def close(self) -> None:
+        """Free the graph, then the pass."""
+        if self._graph is not None:
+            self._graph.close()
+        self._inner.close()
+
+    def _capture(self) -> None:
+        try:
+            self._graph = Graph.of(self._stream, self._inner.enqueue)
+        except InferenceError as error:
+            self._may_capture = False
+            log.info("no CUDA graph: %s", str(error))  # a record of the error itself would hold the lane

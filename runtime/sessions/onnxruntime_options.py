@@ -23,20 +23,17 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from unetrt.runtime.artifacts import whole_file
-from unetrt.runtime.cache_folder import cache_folder, locked
 from unetrt.runtime.cuda.device import CudaDevice
 from unetrt.runtime.engines.facts import key_of
-from unetrt.runtime.engines.machine import Machine, this_machine
 from unetrt.runtime.errors import OptionError, OutputError, UnetrtError
-from unetrt.runtime.memory import shown
-from unetrt.runtime.model_files.external_data import external_files, sha256_of_model
-from unetrt.runtime.scores import best_class, softmax
-from unetrt.runtime.sessions.cuda import CudaSession
-from unetrt.runtime.sessions.cuda_memory import Need
+from unetrt.runtime.files.atomic import cache_folder, locked, whole_file
+from unetrt.runtime.machine import Machine, shown, this_machine
+from unetrt.runtime.model.safety import external_files, sha256_of_model
+from unetrt.runtime.model.spec import ModelSpec, Precision
+from unetrt.runtime.pixels.scores import best_class, softmax
+from unetrt.runtime.sessions.cuda import CudaSession, Need
 from unetrt.runtime.sessions.onnxruntime_libraries import cudnn_version
 from unetrt.runtime.sessions.protocol import Lane
-from unetrt.runtime.spec import ModelSpec, Precision
 
 log = logging.getLogger("unetrt")
 

@@ -12,10 +12,10 @@ from threading import Lock
 from typing import Any
 
 from unetrt.runtime.errors import InferenceError, ModelFileError, OutOfMemoryError
-from unetrt.runtime.model_files.external_data import require_safe
-from unetrt.runtime.model_files.onnx_file import read_spec
-from unetrt.runtime.sessions.worker import Array, WorkerSession
-from unetrt.runtime.spec import INPUT, OUTPUT, ModelSpec
+from unetrt.runtime.model.onnx_file import read_spec
+from unetrt.runtime.model.safety import require_safe
+from unetrt.runtime.model.spec import INPUT, OUTPUT, ModelSpec
+from unetrt.runtime.sessions.cpu import Array, WorkerSession
 
 # What it says where an allocation failed: the C++ library's, and oneDNN's status.
 OUT_OF_MEMORY = ("bad_alloc", "bad allocation", "out_of_memory", "out of memory")

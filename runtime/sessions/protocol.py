@@ -6,8 +6,8 @@ from typing import Any, Protocol, Self
 
 from numpy.typing import NDArray
 
-from unetrt.runtime.spec import ModelSpec
-from unetrt.runtime.timings import Passed
+from unetrt.runtime.model.spec import ModelSpec
+from unetrt.runtime.segment.timings import Passed
 
 # Gives work to the CUDA stream of that handle.
 Step = Callable[[int], None]

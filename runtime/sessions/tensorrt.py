@@ -5,22 +5,19 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from unetrt.runtime.cuda.device import CudaDevice
-from unetrt.runtime.cuda.implementations import open_driver, why_not
-from unetrt.runtime.cuda.resources import Buffer, LibraryObjects
+from unetrt.runtime.cuda.device import Buffer, CudaDevice, LibraryObjects
+from unetrt.runtime.cuda.driver import open_driver, why_not
 from unetrt.runtime.engines import SUFFIXES
-from unetrt.runtime.engines.engine_file import read_sidecar
-from unetrt.runtime.engines.fit import require_fit
+from unetrt.runtime.engines.build import collected
+from unetrt.runtime.engines.cache import RuntimeCache
+from unetrt.runtime.engines.engine_file import read_sidecar, require_fit
 from unetrt.runtime.engines.flavours import AUTO, FLAVOURS, usable_flavour
 from unetrt.runtime.engines.loaded import LoadedEngine, load
-from unetrt.runtime.engines.machine import Machine, this_machine
-from unetrt.runtime.engines.messages import collected
-from unetrt.runtime.engines.runtime_cache import RuntimeCache
 from unetrt.runtime.errors import BackendUnavailableError
-from unetrt.runtime.sessions.captured_pass import CapturedPass
+from unetrt.runtime.machine import Machine, this_machine
+from unetrt.runtime.model.spec import INPUT, OUTPUT
 from unetrt.runtime.sessions.cuda import CudaSession
-from unetrt.runtime.sessions.cuda_lane import EnginePass, Place
-from unetrt.runtime.spec import INPUT, OUTPUT
+from unetrt.runtime.sessions.cuda_lane import CapturedPass, EnginePass, Place
 
 
 def probe(device: int = 0) -> str | None:
@@ -55,9 +52,8 @@ def open_session(path: Path, device: int) -> "TensorRtSession":
 def _obtained(model: Path, machine: Machine, device: CudaDevice) -> Path:
     """Return the engine of a model file from the cache, built for the device where there is none."""
     from unetrt.runtime.engines.cache import EngineCache
-    from unetrt.runtime.engines.facts import facts_of
-    from unetrt.runtime.engines.options import BuildOptions
-    from unetrt.runtime.model_files.onnx_file import read_spec
+    from unetrt.runtime.engines.facts import BuildOptions, facts_of
+    from unetrt.runtime.model.onnx_file import read_spec
 
     model, flavour = model.absolute(), usable_flavour(AUTO, machine)
     facts = facts_of(model, read_spec(model), flavour, machine, BuildOptions.for_gpu(flavour, machine))

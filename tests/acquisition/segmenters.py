@@ -5,9 +5,9 @@ import time
 import numpy as np
 
 from tests.conftest import small_spec
-from unetrt.runtime.normalisation import Normalisation
-from unetrt.runtime.segmenter import Segmenter
-from unetrt.runtime.sessions.worker import WorkerSession
+from unetrt.runtime.pixels.normalisation import Normalisation
+from unetrt.runtime.segment.segmenter import Segmenter
+from unetrt.runtime.sessions.cpu import WorkerSession
 
 AS_IT_IS = Normalisation("fixed", offset=(0.0,), scale=(1.0,))
 

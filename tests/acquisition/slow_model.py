@@ -7,9 +7,9 @@ import numpy as np
 
 from tests.conftest import small_spec
 from unetrt.runtime.errors import InferenceError
-from unetrt.runtime.normalisation import Normalisation
-from unetrt.runtime.segmenter import Segmenter
-from unetrt.runtime.sessions.worker import WorkerSession
+from unetrt.runtime.pixels.normalisation import Normalisation
+from unetrt.runtime.segment.segmenter import Segmenter
+from unetrt.runtime.sessions.cpu import WorkerSession
 
 # The tile of which one covers the demo camera's frame of 512 x 512, at depth 2.
 TILE = (552, 552)

@@ -13,7 +13,7 @@ import useq
 
 from tests.acquisition.files import positions_of, rows_of
 from tests.acquisition.label_results import FORMATS, NOISE, dropped, frames, result_with
-from unetrt.runtime.acquisition import LabelWriter, tiff_progress
+from unetrt.runtime.acquisition import LabelWriter, label_stream
 from unetrt.runtime.errors import OutputError
 from unetrt.runtime.live.results import LiveSequence
 
@@ -111,7 +111,7 @@ def slow_at(number, seconds, monkeypatch):
 
 
 def test_a_disk_that_stalls_is_given_up_and_taken_again_and_no_frame_is_shifted(tmp_path, monkeypatch):
-    monkeypatch.setattr(tiff_progress, "PATIENCE", 0.2)
+    monkeypatch.setattr(label_stream, "PATIENCE", 0.2)
     slow_at(1, 1.5, monkeypatch)
     image = frames((40, 30))[0]
     with LabelWriter(tmp_path / "l.ome.tiff") as writer:

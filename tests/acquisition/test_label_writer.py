@@ -14,7 +14,7 @@ from tests.acquisition.label_results import FORMATS, dropped, frames, result_wit
 from tests.acquisition.segmenters import classes_of, segmenter
 from unetrt.runtime import LiveSegmenter
 from unetrt.runtime.acquisition import LabelWriter
-from unetrt.runtime.acquisition.places import PlannedPlaces
+from unetrt.runtime.acquisition.label_layout import PlannedPlaces
 from unetrt.runtime.errors import BackendUnavailableError, OptionError, OutputError
 from unetrt.runtime.live.results import LiveSequence
 

@@ -12,10 +12,9 @@ from tests.acquisition.slow_model import Notes, slow_segmenter
 from tests.conftest import NUCLEI
 from unetrt.__main__ import main
 from unetrt.runtime import LiveSegmenter
-from unetrt.runtime.acquisition.replay import Replay, by_kind
-from unetrt.runtime.acquisition.replay_camera import load_replay_camera
+from unetrt.runtime.acquisition.replay import Replay, by_kind, load_replay_camera
 from unetrt.runtime.errors import FrameError
-from unetrt.runtime.images import list_images, read_labels
+from unetrt.runtime.files.images import list_images, read_labels
 
 pytestmark = pytest.mark.alone
 

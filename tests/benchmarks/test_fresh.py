@@ -10,8 +10,8 @@ import pytest
 from tests.benchmarks.sleepers import alive
 from unetrt.benchmarks import fresh as module
 from unetrt.benchmarks.fresh import COUNTED, WARM_UP, fresh, in_turn, one_core, store_drawn, stored
-from unetrt.runtime.artifacts import require_place
 from unetrt.runtime.errors import OptionError, OutputError
+from unetrt.runtime.files.atomic import require_place
 from unetrt.trainer.drawn_cells import draw
 
 

@@ -14,7 +14,7 @@ from unetrt.benchmarks.result import PREDICT, SEGMENT, SESSION
 from unetrt.benchmarks.usual_loop import ready as usual_loop
 from unetrt.benchmarks.whole_frame import whole_frame_scores, wrong_pixels
 from unetrt.export.options import Options
-from unetrt.runtime.segmenter import LANES
+from unetrt.runtime.segment.segmenter import LANES
 
 SIZE = (300, 420)
 NAMED = {one.name: one for one in CONTENDERS}

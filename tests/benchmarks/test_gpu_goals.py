@@ -8,8 +8,8 @@ import pytest
 from tests.conftest import small_spec
 from unetrt.benchmarks.figure import Figure
 from unetrt.benchmarks.gpu_goals import BUSY, COMPILED, EAGER, GOALS, MATMUL, frame_flops, rates, useful_flops, verdicts
-from unetrt.runtime.cost import UNetShape
-from unetrt.runtime.plan import TilePlan
+from unetrt.runtime.geometry.plan import TilePlan
+from unetrt.runtime.geometry.unet_shape import UNetShape
 
 PAPER = UNetShape()
 PAGE = Path(__file__).parents[2] / "docs" / "gpu-check.md"

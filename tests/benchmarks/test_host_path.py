@@ -6,7 +6,7 @@ from unetrt.benchmarks.history import read
 from unetrt.benchmarks.host_path import KEPT, command, figures, host_path
 from unetrt.benchmarks.idle_path import HEADS, INPUTS, IdlePath
 from unetrt.benchmarks.record import Record
-from unetrt.runtime.host_frames import plan_of
+from unetrt.runtime.segment.host import plan_of
 
 pytestmark = pytest.mark.alone
 

@@ -18,7 +18,7 @@ from unetrt.benchmarks.rtx_attempts import (
     result_path,
     told,
 )
-from unetrt.runtime.engines.machine import Machine
+from unetrt.runtime.machine import Machine
 
 HOPPER = Machine("NVIDIA H100 80GB HBM3", "9.0", "580.1", "Linux x86_64")
 

@@ -1,8 +1,8 @@
 import pytest
 
 from unetrt.benchmarks.tile_choice import FITTED, HELD_OUT, choose
-from unetrt.runtime.cost import UNetShape
 from unetrt.runtime.errors import TileError
+from unetrt.runtime.geometry.unet_shape import UNetShape
 from unetrt.runtime.planner import GIB, Budget, best_tile
 
 CASES = {

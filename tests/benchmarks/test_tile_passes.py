@@ -9,7 +9,7 @@ from unetrt.benchmarks.tile_passes import Place, Wanted, pass_seconds, settled, 
 from unetrt.export.exporter import spec_for
 from unetrt.export.graph import build_graph
 from unetrt.export.options import Options
-from unetrt.runtime.cost import UNetShape
+from unetrt.runtime.geometry.unet_shape import UNetShape
 from unetrt.runtime.sessions import open_session
 
 SHAPE = UNetShape(2, 4, channels=2, classes=3)

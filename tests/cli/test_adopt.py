@@ -8,7 +8,7 @@ import tifffile
 
 from tests.export.adoption.foreign_nets import CASES, save
 from unetrt.__main__ import main
-from unetrt.runtime.model_files.onnx_file import read_spec
+from unetrt.runtime.model.onnx_file import read_spec
 
 GIVEN = "adopt fcn.onnx --tile 64x80 --classes background,cell --head logits"
 

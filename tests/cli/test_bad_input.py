@@ -12,7 +12,7 @@ import tifffile
 from unetrt.__main__ import main
 from unetrt.export.exporter import export
 from unetrt.export.options import Options
-from unetrt.runtime.spec import KEY
+from unetrt.runtime.model.spec import KEY
 
 
 def image(path: Path, pixels: np.ndarray) -> Path:

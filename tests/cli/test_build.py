@@ -69,7 +69,7 @@ def test_info_tells_of_an_engine_and_whether_it_fits(tiny_model, own_cache_folde
 @pytest.fixture
 def here(monkeypatch):
     """Puts the command on another machine."""
-    return lambda machine: monkeypatch.setattr("unetrt.runtime.engines.machine.this_machine", lambda device=0: machine)
+    return lambda machine: monkeypatch.setattr("unetrt.runtime.machine.this_machine", lambda device=0: machine)
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ from unetrt.benchmarks.contenders import CONTENDERS
 from unetrt.benchmarks.result import WAYS, load
 from unetrt.cli import Commands
 from unetrt.cli.demo import STEPS
-from unetrt.runtime.segmenter import Segmenter
+from unetrt.runtime.segment.segmenter import Segmenter
 
 
 @pytest.fixture

@@ -22,7 +22,7 @@ from tests import requirements
 from tests.conftest import small_spec
 from unetrt.__main__ import main
 from unetrt.runtime import LiveSegmenter, Segmenter
-from unetrt.runtime.sessions.numpy import CropSession
+from unetrt.runtime.sessions.cpu import CropSession
 from unetrt.trainer.drawn_cells import draw
 
 TITLE = "{} -> tiny.onnx, openvino on the CPU, float32, policy {}\n"
@@ -238,7 +238,7 @@ def test_an_interrupt_that_an_import_swallows_is_not_lost(run, cells, monkeypatc
             time.sleep(5)  # interrupted
         return LiveSegmenter(Segmenter(CropSession(small_spec())))
 
-    monkeypatch.setattr("unetrt.cli.live_run._live", opened)
+    monkeypatch.setattr("unetrt.cli.live._live", opened)
     assert run("--replay", cells) == (130, "", "\nstopped by the user\n")
 
 
@@ -318,11 +318,11 @@ def test_so_many_images_of_the_demo_camera(tiny_model):
 
 @MICRO_MANAGER
 def test_a_camera_that_stops_in_mid_run_is_one_line(run, monkeypatch):
-    from unetrt.live_view import camera
+    from unetrt.live_view import sources
 
     seen = []
 
-    class Seen(camera.Camera):
+    class Seen(sources.Camera):
         def feed(self, live, stop):
             seen.append((self.core, live))
             super().feed(live, stop)
@@ -331,7 +331,7 @@ def test_a_camera_that_stops_in_mid_run_is_one_line(run, monkeypatch):
         wait_until(lambda: seen and seen[0][1].status().done)
         seen[0][0].stopSequenceAcquisition()
 
-    monkeypatch.setattr(camera, "Camera", Seen)
+    monkeypatch.setattr(sources, "Camera", Seen)
     thread = threading.Thread(target=stop_it)
     thread.start()
     status, out, err = run("--config", "MMConfig_demo.cfg", "--exposure", 50)
@@ -356,7 +356,7 @@ def test_a_browser_can_look_on(tiny_model, cells):
 @MICRO_MANAGER
 @pytest.mark.parametrize("name", ["labels.ome.zarr", "labels.ome.tiff"])
 def test_labels_of_all_frames_in_one_file(run, cells, tmp_path, name):
-    from unetrt.runtime.images import read_stack
+    from unetrt.runtime.files.images import read_stack
 
     frames = ["--replay", cells / "stack.tif", "--fps", 0]
     assert run(*frames, "--save", tmp_path / name)[0] == 0

@@ -4,8 +4,8 @@ import onnx
 import onnx.parser
 
 from unetrt.export.graph import describe
-from unetrt.runtime.cost import UNetShape
-from unetrt.runtime.spec import ModelSpec
+from unetrt.runtime.geometry.unet_shape import UNetShape
+from unetrt.runtime.model.spec import ModelSpec
 
 SHAPE = UNetShape(depth=1, base=2)
 SPEC = ModelSpec((20, 24), SHAPE.geometry.halo, SHAPE.geometry.grid, head="labels")

@@ -11,14 +11,14 @@ from unetrt.export.exporter import export, planned_tile
 from unetrt.export.graph import build_graph
 from unetrt.export.options import Options
 from unetrt.export.tiles import tile_batches
-from unetrt.runtime.cost import UNetShape
 from unetrt.runtime.errors import OptionError, TileError
-from unetrt.runtime.model_files.onnx_file import read_spec
-from unetrt.runtime.normalisation import Normalisation
-from unetrt.runtime.plan import TilePlan
-from unetrt.runtime.segmenter import Segmenter
-from unetrt.runtime.sessions.worker import WorkerSession
-from unetrt.runtime.spec import INPUT, KEY, ModelSpec
+from unetrt.runtime.geometry.plan import TilePlan
+from unetrt.runtime.geometry.unet_shape import UNetShape
+from unetrt.runtime.model.onnx_file import read_spec
+from unetrt.runtime.model.spec import INPUT, KEY, ModelSpec
+from unetrt.runtime.pixels.normalisation import Normalisation
+from unetrt.runtime.segment.segmenter import Segmenter
+from unetrt.runtime.sessions.cpu import WorkerSession
 from unetrt.trainer.unet import UNet
 
 TILE = (60, 76)

@@ -17,8 +17,8 @@ from unetrt.export.parity import DEFAULTS, Parity, Thresholds
 from unetrt.export.tiles import tile_batches
 from unetrt.export.twins import in_float32, with_layers
 from unetrt.runtime.errors import FrameError, OptionError, ParityError
-from unetrt.runtime.model_files.onnx_file import read_spec
-from unetrt.runtime.spec import HEADS, INPUT, OUTPUT
+from unetrt.runtime.model.onnx_file import read_spec
+from unetrt.runtime.model.spec import HEADS, INPUT, OUTPUT
 
 TILE = (60, 76)
 

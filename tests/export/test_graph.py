@@ -11,17 +11,16 @@ from torch import nn
 
 from tests.export import earlier_file
 from unetrt.export.graph import build_graph
-from unetrt.runtime.cost import UNetShape
-from unetrt.runtime.engines.builder import build
-from unetrt.runtime.engines.facts import facts_of
+from unetrt.runtime.engines.build import build
+from unetrt.runtime.engines.facts import BuildOptions, facts_of
 from unetrt.runtime.engines.flavours import FLAVOURS
-from unetrt.runtime.engines.machine import Machine
-from unetrt.runtime.engines.options import BuildOptions
-from unetrt.runtime.model_files.onnx_file import read_spec
-from unetrt.runtime.normalisation import Normalisation
-from unetrt.runtime.scores import best_class
+from unetrt.runtime.geometry.unet_shape import UNetShape
+from unetrt.runtime.machine import Machine
+from unetrt.runtime.model.onnx_file import read_spec
+from unetrt.runtime.model.spec import ModelSpec
+from unetrt.runtime.pixels.normalisation import Normalisation
+from unetrt.runtime.pixels.scores import best_class
 from unetrt.runtime.sessions import open_session
-from unetrt.runtime.spec import ModelSpec
 from unetrt.trainer.unet import UNet
 
 ENGINES = ("onnxruntime", "openvino")

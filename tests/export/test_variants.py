@@ -9,14 +9,13 @@ from tests import requirements
 from tests.export.variants import ALL, PAIRWISE, REST, name, pairs
 from unetrt.export.exporter import export
 from unetrt.export.parity import DEFAULTS
-from unetrt.runtime.engines.builder import build
-from unetrt.runtime.engines.facts import facts_of
+from unetrt.runtime.engines.build import build
+from unetrt.runtime.engines.facts import BuildOptions, facts_of
 from unetrt.runtime.engines.flavours import FLAVOURS
-from unetrt.runtime.engines.machine import Machine
-from unetrt.runtime.engines.options import BuildOptions
 from unetrt.runtime.errors import BackendUnavailableError
-from unetrt.runtime.model_files.onnx_file import read_spec
-from unetrt.runtime.segmenter import Segmenter
+from unetrt.runtime.machine import Machine
+from unetrt.runtime.model.onnx_file import read_spec
+from unetrt.runtime.segment.segmenter import Segmenter
 from unetrt.trainer.torch_session import TorchSession
 
 LOWER = {"fp16": "FLOAT16", "bf16": "BFLOAT16", "int8": "INT8"}

@@ -3,7 +3,7 @@
 from itertools import combinations, product
 
 from unetrt.export.options import Options
-from unetrt.runtime.spec import HEADS, INPUT_TYPES, PRECISIONS
+from unetrt.runtime.model.spec import HEADS, INPUT_TYPES, PRECISIONS
 
 CHOICES = {
     "tile": [(60, 60), (60, 76)],

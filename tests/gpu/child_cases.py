@@ -7,7 +7,7 @@ import time
 import numpy as np
 
 from tests.gpu.engines import opened
-from unetrt.runtime.segmenter import Segmenter
+from unetrt.runtime.segment.segmenter import Segmenter
 
 FRAME = (np.arange(101)[:, None] * 300 + np.arange(163)).astype(np.float32)
 READY, DONE = "ready", "done"

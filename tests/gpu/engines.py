@@ -7,10 +7,10 @@ import numpy as np
 from tests.conftest import small_spec
 from tests.runtime.cuda.copy_session import CopySession
 from unetrt.runtime.cuda.device import CudaDevice
-from unetrt.runtime.cuda.implementations import open_driver
+from unetrt.runtime.cuda.driver import open_driver
 from unetrt.runtime.errors import BackendUnavailableError
-from unetrt.runtime.normalisation import Normalisation
-from unetrt.runtime.segmenter import Segmenter
+from unetrt.runtime.pixels.normalisation import Normalisation
+from unetrt.runtime.segment.segmenter import Segmenter
 from unetrt.runtime.sessions import BACKENDS, open_session
 
 TENSORRT = "tensorrt"

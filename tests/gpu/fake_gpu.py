@@ -13,12 +13,12 @@ import torch
 from tests.runtime import fake_tensorrt
 from tests.runtime.cuda.fake_driver import FakeDriver
 from tests.runtime.engines.machines import ADA
-from unetrt.runtime.engines import cache, flavours, machine
+from unetrt.runtime import machine
+from unetrt.runtime.engines import cache, flavours
 from unetrt.runtime.engines.engine_file import write_engine
-from unetrt.runtime.engines.facts import facts_of
-from unetrt.runtime.engines.options import BuildOptions
+from unetrt.runtime.engines.facts import BuildOptions, facts_of
 from unetrt.runtime.errors import OptionError
-from unetrt.runtime.model_files.onnx_file import read_spec
+from unetrt.runtime.model.onnx_file import read_spec
 
 DRIVER = FakeDriver(seed=3, total=2**26)
 TRT = fake_tensorrt.FakeTensorRt(DRIVER)

@@ -4,7 +4,7 @@ import pytest
 
 from tests.gpu.children import child
 from tests.runtime.cuda.workbench import VARIABLE
-from unetrt.runtime.cuda.implementations import IMPLEMENTATIONS
+from unetrt.runtime.cuda.driver import IMPLEMENTATIONS
 
 pytestmark = pytest.mark.gpu
 

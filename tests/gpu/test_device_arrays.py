@@ -10,8 +10,8 @@ torch = pytest.importorskip("torch")
 from unetrt.benchmarks.networks import write_model  # noqa: E402
 from unetrt.export.options import Options  # noqa: E402
 from unetrt.runtime.errors import FrameError, OptionError  # noqa: E402
-from unetrt.runtime.normalisation import Normalisation  # noqa: E402
-from unetrt.runtime.segmenter import Segmenter  # noqa: E402
+from unetrt.runtime.pixels.normalisation import Normalisation  # noqa: E402
+from unetrt.runtime.segment.segmenter import Segmenter  # noqa: E402
 
 pytestmark = pytest.mark.gpu
 

@@ -6,15 +6,13 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from unetrt.runtime.engines.builder import build  # noqa: E402
+from unetrt.runtime.engines.build import TimingCache, build  # noqa: E402
 from unetrt.runtime.engines.cache import EngineCache  # noqa: E402
-from unetrt.runtime.engines.facts import facts_of  # noqa: E402
-from unetrt.runtime.engines.fit import first_misfit  # noqa: E402
+from unetrt.runtime.engines.engine_file import first_misfit  # noqa: E402
+from unetrt.runtime.engines.facts import BuildOptions, facts_of  # noqa: E402
 from unetrt.runtime.engines.flavours import CAPABILITIES, FLAVOURS  # noqa: E402
-from unetrt.runtime.engines.machine import this_machine  # noqa: E402
-from unetrt.runtime.engines.options import BuildOptions  # noqa: E402
-from unetrt.runtime.engines.timing_cache import TimingCache  # noqa: E402
-from unetrt.runtime.model_files.onnx_file import read_spec  # noqa: E402
+from unetrt.runtime.machine import this_machine  # noqa: E402
+from unetrt.runtime.model.onnx_file import read_spec  # noqa: E402
 
 pytestmark = [
     pytest.mark.gpu,

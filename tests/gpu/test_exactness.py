@@ -5,8 +5,8 @@ import pytest
 
 from unetrt.export.options import Options
 from unetrt.export.parity import DEFAULTS
-from unetrt.runtime.geometry import Geometry
-from unetrt.runtime.segmenter import Segmenter
+from unetrt.runtime.geometry.geometry import Geometry
+from unetrt.runtime.segment.segmenter import Segmenter
 
 pytestmark = pytest.mark.gpu
 

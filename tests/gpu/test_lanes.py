@@ -8,7 +8,7 @@ import pytest
 from tests.gpu.engines import COPIES, copies, opened
 from unetrt.export.options import Options
 from unetrt.export.parity import DEFAULTS
-from unetrt.runtime.segmenter import Segmenter
+from unetrt.runtime.segment.segmenter import Segmenter
 
 pytestmark = pytest.mark.gpu
 

@@ -5,7 +5,7 @@ import pytest
 
 from tests.gpu.engines import COPIES, opened
 from unetrt.runtime.live.live_segmenter import LiveSegmenter
-from unetrt.runtime.segmenter import Segmenter
+from unetrt.runtime.segment.segmenter import Segmenter
 
 pytestmark = pytest.mark.gpu
 

@@ -9,7 +9,7 @@ from tests.export.variants import PAIRWISE, name
 from unetrt.export.options import Options
 from unetrt.export.parity import DEFAULTS, compare
 from unetrt.runtime.errors import UnetrtError
-from unetrt.runtime.segmenter import Segmenter
+from unetrt.runtime.segment.segmenter import Segmenter
 from unetrt.runtime.sessions import open_session
 
 pytestmark = pytest.mark.gpu

@@ -10,7 +10,7 @@ from tests.gpu.child_cases import CASES as OTHERS
 from tests.gpu.child_cases import DONE, READY
 from tests.gpu.children import child, said, started
 from tests.gpu.torch_cases import CASES as TORCH
-from unetrt.runtime.cuda.implementations import IMPLEMENTATIONS
+from unetrt.runtime.cuda.driver import IMPLEMENTATIONS
 
 pytestmark = pytest.mark.gpu
 

@@ -6,11 +6,10 @@ from tests.gpu.children import child
 from unetrt.benchmarks.networks import untrained, write_model
 from unetrt.export.options import Options
 from unetrt.runtime.engines.cache import place
-from unetrt.runtime.engines.facts import facts_of
+from unetrt.runtime.engines.facts import BuildOptions, facts_of
 from unetrt.runtime.engines.flavours import AUTO, usable_flavour
-from unetrt.runtime.engines.machine import this_machine
-from unetrt.runtime.engines.options import BuildOptions
-from unetrt.runtime.model_files.onnx_file import read_spec
+from unetrt.runtime.machine import this_machine
+from unetrt.runtime.model.onnx_file import read_spec
 
 pytestmark = pytest.mark.gpu
 

@@ -32,7 +32,7 @@ def test_it_learns_in_16_bits_and_goes_on(drawn_folder, tmp_path):
 
 
 def test_tiles_are_the_cpus_but_for_their_noise(drawn_folder):
-    from unetrt.runtime.normalisation import Normalisation
+    from unetrt.runtime.pixels.normalisation import Normalisation
     from unetrt.trainer.samples import Sampler, prepare
 
     samples = prepare(reading.load(drawn_folder), RECIPE, Normalisation())

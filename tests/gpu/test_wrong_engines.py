@@ -7,13 +7,12 @@ import pytest
 
 from unetrt.runtime.engines.cache import place
 from unetrt.runtime.engines.engine_file import read_sidecar, write_engine
-from unetrt.runtime.engines.facts import facts_of
+from unetrt.runtime.engines.facts import BuildOptions, facts_of
 from unetrt.runtime.engines.flavours import AUTO, usable_flavour
-from unetrt.runtime.engines.machine import this_machine
-from unetrt.runtime.engines.options import BuildOptions
 from unetrt.runtime.errors import EngineError, OptionError
-from unetrt.runtime.model_files.onnx_file import read_spec
-from unetrt.runtime.segmenter import Segmenter
+from unetrt.runtime.machine import this_machine
+from unetrt.runtime.model.onnx_file import read_spec
+from unetrt.runtime.segment.segmenter import Segmenter
 from unetrt.runtime.sessions import open_session
 
 pytestmark = pytest.mark.gpu

@@ -9,7 +9,7 @@ import numpy as np
 
 from tests.gpu.child_cases import FRAME
 from tests.gpu.engines import opened
-from unetrt.runtime.segmenter import Segmenter
+from unetrt.runtime.segment.segmenter import Segmenter
 
 
 class Torch:

@@ -11,8 +11,8 @@ import numpy as np
 
 from tests.conftest import small_spec
 from unetrt.runtime import LiveSegmenter, Segmenter
-from unetrt.runtime.normalisation import Normalisation
-from unetrt.runtime.sessions.numpy import CropSession
+from unetrt.runtime.pixels.normalisation import Normalisation
+from unetrt.runtime.sessions.cpu import CropSession
 
 AS_IT_IS = Normalisation("fixed", offset=(0.0,), scale=(1.0,))
 

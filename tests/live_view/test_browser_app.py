@@ -10,7 +10,7 @@ import pytest
 
 from tests.live_view.live_scenes import asked, events, eventually, news_of, squares
 from tests.live_view.test_browser_pictures import decoded
-from unetrt.live_view import browser_app
+from unetrt.live_view import browser
 from unetrt.live_view.browser import BrowserView
 
 
@@ -71,23 +71,23 @@ def test_a_picture_is_the_newest_frame(live, view):
 def test_a_picture_is_waited_for_until_there_is_a_newer_one(live, view, monkeypatch):
     live.submit(squares()[0])
     live.flush(10)
-    monkeypatch.setattr(browser_app, "PATIENCE", 0.2)
+    monkeypatch.setattr(browser, "PATIENCE", 0.2)
     with asked(view, "/picture?after=0") as response:
         assert response.status == 204
-    monkeypatch.setattr(browser_app, "PATIENCE", 10)
+    monkeypatch.setattr(browser, "PATIENCE", 10)
     threading.Timer(0.2, live.submit, [squares()[0]]).start()
     with asked(view, "/picture?after=0") as response:
         assert decoded(response.read())[0]["number"] == 1
 
 
 def test_pictures_are_made_while_somebody_looks_and_ten_a_second_at_most(live, view, monkeypatch):
-    made, encode = [], browser_app.encoded
+    made, encode = [], browser.encoded
 
     def counted(result):
         made.append(time.perf_counter())
         return encode(result)
 
-    monkeypatch.setattr(browser_app, "encoded", counted)
+    monkeypatch.setattr(browser, "encoded", counted)
     for _ in range(30):
         live.submit(squares()[0])
     live.flush(10)
@@ -104,14 +104,14 @@ def test_pictures_are_made_while_somebody_looks_and_ten_a_second_at_most(live, v
     stop.set()
     feeding.join()
     assert 3 <= len(made) <= 11
-    assert min(np.diff(made)) >= browser_app.PICTURES
+    assert min(np.diff(made)) >= browser.PICTURES
 
 
 def test_browsers_share_a_picture(live, view, monkeypatch):
     live.submit(squares()[0])
     live.flush(10)
-    made, encode = [], browser_app.encoded
-    monkeypatch.setattr(browser_app, "encoded", lambda result: made.append(result.number) or encode(result))
+    made, encode = [], browser.encoded
+    monkeypatch.setattr(browser, "encoded", lambda result: made.append(result.number) or encode(result))
     for _ in range(3):
         with asked(view, "/picture") as response:
             assert decoded(response.read())[0]["number"] == 0
@@ -122,7 +122,7 @@ def test_a_frame_that_cannot_be_shown_is_told_in_words(live, view, monkeypatch):
     def failing(result):
         raise MemoryError("no room for <b>it</b>")
 
-    monkeypatch.setattr(browser_app, "encoded", failing)
+    monkeypatch.setattr(browser, "encoded", failing)
     live.submit(squares()[0])
     with asked(view, "/picture") as response:
         assert response.status == 500
@@ -131,7 +131,7 @@ def test_a_frame_that_cannot_be_shown_is_told_in_words(live, view, monkeypatch):
 
 
 def test_the_feed_keeps_one_frame_and_a_bounded_history(live, monkeypatch):
-    monkeypatch.setattr("unetrt.live_view.browser_feed.HISTORY", 5)
+    monkeypatch.setattr("unetrt.live_view.browser.HISTORY", 5)
     kept = []
     with BrowserView(live) as view:
         for _ in range(12):
@@ -171,7 +171,7 @@ def test_nothing_else_is_served(view, method, path, status):
 
 
 def test_the_page_loads_nothing_from_elsewhere(view):
-    for name, kind in {"": "text/html", **browser_app.FILES}.items():
+    for name, kind in {"": "text/html", **browser.FILES}.items():
         with asked(view, f"/{name}") as response:
             assert response.headers["Content-Type"].startswith(kind)
             assert "default-src 'self'" in response.headers["Content-Security-Policy"]
@@ -183,7 +183,7 @@ def test_the_page_loads_nothing_from_elsewhere(view):
 
 
 def test_every_file_of_the_page_is_served():
-    folder = Path(browser_app.__file__).parent
+    folder = Path(browser.__file__).parent
     assert {each.name for each in folder.iterdir() if each.suffix in {".html", ".css", ".js", ".svg"}} == {
-        *browser_app.FILES
+        *browser.FILES
     }

@@ -8,15 +8,15 @@ import pytest
 import tifffile
 
 from tests.conftest import small_spec
-from unetrt.live_view.label_files import LabelFiles
-from unetrt.live_view.replay import FILE, FileFrame, Replay
-from unetrt.live_view.verdict import verdict
+from unetrt.live_view.run import verdict
+from unetrt.live_view.saving import LabelFiles
+from unetrt.live_view.sources import FILE, FileFrame, Replay
 from unetrt.runtime.errors import FrameError, InferenceError, OutOfMemoryError, OutputError
 from unetrt.runtime.live.live_segmenter import LiveSegmenter
 from unetrt.runtime.live.results import LiveResult, Outcome
 from unetrt.runtime.live.status import LiveStatus, Percentiles, State
-from unetrt.runtime.segmenter import Segmenter
-from unetrt.runtime.sessions.numpy import CropSession
+from unetrt.runtime.segment.segmenter import Segmenter
+from unetrt.runtime.sessions.cpu import CropSession
 
 pytestmark = pytest.mark.alone
 

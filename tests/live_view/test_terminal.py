@@ -6,9 +6,18 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from unetrt.live_view.figures import Figures, Observer
-from unetrt.live_view.lines import accounting, line, summary
-from unetrt.live_view.terminal import PlainLines, TerminalView, drawing, sparkline, view_for
+from unetrt.live_view.terminal import (
+    Figures,
+    Observer,
+    PlainLines,
+    TerminalView,
+    accounting,
+    drawing,
+    line,
+    sparkline,
+    summary,
+    view_for,
+)
 from unetrt.runtime.live.live_segmenter import LiveSegmenter
 from unetrt.runtime.live.status import LiveStatus, Percentiles, State
 

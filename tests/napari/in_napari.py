@@ -17,8 +17,8 @@ from tests.conftest import small_spec
 from tests.runtime.test_segmenter import FunctionSession
 from unetrt.napari.widget import SegmentWidget
 from unetrt.runtime import Segmenter, instances
-from unetrt.runtime.normalisation import Normalisation
-from unetrt.runtime.sessions.numpy import CropSession
+from unetrt.runtime.pixels.normalisation import Normalisation
+from unetrt.runtime.sessions.cpu import CropSession
 
 MODEL = os.environ["UNETRT_MODEL"]
 THREE = Normalisation("fixed", offset=(0.5,) * 3, scale=(1.0,) * 3)

@@ -2,8 +2,8 @@ import os
 
 import pytest
 
-from unetrt.runtime.artifacts import require_writable, whole_file, whole_folder, writable_folder
 from unetrt.runtime.errors import OutputError
+from unetrt.runtime.files.atomic import require_writable, whole_file, whole_folder, writable_folder
 
 
 def test_a_file_appears_whole_and_nothing_else(tmp_path):

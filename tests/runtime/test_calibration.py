@@ -5,9 +5,9 @@ import pytest
 
 from unetrt.runtime import setting as setting_module
 from unetrt.runtime.calibration import Calibration, Compared, any_kept, kept
-from unetrt.runtime.cost import UNetShape
 from unetrt.runtime.cost_model import CostModel
 from unetrt.runtime.errors import BackendUnavailableError, ModelFileError, OptionError
+from unetrt.runtime.geometry.unet_shape import UNetShape
 from unetrt.runtime.sessions import BACKENDS, Backend
 from unetrt.runtime.setting import Setting, chosen_backend
 

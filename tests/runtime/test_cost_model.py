@@ -1,9 +1,9 @@
 import numpy as np
 import pytest
 
-from unetrt.runtime.cost import UNetShape
 from unetrt.runtime.cost_model import CostModel, TileSeconds
 from unetrt.runtime.errors import OptionError
+from unetrt.runtime.geometry.unet_shape import UNetShape
 from unetrt.runtime.planner import Budget, best_tile, candidates, cost_of
 
 SHAPE = UNetShape(base=16)

@@ -13,9 +13,9 @@ from tests.conftest import small_spec
 from tests.runtime.cuda.fake_driver import AskedForError, FakeDriver
 from tests.runtime.cuda.fake_session import FakeCudaSession
 from unetrt.runtime.errors import CudaError, OptionError, OutOfMemoryError, SessionClosedError
-from unetrt.runtime.normalisation import Normalisation
-from unetrt.runtime.segmenter import Segmenter
-from unetrt.runtime.sessions.cuda_memory import RESERVE
+from unetrt.runtime.pixels.normalisation import Normalisation
+from unetrt.runtime.segment.segmenter import Segmenter
+from unetrt.runtime.sessions.cuda import RESERVE
 
 AS_IT_IS = Normalisation("fixed", offset=(0.0,), scale=(1.0,))
 FREES = ("free", "free_pinned", "destroy_stream", "destroy_event", "destroy_graph", "unload_module")

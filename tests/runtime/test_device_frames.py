@@ -14,9 +14,9 @@ from tests.runtime.cuda.fake_driver import OTHERS, AskedForError, FakeDriver
 from tests.runtime.cuda.fake_session import FakeCudaSession
 from tests.runtime.test_cuda_lanes import check
 from unetrt.runtime.errors import FrameError, InferenceError, OptionError
-from unetrt.runtime.normalisation import Normalisation
-from unetrt.runtime.segmenter import Segmenter
-from unetrt.runtime.sessions.numpy import CropSession
+from unetrt.runtime.pixels.normalisation import Normalisation
+from unetrt.runtime.segment.segmenter import Segmenter
+from unetrt.runtime.sessions.cpu import CropSession
 
 MODES = {
     "fixed": Normalisation("fixed", offset=(20.0,), scale=(0.01,)),

@@ -10,10 +10,10 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from tests.conftest import small_spec
-from unetrt.runtime.cost import UNetShape
-from unetrt.runtime.geometry import Geometry
-from unetrt.runtime.mirror import BORDERS
-from unetrt.runtime.segmenter import Segmenter
+from unetrt.runtime.geometry.geometry import Geometry
+from unetrt.runtime.geometry.plan import BORDERS
+from unetrt.runtime.geometry.unet_shape import UNetShape
+from unetrt.runtime.segment.segmenter import Segmenter
 from unetrt.trainer.torch_session import TorchSession
 from unetrt.trainer.unet import UNet
 

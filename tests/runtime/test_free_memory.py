@@ -2,7 +2,7 @@ import sys
 
 import pytest
 
-from unetrt.runtime.free_memory import free_memory
+from unetrt.runtime.machine import free_memory
 
 GIB = 2**30
 

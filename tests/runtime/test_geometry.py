@@ -3,7 +3,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from unetrt.runtime.errors import TileError
-from unetrt.runtime.geometry import Geometry
+from unetrt.runtime.geometry.geometry import Geometry
 
 PAPER = Geometry.unet(4)
 depths = st.integers(1, 6)

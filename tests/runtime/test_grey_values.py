@@ -1,6 +1,6 @@
 """Statistics of grey values: the fast ways against the plain formulas, bit by bit."""
 
-import statistics
+import statistics as plain_statistics
 
 import numpy as np
 import pytest
@@ -8,9 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from unetrt.runtime import brackets, grey_values
-from unetrt.runtime.brackets import bracketed
-from unetrt.runtime.grey_values import histogram, mean_and_deviation, order_statistics, percentiles
+from unetrt.runtime.pixels import statistics
+from unetrt.runtime.pixels.statistics import bracketed, histogram, mean_and_deviation, order_statistics, percentiles
 
 SIDE = 768  # more pixels than LARGE
 random = np.random.default_rng(0)
@@ -46,7 +45,7 @@ def test_percentiles_of_large_frames_are_exact(frame):
 
 @pytest.mark.parametrize("name", ["noise", "camera", "few photons", "12 bits, shifted", "saturated", "constant"])
 def test_large_frames_need_no_histogram(name, monkeypatch):
-    monkeypatch.setattr(grey_values, "histogram", None)
+    monkeypatch.setattr(statistics, "histogram", None)
     frame = FRAMES[name].clip(0, 65535).astype(np.uint16)
     assert percentiles(frame, (1.0, 99.8))[1] == plain_percentile(frame, 99.8)
     assert mean_and_deviation(frame) == pytest.approx((frame.mean(), frame.std()))
@@ -55,7 +54,7 @@ def test_large_frames_need_no_histogram(name, monkeypatch):
 def test_a_narrow_bracket_is_halved_and_a_wide_one_ordered(monkeypatch):
     flat = FRAMES["noise"].astype(np.uint16).ravel()
     ranks = [flat.size // 2]
-    monkeypatch.setattr(brackets, "_between", None)
+    monkeypatch.setattr(statistics, "_between", None)
     assert bracketed(flat >> 9, ranks) == {ranks[0]: np.sort(flat >> 9)[ranks[0]]}
     with pytest.raises(TypeError):
         bracketed(flat, ranks)
@@ -74,7 +73,7 @@ def test_brackets_are_right_or_give_no_answer(flat, picks):
 def test_a_sample_that_misleads_is_found_out():
     """The pixels that are sampled are bright, all others dark."""
     flat = np.arange(SIDE * SIDE, dtype=np.int64) % 100
-    flat[:: brackets.STEP] += 30000
+    flat[:: statistics.STEP] += 30000
     flat = flat.astype(np.uint16)
     rank = flat.size // 2
     assert bracketed(flat, [rank]) is None
@@ -91,14 +90,14 @@ def test_a_crowded_bracket_is_left_to_the_histogram():
 @given(st.sampled_from([np.uint8, np.uint16]).flatmap(lambda dtype: hnp.arrays(dtype, st.integers(1, 300))))
 def test_mean_and_deviation_are_exact(flat):
     mean, deviation = mean_and_deviation(flat)
-    assert mean == statistics.fmean(flat.tolist())
-    assert deviation == pytest.approx(statistics.pstdev(flat.tolist()), rel=1e-15, abs=0)
+    assert mean == plain_statistics.fmean(flat.tolist())
+    assert deviation == pytest.approx(plain_statistics.pstdev(flat.tolist()), rel=1e-15, abs=0)
 
 
 @given(hnp.arrays(np.uint16, st.integers(1, 300)))
 def test_a_histogram_in_blocks_is_the_histogram(flat):
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(grey_values, "BLOCK", 64)
+        patch.setattr(statistics, "BLOCK", 64)
         np.testing.assert_array_equal(histogram(flat), np.bincount(flat))
 
 

@@ -4,7 +4,7 @@ import tifffile
 from PIL import Image
 
 from unetrt.runtime.errors import FrameError, OutputError
-from unetrt.runtime.images import list_images, read_labels, read_stack, require_distinct, write_labels, write_png
+from unetrt.runtime.files.images import list_images, read_labels, read_stack, require_distinct, write_labels, write_png
 
 RNG = np.random.default_rng(0)
 

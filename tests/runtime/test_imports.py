@@ -33,7 +33,7 @@ def test_every_module_of_the_runtime_imports_without_torch():
         + "for module in pkgutil.walk_packages(unetrt.runtime.__path__, 'unetrt.runtime.'):\n"
         + "    importlib.import_module(module.name); print(module.name)\n"
     ).split()
-    assert "unetrt.runtime.segmenter" in names
+    assert "unetrt.runtime.segment.segmenter" in names
     assert "unetrt.runtime.sessions.onnxruntime" in names
 
 

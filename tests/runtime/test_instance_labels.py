@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from unetrt.runtime.errors import FrameError, OptionError
-from unetrt.runtime.instance_labels import grow_between, instances
+from unetrt.runtime.pixels.instances import grow_between, instances
 
 
 def picture(*rows):

@@ -3,7 +3,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from unetrt.runtime.mirror import BORDERS, mirrored, spans
+from unetrt.runtime.geometry.plan import BORDERS, mirrored, spans
 
 windows = st.tuples(st.integers(-60, 60), st.integers(1, 120)).map(lambda pair: (pair[0], pair[0] + pair[1]))
 

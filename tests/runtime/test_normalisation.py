@@ -7,9 +7,9 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from unetrt.runtime.errors import OptionError
-from unetrt.runtime.geometry import Geometry
-from unetrt.runtime.normalisation import Normalisation, mean_and_deviation, percentiles
-from unetrt.runtime.plan import TilePlan
+from unetrt.runtime.geometry.geometry import Geometry
+from unetrt.runtime.geometry.plan import TilePlan
+from unetrt.runtime.pixels.normalisation import Normalisation, mean_and_deviation, percentiles
 
 ALL = [Normalisation("percentile"), Normalisation("zscore"), Normalisation("fixed", offset=(90.0,), scale=(0.013,))]
 DTYPES = ["uint8", "uint16", "int32", "float32", "float64"]

@@ -16,11 +16,11 @@ from unetrt.runtime.errors import (
     OptionError,
     OutOfMemoryError,
 )
-from unetrt.runtime.model_files.onnx_file import read_spec
-from unetrt.runtime.segmenter import Segmenter
-from unetrt.runtime.sessions import onnxruntime_gpu, onnxruntime_gpu_session, open_session
+from unetrt.runtime.model.onnx_file import read_spec
+from unetrt.runtime.model.spec import KEY
+from unetrt.runtime.segment.segmenter import Segmenter
+from unetrt.runtime.sessions import onnxruntime_gpu, open_session
 from unetrt.runtime.setting import chosen_backend
-from unetrt.runtime.spec import KEY
 from unetrt.trainer.drawn_cells import draw
 
 CUDA = "onnxruntime-cuda"
@@ -113,7 +113,7 @@ def test_nothing_falls_back_to_the_cpu_in_silence(bench, tiny_model, flaw, messa
 def test_a_graph_of_which_a_part_would_compute_on_the_cpu_is_refused(bench, tiny_model, monkeypatch):
     """The library loads; a library that comes with every build stands in for it."""
     bench.build.flaw = "left to the CPU"
-    monkeypatch.setattr(onnxruntime_gpu_session, "LIBRARY", "onnxruntime_providers_shared")
+    monkeypatch.setattr(onnxruntime_gpu, "LIBRARY", "onnxruntime_providers_shared")
     with pytest.raises(BackendUnavailableError, match=r"has not all of its operators.*use another backend"):
         open_session(tiny_model, CUDA)
     bench.check()
@@ -204,7 +204,7 @@ def test_the_real_onnxruntime_refuses_to_load_what_would_compute_on_the_cpu(tiny
         pytest.warns(UserWarning, match="not in available provider names"),
         pytest.raises(BackendUnavailableError, match=r"does not load \(.*onnxruntime_providers_cuda.*\): pip install"),
     ):
-        onnxruntime_gpu_session.load(tiny_model, read_spec(tiny_model), {}, 0)
+        onnxruntime_gpu.load(tiny_model, read_spec(tiny_model), {}, 0)
 
 
 @pytest.mark.parametrize("name", ["onnxruntime-tensorrt", "onnxruntime-tensorrt-rtx"])

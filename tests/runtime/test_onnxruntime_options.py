@@ -20,10 +20,10 @@ from unetrt.export.options import Options
 from unetrt.export.parity import DEFAULTS
 from unetrt.runtime.errors import InferenceError, OptionError, OutOfMemoryError
 from unetrt.runtime.live.live_segmenter import LiveSegmenter
-from unetrt.runtime.normalisation import Normalisation
-from unetrt.runtime.segmenter import Segmenter
+from unetrt.runtime.pixels.normalisation import Normalisation
+from unetrt.runtime.segment.segmenter import Segmenter
 from unetrt.runtime.sessions import onnxruntime_options, open_session
-from unetrt.runtime.sessions.cuda_memory import RESERVE
+from unetrt.runtime.sessions.cuda import RESERVE
 from unetrt.runtime.sessions.onnxruntime_options import PLAIN, SETS, TOLERANCES, base, difference, tiles_for
 from unetrt.trainer.drawn_cells import draw
 

@@ -15,7 +15,7 @@ from unetrt.export.exporter import export
 from unetrt.export.options import Options
 from unetrt.export.parity import DEFAULTS
 from unetrt.runtime.errors import InferenceError, OutOfMemoryError
-from unetrt.runtime.segmenter import Segmenter
+from unetrt.runtime.segment.segmenter import Segmenter
 from unetrt.runtime.sessions import openvino as session_module
 from unetrt.runtime.sessions.openvino import OpenVinoSession
 

@@ -1,6 +1,6 @@
 import numpy as np
 
-from unetrt.runtime.overlay import outlines, overlay
+from unetrt.runtime.pixels.overlay import outlines, overlay
 
 
 def test_background_stays_grey_and_outlines_are_coloured():

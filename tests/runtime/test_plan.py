@@ -5,9 +5,8 @@ from hypothesis import strategies as st
 
 from tests.conftest import coordinate_frame
 from unetrt.runtime.errors import FrameError, TileError
-from unetrt.runtime.geometry import Geometry
-from unetrt.runtime.mirror import BORDERS
-from unetrt.runtime.plan import TilePlan
+from unetrt.runtime.geometry.geometry import Geometry
+from unetrt.runtime.geometry.plan import BORDERS, TilePlan
 
 
 @st.composite

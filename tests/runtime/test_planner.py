@@ -2,8 +2,8 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from unetrt.runtime.cost import UNetShape
 from unetrt.runtime.errors import OptionError, TileError
+from unetrt.runtime.geometry.unet_shape import UNetShape
 from unetrt.runtime.planner import GIB, Budget, best_tile, candidates, cost_of
 from unetrt.trainer.unet import UNet
 

@@ -3,11 +3,11 @@ import pytest
 
 from tests.conftest import small_spec
 from unetrt.runtime.errors import OptionError
-from unetrt.runtime.normalisation import Normalisation
-from unetrt.runtime.running import FRAMES, Running, Streams, noise_of
-from unetrt.runtime.segmenter import Segmenter
-from unetrt.runtime.sessions.numpy import CropSession
-from unetrt.runtime.spec import ModelSpec
+from unetrt.runtime.model.spec import ModelSpec
+from unetrt.runtime.pixels.normalisation import Normalisation
+from unetrt.runtime.pixels.running import FRAMES, Running, Streams, noise_of
+from unetrt.runtime.segment.segmenter import Segmenter
+from unetrt.runtime.sessions.cpu import CropSession
 from unetrt.trainer.drawn_cells import draw
 
 RNG = np.random.default_rng(0)

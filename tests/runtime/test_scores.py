@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from unetrt.runtime.errors import InferenceError
-from unetrt.runtime.scores import best_class, require_finite_scores, softmax
+from unetrt.runtime.pixels.scores import best_class, require_finite_scores, softmax
 
 
 @pytest.mark.parametrize("classes", [2, 3, 7])

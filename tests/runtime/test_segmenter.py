@@ -8,11 +8,10 @@ import torch
 
 from tests.conftest import coordinate_frame, small_spec
 from unetrt.runtime.errors import FrameError, InferenceError, OptionError, SessionClosedError
-from unetrt.runtime.normalisation import Normalisation
-from unetrt.runtime.segmenter import Segmenter
-from unetrt.runtime.sessions.numpy import CropSession
-from unetrt.runtime.sessions.worker import WorkerSession
-from unetrt.runtime.timings import Timings
+from unetrt.runtime.pixels.normalisation import Normalisation
+from unetrt.runtime.segment.segmenter import Segmenter
+from unetrt.runtime.segment.timings import Timings
+from unetrt.runtime.sessions.cpu import CropSession, WorkerSession
 
 AS_IT_IS = Normalisation("fixed", offset=(0.0,), scale=(1.0,))
 
@@ -306,7 +305,7 @@ def test_closing_waits_for_no_other_thread():
 def test_a_fork_does_not_wait_for_what_its_parent_has(monkeypatch):
     with crop_segmenter() as segmenter:
         with monkeypatch.context() as child:
-            child.setattr("unetrt.runtime.segmenter.os.getpid", lambda: -1)
+            child.setattr("unetrt.runtime.segment.segmenter.os.getpid", lambda: -1)
             with pytest.raises(SessionClosedError, match="before this process was forked"):
                 segmenter.segment(np.zeros((5, 5)))
         segmenter.segment(np.zeros((5, 5)))

@@ -13,9 +13,9 @@ from tests.runtime.cuda.conftest import fake_libcuda, python  # noqa: F401
 from tests.runtime.model_files import small_models
 from unetrt.runtime import sessions
 from unetrt.runtime.errors import BackendUnavailableError, InferenceError, ModelFileError, OptionError
-from unetrt.runtime.segmenter import Segmenter
+from unetrt.runtime.model.spec import KEY
+from unetrt.runtime.segment.segmenter import Segmenter
 from unetrt.runtime.sessions import BACKENDS, open_session
-from unetrt.runtime.spec import KEY
 
 
 def test_auto_takes_the_first_usable_backend_and_says_which(tiny_model, caplog):
@@ -34,7 +34,7 @@ def test_auto_takes_the_next_where_one_is_missing(tiny_model, monkeypatch, caplo
 OPENED = """
 import logging, sys
 logging.basicConfig(format="%(message)s", level="INFO")
-from unetrt.runtime.segmenter import Segmenter
+from unetrt.runtime.segment.segmenter import Segmenter
 from unetrt.runtime.errors import UnetrtError
 try:
     with Segmenter(sys.argv[1], backend=sys.argv[2], device=eval(sys.argv[3])) as segmenter:
@@ -89,7 +89,7 @@ def test_auto_never_takes_the_reference(monkeypatch, tiny_model):
 
 
 def test_a_missing_engine_says_what_to_install(monkeypatch, tiny_model):
-    for module in ("onnxruntime_files", "openvino"):
+    for module in ("onnxruntime", "openvino"):
         monkeypatch.setattr(f"unetrt.runtime.sessions.{module}.find_spec", lambda _: None)
     for backend in ("auto", "openvino", "onnxruntime"):
         with pytest.raises(BackendUnavailableError, match=r"not installed: pip install 'unetrt\[cpu\]'"):
@@ -100,7 +100,7 @@ def test_an_engine_that_does_not_load_says_so(monkeypatch, tiny_model):
     def broken(name):
         raise ImportError("DLL load failed")
 
-    for backend, module in {"onnxruntime": "onnxruntime_files", "openvino": "openvino"}.items():
+    for backend, module in {"onnxruntime": "onnxruntime", "openvino": "openvino"}.items():
         monkeypatch.setattr(f"unetrt.runtime.sessions.{module}.import_module", broken)
         with pytest.raises(BackendUnavailableError, match=r"does not load \(DLL load failed\)"):
             open_session(tiny_model, backend)

@@ -5,8 +5,8 @@ import pytest
 
 from tests.conftest import small_spec
 from unetrt.runtime.errors import ModelFileError, TileError
-from unetrt.runtime.normalisation import Normalisation
-from unetrt.runtime.spec import HEADS, INPUT_TYPES, ModelSpec
+from unetrt.runtime.model.spec import HEADS, INPUT_TYPES, ModelSpec
+from unetrt.runtime.pixels.normalisation import Normalisation
 
 SPEC = small_spec(
     classes=("background", "cell", "debris"),

@@ -3,11 +3,10 @@ import pytest
 
 from tests.conftest import coordinate_frame, small_spec
 from unetrt.runtime.errors import OptionError
-from unetrt.runtime.normalisation import Normalisation
-from unetrt.runtime.segmenter import Segmenter
-from unetrt.runtime.sessions.numpy import CropSession
-from unetrt.runtime.sessions.worker import WorkerSession
-from unetrt.runtime.symmetries import ONCE, SQUARE
+from unetrt.runtime.pixels.normalisation import Normalisation
+from unetrt.runtime.pixels.scores import ONCE, SQUARE
+from unetrt.runtime.segment.segmenter import Segmenter
+from unetrt.runtime.sessions.cpu import CropSession, WorkerSession
 
 AS_IT_IS = Normalisation("fixed", offset=(0.0,), scale=(1.0,))
 

@@ -14,9 +14,8 @@ from tests.runtime.cuda.fake_driver import FakeDriver
 from tests.runtime.engines.machines import ADA, HOPPER, NONE
 from tests.runtime.fake_tensorrt import SCRATCH, FakeTensorRt
 from unetrt.runtime.engines.engine_file import read_sidecar, write_engine
-from unetrt.runtime.engines.facts import facts_of
+from unetrt.runtime.engines.facts import BuildOptions, facts_of
 from unetrt.runtime.engines.flavours import FLAVOURS, Flavour
-from unetrt.runtime.engines.options import BuildOptions
 from unetrt.runtime.errors import (
     EngineError,
     InferenceError,
@@ -24,8 +23,8 @@ from unetrt.runtime.errors import (
     OutOfMemoryError,
     SessionClosedError,
 )
-from unetrt.runtime.model_files.onnx_file import read_spec
-from unetrt.runtime.segmenter import Segmenter
+from unetrt.runtime.model.onnx_file import read_spec
+from unetrt.runtime.segment.segmenter import Segmenter
 from unetrt.runtime.sessions import open_session, tensorrt
 
 FREES = ("free", "free_pinned", "destroy_stream", "destroy_event", "destroy_graph")

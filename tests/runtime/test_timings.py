@@ -4,8 +4,8 @@ from contextlib import contextmanager
 import pytest
 
 from tests import requirements
-from unetrt.runtime import ranges
-from unetrt.runtime.timings import Occupancy, Passed, Timings
+from unetrt.runtime.segment import timings
+from unetrt.runtime.segment.timings import Occupancy, Passed, Timings
 
 
 @pytest.mark.parametrize(
@@ -43,9 +43,9 @@ def test_the_frames_add_up_to_the_call():
 
 @pytest.fixture
 def fresh_ranges():
-    ranges._nvtx.cache_clear()
+    timings._nvtx.cache_clear()
     yield
-    ranges._nvtx.cache_clear()
+    timings._nvtx.cache_clear()
 
 
 def test_phases_are_ranges_for_profilers(monkeypatch, fresh_ranges):
@@ -66,8 +66,8 @@ def test_phases_are_ranges_for_profilers(monkeypatch, fresh_ranges):
 
 def test_without_nvtx_there_are_none(monkeypatch, fresh_ranges):
     monkeypatch.setitem(sys.modules, "nvtx", None)
-    monkeypatch.setattr(ranges, "find_spec", lambda name: None)
-    timings = Timings()
-    with timings.phase("cut"):
+    monkeypatch.setattr(timings, "find_spec", lambda name: None)
+    spent = Timings()
+    with spent.phase("cut"):
         pass
-    assert timings.cut > 0
+    assert spent.cut > 0

@@ -3,8 +3,8 @@ from dataclasses import replace
 import pytest
 import torch
 
-from unetrt.runtime.cost import UNetShape
 from unetrt.runtime.errors import OptionError
+from unetrt.runtime.geometry.unet_shape import UNetShape
 from unetrt.trainer import precision
 from unetrt.trainer.learner import Learner
 from unetrt.trainer.precision import Precision, has_fast_bf16

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from unetrt.runtime.normalisation import Normalisation
+from unetrt.runtime.pixels.normalisation import Normalisation
 from unetrt.trainer.dataset import Annotated, Dataset
 from unetrt.trainer.drawn_cells import draw
 from unetrt.trainer.recipe import RECIPES

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from scipy import ndimage
 
 from tests.conftest import NUCLEI
-from unetrt.runtime.images import read_labels
+from unetrt.runtime.files.images import read_labels
 from unetrt.trainer.drawn_cells import draw
 from unetrt.trainer.targets import as_instances, class_weights, cut_between, separation_weights
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from unetrt.runtime.cost import UNetShape
+from unetrt.runtime.geometry.unet_shape import UNetShape
 from unetrt.trainer import unet
 from unetrt.trainer.unet import UNet, incoming
 

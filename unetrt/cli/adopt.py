@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from unetrt.cli.options import SIZE
-from unetrt.runtime.artifacts import require_writable
 from unetrt.runtime.errors import OptionError
-from unetrt.runtime.mirror import BORDERS
-from unetrt.runtime.normalisation import Normalisation
-from unetrt.runtime.spec import ANNOTATIONS, HEADS
+from unetrt.runtime.files.atomic import require_writable
+from unetrt.runtime.geometry.plan import BORDERS
+from unetrt.runtime.model.spec import ANNOTATIONS, HEADS
+from unetrt.runtime.pixels.normalisation import Normalisation
 
 if TYPE_CHECKING:
     from unetrt.export.adoption.adopt import Adoption

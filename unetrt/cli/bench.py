@@ -6,8 +6,8 @@ from typing import Any
 import click
 
 from unetrt.cli.options import SIZE
-from unetrt.runtime.artifacts import require_place
 from unetrt.runtime.errors import OptionError
+from unetrt.runtime.files.atomic import require_place
 
 # A median of so many rounds has a 95 % interval.
 ROUNDS = 6

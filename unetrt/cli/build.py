@@ -8,16 +8,16 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from unetrt.cli.options import MEMORY
-from unetrt.runtime.artifacts import require_place
 from unetrt.runtime.engines import SUFFIXES
+from unetrt.runtime.engines.facts import COMPATIBILITIES
 from unetrt.runtime.engines.flavours import AUTO, NAMES
-from unetrt.runtime.engines.options import COMPATIBILITIES
 from unetrt.runtime.errors import BackendUnavailableError, OptionError
+from unetrt.runtime.files.atomic import require_place
 
 if TYPE_CHECKING:
+    from unetrt.runtime.engines.build import Phase, Progress
     from unetrt.runtime.engines.flavours import Flavour
-    from unetrt.runtime.engines.machine import Machine
-    from unetrt.runtime.engines.progress import Phase, Progress
+    from unetrt.runtime.machine import Machine
 
 
 @click.command("build")
@@ -52,10 +52,9 @@ def command(model: Path, out: Path | None, flavour: str, force: bool, **wanted: 
     `unetrt predict` runs it.
     """
     from unetrt.runtime.engines.cache import EngineCache, place
-    from unetrt.runtime.engines.facts import facts_of
-    from unetrt.runtime.engines.machine import this_machine
-    from unetrt.runtime.engines.options import BuildOptions
-    from unetrt.runtime.model_files.onnx_file import read_spec
+    from unetrt.runtime.engines.facts import BuildOptions, facts_of
+    from unetrt.runtime.machine import this_machine
+    from unetrt.runtime.model.onnx_file import read_spec
 
     if out is not None:
         _require_engine_place(out, model)
@@ -92,7 +91,7 @@ def _flavour(name: str, machine: "Machine", capabilities: tuple[str, ...]) -> "F
 
 
 def _require_engine_place(out: Path, model: Path) -> None:
-    from unetrt.runtime.model_files.external_data import external_files
+    from unetrt.runtime.model.safety import external_files
 
     require_place(out, (model, *external_files(model)) if model.is_file() else ())
     if out.suffix.lower() not in SUFFIXES:
@@ -106,7 +105,7 @@ def _bar() -> Iterator["Progress"]:
     from rich.progress import BarColumn, TextColumn, TimeElapsedColumn
     from rich.progress import Progress as Bars
 
-    from unetrt.runtime.engines.progress import Progress
+    from unetrt.runtime.engines.build import Progress
 
     columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
     console = Console(stderr=True)

@@ -72,7 +72,7 @@ def clear(keys: tuple[str, ...]) -> None:
 
 
 def _about(sidecar: "Sidecar") -> str:
-    from unetrt.runtime.engines.fit import targets
+    from unetrt.runtime.engines.engine_file import targets
 
     facts, machine = sidecar.facts, sidecar.facts.machine
     height, width = facts.tile

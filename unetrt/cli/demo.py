@@ -4,7 +4,7 @@ from pathlib import Path
 
 import click
 
-from unetrt.runtime.artifacts import require_writable
+from unetrt.runtime.files.atomic import require_writable
 
 # Steps, as a number of minutes would leave a worse network on a slower machine.
 STEPS = 1000

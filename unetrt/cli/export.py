@@ -7,12 +7,11 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from unetrt.cli.frames import raw_frames
-from unetrt.cli.options import SIZE, Size
+from unetrt.cli.options import SIZE, Size, raw_frames
 from unetrt.cli.package import LOOKED_AT, PLACES, require_about, require_package_place
-from unetrt.runtime.artifacts import require_place
 from unetrt.runtime.errors import OptionError
-from unetrt.runtime.spec import HEADS, INPUT_TYPES, PRECISIONS
+from unetrt.runtime.files.atomic import require_place
+from unetrt.runtime.model.spec import HEADS, INPUT_TYPES, PRECISIONS
 
 if TYPE_CHECKING:
     from unetrt.export.options import Options

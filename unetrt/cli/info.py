@@ -39,7 +39,7 @@ def _reader(path: Path) -> Callable[[Path], dict[str, Any]]:
 
 
 def _holds_a_graph(path: Path) -> bool:
-    from unetrt.runtime.model_files.onnx_file import read_metadata
+    from unetrt.runtime.model.onnx_file import read_metadata
 
     try:
         read_metadata(path)
@@ -49,7 +49,7 @@ def _holds_a_graph(path: Path) -> bool:
 
 
 def _of_onnx(path: Path) -> dict[str, Any]:
-    from unetrt.runtime.model_files.onnx_file import read_spec
+    from unetrt.runtime.model.onnx_file import read_spec
 
     spec = read_spec(path)
     core, stride = spec.core, [spec.geometry.stride(side) for side in spec.tile]
@@ -57,9 +57,8 @@ def _of_onnx(path: Path) -> dict[str, Any]:
 
 
 def _of_engine(path: Path) -> dict[str, Any]:
-    from unetrt.runtime.engines.engine_file import read_sidecar
-    from unetrt.runtime.engines.fit import arguments, misfit_here
-    from unetrt.runtime.engines.machine import this_machine
+    from unetrt.runtime.engines.engine_file import arguments, misfit_here, read_sidecar
+    from unetrt.runtime.machine import this_machine
 
     sidecar, here = read_sidecar(path), this_machine()
     stored = json.loads(sidecar.to_json())

@@ -6,10 +6,10 @@ from typing import Any
 
 import click
 
-from unetrt.cli.frames import raw_frames
-from unetrt.runtime.artifacts import require_place, require_writable
+from unetrt.cli.options import raw_frames
 from unetrt.runtime.engines import SUFFIXES
 from unetrt.runtime.errors import OptionError
+from unetrt.runtime.files.atomic import require_place, require_writable
 
 # Where a kind of package goes unless told otherwise.
 PLACES = {"bioimageio": Path("model.zip"), "triton": Path("models")}
@@ -94,7 +94,7 @@ def _write_engine(model: Path, kind: str, out: Path, _images: Path | None, chose
 
 def _write_model(model: Path, kind: str, out: Path, images: Path | None, chosen: dict[str, Any]) -> Path:
     from unetrt.export.packages import named_kind, write
-    from unetrt.runtime.model_files.onnx_file import read_spec
+    from unetrt.runtime.model.onnx_file import read_spec
 
     if named_kind(kind).needs_frame and images is None:
         raise OptionError(f"a {kind} package shows the model on a raw image: give one with --images")

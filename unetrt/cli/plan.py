@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from unetrt.cli.options import MEMORY, SIZE, Size
-from unetrt.runtime.artifacts import require_place
 from unetrt.runtime.errors import BackendUnavailableError, ModelFileError, OptionError
+from unetrt.runtime.files.atomic import require_place
 
 if TYPE_CHECKING:
     from unetrt.cli.plan_network import Network

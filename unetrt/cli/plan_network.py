@@ -4,8 +4,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from unetrt.runtime.cost import UNetShape
 from unetrt.runtime.errors import OptionError
+from unetrt.runtime.geometry.unet_shape import UNetShape
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -48,7 +48,7 @@ def network_of(path: Path | None, **numbers: int) -> Network:
 
 
 def _of_model(path: Path) -> Network:
-    from unetrt.runtime.model_files.onnx_file import read_spec
+    from unetrt.runtime.model.onnx_file import read_spec
 
     spec = read_spec(path)
     if spec.shape is None:

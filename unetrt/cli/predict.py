@@ -10,8 +10,8 @@ from typing import Any
 import click
 
 from unetrt.cli.options import backend_option, given_options
-from unetrt.runtime.artifacts import require_writable
 from unetrt.runtime.errors import FrameError
+from unetrt.runtime.files.atomic import require_writable
 
 
 @click.command("predict")
@@ -39,9 +39,9 @@ def command(model: Path, images: tuple[Path, ...], out: Path, **choices: Any) ->
     Writes DIR/NAME.tif (labels) and DIR/overlays/NAME.png for each image. Stacks are segmented frame by frame. An image
     that cannot be segmented is left out and named at the end.
     """
-    from unetrt.runtime.images import list_images, require_distinct
-    from unetrt.runtime.prediction import Output, predict_file
-    from unetrt.runtime.segmenter import Segmenter
+    from unetrt.runtime.files.images import list_images, require_distinct
+    from unetrt.runtime.files.prediction import Output, predict_file
+    from unetrt.runtime.segment.segmenter import Segmenter
     from unetrt.runtime.sessions import engines, unknown
 
     place = {name: choices.pop(name) for name in ("backend", "device", "lanes")}

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from unetrt.cli.training_bar import run_with_bar
-from unetrt.runtime.artifacts import require_writable
 from unetrt.runtime.errors import DatasetError, OptionError, OutputError, TrainingStopped
-from unetrt.runtime.normalisation import MODES
+from unetrt.runtime.files.atomic import require_writable
+from unetrt.runtime.pixels.normalisation import MODES
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -1,19 +1,179 @@
-"""A live segmentation at a terminal: a view that is drawn anew in its place, or plain lines where nobody sees it."""
+"""A live segmentation at a terminal: a view that is drawn anew in its place, or plain lines where nobody sees it.
 
+What a person is shown of a live segmentation, at one moment.
+
+A live segmentation in plain words, for logs and for its end.
+"""
+
+import threading
+from collections import deque
+from dataclasses import dataclass
 from time import perf_counter
-from typing import TYPE_CHECKING
 
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from unetrt.live_view.figures import Figures
-from unetrt.live_view.lines import found, line, milliseconds
 from unetrt.runtime.closing import Closable
+from unetrt.runtime.live.results import LiveResult, Outcome
+from unetrt.runtime.live.status import LiveStatus, Percentiles
 
-if TYPE_CHECKING:
-    from unetrt.runtime.live.status import LiveStatus
+# Results whose objects the history shows: as many as a line of a terminal has room for.
+HISTORY = 40
+# Seconds over which the camera's rate is taken.
+SPAN = 5.0
+
+
+@dataclass(frozen=True)
+class Figures:
+    """A live segmentation at one moment.
+
+    Attributes
+    ----------
+    status
+        Counts and times.
+    seconds
+        Since the first frame; 0 before it.
+    camera
+        Frames that came a second, over the last 5 seconds.
+    frame
+        The last result's frame, such as "512 x 700 px, uint16"; empty before it.
+    history
+        Objects in each of the last 40 results, the newest last; empty where labels name classes.
+    objects
+        Objects in all results together.
+    covered
+        The share of the last labels that is not background, where they name classes; else None.
+    """
+
+    status: LiveStatus
+    seconds: float
+    camera: float
+    frame: str
+    history: tuple[int, ...]
+    objects: int
+    covered: float | None
+
+
+class Observer:
+    """Takes note of results, on any thread, for who asks from another.
+
+    Attributes
+    ----------
+    failure
+        The error of the last frame that failed.
+    """
+
+    def __init__(self) -> None:
+        self.failure: BaseException | None = None
+        self._lock = threading.Lock()
+        self._last: LiveResult | None = None
+        self._history: deque[int] = deque(maxlen=HISTORY)
+        self._objects = 0
+        self._came: deque[tuple[float, int]] = deque()
+        self._first: float | None = None
+
+    def result(self, result: LiveResult) -> None:
+        """Take note of a result; quick."""
+        with self._lock:
+            if result.outcome is Outcome.FAILED:
+                self.failure = result.error
+                return
+            self._last = result
+            if result.objects is not None:
+                self._history.append(result.objects)
+                self._objects += result.objects
+
+    def look(self, status: LiveStatus) -> Figures:
+        """Return the figures of this moment, for one thread, regularly."""
+        now = perf_counter()
+        if self._first is None and status.submitted:
+            self._first = now
+        with self._lock:
+            last, history, objects = self._last, tuple(self._history), self._objects
+        seconds = 0.0 if self._first is None else now - self._first
+        rate = self._rate(now, status.submitted)
+        return Figures(status, seconds, rate, _kind(last), history, objects, _covered(last))
+
+    def _rate(self, now: float, submitted: int) -> float:
+        self._came.append((now, submitted))
+        while self._came[0][0] < now - SPAN:
+            self._came.popleft()
+        begin, before = self._came[0]
+        return (submitted - before) / (now - begin) if now > begin else 0.0
+
+
+def _kind(result: LiveResult | None) -> str:
+    return "" if result is None else f"{' x '.join(map(str, result.frame.shape))} px, {result.frame.dtype}"
+
+
+def _covered(result: LiveResult | None) -> float | None:
+    if result is None or result.labels is None or result.objects is not None:
+        return None
+    return float((result.labels > 0).mean())
+
+
+def accounting(figures: Figures) -> str:
+    """Return what became of the frames: the parts add up to the whole."""
+    status = figures.status
+    parts = {"segmented": status.done, "dropped": status.dropped, "failed": status.failed, "pending": status.pending}
+    said = [f"{number} {name}" for name, number in parts.items() if number or name == "segmented"]
+    missed = f"; {counted(status.missed, 'more image')} of the camera missed" if status.missed else ""
+    return f"{counted(status.submitted, 'frame')}: {', '.join(said)}{missed}"
+
+
+def times(name: str, seconds: Percentiles) -> str:
+    """Return percentiles of a time in milliseconds; empty before the first frame was segmented."""
+    if seconds.p50 is None:
+        return ""
+    return (
+        f"{name} p50 {milliseconds(seconds.p50)}, p95 {milliseconds(seconds.p95)}, p99 {milliseconds(seconds.p99)} ms"
+    )
+
+
+def milliseconds(seconds: float | None) -> str:
+    """Return seconds as milliseconds, to three figures."""
+    if seconds is None:
+        return "-"
+    value = seconds * 1e3
+    return f"{value:.0f}" if value >= 100 else f"{value:.3g}"
+
+
+def counted(number: int, thing: str) -> str:
+    """Return a number with what it counts: `1 frame`, `2 frames`."""
+    return f"{number} {thing}{'' if number == 1 else 's'}"
+
+
+def line(figures: Figures) -> str:
+    """Return everything that matters now, on one line."""
+    status = figures.status
+    parts = [
+        f"{figures.seconds:.0f} s",
+        accounting(figures),
+        f"{figures.camera:.1f} frames/s, {status.rate:.1f}/s segmented",
+        times("latency", status.latency),
+        found(figures),
+        status.last_error and f"last error: {status.last_error}",
+    ]
+    return "; ".join(part for part in parts if part)
+
+
+def found(figures: Figures) -> str:
+    """Return what is in the last labels; empty before them."""
+    if figures.history:
+        return counted(figures.history[-1], "object")
+    return "" if figures.covered is None else f"{figures.covered:.1%} not background"
+
+
+def summary(figures: Figures, session: str) -> list[str]:
+    """Return what there is to say when all is over: what became of the frames, how fast, and on what (`session`)."""
+    status = figures.status
+    speed = f"{status.done / figures.seconds:.1f} segmented a second" if status.done and figures.seconds else ""
+    objects = counted(figures.objects, "object") if figures.history else ""
+    rest = [part for part in (objects, speed, times("latency", status.latency), session) if part]
+    return [accounting(figures), ", ".join(rest)]
+
 
 # Seconds between two plain lines.
 LINE_EVERY = 5.0

@@ -1,23 +1,176 @@
-"""The dock widget "unetrt: segment"."""
+"""The dock widget "unetrt: segment".
+
+A list of the viewer's image layers to choose from.
+
+What the widget shows: fields and buttons, without what they do.
+"""
 
 from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-from qtpy.QtCore import QEvent, QSettings, QTimer
-from qtpy.QtWidgets import QFileDialog, QVBoxLayout, QWidget
+from qtpy.QtCore import QEvent, QSettings, Qt, QTimer
+from qtpy.QtWidgets import (
+    QComboBox,
+    QFileDialog,
+    QFormLayout,
+    QFrame,
+    QHBoxLayout,
+    QLabel,
+    QLineEdit,
+    QProgressBar,
+    QPushButton,
+    QSizePolicy,
+    QSpinBox,
+    QToolButton,
+    QVBoxLayout,
+    QWidget,
+)
 
-from unetrt.napari.form import Form
-from unetrt.napari.frames import image_of, placement
-from unetrt.napari.image_choice import ImageChoice
-from unetrt.napari.live_feed import LiveFeed
-from unetrt.napari.live_labels import LiveLabels
-from unetrt.napari.messages import told
-from unetrt.napari.segmentation import Request, about, labels_of
-from unetrt.napari.work import Work
+from unetrt.napari.live import LiveFeed, LiveLabels
+from unetrt.napari.segmentation import Request, about, image_of, labels_of, placement
+from unetrt.napari.work import Work, told
 from unetrt.runtime.errors import FrameError
-from unetrt.runtime.segmenter import Segmenter
-from unetrt.runtime.spec import Annotation
+from unetrt.runtime.model.spec import Annotation
+from unetrt.runtime.segment.segmenter import Segmenter
+
+
+class ImageChoice(QComboBox):
+    """The image layers of a viewer, as they come, go and are renamed; the newest is chosen where none was.
+
+    Parameters
+    ----------
+    layers
+        `viewer.layers`.
+    """
+
+    def __init__(self, layers: Any) -> None:
+        super().__init__()
+        # A long name does not widen the dock.
+        self.setSizeAdjustPolicy(QComboBox.SizeAdjustPolicy.AdjustToMinimumContentsLengthWithIcon)
+        self.setMinimumContentsLength(16)
+        self._layers = layers
+        for event in (layers.events.inserted, layers.events.removed, layers.events.renamed, layers.events.reordered):
+            event.connect(self.refresh)
+        self.refresh()
+
+    def layer(self) -> Any:
+        """Return the layer that is chosen, None where there is none."""
+        return self.currentData()
+
+    def refresh(self, event: Any = None) -> None:  # noqa: ARG002
+        """Show the layers that there are now."""
+        from napari.layers import Image
+
+        images = [layer for layer in reversed(self._layers) if isinstance(layer, Image)]
+        chosen = self.layer()
+        self.blockSignals(True)
+        self.clear()
+        for layer in images:
+            self.addItem(layer.name, layer)
+        self.blockSignals(False)
+        if images:
+            self.setCurrentIndex(images.index(chosen) if chosen in images else 0)
+
+    def forget(self) -> None:
+        """Follow the viewer no more."""
+        self._layers.events.disconnect(self.refresh)
+
+
+# What the list of results says -> what it means.
+KINDS = {"as trained": None, "numbered objects": "instances", "classes": "classes"}
+
+# In pixels: what the longest of these lines takes.
+WIDTH = 290
+
+
+class Form(QWidget):
+    """Fields and buttons, by name.
+
+    Parameters
+    ----------
+    image
+        The list of image layers.
+    """
+
+    def __init__(self, image: QWidget) -> None:
+        super().__init__()
+        self.model, self.browse = QLineEdit(), QToolButton()
+        self.model.setPlaceholderText("model.onnx, or an engine")
+        self.browse.setText("…")
+        self.browse.setToolTip("Choose a model file that unetrt export or unetrt build wrote")
+        self.about = _note("Loaded with its first use.")
+        self.image, self.kind, self.area = image, QComboBox(), QSpinBox()
+        for text, kind in KINDS.items():
+            self.kind.addItem(text, kind)
+        self.area.setRange(0, 1_000_000)
+        self.area.setSuffix(" px")
+        self.area.setSizePolicy(QSizePolicy.Policy.Expanding, QSizePolicy.Policy.Fixed)
+        self.area.setToolTip("Segment leaves out objects of fewer pixels; live shows all")
+        self.segment, self.live = QPushButton("Segment"), QPushButton("Live")
+        self.live.setCheckable(True)
+        self.live.setToolTip("Segment what the image layer shows, whenever it changes")
+        self.progress, self.figures = QProgressBar(), _note("")
+        self.progress.setVisible(False)
+        self._arrange()
+
+    def show_state(self, running: str, live: bool) -> None:
+        """Show what runs, which the first button then cancels, and whether something is live."""
+        self.segment.setText("Cancel" if running else "Segment")
+        self.live.setChecked(live)
+        self.live.setEnabled(not running)
+        self.progress.setVisible(bool(running))
+        self.progress.setRange(0, 0)
+        for field in (self.model, self.browse, self.image, self.kind):
+            field.setEnabled(not running and not live)
+        self.area.setEnabled(not running)
+        if running:
+            self.figures.setText(running)
+
+    def show_progress(self, done: int, total: int) -> None:
+        """Move the bar."""
+        self.progress.setRange(0, total)
+        self.progress.setValue(done)
+
+    def _arrange(self) -> None:
+        rows = QFormLayout()
+        rows.setFieldGrowthPolicy(QFormLayout.FieldGrowthPolicy.AllNonFixedFieldsGrow)
+        rows.addRow("model", _beside(self.model, self.browse))
+        rows.addRow(self.about)
+        rows.addRow("image", self.image)
+        rows.addRow("labels", self.kind)
+        rows.addRow("least area", self.area)
+        column = QVBoxLayout(self)
+        column.addLayout(rows)
+        column.addWidget(_line())
+        column.addWidget(_beside(self.segment, self.live))
+        column.addWidget(self.progress)
+        column.addWidget(self.figures)
+        column.addStretch()
+        self.setMinimumWidth(WIDTH)
+
+
+def _beside(*widgets: QWidget) -> QWidget:
+    row = QWidget()
+    layout = QHBoxLayout(row)
+    layout.setContentsMargins(0, 0, 0, 0)
+    for widget in widgets:
+        layout.addWidget(widget)
+    return row
+
+
+def _note(text: str) -> QLabel:
+    note = QLabel(text)
+    note.setWordWrap(True)
+    note.setTextInteractionFlags(Qt.TextInteractionFlag.TextSelectableByMouse)
+    return note
+
+
+def _line() -> QFrame:
+    line = QFrame()
+    line.setFrameShape(QFrame.Shape.HLine)
+    return line
+
 
 FILES = "Models (*.onnx *.engine *.plan);;All files (*)"
 # How often the figures of what is live are written, in milliseconds.

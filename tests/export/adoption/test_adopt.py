@@ -11,9 +11,9 @@ from torch import nn
 from tests.export.adoption.foreign_nets import CASES, Case, save
 from unetrt.export.adoption.adopt import Choices, adopt
 from unetrt.runtime.errors import OptionError, TileError
-from unetrt.runtime.model_files.onnx_file import read_spec
-from unetrt.runtime.normalisation import Normalisation
-from unetrt.runtime.segmenter import Segmenter
+from unetrt.runtime.model.onnx_file import read_spec
+from unetrt.runtime.pixels.normalisation import Normalisation
+from unetrt.runtime.segment.segmenter import Segmenter
 
 IDENTITY = Normalisation("fixed", offset=(0,), scale=(1,))
 CLASSES = ("background", "cell")

@@ -23,7 +23,7 @@ from unetrt.runtime.errors import (
     TileError,
     UnetrtError,
 )
-from unetrt.runtime.normalisation import Normalisation
+from unetrt.runtime.pixels.normalisation import Normalisation
 
 IMAGE, MASK = "float[n, 1, h, w] image", "float[n, 2, h, w] mask"
 

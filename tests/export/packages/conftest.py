@@ -7,9 +7,9 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from unetrt.runtime.model_files.onnx_file import read_spec
-from unetrt.runtime.normalisation import Normalisation
-from unetrt.runtime.spec import INPUT, KEY, OUTPUT
+from unetrt.runtime.model.onnx_file import read_spec
+from unetrt.runtime.model.spec import INPUT, KEY, OUTPUT
+from unetrt.runtime.pixels.normalisation import Normalisation
 
 FIXED = Normalisation("fixed", offset=(400.0,), scale=(1 / 1500,))
 # The files that `exports` holds.

@@ -12,8 +12,8 @@ import ruyaml
 from tests.export.packages.conftest import EXPORTS, FIXED, raw
 from unetrt.export.packages import write
 from unetrt.runtime.errors import FrameError, ModelFileError, OptionError, OutputError
-from unetrt.runtime.model_files.onnx_file import read_spec
-from unetrt.runtime.plan import TilePlan
+from unetrt.runtime.geometry.plan import TilePlan
+from unetrt.runtime.model.onnx_file import read_spec
 from unetrt.runtime.sessions import open_session
 
 # In a process of its own: what the format's programs leave open is not our tests' concern.

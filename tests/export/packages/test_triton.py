@@ -12,8 +12,8 @@ from tests.conftest import small_spec
 from tests.export.packages.conftest import EXPORTS
 from unetrt.export.packages import triton, write
 from unetrt.runtime.errors import EngineError, ModelFileError, OptionError, OutputError
-from unetrt.runtime.model_files.onnx_file import read_spec
-from unetrt.runtime.spec import INPUT, OUTPUT, ModelSpec
+from unetrt.runtime.model.onnx_file import read_spec
+from unetrt.runtime.model.spec import INPUT, OUTPUT, ModelSpec
 
 PLAN = small_spec(batch=4, head="labels", classes=("background", "nucleus", 'a "third"'))
 DTYPES = {"tensor(float)": "TYPE_FP32", "tensor(uint8)": "TYPE_UINT8", "tensor(uint16)": "TYPE_UINT16"}

@@ -7,8 +7,8 @@ import threading
 import time
 
 from tests.runtime.cuda.workbench import IS_FAKE, PIXELS, in_another_thread, raised
-from unetrt.runtime.cuda.array_exchange import LEGACY_STREAM
-from unetrt.runtime.cuda.contract import Rows
+from unetrt.runtime.cuda.arrays import LEGACY_STREAM
+from unetrt.runtime.cuda.driver import Rows
 from unetrt.runtime.errors import CudaError, OutOfMemoryError
 
 PTX = b".version 7.0\n.visible .entry scale(.param .align 8 .b8 argument[24]) { ret; }"

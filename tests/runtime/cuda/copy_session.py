@@ -2,9 +2,9 @@
 
 import numpy as np
 
-from unetrt.runtime.cuda.contract import Rows
-from unetrt.runtime.sessions.captured_pass import CapturedPass
+from unetrt.runtime.cuda.driver import Rows
 from unetrt.runtime.sessions.cuda import CudaSession
+from unetrt.runtime.sessions.cuda_lane import CapturedPass
 
 
 class CopySession(CudaSession):

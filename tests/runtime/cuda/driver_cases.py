@@ -12,7 +12,7 @@ from tests.runtime.cuda.bench_cases import BENCH_CASES
 from tests.runtime.cuda.lane_cases import LANE_CASES
 from tests.runtime.cuda.process_cases import PROCESS_CASES
 from tests.runtime.cuda.workbench import DEVICE, Workbench
-from unetrt.runtime.cuda.implementations import open_driver
+from unetrt.runtime.cuda.driver import open_driver
 
 # PyCUDA links to all of the driver; the library has only what is called.
 sys.setdlopenflags(os.RTLD_LAZY)

@@ -15,9 +15,9 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from tests.runtime.cuda.fake_gpu.host_kernels import host_kernels
-from unetrt.runtime.cuda.contract import Rows
+from unetrt.runtime.cuda.driver import Rows
 from unetrt.runtime.errors import CudaError, OutOfMemoryError
-from unetrt.runtime.sessions.cuda_memory import RESERVE
+from unetrt.runtime.sessions.cuda import RESERVE
 
 POISON = 0xEE
 # The stream of another library: the legacy default stream.

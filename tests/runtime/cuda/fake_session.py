@@ -4,8 +4,8 @@ import numpy as np
 
 from tests.runtime.cuda.fake_driver import FakeDriver
 from unetrt.runtime.cuda.device import CudaDevice
+from unetrt.runtime.sessions.cpu import CropSession
 from unetrt.runtime.sessions.cuda import CudaSession
-from unetrt.runtime.sessions.numpy import CropSession
 
 
 class FakeCudaSession(CudaSession):

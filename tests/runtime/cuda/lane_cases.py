@@ -11,10 +11,10 @@ from tests.conftest import small_spec
 from tests.runtime.cuda.copy_session import CopySession
 from tests.runtime.cuda.workbench import DEVICE, raised
 from unetrt.runtime.cuda.device import CudaDevice
-from unetrt.runtime.cuda.implementations import open_driver
+from unetrt.runtime.cuda.driver import open_driver
 from unetrt.runtime.errors import CudaError, OutOfMemoryError, SessionClosedError
-from unetrt.runtime.normalisation import Normalisation
-from unetrt.runtime.segmenter import Segmenter
+from unetrt.runtime.pixels.normalisation import Normalisation
+from unetrt.runtime.segment.segmenter import Segmenter
 
 AS_IT_IS = Normalisation("fixed", offset=(0.0,), scale=(1.0,))
 FRAMES = np.arange(3 * 90 * 130, dtype=np.float32).reshape(3, 90, 130)

@@ -8,8 +8,7 @@ import threading
 
 from tests.runtime.cuda.bench_cases import there_and_back
 from tests.runtime.cuda.workbench import DEVICE, Workbench, raised
-from unetrt.runtime.cuda.contract import DeviceProperties
-from unetrt.runtime.cuda.implementations import loaded_implementation, open_driver, why_not
+from unetrt.runtime.cuda.driver import DeviceProperties, loaded_implementation, open_driver, why_not
 from unetrt.runtime.errors import CudaError, OutOfMemoryError
 
 

@@ -8,8 +8,7 @@ import pytest
 import torch
 
 from tests.runtime.cuda.fake_gpu.host_driver import on_device
-from unetrt.runtime.cuda.array_exchange import LEGACY_STREAM, device_array
-from unetrt.runtime.cuda.device_array import DeviceArray
+from unetrt.runtime.cuda.arrays import LEGACY_STREAM, DeviceArray, device_array
 from unetrt.runtime.errors import FrameError
 
 FRAME = np.arange(24, dtype=np.uint16).reshape(4, 6)

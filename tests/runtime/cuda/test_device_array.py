@@ -4,9 +4,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.runtime.cuda.fake_gpu.host_driver import on_device
-from unetrt.runtime.cuda.device_array import DTYPES, DeviceArray
+from unetrt.runtime.cuda.arrays import DTYPES, DeviceArray
 from unetrt.runtime.errors import FrameError
-from unetrt.runtime.frames import require_raw, split_axes
+from unetrt.runtime.pixels.frames import require_raw, split_axes
 
 
 @given(st.lists(st.integers(1, 4), min_size=1, max_size=4), st.sampled_from(DTYPES), st.data())

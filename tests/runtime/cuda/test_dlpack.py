@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.runtime.cuda.fake_gpu.host_driver import on_device
-from unetrt.runtime.cuda import dlpack
-from unetrt.runtime.cuda.device_array import DTYPES
+from unetrt.runtime.cuda import arrays
+from unetrt.runtime.cuda.arrays import DTYPES
 from unetrt.runtime.errors import FrameError
 
 VERSIONS = (None, (1, 0))
@@ -25,7 +25,7 @@ VERSIONS = (None, (1, 0))
 )
 def test_a_capsule_of_numpy_is_the_array(dtype, shape, step, version):
     array = np.zeros([2 * side for side in shape], dtype)[tuple(slice(None, None, step) for _ in shape)]
-    taken, expected = dlpack.take(array.__dlpack__(max_version=version), stream=5), on_device(array)
+    taken, expected = arrays.take(array.__dlpack__(max_version=version), stream=5), on_device(array)
     assert (taken.address, taken.shape, taken.dtype) == (expected.address, expected.shape, dtype)
     if array.size > 1:
         assert taken.bounds == expected.bounds
@@ -37,7 +37,7 @@ def test_a_capsule_of_numpy_is_the_array(dtype, shape, step, version):
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.bool, torch.int64, torch.float16, torch.float64])
 def test_a_capsule_of_torch_is_the_tensor(dtype, version):
     tensor = torch.zeros(4, 6, 8, dtype=dtype)[1:, :, ::2].transpose(0, 2)
-    taken = dlpack.take(tensor.__dlpack__(max_version=version))
+    taken = arrays.take(tensor.__dlpack__(max_version=version))
     assert (taken.address, taken.shape, str(taken.dtype)) == (
         tensor.data_ptr(), tuple(tensor.shape), str(dtype).removeprefix("torch.")
     )  # fmt: skip
@@ -47,7 +47,7 @@ def test_a_capsule_of_torch_is_the_tensor(dtype, version):
 def test_only_version_1_tells_that_an_array_is_read_only():
     array = np.zeros(3)
     array.flags.writeable = False
-    assert dlpack.take(array.__dlpack__(max_version=(1, 0))).read_only
+    assert arrays.take(array.__dlpack__(max_version=(1, 0))).read_only
 
 
 @pytest.mark.parametrize("version", VERSIONS)
@@ -55,7 +55,7 @@ def test_the_deleter_runs_once_when_the_last_array_goes(version):
     array = np.zeros((3, 4))
     before = sys.getrefcount(array)
     capsule = array.__dlpack__(max_version=version)
-    taken = dlpack.take(capsule)
+    taken = arrays.take(capsule)
     part = taken[1]
     del capsule, taken
     assert sys.getrefcount(array) == before + 1
@@ -66,9 +66,9 @@ def test_the_deleter_runs_once_when_the_last_array_goes(version):
 @pytest.mark.parametrize("version", VERSIONS)
 def test_a_capsule_is_taken_once(version):
     capsule = np.zeros(3).__dlpack__(max_version=version)
-    taken = dlpack.take(capsule)
+    taken = arrays.take(capsule)
     with pytest.raises(FrameError, match="PyCapsule that holds no tensor: give the array itself again"):
-        dlpack.take(capsule)
+        arrays.take(capsule)
     assert "used_dltensor" in repr(capsule)
     del taken
 
@@ -79,11 +79,11 @@ def test_a_capsule_is_taken_once(version):
 )
 def test_dtypes_that_no_frame_has_are_named_and_freed(tensor, name):
     with pytest.raises(FrameError, match=f"is {name}: use one of bool, uint8"):
-        dlpack.take(tensor.__dlpack__())
+        arrays.take(tensor.__dlpack__())
     freed = np.zeros(2, np.complex128)
     before = sys.getrefcount(freed)
     with pytest.raises(FrameError):
-        dlpack.take(freed.__dlpack__())
+        arrays.take(freed.__dlpack__())
     assert sys.getrefcount(freed) == before
 
 
@@ -91,7 +91,7 @@ def changed(array, version, **fields):
     """A capsule of numpy whose struct says something else."""
     capsule = array.__dlpack__(max_version=version)
     name = b"dltensor_versioned" if version else b"dltensor"
-    managed = dlpack.CAPSULES[name][0].from_address(dlpack._pointer(capsule, name))
+    managed = arrays.CAPSULES[name][0].from_address(arrays._pointer(capsule, name))
     for field, value in fields.items():
         setattr(managed if hasattr(managed, field) else managed.tensor, field, value)
     return capsule
@@ -111,11 +111,11 @@ def test_tensors_that_cannot_be_read_are_freed(version, fields, message):
     array = np.zeros((3, 4), np.float32)
     before = sys.getrefcount(array)
     with pytest.raises(FrameError, match=message):
-        dlpack.take(changed(array, version, **fields))
+        arrays.take(changed(array, version, **fields))
     assert sys.getrefcount(array) == before
 
 
 def test_strides_may_be_missing_and_data_may_begin_later():
     array = np.zeros((3, 4), np.float32)
-    taken = dlpack.take(changed(array, None, strides=ctypes.POINTER(ctypes.c_int64)(), byte_offset=8))
+    taken = arrays.take(changed(array, None, strides=ctypes.POINTER(ctypes.c_int64)(), byte_offset=8))
     assert (taken.strides, taken.address) == ((16, 4), on_device(array).address + 8)

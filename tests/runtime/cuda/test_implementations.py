@@ -5,17 +5,17 @@ import pytest
 
 from tests import requirements
 from tests.runtime.cuda.conftest import python
-from unetrt.runtime.cuda import implementations
-from unetrt.runtime.cuda.implementations import NAMES, open_driver, why_not
+from unetrt.runtime.cuda import driver
+from unetrt.runtime.cuda.driver import NAMES, open_driver, why_not
 from unetrt.runtime.errors import BackendUnavailableError, OptionError
 
 NO_CUDA_PYTHON = "cuda-python is not installed: pip install 'unetrt[rtx]'"
 NO_PYCUDA = "pycuda is not installed: pip install 'unetrt[tensorrt]'"
 NEITHER = f"{NO_CUDA_PYTHON}; {NO_PYCUDA}"
-ASK = "from unetrt.runtime.cuda.implementations import why_not; print(why_not())"
+ASK = "from unetrt.runtime.cuda.driver import why_not; print(why_not())"
 OPEN = """
 import os
-from unetrt.runtime.cuda.implementations import open_driver
+from unetrt.runtime.cuda.driver import open_driver
 from unetrt.runtime.errors import OptionError
 try:
     open_driver({index}, os.environ)
@@ -36,7 +36,7 @@ def nothing_installed(monkeypatch):
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "cuda", None)
     monkeypatch.setitem(sys.modules, "pycuda", None)
-    monkeypatch.setattr(implementations, "_missing_library", lambda: None)
+    monkeypatch.setattr(driver, "_missing_library", lambda: None)
 
 
 def test_cuda_python_is_tried_first():
@@ -108,8 +108,7 @@ def test_a_device_that_is_not_there_names_those_that_are(fake_libcuda, index, de
 
 def test_importing_the_table_imports_no_package(fake_libcuda):
     said = said_by(
-        "import sys, unetrt.runtime.cuda.implementations\n"
-        "print({'cuda.bindings.driver', 'pycuda', 'numpy'} & set(sys.modules))",
+        "import sys, unetrt.runtime.cuda.driver\nprint({'cuda.bindings.driver', 'pycuda', 'numpy'} & set(sys.modules))",
         fake_libcuda,
     )
     assert said == "set()"

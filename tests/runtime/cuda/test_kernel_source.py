@@ -11,7 +11,7 @@ import pytest
 
 from tests import requirements
 from tests.runtime.cuda.fake_gpu.host_kernels import SHIM, SOURCES, compiler, host_kernels
-from unetrt.runtime.cuda import kernel_arguments
+from unetrt.runtime.cuda import kernels
 from unetrt.runtime.cuda.kernels import BLOCK, NAMES, ptx
 
 SOURCE = SOURCES / "kernels.cu"
@@ -72,8 +72,8 @@ def layout(struct: type[ctypes.Structure]) -> list[str]:
 
 
 def claims() -> list[str]:
-    structs = [getattr(kernel_arguments, name) for name in STRUCTS]
-    codes = [f"{dtype.name.upper()} == {code}" for dtype, code in kernel_arguments.CODES.items() if dtype.kind != "b"]
+    structs = [getattr(kernels, name) for name in STRUCTS]
+    codes = [f"{dtype.name.upper()} == {code}" for dtype, code in kernels.CODES.items() if dtype.kind != "b"]
     return [claim for struct in structs for claim in layout(struct)] + codes
 
 

@@ -6,17 +6,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.runtime.cuda.fake_gpu.host_driver import HostDriver, on_device
+from unetrt.runtime.cuda.arrays import DTYPES
 from unetrt.runtime.cuda.device import CudaDevice
-from unetrt.runtime.cuda.device_array import DTYPES
-from unetrt.runtime.cuda.kernels import Kernels
-from unetrt.runtime.cuda.measure import FOUND, bins_shape, measure_counts, require_none
+from unetrt.runtime.cuda.kernels import FOUND, Kernels, bins_shape, measure_counts, require_none
 from unetrt.runtime.errors import FrameError, InferenceError
-from unetrt.runtime.frames import as_frame, require_finite
-from unetrt.runtime.geometry import Geometry
-from unetrt.runtime.mirror import BORDERS
-from unetrt.runtime.normalisation import Affine, Normalisation
-from unetrt.runtime.plan import Axis, Tile, TilePlan
-from unetrt.runtime.scores import best_class, require_finite_scores
+from unetrt.runtime.geometry.geometry import Geometry
+from unetrt.runtime.geometry.plan import BORDERS, Axis, Tile, TilePlan
+from unetrt.runtime.pixels.frames import as_frame, require_finite
+from unetrt.runtime.pixels.normalisation import Affine, Normalisation
+from unetrt.runtime.pixels.scores import best_class, require_finite_scores
 
 # Each gives a view, with other strides, of a new array that holds (C, H, W).
 LAYOUTS = {
@@ -211,7 +209,7 @@ def test_what_is_measured_from_counts_is_what_is_measured_on_the_frame(kernels, 
 
 
 def test_a_frame_that_bins_cannot_count_is_refused(kernels):
-    from unetrt.runtime.cuda.device_array import DeviceArray
+    from unetrt.runtime.cuda.arrays import DeviceArray
 
     frame = DeviceArray.packed(0, (1, 1 << 16, 1 << 16), np.uint8)
     with pytest.raises(FrameError, match="2\\^32 pixels"):

@@ -3,9 +3,8 @@
 from dataclasses import replace
 
 from tests.conftest import small_spec
-from unetrt.runtime.engines.facts import Facts
-from unetrt.runtime.engines.machine import Machine
-from unetrt.runtime.engines.options import BuildOptions
+from unetrt.runtime.engines.facts import BuildOptions, Facts
+from unetrt.runtime.machine import Machine
 
 ADA = Machine("NVIDIA RTX 4090", "8.9", "580.82", "Linux x86_64")
 AMPERE = Machine("NVIDIA RTX A4000", "8.6", "580.82", "Linux x86_64")

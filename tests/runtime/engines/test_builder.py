@@ -14,15 +14,12 @@ import pytest
 from tests import requirements
 from tests.runtime.engines.machines import ADA, HOPPER, NONE, TURING
 from unetrt.export.graph import describe
-from unetrt.runtime.engines.bindings import bindings
-from unetrt.runtime.engines.builder import build, configure
-from unetrt.runtime.engines.facts import facts_of
+from unetrt.runtime.engines.build import Progress, TimingCache, build, configure
+from unetrt.runtime.engines.engine_file import bindings
+from unetrt.runtime.engines.facts import BuildOptions, facts_of
 from unetrt.runtime.engines.flavours import CAPABILITIES, DEFAULT_CAPABILITIES, FLAVOURS, usable_flavour
-from unetrt.runtime.engines.options import BuildOptions
-from unetrt.runtime.engines.progress import Progress
-from unetrt.runtime.engines.timing_cache import TimingCache
 from unetrt.runtime.errors import BackendUnavailableError, EngineError, ModelFileError, OptionError
-from unetrt.runtime.model_files.onnx_file import read_spec
+from unetrt.runtime.model.onnx_file import read_spec
 
 TENSORRT, RTX = FLAVOURS
 trt = pytest.importorskip("tensorrt_rtx", reason=requirements.RTX)
@@ -134,7 +131,7 @@ def test_the_capabilities_of_an_engine_are_those_of_the_table(tiny_model):
 @pytest.mark.parametrize("dtype", ["float32", "uint8", "uint16"])
 def test_what_a_uint16_engine_takes_is_the_memory_of_a_uint16_frame(dtype):
     from tests.conftest import small_spec
-    from unetrt.runtime.normalisation import Normalisation
+    from unetrt.runtime.pixels.normalisation import Normalisation
 
     spec = small_spec(input_dtype=dtype, normalisation=Normalisation("fixed", offset=(0.0,), scale=(1.0,)))
     shape, kind = bindings(spec)["frame"]

@@ -10,14 +10,13 @@ import pytest
 from tests import requirements
 from tests.runtime.engines.machines import NONE
 from unetrt.runtime.engines import cache as cache_module
+from unetrt.runtime.engines.build import Progress
 from unetrt.runtime.engines.cache import EngineCache, place
 from unetrt.runtime.engines.engine_file import read_sidecar, sidecar_path
-from unetrt.runtime.engines.facts import facts_of
+from unetrt.runtime.engines.facts import BuildOptions, facts_of
 from unetrt.runtime.engines.flavours import FLAVOURS
-from unetrt.runtime.engines.options import BuildOptions
-from unetrt.runtime.engines.progress import Progress
 from unetrt.runtime.errors import EngineError
-from unetrt.runtime.model_files.onnx_file import read_spec
+from unetrt.runtime.model.onnx_file import read_spec
 
 pytest.importorskip("tensorrt_rtx", reason=requirements.RTX)
 
@@ -28,11 +27,11 @@ from pathlib import Path
 from unetrt.runtime.engines.cache import place
 from unetrt.runtime.engines.facts import facts_of
 from unetrt.runtime.engines.flavours import FLAVOURS
-from unetrt.runtime.engines.machine import Machine
-from unetrt.runtime.engines.options import BuildOptions
-from unetrt.runtime.engines.progress import Progress
+from unetrt.runtime.machine import Machine
+from unetrt.runtime.engines.facts import BuildOptions
+from unetrt.runtime.engines.build import Progress
 from unetrt.runtime.errors import EngineError
-from unetrt.runtime.model_files.onnx_file import read_spec
+from unetrt.runtime.model.onnx_file import read_spec
 model, out, after = Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3])
 facts = facts_of(model, read_spec(model), FLAVOURS[1], Machine(os="Linux x86_64"), BuildOptions())
 seen = []

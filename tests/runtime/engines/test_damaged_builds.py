@@ -17,13 +17,13 @@ MUTANTS = 1000
 BUILDER = """
 import sys
 from pathlib import Path
-from unetrt.runtime.engines.builder import build
+from unetrt.runtime.engines.build import build
 from unetrt.runtime.engines.facts import facts_of
 from unetrt.runtime.engines.flavours import FLAVOURS
-from unetrt.runtime.engines.machine import Machine
-from unetrt.runtime.engines.options import BuildOptions
+from unetrt.runtime.machine import Machine
+from unetrt.runtime.engines.facts import BuildOptions
 from unetrt.runtime.errors import UnetrtError
-from unetrt.runtime.model_files.onnx_file import read_spec
+from unetrt.runtime.model.onnx_file import read_spec
 for model in sorted(Path(sys.argv[1]).glob("*.onnx")):
     print(model.name, end=" ", flush=True)
     try:

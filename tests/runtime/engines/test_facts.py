@@ -8,10 +8,9 @@ import pytest
 from tests.runtime.engines.machines import ADA, FACTS, NONE
 from unetrt.export.exporter import export
 from unetrt.export.options import Options
-from unetrt.runtime.engines.facts import Facts, facts_of
+from unetrt.runtime.engines.facts import BuildOptions, Facts, facts_of
 from unetrt.runtime.engines.flavours import FLAVOURS
-from unetrt.runtime.engines.options import BuildOptions
-from unetrt.runtime.model_files.onnx_file import read_spec
+from unetrt.runtime.model.onnx_file import read_spec
 
 CHANGES = {
     "weights or graph": {"model": "1" * 64},

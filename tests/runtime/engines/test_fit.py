@@ -6,10 +6,9 @@ import pytest
 
 from tests.runtime.engines.machines import ADA, AMPERE, FACTS, HOPPER, NONE, RTX, SPEC, TURING, WINDOWS
 from unetrt.cli.build import command as build
-from unetrt.runtime.engines.engine_file import Sidecar
-from unetrt.runtime.engines.fit import first_misfit, rebuild_command, require_fit
+from unetrt.runtime.engines.engine_file import Sidecar, first_misfit, rebuild_command, require_fit
+from unetrt.runtime.engines.facts import BuildOptions
 from unetrt.runtime.engines.flavours import CAPABILITIES, FLAVOURS, NAMES
-from unetrt.runtime.engines.options import BuildOptions
 from unetrt.runtime.errors import EngineError
 
 AMPERE_PLUS = replace(FACTS, options=BuildOptions(hardware_compatible="ampere-plus"))

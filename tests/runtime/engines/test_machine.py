@@ -4,10 +4,10 @@ from types import ModuleType
 import pytest
 
 from tests.runtime.cuda.conftest import fake_libcuda, python  # noqa: F401
-from unetrt.runtime.cuda.contract import DeviceProperties
-from unetrt.runtime.engines import machine as module
-from unetrt.runtime.engines.machine import Machine, handle_of, this_machine, why_no_gpu
+from unetrt.runtime import machine as module
+from unetrt.runtime.cuda.driver import DeviceProperties
 from unetrt.runtime.errors import BackendUnavailableError, CudaError
+from unetrt.runtime.machine import Machine, handle_of, this_machine, why_no_gpu
 
 T4 = DeviceProperties("NVIDIA T4", "7.5", "0000:02:00.0")
 RTX_4090 = DeviceProperties("NVIDIA RTX 4090", "8.9", "0000:01:00.0")
@@ -119,6 +119,6 @@ def test_why_there_is_no_gpu_is_what_cuda_says(monkeypatch, reason, said):
 
 def test_the_real_packages_name_each_gpu(fake_libcuda):  # noqa: F811
     pytest.importorskip("cuda.bindings.driver")
-    code = "from unetrt.runtime.engines.machine import *; print(this_machine(0).capability, this_machine(1).gpu)"
+    code = "from unetrt.runtime.machine import *; print(this_machine(0).capability, this_machine(1).gpu)"
     done = python("-c", code, libcuda=fake_libcuda, FAKE_CUDA_CAPABILITY="9.0,8.9")
     assert (done.stdout, done.stderr) == ("9.0 Fake GPU B\n", "")

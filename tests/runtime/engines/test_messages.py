@@ -9,12 +9,12 @@ from types import SimpleNamespace
 import pytest
 
 from tests import requirements
-from unetrt.runtime.engines.messages import collected, first_of, logger_of, tells_of_memory
+from unetrt.runtime.engines.build import collected, first_of, logger_of, tells_of_memory
 
 AT_ONCE = """
 import logging, sys, threading, time
 import tensorrt_rtx
-from unetrt.runtime.engines.messages import logger_of
+from unetrt.runtime.engines.build import logger_of
 
 logging.basicConfig(level=logging.INFO, filename=sys.argv[1])
 sys.setswitchinterval(1e-5)

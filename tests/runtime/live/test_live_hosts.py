@@ -13,8 +13,7 @@ import pytest
 
 from tests.runtime.live.live_cases import flat, gated
 from unetrt.runtime import LiveSegmenter
-from unetrt.runtime.live.dropped_frames import MOST, DroppedFrames
-from unetrt.runtime.live.frame_queue import WaitingFrame
+from unetrt.runtime.live.frame_queue import MOST, DroppedFrames, WaitingFrame
 from unetrt.runtime.live.results import Outcome
 
 

@@ -12,9 +12,9 @@ import pytest
 
 from tests.runtime.live.live_cases import flat, gated
 from unetrt.runtime import LiveSegmenter, Segmenter, instances
-from unetrt.runtime.cost import UNetShape
 from unetrt.runtime.errors import FrameError, OptionError
-from unetrt.runtime.normalisation import Normalisation
+from unetrt.runtime.geometry.unet_shape import UNetShape
+from unetrt.runtime.pixels.normalisation import Normalisation
 
 
 def live_threads():

@@ -2,8 +2,7 @@
 
 import random
 
-from unetrt.runtime.model_files.onnx_file import parts
-from unetrt.runtime.model_files.protobuf import DELIMITED, Message, WireError, field_of, number_field, replace
+from unetrt.runtime.model.onnx_file import DELIMITED, Message, WireError, field_of, number_field, parts, replace
 
 # As long as the location "in/w.bin", so that it can be overwritten in place: out of the folder, or no path at all.
 ESCAPES = (b"../w.bin", b"ln/w.bin", b"/w/w.bin", b"C:/w.bin", b"in\\w.bin", b"in/w.bi\0", b"*/w/w*in", b"in/../.w")

@@ -5,8 +5,8 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from tests.conftest import small_spec
-from unetrt.runtime.cost import UNetShape
-from unetrt.runtime.spec import KEY, ModelSpec
+from unetrt.runtime.geometry.unet_shape import UNetShape
+from unetrt.runtime.model.spec import KEY, ModelSpec
 
 # A network without context: each pixel's scores are its grey value times two weights. Any tile is legal.
 SPEC = ModelSpec(tile=(8, 8), halo=0, grid=1, written_by="a test")

@@ -7,7 +7,7 @@ from onnx import TensorProto, helper
 from tests import requirements
 from tests.runtime.model_files.small_models import network, tensor
 from unetrt.runtime.errors import ModelFileError
-from unetrt.runtime.model_files.byte_pairs import as_byte_pairs
+from unetrt.runtime.model.byte_pairs import as_byte_pairs
 
 SIDE = 256
 

@@ -19,8 +19,7 @@ from tests.runtime.model_files.small_models import (
     weights,
 )
 from unetrt.runtime.errors import ModelFileError
-from unetrt.runtime.model_files.external_data import external_files, require_safe, sha256_of_model
-from unetrt.runtime.model_files.operators import FEWEST_INPUTS
+from unetrt.runtime.model.safety import FEWEST_INPUTS, external_files, require_safe, sha256_of_model
 from unetrt.runtime.sessions import open_session
 
 VALUES = np.float32([1, 2]).tobytes()
@@ -297,7 +296,7 @@ def test_a_tensor_given_twice_is_refused(folder):
     merged = onnx.AttributeProto.FromString(content)
     assert merged.t.data_location == TensorProto.EXTERNAL
     path = saved(made, folder)
-    from unetrt.runtime.model_files.protobuf import Message, field_of, replace
+    from unetrt.runtime.model.onnx_file import Message, field_of, replace
 
     def inside(data, *numbers):
         if not numbers:

@@ -4,8 +4,8 @@ from onnx import TensorProto, helper
 
 from tests.conftest import small_spec
 from unetrt.runtime.errors import ModelFileError
-from unetrt.runtime.model_files.onnx_file import read_metadata, read_spec
-from unetrt.runtime.spec import KEY
+from unetrt.runtime.model.onnx_file import read_metadata, read_spec
+from unetrt.runtime.model.spec import KEY
 
 SPEC = small_spec(written_by="a test")
 

@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from onnx import StringStringEntryProto
 
-from unetrt.runtime.model_files.protobuf import (
+from unetrt.runtime.model.onnx_file import (
     DELIMITED,
     VARINT,
     Message,
@@ -77,7 +77,7 @@ def test_a_number_does_not_run_over_the_end_of_its_message():
 
 
 def test_a_flood_of_fields_is_refused(monkeypatch):
-    monkeypatch.setattr("unetrt.runtime.model_files.protobuf.MAX_FIELDS", 100)
+    monkeypatch.setattr("unetrt.runtime.model.onnx_file.MAX_FIELDS", 100)
     assert len(list(Message.of(b"\x08\x00" * 100).fields())) == 100
     with pytest.raises(WireError, match="more than 100 fields"):
         list(Message.of(b"\x08\x00" * 101).fields())

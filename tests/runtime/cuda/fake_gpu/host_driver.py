@@ -5,7 +5,7 @@ import ctypes
 import numpy as np
 
 from tests.runtime.cuda.fake_gpu.host_kernels import host_kernels
-from unetrt.runtime.cuda.device_array import DeviceArray
+from unetrt.runtime.cuda.arrays import DeviceArray
 
 
 class HostDriver:

@@ -10,7 +10,7 @@ from tempfile import TemporaryDirectory
 import pytest
 
 from tests import requirements
-from unetrt.runtime.cuda.contract import Extent
+from unetrt.runtime.cuda.driver import Extent
 
 SOURCES = Path(__file__).parents[4] / "runtime" / "cuda"
 SHIM = Path(__file__).with_name("kernels_on_host.cpp")

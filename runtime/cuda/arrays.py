@@ -1,0 +1,357 @@
+"""Arrays in GPU memory, as values: where their elements are, what must be waited for, who owns them.
+
+Other libraries' arrays in GPU memory, taken as they lie there, without a copy.
+
+Two protocols exist. DLPack names the device and makes the producer synchronise; the CUDA Array Interface names no
+device, and no stream before its version 3, which torch does not speak. So DLPack is asked first; torch, CuPy and JAX
+offer both.
+
+DLPack: takes over the tensor that a producer hands out in a capsule.
+
+The structs are those of dlpack.h, before version 1 and of version 1. Who takes a tensor renames its capsule, so that
+the capsule no longer frees it, and calls the tensor's deleter once when done.
+"""
+
+import ctypes
+import weakref
+from ctypes import PYFUNCTYPE, Structure, c_char_p, c_int, c_int32, c_int64, c_uint8, c_uint16, c_uint32, c_uint64
+from ctypes import c_void_p as address
+from dataclasses import dataclass, field, replace
+from math import prod
+from typing import Any
+
+import numpy as np
+
+from unetrt.runtime.errors import FrameError
+
+DTYPES = tuple(
+    np.dtype(name)
+    for name in "bool uint8 int8 uint16 int16 uint32 int32 uint64 int64 float16 float32 float64".split()  # noqa: SIM905
+)
+
+
+@dataclass(frozen=True)
+class DeviceArray:
+    """An array in the memory of a CUDA device.
+
+    Attributes
+    ----------
+    address
+        Of its first element.
+    shape
+        Elements along each axis.
+    strides
+        Bytes from one element to the next along each axis, of either sign.
+    dtype
+        One of DTYPES.
+    device
+        The device's number, as CUDA counts; None where the protocol does not say.
+    stream
+        The CUDA stream whose work so far must be waited for before the array is read; None where nothing must be.
+    read_only
+        Whether it must not be written to.
+    owner
+        Kept alive, and with it the memory.
+
+    Raises
+    ------
+    FrameError
+        The dtype is none of DTYPES, or an element does not lie at a multiple of its size, which no GPU reads.
+    """
+
+    address: int
+    shape: tuple[int, ...]
+    strides: tuple[int, ...]
+    dtype: np.dtype[Any]
+    device: int | None = None
+    stream: int | None = None
+    read_only: bool = False
+    owner: object = field(default=None, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        require_dtype(str(self.dtype))
+        steps = (stride for stride, length in zip(self.strides, self.shape, strict=True) if length > 1)
+        if any(place % self.dtype.itemsize for place in (self.address, *steps)):
+            raise FrameError(
+                f"the image on the GPU begins at byte {self.address} and has strides {self.strides}: for {self.dtype} "
+                f"all must be multiples of its {self.dtype.itemsize} bytes; copy it"
+            )
+
+    @classmethod
+    def packed(cls, address: int, shape: tuple[int, ...], dtype: Any, owner: object = None) -> "DeviceArray":
+        """Return the array in C order without gaps that begins at `address`."""
+        dtype = np.dtype(dtype)
+        return cls(address, shape, packed_strides(shape, dtype.itemsize), dtype, owner=owner)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of its elements, gaps between them not counted."""
+        return prod(self.shape) * self.dtype.itemsize
+
+    @property
+    def bounds(self) -> tuple[int, int]:
+        """The lowest address that it touches, and the one after the highest; both its own where it is empty."""
+        if 0 in self.shape:
+            return self.address, self.address
+        reaches = [stride * (length - 1) for stride, length in zip(self.strides, self.shape, strict=True)]
+        low, high = sum(min(reach, 0) for reach in reaches), sum(max(reach, 0) for reach in reaches)
+        return self.address + low, self.address + high + self.dtype.itemsize
+
+    @property
+    def __cuda_array_interface__(self) -> dict[str, Any]:
+        """Version 3 of the protocol, for torch, CuPy, Numba and the like."""
+        data = (self.address, self.read_only)
+        words = {"shape": self.shape, "strides": self.strides, "typestr": self.dtype.str, "data": data, "version": 3}
+        return words if self.stream is None else {**words, "stream": self.stream}
+
+    def __getitem__(self, index: int | tuple[int, ...]) -> "DeviceArray":
+        """Return the part at an index, 0 ... n - 1, of each of the first axes; () is the whole. Nothing is copied."""
+        at = index if isinstance(index, tuple) else (index,)
+        if len(at) > len(self.shape) or not all(0 <= i < length for i, length in zip(at, self.shape, strict=False)):
+            raise IndexError(f"{at} lies outside shape {self.shape}")
+        offset = sum(i * stride for i, stride in zip(at, self.strides, strict=False))
+        return self._at(self.address + offset, self.shape[len(at) :], self.strides[len(at) :], self.dtype)
+
+    def as_frame(self, channels: int) -> "DeviceArray":
+        """Return a frame (H, W), or (C, H, W), as (C, H, W); bool as uint8, as `frames.as_frame` does."""
+        dtype = np.dtype(np.uint8) if self.dtype == bool else self.dtype
+        if channels == 1 and len(self.shape) == 2:
+            return self._at(self.address, (1, *self.shape), (self.nbytes, *self.strides), dtype)
+        return self._at(self.address, self.shape, self.strides, dtype)
+
+    def _at(
+        self, address: int, shape: tuple[int, ...], strides: tuple[int, ...], dtype: np.dtype[Any]
+    ) -> "DeviceArray":
+        return DeviceArray(address, shape, strides, dtype, self.device, self.stream, self.read_only, self.owner)
+
+
+def require_dtype(name: str) -> np.dtype[Any]:
+    """Return the dtype of DTYPES of this name; raises FrameError, which names them, for any other."""
+    if name not in map(str, DTYPES):
+        raise FrameError(f"the image on the GPU is {name}: use one of {', '.join(map(str, DTYPES))}")
+    return np.dtype(name)
+
+
+def packed_strides(shape: tuple[int, ...], itemsize: int) -> tuple[int, ...]:
+    """Return the strides, in bytes, of an array in C order without gaps."""
+    return tuple(itemsize * prod(shape[axis + 1 :]) for axis in range(len(shape)))
+
+
+# CU_STREAM_LEGACY of cuda.h; the protocols number it alike.
+LEGACY_STREAM = 1
+# DLDeviceType of dlpack.h: kDLCPU and kDLCUDAHost (pinned); kDLCUDA and kDLCUDAManaged.
+HOST = (1, 3)
+CUDA = (2, 13)
+# What producers raise for arrays that they do not hand out, such as tensors that require a gradient.
+REFUSALS = (BufferError, RuntimeError, TypeError, ValueError)
+
+
+def device_array(image: Any, stream: int = LEGACY_STREAM) -> DeviceArray | None:
+    """Return another library's array as it lies in GPU memory, or None where it lies on the host.
+
+    Parameters
+    ----------
+    image
+        Any object; one that speaks neither protocol counts as on the host.
+    stream
+        The CUDA stream that is going to read the array, by its handle. A producer that speaks DLPack makes it wait;
+        the result's `stream` is then this one, and only others must still wait for it.
+
+    Raises
+    ------
+    FrameError
+        Dtype, alignment or device are none that can be read, or the protocol is broken or refused.
+    """
+    if isinstance(image, DeviceArray):
+        return image
+    kind, number = _dlpack_device(image)
+    if kind in HOST:
+        return None
+    if kind is not None and kind not in CUDA:
+        raise FrameError(f"the image lies on a device that is no CUDA GPU, type {kind} of DLPack: copy it to the host")
+    try:
+        capsule = None if kind is None else _capsule(image, stream)
+    except REFUSALS as error:
+        # Such as torch, for a device that is not its current one.
+        if (described := from_interface(image)) is not None:
+            return replace(described, device=number)
+        raise _refused(image, error) from error
+    return from_interface(image) if capsule is None else take(capsule, stream)
+
+
+def from_interface(image: Any) -> DeviceArray | None:
+    """Return an array by its `__cuda_array_interface__`, version 2 or 3; None where it has none.
+
+    Raises FrameError as `device_array` does.
+    """
+    try:
+        described = getattr(image, "__cuda_array_interface__", None)
+    except REFUSALS as error:
+        raise _refused(image, error) from error
+    if described is None:
+        return None
+    try:
+        return _described(described, image)
+    except (AttributeError, KeyError, TypeError) as error:
+        raise FrameError(
+            f"the __cuda_array_interface__ of a {type(image).__name__} is broken, {type(error).__name__} ({error}): "
+            "give an array of torch, CuPy, JAX or Numba"
+        ) from error
+
+
+def _described(described: dict[str, Any], owner: object) -> DeviceArray:
+    version = described["version"]
+    if version not in (2, 3):
+        raise FrameError(f"the image speaks version {version} of the CUDA Array Interface: 2 and 3 can be read")
+    if described.get("mask") is not None:
+        raise FrameError("the image on the GPU is masked: fill the masked pixels first")
+    dtype = require_dtype(str(np.dtype(described["typestr"])))
+    shape = tuple(map(int, described["shape"]))
+    strides = described.get("strides")
+    strides = packed_strides(shape, dtype.itemsize) if strides is None else tuple(map(int, strides))
+    if len(strides) != len(shape):
+        raise FrameError(
+            f"the image on the GPU has shape {shape} but strides {strides}: one stride an axis is the rule"
+        )
+    (address, read_only), stream = described["data"], _stream(described, version)
+    return DeviceArray(int(address or 0), shape, strides, dtype, None, stream, bool(read_only), owner)
+
+
+def _stream(described: dict[str, Any], version: int) -> int | None:
+    if version < 3:
+        # Nothing is said of streams: the one that libraries work on unless told otherwise.
+        return LEGACY_STREAM
+    stream = described.get("stream")
+    if stream == 0:
+        raise FrameError("the image on the GPU names stream 0, which is ambiguous: 1 is the legacy default stream")
+    return None if stream is None else int(stream)
+
+
+def _dlpack_device(image: Any) -> tuple[int | None, int | None]:
+    """Return type and number of the DLPack device that an array lies on, None where it does not speak DLPack."""
+    ask = getattr(image, "__dlpack_device__", None)
+    if ask is None or not hasattr(image, "__dlpack__"):
+        return None, None
+    try:
+        kind, number = ask()
+        return int(kind), int(number)
+    except REFUSALS as error:
+        raise _refused(image, error) from error
+
+
+def _capsule(image: Any, stream: int) -> Any:
+    try:
+        return image.__dlpack__(stream=stream, max_version=(MAJOR_VERSION, 0))
+    except TypeError:  # a producer from before version 1
+        return image.__dlpack__(stream=stream)
+
+
+def _refused(image: Any, error: Exception) -> FrameError:
+    return FrameError(
+        f"the {type(image).__name__} does not give its pixels away ({' '.join(str(error).split())}): "
+        "give a plain array, such as tensor.detach()"
+    )
+
+
+# DLDataTypeCode of dlpack.h; bfloat and complex are named only to be refused by name.
+KINDS = {0: "int", 1: "uint", 2: "float", 4: "bfloat", 5: "complex", 6: "bool"}
+# DLPACK_FLAG_BITMASK_READ_ONLY of dlpack.h.
+READ_ONLY = 1
+MAJOR_VERSION = 1
+
+
+class _Tensor(Structure):
+    """DLTensor, with DLDevice and DLDataType in line: strides count elements, and may be missing."""
+
+    _fields_ = (
+        ("data", address),
+        ("device_type", c_int32),
+        ("device_id", c_int32),
+        ("ndim", c_int32),
+        ("code", c_uint8),
+        ("bits", c_uint8),
+        ("lanes", c_uint16),
+        ("shape", ctypes.POINTER(c_int64)),
+        ("strides", ctypes.POINTER(c_int64)),
+        ("byte_offset", c_uint64),
+    )
+
+
+class _Managed(Structure):
+    """DLManagedTensor."""
+
+    _fields_ = (("tensor", _Tensor), ("context", address), ("deleter", address))
+
+
+class _ManagedVersioned(Structure):
+    """DLManagedTensorVersioned; another major version changes what follows `deleter`."""
+
+    _fields_ = (
+        ("major", c_uint32),
+        ("minor", c_uint32),
+        ("context", address),
+        ("deleter", address),
+        ("flags", c_uint64),
+        ("tensor", _Tensor),
+    )
+
+
+# Prototypes of our own: those that ctypes.pythonapi hands out are shared with everybody in the process.
+_is_valid = PYFUNCTYPE(c_int, ctypes.py_object, c_char_p)(("PyCapsule_IsValid", ctypes.pythonapi))
+_pointer = PYFUNCTYPE(address, ctypes.py_object, c_char_p)(("PyCapsule_GetPointer", ctypes.pythonapi))
+_rename = PYFUNCTYPE(c_int, ctypes.py_object, c_char_p)(("PyCapsule_SetName", ctypes.pythonapi))
+# Called with Python's lock held, as when a capsule that nobody took is freed.
+_Deleter = PYFUNCTYPE(None, address)
+
+# By the capsule's name: its struct, and the name of a capsule that was taken. A capsule keeps the pointer to its name.
+CAPSULES: dict[bytes, tuple[Any, bytes]] = {
+    b"dltensor": (_Managed, b"used_dltensor"),
+    b"dltensor_versioned": (_ManagedVersioned, b"used_dltensor_versioned"),
+}
+
+
+def take(capsule: Any, stream: int | None = None) -> DeviceArray:
+    """Take over the tensor in a capsule, on whatever device; it is freed with the last array that holds its owner.
+
+    `stream` is the CUDA stream that the producer was told of.
+
+    Raises
+    ------
+    FrameError
+        This is no capsule of DLPack or one that was taken before, or its version or dtype is unknown.
+    """
+    for name, (struct, used) in CAPSULES.items():
+        if _is_valid(capsule, name):
+            place = _pointer(capsule, name)
+            _rename(capsule, used)
+            managed = struct.from_address(place)
+            return _array(managed, _Owner(place, managed.deleter), stream)
+    raise FrameError(f"__dlpack__ gives a {type(capsule).__name__} that holds no tensor: give the array itself again")
+
+
+class _Owner:
+    """Frees a tensor when nobody holds this any more, or when Python ends."""
+
+    def __init__(self, place: int, deleter: int | None) -> None:
+        if deleter:
+            weakref.finalize(self, _Deleter(deleter), place)
+
+
+def _array(managed: Any, owner: _Owner, stream: int | None) -> DeviceArray:
+    if getattr(managed, "major", MAJOR_VERSION) != MAJOR_VERSION:
+        raise FrameError(f"the image comes as DLPack {managed.major}.{managed.minor}: {MAJOR_VERSION}.x can be read")
+    tensor = managed.tensor
+    dtype = require_dtype(_dtype_name(tensor))
+    shape = tuple(tensor.shape[: tensor.ndim])
+    strides = packed_strides(shape, dtype.itemsize)
+    if tensor.strides:
+        strides = tuple(stride * dtype.itemsize for stride in tensor.strides[: tensor.ndim])
+    place = (tensor.data or 0) + tensor.byte_offset
+    read_only = bool(getattr(managed, "flags", 0) & READ_ONLY)
+    return DeviceArray(place, shape, strides, dtype, tensor.device_id, stream, read_only, owner)
+
+
+def _dtype_name(tensor: _Tensor) -> str:
+    name = KINDS.get(tensor.code, f"DLPack type {tensor.code}, ")
+    lanes = f" x {tensor.lanes}" if tensor.lanes != 1 else ""
+    return (name if name == "bool" and tensor.bits == 8 else f"{name}{tensor.bits}") + lanes

@@ -1,0 +1,239 @@
+"""Image files: TIFF, PNG, NPY and Zarr in, label TIFFs and overlay PNGs out.
+
+Image formats as one table: suffix -> what reads it. All give a stack (N, C, H, W) in the file's dtype.
+"""
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tifffile
+from numpy.typing import NDArray
+from PIL import Image, UnidentifiedImageError
+
+from unetrt.runtime.errors import FrameError, OutputError
+from unetrt.runtime.files.atomic import whole_file
+
+Array = NDArray[Any]
+
+PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
+# Axes of an array that does not name them; colours last are told by their number.
+UNNAMED = {2: "YX", 3: "NYX", 4: "NCYX"}
+COLOURS_LAST = {3: "YXC", 4: "NYXC"}
+
+
+def read_tiff(path: Path) -> Array:
+    """Read a TIFF; its own axes decide, OME's and ImageJ's too."""
+    with tifffile.TiffFile(path) as tiff:
+        if len(tiff.series) != 1:
+            raise FrameError(f"holds {len(tiff.series)} images of different kinds: save each as a file")
+        series = tiff.series[0]
+        return arranged(series.asarray(), series.axes)
+
+
+def read_png(path: Path) -> Array:
+    """Read a PNG: grey, colours, or a palette's indices."""
+    with path.open("rb") as file:
+        header = file.read(26)
+    # Bit depth and colour type of the IHDR chunk (PNG specification, 11.2.1); Pillow would cut such colours to 8 bits.
+    if header[:8] == PNG_SIGNATURE and header[24] == 16 and header[25] != 0:
+        raise FrameError("is a PNG of 16-bit colours, which would be read as 8 bits: save it as TIFF")
+    with Image.open(path) as image:
+        # A palette's indices are what a label file means; an image that is drawn with one has other colours.
+        pixels = np.asarray(image)
+    return arranged(pixels, "YX" if pixels.ndim == 2 else "YXC")
+
+
+def read_npy(path: Path) -> Array:
+    """Read a numpy array (`unnamed_axes` says which axes mean what); objects are never unpickled."""
+    with path.open("rb") as file:
+        magic = np.lib.format.read_magic(file)
+        dtype = np.lib.format.read_array_header_1_0(file)[2] if magic == (1, 0) else None
+    if dtype is not None and dtype.hasobject:
+        raise FrameError("holds Python objects, which are never loaded: save an array of plain numbers")
+    pixels: Array = np.load(path, allow_pickle=False)
+    return arranged(pixels, unnamed_axes(pixels.shape))
+
+
+def read_zarr(path: Path) -> Array:
+    """Read a Zarr array, or the full resolution of an OME-Zarr image with its named axes."""
+    import zarr
+
+    store = zarr.open(path, mode="r")
+    if isinstance(store, zarr.Array):
+        return arranged(np.asarray(store[...]), unnamed_axes(store.shape))
+    attributes: Mapping[str, Any] = store.attrs.asdict()
+    # OME-Zarr 0.5 moved the metadata below `ome`; https://ngff.openmicroscopy.org/0.5
+    scales = attributes.get("ome", attributes).get("multiscales")
+    if not scales:
+        raise FrameError("is a Zarr group without an OME-Zarr image: give an array of it")
+    level = store[scales[0]["datasets"][0]["path"]]
+    return arranged(np.asarray(level), "".join(_letter(axis) for axis in scales[0]["axes"]))
+
+
+def _letter(axis: str | Mapping[str, str]) -> str:
+    """Return one letter for an axis of OME-Zarr, which names it and, from 0.4 on, says what type it is of."""
+    if isinstance(axis, str):
+        return axis[0].upper()
+    return "C" if axis.get("type") == "channel" else axis["name"][0].upper()
+
+
+READERS: Mapping[str, Callable[[Path], Array]] = {
+    ".tif": read_tiff,
+    ".tiff": read_tiff,
+    ".png": read_png,
+    ".npy": read_npy,
+    ".zarr": read_zarr,
+}
+
+
+def unnamed_axes(shape: tuple[int, ...]) -> str:
+    """Return what the axes of an array mean that does not say: (H, W), a stack (N, H, W), or (N, C, H, W).
+
+    A last axis of 3 or 4 beside larger ones is colours: (H, W, C) or (N, H, W, C).
+    """
+    if len(shape) not in UNNAMED:
+        raise FrameError(f"has the shape {shape}: save (H, W), a stack (N, H, W), or (N, C, H, W)")
+    colours = len(shape) in COLOURS_LAST and shape[-1] in (3, 4) and min(shape[-3:-1]) > 4
+    return COLOURS_LAST[len(shape)] if colours else UNNAMED[len(shape)]
+
+
+def arranged(pixels: Array, axes: str) -> Array:
+    """Return pixels as (N, C, H, W): channels and samples become C, all axes but those and Y and X become N."""
+    if "Y" not in axes or "X" not in axes:
+        raise FrameError(f"has the axes {axes}, without rows and columns")
+    channel_axes = [index for index, axis in enumerate(axes) if axis in "CS"]
+    others = [index for index, axis in enumerate(axes) if axis not in "CSYX"]
+    ordered = pixels.transpose(*others, *channel_axes, axes.index("Y"), axes.index("X"))
+    channels = int(np.prod([pixels.shape[index] for index in channel_axes]))
+    stack: Array = ordered.reshape(-1, channels, *ordered.shape[-2:])
+    return stack.astype(np.uint8) if stack.dtype == bool else stack
+
+
+SUFFIXES = tuple(READERS)
+# A format that is a folder.
+ZARR = ".zarr"
+
+
+def list_images(path: str | Path) -> list[Path]:
+    """Return the images of a folder, sorted by name, or the file (or Zarr folder) itself.
+
+    Raises
+    ------
+    FrameError
+        There is no such file or folder, or the folder holds no image.
+    """
+    path = Path(path)
+    if path.is_file() or (path.is_dir() and path.suffix.lower() == ZARR):
+        return [path]
+    if not path.is_dir():
+        raise FrameError(f"{path} does not exist: give a folder of {', '.join(SUFFIXES)} files, or one file")
+    found = sorted(file for file in path.iterdir() if file.suffix.lower() in SUFFIXES and file.name[0] != ".")
+    if not found:
+        hint = f"; did you mean {path / 'images'}?" if (path / "images").is_dir() else ""
+        raise FrameError(f"{path} holds no image: {', '.join(SUFFIXES)} are read{hint}")
+    return found
+
+
+def stem_of(path: Path) -> str:
+    """Return a file's name without its suffix; `.ome.tif` and `.ome.zarr` are one suffix."""
+    return path.stem[: -len(".ome")] if path.stem.lower().endswith(".ome") else path.stem
+
+
+def read_stack(path: str | Path) -> Array:
+    """Read an image file as a stack (N, C, H, W) with the file's dtype; a single frame has N = 1.
+
+    The file's own axes decide, where it names them: samples and channels become C, all others (time, depth, pages) are
+    flattened into N. NPY and plain Zarr arrays are (H, W), (N, H, W), (N, C, H, W), or have 3 or 4 colours last.
+
+    Raises
+    ------
+    FrameError
+        The file is no image that can be read.
+    """
+    path = Path(path)
+    try:
+        stack = READERS.get(path.suffix.lower(), READERS[".png"])(path)
+        if stack.size == 0:
+            raise FrameError("holds no pixels")
+        return stack
+    except FrameError as error:
+        raise FrameError(f"{path} {error}") from error
+    except UnidentifiedImageError as error:
+        raise FrameError(f"{path} is not an image: {', '.join(SUFFIXES)} are read") from error
+    except Exception as error:  # a damaged file makes the decoders fail in every way there is
+        if "imagecodecs" in str(error):
+            raise FrameError(f"{path} is compressed in a way that needs: pip install 'unetrt[codecs]'") from error
+        if isinstance(error, ModuleNotFoundError) and error.name == "zarr":
+            raise FrameError(f"{path} needs zarr: pip install 'unetrt[zarr]'") from error
+        raise FrameError(f"{path} cannot be read: {error or type(error).__name__}") from error
+
+
+def read_labels(path: str | Path) -> Array:
+    """Read a label file with one plane: integers, (H, W).
+
+    Raises
+    ------
+    FrameError
+        The file is no image, has several frames or channels, or holds no integers.
+    """
+    planes = read_label_stack(path)
+    if len(planes) > 1:
+        raise FrameError(f"{path} holds {len(planes)} frames: save labels as one grey plane a file")
+    plane: Array = planes[0]
+    return plane
+
+
+def read_label_stack(path: str | Path) -> Array:
+    """Read a label file: integers, (N, H, W).
+
+    Raises
+    ------
+    FrameError
+        The file is no image, has several channels, or holds no integers.
+    """
+    stack = read_stack(path)
+    if stack.shape[1] in (3, 4) and (stack[:, 1:3] == stack[:, :1]).all():
+        stack = stack[:, :1]  # grey, saved as colours
+    if stack.shape[1] != 1:
+        raise FrameError(f"{path} has {stack.shape[1]} channels: save labels as one grey plane")
+    labels: Array = stack[:, 0]
+    if labels.dtype.kind == "f" and np.array_equal(labels, np.rint(labels)):
+        labels = labels.astype(np.int64)
+    if labels.dtype.kind not in "ui" or labels.min() < 0:
+        raise FrameError(f"{path} holds {labels.dtype} values that are no labels: use whole numbers from 0")
+    return labels
+
+
+def write_labels(path: str | Path, labels: Array) -> None:
+    """Write labels (..., H, W) as a TIFF of the smallest unsigned dtype that holds them, compressed, whole or not."""
+    highest = int(labels.max(initial=0))
+    dtype = next(kind for kind in (np.uint8, np.uint16, np.uint32) if highest <= np.iinfo(kind).max)
+    with whole_file(path) as temporary:
+        # Level 1: labels are large flat areas, so that more effort saves little.
+        level = {"level": 1}
+        tifffile.imwrite(
+            temporary, labels.astype(dtype), photometric="minisblack", compression="zlib", compressionargs=level
+        )
+
+
+def write_png(path: str | Path, picture: NDArray[np.uint8]) -> None:
+    """Write a picture (H, W) or (H, W, 3), uint8, as a PNG, whole or not."""
+    with whole_file(path) as temporary:
+        # Level 1: a third of the default's time for a few percent more bytes.
+        Image.fromarray(picture).save(temporary, compress_level=1)
+
+
+def require_distinct(sources: list[Path], folder: Path, overlays: bool = True) -> None:
+    """Raise OutputError where files named after `sources` in `folder` would overwrite each other or a source."""
+    taken = {source.resolve() for source in sources}
+    stems: dict[str, Path] = {}
+    for source in sources:
+        stem = stem_of(source)
+        if (other := stems.setdefault(stem, source)) is not source:
+            raise OutputError(f"{other} and {source} would both become {stem}.tif: rename one")
+        written = [folder / f"{stem}.tif", *([folder / "overlays" / f"{stem}.png"] if overlays else [])]
+        for path in written:
+            if path.resolve() in taken:
+                raise OutputError(f"{path} is an input and would be overwritten: choose another output folder")

@@ -1,0 +1,1 @@
+"""Tile geometry: which tiles are legal, where they lie in a frame, and which tile costs least."""

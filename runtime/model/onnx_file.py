@@ -1,0 +1,296 @@
+"""What an ONNX file says, read without an ONNX library and without the weights.
+
+An ONNX file is one protobuf message, ModelProto. Field numbers are those of onnx-ml.proto, ONNX 1.23.
+
+Protobuf's wire format: enough to read an ONNX file without an ONNX library, and to change single fields of one.
+
+A message is a row of fields: a tag (number and wire type), for some types a length, then the content, which may again
+be a message; only the schema tells (protobuf.dev, "Encoding"). Contents that nobody asks for are skipped by a seek.
+"""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from io import BytesIO
+from pathlib import Path
+from typing import BinaryIO, NamedTuple, Self
+
+from unetrt.runtime.errors import ModelFileError
+from unetrt.runtime.model.spec import KEY, ModelSpec
+
+# Wire types, and how many bytes the fixed ones take. Groups (3, 4) are of proto1; no ONNX file has any.
+VARINT, DELIMITED = 0, 2
+FIXED = {1: 8, 5: 4}
+
+# Tags are 32 bits wide: 29 for the number, 3 for the type.
+MAX_TAG = 1 << 32
+
+# A U-Net's file has some thousands. More than this costs seconds to read, and is there for that alone.
+MAX_FIELDS = 1_000_000
+
+
+class WireError(ValueError):
+    """Bytes that are no protobuf message; the text begins with `it` and says what is wrong."""
+
+
+class Field(NamedTuple):
+    """One field of a message.
+
+    Attributes
+    ----------
+    number, kind
+        What the schema calls it by, and its wire type.
+    value
+        What a varint says, 0 to 2^64 - 1; of other wire types 0.
+    begin, content, end
+        Where its tag begins, its content begins and the next field begins, in bytes from the start of the file.
+    """
+
+    number: int
+    kind: int
+    value: int
+    begin: int
+    content: int
+    end: int
+
+    @property
+    def size(self) -> int:
+        """Bytes of the content."""
+        return self.end - self.content
+
+
+@dataclass(frozen=True)
+class Message:
+    """A range of a file that holds a message.
+
+    Attributes
+    ----------
+    file
+        Read where it is asked to be, in any order.
+    begin, end
+        In bytes from the start of the file.
+    budget
+        What is left of the fields that may be read; shared by the messages inside.
+    """
+
+    file: BinaryIO
+    begin: int
+    end: int
+    budget: Iterator[int] = field(default_factory=lambda: iter(range(MAX_FIELDS)))
+
+    @classmethod
+    def of(cls, content: bytes) -> Self:
+        """Return the message that these bytes are."""
+        return cls(BytesIO(content), 0, len(content))
+
+    def fields(self) -> Iterator[Field]:
+        """Iterate over the fields in their order in the file; raises WireError where one is malformed or cut short."""
+        position = self.begin
+        while position < self.end:
+            if next(self.budget, None) is None:
+                raise WireError(f"it has more than {MAX_FIELDS} fields")
+            self.file.seek(position)
+            found = self._field(position)
+            yield found
+            position = found.end
+
+    def _field(self, begin: int) -> Field:
+        tag = read_varint(self.file)
+        number, kind = tag >> 3, tag & 7
+        if number == 0 or tag >= MAX_TAG or kind not in (VARINT, DELIMITED, *FIXED):
+            raise WireError(f"its byte {begin} starts no field")
+        value = read_varint(self.file) if kind in (VARINT, DELIMITED) else FIXED[kind]
+        content = self.file.tell()
+        end = content if kind == VARINT else content + value
+        if end > self.end:
+            raise WireError(f"{end - self.end} bytes are missing")
+        return Field(number, kind, value if kind == VARINT else 0, begin, content, end)
+
+    def inside(self, part: Field) -> "Message":
+        """Return the message that a field holds."""
+        if part.kind != DELIMITED:
+            raise WireError(f"its field {part.number} at byte {part.begin} holds no message")
+        return Message(self.file, part.content, part.end, self.budget)
+
+    def read(self, part: Field, limit: int | None = None) -> bytes:
+        """Return the content of a field; raises WireError where it has more than `limit` bytes."""
+        if part.kind != DELIMITED or (limit is not None and part.size > limit):
+            raise WireError(f"its field {part.number} at byte {part.begin} is not one of up to {limit} bytes")
+        self.file.seek(part.content)
+        return self.file.read(part.size)
+
+    def only(self, number: int) -> Field:
+        """Return the one field with this number; raises WireError where there is none, or several to choose from."""
+        found = [part for part in self.fields() if part.number == number]
+        if len(found) != 1:
+            raise WireError(f"its field {number} is there {len(found)} times, not once")
+        return found[0]
+
+
+def read_varint(file: BinaryIO) -> int:
+    """Return the number at the file's position, 0 to 2^64 - 1; raises WireError where there is none."""
+    value = 0
+    for shift in range(0, 64, 7):
+        byte = file.read(1)
+        if not byte:
+            raise WireError("it ends within a number")
+        value |= (byte[0] & 0x7F) << shift
+        if byte[0] < 0x80 and value < 1 << 64:
+            return value
+    raise WireError("it holds a number of more than 64 bits")
+
+
+def signed(value: int) -> int:
+    """Return a varint's value as int64."""
+    return value - (1 << 64) if value >> 63 else value
+
+
+def varint(value: int) -> bytes:
+    """Encode a number of 0 or more."""
+    groups = []
+    while value > 0x7F:
+        groups.append(value & 0x7F | 0x80)
+        value >>= 7
+    return bytes([*groups, value])
+
+
+def number_field(number: int, value: int) -> bytes:
+    """Encode a field that holds a number of 0 or more."""
+    return varint(number << 3 | VARINT) + varint(value)
+
+
+def field_of(number: int, content: bytes) -> bytes:
+    """Encode a field that holds bytes, text or a message."""
+    return varint(number << 3 | DELIMITED) + varint(len(content)) + content
+
+
+def replace(message: bytes, changes: Mapping[Field, bytes]) -> bytes:
+    """Return a message whose fields `changes` are replaced by encoded ones; all else stays byte for byte.
+
+    The fields are those of `Message.of(message)`.
+    """
+    parts, position = [], 0
+    for part in sorted(changes, key=lambda part: part.begin):
+        parts += [message[position : part.begin], changes[part]]
+        position = part.end
+    return b"".join([*parts, message[position:]])
+
+
+# ModelProto and StringStringEntryProto.
+GRAPH, METADATA = 7, 14
+ENTRY_KEY, ENTRY_VALUE = 1, 2
+
+# A spec is a few kilobytes; more than this, in bytes, is no metadata of ours.
+MAX_METADATA = 1 << 24
+
+# Where messages lie in messages: kind -> field number -> kind. All ways that lead to a tensor, a node or an opset.
+CHILDREN = {
+    "model": {GRAPH: "graph", 8: "opset", 20: "training", 25: "function"},
+    "training": {1: "graph", 2: "graph"},
+    "graph": {1: "node", 5: "tensor", 15: "sparse tensor"},
+    "function": {7: "node", 9: "opset", 11: "attribute"},
+    "node": {5: "attribute"},
+    "attribute": {5: "tensor", 6: "graph", 10: "tensor", 11: "graph", 22: "sparse tensor", 23: "sparse tensor"},
+    "sparse tensor": {1: "tensor", 2: "tensor"},
+}
+# Those of which there is one. Given twice, an engine merges them; so that nobody is to guess how, they are refused.
+SINGLE = {"model": {GRAPH}, "training": {1, 2}, "attribute": {5, 6, 22}, "sparse tensor": {1, 2}}
+
+# Messages within messages; a subgraph is three deeper than its graph. Protobuf itself stops at 100.
+MAX_DEPTH = 32
+
+
+def read_spec(path: str | Path) -> ModelSpec:
+    """Return the spec that `path`, an ONNX file, carries.
+
+    Raises
+    ------
+    ModelFileError
+        There is no such file, it is no ONNX file, it is cut short, or it carries no spec.
+    """
+    path = Path(path)
+    _require_model(path)
+    entries = read_metadata(path)
+    if KEY not in entries:
+        raise ModelFileError(
+            f"{path} carries no unetrt spec, so its tile and normalisation are unknown: export it with `unetrt export`"
+        )
+    try:
+        return ModelSpec.from_json(entries[KEY])
+    except ModelFileError as error:
+        raise ModelFileError(f"{path}: {error}") from error
+
+
+def _require_model(path: Path) -> None:
+    """Raise ModelFileError for what is easily taken for a model file."""
+    if path.is_dir():
+        model = path / "model.onnx"
+        advice = f"give {model}" if model.is_file() else f"`unetrt export {path}` makes a model file of a training"
+        raise ModelFileError(f"{path} is a folder: {advice}")
+    if not path.exists():
+        raise ModelFileError(f"{path} does not exist: `unetrt export CHECKPOINT -o {path.name}` writes a model")
+    if not path.is_file():
+        raise ModelFileError(f"{path} is no regular file: give a model file")
+    if path.suffix == ".safetensors":
+        raise ModelFileError(f"{path} is a checkpoint: give the model.onnx beside it, or `unetrt export {path}`")
+    if path.suffix in (".engine", ".plan"):
+        raise ModelFileError(f"{path} is an engine: give the ONNX file that it was built from")
+
+
+def read_metadata(path: Path) -> dict[str, str]:
+    """Return the metadata_props of an ONNX file; raises ModelFileError where it is none or is cut short."""
+    with opened(path) as model:
+        fields = list(model.fields())
+        if not any(part.number == GRAPH for part in fields):
+            raise ModelFileError(f"{path} is not an ONNX file: it holds no graph")
+        entries = [part for part in fields if part.number == METADATA]
+        if sum(part.size for part in entries) > MAX_METADATA:
+            raise WireError(f"it has more than {MAX_METADATA} bytes of metadata")
+        return dict(read_entry(model.inside(part)) for part in entries)
+
+
+@contextmanager
+def opened(path: Path) -> Iterator[Message]:
+    """Yield the ModelProto of a file; what is wrong with it, found inside the `with` too, becomes a ModelFileError."""
+    if not path.is_file():  # opening a pipe would wait for its other end
+        raise ModelFileError(
+            f"{path} does not exist or is no regular file: give the model.onnx that `unetrt export` wrote"
+        )
+    try:
+        with path.open("rb") as file:
+            yield Message(file, 0, path.stat().st_size)
+    except WireError as error:
+        raise ModelFileError(f"{path} is not a whole ONNX file: {error}; export or copy it again") from error
+    except OSError as error:
+        raise ModelFileError(f"{path} cannot be read: {error.strerror or error}") from error
+
+
+def parts(message: Message, kind: str = "model", depth: int = 0) -> Iterator[tuple[str, Message]]:
+    """Iterate over a message and, depth first, all those inside it that `CHILDREN` leads to: kind and message.
+
+    Raises
+    ------
+    WireError
+        A message is malformed, is nested too deeply, or is there twice where there can be one.
+    """
+    yield kind, message
+    if depth > MAX_DEPTH:
+        raise WireError(f"its messages are nested more than {MAX_DEPTH} deep")
+    seen: set[int] = set()
+    for part in message.fields():
+        child = CHILDREN.get(kind, {}).get(part.number)
+        if child is None:
+            continue
+        if part.number in seen & SINGLE.get(kind, set()):
+            raise WireError(f"its {kind} at byte {message.begin} has two of its field {part.number} ({child})")
+        seen.add(part.number)
+        yield from parts(message.inside(part), child, depth + 1)
+
+
+def read_entry(entry: Message, limit: int = MAX_METADATA) -> tuple[str, str]:
+    """Return key and value, of up to `limit` bytes, of a StringStringEntryProto; given twice, the last counts."""
+    texts = {ENTRY_KEY: "", ENTRY_VALUE: ""}
+    for part in entry.fields():
+        if part.number in texts:
+            texts[part.number] = entry.read(part, limit).decode(errors="replace")
+    return texts[ENTRY_KEY], texts[ENTRY_VALUE]

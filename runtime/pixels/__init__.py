@@ -1,0 +1,1 @@
+"""Pixels: frames, normalisation, scores, objects and pictures of them, as numpy arrays."""

@@ -1,0 +1,163 @@
+"""Which arrays are frames: shape, dtype and pixels, checked before anything is computed.
+
+The arrays that a caller gives: images to be read and labels to be written, on the host or on a GPU.
+"""
+
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from unetrt.runtime.cuda.arrays import DeviceArray, device_array
+from unetrt.runtime.errors import FrameError
+
+Array = NDArray[Any]
+Size = tuple[int, int]
+
+
+def split_axes(shape: tuple[int, ...], channels: int) -> tuple[tuple[int, ...], Size]:
+    """Split an image's shape into the axes of a stack and the frame's height and width.
+
+    For one channel a frame is (H, W), for C channels (C, H, W).
+
+    Raises
+    ------
+    FrameError
+        There are too few axes, the channel count is another, colours seem to come last, or an axis is empty.
+    """
+    frame_axes = 2 if channels == 1 else 3
+    wanted = "(H, W)" if channels == 1 else f"({channels}, H, W)"
+    if len(shape) < frame_axes:
+        raise FrameError(f"the image has shape {tuple(shape)}: this model takes {wanted}, or a stack of them")
+    if channels > 1 and shape[-3] != channels:
+        raise FrameError(f"the image has shape {tuple(shape)}, {shape[-3]} channels: this model takes {wanted}")
+    if channels == 1 and len(shape) > 2 and shape[-1] in (3, 4) and min(shape[-3:-1]) > 4:
+        raise FrameError(f"the image has shape {tuple(shape)}, as if colours came last: this model takes {wanted}")
+    if 0 in shape:
+        raise FrameError(f"the image has shape {tuple(shape)}: it holds no pixels")
+    return tuple(shape[:-frame_axes]), (shape[-2], shape[-1])
+
+
+def as_frame(read: Any, channels: int) -> Array:
+    """Return one frame as an array (C, H, W); raises FrameError for a dtype or pixels that no camera gives."""
+    frame = as_array(read)
+    if frame.dtype == bool:
+        frame = frame.view(np.uint8)
+    if frame.dtype.kind not in "uif":
+        raise FrameError(f"the image is {frame.dtype}: use an integer or float dtype, such as uint8, uint16, float32")
+    if frame.dtype.kind == "f":
+        require_finite(frame)
+    return frame.reshape(channels, *frame.shape[-2:])
+
+
+def as_array(given: Any) -> Array:
+    """Return what is given as a numpy array; raises FrameError where it cannot be."""
+    try:
+        return np.asarray(given)
+    except (NotImplementedError, RuntimeError, TypeError, ValueError) as error:
+        raise FrameError(
+            f"a {type(given).__name__} does not become an array ({' '.join(str(error).split())}): give a numpy array, "
+            "such as tensor.detach().cpu().numpy()"
+        ) from error
+
+
+def require_raw(given: np.dtype[Any], dtype: str) -> None:
+    """Raise FrameError if the values of a frame's dtype are not all values of `dtype`, which the graph takes raw."""
+    if not np.can_cast(given, dtype, "safe"):
+        raise FrameError(
+            f"the image is {given}: this model takes raw {dtype} pixels; give those, or export it with --input float32"
+        )
+
+
+def require_finite(frame: Array) -> None:
+    """Raise FrameError if a float frame (..., H, W) holds NaN or infinity, saying how many and where the first is."""
+    # The network computes in float32: a larger float64 is as good as infinite.
+    usable = np.isfinite(frame) if frame.itemsize <= 4 else np.abs(frame) <= np.finfo(np.float32).max
+    if usable.all():
+        return
+    bad = np.argwhere(~usable)
+    row, column = bad[0][-2:]
+    raise not_finite(len(bad), row, column)
+
+
+def not_finite(count: int, row: int, column: int) -> FrameError:
+    """Return the error for `count` pixels that are NaN or infinite, the first in C order at `row` and `column`."""
+    return FrameError(
+        f"{count} pixels are NaN or infinite, the first at row {row}, column {column}: "
+        "replace them, for example with numpy.nan_to_num"
+    )
+
+
+class ArrayLike(Protocol):
+    """What an image must offer: numpy arrays, memmaps, Zarr and HDF5 arrays do."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Sizes of all axes."""
+
+    def __getitem__(self, index: Any, /) -> Any:
+        """Return the part of the image at `index`, as an array; () is the whole."""
+
+
+def array_of(given: Any) -> Any:
+    """Return a DeviceArray for what lies on a GPU, what has a shape unread as it is, and all else as a numpy array.
+
+    Raises FrameError for an array on a GPU that cannot be read.
+    """
+    if not isinstance(given, np.ndarray) and (found := device_array(given)) is not None:
+        return found
+    # A memoryview of several axes gives no parts of itself.
+    return given if hasattr(given, "shape") and not isinstance(given, memoryview) else as_array(given)
+
+
+def labels_for(image: Any, out: Any, shape: tuple[int, ...]) -> NDArray[np.uint8] | DeviceArray:
+    """Return where the labels of an image are written: `out`, or a new array on the host where that is None.
+
+    Parameters
+    ----------
+    image, out
+        What `array_of` returned.
+    shape
+        (..., H, W), of the labels.
+
+    Raises
+    ------
+    FrameError
+        `out` is not uint8 of that shape, cannot be written to, or shares memory with the image.
+    """
+    if out is None:
+        return np.empty(shape, np.uint8)
+    if isinstance(out, DeviceArray):
+        _require_on_device(out, image, shape)
+        return out
+    if not isinstance(out, np.ndarray) and hasattr(out, "__dlpack__"):
+        out = np.from_dlpack(out)  # the same memory
+    if not isinstance(out, np.ndarray):
+        raise FrameError(f"out is a {type(out).__name__}: give a numpy array, or an array on the segmenter's GPU")
+    _require(out.shape == shape and out.dtype == np.uint8 and out.flags.writeable, out, shape)
+    if isinstance(image, np.ndarray) and np.may_share_memory(out, image):
+        raise _shared()
+    labels: NDArray[np.uint8] = out
+    return labels
+
+
+def _require_on_device(out: DeviceArray, image: Any, shape: tuple[int, ...]) -> None:
+    _require(out.shape == shape and out.dtype == np.uint8 and not out.read_only, out, shape)
+    if (out.strides[-1] != 1 and shape[-1] > 1) or min(out.strides) < 0:
+        raise FrameError("the rows of out are turned or have gaps between their pixels: give an array in C order")
+    if isinstance(image, DeviceArray):
+        (low, high), (begin, end) = out.bounds, image.bounds
+        if low < end and begin < high:
+            raise _shared()
+
+
+def _require(fits: bool, out: Any, shape: tuple[int, ...]) -> None:
+    if fits:
+        return
+    given = f"{out.dtype} {tuple(out.shape)}"
+    how = "read-only" if given == f"uint8 {shape}" else given
+    raise FrameError(f"out is {how}: give uint8 {shape} that can be written to")
+
+
+def _shared() -> FrameError:
+    return FrameError("out shares memory with the image, which is still read while labels are written: give another")

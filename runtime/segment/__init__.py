@@ -1,0 +1,1 @@
+"""Segmentation of frames of any size: tiles cut, computed on lanes, and stitched."""

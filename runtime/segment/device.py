@@ -1,0 +1,287 @@
+"""What a segmenter does on a GPU beside its lanes: it waits for whoever made an array, and measures frames.
+
+Frames in GPU memory: measured, cut and stitched there, without passing the host.
+"""
+
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, closing
+from dataclasses import dataclass, field
+from functools import partial
+from math import prod
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from unetrt.runtime.cuda.arrays import DeviceArray
+from unetrt.runtime.cuda.device import CudaDevice
+from unetrt.runtime.cuda.driver import Driver, Rows
+from unetrt.runtime.cuda.kernels import COPIES, FOUND, Kernels, bins_shape, measure_counts, require_none
+from unetrt.runtime.errors import FrameError, InferenceError
+from unetrt.runtime.geometry.plan import Tile
+from unetrt.runtime.model.spec import ModelSpec
+from unetrt.runtime.pixels.frames import require_raw
+from unetrt.runtime.pixels.normalisation import Affine
+from unetrt.runtime.pixels.scores import SPOILT
+from unetrt.runtime.segment.host import HostSink, HostSource, Labels, into_labels, measured, plan_of
+from unetrt.runtime.segment.loop import FramePass, Job, Sink, Source
+from unetrt.runtime.segment.timings import Timings
+from unetrt.runtime.sessions.cuda import CudaSession
+from unetrt.runtime.sessions.cuda_lane import CudaLane
+from unetrt.runtime.sessions.protocol import Lane, Session, Step
+
+# The largest bins, for one channel: those of uint16.
+BINS = COPIES[np.dtype(np.uint16)] * 65536 * 4
+
+# The counts that fixed constants are measured from.
+NOTHING = np.empty((0, 0), np.uint32)
+
+
+class SideStream:
+    """A stream of a segmenter's own, with memory for what is measured there. Used by one thread at a time.
+
+    Parameters
+    ----------
+    device
+        The session's.
+    channels
+        Of the model's frames.
+
+    Attributes
+    ----------
+    kernels
+        Loaded on the device.
+    spoilt
+        Address of an int32 on the device that kernels set where scores are not finite.
+    """
+
+    def __init__(self, device: CudaDevice, channels: int) -> None:
+        self._device = device
+        with ExitStack() as owned, device.current():
+            self.kernels = owned.enter_context(closing(Kernels(device)))
+            self._stream = owned.enter_context(device.stream())
+            self._made, self._ready = (owned.enter_context(device.event()) for _ in range(2))
+            self._bins = owned.enter_context(device.buffer(channels * BINS))
+            self._found = owned.enter_context(device.buffer(FOUND.itemsize))
+            self._flag = owned.enter_context(device.buffer(np.dtype(np.int32).itemsize))
+            owned.callback(self._stream.synchronize)
+            self._owned = owned.pop_all()
+        self.spoilt = self._flag.handle
+
+    @property
+    def driver(self) -> Driver:
+        """The device's."""
+        return self._device.driver
+
+    def close(self) -> None:
+        """Wait for the stream, then free everything; idempotent."""
+        with self._device.current():
+            self._owned.close()
+
+    def begin(self, arrays: Iterable[DeviceArray]) -> None:
+        """Start a call: whoever `let_wait` lets wait, waits for whoever made these arrays."""
+        with self._device.current() as driver:
+            for array in arrays:
+                if array.stream is not None:
+                    driver.record(self._made.handle, array.stream)
+                    self._stream.wait_for(self._made)
+            driver.fill(self.spoilt, 0, np.dtype(np.int32).itemsize, self._stream.handle)
+            self._ready.record(self._stream)
+
+    def let_wait(self, stream: int) -> None:
+        """Let a lane's stream wait until the call's arrays can be used; the device is current."""
+        self.driver.wait_for(stream, self._ready.handle)
+
+    def measured(self, spec: ModelSpec, frame: DeviceArray) -> Affine | None:
+        """Return how to normalise a frame (C, H, W): None where the graph does.
+
+        The grey values of uint8 and uint16 frames are counted on the device. For other dtypes, percentiles, means and
+        deviations are measured on a copy on the host.
+
+        Raises
+        ------
+        FrameError
+            The network cannot take it.
+        """
+        with self._device.current():
+            if frame.dtype.kind == "f":
+                self.kernels.not_finite(frame, self._found.handle, self._stream.handle)
+                require_none(self._read(self._found.handle, (1,), FOUND)[0], frame)
+            if spec.takes_raw:
+                require_raw(frame.dtype, spec.input_dtype)
+                return None
+            if spec.normalisation.mode != "fixed" and frame.dtype not in COPIES:
+                return spec.normalisation.measure(self._on_host(frame))
+            counts = NOTHING if spec.normalisation.mode == "fixed" else self._counts(frame)
+            return measure_counts(spec.normalisation, counts)
+
+    def require_sound(self) -> None:
+        """Raise InferenceError where a score of this call was not finite."""
+        with self._device.current():
+            if self._read(self.spoilt, (1,), np.int32)[0]:
+                raise InferenceError(SPOILT)
+
+    def _counts(self, frame: DeviceArray) -> NDArray[np.uint32]:
+        shape = bins_shape(frame)
+        self.kernels.histogram(frame, DeviceArray.packed(self._bins.handle, shape, np.uint32), self._stream.handle)
+        counts: NDArray[np.uint32] = self._read(self._bins.handle, shape, np.uint32)
+        return counts
+
+    def _on_host(self, frame: DeviceArray) -> NDArray[Any]:
+        low, high = frame.bounds
+        content = self._read(low, (high - low,), np.uint8)
+        return np.ndarray(frame.shape, frame.dtype, content.data, frame.address - low, frame.strides)
+
+    def _read(self, address: int, shape: tuple[int, ...], dtype: Any) -> NDArray[Any]:
+        """Return what the stream has left at an address; blocks."""
+        host = np.empty(shape, dtype)
+        self.driver.copy_out(host.ctypes.data, address, host.nbytes, self._stream.handle)
+        self._stream.synchronize()
+        return host
+
+
+class DeviceSource(NamedTuple):
+    """A frame on the device.
+
+    Attributes
+    ----------
+    spec, side
+        The model's spec, and what lanes wait for before they read the frame.
+    frame
+        Raw grey values (C, H, W).
+    affine
+        How to normalise them; None where the graph does.
+    """
+
+    spec: ModelSpec
+    side: SideStream
+    frame: DeviceArray
+    affine: Affine | None
+
+    def cut(self, tile: Tile, lane: Lane, slot: int) -> Step:
+        """Return what cuts a tile and normalises it."""
+        assert isinstance(lane, CudaLane)
+        shape = (self.spec.channels, *self.spec.tile)
+        target = _slot(lane.place.input, slot, shape, self.spec.input_dtype)
+
+        def step(stream: int) -> None:
+            self.side.let_wait(stream)
+            self.side.kernels.cut(self.frame, tile, self.affine, target, stream)
+
+        return step
+
+
+class DeviceSink(NamedTuple):
+    """Labels that stay on the device.
+
+    Attributes
+    ----------
+    spec, side
+        The model's spec, and what lanes wait for before they write.
+    labels
+        uint8 (H, W).
+    """
+
+    spec: ModelSpec
+    side: SideStream
+    labels: DeviceArray
+
+    def place(self, tile: Tile, lane: Lane, slot: int) -> Step:
+        """Return what takes a slot of a lane's output to its place."""
+        assert isinstance(lane, CudaLane)
+        if self.spec.head == "labels":
+            return partial(self._copy, tile, _slot(lane.place.output, slot, self.spec.core, np.uint8))
+        scores = _slot(lane.place.output, slot, (len(self.spec.classes), *self.spec.core), np.float32)
+        return partial(self._choose, tile, scores)
+
+    def stitch(self, tile: Tile, lane: Lane, slot: int) -> None:
+        """Do nothing: the tile is in its place."""
+
+    def _copy(self, tile: Tile, core: DeviceArray, stream: int) -> None:
+        rows, columns = tile.rows.core, tile.columns.core
+        pitch, step = self.labels.strides
+        target = Rows(self.labels.address + rows.start * pitch + columns.start * step, pitch)
+        self.side.let_wait(stream)
+        self.side.driver.copy_rows(
+            target, Rows(core.address, core.strides[0]), columns.stop - columns.start, rows.stop - rows.start, stream
+        )
+
+    def _choose(self, tile: Tile, scores: DeviceArray, stream: int) -> None:
+        self.side.let_wait(stream)
+        spoilt = None if self.spec.precision == "fp32" else self.side.spoilt
+        self.side.kernels.stitch_labels(scores, tile, self.labels, spoilt, stream)
+
+
+@dataclass
+class DeviceCall:
+    """One call for labels whose frames, or labels, or both, are on the device.
+
+    Attributes
+    ----------
+    spec, side
+        The model's spec, and where frames are measured.
+    image
+        Frames (..., H, W) or (..., C, H, W), on the device or the host.
+    labels
+        uint8 (..., H, W), on the device or the host, to be written.
+    timings
+        The call's.
+    """
+
+    spec: ModelSpec
+    side: SideStream
+    image: Any
+    labels: DeviceArray | Labels
+    timings: Timings = field(default_factory=Timings)
+
+    def __len__(self) -> int:
+        """Count the tiles of all frames."""
+        return prod(self.labels.shape[:-2]) * len(plan_of(self.spec, self.labels.shape[-2:]))
+
+    def jobs(self) -> Iterator[Job]:
+        """Measure one frame after the other, and yield the tiles of each."""
+        self.side.begin([array for array in (self.image, self.labels) if isinstance(array, DeviceArray)])
+        plan = plan_of(self.spec, self.labels.shape[-2:])
+        for index in np.ndindex(self.labels.shape[:-2]):
+            timings, begin = Timings(), time.perf_counter()
+            self.timings.frames.append(timings)
+            source, sink = self._source(index, timings), self._sink(index)
+            last = partial(self._finish, timings, begin)
+            on_its_way = FramePass(source, sink, len(plan), last, timings)
+            yield from (Job(tile, on_its_way) for tile in plan)
+
+    def _source(self, index: tuple[int, ...], timings: Timings) -> Source:
+        if not isinstance(self.image, DeviceArray):
+            return HostSource(*measured(self.spec, self.image[index], timings))
+        with timings.phase("normalise"):
+            frame = self.image[index].as_frame(self.spec.channels)
+            return DeviceSource(self.spec, self.side, frame, self.side.measured(self.spec, frame))
+
+    def _sink(self, index: tuple[int, ...]) -> Sink:
+        if isinstance(self.labels, DeviceArray):
+            return DeviceSink(self.spec, self.side, self.labels[index])
+        return HostSink(into_labels(self.spec, self.labels[index]))
+
+    def _finish(self, timings: Timings, begin: float) -> None:
+        if self.spec.precision != "fp32" and isinstance(self.labels, DeviceArray):
+            self.side.require_sound()
+        timings.total = time.perf_counter() - begin
+
+
+def require_same_device(session: Session, arrays: Iterable[DeviceArray]) -> CudaDevice:
+    """Return the GPU that a session computes on; raises FrameError where it is none or the arrays lie on another."""
+    if not isinstance(session, CudaSession):
+        raise FrameError(f"the image lies on a GPU, and the model on {session.name}: give tensor.cpu()")
+    for array in arrays:
+        if array.device not in (None, session.device):
+            raise FrameError(
+                f"the image lies on GPU {array.device}, and the model on GPU {session.device}: move one of them"
+            )
+    return session.cuda
+
+
+def _slot(address: int, slot: int, shape: tuple[int, ...], dtype: Any) -> DeviceArray:
+    """Return one slot of a lane's input or output."""
+    first = DeviceArray.packed(address, shape, dtype)
+    return DeviceArray.packed(address + slot * first.nbytes, shape, dtype)

@@ -1,0 +1,142 @@
+"""Sessions that compute on the CPU: one worker thread, so that the caller cuts and stitches while it computes.
+
+One thread for all lanes: the engines spread a pass over all cores by themselves, and two passes at once would only
+take twice the memory.
+
+The reference session: no engine, no arithmetic; its output is its input without the halo.
+
+It shows where every pixel of a frame goes, and what the work around the network costs.
+"""
+
+import time
+import weakref
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from unetrt.runtime.closing import Closable
+from unetrt.runtime.errors import OptionError, SessionClosedError
+from unetrt.runtime.model.onnx_file import read_spec
+from unetrt.runtime.model.spec import ModelSpec
+from unetrt.runtime.segment.timings import Passed
+from unetrt.runtime.sessions.protocol import Lane, Step
+
+Array = NDArray[Any]
+
+
+class WorkerLane:
+    """A lane whose pass is a function on the session's worker thread."""
+
+    def __init__(self, session: "WorkerSession") -> None:
+        self.input: Array = session.spec.new_input()
+        self.output: Array = session.spec.new_output()
+        self.passed = Passed()
+        self._session: WorkerSession | None = session
+        self._pending: Future[Passed] | None = None
+
+    def restart_clock(self) -> None:
+        """Do nothing: the host's clock keeps its digits."""
+
+    def launch(self, before: Sequence[Step] = (), after: Sequence[Step] = ()) -> None:
+        """Queue the pass on the worker thread, after one that nobody waited for."""
+        if before or after:
+            raise OptionError("a lane on the CPU takes no steps for a CUDA stream: give arrays on the host")
+        self.wait()
+        if self._session is None:
+            raise SessionClosedError("the lane is closed: ask the session for another")
+        self._pending = self._session.submit(self._pass)
+
+    def wait(self) -> None:
+        """Block until the pass has ended, and raise what it raised."""
+        if self._pending is None:
+            return
+        try:
+            self.passed = self._pending.result()
+        finally:
+            # An interrupt can end the wait before the pass: then it is still in flight.
+            if self._pending.done():
+                self._pending = None
+
+    def close(self) -> None:
+        """Wait for the pass, whatever comes of it; idempotent."""
+        with suppress(Exception):
+            self.wait()
+        self._session = None
+
+    def _pass(self) -> Passed:
+        assert self._session is not None
+        begin = time.perf_counter()
+        self._session.compute(self.input, self.output)
+        return Passed(compute=time.perf_counter() - begin, begin=begin)
+
+
+class WorkerSession(Closable, ABC):
+    """A session that computes on one thread of its own; an engine says how in `compute`.
+
+    Parameters
+    ----------
+    spec
+        The model's spec.
+    name
+        Engine and device, for people.
+    """
+
+    device: int | None = None
+
+    def __init__(self, spec: ModelSpec, name: str) -> None:
+        self.spec, self.name = spec, name
+        self._worker = ThreadPoolExecutor(1, thread_name_prefix="unetrt")
+        # Without waiting: the last reference may go on the worker thread itself.
+        self._finalizer = weakref.finalize(self, self._worker.shutdown, wait=False)
+
+    @abstractmethod
+    def compute(self, frames: Array, scores: Array) -> None:
+        """Fill a lane's output from its input; runs on the worker thread, one call at a time."""
+
+    def lanes(self, count: int) -> list[Lane]:
+        """Return `count` lanes with staging arrays of their own."""
+        return [WorkerLane(self) for _ in range(count)]
+
+    def submit(self, work: Callable[[], Passed]) -> Future[Passed]:
+        """Queue `work` on the worker thread; raises SessionClosedError after `close`."""
+        try:
+            return self._worker.submit(work)
+        except RuntimeError as error:  # what an executor raises after its shutdown
+            raise SessionClosedError(f"the session ({self.name}) is closed: open the model again") from error
+
+    def close(self) -> None:
+        """Wait for passes in flight and end the worker thread; idempotent."""
+        self._finalizer.detach()
+        self._worker.shutdown(wait=True)
+
+
+def probe() -> str | None:
+    """Return None: it always works."""
+    return None
+
+
+def open_session(path: Path) -> WorkerSession:
+    """Return a reference session with the spec of an ONNX file, whose graph is not looked at."""
+    return CropSession(read_spec(path))
+
+
+class CropSession(WorkerSession):
+    """Each class's score is the first channel of the normalised frame, cropped to the core; a labels head casts it."""
+
+    def __init__(self, spec: ModelSpec) -> None:
+        super().__init__(spec, "numpy (reference: crops, computes nothing)")
+
+    def compute(self, frames: Array, scores: Array) -> None:
+        """Crop; raw grey values are normalised, as a graph that takes them does."""
+        inner = slice(self.spec.halo, -self.spec.halo or None)
+        core = frames[..., inner, inner]
+        if self.spec.takes_raw:
+            core = self.spec.normalisation.measure(core[0]).apply(core.astype(np.float32))
+        core = core[:, :1]
+        scores[...] = core if scores.ndim == core.ndim else core[:, 0]

@@ -1,0 +1,112 @@
+"""What the page shows of a frame: its grey values as a JPEG, and for each pixel which colour its label has.
+
+The page lays one over the other, so that changing how they are shown asks nothing of the segmentation.
+"""
+
+import json
+import zlib
+from collections.abc import Mapping
+from io import BytesIO
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from unetrt.runtime import LiveResult
+from unetrt.runtime.errors import FrameError
+from unetrt.runtime.pixels.frames import as_array
+from unetrt.runtime.pixels.overlay import COLOURS, outlines, stretched
+
+# The longest side of a picture, in pixels: what a screen shows of a frame beside plots.
+LONGEST = 1024
+# A pixel of a picture is the mean of at most so many rows and columns of the frame, however large that is.
+SAMPLES = 3
+# Percentiles of a picture are taken from about so many of its rows and columns.
+SAMPLED = 256
+JPEG_QUALITY = 90
+# Of an index or a dtype, so many characters are shown.
+LONGEST_TEXT = 60
+
+
+def colours() -> list[list[int]]:
+    """Return the colours of labels, [red, green, blue] from 0 to 255; code 1 of a picture is the first."""
+    table: list[list[int]] = (COLOURS * 255).astype(np.uint8).tolist()
+    return table
+
+
+def encoded(result: LiveResult) -> bytes:
+    """Return the picture of a result that is done.
+
+    Returns
+    -------
+    The length of the header, 4 bytes, the highest first; the header, JSON; a JPEG of `jpeg` bytes, grey, of `height` x
+    `width` pixels; and, deflated, uint8 (height, width): 0 for the background, 1 to 32 for objects by their colour, 32
+    more on their outlines.
+    """
+    labels = np.asarray(result.labels)
+    step = -(-max(labels.shape) // LONGEST)
+    codes = label_codes(np.ascontiguousarray(labels[::step, ::step]))
+    shape, dtype, grey = _frame(result.frame, codes.shape, step)
+    jpeg = _jpeg(grey)
+    head = {
+        "number": result.number,
+        "index": index_text(result.index),
+        "objects": result.objects,
+        "shape": shape,
+        "dtype": dtype,
+        "step": step,
+        "height": codes.shape[0],
+        "width": codes.shape[1],
+        "jpeg": len(jpeg),
+    }
+    header = json.dumps(head).encode()
+    return len(header).to_bytes(4, "big") + header + jpeg + zlib.compress(codes.tobytes(), 1)
+
+
+def label_codes(labels: NDArray[Any]) -> NDArray[np.uint8]:
+    """Return which colour each pixel of labels (H, W) has, as `encoded` says."""
+    # The number of colours divides 256: the low byte of a label has its colour.
+    codes = labels.astype(np.uint8) % len(COLOURS) + np.uint8(1)
+    codes *= labels > 0
+    codes += outlines(labels) * np.uint8(len(COLOURS))
+    return codes
+
+
+def reduced(frame: NDArray[Any], step: int) -> NDArray[Any]:
+    """Return every `step`th pixel of a frame (..., H, W), each as the mean of those that it stands for."""
+    if step == 1:
+        return frame
+    rows, columns = (np.arange(0, size, step) for size in frame.shape[-2:])
+    offsets = np.unique(np.linspace(0, step - 1, min(step, SAMPLES)).astype(int))
+    total = np.zeros((*frame.shape[:-2], len(rows), len(columns)), np.float32)
+    for down in offsets:
+        band = frame.take(rows + down, axis=-2, mode="clip")
+        for right in offsets:
+            total += band.take(columns + right, axis=-1, mode="clip")
+    return total / np.float32(len(offsets) ** 2)
+
+
+def index_text(index: Any) -> str:
+    """Return a frame's own index as people read it: ``t 3  c 0``; empty where there is none."""
+    if isinstance(index, Mapping):
+        index = "  ".join(f"{axis} {place}" for axis, place in index.items())
+    return "" if index is None else str(index)[:LONGEST_TEXT]
+
+
+def _frame(given: Any, size: tuple[int, ...], step: int) -> tuple[list[int], str, NDArray[np.uint8]]:
+    """Return shape, dtype and grey values (`size`) of a frame; black for one that does not lie on the host."""
+    try:
+        frame = as_array(given)
+    except FrameError:
+        return [], "not on the host", np.zeros(size, np.uint8)
+    small = reduced(frame.reshape(-1, *frame.shape[-2:]), step)
+    grey = stretched(small.mean(axis=0, dtype=np.float32), every=max(1, min(size) // SAMPLED))
+    return list(frame.shape), str(frame.dtype), (grey * 255).astype(np.uint8)
+
+
+def _jpeg(grey: NDArray[np.uint8]) -> bytes:
+    from PIL import Image
+
+    written = BytesIO()
+    Image.fromarray(grey).save(written, "JPEG", quality=JPEG_QUALITY)
+    return written.getvalue()
