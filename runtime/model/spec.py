@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from unetrt.runtime.errors import ModelFileError, UnetrtError
 from unetrt.runtime.geometry.geometry import Geometry
-from unetrt.runtime.geometry.plan import BORDERS, Border
+from unetrt.runtime.geometry.plan import BORDERS, Border, TilePlan
 from unetrt.runtime.geometry.unet_shape import MAX_CLASSES, UNetShape
 from unetrt.runtime.pixels.normalisation import Normalisation
 
@@ -30,6 +30,30 @@ Annotation = Literal["instances", "classes"]
 ANNOTATIONS: tuple[Annotation, ...] = get_args(Annotation)
 KEY = "unetrt"  # in the ONNX file's metadata_props
 INPUT, OUTPUT = "frame", "scores"  # names of the graph's input and output
+
+
+class Tensor(NamedTuple):
+    """The input or the output of a model's graph: name, shape (batch first) and dtype."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: np.dtype[Any]
+
+    @property
+    def nbytes(self) -> int:
+        """Size in bytes."""
+        return math.prod(self.shape) * self.dtype.itemsize
+
+    def zeros(self) -> NDArray[Any]:
+        """Return an array of zeros of this shape and dtype."""
+        return np.zeros(self.shape, self.dtype)
+
+
+class Tensors(NamedTuple):
+    """Input and output of a model's graph, in this order."""
+
+    input: Tensor
+    output: Tensor
 
 
 @dataclass(frozen=True)
@@ -144,15 +168,30 @@ class ModelSpec:
         """Height and width of the network's output, in pixels."""
         return self.geometry.core(self.tile[0]), self.geometry.core(self.tile[1])
 
+    def tensors(self) -> Tensors:
+        """Return the graph's input and output: names, shapes and dtypes that a model file must have.
+
+        The input is (batch, C, h, w) of the input dtype. The output is (batch, h, w) uint8 for head `labels`, else
+        (batch, classes, h, w) float32, where h and w are those of the core.
+        """
+        labels = self.head == "labels"
+        scores = (self.batch, *self.core) if labels else (self.batch, len(self.classes), *self.core)
+        return Tensors(
+            Tensor(INPUT, (self.batch, self.channels, *self.tile), np.dtype(self.input_dtype)),
+            Tensor(OUTPUT, scores, np.dtype(np.uint8 if labels else np.float32)),
+        )
+
+    def plan(self, size: tuple[int, int]) -> TilePlan:
+        """Return the tile plan for frames of a height and width in pixels; raises TileError and FrameError."""
+        return TilePlan(size, self.tile, self.geometry, self.border)
+
     def new_input(self) -> NDArray[Any]:
-        """Return an array for the network's input: (batch, C, h, w) of the input dtype, zeros."""
-        return np.zeros((self.batch, self.channels, *self.tile), self.input_dtype)
+        """Return an array of zeros for the network's input; see `tensors`."""
+        return self.tensors().input.zeros()
 
     def new_output(self) -> NDArray[Any]:
-        """Return an array for the network's output; shape and dtype follow from the head, the content is undefined."""
-        if self.head == "labels":
-            return np.empty((self.batch, *self.core), np.uint8)
-        return np.empty((self.batch, len(self.classes), *self.core), np.float32)
+        """Return an array of zeros for the network's output; see `tensors`."""
+        return self.tensors().output.zeros()
 
     def to_json(self) -> str:
         """Return the spec as JSON, the form it has in a model file."""

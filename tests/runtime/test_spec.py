@@ -1,6 +1,7 @@
 import json
 from dataclasses import replace
 
+import numpy as np
 import pytest
 
 from tests.conftest import small_spec
@@ -141,3 +142,20 @@ def test_json_of_wrong_types(text, message):
 def test_an_illegal_tile_is_refused_at_once():
     with pytest.raises(TileError):
         small_spec(tile=(60, 62))
+
+
+@pytest.mark.parametrize(
+    ("head", "shape", "dtype"), [("logits", (3, 2, 4, 20), "float32"), ("labels", (3, 4, 20), "uint8")]
+)
+def test_a_spec_promises_the_tensors_of_its_graph(head, shape, dtype):
+    spec = ModelSpec((188, 204), 92, 16, batch=3, head=head)
+    given, answer = spec.tensors()
+    assert given == ("frame", (3, 1, 188, 204), np.float32)
+    assert answer == ("scores", shape, np.dtype(dtype))
+    assert spec.new_output().nbytes == answer.nbytes
+
+
+def test_a_spec_plans_its_tiles():
+    spec = ModelSpec((220, 220), 92, 16, border="symmetric")
+    plan = spec.plan((100, 70))
+    assert (plan.frame, plan.tile, plan.border) == ((100, 70), (220, 220), "symmetric")
