@@ -24,7 +24,7 @@ from unetrt.benchmarks.whole_frame import wrong_pixels
 from unetrt.export.exporter import spec_for
 from unetrt.export.options import Options
 from unetrt.runtime.errors import BackendUnavailableError, OptionError, OutOfMemoryError, ParityError, UnetrtError
-from unetrt.runtime.planner import Budget, best_tile
+from unetrt.runtime.planning.planner import Budget, best_tile
 from unetrt.runtime.segmenter import Segmenter
 from unetrt.runtime.sessions import Session, open_session
 from unetrt.runtime.spec import InputType, ModelSpec

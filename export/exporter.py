@@ -17,7 +17,7 @@ from unetrt.runtime.artifacts import whole_file
 from unetrt.runtime.errors import FrameError, OptionError
 from unetrt.runtime.normalisation import Normalisation
 from unetrt.runtime.plan import TilePlan
-from unetrt.runtime.planner import Budget, best_tile
+from unetrt.runtime.planning.planner import Budget, best_tile
 from unetrt.runtime.spec import ModelSpec
 from unetrt.trainer.checkpoint import Checkpoint
 

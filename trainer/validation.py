@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 
 from unetrt.runtime.instance_labels import instances
 from unetrt.runtime.normalisation import Normalisation
-from unetrt.runtime.planner import GIB, Budget, best_tile
+from unetrt.runtime.planning.planner import GIB, Budget, best_tile
 from unetrt.runtime.segmenter import Segmenter
 from unetrt.runtime.spec import ModelSpec
 from unetrt.trainer.dataset import Annotated, Dataset

@@ -17,9 +17,9 @@ from unetrt.runtime.errors import (
     OutOfMemoryError,
 )
 from unetrt.runtime.model_files.onnx_file import read_spec
+from unetrt.runtime.planning.measured import chosen_backend
 from unetrt.runtime.segmenter import Segmenter
 from unetrt.runtime.sessions import onnxruntime_gpu, onnxruntime_gpu_session, open_session
-from unetrt.runtime.setting import chosen_backend
 from unetrt.runtime.spec import KEY
 from unetrt.trainer.drawn_cells import draw
 
