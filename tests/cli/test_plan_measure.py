@@ -42,11 +42,11 @@ def test_measured_times_are_shown_kept_and_used_again(run, of_model):
     before = run(*TINY).out
     assert "ranked by arithmetic: no tile of such a network was measured" in before
     assert "time" not in before
-    shown = run(*of_model, "--measure", *ON_CPU).out
-    assert "timed: " in shown
+    shown = run(*of_model, "--measure", *ON_CPU)
+    assert "timed: " in shown.err
     assert len(list(folder().iterdir())) == 1
     again = run(*TINY, *ON_CPU).out
-    assert [line for line in shown.splitlines() if not line.startswith("timed: ")] == again.splitlines()
+    assert again == shown.out
     assert again.count("±") == 5
     assert "times measured on" in again
 
@@ -86,19 +86,19 @@ def test_tiles_of_other_frames_are_ranked_by_arithmetic(run, of_model):
 
 def test_a_model_file_is_measured_without_torch(run, tiny_model, monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "unetrt.export.graph", None)
-    shown = run("100x100", "--model", tiny_model, "--measure", *ON_CPU).out
-    assert f"timed: {tiny_model}, with each tile" in " ".join(shown.split())
+    shown = run("100x100", "--model", tiny_model, "--measure", *ON_CPU).err
+    assert f"timed: {tiny_model}, with each tile" in shown
     assert "times measured on" in run(*TINY, *ON_CPU).out
 
 
 def test_another_precision_than_the_files_is_measured_with_an_untrained_network(run, of_model):
-    shown = run(*of_model, "--measure", "--precision", "fp16", *ON_CPU).out
+    shown = run(*of_model, "--measure", "--precision", "fp16", *ON_CPU).err
     assert "timed: an untrained network of the same shape" in shown
     assert "times measured on" in run(*TINY, "--precision", "fp16", *ON_CPU).out
 
 
 def test_a_checkpoint_is_measured_itself(run, tiny_run):
-    shown = run("100x100", "--model", tiny_run, "--measure", *ON_CPU, "--batch", 2).out
+    shown = run("100x100", "--model", tiny_run, "--measure", *ON_CPU, "--batch", 2).err
     assert "timed: the checkpoint's network" in shown
 
 
@@ -150,7 +150,7 @@ def test_no_tile_over_the_free_memory_is_measured(run, monkeypatch, of_model):
 def test_little_free_memory_is_planned_for(run, monkeypatch, of_model):
     monkeypatch.setattr(measured, "free_memory", lambda: 2**20)
     shown = run(*of_model, "--measure", *ON_CPU)
-    assert "planned for 819 KiB, as no more memory is free here" in shown.out
+    assert "planned for 819 KiB, as no more memory is free here" in shown.err
 
 
 @pytest.mark.parametrize(

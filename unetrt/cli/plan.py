@@ -18,6 +18,9 @@ if TYPE_CHECKING:
     from unetrt.runtime.planning.measured import Setting
     from unetrt.runtime.planning.planner import Budget, PlannedTile, TileTime
 
+    # What a plan is made for, and the times that it uses.
+    Timed = tuple[Budget, Setting | None, tuple[TileTime, ...]]
+
 ROWS = 8
 BYTES = {"fp32": 4, "fp16": 2, "bf16": 2, "int8": 4}
 # The tile of the paper, which the best is compared with.
@@ -85,11 +88,8 @@ def _plan(options: PlanOptions) -> None:
     )
     precision = options.precision or network.precision
     budget = Budget(options.memory, options.batch, options.lanes, BYTES[precision])
-    notes, setting, times = [], None, ()
-    if options.measure:
-        budget, setting, times, notes = _measure(network, options, budget, precision)
-    else:
-        setting, times = _kept(network, options, budget, precision)
+    timed = _measure if options.measure else _kept
+    budget, setting, times = timed(network, options, budget, precision)
     given = (options.frames, network.shape, budget, times)
     best, ranked = best_tile(*given), candidates(*given)
     front = pareto_front(ranked)
@@ -103,15 +103,11 @@ def _plan(options: PlanOptions) -> None:
         return
     usual = cost_of(USUAL, *given) if network.shape.geometry.is_legal(USUAL[0]) else None
     _print(rows, best, usual, budget, len(options.frames))
-    for note in notes:
-        click.echo(note)
     click.echo(_source(best, setting, times))
 
 
-def _measure(
-    network: "PlannedNetwork", options: PlanOptions, budget: "Budget", precision: str
-) -> "tuple[Budget, Setting, tuple[TileTime, ...], list[str]]":
-    """Time the tiles worth it; return the budget that they fit, the setting, all its times and remarks for the user."""
+def _measure(network: "PlannedNetwork", options: PlanOptions, budget: "Budget", precision: str) -> "Timed":
+    """Time the tiles that are worth it, and keep the times; a CPU's budget is what is free there."""
     from rich.console import Console
     from rich.progress import Progress
 
@@ -135,30 +131,28 @@ def _measure(
             model, tiles, setting, options.device,
             lambda done, total: bar.update(task, completed=done, total=total),
         )  # fmt: skip
-    notes = [f"timed: {what}"]
+    click.echo(f"timed: {what}", err=True)
     if possible.memory < budget.memory:
-        notes.append(f"planned for {shown(possible.memory)}, as no more memory is free here")
-    return possible, setting, keep(setting, times), notes
+        click.echo(f"planned for {shown(possible.memory)}, as no more memory is free here", err=True)
+    return possible, setting, keep(setting, times)
 
 
-def _kept(
-    network: "PlannedNetwork", options: PlanOptions, budget: "Budget", precision: str
-) -> "tuple[Setting | None, tuple[TileTime, ...]]":
-    """Return the times that earlier --measure runs have kept of such a network."""
+def _kept(network: "PlannedNetwork", options: PlanOptions, budget: "Budget", precision: str) -> "Timed":
+    """Use the times that earlier runs with --measure have kept of such a network."""
     from unetrt.runtime.planning.measured import Setting, chosen_backend, folder, kept
     from unetrt.runtime.sessions import AUTO
 
     automatic = options.backend == AUTO
     if automatic and not any(folder().glob("*.json")):  # engines take long to import
-        return None, ()
+        return budget, None, ()
     with suppress(*((BackendUnavailableError,) if automatic else ())):
         backend = chosen_backend(options.backend, options.device)
         setting = Setting.here(backend, network.shape, precision, budget, options.device)
         try:
-            return setting, kept(setting)
+            return budget, setting, kept(setting)
         except ModelFileError as error:
             click.echo(f"ignored: {error}; --measure replaces it", err=True)
-    return None, ()
+    return budget, None, ()
 
 
 def _print(
