@@ -24,8 +24,8 @@ from unetrt.benchmarks.whole_frame import wrong_pixels
 from unetrt.export.exporter import spec_for
 from unetrt.export.options import Options
 from unetrt.runtime.errors import BackendUnavailableError, OptionError, OutOfMemoryError, ParityError, UnetrtError
+from unetrt.runtime.geometry.planner import Budget, best_tile
 from unetrt.runtime.model.spec import InputType, ModelSpec
-from unetrt.runtime.planner import Budget, best_tile
 from unetrt.runtime.segment.segmenter import Segmenter
 from unetrt.runtime.sessions import Session, open_session
 from unetrt.trainer.checkpoint import Checkpoint

@@ -6,7 +6,6 @@ from typing import Any
 
 import numpy as np
 import onnx
-import torch
 from numpy.typing import NDArray
 
 from unetrt.benchmarks.whole_frame import whole_frame_scores
@@ -14,10 +13,8 @@ from unetrt.export.exporter import spec_for
 from unetrt.export.graph import build_graph
 from unetrt.export.options import Options
 from unetrt.runtime.geometry.unet_shape import UNetShape
-from unetrt.runtime.pixels.normalisation import Normalisation
-from unetrt.trainer.checkpoint import Checkpoint, state_of
+from unetrt.trainer.checkpoint import Checkpoint, untrained_checkpoint
 from unetrt.trainer.drawn_cells import draw
-from unetrt.trainer.unet import UNet
 
 # Where the classes of an untrained network are told apart, and its parameter that decides how often each is found.
 PROBED, LAST_BIAS = (256, 256), "classify.bias"
@@ -31,14 +28,7 @@ def drawn_frame(size: tuple[int, int], channels: int) -> NDArray[Any]:
 
 def untrained(base: int, depth: int, seed: int = 0) -> Checkpoint:
     """Return a network with random weights: as fast as a trained one."""
-    return untrained_of(UNetShape(depth, base), seed)
-
-
-def untrained_of(shape: UNetShape, seed: int = 0) -> Checkpoint:
-    """Return a network of any shape with random weights."""
-    net = UNet(shape).initialise(torch.Generator().manual_seed(seed))
-    names = ("background", *(f"class {number}" for number in range(1, shape.classes)))
-    return Checkpoint(shape, state_of(net), names, Normalisation(), "classes", separation_border=0)
+    return untrained_checkpoint(UNetShape(depth, base), seed)
 
 
 def undecided(base: int, depth: int, seed: int = 0, *, fixed: bool = False) -> Checkpoint:

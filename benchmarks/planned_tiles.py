@@ -1,4 +1,4 @@
-"""torch with unetrt's own tiles, eager or compiled: what is left of unetrt's lead where the tiles are the same."""
+"""torch with unetrt's tiles, eager or compiled: separates the speed of the engine from that of the tile plan."""
 
 from collections.abc import Callable
 from typing import Any
@@ -35,23 +35,23 @@ def ready(job: Job, contender: Contender) -> Ready:
 
 
 class PlannedTiles:
-    """Frames to labels through a torch network by the same tiles as unetrt's.
+    """Segments frames with a torch network and the tiles of a model file.
 
-    As well as it can be done without streams of one's own: pinned staging, one shape, normalised on the host, argmax on
-    the device.
+    The fastest way without CUDA streams: pinned staging, one input shape, normalisation on the host, argmax on the
+    device.
 
     Parameters
     ----------
     net
-        On its device; converted in place.
+        The network, on its device; converted in place.
     spec
-        Says how frames are normalised and cut.
+        Normalisation, tile and border.
     dtype
-        What the network computes in.
+        Of the network's arithmetic.
     channels_last
-        Whether its arrays lie in torch's channels_last.
+        Whether to use torch's channels_last memory format.
     compiled
-        Whether torch.compile is to be used; without, the same runs eagerly.
+        Whether to use torch.compile; otherwise the network runs eagerly.
     """
 
     def __init__(
@@ -82,7 +82,7 @@ class PlannedTiles:
 
     @torch.inference_mode()
     def alone(self) -> float:
-        """Return the seconds of one pass whose input lies on the device."""
+        """Return the seconds of one pass, with its input on the device already."""
         uploaded = self._uploaded()
         return timed(lambda: self._net(uploaded), self._device)
 

@@ -16,9 +16,9 @@ from unetrt.export.verification import verify
 from unetrt.runtime.errors import FrameError, OptionError
 from unetrt.runtime.files.atomic import whole_file
 from unetrt.runtime.geometry.plan import TilePlan
+from unetrt.runtime.geometry.planner import Budget, best_tile
 from unetrt.runtime.model.spec import ModelSpec
 from unetrt.runtime.pixels.normalisation import Normalisation
-from unetrt.runtime.planner import Budget, best_tile
 from unetrt.trainer.checkpoint import Checkpoint
 
 # The gate computes this many pixels of tiles at most, but one frame at least: enough to see a wrong export.

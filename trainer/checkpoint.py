@@ -111,6 +111,13 @@ def state_of(net: UNet) -> dict[str, NDArray[np.float32]]:
     return {name: tensor.detach().float().cpu().numpy().copy() for name, tensor in net.state_dict().items()}
 
 
+def untrained_checkpoint(shape: UNetShape, seed: int = 0) -> Checkpoint:
+    """Return a network with random weights: as fast as a trained one."""
+    net = UNet(shape).initialise(torch.Generator().manual_seed(seed))
+    names = ("background", *(f"class {number}" for number in range(1, shape.classes)))
+    return Checkpoint(shape, state_of(net), names, Normalisation(), "classes", separation_border=0)
+
+
 def load(path: str | Path) -> Checkpoint:
     """Read a checkpoint: a file, or a training's folder, whose `best.safetensors` is taken.
 

@@ -5,10 +5,10 @@ from typing import Any
 
 from numpy.typing import NDArray
 
+from unetrt.runtime.geometry.planner import GIB, Budget, best_tile
 from unetrt.runtime.model.spec import ModelSpec
 from unetrt.runtime.pixels.instances import instances
 from unetrt.runtime.pixels.normalisation import Normalisation
-from unetrt.runtime.planner import GIB, Budget, best_tile
 from unetrt.runtime.segment.segmenter import Segmenter
 from unetrt.trainer.dataset import Annotated, Dataset
 from unetrt.trainer.evaluation import Tally, evaluate_classes, evaluate_instances, pooled

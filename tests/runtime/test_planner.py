@@ -3,8 +3,18 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from unetrt.runtime.errors import OptionError, TileError
+from unetrt.runtime.geometry.planner import (
+    GIB,
+    TIMED_TILES,
+    Budget,
+    TileTime,
+    best_tile,
+    candidates,
+    cost_of,
+    pareto_front,
+    worth_timing,
+)
 from unetrt.runtime.geometry.unet_shape import UNetShape
-from unetrt.runtime.planner import GIB, Budget, best_tile, candidates, cost_of
 from unetrt.trainer.unet import UNet
 
 PAPER = UNetShape()
@@ -75,3 +85,63 @@ def test_candidates_are_ordered_by_cost():
 def test_numbers_that_make_no_network(numbers):
     with pytest.raises(OptionError, match="make no network"):
         UNetShape(**numbers)
+
+
+FRAMES, SMALL = [(2048, 2048)], UNetShape(base=16)
+WHOLE, HALF, QUARTER = (2236, 2236), (1212, 2236), (1212, 1212)  # 1, 2 and 4 passes
+
+
+def timed(tile, seconds, noise=0.0):
+    return TileTime(tile, seconds, noise, "2026-01-31")
+
+
+def test_the_fastest_of_the_measured_tiles_is_best():
+    times = [timed(WHOLE, 2.0), timed(HALF, 0.7), timed(QUARTER, 0.45)]
+    best = best_tile(FRAMES, SMALL, times=times)
+    assert (best.tile, best.seconds) == (HALF, pytest.approx(1.4))
+
+
+def test_of_measured_tiles_within_the_noise_the_one_of_least_arithmetic_is_best():
+    times = [timed(WHOLE, 1.5, 0.05), timed(HALF, 0.7, 0.03), timed(QUARTER, 0.45)]
+    assert best_tile(FRAMES, SMALL, times=times).tile == WHOLE
+    assert best_tile(FRAMES, SMALL, times=[timed(WHOLE, 1.5, 0.03), *times[1:]]).tile == HALF
+
+
+def test_seconds_are_not_compared_with_arithmetic():
+    best = best_tile(FRAMES, SMALL, times=[timed(HALF, 1e-9)])
+    assert (best.tile, best.seconds) == (WHOLE, None)
+
+
+def test_a_measured_tile_beyond_the_budget_is_not_best():
+    times = [timed(WHOLE, 0.1), timed(HALF, 2.0), timed(QUARTER, 0.9)]
+    assert best_tile(FRAMES, SMALL, Budget(memory=2 * GIB), times).tile == QUARTER
+
+
+def test_tiles_that_fill_a_batch_take_time_too():
+    planned = cost_of((572, 572), [(500, 500), (500, 500)], SMALL, Budget(batch=3), [timed((572, 572), 0.1, 0.01)])
+    assert (planned.passes, planned.seconds, planned.noise) == (12, pytest.approx(1.2), pytest.approx(0.12))
+
+
+@pytest.mark.parametrize("gib", [8, 1, 0.1])
+def test_tiles_worth_timing_fit_and_include_the_best(gib):
+    memory = int(gib * GIB)
+    ranked = candidates(FRAMES, SMALL)
+    tiles = worth_timing(ranked, memory)
+    assert tiles[0] == best_tile(FRAMES, SMALL, Budget(memory)).tile
+    assert len(set(tiles)) == len(tiles) <= TIMED_TILES + 1
+    assert all(one.memory <= memory for one in ranked if one.tile in tiles)
+
+
+def test_the_one_tile_plan_is_worth_timing_where_it_fits():
+    frames, shape = [(100, 100), (90, 300)], UNetShape(2, 4)
+    ranked = candidates(frames, shape)
+    whole = next(one for one in ranked if one.passes == 2)
+    assert whole not in pareto_front(ranked)[:TIMED_TILES]
+    assert worth_timing(ranked, GIB)[-1] == whole.tile
+    assert whole.tile not in worth_timing(ranked, whole.memory - 1)
+
+
+def test_no_tile_of_the_front_is_beaten_in_both_arithmetic_and_memory():
+    ranked = candidates(FRAMES, SMALL)
+    for one in pareto_front(ranked):
+        assert not any(other.macs <= one.macs and other.memory < one.memory for other in ranked)

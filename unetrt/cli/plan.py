@@ -2,115 +2,199 @@
 
 import json
 from contextlib import suppress
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from unetrt.cli.options import MEMORY, SIZE, Size
-from unetrt.runtime.errors import BackendUnavailableError, ModelFileError, OptionError
+from unetrt.runtime.errors import BackendUnavailableError, ModelFileError
 from unetrt.runtime.files.atomic import require_place
 
 if TYPE_CHECKING:
-    from unetrt.cli.plan_network import Network
-    from unetrt.runtime.calibration import Calibration
-    from unetrt.runtime.planner import Budget
+    from unetrt.cli._plan_network import PlannedNetwork
+    from unetrt.runtime.geometry.measured import Setting
+    from unetrt.runtime.geometry.planner import Budget, PlannedTile, TileTime
+
+    # What a plan is made for, and the times that it uses.
+    Timed = tuple[Budget, Setting | None, tuple[TileTime, ...]]
 
 ROWS = 8
 BYTES = {"fp32": 4, "fp16": 2, "bf16": 2, "int8": 4}
+# The tile of the paper, which the best is compared with.
+USUAL = (572, 572)
+
+
+@dataclass(frozen=True)
+class PlanOptions:
+    """The arguments of `unetrt plan`; `precision` None is the model file's."""
+
+    frames: tuple[Size, ...]
+    model: Path | None
+    depth: int
+    base: int
+    channels: int
+    classes: int
+    memory: int
+    batch: int
+    lanes: int
+    precision: str | None
+    measure: bool
+    backend: str
+    device: int | None
+    as_json: bool
 
 
 @click.command("plan")
 @click.argument("frames", type=SIZE, nargs=-1, required=True)
-@click.option("--model", type=click.Path(path_type=Path), help="Plan for this model or checkpoint.")
+@click.option("--model", type=click.Path(path_type=Path), help="Plan for this model file or checkpoint.")
 @click.option("--depth", default=4, show_default=True, help="Poolings, without --model.")
 @click.option("--base", default=64, show_default=True, help="Feature channels of the first level, without --model.")
-@click.option("--channels", default=1, show_default=True, help="Of a frame, without --model.")
-@click.option("--classes", default=2, show_default=True, help="Without --model.")
-@click.option("--memory", type=MEMORY, default="8GiB", show_default=True, help="For activations of all lanes.")
+@click.option("--channels", default=1, show_default=True, help="Channels of a frame, without --model.")
+@click.option("--classes", default=2, show_default=True, help="Classes, without --model.")
+@click.option("--memory", type=MEMORY, default="8GiB", show_default=True, help="Limit of the activations of all lanes.")
 @click.option("--batch", default=1, show_default=True, help="Tiles in one pass.")
 @click.option("--lanes", default=1, show_default=True, help="Passes in flight at once; 1 on a CPU.")
 @click.option("--precision", type=click.Choice(["fp32", "fp16", "bf16"]), help="[default: the model file's, or fp32]")
-@click.option("--measure", is_flag=True, help="Time passes on this machine and keep what they say of others.")
-@click.option("--backend", default="auto", show_default=True, help="Whose seconds: onnxruntime (CPU), tensorrt, ...")
-@click.option("--device", type=int, metavar="N", help="GPU, as CUDA counts [default: the first, or the CPU].")
+@click.option("--measure", is_flag=True, help="Time the best tiles on this machine, and keep the times.")
+@click.option("--backend", default="auto", show_default=True, help="Engine to time: onnxruntime (CPU), tensorrt, ...")
+@click.option("--device", type=int, metavar="N", help="CUDA index of the GPU [default: the first, or the CPU].")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-def command(frames: tuple[Size, ...], model: Path | None, measure: bool, as_json: bool, **choices: Any) -> None:
-    """Show the legal tiles for FRAMES, sizes such as 2048x2048, cheapest first.
+def command(**options: Any) -> None:
+    """Show the best legal tiles for FRAMES, sizes such as 2048x2048.
 
-    Cheapest is the least arithmetic, until --measure has timed passes of this network here (a minute or two; TensorRT
-    first builds an engine for each tile). Then it is the least time, predicted by what was measured, for this and for
-    every later plan of such a network. How far predictions are off is shown on ten tiles that they were not made from;
-    where one is off by more than 15 %, they are not used.
+    The best tile needs the least arithmetic of those that fit into the memory. With --measure, the few best are timed
+    on this machine, and the fastest is the best; of tiles whose times differ by less than their noise, the one of less
+    arithmetic. This takes one or two minutes, more for networks whose passes take seconds each; TensorRT also builds an
+    engine for each tile. Later plans for such a network use the times of the tiles that were measured.
 
-    `unetrt export` plans by arithmetic all the same, so that a file does not depend on where it was made: give it the
-    tile of your choice.
+    `unetrt export` always plans by arithmetic, so that a file does not depend on the machine that wrote it: choose
+    another tile with --tile.
     """
-    from unetrt.cli.plan_network import network_of
-    from unetrt.cli.plan_table import print_comparison, print_plan
-    from unetrt.runtime.planner import Budget, best_tile, candidates, cost_of
+    _plan(PlanOptions(**options))
 
-    network = network_of(model, **{key: choices.pop(key) for key in ("depth", "base", "channels", "classes")})
-    precision = choices["precision"] or network.precision
-    budget = Budget(choices["memory"], choices["batch"], choices["lanes"], BYTES[precision])
-    place = {"name": choices["backend"], "precision": precision, "device": choices["device"]}
-    calibration = _measure(network, frames, budget, **place) if measure else _kept(network, budget, **place)
-    relied_on = calibration if calibration and calibration.reliable else None
-    costs = (frames, network.shape, budget, relied_on.model if relied_on else None)
-    best = best_tile(*costs)
-    rows = _front(candidates(*costs), best)
-    if as_json:
-        known = calibration and calibration.to_dict()
-        said = {"best": asdict(best), "candidates": [asdict(row) for row in rows], "calibration": known}
-        click.echo(json.dumps(said, indent=2))
+
+def _plan(options: PlanOptions) -> None:
+    from unetrt.cli._plan_network import PlannedNetwork
+    from unetrt.runtime.geometry.planner import Budget, best_tile, candidates, cost_of, pareto_front
+    from unetrt.runtime.geometry.unet_shape import UNetShape
+
+    network = (
+        PlannedNetwork.load(options.model)
+        if options.model
+        else PlannedNetwork(UNetShape(options.depth, options.base, options.channels, options.classes))
+    )
+    precision = options.precision or network.precision
+    budget = Budget(options.memory, options.batch, options.lanes, BYTES[precision])
+    timed = _measure if options.measure else _kept
+    budget, setting, times = timed(network, options, budget, precision)
+    given = (options.frames, network.shape, budget, times)
+    best, ranked = best_tile(*given), candidates(*given)
+    front = pareto_front(ranked)
+    first = next(index for index, one in enumerate(front) if one.memory <= budget.memory)
+    front = front[max(0, first - 1) : first + ROWS]
+    rows = [one for one in ranked if one in front or one.seconds is not None]
+    if options.as_json:
+        measured = {"setting": asdict(setting), "tiles": [asdict(one) for one in times]} if setting and times else None
+        plan = {"best": asdict(best), "candidates": [asdict(row) for row in rows], "measured": measured}
+        click.echo(json.dumps(plan, indent=2))
         return
-    if measure and calibration:
-        print_comparison(calibration, network.measured_as)
-    usual = cost_of((572, 572), *costs) if network.shape.geometry.is_legal(572) else None
-    print_plan(rows, best, usual, budget, relied_on)
+    usual = cost_of(USUAL, *given) if network.shape.geometry.is_legal(USUAL[0]) else None
+    _print(rows, best, usual, budget, len(options.frames))
+    click.echo(_source(best, setting, times))
 
 
-def _measure(
-    network: "Network", frames: tuple[Size, ...], budget: "Budget", name: str, precision: str, device: int | None
-) -> "Calibration":
-    from unetrt.benchmarks.calibrate import calibrate
-    from unetrt.cli.plan_bar import bar
-    from unetrt.runtime.setting import Setting, chosen_backend
+def _measure(network: "PlannedNetwork", options: PlanOptions, budget: "Budget", precision: str) -> "Timed":
+    """Time the tiles that are worth it, and keep the times; a CPU's budget is what is free there."""
+    from rich.console import Console
+    from rich.progress import Progress
 
-    if precision == "int8":
-        raise OptionError("int8 takes its ranges from frames, and none are given here: measure with --precision fp32")
-    setting = Setting.here(chosen_backend(name, device), network.shape, precision, budget.batch, device)
+    from unetrt.runtime.geometry.measured import Setting, chosen_backend, keep, measure, within_free_memory
+    from unetrt.runtime.geometry.planner import candidates, worth_timing
+    from unetrt.runtime.machine import shown
+
+    backend = chosen_backend(options.backend, options.device)
+    setting = Setting.here(backend, network.shape, precision, budget, options.device)
     require_place(setting.path)
-    with bar() as progress:
-        calibration = calibrate(network.checkpoint(), setting, frames, budget, device, progress)
-    if calibration.reliable:  # else what was kept before may be better
-        calibration.save()
-    return calibration
+    possible = budget if backend.gpu else within_free_memory(budget)
+    tiles = worth_timing(candidates(options.frames, network.shape, possible), possible.memory)
+    console = Console(stderr=True)
+    with (
+        TemporaryDirectory(prefix="unetrt-plan-") as folder,
+        Progress(console=console, transient=True, disable=not console.is_terminal) as bar,
+    ):
+        task = bar.add_task(f"timing {len(tiles)} tiles", total=None)
+        model, what = network.model_file(precision, Path(folder))
+        times = measure(
+            model, tiles, setting, options.device,
+            lambda done, total: bar.update(task, completed=done, total=total),
+        )  # fmt: skip
+    click.echo(f"timed: {what}", err=True)
+    if possible.memory < budget.memory:
+        click.echo(f"planned for {shown(possible.memory)}, as no more memory is free here", err=True)
+    return possible, setting, keep(setting, times)
 
 
-def _kept(network: "Network", budget: "Budget", name: str, precision: str, device: int | None) -> "Calibration | None":
-    """Return what an earlier --measure has kept of such a network, if anything."""
-    from unetrt.runtime.calibration import any_kept, kept
+def _kept(network: "PlannedNetwork", options: PlanOptions, budget: "Budget", precision: str) -> "Timed":
+    """Use the times that earlier runs with --measure have kept of such a network."""
+    from unetrt.runtime.geometry.measured import Setting, chosen_backend, folder, kept
     from unetrt.runtime.sessions import AUTO
-    from unetrt.runtime.setting import Setting, chosen_backend
 
-    if name == AUTO and not any_kept():  # engines take long to import
-        return None
-    with suppress(*((BackendUnavailableError,) if name == AUTO else ())):
-        setting = Setting.here(chosen_backend(name, device), network.shape, precision, budget.batch, device)
+    automatic = options.backend == AUTO
+    if automatic and not any(folder().glob("*.json")):  # engines take long to import
+        return budget, None, ()
+    with suppress(*((BackendUnavailableError,) if automatic else ())):
+        backend = chosen_backend(options.backend, options.device)
+        setting = Setting.here(backend, network.shape, precision, budget, options.device)
         try:
-            return kept(setting)
+            return budget, setting, kept(setting)
         except ModelFileError as error:
-            click.echo(f"ignored: {error}", err=True)
-    return None
+            click.echo(f"ignored: {error}; --measure replaces it", err=True)
+    return budget, None, ()
 
 
-def _front(ranked: list[Any], best: Any) -> list[Any]:
-    """Keep the tiles that no other beats in both cost and memory: the best, its forerunner, and some below it."""
-    front: list[Any] = []
-    for one in ranked:
-        if not front or one.memory < front[-1].memory:
-            front.append(one)
-    at = front.index(best)
-    return front[max(0, at - 1) : at + ROWS]
+def _print(
+    rows: "list[PlannedTile]", best: "PlannedTile", usual: "PlannedTile | None", budget: "Budget", frames: int
+) -> None:
+    """Print the tiles with the best one marked, and how it compares with the usual tile."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from unetrt.runtime.machine import shown
+
+    timed = any(row.seconds is not None for row in rows)
+    time = "time" if frames == 1 else f"time, {frames} frames"
+    table = Table("tile", "passes", "GMAC", "useful", "memory", *([time] if timed else []), "")
+    for row in [*rows, *([usual] if usual and usual not in rows else [])]:
+        fits = "" if row.memory <= budget.memory else "does not fit"
+        mark = "best" if row == best else ("the paper's" if row == usual else fits)
+        table.add_row(
+            f"{row.tile[0]}x{row.tile[1]}", str(row.passes), f"{row.macs / 1e9:.0f}", f"{row.useful:.1%}",
+            shown(row.memory), *([_time(row)] if timed else []), mark,
+        )  # fmt: skip
+    Console().print(table)
+    if usual:
+        times = ""
+        if best.seconds is not None and usual.seconds is not None:
+            times = f" and {best.seconds / usual.seconds:.0%} of their time"
+        click.echo(f"the best tile needs {best.macs / usual.macs:.0%} of the arithmetic of 572-tiles{times}")
+
+
+def _time(row: "PlannedTile") -> str:
+    if row.seconds is None:
+        return ""
+    size = f"{row.seconds:.2f} s" if row.seconds >= 1 else f"{row.seconds * 1e3:.3g} ms"
+    return f"{size} ± {row.noise / row.seconds:.0%}"
+
+
+def _source(best: "PlannedTile", setting: "Setting | None", times: "tuple[TileTime, ...]") -> str:
+    if best.seconds is None:
+        why = "the tile of least arithmetic was not" if times else "no tile of such a network was"
+        return f"ranked by arithmetic: {why} measured on this machine (--measure)"
+    days = sorted({one.measured_on for one in times})
+    return (
+        f"times measured on {' to '.join(days[:1] + days[1:][-1:])} on this machine ({setting})\n"
+        "of tiles whose times overlap, the one of less arithmetic is the best"
+    )
