@@ -11,12 +11,11 @@ from unetrt.benchmarks.environment import environment
 from unetrt.benchmarks.figure import Figure
 from unetrt.benchmarks.journal import Journal, Patience
 from unetrt.runtime.normalisation import Normalisation
-from unetrt.trainer.dataset import Annotated, Dataset, class_names
+from unetrt.trainer.dataset import AnnotatedImage, Dataset, class_names
 from unetrt.trainer.drawn_cells import draw
-from unetrt.trainer.learner import Learner
+from unetrt.trainer.learner import Learner, Team, alone
 from unetrt.trainer.recipe import Recipe
 from unetrt.trainer.samples import Sampler, prepare
-from unetrt.trainer.team import Team, alone
 
 # Drawn images that tiles are taken from, and their side in pixels.
 IMAGES, SIDE = 8, 700
@@ -147,7 +146,7 @@ class _Run:
 
 def _drawn() -> Dataset:
     drawings = [draw((SIDE, SIDE), seed=number) for number in range(IMAGES)]
-    images = tuple(Annotated(str(number), each.frame[None], each.labels) for number, each in enumerate(drawings))
+    images = tuple(AnnotatedImage(str(number), each.frame[None], each.labels) for number, each in enumerate(drawings))
     return Dataset(images, class_names(None), instances=True)
 
 

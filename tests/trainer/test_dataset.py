@@ -4,7 +4,7 @@ import tifffile
 from PIL import Image
 
 from unetrt.runtime.errors import DatasetError, FrameError, UnetrtError
-from unetrt.trainer import reading
+from unetrt.trainer.dataset import read_dataset
 
 FRAME = np.arange(20, dtype=np.uint16).reshape(4, 5)
 LABELS = np.array([[0, 1, 1, 0, 2]] * 4, np.uint8)
@@ -20,7 +20,7 @@ def write(folder, images=None, labels=None):
 
 
 def test_pairs_by_stem_whatever_the_format(tmp_path):
-    data = reading.load(write(tmp_path, {"a.tif": FRAME, "b.png": FRAME}, {"a.png": LABELS, "b.tif": LABELS}))
+    data = read_dataset(write(tmp_path, {"a.tif": FRAME, "b.png": FRAME}, {"a.png": LABELS, "b.tif": LABELS}))
     assert [image.name for image in data.images] == ["a", "b"]
     assert data.images[0].frame.shape == (1, 4, 5)
     assert data.images[1].frame.dtype == np.uint16
@@ -29,13 +29,13 @@ def test_pairs_by_stem_whatever_the_format(tmp_path):
 
 
 def test_class_maps(tmp_path):
-    data = reading.load(write(tmp_path, {"a.tif": FRAME}, {"a.tif": LABELS}), classes=3)
+    data = read_dataset(write(tmp_path, {"a.tif": FRAME}, {"a.tif": LABELS}), classes=3)
     assert data.class_names == ("background", "class 1", "class 2")
     assert not data.instances
 
 
 def test_an_image_without_objects_is_a_negative_example(tmp_path):
-    data = reading.load(write(tmp_path, {"a.tif": FRAME, "b.tif": FRAME}, {"a.tif": LABELS, "b.tif": 0 * LABELS}))
+    data = read_dataset(write(tmp_path, {"a.tif": FRAME, "b.tif": FRAME}, {"a.tif": LABELS, "b.tif": 0 * LABELS}))
     assert len(data.images) == 2
 
 
@@ -72,7 +72,7 @@ RGB = np.zeros((4, 5, 3), np.uint8)
 )
 def test_what_does_not_fit(tmp_path, images, labels, classes, error, message):
     with pytest.raises(error, match=message):
-        reading.load(write(tmp_path, images, labels), classes)
+        read_dataset(write(tmp_path, images, labels), classes)
 
 
 @pytest.mark.parametrize("missing", ["", "images", "labels"])
@@ -81,11 +81,11 @@ def test_a_missing_folder(tmp_path, missing):
     (tmp_path / "images" / "a.tif").touch() if missing == "labels" else None
     folder = tmp_path / "none" if missing == "" else tmp_path
     with pytest.raises(UnetrtError, match="does not exist|holds no image"):
-        reading.load(folder)
+        read_dataset(folder)
 
 
 def test_a_split_loses_no_image_and_repeats_itself(drawn_folder):
-    data = reading.load(drawn_folder)
+    data = read_dataset(drawn_folder)
     train, held = data.split(0.25, seed=3)
     names = [image.name for part in (train, held) for image in part.images]
     assert sorted(names) == [image.name for image in data.images]
@@ -94,6 +94,6 @@ def test_a_split_loses_no_image_and_repeats_itself(drawn_folder):
 
 
 def test_one_image_cannot_be_split(tmp_path):
-    data = reading.load(write(tmp_path, {"a.tif": FRAME}, {"a.tif": LABELS}))
+    data = read_dataset(write(tmp_path, {"a.tif": FRAME}, {"a.tif": LABELS}))
     with pytest.raises(DatasetError, match="give --val FOLDER"):
         data.split(0.2, seed=0)

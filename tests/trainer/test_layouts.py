@@ -8,7 +8,7 @@ import tifffile
 import zarr
 
 from unetrt.runtime.errors import DatasetError, FrameError, OptionError
-from unetrt.trainer import reading
+from unetrt.trainer.dataset import read_dataset, read_names
 
 RNG = np.random.default_rng(0)
 FRAMES = RNG.integers(0, 4000, (3, 20, 30)).astype(np.uint16)
@@ -29,7 +29,7 @@ def npy(path, pixels):
 def test_a_stack_becomes_an_image_a_frame(tmp_path):
     tiff(tmp_path / "images" / "s.tif", FRAMES)
     tiff(tmp_path / "labels" / "s.tif", LABELS)
-    data = reading.load(tmp_path)
+    data = read_dataset(tmp_path)
     assert [image.name for image in data.images] == ["s[0]", "s[1]", "s[2]"]
     np.testing.assert_array_equal(data.images[2].frame[0], FRAMES[2])
     np.testing.assert_array_equal(data.images[2].labels, LABELS[2])
@@ -46,7 +46,7 @@ def test_ome_tiff_npy_and_zarr_pair_by_stem(tmp_path):
     group.attrs["ome"] = {"multiscales": [{"axes": axes, "datasets": [{"path": "0"}]}]}
     for name in ("a.tif", "b.npy", "c.tif", "d.npy"):
         (npy if name.endswith("npy") else tiff)(tmp_path / "labels" / name, LABELS)
-    data = reading.load(tmp_path)
+    data = read_dataset(tmp_path)
     assert [image.name for image in data.images] == [f"{stem}[{index}]" for stem in "abcd" for index in range(3)]
     for index, image in enumerate(data.images):
         np.testing.assert_array_equal(image.frame[0], FRAMES[index % 3])
@@ -60,7 +60,7 @@ def test_channels_of_npy_and_ome(tmp_path):
     tiff(tmp_path / "images" / "c.tif", np.moveaxis(rgb, -1, 0), ome=True, metadata={"axes": "CYX"})
     for name in "abc":
         npy(tmp_path / "labels" / f"{name}.npy", LABELS[0])
-    data = reading.load(tmp_path)
+    data = read_dataset(tmp_path)
     for image in data.images:
         np.testing.assert_array_equal(image.frame, np.moveaxis(rgb, -1, 0))
 
@@ -72,7 +72,7 @@ def test_the_cell_tracking_challenges_layout(tmp_path):
     tiff(tmp_path / "02" / "t001.tif", FRAMES)
     tiff(tmp_path / "02_GT" / "SEG" / "man_seg_001_002.tif", LABELS[2].astype(np.uint16))
     tiff(tmp_path / "02_GT" / "TRA" / "man_track001.tif", LABELS)
-    data = reading.load(tmp_path)
+    data = read_dataset(tmp_path)
     assert [image.name for image in data.images] == ["01/t007", "02/t001[2]"]
     np.testing.assert_array_equal(data.images[0].frame[0], FRAMES[0] + 7)
     np.testing.assert_array_equal(data.images[1].frame[0], FRAMES[2])
@@ -85,7 +85,7 @@ def test_a_third_folder_marks_what_is_not_annotated(tmp_path):
         tiff(tmp_path / "images" / f"{name}.tif", FRAMES[0])
         tiff(tmp_path / "labels" / f"{name}.tif", LABELS[0])
     tiff(tmp_path / "ignore" / "b.tif", mask)
-    data = reading.load(tmp_path)
+    data = read_dataset(tmp_path)
     assert data.images[0].ignored is None
     np.testing.assert_array_equal(data.images[1].ignored, mask > 0)
     assert data.ignored == pytest.approx(0.25)
@@ -101,7 +101,7 @@ def test_a_label_marks_what_is_not_annotated(tmp_path, classes, ignore, share):
     labels[:2] = 0 if ignore == 2 else 255
     tiff(tmp_path / "images" / "a.tif", FRAMES[0])
     tiff(tmp_path / "labels" / "a.tif", labels)
-    data = reading.load(tmp_path, classes, ignore)
+    data = read_dataset(tmp_path, classes, ignore)
     assert data.ignored == pytest.approx(48 / 600 if share is None else share)
     assert data.images[0].labels.max() == (3 if share == 0 else 1 if ignore == 2 else 2)
 
@@ -110,12 +110,12 @@ def named(tmp_path):
     for name in ("cell_01", "cell_02", "cell_03"):
         tiff(tmp_path / "images" / f"{name}.tif", FRAMES[0])
         tiff(tmp_path / "labels" / f"{name}.tif", LABELS[0])
-    return reading.load(tmp_path)
+    return read_dataset(tmp_path)
 
 
 def test_a_list_says_what_is_held_back(tmp_path):
     (tmp_path / "val.txt").write_text("# held back\ncell_02.tif\n\ncell_03\n")
-    train, held = named(tmp_path).split_by(reading.read_names(tmp_path / "val.txt"))
+    train, held = named(tmp_path).split_by(read_names(tmp_path / "val.txt"))
     assert [[image.name for image in part.images] for part in (train, held)] == [["cell_01"], ["cell_02", "cell_03"]]
 
 
@@ -136,7 +136,7 @@ def test_what_is_no_list(tmp_path):
     (tmp_path / "binary.txt").write_bytes(b"\xff\xfe\x00")
     for name, message in (("empty", "names no image"), ("binary", "cannot be read"), ("none", "cannot be read")):
         with pytest.raises(DatasetError, match=message):
-            reading.read_names(tmp_path / f"{name}.txt")
+            read_names(tmp_path / f"{name}.txt")
 
 
 BAD = {
@@ -173,7 +173,7 @@ def test_what_does_not_fit(tmp_path, files, message):
     for name, pixels in files.items():
         tiff(tmp_path / name, pixels)
     with pytest.raises(DatasetError, match=message):
-        reading.load(tmp_path, classes=2 if "--classes" in message else None)
+        read_dataset(tmp_path, classes=2 if "--classes" in message else None)
 
 
 def test_what_looks_odd_is_said(tmp_path):
@@ -182,25 +182,25 @@ def test_what_looks_odd_is_said(tmp_path):
     for name, frame in (("a", FRAMES[0]), ("b", 0 * FRAMES[0])):
         tiff(tmp_path / "images" / f"{name}.tif", frame)
         tiff(tmp_path / "labels" / f"{name}.tif", spots)
-    assert [re.sub(r"\d+", "N", doubt) for doubt in reading.load(tmp_path).doubts()] == [
+    assert [re.sub(r"\d+", "N", doubt) for doubt in read_dataset(tmp_path).warnings()] == [
         "b without any contrast, but with objects",
         "N objects in N separate pieces: if labels are classes, give --classes",
     ]
-    assert named(tmp_path / "good").doubts() == []
+    assert named(tmp_path / "good").warnings() == []
 
 
 def test_a_frame_that_is_not_annotated_at_all_is_left_out(tmp_path):
     tiff(tmp_path / "images" / "s.tif", FRAMES)
     tiff(tmp_path / "labels" / "s.tif", LABELS)
     tiff(tmp_path / "ignore" / "s.tif", np.stack([0 * LABELS[0], LABELS[0] * 0 + 1, 0 * LABELS[0]]))
-    assert [image.name for image in reading.load(tmp_path).images] == ["s[0]", "s[2]"]
+    assert [image.name for image in read_dataset(tmp_path).images] == ["s[0]", "s[2]"]
 
 
 def test_frames_of_a_stack_stay_together(tmp_path):
     for name in ("a", "b", "c"):
         tiff(tmp_path / "images" / f"{name}.tif", FRAMES)
         tiff(tmp_path / "labels" / f"{name}.tif", LABELS)
-    data = reading.load(tmp_path)
+    data = read_dataset(tmp_path)
     for seed in range(5):
         train, held = data.split(0.2, seed)
         sources = [{image.source for image in part.images} for part in (train, held)]
@@ -213,13 +213,13 @@ def test_frames_of_a_stack_stay_together(tmp_path):
 def test_a_single_stack_is_split_by_frames_and_a_sequence_is_held_back_by_its_name(tmp_path):
     tiff(tmp_path / "a" / "images" / "s.tif", FRAMES)
     tiff(tmp_path / "a" / "labels" / "s.tif", LABELS)
-    assert len(reading.load(tmp_path / "a").split(0.3, seed=1)[1].images) == 1
+    assert len(read_dataset(tmp_path / "a").split(0.3, seed=1)[1].images) == 1
     for sequence in ("01", "02"):
         for time in (0, 1):
             tiff(tmp_path / "b" / sequence / f"t00{time}.tif", FRAMES[0])
             tiff(tmp_path / "b" / f"{sequence}_GT" / "SEG" / f"man_seg00{time}.tif", LABELS[0])
     (tmp_path / "list").write_text("02\n01/t001.tif\n")
-    _, held = reading.load(tmp_path / "b").split_by(reading.read_names(tmp_path / "list"))
+    _, held = read_dataset(tmp_path / "b").split_by(read_names(tmp_path / "list"))
     assert [image.name for image in held.images] == ["01/t001", "02/t000", "02/t001"]
 
 
@@ -228,13 +228,13 @@ def test_an_empty_array_is_refused(tmp_path):
     for kind in ("images", "labels"):
         npy(tmp_path / kind / "cell_05.npy", np.zeros((0, 20, 30), np.uint8))
     with pytest.raises(FrameError, match="cell_05.npy holds no pixels"):
-        reading.load(tmp_path)
+        read_dataset(tmp_path)
 
 
 def test_a_background_cannot_be_ignored(tmp_path):
     named(tmp_path)
     with pytest.raises(OptionError, match="label 0 cannot be ignored"):
-        reading.load(tmp_path, ignore=0)
+        read_dataset(tmp_path, ignore=0)
 
 
 def test_objects_in_an_npy_are_never_unpickled(tmp_path):
@@ -246,7 +246,7 @@ def test_objects_in_an_npy_are_never_unpickled(tmp_path):
     np.save(tmp_path / "images" / "cell_04.npy", np.array([Payload()], object), allow_pickle=True)
     npy(tmp_path / "labels" / "cell_04.npy", LABELS[0])
     with pytest.raises(FrameError, match="cell_04.npy holds Python objects, which are never loaded"):
-        reading.load(tmp_path)
+        read_dataset(tmp_path)
     (tmp_path / "images" / "cell_04.npy").write_bytes(b"\x80\x04 a bare pickle")
     with pytest.raises(FrameError, match="cell_04.npy cannot be read"):
-        reading.load(tmp_path)
+        read_dataset(tmp_path)

@@ -6,12 +6,13 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from unetrt.cli._shutdown import ShutdownRequest, shutdown_request
+
 if TYPE_CHECKING:
     from unetrt.live_view.figures import Observer
     from unetrt.live_view.run import Source
     from unetrt.runtime.live.live_segmenter import LiveSegmenter
     from unetrt.runtime.live.results import ResultOutput
-    from unetrt.trainer.stopping import StopRequest
 
 # Exit status of a run that Ctrl-C cut short, as of every command.
 CUT_SHORT = 130
@@ -19,11 +20,9 @@ CUT_SHORT = 130
 
 def run_live(model: Path, choices: dict[str, Any]) -> None:
     """Run `unetrt live` with its options, by name; raises what the run comes to."""
-    from unetrt.trainer.stopping import stop_request
-
     with ExitStack() as stack:
         # Until the model is loaded Ctrl-C does what it always does; but an import can swallow that.
-        request = stack.enter_context(stop_request(at_once=True))
+        request = stack.enter_context(shutdown_request(immediate=True))
         source, output = _ends(choices, stack)
         _run(model, source, output, choices, request, stack)
 
@@ -55,7 +54,7 @@ def _run(
     source: "Source",
     output: "ResultOutput | None",
     choices: dict[str, Any],
-    request: "StopRequest",
+    request: ShutdownRequest,
     stack: ExitStack,
 ) -> None:
     """Load the model, run, and say what it came to."""
@@ -65,7 +64,7 @@ def _run(
 
     observer = Observer()
     live = stack.enter_context(_live(model, observer, output, choices))
-    request.wait_from_now()
+    request.defer()
     if choices["view"]:
         _show_in_browser(live, choices["port"] or 0, stack)
     try:
@@ -108,7 +107,7 @@ def _watched(
     live: "LiveSegmenter",
     observer: "Observer",
     choices: dict[str, Any],
-    request: "StopRequest",
+    request: ShutdownRequest,
 ) -> bool:
     """Run until the end, with a view on standard error; return whether the user asked for it."""
     from rich.console import Console
@@ -123,7 +122,7 @@ def _watched(
             live,
             lambda: view.show(observer.look(live.status())),
             seconds=choices["seconds"],
-            asked=lambda: request.asked,
+            asked=lambda: request.made,
         )
 
 
