@@ -88,7 +88,7 @@ def augmentation(recipes: Sequence[str] = tuple(RECIPES), rounds: int = 9, side:
             require_alike(_sample(Path(folder), RECIPES[name]), RECIPES[name])
             taken = [fresh(_round, Path(folder), name) for _ in range(rounds)]
             figures += _figures(name, {way: Figure.of([one[way] for one in taken]) for way in taken[0]})
-    detail = {"frame": [side, side], "recipes": {name: RECIPES[name].to_dict() for name in recipes}}
+    detail = {"frame": [side, side], "recipes": {name: asdict(RECIPES[name]) for name in recipes}}
     return Record.now(NAME, MEASURES, tuple(figures), detail)
 
 

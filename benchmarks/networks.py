@@ -9,7 +9,6 @@ import onnx
 import torch
 from numpy.typing import NDArray
 
-from unetrt.benchmarks.whole_frame import whole_frame_scores
 from unetrt.export.exporter import spec_for
 from unetrt.export.graph import build_graph
 from unetrt.export.options import Options
@@ -18,6 +17,7 @@ from unetrt.runtime.normalisation import Normalisation
 from unetrt.trainer.checkpoint import Checkpoint, state_of
 from unetrt.trainer.drawn_cells import draw
 from unetrt.trainer.unet import UNet
+from unetrt.trainer.validation import whole_frame_scores
 
 # Where the classes of an untrained network are told apart, and its parameter that decides how often each is found.
 PROBED, LAST_BIAS = (256, 256), "classify.bias"

@@ -75,7 +75,7 @@ def training_speed(
     """
     team, here = alone(), environment()
     fixed = {
-        "recipe": recipe.to_dict(),
+        "recipe": asdict(recipe),
         "device": _name(team.device),
         # Convolutions in float32 use TF32 where the hardware has it, unless told otherwise: torch's own default.
         "tf32_convolutions": bool(torch.backends.cudnn.allow_tf32) and team.device.type == "cuda",

@@ -23,6 +23,8 @@ from unetrt.trainer.recipe import Recipe
 from unetrt.trainer.samples import DROPOUT, WEIGHTS, Batch, generator_for, seed_for
 from unetrt.trainer.unet import UNet, weighted_cross_entropy
 
+Tensors = list[Tensor] | tuple[Tensor, ...]
+
 # The paper's momentum (section 3): many earlier samples determine each step.
 MOMENTUM = 0.99
 # Timeout of the processes' communication: one validates alone, on any number of images.
@@ -275,7 +277,7 @@ def _average(net: UNet, decay: float) -> AveragedModel:
     """Return the exponential moving average of a network's weights, which forgets the first weights faster."""
 
     @torch.no_grad()
-    def update(averaged: list[Tensor], current: list[Tensor], updates: Tensor) -> None:
+    def update(averaged: Tensors, current: Tensors, updates: Tensor | int) -> None:
         done = int(updates)
         torch._foreach_lerp_(averaged, current, 1 - min(decay, (1 + done) / (10 + done)))
 

@@ -1,6 +1,7 @@
 """Validation: the network, run over whole images through the runtime's tiling, normalisation and instances.
 
-Scores are of all images together. `draw_sheet` shows images beside their results.
+Scores are of all images together. `draw_sheet` shows images beside their results; `whole_frame_scores` is the reference
+for tiled results.
 """
 
 from collections.abc import Sequence
@@ -18,6 +19,7 @@ from unetrt.runtime.overlay import overlay
 from unetrt.runtime.planner import GIB, Budget, best_tile
 from unetrt.runtime.segmenter import Segmenter
 from unetrt.runtime.spec import ModelSpec
+from unetrt.trainer.checkpoint import Checkpoint
 from unetrt.trainer.dataset import AnnotatedImage, Dataset
 from unetrt.trainer.evaluation import Tally, evaluate_classes, evaluate_instances, pooled
 from unetrt.trainer.torch_session import TorchSession
@@ -25,6 +27,9 @@ from unetrt.trainer.unet import UNet
 
 # Memory budget of the validation tile, in bytes; the activations of training are held beside it.
 MEMORY = 2 * GIB
+# Scores closer than this are a tie, which the order of summation decides; where their standard deviation is above 1,
+# closer than this share of it.
+TIE = 1e-4
 # The sheet: number of images, columns of two pictures each, and the largest side of a picture in frame pixels.
 IMAGES, COLUMNS, SIDE = 6, 2, 512
 
@@ -89,6 +94,25 @@ class ValidatedImage:
     tally: Tally
 
 
+def spec_of(
+    net: UNet,
+    tile: tuple[int, int],
+    class_names: tuple[str, ...],
+    normalisation: Normalisation,
+    separation_border: int,
+) -> ModelSpec:
+    """Return the spec of a network in torch, with head `logits` and a tile (H, W) in pixels."""
+    return ModelSpec(
+        tile=tile,
+        halo=net.shape.geometry.halo,
+        grid=net.shape.geometry.grid,
+        channels=net.shape.channels,
+        classes=class_names,
+        normalisation=normalisation,
+        separation_border=separation_border,
+    )
+
+
 class Validator:
     """Runs a network over a validation set.
 
@@ -108,16 +132,8 @@ class Validator:
         self, dataset: Dataset, net: UNet, normalisation: Normalisation, separation_border: int, tta: bool = False
     ) -> None:
         self._dataset, self._net, self._tta = dataset, net, tta
-        geometry = net.shape.geometry
-        spec = ModelSpec(
-            tile=best_tile(dataset.sizes.elements(), net.shape, Budget(memory=MEMORY)).tile,
-            halo=geometry.halo,
-            grid=geometry.grid,
-            channels=dataset.channels,
-            classes=dataset.class_names,
-            normalisation=normalisation,
-            separation_border=separation_border,
-        )
+        tile = best_tile(dataset.sizes.elements(), net.shape, Budget(memory=MEMORY)).tile
+        spec = spec_of(net, tile, dataset.class_names, normalisation, separation_border)
         self._segmenter = Segmenter(TorchSession(net, spec))
 
     def __call__(self) -> tuple[Scores, list[ValidatedImage]]:
@@ -163,3 +179,19 @@ def draw_sheet(path: Path, results: Sequence[ValidatedImage]) -> None:
         right.set_title(str(Scores.of(result.tally)), fontsize=7, loc="left", parse_math=False)
     with whole_file(path) as temporary:
         figure.savefig(temporary, dpi=130)
+
+
+def whole_frame_scores(checkpoint: Checkpoint, frame: NDArray[Any]) -> NDArray[np.float32]:
+    """Return the logits (classes, H, W) of a raw frame (H, W) or (C, H, W) from one pass of torch, as a single tile."""
+    geometry, net = checkpoint.shape.geometry, checkpoint.network()
+    tile = (geometry.side_for(frame.shape[-2]), geometry.side_for(frame.shape[-1]))
+    spec = spec_of(net, tile, checkpoint.class_names, checkpoint.normalisation, checkpoint.separation_border)
+    with TorchSession(net, spec) as session:
+        return Segmenter(session, lanes=1).scores(frame)
+
+
+def wrong_pixels(labels: NDArray[Any], scores: NDArray[np.float32]) -> float:
+    """Return the share of labels (H, W) that are not the best class of scores (classes, H, W), ties left out."""
+    ordered = np.sort(scores, axis=0)
+    clear = ordered[-1] - ordered[-2] > TIE * max(1.0, float(scores.std()))
+    return float((labels != scores.argmax(axis=0))[clear].mean()) if clear.any() else 0.0

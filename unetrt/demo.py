@@ -5,6 +5,7 @@ True
 """
 
 import json
+import platform
 import shutil
 import time
 from collections.abc import Callable
@@ -13,9 +14,9 @@ from typing import Any
 
 import numpy as np
 import tifffile
+import torch
 
-from unetrt.benchmarks.environment import environment
-from unetrt.benchmarks.whole_frame import whole_frame_scores, wrong_pixels
+from unetrt._version import __version__
 from unetrt.cli.train import run_with_bar
 from unetrt.export.exporter import export, planned_tile
 from unetrt.export.options import Options
@@ -24,6 +25,7 @@ from unetrt.runtime.errors import OutputError, ParityError
 from unetrt.runtime.images import write_labels, write_png
 from unetrt.runtime.instance_labels import instances
 from unetrt.runtime.overlay import overlay
+from unetrt.runtime.processor import processor
 from unetrt.runtime.segmenter import Segmenter
 from unetrt.runtime.spec import ModelSpec
 from unetrt.trainer import checkpoint as checkpoints
@@ -32,6 +34,7 @@ from unetrt.trainer.evaluation import evaluate_instances
 from unetrt.trainer.recipe import DEFAULT_RECIPE, RECIPES
 from unetrt.trainer.run import DataSource, TrainingBudget, TrainingRun
 from unetrt.trainer.training import Training
+from unetrt.trainer.validation import whole_frame_scores, wrong_pixels
 
 # File that marks a folder as a demo's, which may be overwritten.
 MARKER = ".unetrt-demo"
@@ -99,7 +102,7 @@ class Demo:
                 "parity": str(parity),
                 "training": trained.training["validation"] | {"steps": trained.training["steps"]},
             }
-        report |= {"frame": FRAME, "tile": tile, "environment": environment()}
+            report |= {"frame": FRAME, "tile": tile, "environment": environment(segmenter.session.name)}
         self._write_images(scene, found)
         report["seconds"]["everything"] = round(time.perf_counter() - begin, 1)
         with whole_file(self._out / "report.json") as temporary:
@@ -134,6 +137,22 @@ class Demo:
         tifffile.imwrite(self._out / "frame.tif", scene.frame, photometric="minisblack")
         write_labels(self._out / "instances.tif", found)
         write_png(self._out / "overlay.png", overlay(scene.frame, found))
+
+
+def environment(engine: str) -> dict[str, Any]:
+    """Return the processor and the versions that produced a report; `engine` is the name of the session."""
+    return {
+        "engine": engine,
+        "processor": processor(),
+        "threads": torch.get_num_threads(),
+        "system": platform.platform(),
+        "versions": {
+            "unetrt": __version__,
+            "python": platform.python_version(),
+            "torch": torch.__version__,
+            "numpy": np.__version__,
+        },
+    }
 
 
 def exactness(stitched: Any, whole: Any, spec: ModelSpec) -> dict[str, Any]:

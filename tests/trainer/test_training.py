@@ -15,7 +15,7 @@ from unetrt.trainer.recipe import RECIPES, Recipe
 from unetrt.trainer.run import TrainingBudget, TrainingRun
 from unetrt.trainer.samples import normalisation_for
 from unetrt.trainer.training import Training
-from unetrt.trainer.validation import Scores, Validator
+from unetrt.trainer.validation import TIE, Scores, Validator, wrong_pixels
 
 SMALL = RECIPES["modern"].with_options(depth=2, base=4, tile=92)
 
@@ -216,3 +216,13 @@ def test_the_sheet_shows_validation_images_beside_their_annotation(tiny_run):
     coloured = (pixels.max(axis=2) - pixels.min(axis=2) > 60).mean(axis=0)
     assert pixels.shape[0] > 200
     assert coloured[: pixels.shape[1] // 4].any(), "the annotation's outlines, on the left"
+
+
+@pytest.mark.parametrize("scale", [1.0, 100.0])
+def test_ties_are_left_out_as_the_scores_spread(scale):
+    """Of four pixels one is a tie, one is wrong by more than that; scores of a trained network are larger."""
+    margin = np.array([[2.0, -2.0, 0.5 * TIE, 4 * TIE]], np.float32) * scale
+    scores = np.stack([np.zeros_like(margin), margin])
+    labels = np.array([[1, 0, 0, 0]], np.uint8)
+    assert wrong_pixels(labels, scores) == pytest.approx(1 / 3)
+    assert wrong_pixels(np.array([[1, 0, 0, 1]], np.uint8), scores) == 0
