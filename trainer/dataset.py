@@ -243,7 +243,9 @@ def read_dataset(folder: str | Path, classes: int | None = None, ignore: int | N
     ignore = ignored_label(classes, ignore)
     images = tuple(image for files in _find_files(Path(folder)) for image in _read(files, classes, ignore))
     if not images:
-        raise DatasetError(f"{folder}: no pixel is annotated, all of them are to be ignored")
+        raise DatasetError(
+            f"{folder}: no pixel is annotated, all of them are ignored: check the masks in ignore/ and --ignore-label"
+        )
     channels = Counter(image.frame.shape[0] for image in images)
     if len(channels) > 1:
         usual = channels.most_common(1)[0][0]
@@ -381,11 +383,13 @@ def _challenge_files(truth: Path) -> list[_ImageFiles]:
         time, plane = match.groups()
         image = sequence / f"t{time}.tif"
         if not image.is_file():
-            raise DatasetError(f"{labels} annotates {image}, which does not exist")
+            raise DatasetError(
+                f"{labels} annotates {image}, which does not exist: add that frame, or remove the labels"
+            )
         name = f"{sequence.name}/t{time}" + (f"[{int(plane)}]" if plane else "")
         found.append(_ImageFiles(name, image, labels, sequence.name, plane=int(plane) if plane else None))
     if not found:
-        raise DatasetError(f"{truth} holds no man_seg*.tif")
+        raise DatasetError(f"{truth} holds no man_seg*.tif: it should hold labels such as man_seg000.tif")
     return found
 
 
@@ -445,7 +449,10 @@ def _require_labels(plane: Array, path: Path, classes: int | None) -> NDArray[np
     if classes is None:
         return as_instances(plane)
     if plane.max() >= classes:
-        raise DatasetError(f"{path} holds class {plane.max()}, {classes} classes are 0 ... {classes - 1}")
+        raise DatasetError(
+            f"{path} holds class {plane.max()}, {classes} classes are 0 ... {classes - 1}: "
+            "use a larger --classes, or none for instances"
+        )
     return plane.astype(np.int32)
 
 

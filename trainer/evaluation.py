@@ -155,7 +155,9 @@ def compare_files(predicted: Path, labels: Path, labelled: LabelFormat) -> Itera
         found = {_key(stem): predicted for stem in truths}
     for stem, path in sorted(truths.items()):
         if _key(stem) not in found:
-            raise DatasetError(f"{predicted} has no labels for {path.name}")
+            raise DatasetError(
+                f"{predicted} has no labels for {path.name}: each file of {labels} needs one of the same name"
+            )
         guess, truth = read_label_stack(found[_key(stem)]), read_label_stack(path)
         mask = read_label_stack(masks[stem]) if stem in masks else None
         _require_same_size(path, predicted=guess, true=truth, ignored=mask)
@@ -174,7 +176,10 @@ def _compare_planes(predicted: Array, truth: Array, ignored: Mask | None, labell
         return evaluate_instances(as_instances(found), as_instances(known), ignored)
     for what, plane in (("predicted", found), ("true", known)):
         if plane.max() >= classes:
-            raise FrameError(f"{name}: class {plane.max()} is {what}, {classes} classes are 0 ... {classes - 1}")
+            raise FrameError(
+                f"{name}: class {plane.max()} is {what}, {classes} classes are 0 ... {classes - 1}: "
+                "use a larger --classes, or none for instances"
+            )
     return evaluate_classes(found, known, classes, ignored)
 
 

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import tifffile
 import torch
+from numpy.typing import NDArray
 
 from unetrt._version import __version__
 from unetrt.cli.train import run_with_bar
@@ -46,6 +47,8 @@ FRAME = (1100, 1300)
 EXACT, EXACT_SHARE = 1e-4, 1e-5
 
 Say = Callable[[str], None]
+Labels = NDArray[np.int32]
+Scores = NDArray[np.float32]
 
 
 class Demo:
@@ -133,7 +136,7 @@ class Demo:
         training = Training(*source.read(self._seed), RECIPES[DEFAULT_RECIPE], run)
         return checkpoints.load(run_with_bar(training, TrainingBudget(steps=self._steps)))
 
-    def _write_images(self, scene: Drawing, found: Any) -> None:
+    def _write_images(self, scene: Drawing, found: Labels) -> None:
         tifffile.imwrite(self._out / "frame.tif", scene.frame, photometric="minisblack")
         write_labels(self._out / "instances.tif", found)
         write_png(self._out / "overlay.png", overlay(scene.frame, found))
@@ -155,7 +158,7 @@ def environment(engine: str) -> dict[str, Any]:
     }
 
 
-def exactness(stitched: Any, whole: Any, spec: ModelSpec) -> dict[str, Any]:
+def exactness(stitched: Scores, whole: Scores, spec: ModelSpec) -> dict[str, Any]:
     """Compare stitched logits with those of one pass, both (classes, H, W) float32."""
     error = float(np.abs(stitched - whole).max())
     changed = wrong_pixels(stitched.argmax(axis=0), whole)
@@ -168,7 +171,7 @@ def exactness(stitched: Any, whole: Any, spec: ModelSpec) -> dict[str, Any]:
     }
 
 
-def quality(found: Any, scene: Drawing) -> dict[str, Any]:
+def quality(found: Labels, scene: Drawing) -> dict[str, Any]:
     """Score instances (H, W) int32 against the drawn ones."""
     scores = evaluate_instances(found, scene.labels, warping=False).to_dict()
     return {
