@@ -26,9 +26,9 @@ from unetrt.runtime.errors import ParityError
 from unetrt.runtime.files.atomic import require_writable
 from unetrt.runtime.pixels.normalisation import Normalisation
 from unetrt.trainer.augmentation import coordinates, look_up
-from unetrt.trainer.dataset import Annotated, Dataset, class_names
+from unetrt.trainer.dataset import AnnotatedImage, Dataset, class_names
 from unetrt.trainer.recipe import RECIPES, Recipe
-from unetrt.trainer.samples import Sample, Sampler, prepare
+from unetrt.trainer.samples import Sampler, TrainingSample, prepare
 
 NAME = "augmentation"
 MEASURES = (
@@ -49,7 +49,7 @@ ALLOWED = {1: 1e-4, 3: 0.1}
 ALLOWED_CLASSES = 1e-4
 
 
-def require_alike(sample: Sample, recipe: Recipe, seed: int = 0) -> None:
+def require_alike(sample: TrainingSample, recipe: Recipe, seed: int = 0) -> None:
     """Raise ParityError where a tile of SciPy's is another one than ours, at the same coordinates."""
     side, halo = recipe.legal_tile(), recipe.shape(1, 2).geometry.halo
     generator = torch.Generator().manual_seed(seed)
@@ -88,7 +88,7 @@ def augmentation(recipes: Sequence[str] = tuple(RECIPES), rounds: int = 9, side:
             require_alike(_sample(Path(folder), RECIPES[name]), RECIPES[name])
             taken = [fresh(_round, Path(folder), name) for _ in range(rounds)]
             figures += _figures(name, {way: Figure.of([one[way] for one in taken]) for way in taken[0]})
-    detail = {"frame": [side, side], "recipes": {name: RECIPES[name].to_dict() for name in recipes}}
+    detail = {"frame": [side, side], "recipes": {name: asdict(RECIPES[name]) for name in recipes}}
     return Record.now(NAME, MEASURES, tuple(figures), detail)
 
 
@@ -104,9 +104,9 @@ def _round(folder: Path, name: str) -> dict[str, float]:
         return in_turn(runs)
 
 
-def _sample(folder: Path, recipe: Recipe) -> Sample:
+def _sample(folder: Path, recipe: Recipe) -> TrainingSample:
     (drawing,) = stored(folder)
-    image = Annotated("drawn", drawing.frame[None], drawing.labels)
+    image = AnnotatedImage("drawn", drawing.frame[None], drawing.labels)
     (sample,) = prepare(Dataset((image,), class_names(None), instances=True), recipe, Normalisation())
     return sample
 

@@ -12,10 +12,10 @@ from unetrt.benchmarks.contenders import REFERENCE, Contender
 from unetrt.benchmarks.job import Job
 from unetrt.benchmarks.ready import About
 from unetrt.benchmarks.result import LeftOut
-from unetrt.benchmarks.whole_frame import whole_frame_scores, wrong_pixels
 from unetrt.benchmarks.worker import Worker
 from unetrt.runtime.errors import ParityError, UnetrtError
 from unetrt.trainer.checkpoint import Checkpoint
+from unetrt.trainer.validation import whole_frame_scores, wrong_pixels
 
 # More labels than this may not differ from those of one FP32 pass, ties left out: those of another network would. An
 # untrained one has many pixels at which rounding decides; in FP32 nothing may differ.

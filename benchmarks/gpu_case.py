@@ -20,7 +20,6 @@ from unetrt.benchmarks.networks import drawn_frame, write_model
 from unetrt.benchmarks.planned_tiles import PlannedTiles
 from unetrt.benchmarks.synchronised import timed
 from unetrt.benchmarks.usual_loop import UsualLoop
-from unetrt.benchmarks.whole_frame import wrong_pixels
 from unetrt.export.exporter import spec_for
 from unetrt.export.options import Options
 from unetrt.runtime.errors import BackendUnavailableError, OptionError, OutOfMemoryError, ParityError, UnetrtError
@@ -30,6 +29,7 @@ from unetrt.runtime.segment.segmenter import Segmenter
 from unetrt.runtime.sessions import Session, open_session
 from unetrt.trainer.checkpoint import Checkpoint
 from unetrt.trainer.torch_session import TorchSession
+from unetrt.trainer.validation import wrong_pixels
 
 LOOP, COMPILED_TILES, ALONE, PRODUCT = "eager", "compiled", "compiled, pass alone", "matmul"
 # In the order in which they are tried.

@@ -8,13 +8,13 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
-from unetrt.benchmarks.whole_frame import whole_frame_scores
 from unetrt.export.exporter import spec_for
 from unetrt.export.graph import build_graph
 from unetrt.export.options import Options
 from unetrt.runtime.geometry.unet_shape import UNetShape
 from unetrt.trainer.checkpoint import Checkpoint, untrained_checkpoint
 from unetrt.trainer.drawn_cells import draw
+from unetrt.trainer.validation import whole_frame_scores
 
 # Where the classes of an untrained network are told apart, and its parameter that decides how often each is found.
 PROBED, LAST_BIAS = (256, 256), "classify.bias"

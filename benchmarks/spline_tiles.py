@@ -10,7 +10,7 @@ from scipy import ndimage
 from torch import Tensor
 
 from unetrt.trainer.augmentation import Augmentation, vary_grey_values
-from unetrt.trainer.samples import Sample
+from unetrt.trainer.samples import TrainingSample
 
 Array = NDArray[Any]
 
@@ -30,7 +30,7 @@ class SplineTiles:
         Of the spline through the frame's pixels: 1, as `Sampler` has it, or 3. Its coefficients are worked out here.
     """
 
-    def __init__(self, sample: Sample, side: int, halo: int, how: Augmentation, order: int) -> None:
+    def __init__(self, sample: TrainingSample, side: int, halo: int, how: Augmentation, order: int) -> None:
         self._sample, self._side, self._how, self._order = sample, side, how, order
         self._inner = slice(halo, side - halo)
         frame = sample.frame[0].numpy()

@@ -11,12 +11,11 @@ from unetrt.benchmarks.environment import environment
 from unetrt.benchmarks.figure import Figure
 from unetrt.benchmarks.journal import Journal, Patience
 from unetrt.runtime.pixels.normalisation import Normalisation
-from unetrt.trainer.dataset import Annotated, Dataset, class_names
+from unetrt.trainer.dataset import AnnotatedImage, Dataset, class_names
 from unetrt.trainer.drawn_cells import draw
-from unetrt.trainer.learner import Learner
+from unetrt.trainer.learner import Learner, Team, alone
 from unetrt.trainer.recipe import Recipe
 from unetrt.trainer.samples import Sampler, prepare
-from unetrt.trainer.team import Team, alone
 
 # Drawn images that tiles are taken from, and their side in pixels.
 IMAGES, SIDE = 8, 700
@@ -76,7 +75,7 @@ def training_speed(
     """
     team, here = alone(), environment()
     fixed = {
-        "recipe": recipe.to_dict(),
+        "recipe": asdict(recipe),
         "device": _name(team.device),
         # Convolutions in float32 use TF32 where the hardware has it, unless told otherwise: torch's own default.
         "tf32_convolutions": bool(torch.backends.cudnn.allow_tf32) and team.device.type == "cuda",
@@ -147,7 +146,7 @@ class _Run:
 
 def _drawn() -> Dataset:
     drawings = [draw((SIDE, SIDE), seed=number) for number in range(IMAGES)]
-    images = tuple(Annotated(str(number), each.frame[None], each.labels) for number, each in enumerate(drawings))
+    images = tuple(AnnotatedImage(str(number), each.frame[None], each.labels) for number, each in enumerate(drawings))
     return Dataset(images, class_names(None), instances=True)
 
 

@@ -16,7 +16,7 @@ from unetrt.trainer.drawn_cells import draw
 from unetrt.trainer.targets import separation_weights
 
 SIDE = 388
-WAYS = {
+VARIANTS = {
     "before": NONE,
     "displacements on a 3 x 3 grid, sigma 10 px, bicubic": Augmentation(rotation=0, flips=False),
     "with rotation and reflection": Augmentation(),
@@ -24,7 +24,7 @@ WAYS = {
 
 
 def main(out: Path) -> None:
-    """Draw image and weight map, each with a grid, once for each way."""
+    """Draw image and weight map, each with a grid, without and with augmentation."""
     drawing = draw((SIDE, SIDE), seed=3)
     grey = drawing.frame / np.percentile(drawing.frame, 99.8)
     lines = np.zeros((SIDE, SIDE), np.float32)
@@ -32,8 +32,8 @@ def main(out: Path) -> None:
     planes = torch.from_numpy(np.stack([grey, separation_weights(drawing.labels), lines]).astype(np.float32))
     figure = Figure(figsize=(11, 7.6), layout="constrained")
     FigureCanvasAgg(figure)
-    rows = figure.subplots(2, len(WAYS))
-    for column, (title, how) in enumerate(WAYS.items()):
+    rows = figure.subplots(2, len(VARIANTS))
+    for column, (title, how) in enumerate(VARIANTS.items()):
         at = coordinates((SIDE, SIDE), torch.full((2,), SIDE / 2 - 0.5), how, torch.Generator().manual_seed(5))
         image, weights, grid = look_up(planes, at, "bilinear").numpy()
         for row, (plane, colours) in enumerate(((image, "gray"), (weights, "magma"))):

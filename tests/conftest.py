@@ -115,15 +115,14 @@ def tiny_run(drawn_folder, tmp_path_factory):
 
 
 def train(data, folder, steps):
-    from unetrt.trainer import reading
-    from unetrt.trainer.budget import Budget
+    from unetrt.trainer.dataset import read_dataset
     from unetrt.trainer.recipe import RECIPES
-    from unetrt.trainer.run import Run
+    from unetrt.trainer.run import TrainingBudget, TrainingRun
     from unetrt.trainer.training import Training
 
-    training, validation = reading.load(data).split(0.25, seed=0)
+    training, validation = read_dataset(data).split(0.25, seed=0)
     recipe = RECIPES["modern"].with_options(depth=2, base=4, tile=92)
-    Training(training, validation, recipe, Run(folder)).run(Budget(steps=steps))
+    Training(training, validation, recipe, TrainingRun(folder)).run(TrainingBudget(steps=steps))
     return folder
 
 

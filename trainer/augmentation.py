@@ -1,7 +1,11 @@
-"""Random deformations (Ronneberger et al. 2015, section 3.1): image, classes and weights move together.
+"""Data augmentation: random elastic deformations and grey-value variation (Ronneberger et al. 2015, section 3.1).
 
-Written once in torch. A tile is not cut and then deformed: its pixels are looked up in the mirrored frame at deformed
-coordinates, so that no corner is ever empty and the context is the one that inference sees.
+Image, classes and weights are sampled at the same deformed coordinates of the mirrored frame. No tile is cut before it
+is deformed, so no corner is empty, and the context is the one that inference sees.
+
+>>> at = coordinates((572, 572), torch.tensor([512.0, 512.0]), Augmentation(), torch.Generator().manual_seed(0))
+>>> look_up(torch.zeros(1, 1024, 1024), at, "bilinear").shape
+torch.Size([1, 572, 572])
 """
 
 from dataclasses import dataclass
@@ -14,26 +18,26 @@ from torch.nn import functional as F
 
 @dataclass(frozen=True)
 class Augmentation:
-    """How much samples vary.
+    """Ranges of the random variation of training tiles.
 
     Attributes
     ----------
     displacement
         Standard deviation of the displacement vectors, in pixels (10 in the paper).
     coarse
-        Vectors along each side of the tile (3 in the paper).
+        Displacement vectors along each side of the tile (3 in the paper).
     rotation
-        Largest rotation to either side, in degrees.
+        Largest rotation in either direction, in degrees.
     flips
-        Whether tiles are mirrored at random.
+        Whether half of the tiles are mirrored.
     zoom
-        Objects become larger or smaller by up to this factor, at least 1; not in the paper.
+        Largest factor by which tiles are magnified or reduced, at least 1; not in the paper.
     gain
         Grey values are multiplied by exp(N(0, gain)).
     offset
-        Grey values are shifted by N(0, offset), in units of the normalised frame.
+        N(0, offset) is added to grey values, in units of the normalised frame.
     noise
-        Each tile gets Gaussian noise of a standard deviation drawn from 0 ... noise, in the same units.
+        Upper limit of the standard deviation of the Gaussian noise added to each tile, in the same units.
     """
 
     displacement: float = 10.0
@@ -57,9 +61,11 @@ def coordinates(tile: tuple[int, int], centre: Tensor, how: Augmentation, genera
     tile
         Height and width, in pixels.
     centre
-        (2,), row and column of the tile's centre in the frame: the random shift. Its device is that of the result.
+        (2,), row and column of the tile's centre in the frame, in pixels. The result is on its device.
+    how
+        Ranges of rotation, zoom and displacement.
     generator
-        On the CPU: the few random numbers are drawn there, so that a seed means the same deformation on any device.
+        On the CPU, so that a seed gives the same deformation on every device.
     """
     turn = _rotation(how, generator) * _zoom(how, generator)
     rows, columns = (torch.arange(side, device=centre.device) - (side - 1) / 2 for side in tile)
@@ -71,27 +77,34 @@ def coordinates(tile: tuple[int, int], centre: Tensor, how: Augmentation, genera
 def displacements(
     tile: tuple[int, int], how: Augmentation, generator: torch.Generator, device: torch.device | None = None
 ) -> Tensor:
-    """Return smooth displacements (h, w, 2), in pixels: vectors on a coarse grid, bicubic in between (section 3.1)."""
+    """Return smooth displacements (h, w, 2), in pixels: random vectors on a coarse grid, bicubically interpolated."""
     vectors = torch.randn(2, how.coarse, how.coarse, generator=generator) * how.displacement
-    # Bicubic interpolation is separable: two thin products are several times faster than weighing 16 vectors a pixel.
+    # Bicubic interpolation is separable: two thin matrix products are several times faster than 16 taps a pixel.
     down, right = (_bicubic(how.coarse, side).to(device) for side in tile)
     smooth = down @ vectors.to(device) @ right.T
     return smooth.permute(1, 2, 0)
 
 
 def _bicubic(coarse: int, side: int) -> Tensor:
-    """Return the weight of each of `coarse` points, spread from end to end, for each of `side` pixels."""
+    """Return the interpolation matrix (side, coarse) from `coarse` points, spread from end to end, to pixels."""
     points = torch.eye(coarse)[None, None]
     weights: Tensor = F.interpolate(points, size=(side, coarse), mode="bicubic", align_corners=True)
     return weights[0, 0]
 
 
 def look_up(planes: Tensor, at: Tensor, mode: str) -> Tensor:
-    """Read planes (C, H, W) float at coordinates (h, w, 2), reflected at the borders; `bilinear` or `nearest`.
+    """Sample planes (C, H, W) float at coordinates (h, w, 2), row and column in pixels, reflected at the borders.
+
+    Parameters
+    ----------
+    planes, at
+        On the same device.
+    mode
+        `bilinear` or `nearest`.
 
     Returns
     -------
-    (C, h, w)
+    (C, h, w), dtype of `planes`.
     """
     steps = (2 / max(1, side - 1) for side in planes.shape[-2:])
     rows, columns = (at[..., axis] * step - 1 for axis, step in enumerate(steps))
@@ -100,7 +113,7 @@ def look_up(planes: Tensor, at: Tensor, mode: str) -> Tensor:
 
 
 def vary_grey_values(tile: Tensor, how: Augmentation, generator: torch.Generator) -> Tensor:
-    """Return a normalised tile (C, h, w) with another gain, offset and noise."""
+    """Return a normalised tile (C, h, w) float32 with random gain, offset and noise."""
     gain, offset, noise = torch.randn(2, generator=generator).tolist() + torch.rand(1, generator=generator).tolist()
     varied: Tensor = tile * exp(how.gain * gain) + how.offset * offset
     if how.noise > 0:
@@ -109,19 +122,19 @@ def vary_grey_values(tile: Tensor, how: Augmentation, generator: torch.Generator
 
 
 def _on(device: torch.device, generator: torch.Generator) -> torch.Generator:
-    """Return a generator that can draw on `device`, seeded by a CPU's."""
+    """Return a generator of `device`, seeded by a CPU's."""
     if device.type == "cpu":
         return generator
     return torch.Generator(device).manual_seed(int(torch.randint(2**62, (), generator=generator)))
 
 
 def _zoom(how: Augmentation, generator: torch.Generator) -> Tensor:
-    """Return a random factor, as often above 1 as below."""
+    """Return a random factor, log-uniform between 1 / zoom and zoom; a scalar tensor."""
     return torch.exp((2 * torch.rand((), generator=generator) - 1) * log(how.zoom))
 
 
 def _rotation(how: Augmentation, generator: torch.Generator) -> Tensor:
-    """Return a random rotation, perhaps with a reflection, (2, 2)."""
+    """Return a random rotation matrix (2, 2), with a random reflection."""
     angle = (2 * torch.rand((), generator=generator) - 1) * how.rotation * pi / 180
     mirror = 1.0 - 2.0 * (how.flips and bool(torch.rand((), generator=generator) < 0.5))
     cosine, sine = torch.cos(angle), torch.sin(angle)

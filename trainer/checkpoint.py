@@ -1,9 +1,15 @@
-"""Checkpoints: one safetensors file, weights as tensors and all else as JSON in its header. Nothing is unpickled."""
+"""Checkpoints: a safetensors file with weights as tensors and everything else as JSON in its header.
+
+Nothing is unpickled. `best.safetensors` holds a trained network and what its exporter needs; `last.safetensors` also
+holds the state from which the training resumes.
+
+>>> load("run").network()
+"""
 
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -16,46 +22,48 @@ from safetensors.numpy import save_file
 from unetrt._version import __version__
 from unetrt.runtime.errors import ModelFileError, UnetrtError
 from unetrt.runtime.files.atomic import whole_file
+from unetrt.runtime.files.records import parse, validated
 from unetrt.runtime.geometry.unet_shape import UNetShape
 from unetrt.runtime.model.spec import Annotation
 from unetrt.runtime.pixels.normalisation import Normalisation
 from unetrt.trainer.unet import UNet
 
 KEY = "unetrt"
-# 2: a ReLU follows each up-convolution.
+# Schema 2: a ReLU follows each up-convolution.
 SCHEMA = 2
+# Prefixes of tensor names.
 WEIGHTS, FRAMES, STATE = "weights.", "frames.", "state."
 BEST, LAST = "best.safetensors", "last.safetensors"
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A trained network and what its exporter must know.
+    """A trained network, what its exporter needs, and the state of its training.
 
     Attributes
     ----------
     shape
-        The network's numbers.
+        Of the network.
     weights
-        The network's state: float32 arrays by name.
+        float32 arrays, by the names of the network's state.
     class_names
         Background first.
     normalisation
-        How grey values become network input.
+        Of grey values to network input.
     annotation
         `instances` or `classes`.
     separation_border
-        Pixels of background that training cut between touching objects; 0 for class maps.
+        Width in pixels of the background that training cut between touching objects; 0 for class maps.
     frames
-        Raw frames (C, H, W) held back from training, on which an export is verified.
+        Raw frames (C, H, W) held back from training, on which exports are verified.
     frame_sizes
-        Height, width and number of the training frames: what a tile is planned for.
+        (height, width, number) of the training frames, for which tiles are planned.
     training
-        What is worth knowing of the training.
+        Summary of the training, as JSON: steps, seconds, seed, images, validation scores and recipe.
     state
-        What a training needs to continue, besides the weights above: arrays by name; empty in a best checkpoint.
+        Arrays that a training needs to resume, by name; empty in a best checkpoint.
     progress
-        The same, as JSON.
+        JSON that a training needs to resume (`unetrt.trainer.run.ResumeState`); empty in a best checkpoint.
     """
 
     shape: UNetShape
@@ -77,7 +85,7 @@ class Checkpoint:
         return net.eval()
 
     def weights_sha256(self) -> str:
-        """Return a hash over names, shapes and values of the weights, in hexadecimal."""
+        """Return the SHA-256 of names, shapes and values of the weights, in hexadecimal."""
         digest = hashlib.sha256()
         for name in sorted(self.weights):
             array = np.ascontiguousarray(self.weights[name])
@@ -86,8 +94,8 @@ class Checkpoint:
         return digest.hexdigest()
 
     def save(self, path: str | Path) -> None:
-        """Write the checkpoint, whole or not at all."""
-        about = {
+        """Write the checkpoint atomically: after a crash or a power cut `path` holds the old file or the new one."""
+        header = {
             "schema": SCHEMA,
             "written_by": __version__,
             "network": {"depth": self.shape.depth, "base": self.shape.base, "channels": self.shape.channels},
@@ -103,7 +111,7 @@ class Checkpoint:
         tensors |= {f"{FRAMES}{index:03d}": np.ascontiguousarray(frame) for index, frame in enumerate(self.frames)}
         tensors |= {STATE + name: np.require(array, requirements="C") for name, array in self.state.items()}
         with whole_file(path, durable=True) as temporary:
-            save_file(tensors, temporary, metadata={KEY: json.dumps(about)})
+            save_file(tensors, temporary, metadata={KEY: json.dumps(header)})
 
 
 def state_of(net: UNet) -> dict[str, NDArray[np.float32]]:
@@ -119,31 +127,37 @@ def untrained_checkpoint(shape: UNetShape, seed: int = 0) -> Checkpoint:
 
 
 def load(path: str | Path) -> Checkpoint:
-    """Read a checkpoint: a file, or a training's folder, whose `best.safetensors` is taken.
+    """Read a checkpoint.
+
+    Parameters
+    ----------
+    path
+        A file, or the folder of a training, whose `best.safetensors` is read.
 
     Raises
     ------
     ModelFileError
-        The file is missing, is no safetensors file, or was not written by `unetrt train`.
+        The file is missing, is not a safetensors file, was not written by `unetrt train`, or is inconsistent.
     """
     path = Path(path)
     if path.is_dir():
-        path = _in_folder(path)
+        path = _best_in(path)
     if not path.is_file():
         raise ModelFileError(f"{path} does not exist: `unetrt train` writes checkpoints")
     try:
         with safe_open(path, framework="numpy") as file:
             stored = (file.metadata() or {}).get(KEY)
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
+            names = file.keys()
+            tensors = {name: file.get_tensor(name) for name in names}
     except (SafetensorError, OSError) as error:
         raise ModelFileError(f"{path} is not a safetensors checkpoint: {error}; `unetrt train` writes them") from error
     if stored is None:
-        raise ModelFileError(f"{path} was not written by `unetrt train`: its header does not say what network it holds")
-    return _checkpoint(path, stored, tensors)
+        raise ModelFileError(f"{path} was not written by `unetrt train`: its header does not describe the network")
+    return _assembled(path, _header(path, stored), tensors)
 
 
-def _in_folder(folder: Path) -> Path:
-    """Return the best checkpoint of a training's folder; raises ModelFileError where no validation has chosen one."""
+def _best_in(folder: Path) -> Path:
+    """Return the path of the best checkpoint of a training; raises ModelFileError before the first validation."""
     if (folder / LAST).is_file() and not (folder / BEST).is_file():
         raise ModelFileError(
             f"{folder} has no {BEST} yet, as its training stopped before a validation: continue with "
@@ -152,32 +166,63 @@ def _in_folder(folder: Path) -> Path:
     return folder / BEST
 
 
-def _checkpoint(path: Path, stored: str, tensors: dict[str, NDArray[Any]]) -> Checkpoint:
+@dataclass(frozen=True)
+class _Network:
+    depth: int
+    base: int
+    channels: int
+
+
+@dataclass(frozen=True)
+class _Header:
+    """The JSON in a checkpoint's header, under `KEY`."""
+
+    schema: int
+    network: _Network
+    class_names: tuple[str, ...]
+    normalisation: Normalisation
+    annotation: Annotation
+    separation_border: int
+    frame_sizes: tuple[tuple[int, int, int], ...]
+    training: dict[str, Any]
+    progress: dict[str, Any] = field(default_factory=dict)
+
+
+def _header(path: Path, stored: str) -> _Header:
+    name = f"the header of {path}"
+    header = parse(stored, name)
+    if header.get("schema", SCHEMA) != SCHEMA:
+        raise ModelFileError(
+            f"{path} has schema {header['schema']}, this version reads {SCHEMA}: train anew, or use the version of "
+            f"unetrt that wrote it ({header.get('written_by', 'unknown')})"
+        )
+    return validated(header, _Header, name, unknown=True)
+
+
+def _assembled(path: Path, header: _Header, tensors: Mapping[str, NDArray[Any]]) -> Checkpoint:
+    """Return the checkpoint made of header and tensors; raises ModelFileError where they do not make a network."""
     try:
-        about = json.loads(stored)
-        if about["schema"] != SCHEMA:
-            raise ModelFileError(
-                f"{path} has schema {about['schema']}, this version reads {SCHEMA}: train anew, or use the version of "
-                f"unetrt that wrote it ({about.get('written_by', 'unknown')})"
-            )
-        names = tuple(about["class_names"])
         checkpoint = Checkpoint(
-            shape=UNetShape(**about["network"], classes=len(names)),
-            weights={name.removeprefix(WEIGHTS): array for name, array in tensors.items() if name.startswith(WEIGHTS)},
-            class_names=names,
-            normalisation=Normalisation.from_dict(about["normalisation"]),
-            annotation=about["annotation"],
-            separation_border=about["separation_border"],
+            shape=UNetShape(**asdict(header.network), classes=len(header.class_names)),
+            weights=_part(tensors, WEIGHTS),
+            class_names=header.class_names,
+            normalisation=header.normalisation,
+            annotation=header.annotation,
+            separation_border=header.separation_border,
             frames=tuple(tensors[name] for name in sorted(tensors) if name.startswith(FRAMES)),
-            frame_sizes=tuple((height, width, often) for height, width, often in about["frame_sizes"]),
-            training=about["training"],
-            state={name.removeprefix(STATE): array for name, array in tensors.items() if name.startswith(STATE)},
-            progress=about.get("progress", {}),
+            frame_sizes=header.frame_sizes,
+            training=header.training,
+            state=_part(tensors, STATE),
+            progress=header.progress,
         )
         checkpoint.network()
-    except ModelFileError:
-        raise
-    except (KeyError, TypeError, ValueError, RuntimeError, UnetrtError) as error:
+    except (TypeError, RuntimeError, UnetrtError) as error:
         reason = str(error).splitlines()[0]
-        raise ModelFileError(f"{path} is a checkpoint whose parts do not fit together: {reason}") from error
+        raise ModelFileError(
+            f"{path} is a checkpoint whose parts do not fit together: {reason}; train anew, or restore the file"
+        ) from error
     return checkpoint
+
+
+def _part(tensors: Mapping[str, NDArray[Any]], prefix: str) -> dict[str, NDArray[Any]]:
+    return {name.removeprefix(prefix): array for name, array in tensors.items() if name.startswith(prefix)}

@@ -1,49 +1,69 @@
-"""Annotated images in memory: a set of them, and how it is split."""
+"""Annotated images: how they lie in a folder, reading them, and splitting them into training and validation.
+
+Two folder layouts are read: `images/` beside `labels/`, paired by name without suffix, and the Cell Tracking
+Challenge's, `01/t000.tif` with `01_GT/SEG/man_seg000.tif`. A stack becomes one image for each frame.
+
+>>> train, validation = read_dataset("cells").split(0.2, seed=0)
+"""
 
 import difflib
+import glob
 import hashlib
+import re
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from unetrt.runtime.errors import DatasetError, OptionError
+from unetrt.runtime.errors import DatasetError, FrameError, OptionError
+from unetrt.runtime.files.images import SUFFIXES, list_images, read_label_stack, read_stack, stem_of
+from unetrt.runtime.geometry.unet_shape import MAX_CLASSES
+from unetrt.runtime.pixels.frames import as_frame
+from unetrt.trainer.targets import as_instances
 
 Array = NDArray[Any]
+Mask = NDArray[np.bool_]
 
-# How many frames stand for a set, and the largest side of each, in pixels.
+IMAGES, LABELS, IGNORE = "images", "labels", "ignore"
+# `01_GT/SEG/man_seg000.tif` belongs to `01/t000.tif`; `man_seg_000_012.tif` is plane 12 of its stack
+# (https://celltrackingchallenge.net, "Naming and file content conventions").
+CHALLENGE_LABELS = re.compile(r"man_seg_?(\d+)(?:_(\d+))?")
+# The label of unannotated pixels in class maps, as in Pascal VOC.
+UNANNOTATED = 255
+# Number of frames in `Dataset.some_frames`, and the largest side of each, in pixels.
 SOME, SIDE = 4, 512
-# Instances in more separate pieces than so many each are doubted.
+# More connected components per instance than this, and the labels are likely classes.
 PIECES = 1.5
 
 
 @dataclass(frozen=True)
-class Annotated:
-    """One image with its annotation.
+class AnnotatedImage:
+    """An image and its annotation.
 
     Attributes
     ----------
     name
-        The file's stem; of a frame of a stack with its index, as in `stack[3]`.
+        The file's stem; for a frame of a stack with its index, as in `stack[3]`.
     frame
         Raw grey values, (C, H, W), in the file's dtype.
     labels
-        (H, W) int32: instances, one number an object, or class indices; 0 is the background.
+        (H, W) int32: instances, one number for each object, or class indices; 0 is the background.
     ignored
-        (H, W) bool, true where nothing is known: such pixels neither train nor count in scores; None: nowhere.
+        (H, W) bool, true for unannotated pixels, which count neither in loss nor in scores; None: all are annotated.
     source
-        The stack or sequence that it is a frame of: its other frames resemble it. Empty: none.
+        The stack or sequence of the frame, whose frames resemble each other. Empty: a single image.
     """
 
     name: str
     frame: Array
     labels: NDArray[np.int32]
-    ignored: NDArray[np.bool_] | None = None
+    ignored: Mask | None = None
     source: str = ""
 
 
@@ -54,30 +74,30 @@ class Dataset:
     Attributes
     ----------
     images
-        At least one, all with the same number of channels; not all of them empty.
+        At least one, all with the same number of channels; at least one with an object.
     class_names
         Background first.
     instances
-        Whether labels are instances rather than classes.
+        Whether labels are instances; otherwise they are class indices.
     """
 
-    images: tuple[Annotated, ...]
+    images: tuple[AnnotatedImage, ...]
     class_names: tuple[str, ...]
     instances: bool
 
     @property
     def channels(self) -> int:
-        """Channels of every frame."""
+        """Number of channels of every frame."""
         return int(self.images[0].frame.shape[0])
 
     @cached_property
     def sizes(self) -> Counter[tuple[int, int]]:
-        """How many frames there are of each height and width."""
+        """Number of frames of each height and width."""
         return Counter(image.labels.shape for image in self.images)
 
     @cached_property
     def digest(self) -> str:
-        """A hash over names, frames and labels, in hexadecimal."""
+        """SHA-256 of names, frames, labels and masks, in hexadecimal."""
         digest = hashlib.sha256(repr((self.class_names, self.instances)).encode())
         for image in self.images:
             for array in (image.frame, image.labels, image.ignored):
@@ -100,41 +120,41 @@ class Dataset:
         areas = np.concatenate([np.bincount(image.labels.ravel())[1:] for image in self.images])
         return f"{np.count_nonzero(areas)} objects (median {np.median(areas[areas > 0]):.0f} px){without}"
 
-    def doubts(self) -> list[str]:
-        """Return what looks odd about the data, a sentence each."""
-        said = []
+    def warnings(self) -> list[str]:
+        """Return a sentence for each property of the data that is likely a mistake."""
+        found = []
         if flat := [
             image.name for image in self.images if image.labels.any() and image.frame.min() == image.frame.max()
         ]:
-            said.append(f"{_named(flat)} without any contrast, but with objects")
+            more = f" and {len(flat) - 1} more" if len(flat) > 1 else ""
+            found.append(f"{flat[0]}{more} without any contrast, but with objects")
         if self.instances:
             objects = sum(len(np.unique(image.labels[image.labels > 0])) for image in self.images)
             pieces = sum(ndimage.label(image.labels > 0)[1] for image in self.images)
             if pieces > PIECES * objects:
-                said.append(f"{objects} objects in {pieces} separate pieces: if labels are classes, give --classes")
-        return said
+                found.append(f"{objects} objects in {pieces} separate pieces: if labels are classes, give --classes")
+        return found
 
     def some_frames(self) -> tuple[Array, ...]:
-        """Return up to 4 raw frames (C, H, W), cropped to a bounded size, spread over the set."""
+        """Return up to 4 raw frames (C, H, W), evenly spaced in the set, cropped to 512 px a side."""
         step = max(1, len(self.images) // SOME)
         return tuple(image.frame[:, :SIDE, :SIDE] for image in self.images[::step][:SOME])
 
     @property
     def ignored(self) -> float:
-        """Share of the pixels that are not annotated."""
-        known = sum(image.labels.size for image in self.images)
-        return sum(int(image.ignored.sum()) for image in self.images if image.ignored is not None) / known
+        """Share of the pixels that are not annotated, 0 to 1."""
+        pixels = sum(image.labels.size for image in self.images)
+        return sum(int(image.ignored.sum()) for image in self.images if image.ignored is not None) / pixels
 
     def split(self, fraction: float, seed: int) -> tuple["Dataset", "Dataset"]:
-        """Return two sets, the second with `fraction` of the images, at least one, drawn at random.
+        """Return two sets, the second with about `fraction` of the images, at least one, drawn at random.
 
-        Frames of one stack or sequence stay together, unless there is only one: they resemble each other, and scores on
-        some would say little after training on the others. So the second set can come out larger.
+        Frames of one stack or sequence stay together, unless there is a single one.
 
         Raises
         ------
         DatasetError
-            There is only one image, or a set would hold no object.
+            There is one image only, or a set would hold no object.
         OptionError
             The fraction is not between 0 and 1.
         """
@@ -157,12 +177,12 @@ class Dataset:
         return self._subset(kept), self._subset(held)
 
     def split_by(self, names: Sequence[str]) -> tuple["Dataset", "Dataset"]:
-        """Return two sets, the second with the images of those names, or of stacks and sequences of those names.
+        """Return two sets, the second with the named images, and all images of named stacks and sequences.
 
         Raises
         ------
         DatasetError
-            A name is of no image here, or a set would hold no object.
+            A name matches no image, or a set would hold no object.
         """
         by_name = {image.name: [index] for index, image in enumerate(self.images)} | self._by_source()
         held: set[int] = set()
@@ -176,7 +196,7 @@ class Dataset:
         return self._subset(set(range(len(self.images))) - held), self._subset(held)
 
     def _by_source(self) -> dict[str, list[int]]:
-        """Return the images of each stack or sequence, and those that are alone under their own names."""
+        """Return the indices of the images of each stack or sequence; single images count as their own source."""
         groups: dict[str, list[int]] = {}
         for index, image in enumerate(self.images):
             groups.setdefault(image.source or image.name, []).append(index)
@@ -184,28 +204,269 @@ class Dataset:
 
     def _subset(self, indices: Iterable[int]) -> "Dataset":
         images = tuple(self.images[index] for index in sorted(indices))
-        require_objects(images, "the split left a set in which")
+        _require_objects(images, "the split left a set in which")
         return Dataset(images, self.class_names, self.instances)
 
 
-def _named(names: Sequence[str]) -> str:
-    """Return the first of some names, and how many more there are."""
-    return names[0] if len(names) == 1 else f"{names[0]} and {len(names) - 1} more"
-
-
 def class_names(classes: int | None) -> tuple[str, ...]:
-    """Return names for class indices; two classes are background and foreground."""
+    """Return names of class indices, background first; None, for instances, gives background and foreground."""
     if classes is None or classes == 2:
         return ("background", "foreground")
     return ("background", *(f"class {index}" for index in range(1, classes)))
 
 
-def require_objects(images: Sequence[Annotated], where: str) -> None:
-    """Raise DatasetError, which begins with `where`, if no image holds an object."""
+def read_dataset(folder: str | Path, classes: int | None = None, ignore: int | None = None) -> Dataset:
+    """Read every annotated image of a folder, in one of the two layouts.
+
+    Parameters
+    ----------
+    folder
+        With `images/` and `labels/` in it, and optionally `ignore/`: masks that are not 0 where nothing is annotated.
+        Or a Cell Tracking Challenge data set.
+    classes
+        Number of classes, the background included; labels are class indices below it. None: labels are instances, one
+        number for each object; labels with a single value besides 0 are a mask, whose connected components are the
+        objects.
+    ignore
+        Label of unannotated pixels; None: 255 for class maps with at most 255 classes, no label for instances.
+
+    Raises
+    ------
+    DatasetError
+        A folder is missing, a file has no partner, an image and its labels differ in shape, or all labels are empty.
+    FrameError
+        A file cannot be read, or holds pixels that are not finite.
+    OptionError
+        `classes` or `ignore` is out of range.
+    """
+    require_classes(classes, "trained")
+    ignore = ignored_label(classes, ignore)
+    images = tuple(image for files in _find_files(Path(folder)) for image in _read(files, classes, ignore))
+    if not images:
+        raise DatasetError(
+            f"{folder}: no pixel is annotated, all of them are ignored: check the masks in ignore/ and --ignore-label"
+        )
+    channels = Counter(image.frame.shape[0] for image in images)
+    if len(channels) > 1:
+        usual = channels.most_common(1)[0][0]
+        odd = next(image for image in images if image.frame.shape[0] != usual)
+        raise DatasetError(
+            f"{odd.name} has {odd.frame.shape[0]} channels, most images have {usual}: all must agree (a TIFF of 3 or 4 "
+            "frames that says it is RGB is read as colours: save it with photometric='minisblack')"
+        )
+    _require_objects(images, f"{folder}:")
+    return Dataset(images, class_names(classes), instances=classes is None)
+
+
+def read_names(path: str | Path) -> list[str]:
+    """Read a list of image names, one a line, with or without suffix; lines that begin with # are comments.
+
+    Raises
+    ------
+    DatasetError
+        The file does not exist, or contains no name.
+    """
+    try:
+        lines = [line.strip() for line in Path(path).read_text(encoding="utf-8").splitlines()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise DatasetError(f"{path} cannot be read as a list of names, one a line: {error}") from error
+    names = [_without_suffix(line) for line in lines if line and not line.startswith("#")]
+    if not names:
+        raise DatasetError(f"{path} names no image: write one name a line")
+    return names
+
+
+def require_classes(classes: int | None, purpose: str) -> None:
+    """Raise OptionError where `classes` is a number of classes that cannot be, for example, "trained"."""
+    if classes is not None and not 2 <= classes <= MAX_CLASSES:
+        raise OptionError(f"{classes} classes cannot be {purpose}: use 2 to {MAX_CLASSES}, the background counts")
+
+
+def ignored_label(classes: int | None, label: int | None) -> int | None:
+    """Return the label of unannotated pixels: `label`, or 255 for class maps that have no class 255.
+
+    Raises
+    ------
+    OptionError
+        The label is the background's, or negative.
+    """
+    if label is not None:
+        if label < 1:
+            raise OptionError(f"label {label} cannot be ignored: 0 is the background; use one above, such as 255")
+        return label
+    return UNANNOTATED if classes is not None and classes <= UNANNOTATED else None
+
+
+def files_by_stem(path: Path) -> dict[str, Path]:
+    """Return the images of a folder, or a single file, by name without suffix.
+
+    Raises
+    ------
+    DatasetError
+        There is no image, or two differ in the suffix alone.
+    """
+    try:
+        files = list_images(path)
+    except FrameError as error:
+        raise DatasetError(str(error)) from error
+    stems = {stem_of(file): file for file in files}
+    if len(stems) < len(files):
+        twice = next(file for file in files if stems[stem_of(file)] != file)
+        first = stems[stem_of(twice)]
+        raise DatasetError(f"{path} holds {twice.name} and {first.name}: names must differ in the stem")
+    return stems
+
+
+@dataclass(frozen=True)
+class _ImageFiles:
+    """The files of an image.
+
+    Attributes
+    ----------
+    name
+        Unique in the dataset.
+    image, labels
+        Files with the same frames.
+    source
+        The sequence of the image, or its own name.
+    ignored
+        Mask file, not 0 where nothing is annotated, or None.
+    plane
+        Index of the one frame of `image` that `labels` annotates; None: all frames.
+    """
+
+    name: str
+    image: Path
+    labels: Path
+    source: str
+    ignored: Path | None = None
+    plane: int | None = None
+
+
+def _find_files(folder: Path) -> list[_ImageFiles]:
+    """Return the files of each image of a folder in either layout, sorted by name."""
+    if not folder.is_dir():
+        state = "is a file" if folder.exists() else "does not exist"
+        raise DatasetError(f"{folder} {state}: give a folder with images/ and labels/ in it")
+    if sequences := sorted(folder.glob("*_GT/SEG")):
+        return [files for truth in sequences for files in _challenge_files(truth)]
+    for part in (IMAGES, LABELS):
+        if not (folder / part).is_dir():
+            raise DatasetError(
+                f"{folder / part} does not exist: images belong into images/, labels of the same name into labels/; a "
+                "Cell Tracking Challenge data set has 01/ and 01_GT/SEG/"
+            )
+    images, labels = (files_by_stem(folder / part) for part in (IMAGES, LABELS))
+    ignored = files_by_stem(folder / IGNORE) if (folder / IGNORE).is_dir() else {}
+    _require_partners(images, "image", labels, folder / LABELS)
+    _require_partners(labels, "label", images, folder / IMAGES)
+    _require_partners(ignored, "mask", images, folder / IMAGES)
+    return [_ImageFiles(stem, images[stem], labels[stem], stem, ignored.get(stem)) for stem in sorted(images)]
+
+
+def _require_partners(files: Mapping[str, Path], what: str, others: Mapping[str, Path], folder: Path) -> None:
+    if alone := sorted(files.keys() - others.keys()):
+        more = f" (and {len(alone) - 1} more)" if len(alone) > 1 else ""
+        unread = [path.name for path in sorted(folder.glob(f"{glob.escape(alone[0])}.*"))]
+        hint = f": {unread[0]} is there, but not read, use {', '.join(SUFFIXES)}" if unread else ""
+        raise DatasetError(f"{what} {files[alone[0]].name}{more} has no partner of that name in {folder}{hint}")
+
+
+def _challenge_files(truth: Path) -> list[_ImageFiles]:
+    """Return the annotated frames of a Cell Tracking Challenge sequence, from its `NN_GT/SEG` folder."""
+    sequence = truth.parent.with_name(truth.parent.name.removesuffix("_GT"))
+    found = []
+    for labels in sorted(truth.glob("man_seg*.tif")):
+        match = CHALLENGE_LABELS.fullmatch(labels.stem)
+        if match is None:
+            raise DatasetError(f"{labels} is not named as the challenge names its files, such as man_seg000.tif")
+        time, plane = match.groups()
+        image = sequence / f"t{time}.tif"
+        if not image.is_file():
+            raise DatasetError(
+                f"{labels} annotates {image}, which does not exist: add that frame, or remove the labels"
+            )
+        name = f"{sequence.name}/t{time}" + (f"[{int(plane)}]" if plane else "")
+        found.append(_ImageFiles(name, image, labels, sequence.name, plane=int(plane) if plane else None))
+    if not found:
+        raise DatasetError(f"{truth} holds no man_seg*.tif: it should hold labels such as man_seg000.tif")
+    return found
+
+
+def _read(files: _ImageFiles, classes: int | None, ignore: int | None) -> list[AnnotatedImage]:
+    """Read the frames of an image; frames without any annotated pixel are left out."""
+    frames, planes = _read_frames(files), read_label_stack(files.labels)
+    masks = None if files.ignored is None else read_label_stack(files.ignored)
+    _require_same_shape(frames, files.image, planes, files.labels)
+    if masks is not None:
+        _require_same_shape(frames, files.image, masks, files.ignored)
+    images = []
+    for index, (frame, plane) in enumerate(zip(frames, planes, strict=True)):
+        name = files.name if len(frames) == 1 else f"{files.name}[{index}]"
+        known, ignored = without_ignored(plane, ignore, None if masks is None else masks[index] > 0)
+        if ignored is None or not ignored.all():
+            labels = _require_labels(known, files.labels, classes)
+            images.append(AnnotatedImage(name, frame, labels, ignored, files.source))
+    return images
+
+
+def without_ignored(plane: Array, label: int | None, mask: Mask | None) -> tuple[Array, Mask | None]:
+    """Return labels (H, W) with 0 for the ignored label, and the mask (H, W) of all pixels to ignore, or None."""
+    if label is None or not (plane == label).any():
+        return plane, mask
+    unknown: Mask = plane == label
+    return np.where(unknown, 0, plane), unknown if mask is None else mask | unknown
+
+
+def _read_frames(files: _ImageFiles) -> Array:
+    """Return the annotated frames of an image, (N, C, H, W)."""
+    stack = read_stack(files.image)
+    if files.plane is not None:
+        if files.plane >= len(stack):
+            raise DatasetError(f"{files.labels} annotates plane {files.plane} of {files.image}, which has {len(stack)}")
+        stack = stack[files.plane : files.plane + 1]
+    try:
+        return np.stack([as_frame(frame, stack.shape[1]) for frame in stack])
+    except FrameError as error:
+        raise FrameError(f"{files.image}: {error}") from error
+
+
+def _require_same_shape(frames: Array, image: Path, planes: Array, labels: Path | None) -> None:
+    if len(frames) != len(planes):
+        raise DatasetError(
+            f"{image} is a stack of {len(frames)} frames, {labels} of {len(planes)}: they must have as many; an array "
+            "of channels is saved as (1, C, H, W)"
+        )
+    if frames.shape[-2:] != planes.shape[-2:]:
+        raise DatasetError(
+            f"{image} is {frames.shape[-2]} x {frames.shape[-1]} px, {labels} is "
+            f"{planes.shape[-2]} x {planes.shape[-1]} px: they must have the same shape"
+        )
+
+
+def _require_labels(plane: Array, path: Path, classes: int | None) -> NDArray[np.int32]:
+    """Return a plane (H, W) of a label file as instances or as class indices."""
+    if classes is None:
+        return as_instances(plane)
+    if plane.max() >= classes:
+        raise DatasetError(
+            f"{path} holds class {plane.max()}, {classes} classes are 0 ... {classes - 1}: "
+            "use a larger --classes, or none for instances"
+        )
+    return plane.astype(np.int32)
+
+
+def _require_objects(images: Sequence[AnnotatedImage], where: str) -> None:
+    """Raise DatasetError, beginning with `where`, if no image holds an object."""
     if any(image.labels.any() for image in images):
         return
     hint = ""
     if any(image.ignored is not None for image in images):
-        hint = " (255 in class maps is what is not annotated: leave --classes out for masks of 255)"
+        hint = " (255 in class maps marks unannotated pixels: leave --classes out for masks of 255)"
     empty = f"{where} all {len(images)} label images are empty"
     raise DatasetError(f"{empty}: there is nothing to learn or to score{hint}")
+
+
+def _without_suffix(name: str) -> str:
+    path = Path(name)
+    return path.with_name(stem_of(path)).as_posix() if path.suffix.lower() in SUFFIXES else name

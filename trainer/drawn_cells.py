@@ -1,4 +1,8 @@
-"""Drawn micrographs with known instances: touching cells under uneven light, with a camera's noise."""
+"""Synthetic micrographs with known instances: touching cells, uneven illumination, photon and read noise.
+
+>>> draw((512, 512), seed=0).labels.max()
+234
+"""
 
 from dataclasses import dataclass
 from math import pi
@@ -8,24 +12,27 @@ from numpy.random import Generator
 from numpy.typing import NDArray
 from scipy import ndimage
 
-# A 16-bit camera: dark level and electrons of a bright cell, in grey values and photo-electrons.
+# A 16-bit camera: dark level in grey values, grey values per electron, electrons of a bright cell, read noise in
+# electrons.
 DARK, GAIN, PHOTONS, READ_NOISE = 400, 12, 220, 4
-# Blur of the optics, in pixels.
+# Standard deviation of the optics' Gaussian blur, in pixels.
 BLUR = 1.1
-# How much of a new cell may lie under the others.
+# Largest share of a new cell that other cells may cover.
 OVERLAP = 0.12
+
+Offsets = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
 class Drawing:
-    """A drawn micrograph.
+    """A synthetic micrograph.
 
     Attributes
     ----------
     frame
         (H, W) uint16.
     labels
-        (H, W) int32, one number a cell, 0 is the background.
+        (H, W) int32, one number for each cell, 0 is the background.
     """
 
     frame: NDArray[np.uint16]
@@ -33,7 +40,7 @@ class Drawing:
 
 
 def draw(size: tuple[int, int], seed: int, density: float = 0.35) -> Drawing:
-    """Draw cells until they cover the share `density` of a field of `size` (H, W) pixels."""
+    """Draw cells until they cover the share `density` of an image of `size` (H, W) pixels."""
     rng = np.random.default_rng(seed)
     labels = np.zeros(size, np.int32)
     light = np.zeros(size, np.float32)
@@ -51,7 +58,7 @@ def draw(size: tuple[int, int], seed: int, density: float = 0.35) -> Drawing:
 
 
 def _place(size: tuple[int, int], centres: list[tuple[float, float]], rng: Generator) -> tuple[float, float]:
-    """Choose a centre: most often beside a cell, so that the two touch."""
+    """Return a random centre (y, x) in pixels, in 70 % of cases beside a cell, so that the two touch."""
     if centres and rng.random() < 0.7:
         y, x = centres[rng.integers(len(centres))]
         angle, distance = rng.uniform(0, 2 * pi), rng.uniform(16, 26)
@@ -62,7 +69,7 @@ def _place(size: tuple[int, int], centres: list[tuple[float, float]], rng: Gener
 def _add_cell(
     labels: NDArray[np.int32], light: NDArray[np.float32], centre: tuple[float, float], number: int, rng: Generator
 ) -> int:
-    """Draw one cell, an ellipse with a wavy outline, unless it would cover others; return its pixels."""
+    """Draw a cell, an ellipse with a wavy outline, unless others cover too much of it; return its number of pixels."""
     reach = 24
     top, left = (max(0, int(at) - reach) for at in centre)
     window = (slice(top, int(centre[0]) + reach), slice(left, int(centre[1]) + reach))
@@ -81,8 +88,8 @@ def _add_cell(
     return int(free.sum())
 
 
-def _ellipse(y: NDArray[np.float64], x: NDArray[np.float64], rng: Generator) -> tuple[NDArray[np.bool_], NDArray]:  # type: ignore[type-arg]
-    """Return which pixels lie inside, and how far inside: 0 at the outline, 1 in the middle."""
+def _ellipse(y: Offsets, x: Offsets, rng: Generator) -> tuple[NDArray[np.bool_], Offsets]:
+    """Return the mask of the pixels inside, and their depth: 0 at the outline, 1 at the centre."""
     major, minor = rng.uniform(10, 16), rng.uniform(8, 13)
     turn, wave, phase = rng.uniform(0, pi), rng.uniform(0, 0.1), rng.uniform(0, 2 * pi)
     along, across = x * np.cos(turn) + y * np.sin(turn), y * np.cos(turn) - x * np.sin(turn)
@@ -92,7 +99,7 @@ def _ellipse(y: NDArray[np.float64], x: NDArray[np.float64], rng: Generator) -> 
 
 
 def _photograph(light: NDArray[np.float32], rng: Generator) -> NDArray[np.uint16]:
-    """Add uneven illumination, blur, background, photon noise and read noise; digitise."""
+    """Apply uneven illumination, blur, background, photon noise and read noise, and digitise."""
     height, width = light.shape
     y, x = np.ogrid[-1 : 1 : height * 1j, -1 : 1 : width * 1j]
     tilt = rng.uniform(-0.3, 0.3, 2)

@@ -1,31 +1,50 @@
-"""All scores of a segmentation, of one image and pooled over many."""
+"""Evaluation: all scores of a segmentation, for arrays and for files, of each image and pooled over many.
 
+>>> tallies = dict(compare_files(Path("predicted"), Path("labels"), LabelFormat()))
+>>> pooled(list(tallies.values())).to_dict()["seg"]
+0.786
+"""
+
+import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import reduce
 from operator import add
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from unetrt.trainer.metrics import THRESHOLDS, ObjectTally, PixelTally, count_objects, count_pixels
-from unetrt.trainer.warping import outlined, warping_error
+from unetrt.runtime.errors import DatasetError, FrameError
+from unetrt.runtime.files.images import read_label_stack
+from unetrt.trainer.dataset import Mask, files_by_stem, ignored_label, require_classes, without_ignored
+from unetrt.trainer.metrics import (
+    THRESHOLDS,
+    ObjectTally,
+    PixelTally,
+    count_objects,
+    count_pixels,
+    outlined,
+    warping_error,
+)
+from unetrt.trainer.targets import as_instances
 
 Array = NDArray[Any]
 
 
 @dataclass(frozen=True)
 class Tally:
-    """What there is to count in images; tallies of several add up.
+    """All counts of an image; tallies of several images add up.
 
     Attributes
     ----------
     pixels
-        Over classes; instances are foreground.
+        Of classes; for instances of foreground and background.
     objects
-        Over instances; None for class maps.
+        Of instances; None for class maps.
     warping
-        Pixels that disagree after warping (`unetrt.trainer.warping`), or None where that was not asked for.
+        Number of pixels that differ after warping (`unetrt.trainer.metrics.warping_error`); None: not computed.
     """
 
     pixels: PixelTally
@@ -58,17 +77,17 @@ class Tally:
         return scores
 
 
-def evaluate_instances(predicted: Array, truth: Array, ignored: Array | None = None, *, warping: bool = True) -> Tally:
+def evaluate_instances(predicted: Array, truth: Array, ignored: Mask | None = None, *, warping: bool = True) -> Tally:
     """Compare two instance maps.
 
     Parameters
     ----------
     predicted, truth
-        (H, W) integers, one number an object, 0 is the background.
+        (H, W) integers, one number for each object, 0 is the background.
     ignored
-        (H, W) bool: where it is true neither map holds anything.
+        (H, W) bool: both maps are taken as empty where it is true.
     warping
-        Whether to work out the warping error, which takes longer than all else.
+        Whether to compute the warping error, which takes longer than everything else.
     """
     if ignored is not None:
         predicted, truth = (np.where(ignored, 0, labels) for labels in (predicted, truth))
@@ -77,7 +96,7 @@ def evaluate_instances(predicted: Array, truth: Array, ignored: Array | None = N
     return Tally(pixels, count_objects(predicted, truth), error)
 
 
-def evaluate_classes(predicted: Array, truth: Array, classes: int, ignored: Array | None = None) -> Tally:
+def evaluate_classes(predicted: Array, truth: Array, classes: int, ignored: Mask | None = None) -> Tally:
     """Compare two class maps (H, W) of integers below `classes`; `ignored` as in `evaluate_instances`."""
     return Tally(count_pixels(predicted, truth, classes, ignored))
 
@@ -85,3 +104,99 @@ def evaluate_classes(predicted: Array, truth: Array, classes: int, ignored: Arra
 def pooled(tallies: list[Tally]) -> Tally:
     """Return the tally of all images as if they were one: a large image counts more than a small one."""
     return reduce(add, tallies)
+
+
+@dataclass(frozen=True)
+class LabelFormat:
+    """Meaning of the numbers in label files.
+
+    Attributes
+    ----------
+    classes
+        Number of classes that labels index; None: labels are instances.
+    ignore_label
+        Label of unannotated pixels; None: 255 for class maps, no label for instances.
+    masks
+        Folder, or file, of masks that are not 0 where nothing is annotated; None: no masks.
+    """
+
+    classes: int | None = None
+    ignore_label: int | None = None
+    masks: Path | None = None
+
+    def __post_init__(self) -> None:
+        require_classes(self.classes, "compared")
+
+
+def compare_files(predicted: Path, labels: Path, labelled: LabelFormat) -> Iterator[tuple[str, Tally]]:
+    """Compare every plane of every file of `labels` with that of the same name in `predicted`.
+
+    Parameters
+    ----------
+    predicted, labels
+        Two folders, or two files. Names of the Cell Tracking Challenge pair by time: man_seg007, mask007, t007.
+    labelled
+        Meaning of the labels in both.
+
+    Yields
+    ------
+    The file's stem, with an index where the file holds several planes, and the tally.
+
+    Raises
+    ------
+    DatasetError
+        A file has no partner, or one of another size.
+    FrameError
+        A file holds no labels, or a class index that is too high.
+    """
+    truths, found = files_by_stem(labels), {_key(stem): path for stem, path in files_by_stem(predicted).items()}
+    masks = {} if labelled.masks is None else files_by_stem(labelled.masks)
+    if predicted.is_file() and labels.is_file():
+        found = {_key(stem): predicted for stem in truths}
+    for stem, path in sorted(truths.items()):
+        if _key(stem) not in found:
+            raise DatasetError(
+                f"{predicted} has no labels for {path.name}: each file of {labels} needs one of the same name"
+            )
+        guess, truth = read_label_stack(found[_key(stem)]), read_label_stack(path)
+        mask = read_label_stack(masks[stem]) if stem in masks else None
+        _require_same_size(path, predicted=guess, true=truth, ignored=mask)
+        for index in range(len(truth)):
+            name = stem if len(truth) == 1 else f"{stem}[{index}]"
+            ignored = None if mask is None else mask[index] > 0
+            yield name, _compare_planes(guess[index], truth[index], ignored, labelled, path.name)
+
+
+def _compare_planes(predicted: Array, truth: Array, ignored: Mask | None, labelled: LabelFormat, name: str) -> Tally:
+    """Compare two planes (H, W) of integers of the label file `name`, `ignored` (H, W) bool."""
+    truth, ignored = without_ignored(truth, ignored_label(labelled.classes, labelled.ignore_label), ignored)
+    found, known = (plane if ignored is None else np.where(ignored, 0, plane) for plane in (predicted, truth))
+    classes = labelled.classes
+    if classes is None:
+        return evaluate_instances(as_instances(found), as_instances(known), ignored)
+    for what, plane in (("predicted", found), ("true", known)):
+        if plane.max() >= classes:
+            raise FrameError(
+                f"{name}: class {plane.max()} is {what}, {classes} classes are 0 ... {classes - 1}: "
+                "use a larger --classes, or none for instances"
+            )
+    return evaluate_classes(found, known, classes, ignored)
+
+
+def _key(stem: str) -> str:
+    """Return the stem, or the time in a name of the Cell Tracking Challenge: the key by which two files pair."""
+    match = re.fullmatch(r"(?:man_seg|mask|t)(\d+)", stem)
+    return match[1] if match else stem
+
+
+def _require_same_size(path: Path, **planes: Array | None) -> None:
+    """Raise DatasetError unless all of `planes`, (N, H, W) or None, have the same shape."""
+    shapes = {what: array.shape for what, array in planes.items() if array is not None}
+    if len(set(shapes.values())) > 1:
+        sizes = ", ".join(f"{what} {_size(shape)}" for what, shape in shapes.items())
+        raise DatasetError(f"{path.name}: {sizes}: sizes must agree")
+
+
+def _size(shape: tuple[int, ...]) -> str:
+    frames = f"{shape[0]} frames of " if shape[0] > 1 else ""
+    return f"{frames}{shape[-2]} x {shape[-1]} px"

@@ -1,19 +1,43 @@
-"""What happened during a training: losses and scores, as CSV, as a picture, and for TensorBoard."""
+"""History of a training: losses and scores as history.csv, curves.png and events for TensorBoard."""
 
 import csv
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from types import TracebackType
+from typing import Self
 
 import numpy as np
 
 from unetrt.runtime.files.atomic import whole_file
 from unetrt.trainer.validation import Scores
 
-# Steps over which the drawn loss is averaged: single tiles differ widely.
+# Window of the moving average in curves.png, in steps: the loss of single tiles varies widely.
 SMOOTHING = 25
+# Columns of history.csv with scores.
 COLUMNS = ("iou", "seg", "ap", "merged")
+
+
+@dataclass(frozen=True)
+class TrainingProgress:
+    """Report of a training step.
+
+    Attributes
+    ----------
+    step
+        Number of steps done.
+    spent
+        Share of the budget spent, 0 to 1.
+    loss, rate
+        Weighted cross entropy and learning rate of the step.
+    scores
+        Of the validation after this step; None without one.
+    """
+
+    step: int
+    spent: float
+    loss: float
+    rate: float
+    scores: Scores | None
 
 
 @dataclass
@@ -23,7 +47,7 @@ class History:
     Attributes
     ----------
     losses
-        Of step 1 and up.
+        Of each step; the first is step 1.
     scores
         (step, scores) of each validation.
     """
@@ -33,28 +57,19 @@ class History:
 
     @property
     def best_scores(self) -> Scores:
-        """The best validation's scores."""
+        """Scores of the best validation."""
         return max((scores for _, scores in self.scores), key=lambda scores: scores.decisive)
 
     @property
     def latest_scores(self) -> Scores | None:
-        """The last validation's scores, if there was any."""
+        """Scores of the last validation; None before the first."""
         return self.scores[-1][1] if self.scores else None
 
     def add_scores(self, step: int, scores: Scores) -> bool:
-        """Remember a validation's scores; tell whether they are the best so far."""
+        """Append a validation's scores; return whether they are the best so far."""
         best = max((earlier.decisive for _, earlier in self.scores), default=-1.0)
         self.scores.append((step, scores))
         return scores.decisive > best
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return the scores as JSON has them; losses are kept as an array beside it."""
-        return {"scores": [[step, asdict(scores)] for step, scores in self.scores]}
-
-    @classmethod
-    def from_dict(cls, stored: Mapping[str, Any], losses: np.ndarray[Any, Any]) -> "History":
-        """Return what `to_dict` gave, with the losses, (steps,) float64."""
-        return cls(losses.tolist(), [(step, Scores(**scores)) for step, scores in stored["scores"]])
 
     def save(self, folder: Path) -> None:
         """Write history.csv and curves.png."""
@@ -91,3 +106,37 @@ class History:
         if at:
             right.legend(loc="lower right")
         figure.savefig(path, dpi=110)
+
+
+class TensorBoard:
+    """Writes the progress of a training as events for TensorBoard, in a `with` statement.
+
+    Parameters
+    ----------
+    folder
+        Of the run; events go to `tensorboard` in it.
+    step
+        Number of steps done before; events of later steps, from an interrupted run, are hidden.
+    """
+
+    def __init__(self, folder: Path, step: int = 0) -> None:
+        from torch.utils.tensorboard.writer import SummaryWriter
+
+        self._writer = SummaryWriter(folder / "tensorboard", purge_step=step + 1)
+
+    def __call__(self, progress: TrainingProgress) -> None:
+        """Write the events of one step."""
+        self._writer.add_scalar("loss", progress.loss, progress.step)
+        self._writer.add_scalar("learning rate", progress.rate, progress.step)
+        if scores := progress.scores:
+            for name, value in vars(scores).items():
+                if value is not None:
+                    self._writer.add_scalar(f"validation/{name}", value, progress.step)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._writer.close()

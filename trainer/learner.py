@@ -1,43 +1,170 @@
-"""The network as it learns: weights, optimiser and average, one step at a time."""
+"""One step of training: network, optimiser, number format and average of the weights, in one process or several.
+
+`torchrun` starts several processes; each learns from its share of every batch, and gradients are averaged over all of
+them (torch's DistributedDataParallel). A process alone is a team of one.
+"""
 
 import math
-from collections.abc import Callable, Mapping
-from typing import Any
+import os
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
 
 import torch
-from torch import Tensor
+from torch import Tensor, distributed, nn
+from torch.amp.grad_scaler import GradScaler
+from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel
 
-from unetrt.runtime.errors import TrainingError
+from unetrt.runtime.errors import OptionError, TrainingError, TrainingStopped
 from unetrt.runtime.geometry.unet_shape import UNetShape
-from unetrt.trainer.loss import weighted_cross_entropy
-from unetrt.trainer.precision import Precision
 from unetrt.trainer.recipe import Recipe
-from unetrt.trainer.samples import Batch
-from unetrt.trainer.seeds import DROPOUT, WEIGHTS, generator_for, seed_for
-from unetrt.trainer.team import Team
-from unetrt.trainer.unet import UNet
+from unetrt.trainer.samples import DROPOUT, WEIGHTS, Batch, generator_for, seed_for
+from unetrt.trainer.unet import UNet, weighted_cross_entropy
 
-# The paper's momentum (section 3), so high that many earlier samples decide each step.
+Tensors = list[Tensor] | tuple[Tensor, ...]
+
+# The paper's momentum (section 3): many earlier samples determine each step.
 MOMENTUM = 0.99
+# Timeout of the processes' communication: one validates alone, on any number of images.
+TIMEOUT = timedelta(hours=12)
+# Names in `Learner.state`.
 NET, AVERAGE, OPTIMISER, UPDATES, SCALE = "net.", "average.", "optimiser.", "updates", "scale"
 
 
+@dataclass(frozen=True)
+class Team:
+    """The processes that train together, seen from this one.
+
+    Attributes
+    ----------
+    rank, size
+        Index of this process, from 0, and number of processes.
+    device
+        Of this process.
+    """
+
+    rank: int
+    size: int
+    device: torch.device
+
+    @property
+    def leads(self) -> bool:
+        """Whether this process validates, saves and reports."""
+        return self.rank == 0
+
+    def share(self, batch: int) -> range:
+        """Return the indices of this process's tiles of a batch.
+
+        Raises
+        ------
+        OptionError
+            The batch does not divide evenly.
+        """
+        if batch % self.size:
+            raise OptionError(
+                f"a batch of {batch} does not divide among {self.size} processes: use --batch {self.size} or a multiple"
+            )
+        each = batch // self.size
+        return range(self.rank * each, (self.rank + 1) * each)
+
+    def distribute(self, net: nn.Module) -> nn.Module:
+        """Return the network wrapped so that its gradients are averaged over all processes."""
+        if self.size == 1:
+            return net
+        return DistributedDataParallel(net, device_ids=[self.device] if self.device.type == "cuda" else None)
+
+    def sum(self, values: Tensor) -> Tensor:
+        """Sum `values` over all processes, in place, and return them."""
+        if self.size > 1:
+            distributed.all_reduce(values)
+        return values
+
+    def from_leader(self, *values: float) -> list[float]:
+        """Return the leader's values, in all processes."""
+        if self.size == 1:
+            return list(values)
+        shared = torch.tensor(values, dtype=torch.float64, device=self.device)
+        distributed.broadcast(shared, 0)
+        return shared.tolist()
+
+
+@contextmanager
+def team() -> Iterator[Team]:
+    """Join the processes that torchrun started (its RANK, WORLD_SIZE and LOCAL_RANK), or form a team of one.
+
+    CUDA devices communicate through NCCL, CPUs through gloo.
+
+    Raises
+    ------
+    OptionError
+        There are fewer GPUs than processes.
+    """
+    size, local = (int(os.environ.get(name, default)) for name, default in (("WORLD_SIZE", "1"), ("LOCAL_RANK", "0")))
+    cuda = torch.cuda.is_available()
+    if cuda and local >= torch.cuda.device_count():
+        raise OptionError(
+            f"process {local} has no GPU, there are {torch.cuda.device_count()}: "
+            f"use torchrun --nproc-per-node {torch.cuda.device_count()}"
+        )
+    device = torch.device("cuda", local) if cuda else torch.device("cpu")
+    if cuda:
+        torch.cuda.set_device(device)  # for calls that use the current device
+    if size == 1:
+        yield Team(0, 1, device)
+        return
+    distributed.init_process_group("nccl" if cuda else "gloo", timeout=TIMEOUT)
+    try:
+        yield Team(distributed.get_rank(), size, device)
+        distributed.barrier()
+    except TrainingStopped:
+        distributed.barrier()  # all processes stop after the same step
+        raise
+    finally:
+        # After the barrier: the C++ runtime aborts a process that leaves while the leader still saves.
+        distributed.destroy_process_group()
+
+
+def is_leader() -> bool:
+    """Return whether this process leads those that torchrun started; valid before and after they form a team."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+def alone() -> Team:
+    """Return a team of one, on the GPU if there is one."""
+    return Team(0, 1, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+
+
+def has_fast_bf16(device: torch.device) -> bool:
+    """Return whether a device multiplies bfloat16 in hardware; emulated, it is slower than float32."""
+    if device.type == "cuda":
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported() and torch.cpu._is_avx512_bf16_supported())
+
+
+def fastest_dtype(device: torch.device) -> torch.dtype:
+    """Return bfloat16 where a device has it in hardware, otherwise float16 on GPUs and float32 on CPUs."""
+    if has_fast_bf16(device):
+        return torch.bfloat16
+    return torch.float16 if device.type == "cuda" else torch.float32
+
+
 class Learner:
-    """A network and all that changes it.
+    """A network, its optimiser and its average.
 
     Parameters
     ----------
     shape
-        The network's numbers.
+        Of the network.
     recipe
-        Optimiser, precision and average.
+        Optimiser, number format and average.
     seed
-        Of the first weights and of drop-out.
+        Of the initial weights and of drop-out.
     team
         The processes that train together.
     compiled
-        Whether torch.compile translates the network first.
+        Whether to compile the network with torch.compile.
     """
 
     def __init__(self, shape: UNetShape, recipe: Recipe, seed: int, team: Team, compiled: bool = False) -> None:
@@ -46,31 +173,28 @@ class Learner:
         self.net: UNet = net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.net.train()
         self._optimiser = _optimiser(self.net, recipe)
-        self._precision = Precision(team.device, recipe.mixed)
-        self._average = AveragedModel(self.net, multi_avg_fn=_towards(recipe.average)) if recipe.average else None
-        forward: Callable[[Tensor], Tensor] = team.wrapped(self.net)
+        self.dtype = fastest_dtype(team.device) if recipe.mixed else torch.float32
+        # Gradients vanish in float16 alone, whose exponent has 5 bits.
+        self._scaler = GradScaler(team.device.type, enabled=self.dtype == torch.float16)
+        self._average = _average(self.net, recipe.average) if recipe.average else None
+        forward: Callable[[Tensor], Tensor] = team.distribute(self.net)
         self._forward = torch.compile(forward) if compiled else forward
 
     @property
-    def dtype(self) -> torch.dtype:
-        """What the network computes in."""
-        return self._precision.dtype
-
-    @property
     def result(self) -> UNet:
-        """The network to validate and to keep: the average where there is one."""
+        """The network to validate and to save: the average if there is one."""
         if self._average is None:
             return self.net
         assert isinstance(self._average.module, UNet)
         return self._average.module
 
     def step(self, batch: Batch, step: int, rate: float) -> float:
-        """Learn from this process's part of a batch; return the loss of all of it.
+        """Learn from this process's share of a batch; return the loss of the whole batch.
 
         Raises
         ------
         TrainingError
-            The loss is not finite; nothing has changed then.
+            The loss is not finite; nothing has changed.
         """
         device = self._team.device
         if self._recipe.dropout:
@@ -79,44 +203,53 @@ class Learner:
             group["lr"] = rate
         tiles = batch.tiles.to(device, memory_format=torch.channels_last)
         classes, weights = batch.classes.to(device), batch.weights.to(device)
-        with self._precision.autocast():
+        with torch.autocast(device.type, self.dtype, enabled=self.dtype != torch.float32):
             logits = self._forward(tiles)
-        total = self._team.summed(weights.sum())
-        loss = weighted_cross_entropy(logits, classes, weights, total)
-        value = self._team.summed(loss.detach().clone()).item()
+        loss = weighted_cross_entropy(logits, classes, weights, self._team.sum(weights.sum()))
+        value = self._team.sum(loss.detach().clone()).item()
         if not math.isfinite(value):
             raise TrainingError(
                 f"the loss is {value} at step {step}, in {', '.join(batch.names)}: "
                 f"lower the learning rate (--rate, now {rate:.2g}) or look at that image"
             )
-        # Processes average their gradients, where the whole batch's is their sum.
-        self._precision.update(loss * self._team.size, self._optimiser)
+        # DistributedDataParallel averages the processes' gradients; the batch's gradient is their sum.
+        self._descend(loss * self._team.size)
         if self._average is not None:
             self._average.update_parameters(self.net)
         return value
 
+    def _descend(self, loss: Tensor) -> None:
+        """Compute the gradients of a loss and let the optimiser take one step."""
+        self._optimiser.zero_grad(set_to_none=True)
+        torch.autograd.backward(self._scaler.scale(loss))
+        self._scaler.step(self._optimiser)
+        self._scaler.update()
+
     def state(self) -> dict[str, Tensor]:
-        """Return everything that a later `restore` needs, by name."""
+        """Return everything that `restore` needs, by name, on the CPU."""
         state = {NET + name: tensor for name, tensor in self.net.state_dict().items()}
         for index, values in self._optimiser.state_dict()["state"].items():
             state |= {f"{OPTIMISER}{index}.{name}": value for name, value in values.items() if value is not None}
-        state[SCALE] = self._precision.state()
+        scaler = self._scaler.state_dict()
+        state[SCALE] = torch.tensor([scaler.get("scale", 1.0), scaler.get("_growth_tracker", 0)], dtype=torch.float64)
         if self._average is not None:
             state |= {AVERAGE + name: tensor for name, tensor in self._average.module.state_dict().items()}
             state[UPDATES] = self._average.n_averaged
         return {name: tensor.detach().cpu() for name, tensor in state.items()}
 
     def restore(self, state: Mapping[str, Tensor]) -> None:
-        """Continue from a state; raises KeyError or RuntimeError where it is another network's or recipe's."""
+        """Restore a state; raises KeyError or RuntimeError if it is of another network or recipe."""
         self.net.load_state_dict(_part(state, NET))
         if self._average is not None:
             self._average.module.load_state_dict(_part(state, AVERAGE))
             self._average.n_averaged.copy_(state[UPDATES])
-        self._precision.restore(state[SCALE])
+        scale, tracker = state[SCALE].tolist()
+        if self._scaler.is_enabled():
+            self._scaler.load_state_dict(self._scaler.state_dict() | {"scale": scale, "_growth_tracker": int(tracker)})
         self._optimiser.load_state_dict(self._optimiser.state_dict() | {"state": self._optimiser_state(state)})
 
     def _optimiser_state(self, state: Mapping[str, Tensor]) -> dict[int, dict[str, Tensor]]:
-        """Return what the optimiser remembers of each parameter, laid out in memory as the parameter is.
+        """Return the optimiser's tensors of each parameter, in the parameter's memory layout.
 
         Kernels for other layouts sum in another order, and the next step would not be the same bit for bit.
         """
@@ -140,12 +273,12 @@ def _optimiser(net: UNet, recipe: Recipe) -> torch.optim.Optimizer:
     return torch.optim.AdamW(net.parameters(), lr=recipe.rate, weight_decay=1e-4)
 
 
-def _towards(decay: float) -> Any:
-    """Return the rule of an exponential moving average, which forgets the first weights faster than later ones."""
+def _average(net: UNet, decay: float) -> AveragedModel:
+    """Return the exponential moving average of a network's weights, which forgets the first weights faster."""
 
     @torch.no_grad()
-    def update(averaged: list[Tensor], current: list[Tensor], updates: Tensor) -> None:
+    def update(averaged: Tensors, current: Tensors, updates: Tensor | int) -> None:
         done = int(updates)
         torch._foreach_lerp_(averaged, current, 1 - min(decay, (1 + done) / (10 + done)))
 
-    return update
+    return AveragedModel(net, multi_avg_fn=update)

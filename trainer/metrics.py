@@ -1,25 +1,35 @@
-"""How good a segmentation is: sums over pixels and over objects, which add up over images.
+"""Segmentation metrics of one image: confusion of pixels, matching of objects, warping error.
 
-The scores of one image and those pooled over many are the same properties, of one tally and of the sum of many.
+Tallies hold sums, so tallies of several images add up, and their scores are properties of a tally: the scores of one
+image and those pooled over many are computed alike.
+
+>>> (count_objects(a, b) + count_objects(c, d)).seg
 """
 
 from dataclasses import dataclass
+from functools import cache, cached_property
+from itertools import product
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-
-from unetrt.trainer.overlap import Counts, Overlap
+from scipy import ndimage
+from scipy.sparse import csr_array
+from scipy.sparse.csgraph import maximum_bipartite_matching
 
 Array = NDArray[Any]
+Counts = NDArray[np.int64]
+Mask = NDArray[np.bool_]
 
-# Thresholds of the intersection over union at which objects are matched (those of the Data Science Bowl 2018).
+# Thresholds of the intersection over union at which objects are matched (Data Science Bowl 2018).
 THRESHOLDS = tuple(round(0.5 + 0.05 * step, 2) for step in range(10))
+# Offsets (dy, dx) of the eight neighbours of a pixel, row by row: the bits, from the lowest, of a neighbourhood's code.
+NEIGHBOURS = [(dy, dx) for dy in (-1, 0, 1) for dx in (-1, 0, 1) if (dy, dx) != (0, 0)]
 
 
 @dataclass(frozen=True)
 class PixelTally:
-    """Which class each pixel has, and which it was given.
+    """The confusion matrix of the pixels.
 
     Attributes
     ----------
@@ -34,25 +44,25 @@ class PixelTally:
 
     @property
     def error(self) -> float:
-        """The pixel error: share of the pixels with a wrong class."""
+        """Pixel error: share of the pixels with a wrong class."""
         pixels = int(self.confusion.sum())
         return 1 - float(np.trace(self.confusion)) / pixels if pixels else 0.0
 
     @property
     def class_ious(self) -> tuple[float | None, ...]:
-        """Intersection over union of each class but the background; None for a class that is neither true nor found."""
+        """Intersection over union of each class but the background; None for a class neither true nor predicted."""
         common = np.diag(self.confusion)
         union = self.confusion.sum(axis=0) + self.confusion.sum(axis=1) - common
         return tuple(int(c) / int(u) if u else None for c, u in zip(common[1:], union[1:], strict=True))
 
     @property
     def iou(self) -> float:
-        """The mean of `class_ious`, for two classes the foreground's; 1 where both maps hold background alone."""
+        """Mean of `class_ious`, for two classes the foreground's; 1 where both maps hold background alone."""
         known = [iou for iou in self.class_ious if iou is not None]
         return sum(known) / len(known) if known else 1.0
 
 
-def count_pixels(predicted: Array, truth: Array, classes: int, ignored: Array | None = None) -> PixelTally:
+def count_pixels(predicted: Array, truth: Array, classes: int, ignored: Mask | None = None) -> PixelTally:
     """Compare two class maps (H, W) of integers below `classes`; pixels where `ignored` (H, W) is true do not count."""
     pairs = truth.astype(np.int64) * classes + predicted.astype(np.int64)
     if ignored is not None:
@@ -62,23 +72,24 @@ def count_pixels(predicted: Array, truth: Array, classes: int, ignored: Array | 
 
 @dataclass(frozen=True)
 class ObjectTally:
-    """How the objects of a truth were found.
+    """Agreement of true and predicted objects.
 
     Attributes
     ----------
     objects, found
-        How many there are in the truth and in the prediction.
+        Number of true and of predicted objects.
     seg_sum
-        Sum of the objects' SEG scores.
+        Sum of the SEG scores of the true objects.
     matched
-        Objects with a partner of their own at each of THRESHOLDS.
+        Number of matched pairs of objects at each of THRESHOLDS; an object is in one pair at most.
     merged
-        Objects found as one with another: what covers more than half of it covers more than half of another too.
+        True objects found as one with another: the predicted object that covers more than half of it covers more than
+        half of another too.
     split
-        Objects of which at least two predicted ones have more than half of their pixels inside.
+        True objects that hold more than half of the pixels of at least two predicted ones.
     pairs
-        Pairs of pixels in one object: of the truth and of the prediction, of the truth, and of the prediction, over the
-        truth's foreground.
+        Pairs of pixels of the true foreground that lie in one object: of the truth and of the prediction, of the truth,
+        of the prediction.
     """
 
     objects: int
@@ -102,14 +113,14 @@ class ObjectTally:
 
     @property
     def seg(self) -> float | None:
-        """The Cell Tracking Challenge's SEG: the mean over all true objects; None where there are none."""
+        """SEG of the Cell Tracking Challenge: mean over all true objects; None without any."""
         return self.seg_sum / self.objects if self.objects else None
 
     def average_precision(self, threshold: float = 0.5) -> float | None:
-        """Return TP / (TP + FP + FN) of objects matched at an IoU of `threshold` or more, one of THRESHOLDS.
+        """Return TP / (TP + FP + FN) of objects matched at an IoU of at least `threshold`, one of THRESHOLDS.
 
-        This is the average precision of the Data Science Bowl 2018, which StarDist and Cellpose report too (no
-        detection has a confidence, so there is no curve to average). None where there is no object, true or found.
+        The average precision of the Data Science Bowl 2018, which StarDist and Cellpose report too: predicted objects
+        have no confidence, so there is no curve to average. None without any object, true or predicted.
         """
         true_positives = self.matched[THRESHOLDS.index(threshold)]
         either = self.objects + self.found - true_positives
@@ -117,24 +128,24 @@ class ObjectTally:
 
     @property
     def mean_average_precision(self) -> float | None:
-        """The mean of `average_precision` over THRESHOLDS."""
+        """Mean of `average_precision` over THRESHOLDS."""
         each = [self.average_precision(threshold) for threshold in THRESHOLDS]
         return None if None in each else sum(value or 0.0 for value in each) / len(each)
 
     @property
     def rand_f_score(self) -> float | None:
-        """The Rand F-score over the truth's foreground (ISBI 2012; Arganda-Carreras et al. 2015); None without pairs.
+        """Rand F-score over the true foreground (ISBI 2012; Arganda-Carreras et al. 2015); None without pairs.
 
-        The harmonic mean of precision and recall over pairs of pixels in one object. What was predicted as background
-        counts as one object.
+        The harmonic mean of precision and recall over pairs of pixels in one object. Predicted background counts as one
+        object.
         """
         both, truth, predicted = self.pairs
         return 2 * both / (truth + predicted) if truth + predicted else None
 
 
 def count_objects(predicted: Array, truth: Array) -> ObjectTally:
-    """Compare two instance maps (H, W) of integers, one number an object, 0 the background."""
-    overlap = Overlap.of(predicted, truth)
+    """Compare two instance maps (H, W) of integers, one number for each object, 0 the background."""
+    overlap = _Overlap.of(predicted, truth)
     return ObjectTally(
         objects=len(overlap.areas),
         found=len(overlap.found_areas),
@@ -147,9 +158,157 @@ def count_objects(predicted: Array, truth: Array) -> ObjectTally:
 
 
 def _pairs_of_pixels(predicted: Array, truth: Array) -> tuple[int, int, int]:
-    """Return how many pairs of pixels of the truth's foreground lie in one object: of both, of each."""
+    """Return the number of pairs of true foreground pixels in one object of both maps, of the truth, of the other."""
     inside = truth > 0
     true, found = (np.unique(labels[inside], return_inverse=True)[1] for labels in (truth, predicted))
     joint = np.unique(true * (int(found.max(initial=0)) + 1) + found, return_counts=True)[1]
     both, truths, founds = (int((n * (n - 1)).sum()) // 2 for n in (joint, np.bincount(true), np.bincount(found)))
     return both, truths, founds
+
+
+@dataclass(frozen=True)
+class _Overlap:
+    """Every pair of a true and a predicted object that share pixels.
+
+    Attributes
+    ----------
+    true, found
+        Indices of the two objects, (pairs,), in the order of their numbers.
+    common
+        Number of pixels that they share, (pairs,).
+    areas, found_areas
+        Number of pixels of every true, (objects,), and every predicted object, (found,).
+    """
+
+    true: Counts
+    found: Counts
+    common: Counts
+    areas: Counts
+    found_areas: Counts
+
+    @classmethod
+    def of(cls, predicted: Array, truth: Array) -> "_Overlap":
+        """Return the overlap of two instance maps (H, W) of integers."""
+        numbers, areas = np.unique(truth[truth > 0], return_counts=True)
+        found_numbers, found_areas = np.unique(predicted[predicted > 0], return_counts=True)
+        both = (truth > 0) & (predicted > 0)
+        true, found = numbers.searchsorted(truth[both]), found_numbers.searchsorted(predicted[both])
+        width = max(1, len(found_areas))
+        pairs, common = np.unique(true * width + found, return_counts=True)
+        return cls(pairs // width, pairs % width, common, areas, found_areas)
+
+    @cached_property
+    def iou(self) -> NDArray[np.float64]:
+        """Intersection over union of each pair."""
+        jaccard: NDArray[np.float64] = self.common / (
+            self.areas[self.true] + self.found_areas[self.found] - self.common
+        )
+        return jaccard
+
+    @cached_property
+    def covering(self) -> Mask:
+        """Whether the predicted object of a pair covers more than half of the true one; at most one does."""
+        return 2 * self.common > self.areas[self.true]
+
+    @property
+    def seg_scores(self) -> NDArray[np.float64]:
+        """SEG score of every true object (Ulman et al. 2017, "An objective comparison of cell-tracking algorithms").
+
+        The Jaccard index with the predicted object that covers more than half of it, 0 without one.
+        """
+        scores = np.zeros(len(self.areas))
+        scores[self.true[self.covering]] = self.iou[self.covering]
+        return scores
+
+    def matched(self, threshold: float) -> int:
+        """Return the size of a maximum bipartite matching of the pairs at an IoU of at least `threshold`."""
+        good = self.iou >= threshold
+        graph = csr_array(
+            (np.ones(good.sum(), np.int8), (self.true[good], self.found[good])),
+            shape=(len(self.areas), len(self.found_areas)),
+        )
+        return int((maximum_bipartite_matching(graph, perm_type="column") >= 0).sum()) if good.any() else 0
+
+    @property
+    def merged(self) -> int:
+        """Number of true objects whose covering object covers another true object too."""
+        covered = np.bincount(self.found[self.covering], minlength=len(self.found_areas))
+        return int(covered[covered > 1].sum())
+
+    @property
+    def split(self) -> int:
+        """Number of true objects that hold more than half of two or more predicted ones."""
+        inside = 2 * self.common > self.found_areas[self.found]
+        return int((np.bincount(self.true[inside]) > 1).sum()) if inside.any() else 0
+
+
+def warping_error(predicted: Array, truth: Array) -> int:
+    """Return the number of pixels that differ after the true mask is warped to the predicted one.
+
+    The warping error of Jain et al. 2010 and of the ISBI challenge 2012, which divides it by the number of pixels. The
+    warp preserves topology: what still differs is an object merged, split, missed or made up, or a hole. A shifted
+    outline costs nothing. As in the challenge's program the warp is greedy: it ends where no single flip reduces the
+    difference.
+
+    Parameters
+    ----------
+    predicted, truth
+        (H, W), bool or numbers, above 0 is foreground. Pass touching instances through `outlined` first.
+    """
+    return int((warped(truth > 0, predicted > 0) != (predicted > 0)).sum())
+
+
+def outlined(instances: Array) -> Mask:
+    """Return the foreground, (H, W) bool, of instances (H, W), with a line of background between touching ones."""
+    around = ndimage.maximum_filter(instances, 3)
+    mask: Mask = (instances > 0) & (around == instances)
+    return mask
+
+
+def warped(mask: Mask, target: Mask) -> Mask:
+    """Return `mask` deformed towards `target`, both (H, W) bool, by flips of simple points, which preserve topology.
+
+    Foreground is connected along edges, background along edges and corners, as in `unetrt.runtime.pixels.instances`.
+    """
+    padded, goal = np.pad(mask, 1), np.pad(target, 1)
+    while True:
+        before = padded.copy()
+        # Pixels of one parity of row and column are not neighbours: flipping all at once equals one after another.
+        for down, right in product((0, 1), repeat=2):
+            _flip_simple_points(padded, goal, (down, right))
+        if np.array_equal(before, padded):
+            return padded[1:-1, 1:-1]
+
+
+def _flip_simple_points(padded: Mask, goal: Mask, parity: tuple[int, int]) -> None:
+    """Flip, in place, the simple points of one parity of row and column that differ from the goal."""
+    rows, columns = np.nonzero(padded[1:-1, 1:-1] != goal[1:-1, 1:-1])
+    of_parity = (rows % 2 == parity[0]) & (columns % 2 == parity[1])
+    rows, columns = rows[of_parity] + 1, columns[of_parity] + 1
+    around = np.zeros(len(rows), np.uint8)
+    for bit, (dy, dx) in enumerate(NEIGHBOURS):
+        around |= padded[rows + dy, columns + dx].astype(np.uint8) << bit
+    simple = _simple_points()[around]
+    padded[rows[simple], columns[simple]] ^= True
+
+
+@cache
+def _simple_points() -> Mask:
+    """Return for each code of a neighbourhood, (256,) bool, whether its centre is a simple point.
+
+    A pixel is simple if it has exactly one adjacent component of foreground and one of background (Kong and Rosenfeld
+    1989). Foreground components are connected along edges and count if they share an edge with the pixel; background
+    components are connected along edges and corners.
+    """
+    table = np.zeros(256, bool)
+    for code in range(256):
+        around = np.zeros((3, 3), bool)
+        for bit, (dy, dx) in enumerate(NEIGHBOURS):
+            around[dy + 1, dx + 1] = code >> bit & 1
+        pieces, _ = ndimage.label(around)
+        touching = {pieces[0, 1], pieces[1, 0], pieces[1, 2], pieces[2, 1]} - {0}
+        background = ~around
+        background[1, 1] = False
+        _, holes = ndimage.label(background, np.ones((3, 3)))
+        table[code] = len(touching) == 1 and holes == 1
+    return table

@@ -1,6 +1,10 @@
-"""Recipes: everything about a training that is a choice, as one value."""
+"""Recipes: every choice about the network and its training, as one value.
 
-from dataclasses import asdict, dataclass, field, fields, replace
+>>> RECIPES["modern"].with_options(depth=4, zoom=1.2).legal_tile()
+284
+"""
+
+from dataclasses import dataclass, field, fields, replace
 from math import cos, inf, pi
 from typing import Any, Literal, get_args
 
@@ -12,48 +16,48 @@ from unetrt.trainer.augmentation import Augmentation
 Schedule = Literal["constant", "cosine", "poly"]
 SCHEDULES: tuple[Schedule, ...] = get_args(Schedule)
 
-# Share of the budget in which the rate rises, for cosine and poly, and as if how much of it were over at first: the
-# first steps shall not be without any rate. Chosen, not tuned.
-RISE, HEAD_START = 0.05, 0.01
-# Of the polynomial decay, as in nnU-Net and DeepLab.
+# The linear warm-up of cosine and poly, as a share of the budget, and the share at which it starts, so that the first
+# step has a rate above 0. Chosen, not tuned.
+WARM_UP, HEAD_START = 0.05, 0.01
+# Exponent of the polynomial decay, as in nnU-Net and DeepLab.
 POWER = 0.9
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """How a network is built and trained. The defaults are the paper's (Ronneberger et al. 2015, section 3).
+    """Network, loss and optimisation. The defaults are the paper's (Ronneberger et al. 2015, section 3).
 
     Attributes
     ----------
     depth, base
-        Poolings, and feature channels of the first level.
+        Number of poolings, and of feature channels of the first level.
     dropout
         Rate at the end of the contracting path.
     tile
-        Side of the network's input, in pixels; the largest legal side up to it is used.
+        Side of the training tile, in pixels; rounded down to a legal side.
     batch
-        Tiles a step.
+        Tiles per step.
     optimiser
         `sgd` with momentum 0.99, or `adamw`.
     rate
         Learning rate.
     schedule
-        `constant`; `cosine`: a short linear rise, then half a cosine down to 0 at the end of the budget; `poly`: the
-        same rise, then (1 - share of the budget) to the power of 0.9.
+        `constant`; `cosine`: linear warm-up, then half a cosine down to 0 at the end of the budget; `poly`: the same
+        warm-up, then (1 - share of the budget spent)^0.9.
     average
-        Decay of the exponential moving average of the weights, which is what is validated and kept; 0: none.
+        Decay of the exponential moving average of the weights, which is validated and saved; 0: no average.
     balance
-        Whether w_c balances the classes' frequencies.
+        Whether class weights w_c balance the classes' frequencies.
     w0, sigma
-        Weight of the separation border and its reach in pixels.
+        Largest separation weight, and its reach in pixels.
     separation_border
-        Pixels of background cut between touching objects.
+        Width in pixels of the background cut between touching objects.
     mixed
-        Whether the network computes in 16 bits where the device has them in hardware; weights stay float32.
+        Whether the network computes in 16 bits on devices that support them in hardware; weights stay float32.
     normalisation
-        How grey values become network input.
+        Of grey values to network input.
     augmentation
-        How much samples vary.
+        Random variation of the tiles.
     """
 
     depth: int = 4
@@ -91,48 +95,38 @@ class Recipe:
                 raise OptionError(f"{name} {value} does not work: use {rule}")
 
     def shape(self, channels: int, classes: int) -> UNetShape:
-        """Return the network for data of so many channels and classes."""
+        """Return the shape of the network for data with these numbers of channels and classes."""
         return UNetShape(self.depth, self.base, channels, classes)
 
     def legal_tile(self) -> int:
-        """Return the largest legal tile side that is not above `tile`."""
+        """Return the largest legal tile side up to `tile`, in pixels."""
         geometry = UNetShape(self.depth).geometry
         return geometry.side_for(self.tile - 2 * geometry.halo - geometry.grid + 1)
 
     def rate_at(self, spent: float) -> float:
-        """Return the learning rate when a share `spent` of the budget, 0 to 1, is spent."""
+        """Return the learning rate after a share `spent` of the budget, 0 to 1."""
         if self.schedule == "constant":
             return self.rate
         spent = min(spent, 1.0)
         fall = 0.5 * (1 + cos(pi * spent)) if self.schedule == "cosine" else (1 - spent) ** POWER
-        return self.rate * min(1.0, (spent + HEAD_START) / RISE) * fall
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return all choices as JSON has them."""
-        return asdict(self)
-
-    @classmethod
-    def from_dict(cls, stored: dict[str, Any]) -> "Recipe":
-        """Return what `to_dict` gave."""
-        return cls(**{**stored, "augmentation": Augmentation(**stored["augmentation"])})
+        return self.rate * min(1.0, (spent + HEAD_START) / WARM_UP) * fall
 
     def with_options(self, **options: Any) -> "Recipe":
-        """Return a copy with those options, of the recipe or its augmentation, changed that are not None."""
+        """Return a copy with changed attributes of the recipe or of its augmentation; None leaves one unchanged."""
         given = {name: value for name, value in options.items() if value is not None}
-        ways = {field.name for field in fields(Augmentation)}
-        varied = replace(self.augmentation, **{name: given.pop(name) for name in given.keys() & ways})
-        return replace(self, **given, augmentation=varied)
+        varied = {name: given.pop(name) for name in given.keys() & {field.name for field in fields(Augmentation)}}
+        return replace(self, **given, augmentation=replace(self.augmentation, **varied))
 
 
 def options_of() -> tuple[str, ...]:
-    """Return the names of all choices that `Recipe.with_options` takes."""
+    """Return the names of all options of `Recipe.with_options`."""
     return tuple(
         field.name for kind in (Recipe, Augmentation) for field in fields(kind) if field.name != "augmentation"
     )
 
 
 RECIPES = {
-    # A shallow, thin net and small tiles take some 40 steps in the time of one of the paper's: what minutes allow.
+    # For trainings of minutes: some 40 steps of this shallow, thin network take the time of one of the paper's.
     "modern": Recipe(
         depth=3,
         base=16,

@@ -1,63 +1,227 @@
-"""What a training is told and what it tells: where it writes, from which seed, and how each step went."""
+"""A training run as data: its images, its budget, its folder, and what its last checkpoint stores to resume it.
+
+The last checkpoint's JSON is validated when it is read: the annotations below are its schema.
+
+>>> job = TrainingJob.resumed(Path("run"), budget=None, moved={})
+>>> train, validation = job.source.read(job.run.seed)
+"""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
+from math import inf
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
+from unetrt.runtime.errors import DatasetError, ModelFileError, OptionError
+from unetrt.runtime.files.records import validated
+from unetrt.trainer.checkpoint import LAST, Checkpoint, load
+from unetrt.trainer.dataset import Dataset, read_dataset, read_names
+from unetrt.trainer.recipe import Recipe
 from unetrt.trainer.validation import Scores
+
+# Attributes of `DataSource` that are paths.
+PATHS = ("data", "val", "listed")
 
 
 @dataclass(frozen=True)
-class Progress:
-    """What a training reports after each step.
+class DataSource:
+    """Origin of training and validation images.
 
     Attributes
     ----------
-    step
-        Steps done.
-    spent
-        Share of the budget spent.
-    loss, rate
-        Of the step: weighted cross entropy and learning rate.
-    scores
-        Of the validation after this step, or None where there was none.
+    data
+        Folder of training images.
+    val
+        Folder of validation images; None: a part of `data` is held back.
+    fraction
+        Share of the images that is held back, if no list names them.
+    listed
+        Text file with the names of the images to hold back, one a line; None: they are drawn at random.
+    classes
+        Number of classes in the labels; None: labels are instances.
+    ignore
+        Label of unannotated pixels; None: 255 for class maps, no label for instances.
     """
 
-    step: int
-    spent: float
-    loss: float
-    rate: float
-    scores: Scores | None
+    data: Path
+    val: Path | None = None
+    fraction: float = 0.2
+    listed: Path | None = None
+    classes: int | None = None
+    ignore: int | None = None
 
+    def read(self, seed: int) -> tuple[Dataset, Dataset]:
+        """Return training and validation images; the seed draws those held back.
 
-class Reporter(Protocol):
-    """Is told of each step, in the leading process."""
+        Raises
+        ------
+        DatasetError, FrameError, OptionError
+            The images cannot be read, or do not fit together.
+        """
+        if self.val is not None and self.listed is not None:
+            raise OptionError("give either a validation folder (--val) or a list of images (--val-list), not both")
+        train = read_dataset(self.data, self.classes, self.ignore)
+        if self.listed is not None:
+            return train.split_by(read_names(self.listed))
+        if self.val is None:
+            return train.split(self.fraction, seed)
+        validation = read_dataset(self.val, self.classes, self.ignore)
+        if validation.channels != train.channels:
+            raise DatasetError(
+                f"{self.val} has {validation.channels} channels, {self.data} has {train.channels}: they must agree"
+            )
+        return train, validation
 
-    def __call__(self, progress: Progress, /) -> None:
-        """Show or store it."""
+    def warnings(self) -> list[str]:
+        """Return a sentence for each choice that is likely a mistake."""
+        if self.val is not None and self.val.resolve() == self.data.resolve():
+            return ["training and validation are the same images: the scores say nothing about others"]
+        return []
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the source as JSON, with absolute paths: a run resumes from any working folder."""
+        paths = {name: getattr(self, name) for name in PATHS}
+        return asdict(self) | {name: path and str(path.absolute()) for name, path in paths.items()}
 
 
 @dataclass(frozen=True)
-class Run:
+class TrainingBudget:
+    """Length of a training: a number of minutes, the last validation excluded, or a number of steps."""
+
+    minutes: float | None = None
+    steps: int | None = None
+
+    def __post_init__(self) -> None:
+        if (self.minutes is None) == (self.steps is None):
+            raise OptionError("give either minutes or steps")
+        unit, length = ("steps", self.steps) if self.minutes is None else ("minutes", self.minutes)
+        if not 0 < (length or 0) < inf:
+            raise OptionError(f"a training cannot last {length} {unit}: give more than 0, and a finite number")
+
+    def spent(self, steps: int, seconds: float) -> float:
+        """Return the share of the budget that is spent, from 0, above 1 where it is exceeded."""
+        return steps / self.steps if self.steps is not None else seconds / (60 * (self.minutes or 1))
+
+
+@dataclass(frozen=True)
+class TrainingRun:
     """How a training is run, as opposed to what it learns.
 
     Attributes
     ----------
     folder
-        Where best.safetensors, last.safetensors, history.csv, curves.png and validation.png go.
+        For best.safetensors, last.safetensors, history.csv, curves.png and validation.png.
     seed
         Of weights and samples.
     tta
         Whether validation averages over the 8 symmetries of the square.
     compiled
-        Whether torch.compile translates the network.
-    origin
-        What the caller wants to find again in the last checkpoint, as JSON: where the data came from.
+        Whether to compile the network with torch.compile.
+    source
+        Of the data, stored for resuming; None: only a caller that passes the data again can resume the run.
     """
 
     folder: Path
     seed: int = 0
     tta: bool = False
     compiled: bool = False
-    origin: Mapping[str, Any] = field(default_factory=dict)
+    source: DataSource | None = None
+
+
+@dataclass(frozen=True)
+class ResumeState:
+    """The state of a training in its last checkpoint, as JSON beside the arrays.
+
+    Attributes
+    ----------
+    scores
+        (step, scores) of each validation.
+    seconds
+        Time spent, in seconds.
+    validated_at
+        Steps done and seconds spent at the last validation.
+    budget
+        Of the run.
+    data
+        Digests of training and validation images.
+    run
+        Attributes of `TrainingRun`: seed, tta, compiled.
+    origin
+        `DataSource.to_dict`; empty: not known.
+    """
+
+    scores: tuple[tuple[int, Scores], ...]
+    seconds: float
+    validated_at: tuple[int, float]
+    budget: TrainingBudget
+    data: tuple[str, str]
+    run: dict[str, Any]
+    origin: dict[str, Any]
+
+    @classmethod
+    def of(cls, last: Checkpoint, path: Path) -> "ResumeState":
+        """Return the state in a last checkpoint read from `path`; raises ModelFileError where there is none."""
+        if not last.progress:
+            raise ModelFileError(f"{path} does not say how to continue: train anew")
+        return validated(dict(last.progress), cls, f"the progress in {path}", unknown=True)
+
+
+def recipe_of(last: Checkpoint, path: Path) -> Recipe:
+    """Return the recipe in a checkpoint read from `path`; raises ModelFileError where it is not valid."""
+    return validated(last.training.get("recipe"), Recipe, f"the recipe in {path}")
+
+
+@dataclass(frozen=True)
+class TrainingJob:
+    """Everything that determines a training.
+
+    Attributes
+    ----------
+    source
+        Of the data.
+    recipe
+        Network, loss and optimisation.
+    run
+        Folder and seed.
+    budget
+        Length.
+    last
+        Checkpoint from which the training resumes; None: it begins.
+    """
+
+    source: DataSource
+    recipe: Recipe
+    run: TrainingRun
+    budget: TrainingBudget
+    last: Checkpoint | None = field(default=None, repr=False)
+
+    @classmethod
+    def resumed(cls, folder: Path, budget: TrainingBudget | None, moved: Mapping[str, Path | None]) -> "TrainingJob":
+        """Return the job that continues a run.
+
+        Parameters
+        ----------
+        folder
+            Of the run.
+        budget
+            Replaces the run's own; None: the run's own.
+        moved
+            New paths, by their names in `DataSource`; None: as the run stored it.
+
+        Raises
+        ------
+        ModelFileError
+            There is no last checkpoint, it is damaged, or it does not say how to continue.
+        """
+        path = folder / LAST
+        if not path.is_file():
+            raise ModelFileError(f"{folder} holds no {LAST} to continue from: train anew, with -o {folder}")
+        last = load(path)
+        state = ResumeState.of(last, path)
+        stored = {name: Path(value) for name in PATHS if isinstance(value := state.origin.get(name), str)}
+        paths = stored | {name: given for name, given in moved.items() if given}
+        if "data" not in paths:
+            raise ModelFileError(f"{path} does not say where its images are: unetrt train DATA --resume {folder}")
+        source = validated(state.origin | paths, DataSource, f"the origin in {path}")
+        run = validated(state.run | {"folder": folder, "source": source}, TrainingRun, f"the run in {path}")
+        return cls(source, recipe_of(last, path), run, budget or state.budget, last)

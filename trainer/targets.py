@@ -1,22 +1,42 @@
-"""What the network shall answer, and how much each pixel counts (Ronneberger et al. 2015, section 3, equation 2)."""
+"""Training targets: instances, separation borders and pixel weights, and the cache of separation weights.
 
+Section 3 and equation 2 of Ronneberger et al. 2015: w(x) = w_c(x) + w0 exp(-(d1(x) + d2(x))^2 / (2 sigma^2)). Class
+weights w_c balance the classes; separation weights, the second term, are large between neighbouring objects. They take
+a distance transform for each object, so they are kept on disk: one .npy file for each set of labels and options.
+"""
+
+import hashlib
+import os
+from contextlib import suppress
 from math import ceil, log, sqrt
+from pathlib import Path
 from typing import Any
 
 import edt
 import numpy as np
 from numpy.typing import NDArray
+from platformdirs import user_cache_path
 from scipy import ndimage
+
+from unetrt.runtime.errors import OutputError
+from unetrt.runtime.files.atomic import whole_file
 
 Array = NDArray[Any]
 Labels = NDArray[np.int32]
 
-# Where the separation weight falls below this it is left out: far below what a float32 loss can show.
+# Separation weights below this are left out: far below what a float32 loss resolves.
 NEGLIGIBLE = 5e-5
+# Version of the computation, a part of every cache key.
+METHOD = 1
+# Size limit of the cache in bytes; the least recently used files go first.
+CACHE_LIMIT = 2 * 2**30
 
 
 def as_instances(labels: Array) -> Labels:
-    """Return instances (H, W) int32, numbered 1 ... n; a mask, one value besides 0, becomes its components."""
+    """Return instances (H, W) int32, numbered from 1, of labels (H, W) of any integer dtype.
+
+    Labels with a single value besides 0 are a mask; its connected components become the instances.
+    """
     values, numbers = np.unique(labels, return_inverse=True)
     if len(values[values > 0]) <= 1:
         components: Labels = np.empty(labels.shape, np.int32)
@@ -34,12 +54,12 @@ def cut_between(objects: Labels, width: int) -> Labels:
     objects
         (H, W), 0 is the background; objects touch along an edge or a corner.
     width
-        Of the border, in pixels: an even width takes as much from both, an odd one takes a pixel more from the lower
-        number. 0 cuts nothing.
+        Of the border, in pixels. Both objects lose half of it; of an odd width the object with the lower number loses
+        the extra pixel. 0 cuts nothing.
 
     Returns
     -------
-    A copy in which the cut pixels are 0.
+    A copy, (H, W), in which the cut pixels are 0.
     """
     nothing = np.iinfo(objects.dtype).max
     above = ndimage.maximum_filter(objects, 2 * ceil(width / 2) + 1)
@@ -51,13 +71,13 @@ def cut_between(objects: Labels, width: int) -> Labels:
 def separation_weights(objects: Labels, w0: float = 10.0, sigma: float = 5.0) -> NDArray[np.float32]:
     """Return w0 exp(-(d1 + d2)^2 / (2 sigma^2)), d1 and d2 the distances to the borders of the two nearest objects.
 
-    "Distance to the border" is taken at its word: outside an object it is the distance to its nearest pixel, inside it
-    the distance to the nearest pixel that is not its own. So the weight falls off alike on both sides of a gap.
+    Outside an object the distance to its border is the distance to its nearest pixel; inside, the distance to the
+    nearest pixel of anything else. The weight so falls off alike on both sides of a gap.
 
     Parameters
     ----------
     objects
-        (H, W), one number an object, 0 is the background.
+        (H, W), one number for each object, 0 is the background.
     w0
         Weight where two objects touch (10 in the paper).
     sigma
@@ -65,8 +85,8 @@ def separation_weights(objects: Labels, w0: float = 10.0, sigma: float = 5.0) ->
 
     Returns
     -------
-    float32, (H, W), equal within 1e-4 to distance transforms of the whole image for each object: an object further away
-    than where the weight is negligible is not looked at.
+    (H, W) float32, within 1e-4 of the formula with a Euclidean distance transform (EDT) of the whole image for each
+    object: here each transform covers an object's surroundings as far as its weight is not negligible.
     """
     weights = np.zeros(objects.shape, np.float32)
     if w0 <= 0:
@@ -77,7 +97,7 @@ def separation_weights(objects: Labels, w0: float = 10.0, sigma: float = 5.0) ->
         if box is None:
             continue
         around = tuple(slice(max(0, side.start - reach), side.stop + reach) for side in box)
-        # With two labels, this transform measures from each pixel to the nearest one of the other label: both sides.
+        # Of two labels this EDT gives, at each pixel, the distance to the nearest pixel of the other: both sides.
         squared = edt.edtsq((objects[around] == number).view(np.uint8) + np.uint8(1))
         second[around] = np.minimum(second[around], np.maximum(nearest[around], squared))
         nearest[around] = np.minimum(nearest[around], squared)
@@ -87,7 +107,7 @@ def separation_weights(objects: Labels, w0: float = 10.0, sigma: float = 5.0) ->
 
 
 def class_weights(counts: NDArray[np.int64]) -> NDArray[np.float32]:
-    """Return w_c, which balances classes: each counts as much as any other, and the mean over all pixels is 1.
+    """Return w_c, (classes,): all classes get the same total weight, and the mean weight of all pixels is 1.
 
     Parameters
     ----------
@@ -98,3 +118,59 @@ def class_weights(counts: NDArray[np.int64]) -> NDArray[np.float32]:
     weights = np.zeros(len(counts), np.float32)
     weights[present] = counts.sum() / (present.sum() * counts[present])
     return weights
+
+
+def cached_separation_weights(
+    objects: Labels, w0: float, sigma: float, folder: Path | None = None
+) -> NDArray[np.float32]:
+    """Return `separation_weights`, from the cache where these labels and options are in it.
+
+    A cache that cannot be written to, or a damaged file in it, costs the time of the computation and nothing else.
+
+    Parameters
+    ----------
+    objects, w0, sigma
+        As for `separation_weights`.
+    folder
+        Of the cache; default: `unetrt/weight-maps` in the user's cache folder.
+    """
+    folder = folder or _cache_folder()
+    path = folder / f"{_key(objects, w0, sigma)}.npy"
+    weights = _cached(path, objects.shape)
+    if weights is None:
+        weights = separation_weights(objects, w0, sigma)
+        with suppress(OutputError), whole_file(path) as temporary:
+            np.save(temporary, weights)
+    return weights
+
+
+def prune_cache(folder: Path | None = None, limit: int = CACHE_LIMIT) -> None:
+    """Delete the least recently used separation weights until the cache holds at most `limit` bytes."""
+    folder = folder or _cache_folder()
+    kept = 0
+    with suppress(OSError):
+        for path in sorted(folder.glob("*.npy"), key=lambda path: path.stat().st_mtime, reverse=True):
+            kept += path.stat().st_size
+            if kept > limit:
+                path.unlink()
+
+
+def _cache_folder() -> Path:
+    return user_cache_path("unetrt", appauthor=False) / "weight-maps"
+
+
+def _key(objects: Labels, w0: float, sigma: float) -> str:
+    digest = hashlib.sha256(f"{METHOD} {objects.shape} {objects.dtype.str} {w0!r} {sigma!r}".encode())
+    digest.update(np.ascontiguousarray(objects).data)
+    return digest.hexdigest()
+
+
+def _cached(path: Path, shape: tuple[int, ...]) -> NDArray[np.float32] | None:
+    """Return a file's weights and mark it as used; None where it is missing or damaged."""
+    try:
+        weights: NDArray[np.float32] = np.load(path, allow_pickle=False)
+    except (OSError, ValueError, EOFError):
+        return None
+    with suppress(OSError):
+        os.utime(path)
+    return weights if weights.shape == shape and weights.dtype == np.float32 else None

@@ -1,22 +1,33 @@
-"""A session around a network in torch, so that validation runs through the same geometry as everything else."""
+"""Torch behind the runtime's session protocol, and torch's exceptions as errors of unetrt.
+
+Validation and the export's parity gate run a network through the same geometry, normalisation and stitching as every
+other engine.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import nn
 
+from unetrt.runtime.errors import InferenceError, OutOfMemoryError
 from unetrt.runtime.model.spec import ModelSpec
 from unetrt.runtime.sessions.cpu import Array, WorkerSession
-from unetrt.trainer.failures import translated
+
+# Part of the plain RuntimeError of torch's CPU allocator (c10/core/impl/alloc_cpu.cpp); CUDA's raises its own class.
+CPU_OUT_OF_MEMORY = "DefaultCPUAllocator: can't allocate memory"
 
 
 class TorchSession(WorkerSession):
-    """Eager torch as an inference engine, for validation and as the reference of the parity gate.
+    """Eager torch as an inference engine.
 
     Parameters
     ----------
     net
-        Maps (N, C, h, w) to logits (N, classes, h', w'); used as it is at each pass, on the device where it lies.
+        Maps (N, C, h, w) to logits (N, classes, h', w'), on its own device. Changes of its weights take effect with the
+        next pass.
     spec
-        What to tell the segmenter; its head is `logits`.
+        Spec of the network, with head `logits`.
     """
 
     def __init__(self, net: nn.Module, spec: ModelSpec) -> None:
@@ -26,6 +37,31 @@ class TorchSession(WorkerSession):
 
     def compute(self, frames: Array, scores: Array) -> None:
         """Run the network; raises InferenceError or OutOfMemoryError."""
-        with torch.inference_mode(), translated("running the network", "use a smaller tile or a smaller batch"):
+        with torch.inference_mode(), torch_errors("running the network", "use a smaller tile or a smaller batch"):
             logits = self._net(torch.from_numpy(frames).to(self._device))
             torch.from_numpy(scores).copy_(logits)
+
+
+@contextmanager
+def torch_errors(action: str, advice: str) -> Iterator[None]:
+    """Raise torch's exceptions as InferenceError, and those of a full memory as OutOfMemoryError.
+
+    Parameters
+    ----------
+    action
+        Beginning of the message: what runs inside.
+    advice
+        End of the message where memory ran out.
+    """
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        if is_out_of_memory(error):
+            raise OutOfMemoryError(f"{action}: out of memory; {advice}") from error
+        first = (str(error).splitlines() or [type(error).__name__])[0]
+        raise InferenceError(f"{action}: torch failed: {first}") from error
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """Return whether an exception of torch says that memory ran out, on the CPU or on a GPU."""
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or CPU_OUT_OF_MEMORY in str(error)

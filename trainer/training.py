@@ -1,77 +1,88 @@
-"""The training loop."""
+"""The training loop: steps, validations and checkpoints until the budget is spent.
 
-import json
+>>> training = Training(train, validation, RECIPES["modern"], TrainingRun(Path("run")))
+>>> training.run(TrainingBudget(minutes=20))
+PosixPath('run/best.safetensors')
+"""
+
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 
 from unetrt.runtime.errors import DatasetError, ModelFileError, OptionError, TrainingStopped
 from unetrt.runtime.files.atomic import clear_unfinished
-from unetrt.trainer import sheet
-from unetrt.trainer.budget import Budget, ValidationClock
 from unetrt.trainer.checkpoint import BEST, LAST, Checkpoint, state_of
 from unetrt.trainer.dataset import Dataset
-from unetrt.trainer.failures import translated
-from unetrt.trainer.history import History
-from unetrt.trainer.learner import Learner
+from unetrt.trainer.history import History, TrainingProgress
+from unetrt.trainer.learner import Learner, Team, alone
 from unetrt.trainer.recipe import Recipe
-from unetrt.trainer.run import Progress, Reporter, Run
+from unetrt.trainer.run import ResumeState, TrainingBudget, TrainingRun, recipe_of
 from unetrt.trainer.samples import Sampler, normalisation_for, prepare
-from unetrt.trainer.team import Team, alone
+from unetrt.trainer.torch_session import torch_errors
 from unetrt.trainer.unet import UNet
-from unetrt.trainer.validation import Scores, Validator
+from unetrt.trainer.validation import Scores, Validator, draw_sheet
 
-# Seconds between two saves of the last checkpoint: what a power cut may cost.
+# Seconds between two saves of the last checkpoint: the work that a power cut can cost.
 SAVE_EVERY = 60.0
+# The network is validated each time this share of the budget is spent, for at most this share of the time.
+VALIDATE_EVERY, VALIDATE_AT_MOST = 0.1, 0.1
+# Name of the array of losses in `Checkpoint.state`.
 LOSSES = "losses"
 SHEET = "validation.png"
 
 
 class Training:
-    """One training run.
+    """A training.
 
     Parameters
     ----------
     train, validation
-        The data; same channels and classes.
+        Images with the same channels and classes.
     recipe
-        How to train.
+        Network, loss and optimisation.
     run
-        Where, and from which seed.
+        Folder and seed.
     team
-        The processes that train together; None: this one.
+        The processes that train together; None: this process alone.
     """
 
-    def __init__(self, train: Dataset, validation: Dataset, recipe: Recipe, run: Run, team: Team | None = None) -> None:
+    def __init__(
+        self, train: Dataset, validation: Dataset, recipe: Recipe, run: TrainingRun, team: Team | None = None
+    ) -> None:
         self._train, self._validation, self._recipe, self._run = train, validation, recipe, run
         self._team = team or alone()
         self._indices = self._team.share(recipe.batch)
         self._normalisation = normalisation_for(recipe, train)
         self._border = recipe.separation_border if train.instances else 0
         shape = recipe.shape(train.channels, len(train.class_names))
-        with translated("building the network", "use a smaller --base or --depth"):
+        with torch_errors("building the network", "use a smaller --base or --depth"):
             self._learner = Learner(shape, recipe, run.seed, self._team, run.compiled)
             samples = prepare(train, recipe, self._normalisation)
             self._sampler = Sampler(samples, recipe, run.seed, self._team.device)
         self.history = History()
         self._validator: Validator | None = None
         self._seconds, self._saved_at = 0.0, time.perf_counter()
-        self._validated_at = 0, 0.0  # after how many steps and seconds
+        self._validated_at = 0, 0.0  # steps and seconds
 
     @property
     def folder(self) -> Path:
-        """Where the run writes."""
+        """Folder of the run."""
         return self._run.folder
 
     @property
     def net(self) -> UNet:
-        """The network, as it is now."""
+        """The network with its current weights."""
         return self._learner.net
+
+    @property
+    def steps(self) -> int:
+        """Number of steps done."""
+        return len(self.history.losses)
 
     def restore(self, last: Checkpoint) -> None:
         """Continue where the run that wrote `last` stopped: on a CPU bit for bit as if it had not.
@@ -79,105 +90,102 @@ class Training:
         Raises
         ------
         ModelFileError
-            The checkpoint has nothing to continue from, or is of another network or recipe.
+            The checkpoint holds no state to continue from, or another network or recipe.
         DatasetError
-            The data are not those of the run.
+            The images are not those of the run.
         """
-        if not last.progress:
-            raise ModelFileError(f"{self._run.folder / LAST} does not say how to continue: train anew")
-        if last.training["recipe"] != json.loads(json.dumps(self._recipe.to_dict())):
-            raise ModelFileError(f"{self._run.folder / LAST} was trained by another recipe: train anew")
-        if last.progress["data"] != self._digests():
+        path = self.folder / LAST
+        state = ResumeState.of(last, path)
+        if recipe_of(last, path) != self._recipe:
+            raise ModelFileError(f"{path} was trained by another recipe: train anew")
+        if state.data != self._digests():
             raise DatasetError("images or labels are not those that the run began with: put them back, or train anew")
         try:
             self._learner.restore({name: torch.from_numpy(array) for name, array in last.state.items()})
+            self.history = History(last.state[LOSSES].tolist(), list(state.scores))
         except (KeyError, RuntimeError, ValueError) as error:
             reason = str(error).splitlines()[0]
-            raise ModelFileError(f"{self._run.folder / LAST} holds another network: {reason}") from error
-        self.history = History.from_dict(last.progress, last.state[LOSSES])
-        self._seconds = last.progress["seconds"]
-        steps, seconds = last.progress["validated_at"]
-        self._validated_at = steps, seconds
+            raise ModelFileError(f"{path} holds another network ({reason}): train anew") from error
+        self._seconds, self._validated_at = state.seconds, state.validated_at
 
     def run(
         self,
-        budget: Budget,
-        report: Reporter = lambda _: None,
+        budget: TrainingBudget,
+        report: Callable[[TrainingProgress], object] = lambda _: None,
         should_stop: Callable[[], bool] = lambda: False,
     ) -> Path:
-        """Train until the budget is spent; return the best checkpoint.
+        """Train until the budget is spent; return the path of the best checkpoint.
 
         Parameters
         ----------
         budget
-            What is spent of it already counts, after `restore`.
+            Length of the training. After `restore` the steps or minutes done before count.
         report
-            Told of each step.
+            Called after each step, in the leading process.
         should_stop
-            Asked after each step.
+            Called after each step; true ends the training.
 
         Raises
         ------
         TrainingError
-            The loss is not finite. The checkpoints written before it are whole.
+            The loss is not finite. Checkpoints written before remain valid.
         TrainingStopped
-            `should_stop` said so; the last checkpoint is up to date.
+            `should_stop` returned true; the last checkpoint holds the state of this moment.
+        OptionError
+            The budget was spent before.
         OutputError
             The folder cannot be written to.
         """
-        clock = ValidationClock(budget, budget.spent(*self._validated_at))
-        (spent,) = self._team.led(budget.spent(self.steps, self._seconds))
+        clock = _ValidationClock(budget, budget.spent(*self._validated_at))
+        (spent,) = self._team.from_leader(budget.spent(self.steps, self._seconds))
         if spent >= 1:
             raise OptionError(f"the run has done its {self.steps} steps: give it more with --minutes or --steps")
         if self._team.leads:
-            clear_unfinished(self._run.folder)
+            clear_unfinished(self.folder)
         begin = time.perf_counter() - self._seconds
         try:
             if self._team.leads and self.steps:
-                self._validate_if_due(clock, spent)  # a stop does not wait for a validation
+                self._validate_if_due(clock, spent)  # a validation that the stop had skipped
             while spent < 1:
                 rate = self._recipe.rate_at(spent)
                 loss = self._step(rate)
                 self._seconds = time.perf_counter() - begin
-                spent, stop = self._team.led(budget.spent(self.steps, self._seconds), should_stop())
+                spent, stop = self._team.from_leader(budget.spent(self.steps, self._seconds), should_stop())
                 if self._team.leads:
-                    scores = self._look_after(clock, spent, budget, stop > 0)
-                    report(Progress(self.steps, min(spent, 1), loss, rate, scores))
+                    scores = self._validate_and_save(clock, spent, budget, stop > 0)
+                    report(TrainingProgress(self.steps, min(spent, 1), loss, rate, scores))
                 if stop and spent < 1:
-                    raise TrainingStopped(f"stopped after step {self.steps}, all of it saved{self._how_to_go_on()}")
+                    raise TrainingStopped(f"stopped after step {self.steps}, all of it saved{self._how_to_resume()}")
         finally:
             if self._validator is not None:
                 self._validator.close()
                 self._validator = None
             if self.history.losses and self._team.leads:
-                self.history.save(self._run.folder)
-        return self._run.folder / BEST
+                self.history.save(self.folder)
+        return self.folder / BEST
 
-    @property
-    def steps(self) -> int:
-        """Steps done."""
-        return len(self.history.losses)
-
-    def _how_to_go_on(self) -> str:
+    def _how_to_resume(self) -> str:
         several = ", under torchrun again" if self._team.size > 1 else ""
-        return f"; to go on: unetrt train --resume {self._run.folder}{several}" if self._run.origin else ""
+        return f"; to go on: unetrt train --resume {self.folder}{several}" if self._run.source else ""
 
     def _step(self, rate: float) -> float:
         step = self.steps
-        with translated(f"training step {step + 1}", "use a smaller --tile, --batch or --base"):
+        with torch_errors(f"training step {step + 1}", "use a smaller --tile, --batch or --base"):
             loss = self._learner.step(self._sampler.batch(step, self._indices), step + 1, rate)
         self.history.losses.append(loss)
         return loss
 
-    def _look_after(self, clock: ValidationClock, spent: float, budget: Budget, stop: bool) -> Scores | None:
-        """Validate and save where it is time to."""
+    def _validate_and_save(
+        self, clock: "_ValidationClock", spent: float, budget: TrainingBudget, stop: bool
+    ) -> Scores | None:
+        """Validate, unless the training stops early, and save the last checkpoint, where they are due."""
         scores = None if stop and spent < 1 else self._validate_if_due(clock, spent)
         if scores or stop or self.steps == 1 or time.perf_counter() - self._saved_at > SAVE_EVERY:
-            self._checkpoint(self.history.latest_scores, budget).save(self._run.folder / LAST)
+            self._last(budget).save(self.folder / LAST)
             self._saved_at = time.perf_counter()
         return scores
 
-    def _validate_if_due(self, clock: ValidationClock, spent: float) -> Scores | None:
+    def _validate_if_due(self, clock: "_ValidationClock", spent: float) -> Scores | None:
         if not clock.due(spent):
             return None
         with clock.validating(spent):
@@ -186,22 +194,21 @@ class Training:
         return scores
 
     def _validate(self) -> Scores:
-        """Score the network, and keep it where it is the best so far."""
+        """Score the network; save it and the sheet if it is the best so far."""
         if self._validator is None:
             self._validator = Validator(
                 self._validation, self._learner.result, self._normalisation, self._border, self._run.tta
             )
         scores, results = self._validator()
         if self.history.add_scores(self.steps, scores):
-            self._checkpoint(scores).save(self._run.folder / BEST)
-            sheet.draw(self._run.folder / SHEET, results)
-        self.history.save(self._run.folder)
+            self._checkpoint(scores).save(self.folder / BEST)
+            draw_sheet(self.folder / SHEET, results)
+        self.history.save(self.folder)
         return scores
 
-    def _checkpoint(self, scores: Scores | None, budget: Budget | None = None) -> Checkpoint:
-        """Return the network to use; with a budget, all that it takes to continue as well."""
+    def _checkpoint(self, scores: Scores | None) -> Checkpoint:
         net = self._learner.result
-        checkpoint = Checkpoint(
+        return Checkpoint(
             shape=net.shape,
             weights=state_of(net),
             class_names=self._train.class_names,
@@ -216,22 +223,63 @@ class Training:
                 "seed": self._run.seed,
                 "images": len(self._train.images),
                 "validation": asdict(scores) if scores else None,
-                "recipe": self._recipe.to_dict(),
+                "recipe": asdict(self._recipe),
             },
         )
-        return checkpoint if budget is None else replace(checkpoint, **self._resumable(budget))
 
-    def _resumable(self, budget: Budget) -> dict[str, Any]:
-        state = {name: tensor.numpy() for name, tensor in self._learner.state().items()}
-        progress = self.history.to_dict() | {
-            "seconds": self._seconds,
-            "validated_at": self._validated_at,
-            "budget": budget.to_dict(),
-            "data": self._digests(),
-            "run": {"seed": self._run.seed, "tta": self._run.tta, "compiled": self._run.compiled},
-            "origin": dict(self._run.origin),
-        }
-        return {"state": state | {LOSSES: np.array(self.history.losses)}, "progress": progress}
+    def _last(self, budget: TrainingBudget) -> Checkpoint:
+        """Return a checkpoint with everything that `restore` needs."""
+        arrays = {name: tensor.numpy() for name, tensor in self._learner.state().items()}
+        state = ResumeState(
+            scores=tuple(self.history.scores),
+            seconds=self._seconds,
+            validated_at=self._validated_at,
+            budget=budget,
+            data=self._digests(),
+            run={"seed": self._run.seed, "tta": self._run.tta, "compiled": self._run.compiled},
+            origin=self._run.source.to_dict() if self._run.source else {},
+        )
+        checkpoint = self._checkpoint(self.history.latest_scores)
+        return replace(checkpoint, state=arrays | {LOSSES: np.array(self.history.losses)}, progress=asdict(state))
 
-    def _digests(self) -> list[str]:
-        return [self._train.digest, self._validation.digest]
+    def _digests(self) -> tuple[str, str]:
+        return self._train.digest, self._validation.digest
+
+
+class _ValidationClock:
+    """Decides when to validate: each time a share of the budget is spent, and at the end.
+
+    With a budget in minutes a validation waits until validations take at most `VALIDATE_AT_MOST` of the time. With a
+    budget in steps it does not, so that a run validates at the same steps each time.
+
+    Parameters
+    ----------
+    budget
+        Of the training.
+    spent
+        Share of the budget spent at the last validation.
+    """
+
+    def __init__(self, budget: TrainingBudget, spent: float) -> None:
+        self._by_steps = budget.steps is not None
+        self._spent, self._ended, self._cost = spent, time.perf_counter(), 0.0
+
+    def due(self, spent: float) -> bool:
+        """Return whether a validation is due when `spent` of the budget is spent."""
+        if spent >= 1:
+            return True
+        rested = self._by_steps or time.perf_counter() - self._ended >= self._cost * (1 / VALIDATE_AT_MOST - 1)
+        return rested and _parts(spent) > _parts(self._spent)
+
+    @contextmanager
+    def validating(self, spent: float) -> Iterator[None]:
+        """Time the validation that runs inside."""
+        begin = time.perf_counter()
+        yield
+        self._spent, self._ended = spent, time.perf_counter()
+        self._cost = self._ended - begin
+
+
+def _parts(spent: float) -> int:
+    """Return the number of whole shares VALIDATE_EVERY in `spent`."""
+    return int(spent / VALIDATE_EVERY + 1e-9)  # 10 * 0.1 is below 1 in floating point

@@ -1,8 +1,11 @@
-"""The U-Net of Ronneberger, Fischer and Brox, "U-Net: Convolutional Networks for Biomedical Image Segmentation",
-MICCAI 2015 (arXiv:1505.04597), in one file. Sections and figures named below are that paper's.
+"""The U-Net of Ronneberger, Fischer and Brox and its loss, in one file.
 
-Shapes in comments are for the paper's tile, 572 x 572, at depth 4 and base 64.
-"""  # noqa: D205
+Sections, figures and equations are those of "U-Net: Convolutional Networks for Biomedical Image Segmentation",
+MICCAI 2015 (arXiv:1505.04597). Shapes in comments are for the paper's tile, 572 x 572, at depth 4 and base 64.
+
+>>> UNet()(torch.zeros(1, 1, 572, 572)).shape
+torch.Size([1, 2, 388, 388])
+"""
 
 from itertools import pairwise
 from math import sqrt
@@ -13,17 +16,17 @@ from torch.nn import functional as F
 
 from unetrt.runtime.geometry.unet_shape import UNetShape
 
-# Figure 1's caption names no rate; the authors' published network uses 0.5 in the two deepest levels.
+# The paper names no rate; the authors' published network uses 0.5 in the two deepest levels.
 DROPOUT = 0.5
 
 
 class UNet(nn.Module):
-    """The network of figure 1: tiles in, the logits of their cores out.
+    """The network of figure 1: maps tiles to the logits of their cores.
 
     Parameters
     ----------
     shape
-        Depth, base, channels and classes; the defaults are the paper's: 23 convolutional layers, 31,030,658 weights.
+        Depth, base, channels and classes; default: the paper's, 23 convolutional layers and 31,030,658 weights.
     dropout
         Rate of the drop-out layers at the end of the contracting path (section 3.1).
     """
@@ -51,8 +54,8 @@ class UNet(nn.Module):
             skips.append(x)
         skips.pop()
         for up, block in zip(self.up, self.expanding, strict=True):
-            # The weights are drawn for "alternating convolution and ReLU layers" (section 3), and the network that the
-            # authors published has this ReLU too, though figure 1 does not show it.
+            # Figure 1 shows no ReLU here, but the initial weights are derived for "alternating convolution and ReLU
+            # layers" (section 3), and the authors' published network has it.
             x = F.relu(up(x), inplace=True)  # (512, 56, 56), (256, 104, 104), (128, 200, 200), (64, 392, 392)
             x = torch.cat([_crop(skips.pop(), x), x], dim=1)  # twice the channels
             x = block(x)  # (512, 52, 52), (256, 100, 100), (128, 196, 196), (64, 388, 388)
@@ -71,10 +74,10 @@ class UNet(nn.Module):
 
 
 def incoming(layer: nn.Conv2d | nn.ConvTranspose2d) -> int:
-    """Return how many connections enter one neuron of a convolution.
+    """Return the number of connections that enter one neuron of a convolution.
 
-    A 2x2 up-convolution with stride 2 has one: each output pixel sees one input pixel through one of the four taps.
-    torch's fan-in counts the four taps, and the output channels for the input ones.
+    For a 2x2 up-convolution with stride 2 it is the number of input channels: each output pixel sees one input pixel,
+    through one of the four taps. torch's fan-in counts all four taps, and output channels instead of input channels.
     """
     taps = layer.kernel_size[0] * layer.kernel_size[1]
     if isinstance(layer, nn.ConvTranspose2d):
@@ -82,8 +85,32 @@ def incoming(layer: nn.Conv2d | nn.ConvTranspose2d) -> int:
     return layer.in_channels * taps
 
 
+def weighted_cross_entropy(logits: Tensor, classes: Tensor, weights: Tensor, total: Tensor | None = None) -> Tensor:
+    """Return the weighted pixel-wise soft-max cross entropy of equation 1, -sum(w log p) / sum(w).
+
+    The paper's energy is the sum alone; dividing by the weights makes it independent of the tile size.
+
+    Parameters
+    ----------
+    logits
+        (N, classes, h, w), float.
+    classes
+        (N, h, w), int64.
+    weights
+        (N, h, w), float32. Pixels of weight 0 do not count.
+    total
+        Scalar tensor, float32: divisor instead of sum(w), where these tiles are only a part of a batch.
+
+    Returns
+    -------
+    Scalar tensor, float32; 0 where all weights are 0.
+    """
+    entropy = F.cross_entropy(logits.float(), classes, reduction="none")
+    return (weights * entropy).sum() / (weights.sum() if total is None else total).clamp_min(1e-6)
+
+
 def _block(channels_in: int, channels_out: int) -> nn.Sequential:
-    """Return two unpadded 3x3 convolutions, each with a ReLU (section 2): 4 pixels less a side."""
+    """Return two unpadded 3x3 convolutions, each with a ReLU (section 2); height and width shrink by 4."""
     return nn.Sequential(
         nn.Conv2d(channels_in, channels_out, kernel_size=3),
         nn.ReLU(inplace=True),
@@ -93,8 +120,9 @@ def _block(channels_in: int, channels_out: int) -> nn.Sequential:
 
 
 def _crop(skip: Tensor, like: Tensor) -> Tensor:
-    """Cut the middle out of `skip`, as large as `like`: border pixels are lost in every convolution (section 2)."""
-    # The same on all four sides and for every tile. Counted from both ends, an exported graph does not know the tile.
+    """Crop the centre of `skip` to the height and width of `like` (section 2)."""
+    # The same border on all four sides and for every tile: indices counted from both ends keep the tile out of an
+    # exported graph.
     border = (skip.shape[-1] - like.shape[-1]) // 2
     inner = slice(border, -border or None)  # padded convolutions lose nothing
     return skip[..., inner, inner]

@@ -1,27 +1,42 @@
-"""Validation by tiled inference, through the same geometry, normalisation and instances as in use."""
+"""Validation: the network, run over whole images through the runtime's tiling, normalisation and instances.
 
+Scores are of all images together. `draw_sheet` shows images beside their results; `whole_frame_scores` is the reference
+for tiled results.
+"""
+
+from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 from numpy.typing import NDArray
 
+from unetrt.runtime.files.atomic import whole_file
 from unetrt.runtime.geometry.planner import GIB, Budget, best_tile
 from unetrt.runtime.model.spec import ModelSpec
 from unetrt.runtime.pixels.instances import instances
 from unetrt.runtime.pixels.normalisation import Normalisation
+from unetrt.runtime.pixels.overlay import overlay
 from unetrt.runtime.segment.segmenter import Segmenter
-from unetrt.trainer.dataset import Annotated, Dataset
+from unetrt.trainer.checkpoint import Checkpoint
+from unetrt.trainer.dataset import AnnotatedImage, Dataset
 from unetrt.trainer.evaluation import Tally, evaluate_classes, evaluate_instances, pooled
 from unetrt.trainer.torch_session import TorchSession
 from unetrt.trainer.unet import UNet
 
-# Training holds its own activations; validation stays well below them.
+# Memory budget of the validation tile, in bytes; the activations of training are held beside it.
 MEMORY = 2 * GIB
+# Scores closer than this are a tie, which the order of summation decides; where their standard deviation is above 1,
+# closer than this share of it.
+TIE = 1e-4
+# The sheet: number of images, columns of two pictures each, and the largest side of a picture in frame pixels.
+IMAGES, COLUMNS, SIDE = 6, 2, 512
 
 
 @dataclass(frozen=True)
 class Scores:
-    """How good a network is on all validation images together; each share is from 0 to 1.
+    """Scores of a network on all validation images together; shares are from 0 to 1.
 
     Attributes
     ----------
@@ -30,7 +45,7 @@ class Scores:
     seg, ap
         The Cell Tracking Challenge's SEG, and the average precision at an IoU of 0.5; None for class maps.
     merged
-        Objects found as one with another; None for class maps.
+        Number of objects found as one with another; None for class maps.
     """
 
     iou: float
@@ -47,10 +62,9 @@ class Scores:
 
     @property
     def decisive(self) -> float:
-        """The score by which the best network is chosen: the mean of those that there are.
+        """The score that selects the best network: the mean of IoU, SEG and AP, as far as they are defined.
 
-        SEG alone would not do: what is found where there is no object costs it nothing, and while it is low, chance
-        decides it.
+        SEG alone ignores objects found where there are none, and is mostly chance while it is low.
         """
         known = [score for score in (self.iou, self.seg, self.ap) if score is not None]
         return sum(known) / len(known)
@@ -62,22 +76,41 @@ class Scores:
 
 
 @dataclass(frozen=True)
-class Validated:
-    """One validation image with what the network makes of it.
+class ValidatedImage:
+    """A validation image and its segmentation.
 
     Attributes
     ----------
     image
         The image and its annotation.
     labels
-        (H, W), what was found: instances, int32, or the class map, uint8.
+        (H, W), predicted: instances, int32, or a class map, uint8.
     tally
-        How that agrees with the annotation.
+        Agreement of `labels` with the annotation.
     """
 
-    image: Annotated
+    image: AnnotatedImage
     labels: NDArray[Any]
     tally: Tally
+
+
+def spec_of(
+    net: UNet,
+    tile: tuple[int, int],
+    class_names: tuple[str, ...],
+    normalisation: Normalisation,
+    separation_border: int,
+) -> ModelSpec:
+    """Return the spec of a network in torch, with head `logits` and a tile (H, W) in pixels."""
+    return ModelSpec(
+        tile=tile,
+        halo=net.shape.geometry.halo,
+        grid=net.shape.geometry.grid,
+        channels=net.shape.channels,
+        classes=class_names,
+        normalisation=normalisation,
+        separation_border=separation_border,
+    )
 
 
 class Validator:
@@ -88,46 +121,77 @@ class Validator:
     dataset
         The validation set.
     net
-        The network; used as it is at each call.
+        The network. Each call uses its current weights.
     normalisation, separation_border
         As in training.
     tta
-        Whether to average over the 8 symmetries of the square, which takes 8 times as long.
+        Whether to average over the 8 symmetries of the square (test-time augmentation), which takes 8 times as long.
     """
 
     def __init__(
         self, dataset: Dataset, net: UNet, normalisation: Normalisation, separation_border: int, tta: bool = False
     ) -> None:
         self._dataset, self._net, self._tta = dataset, net, tta
-        geometry = net.shape.geometry
-        spec = ModelSpec(
-            tile=best_tile(dataset.sizes.elements(), net.shape, Budget(memory=MEMORY)).tile,
-            halo=geometry.halo,
-            grid=geometry.grid,
-            channels=dataset.channels,
-            classes=dataset.class_names,
-            normalisation=normalisation,
-            separation_border=separation_border,
-        )
+        tile = best_tile(dataset.sizes.elements(), net.shape, Budget(memory=MEMORY)).tile
+        spec = spec_of(net, tile, dataset.class_names, normalisation, separation_border)
         self._segmenter = Segmenter(TorchSession(net, spec))
 
-    def __call__(self) -> tuple[Scores, list[Validated]]:
-        """Return the scores of the network as it is now, and each image with its result."""
+    def __call__(self) -> tuple[Scores, list[ValidatedImage]]:
+        """Return the network's scores, and each image with its result."""
         training = self._net.training
         self._net.eval()
-        results = [self._validated(image) for image in self._dataset.images]
+        results = [self._segment(image) for image in self._dataset.images]
         self._net.train(training)
         return Scores.of(pooled([result.tally for result in results])), results
 
     def close(self) -> None:
-        """Free the session."""
+        """Close the session."""
         self._segmenter.session.close()
 
-    def _validated(self, image: Annotated) -> Validated:
+    def _segment(self, image: AnnotatedImage) -> ValidatedImage:
         frame = image.frame if self._dataset.channels > 1 else image.frame[0]
         classes = self._segmenter.segment(frame, tta=self._tta).labels
         if not self._dataset.instances:
-            names = len(self._dataset.class_names)
-            return Validated(image, classes, evaluate_classes(classes, image.labels, names, image.ignored))
+            count = len(self._dataset.class_names)
+            return ValidatedImage(image, classes, evaluate_classes(classes, image.labels, count, image.ignored))
         found = instances(classes, self._segmenter.spec.separation_border)
-        return Validated(image, found, evaluate_instances(found, image.labels, image.ignored, warping=False))
+        return ValidatedImage(image, found, evaluate_instances(found, image.labels, image.ignored, warping=False))
+
+
+def draw_sheet(path: Path, results: Sequence[ValidatedImage]) -> None:
+    """Write a PNG of up to 6 images from the worst to the best: the annotation on the left, the result on the right."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    ranked = sorted(results, key=lambda result: Scores.of(result.tally).decisive)
+    chosen = [ranked[index] for index in np.unique(np.linspace(0, len(ranked) - 1, IMAGES).round().astype(int))]
+    rows = -(-len(chosen) // COLUMNS)
+    figure = Figure(figsize=(5.2 * COLUMNS, 2.8 * rows), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots(rows, 2 * COLUMNS, squeeze=False)
+    for axis in axes.flat:
+        axis.axis("off")
+    for result, (left, right) in zip(chosen, axes.reshape(-1, 2), strict=False):
+        frame = result.image.frame[:, :SIDE, :SIDE]
+        for axis, labels in ((left, result.image.labels), (right, result.labels)):
+            axis.imshow(overlay(frame, labels[:SIDE, :SIDE]), interpolation="nearest")
+        left.set_title(f"{result.image.name}: annotation", fontsize=7, loc="left", parse_math=False)
+        right.set_title(str(Scores.of(result.tally)), fontsize=7, loc="left", parse_math=False)
+    with whole_file(path) as temporary:
+        figure.savefig(temporary, dpi=130)
+
+
+def whole_frame_scores(checkpoint: Checkpoint, frame: NDArray[Any]) -> NDArray[np.float32]:
+    """Return the logits (classes, H, W) of a raw frame (H, W) or (C, H, W) from one pass of torch, as a single tile."""
+    geometry, net = checkpoint.shape.geometry, checkpoint.network()
+    tile = (geometry.side_for(frame.shape[-2]), geometry.side_for(frame.shape[-1]))
+    spec = spec_of(net, tile, checkpoint.class_names, checkpoint.normalisation, checkpoint.separation_border)
+    with TorchSession(net, spec) as session:
+        return Segmenter(session, lanes=1).scores(frame)
+
+
+def wrong_pixels(labels: NDArray[Any], scores: NDArray[np.float32]) -> float:
+    """Return the share of labels (H, W) that are not the best class of scores (classes, H, W), ties left out."""
+    ordered = np.sort(scores, axis=0)
+    clear = ordered[-1] - ordered[-2] > TIE * max(1.0, float(scores.std()))
+    return float((labels != scores.argmax(axis=0))[clear].mean()) if clear.any() else 0.0

@@ -1,6 +1,11 @@
-"""The demo: the whole path without any data, each step as a user would take it."""
+"""The demo: draw, train, export, segment and check, without any data.
+
+>>> Demo(Path("demo-out"), steps=1000, seed=0).run(print)["exactness"]["exact"]
+True
+"""
 
 import json
+import platform
 import shutil
 import time
 from collections.abc import Callable
@@ -9,49 +14,52 @@ from typing import Any
 
 import numpy as np
 import tifffile
+import torch
+from numpy.typing import NDArray
 
-from unetrt.benchmarks.environment import environment
-from unetrt.benchmarks.whole_frame import whole_frame_scores, wrong_pixels
-from unetrt.cli.training_bar import run_with_bar
+from unetrt._version import __version__
+from unetrt.cli.train import run_with_bar
 from unetrt.export.exporter import export, planned_tile
 from unetrt.export.options import Options
 from unetrt.runtime.errors import OutputError, ParityError
 from unetrt.runtime.files.atomic import whole_file, writable_folder
 from unetrt.runtime.files.images import write_labels, write_png
+from unetrt.runtime.machine import processor
 from unetrt.runtime.model.spec import ModelSpec
 from unetrt.runtime.pixels.instances import instances
 from unetrt.runtime.pixels.overlay import overlay
 from unetrt.runtime.segment.segmenter import Segmenter
 from unetrt.trainer import checkpoint as checkpoints
-from unetrt.trainer.budget import Budget
 from unetrt.trainer.drawn_cells import Drawing, draw
 from unetrt.trainer.evaluation import evaluate_instances
-from unetrt.trainer.job import Source
 from unetrt.trainer.recipe import DEFAULT_RECIPE, RECIPES
-from unetrt.trainer.run import Run
+from unetrt.trainer.run import DataSource, TrainingBudget, TrainingRun
 from unetrt.trainer.training import Training
+from unetrt.trainer.validation import whole_frame_scores, wrong_pixels
 
-# Says that a folder is a demo's, to be drawn over.
+# File that marks a folder as a demo's, which may be overwritten.
 MARKER = ".unetrt-demo"
-# Training images and their side; the last ones are for validation.
+# Number of training and of validation images, and their side in pixels.
 IMAGES, VALIDATION, SIDE = 16, 4, 384
-# Larger than one tile in both directions, and a multiple of nothing.
+# Height and width of the frame: larger than a tile, and no multiple of a stride.
 FRAME = (1100, 1300)
-# What another order of summation may change in a logit: so much, or this share of the largest where that is more.
+# Largest difference of a logit that another order of summation may cause: absolute, or as a share of the largest logit.
 EXACT, EXACT_SHARE = 1e-4, 1e-5
 
 Say = Callable[[str], None]
+Labels = NDArray[np.int32]
+Scores = NDArray[np.float32]
 
 
 class Demo:
-    """Draws, trains, exports, segments and checks.
+    """One run of the demo.
 
     Parameters
     ----------
     out
         Folder for data/, model.onnx, overlay.png, curves.png, report.json and the rest.
     steps
-        How long to train: in steps, so that a slow machine takes longer and gets the same.
+        Length of the training.
     seed
         Of drawings and training.
     """
@@ -60,14 +68,19 @@ class Demo:
         self._out, self._steps, self._seed = out, steps, seed
 
     def run(self, say: Say) -> dict[str, Any]:
-        """Do everything and return the report.
+        """Run all steps and return the report.
+
+        Parameters
+        ----------
+        say
+            Prints a line of progress.
 
         Raises
         ------
         ParityError
-            The stitched result is not the whole-image result.
+            The stitched result differs from the result of one pass.
         OutputError
-            The folder holds something that no demo made.
+            The folder holds files that are not a demo's.
         """
         begin = time.perf_counter()
         self._claim()
@@ -92,15 +105,15 @@ class Demo:
                 "parity": str(parity),
                 "training": trained.training["validation"] | {"steps": trained.training["steps"]},
             }
-        report |= {"frame": FRAME, "tile": tile, "environment": environment()}
-        self._leave(scene, found)
+            report |= {"frame": FRAME, "tile": tile, "environment": environment(segmenter.session.name)}
+        self._write_images(scene, found)
         report["seconds"]["everything"] = round(time.perf_counter() - begin, 1)
         with whole_file(self._out / "report.json") as temporary:
             temporary.write_text(json.dumps(report, indent=2) + "\n")
         return _require_exact(report)
 
     def _claim(self) -> None:
-        """Take the folder, if it is new, empty or an earlier demo's: what is in it will be overwritten."""
+        """Create and mark the folder; raises OutputError unless it is new, empty or an earlier demo's."""
         marker = writable_folder(self._out) / MARKER
         if not marker.exists() and any(self._out.iterdir()):
             raise OutputError(f"{self._out} holds files that are not a demo's: choose a new folder with --out")
@@ -118,19 +131,35 @@ class Demo:
             write_labels(folder / "labels" / f"{number:03d}.tif", drawing.labels)
 
     def _train(self) -> checkpoints.Checkpoint:
-        source = Source(self._out / "data" / "train", self._out / "data" / "val")
-        run = Run(self._out, self._seed, origin=source.to_dict())
-        training = Training(*source.load(self._seed), RECIPES[DEFAULT_RECIPE], run)
-        return checkpoints.load(run_with_bar(training, Budget(steps=self._steps)))
+        source = DataSource(self._out / "data" / "train", self._out / "data" / "val")
+        run = TrainingRun(self._out, self._seed, source=source)
+        training = Training(*source.read(self._seed), RECIPES[DEFAULT_RECIPE], run)
+        return checkpoints.load(run_with_bar(training, TrainingBudget(steps=self._steps)))
 
-    def _leave(self, scene: Drawing, found: Any) -> None:
+    def _write_images(self, scene: Drawing, found: Labels) -> None:
         tifffile.imwrite(self._out / "frame.tif", scene.frame, photometric="minisblack")
         write_labels(self._out / "instances.tif", found)
         write_png(self._out / "overlay.png", overlay(scene.frame, found))
 
 
-def exactness(stitched: Any, whole: Any, spec: ModelSpec) -> dict[str, Any]:
-    """Compare stitched logits with those of one pass, both (classes, H, W)."""
+def environment(engine: str) -> dict[str, Any]:
+    """Return the processor and the versions that produced a report; `engine` is the name of the session."""
+    return {
+        "engine": engine,
+        "processor": processor(),
+        "threads": torch.get_num_threads(),
+        "system": platform.platform(),
+        "versions": {
+            "unetrt": __version__,
+            "python": platform.python_version(),
+            "torch": torch.__version__,
+            "numpy": np.__version__,
+        },
+    }
+
+
+def exactness(stitched: Scores, whole: Scores, spec: ModelSpec) -> dict[str, Any]:
+    """Compare stitched logits with those of one pass, both (classes, H, W) float32."""
     error = float(np.abs(stitched - whole).max())
     changed = wrong_pixels(stitched.argmax(axis=0), whole)
     stride = [spec.geometry.stride(side) for side in spec.tile]
@@ -142,8 +171,8 @@ def exactness(stitched: Any, whole: Any, spec: ModelSpec) -> dict[str, Any]:
     }
 
 
-def quality(found: Any, scene: Drawing) -> dict[str, Any]:
-    """Score instances (H, W) against the drawn truth."""
+def quality(found: Labels, scene: Drawing) -> dict[str, Any]:
+    """Score instances (H, W) int32 against the drawn ones."""
     scores = evaluate_instances(found, scene.labels, warping=False).to_dict()
     return {
         "foreground_iou": round(scores["iou"], 4),

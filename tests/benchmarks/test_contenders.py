@@ -47,7 +47,7 @@ def test_limits_are_rates():
 
 
 def test_an_untrained_network_finds_both_classes(checkpoint):
-    from unetrt.benchmarks.whole_frame import whole_frame_scores
+    from unetrt.trainer.validation import whole_frame_scores
 
     labels = whole_frame_scores(checkpoint, drawn_frame(SIZE, 1)).argmax(axis=0)
     assert 0.1 < np.mean(labels) < 0.9

@@ -12,9 +12,9 @@ from unetrt.benchmarks.ours import ready as ours
 from unetrt.benchmarks.planned_tiles import ready as planned_tiles
 from unetrt.benchmarks.result import PREDICT, SEGMENT, SESSION
 from unetrt.benchmarks.usual_loop import ready as usual_loop
-from unetrt.benchmarks.whole_frame import whole_frame_scores, wrong_pixels
 from unetrt.export.options import Options
 from unetrt.runtime.segment.segmenter import LANES
+from unetrt.trainer.validation import whole_frame_scores, wrong_pixels
 
 SIZE = (300, 420)
 NAMED = {one.name: one for one in CONTENDERS}

@@ -93,7 +93,7 @@ CASES = {
     "another network to resume": ("train --resume best --base 9", "--base cannot change in the middle of a run"),
     "a run among the data": (
         "train drawn -o whole",
-        "whole holds images/ and labels/: a run goes into a folder of its own",
+        "whole holds images/ and labels/: a run needs its own folder",
     ),
     "a file as data": ("train text.tif -o new", "text.tif is a file: give a folder with images/ and labels/"),
     "a checkpoint as model": ("predict best.safetensors good -o new", "is a checkpoint: give the model.onnx beside it"),

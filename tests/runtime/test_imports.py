@@ -69,13 +69,26 @@ MAY_IMPORT = {
 }
 
 
+def imported(module):
+    """The packages of unetrt that a module imports, at its top or in its functions."""
+    names = set()
+    for node in ast.walk(ast.parse(module.read_text())):
+        names |= {node.module or ""} if isinstance(node, ast.ImportFrom) else set()
+        names |= {alias.name for alias in node.names} if isinstance(node, ast.Import) else set()
+    return {name.split(".")[1] for name in names if name.startswith("unetrt.")}
+
+
 @pytest.mark.parametrize("package", MAY_IMPORT)
 def test_packages_depend_in_one_direction(package):
     modules = sorted((Path(__file__).parents[2] / package).rglob("*.py"))
     assert modules
     for module in modules:
-        for node in ast.walk(ast.parse(module.read_text())):
-            names = [node.module or ""] if isinstance(node, ast.ImportFrom) else []
-            names += [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
-            used = {name.split(".")[1] for name in names if name.startswith("unetrt.")} - {package, "_version"}
-            assert used <= MAY_IMPORT[package], f"{module} imports {used}"
+        used = imported(module) - {package, "_version"}
+        assert used <= MAY_IMPORT[package], f"{module} imports {used}"
+
+
+def test_live_imports_nothing_of_the_trainer():
+    front = Path(__file__).parents[2] / "unetrt"
+    live = [*(front / "cli").glob("live*.py"), *(front / "live_view").glob("*.py")]
+    assert len(live) > 5
+    assert not [module for module in live if "trainer" in imported(module)]

@@ -1,9 +1,11 @@
+import json
 import pickle
 import shutil
 
 import numpy as np
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
 from unetrt.runtime.errors import ModelFileError
@@ -55,7 +57,8 @@ def _malicious(path):
         (lambda path: torch.save({"a": torch.ones(3)}, path), "not a safetensors checkpoint"),
         (_malicious, "not a safetensors checkpoint"),
         (lambda path: save_file({"a": np.ones(3)}, path), "not written by `unetrt train`"),
-        (lambda path: save_file({"a": np.ones(3)}, path, {"unetrt": "{}"}), "do not fit together"),
+        (lambda path: save_file({"a": np.ones(3)}, path, {"unetrt": "{"}), "header of .* is not a JSON object"),
+        (lambda path: save_file({"a": np.ones(3)}, path, {"unetrt": "{}"}), "header of .* missing .* field `schema`"),
         (lambda path: save_file({"a": np.ones(3)}, path, {"unetrt": '{"schema": 9}'}), "has schema 9"),
         (lambda path: None, "does not exist: `unetrt train` writes"),
     ],
@@ -75,13 +78,39 @@ def test_a_run_that_has_not_been_validated_yet_says_how_to_go_on(tiny_run, tmp_p
     assert checkpoint.load(tmp_path / "last.safetensors").progress["budget"] == {"minutes": None, "steps": 12}
 
 
-def test_a_checkpoint_without_a_weight_is_refused(tiny_run, tmp_path):
-    from safetensors import safe_open
+def header_of(path):
+    with safe_open(path, "numpy") as file:
+        return json.loads(file.metadata()["unetrt"])
 
-    with safe_open(tiny_run / "best.safetensors", "numpy") as file:
-        metadata = file.metadata()
+
+def test_a_checkpoint_without_a_weight_is_refused(tiny_run, tmp_path):
     tensors = load_file(tiny_run / "best.safetensors")
     tensors.pop("weights.classify.bias")
-    save_file(tensors, tmp_path / "a.safetensors", metadata)
+    save_file(tensors, tmp_path / "a.safetensors", {"unetrt": json.dumps(header_of(tiny_run / "best.safetensors"))})
     with pytest.raises(ModelFileError, match="do not fit together"):
         checkpoint.load(tmp_path / "a.safetensors")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"annotation": "cells"}, "annotation: invalid enum value 'cells'"),
+        ({"normalisation": {"mode": "percentile", "low": 99, "high": 1}}, "normalisation: percentiles 99.0 and 1.0"),
+        ({"frame_sizes": [[64, 64]]}, r"frame_sizes\[0\]: expected `array` of length 3"),
+        ({"network": {"depth": "2", "base": 4, "channels": 1}}, "network.depth: expected `int`, got `str`"),
+        ({"network": {"depth": 0, "base": 4, "channels": 1}}, "do not fit together: depth 0"),
+    ],
+)
+def test_a_header_is_validated(tiny_run, tmp_path, changes, message):
+    header = header_of(tiny_run / "best.safetensors") | changes
+    tensors = load_file(tiny_run / "best.safetensors")
+    save_file(tensors, tmp_path / "a.safetensors", {"unetrt": json.dumps(header)})
+    with pytest.raises(ModelFileError, match=message):
+        checkpoint.load(tmp_path / "a.safetensors")
+
+
+def test_keys_of_later_versions_are_ignored(tiny_run, tiny_checkpoint, tmp_path):
+    header = header_of(tiny_run / "best.safetensors") | {"later": 1}
+    tensors = load_file(tiny_run / "best.safetensors")
+    save_file(tensors, tmp_path / "a.safetensors", {"unetrt": json.dumps(header)})
+    assert checkpoint.load(tmp_path / "a.safetensors").weights_sha256() == tiny_checkpoint.weights_sha256()

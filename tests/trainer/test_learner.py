@@ -4,13 +4,12 @@ import pytest
 import torch
 
 from unetrt.runtime.errors import OptionError
+from unetrt.runtime.files.records import from_json, to_json
 from unetrt.runtime.geometry.unet_shape import UNetShape
-from unetrt.trainer import precision
-from unetrt.trainer.learner import Learner
-from unetrt.trainer.precision import Precision, has_fast_bf16
+from unetrt.trainer import learner as learners
+from unetrt.trainer.learner import Learner, alone, fastest_dtype, has_fast_bf16
 from unetrt.trainer.recipe import RECIPES, Recipe
 from unetrt.trainer.samples import Batch
-from unetrt.trainer.team import alone
 
 RECIPE = RECIPES["modern"].with_options(depth=1, base=2, tile=60, mixed=False)
 
@@ -61,12 +60,12 @@ def test_options_of_recipe_and_augmentation_are_set_by_name():
     assert (recipe.augmentation.zoom, recipe.base, recipe.rate) == (1.5, 8, 1e-3)
     with pytest.raises(OptionError, match=r"zoom 0.5 does not work: use 1 or more"):
         Recipe().with_options(zoom=0.5)
-    assert Recipe.from_dict(recipe.to_dict()) == recipe
+    assert from_json(to_json(recipe), Recipe, "recipe") == recipe
 
 
 def test_half_precision_scales_gradients_and_steps_alike(monkeypatch):
     """float16 with a scaler, as on a GPU without bfloat16, forced here on the CPU."""
-    monkeypatch.setattr(precision, "_best", lambda device: torch.float16)
+    monkeypatch.setattr(learners, "fastest_dtype", lambda device: torch.float16)
     half, full = learner(replace(RECIPE, mixed=True)), learner()
     losses = [[each.step(batch(), step, 1e-3) for step in range(1, 6)] for each in (half, full)]
     assert losses[0] == pytest.approx(losses[1], rel=2e-2)
@@ -79,8 +78,9 @@ def test_half_precision_scales_gradients_and_steps_alike(monkeypatch):
 
 def test_16_bits_are_used_where_the_device_has_them_and_nowhere_else():
     cpu = torch.device("cpu")
-    assert Precision(cpu, mixed=False).dtype == torch.float32
-    assert Precision(cpu, mixed=True).dtype == (torch.bfloat16 if has_fast_bf16(cpu) else torch.float32)
+    assert learner(replace(RECIPE, mixed=False)).dtype == torch.float32
+    assert learner(replace(RECIPE, mixed=True)).dtype == fastest_dtype(cpu)
+    assert fastest_dtype(cpu) == (torch.bfloat16 if has_fast_bf16(cpu) else torch.float32)
 
 
 @pytest.mark.slow

@@ -1,5 +1,6 @@
 """A run that is stopped, killed or cut off goes on as if nothing had happened."""
 
+import json
 import random
 import signal
 import subprocess
@@ -12,20 +13,21 @@ import pytest
 
 from unetrt.__main__ import main
 from unetrt.runtime.errors import DatasetError, ModelFileError, OptionError, TrainingStopped
-from unetrt.trainer import reading
-from unetrt.trainer.budget import Budget
+from unetrt.runtime.files.records import to_json, validated
 from unetrt.trainer.checkpoint import LAST, load
+from unetrt.trainer.dataset import read_dataset
 from unetrt.trainer.recipe import RECIPES, Recipe
-from unetrt.trainer.run import Run
+from unetrt.trainer.run import DataSource, ResumeState, TrainingBudget, TrainingJob, TrainingRun
 from unetrt.trainer.training import Training
+from unetrt.trainer.validation import Scores
 
 MODERN = RECIPES["modern"].with_options(depth=2, base=4, tile=92)
 PAPER = Recipe(depth=2, base=4, tile=92)
 
 
 def training(folder, out, recipe=MODERN, seed=0):
-    train, validation = reading.load(folder).split(0.25, seed=0)
-    return Training(train, validation, recipe, Run(out, seed))
+    train, validation = read_dataset(folder).split(0.25, seed=0)
+    return Training(train, validation, recipe, TrainingRun(out, seed))
 
 
 def stopping_after(run, steps):
@@ -39,7 +41,7 @@ def stopping_after(run, steps):
 )
 def test_a_continued_run_is_the_uninterrupted_one_bit_for_bit(drawn_folder, tmp_path, recipe):
     """Drop-out, momentum and the moving average included; a second interruption too."""
-    budget = Budget(steps=9)
+    budget = TrainingBudget(steps=9)
     whole = training(drawn_folder, tmp_path / "whole", recipe)
     whole.run(budget)
     for stop in (4, 5, 10):
@@ -63,29 +65,29 @@ def test_a_continued_run_is_the_uninterrupted_one_bit_for_bit(drawn_folder, tmp_
 
 
 def test_other_data_are_refused(drawn_folder, tmp_path):
-    training(drawn_folder, tmp_path).run(Budget(steps=2))
+    training(drawn_folder, tmp_path).run(TrainingBudget(steps=2))
     run = training(drawn_folder, tmp_path)
-    train, validation = reading.load(drawn_folder).split(0.5, seed=0)
-    other = Training(train, validation, MODERN, Run(tmp_path))
+    train, validation = read_dataset(drawn_folder).split(0.5, seed=0)
+    other = Training(train, validation, MODERN, TrainingRun(tmp_path))
     with pytest.raises(DatasetError, match="images or labels are not those that the run began with"):
         other.restore(load(tmp_path / LAST))
     run.restore(load(tmp_path / LAST))
     with pytest.raises(OptionError, match="has done its 2 steps: give it more"):
-        run.run(Budget(steps=2))
+        run.run(TrainingBudget(steps=2))
 
 
 def test_a_run_that_is_given_more_validates_as_often_as_a_new_one(drawn_folder, tmp_path):
-    training(drawn_folder, tmp_path).run(Budget(steps=5))
+    training(drawn_folder, tmp_path).run(TrainingBudget(steps=5))
     run = training(drawn_folder, tmp_path)
     run.restore(load(tmp_path / LAST))
-    run.run(Budget(steps=20))
+    run.run(TrainingBudget(steps=20))
     assert [step for step, _ in run.history.scores] == [1, 2, 3, 4, 5, *range(6, 21, 2)]
-    run.run(Budget(steps=30))
+    run.run(TrainingBudget(steps=30))
     assert [step for step, _ in run.history.scores][-4:] == [21, 24, 27, 30]
 
 
 def test_what_cannot_be_continued(drawn_folder, tmp_path):
-    training(drawn_folder, tmp_path).run(Budget(steps=2))
+    training(drawn_folder, tmp_path).run(TrainingBudget(steps=2))
     for recipe in (replace(MODERN, base=8), replace(MODERN, optimiser="sgd"), replace(MODERN, w0=3.0)):
         with pytest.raises(ModelFileError, match="trained by another recipe"):
             training(drawn_folder, tmp_path, recipe).restore(load(tmp_path / LAST))
@@ -95,6 +97,32 @@ def test_what_cannot_be_continued(drawn_folder, tmp_path):
         training(drawn_folder, tmp_path).restore(replace(last, state=without))
     with pytest.raises(ModelFileError, match="does not say how to continue"):
         training(drawn_folder, tmp_path).restore(load(tmp_path / "best.safetensors"))
+    for part, message in (
+        (
+            {"progress": {**last.progress, "seconds": "1"}},
+            "the progress in .* is invalid: seconds: expected `float`",
+        ),
+        ({"progress": {**last.progress, "budget": {}}}, "is invalid: budget: give either minutes or steps"),
+        ({"training": {**last.training, "recipe": {"tile": "x"}}}, "the recipe in .* is invalid: tile: expected `int`"),
+    ):
+        with pytest.raises(ModelFileError, match=message):
+            training(drawn_folder, tmp_path).restore(replace(last, **part))
+    with pytest.raises(ModelFileError, match="does not say where its images are: unetrt train DATA --resume"):
+        TrainingJob.resumed(tmp_path, None, {})
+    assert TrainingJob.resumed(tmp_path, None, {"data": drawn_folder}).source == DataSource(drawn_folder)
+
+
+def test_what_earlier_versions_stored_is_read():
+    """The JSON of a last checkpoint of version 0.2.0.dev0."""
+    scores = [100, {"iou": 0.93, "seg": 0.27, "ap": 0.14, "merged": 449}]
+    origin = {"data": "/data", "val": "/val", "fraction": 0.2, "listed": None, "classes": None, "ignore": None}
+    stored = {
+        "scores": [scores], "seconds": 94.7, "validated_at": [100, 94.7], "budget": {"minutes": None, "steps": 1000},
+        "data": ["b715", "7433"], "run": {"seed": 0, "tta": False, "compiled": False}, "origin": origin,
+    }  # fmt: skip
+    state = validated(stored, ResumeState, "stored")
+    assert (state.scores, state.budget) == (((100, Scores(0.93, 0.27, 0.14, 449)),), TrainingBudget(steps=1000))
+    assert json.loads(to_json(state)) == stored
 
 
 SMALL = ["--depth", "1", "--base", "2", "--tile", "60", "--no-export"]

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from unetrt.runtime.pixels.normalisation import Normalisation
-from unetrt.trainer.dataset import Annotated, Dataset
+from unetrt.trainer.dataset import AnnotatedImage, Dataset
 from unetrt.trainer.drawn_cells import draw
 from unetrt.trainer.recipe import RECIPES
 from unetrt.trainer.samples import Sampler, prepare
@@ -17,7 +17,7 @@ NAMES = ("background", "foreground")
 
 def drawn(number, ignored=None):
     drawing = draw((70, 80), seed=number)
-    return Annotated(str(number), drawing.frame[None], drawing.labels, ignored)
+    return AnnotatedImage(str(number), drawing.frame[None], drawing.labels, ignored)
 
 
 def sampler(images, recipe=RECIPE, seed=0):

@@ -11,7 +11,7 @@ import torch
 
 from unetrt.runtime.errors import OptionError
 from unetrt.trainer.checkpoint import load
-from unetrt.trainer.team import Team, alone
+from unetrt.trainer.learner import Team, alone
 
 OPTIONS = "--depth 1 --base 4 --tile 60 --batch 2 --steps 6 --no-mixed --rate 0.01 --no-export --seed 3"
 TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]

@@ -7,28 +7,27 @@ import torch
 from PIL import Image
 
 from unetrt.runtime.errors import OptionError, TrainingError
-from unetrt.trainer import reading
 from unetrt.trainer.augmentation import Augmentation
-from unetrt.trainer.budget import Budget
+from unetrt.trainer.dataset import read_dataset
 from unetrt.trainer.drawn_cells import draw
 from unetrt.trainer.history import History
 from unetrt.trainer.recipe import RECIPES, Recipe
-from unetrt.trainer.run import Run
+from unetrt.trainer.run import TrainingBudget, TrainingRun
 from unetrt.trainer.samples import normalisation_for
 from unetrt.trainer.training import Training
-from unetrt.trainer.validation import Scores, Validator
+from unetrt.trainer.validation import TIE, Scores, Validator, wrong_pixels
 
 SMALL = RECIPES["modern"].with_options(depth=2, base=4, tile=92)
 
 
 def training(folder, out, recipe=SMALL, seed=0):
-    train, validation = reading.load(folder).split(0.25, seed=0)
-    return Training(train, validation, recipe, Run(out, seed))
+    train, validation = read_dataset(folder).split(0.25, seed=0)
+    return Training(train, validation, recipe, TrainingRun(out, seed))
 
 
 def test_it_learns(drawn_folder, tmp_path):
     run = training(drawn_folder, tmp_path, SMALL.with_options(rate=3e-3))
-    run.run(Budget(steps=120))
+    run.run(TrainingBudget(steps=120))
     losses = run.history.losses
     assert np.mean(losses[-20:]) < 0.7 * np.mean(losses[:10])
     assert run.history.best_scores.iou > 0.6
@@ -75,7 +74,7 @@ def test_the_same_seed_gives_the_same_losses(drawn_folder, tmp_path):
     losses = []
     for seed in (0, 0, 1):
         run = training(drawn_folder, tmp_path, exact, seed)
-        run.run(Budget(steps=3))
+        run.run(TrainingBudget(steps=3))
         losses.append(run.history.losses)
     assert losses[0] == losses[1] != losses[2]
 
@@ -85,14 +84,14 @@ def test_a_loss_that_is_not_finite_stops_with_step_image_and_advice(drawn_folder
     with torch.no_grad():
         run.net.classify.weight.fill_(float("nan"))
     with pytest.raises(TrainingError, match=r"the loss is nan at step 1, in \d: lower the learning rate"):
-        run.run(Budget(steps=3))
+        run.run(TrainingBudget(steps=3))
     assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("recipe", [Recipe(depth=2, base=4, tile=92), replace(SMALL, normalisation="fixed", w0=0)])
 def test_other_recipes_run(drawn_folder, tmp_path, recipe):
     run = training(drawn_folder, tmp_path, recipe)
-    run.run(Budget(steps=2))
+    run.run(TrainingBudget(steps=2))
     assert np.isfinite(run.history.losses).all()
 
 
@@ -104,16 +103,16 @@ def test_several_channels_and_classes(tmp_path):
         rgb = np.stack([drawing.frame >> 8] * 3, axis=-1).astype(np.uint8)
         Image.fromarray(rgb).save(tmp_path / "images" / f"{number}.png")
         Image.fromarray((drawing.labels % 3).astype(np.uint8)).save(tmp_path / "labels" / f"{number}.png")
-    data = reading.load(tmp_path, classes=3)
-    run = Training(data, data, SMALL, Run(tmp_path / "run"))
-    best = run.run(Budget(steps=2))
+    data = read_dataset(tmp_path, classes=3)
+    run = Training(data, data, SMALL, TrainingRun(tmp_path / "run"))
+    best = run.run(TrainingBudget(steps=2))
     from unetrt.trainer.checkpoint import load
 
     assert (load(best).shape.channels, load(best).shape.classes, load(best).separation_border) == (3, 3, 0)
 
 
 def test_fixed_normalisation_is_mean_and_deviation_of_the_training_set(drawn_folder):
-    data = reading.load(drawn_folder)
+    data = read_dataset(drawn_folder)
     fixed = normalisation_for(replace(SMALL, normalisation="fixed"), data)
     pixels = np.concatenate([fixed(image.frame).ravel() for image in data.images])
     assert (pixels.mean(), pixels.std()) == pytest.approx((0, 1), abs=1e-4)
@@ -130,7 +129,7 @@ def test_fixed_normalisation_is_mean_and_deviation_of_the_training_set(drawn_fol
 )
 def test_what_is_no_budget(arguments, message):
     with pytest.raises(OptionError, match=message):
-        Budget(**arguments)
+        TrainingBudget(**arguments)
 
 
 @pytest.mark.parametrize(
@@ -169,8 +168,8 @@ def test_the_papers_recipe_is_the_paper():
 def test_validation_can_average_over_turned_copies(drawn_folder, tmp_path):
     """The same network, scored alone and averaged: other scores, and the same for a turned data set."""
     run = training(drawn_folder, tmp_path, SMALL.with_options(rate=3e-3))
-    run.run(Budget(steps=40))
-    data = reading.load(drawn_folder)
+    run.run(TrainingBudget(steps=40))
+    data = read_dataset(drawn_folder)
     turned = [
         replace(image, frame=image.frame[:, ::-1, ::-1], labels=image.labels[::-1, ::-1]) for image in data.images
     ]
@@ -186,9 +185,9 @@ def test_validation_can_average_over_turned_copies(drawn_folder, tmp_path):
 def test_tensorboard_gets_losses_and_scores(drawn_folder, tmp_path):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    from unetrt.cli.training_bar import run_with_bar
+    from unetrt.cli.train import run_with_bar
 
-    run_with_bar(training(drawn_folder, tmp_path), Budget(steps=4), tensorboard=True)
+    run_with_bar(training(drawn_folder, tmp_path), TrainingBudget(steps=4), tensorboard=True)
     events = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
     assert [event.step for event in events.Scalars("loss")] == [1, 2, 3, 4]
     assert set(events.Tags()["scalars"]) >= {"learning rate", "validation/iou", "validation/seg"}
@@ -196,7 +195,7 @@ def test_tensorboard_gets_losses_and_scores(drawn_folder, tmp_path):
 
 def test_a_step_budget_validates_ten_times_at_the_same_steps(drawn_folder, tmp_path):
     run = training(drawn_folder, tmp_path)
-    run.run(Budget(steps=20))
+    run.run(TrainingBudget(steps=20))
     assert [step for step, _ in run.history.scores] == list(range(2, 21, 2))
 
 
@@ -205,9 +204,9 @@ def test_names_of_images_are_no_mathematics(drawn_folder, tmp_path):
 
     from unetrt.trainer.dataset import Dataset
 
-    data = reading.load(drawn_folder)
+    data = read_dataset(drawn_folder)
     odd = Dataset(tuple(changed(image, name=rf"c$\q${image.name}") for image in data.images), data.class_names, True)
-    Training(odd, odd, SMALL, Run(tmp_path)).run(Budget(steps=1))
+    Training(odd, odd, SMALL, TrainingRun(tmp_path)).run(TrainingBudget(steps=1))
     assert (tmp_path / "validation.png").exists()
 
 
@@ -217,3 +216,13 @@ def test_the_sheet_shows_validation_images_beside_their_annotation(tiny_run):
     coloured = (pixels.max(axis=2) - pixels.min(axis=2) > 60).mean(axis=0)
     assert pixels.shape[0] > 200
     assert coloured[: pixels.shape[1] // 4].any(), "the annotation's outlines, on the left"
+
+
+@pytest.mark.parametrize("scale", [1.0, 100.0])
+def test_ties_are_left_out_as_the_scores_spread(scale):
+    """Of four pixels one is a tie, one is wrong by more than that; scores of a trained network are larger."""
+    margin = np.array([[2.0, -2.0, 0.5 * TIE, 4 * TIE]], np.float32) * scale
+    scores = np.stack([np.zeros_like(margin), margin])
+    labels = np.array([[1, 0, 0, 0]], np.uint8)
+    assert wrong_pixels(labels, scores) == pytest.approx(1 / 3)
+    assert wrong_pixels(np.array([[1, 0, 0, 1]], np.uint8), scores) == 0

@@ -1,4 +1,4 @@
-"""`unetrt demo`."""
+"""`unetrt demo`: the command; `unetrt.demo` does the work."""
 
 from pathlib import Path
 
@@ -6,16 +6,21 @@ import click
 
 from unetrt.runtime.files.atomic import require_writable
 
-# Steps, as a number of minutes would leave a worse network on a slower machine.
+# A number of steps gives the same network on every machine; a number of minutes would not.
 STEPS = 1000
 
 
 @click.command("demo")
-@click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder for everything the demo makes.")
-@click.option("--steps", type=click.IntRange(1), default=STEPS, show_default=True, help="How long to train, in steps.")
-@click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Of drawings and training.")
+@click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder for all results.")
+@click.option(
+    "--steps", type=click.IntRange(1), default=STEPS, show_default=True, help="Length of the training, in steps."
+)
+@click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Seed of drawings and training.")
 def command(out: Path, steps: int, seed: int) -> None:
-    """Draw touching cells, train on them, export, segment a large frame, and check it against one whole-image pass."""
+    """Draw touching cells, train on them, export the network, and segment a large frame.
+
+    The frame is stitched from tiles and compared with one pass over the whole frame. Needs no data.
+    """
     from unetrt.demo import Demo
 
     require_writable(out)

@@ -1,4 +1,4 @@
-"""`unetrt eval`."""
+"""`unetrt eval`: scores of label images, as a table or as JSON."""
 
 import json
 from pathlib import Path
@@ -9,7 +9,7 @@ import click
 if TYPE_CHECKING:
     from unetrt.trainer.evaluation import Tally
 
-# Heading, key in the JSON, format.
+# Heading, key of the score, format.
 INSTANCES = (
     ("IoU", "iou", ".3f"),
     ("SEG", "seg", ".3f"),
@@ -30,9 +30,11 @@ CLASSES = (("IoU", "iou", ".3f"), ("pixel err", "pixel_error", ".4f"))
 @click.command("eval")
 @click.argument("predicted", type=click.Path(path_type=Path))
 @click.argument("labels", type=click.Path(path_type=Path))
-@click.option("--classes", type=int, help="Both hold class indices 0 ... N-1, not instances.")
-@click.option("--ignore-label", type=int, help="Label of what is not annotated [default: 255 with --classes].")
-@click.option("--ignore", type=click.Path(path_type=Path), help="Folder of masks, not 0 where nothing is annotated.")
+@click.option("--classes", type=int, help="Labels are class indices 0 ... N-1, not instances.")
+@click.option("--ignore-label", type=int, help="Label of unannotated pixels [default: 255 with --classes].")
+@click.option(
+    "--ignore", type=click.Path(path_type=Path), help="Folder of masks that are not 0 where nothing is annotated."
+)
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def command(
     predicted: Path,
@@ -42,17 +44,17 @@ def command(
     ignore: Path | None,
     as_json: bool,
 ) -> None:
-    """Score PREDICTED against LABELS, two folders of label images, or two files: each image, and all pooled.
+    """Score PREDICTED against LABELS, two folders of label images or two files: each image, and all pooled.
 
-    Instances: foreground IoU, the CTC's SEG, average precision at IoUs of 0.5 and 0.75 and its mean over 0.5 ... 0.95
-    (TP / (TP + FP + FN)), pixel error, Rand F-score, warping error, and how many objects are merged and split. With
-    --classes: IoU (the mean over classes) and pixel error. Every file of LABELS needs one of the same name (without
-    suffix; man_seg007 is t007 or mask007) in PREDICTED. "-" is a score that an image without objects does not have.
+    Instances: foreground IoU, the Cell Tracking Challenge's SEG, average precision TP / (TP + FP + FN) at IoUs of 0.5
+    and 0.75 and its mean over 0.5 ... 0.95, pixel error, Rand F-score, warping error, and the numbers of objects,
+    found, merged and split. With --classes: IoU (mean over classes) and pixel error. Every file of LABELS needs one of
+    the same name (without suffix; man_seg007 pairs with t007 and mask007) in PREDICTED. "-" marks scores that are not
+    defined for an image without objects.
     """
-    from unetrt.trainer.comparison import Meaning, compare
-    from unetrt.trainer.evaluation import pooled
+    from unetrt.trainer.evaluation import LabelFormat, compare_files, pooled
 
-    tallies = dict(compare(predicted, labels, Meaning(classes, ignore_label, ignore)))
+    tallies = dict(compare_files(predicted, labels, LabelFormat(classes, ignore_label, ignore)))
     everything = pooled(list(tallies.values()))
     if as_json:
         images = [{"name": name, **tally.to_dict()} for name, tally in tallies.items()]

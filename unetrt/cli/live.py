@@ -16,11 +16,11 @@ from unetrt.cli.options import backend_option, given_options
 from unetrt.runtime.errors import OptionError
 
 if TYPE_CHECKING:
+    from unetrt.cli._shutdown import ShutdownRequest
     from unetrt.live_view.run import Source
     from unetrt.live_view.terminal import Observer
     from unetrt.runtime.live.live_segmenter import LiveSegmenter
     from unetrt.runtime.live.results import ResultOutput
-    from unetrt.trainer.stopping import StopRequest
 
 
 @click.command("live")
@@ -113,11 +113,11 @@ CUT_SHORT = 130
 
 def run_live(model: Path, choices: dict[str, Any]) -> None:
     """Run `unetrt live` with its options, by name; raises what the run comes to."""
-    from unetrt.trainer.stopping import stop_request
+    from unetrt.cli._shutdown import shutdown_request
 
     with ExitStack() as stack:
         # Until the model is loaded Ctrl-C does what it always does; but an import can swallow that.
-        request = stack.enter_context(stop_request(at_once=True))
+        request = stack.enter_context(shutdown_request(immediate=True))
         source, output = _ends(choices, stack)
         _run(model, source, output, choices, request, stack)
 
@@ -149,7 +149,7 @@ def _run(
     source: "Source",
     output: "ResultOutput | None",
     choices: dict[str, Any],
-    request: "StopRequest",
+    request: "ShutdownRequest",
     stack: ExitStack,
 ) -> None:
     """Load the model, run, and say what it came to."""
@@ -158,7 +158,7 @@ def _run(
 
     observer = Observer()
     live = stack.enter_context(_live(model, observer, output, choices))
-    request.wait_from_now()
+    request.defer()
     if choices["view"]:
         _show_in_browser(live, choices["port"] or 0, stack)
     try:
@@ -201,7 +201,7 @@ def _watched(
     live: "LiveSegmenter",
     observer: "Observer",
     choices: dict[str, Any],
-    request: "StopRequest",
+    request: "ShutdownRequest",
 ) -> bool:
     """Run until the end, with a view on standard error; return whether the user asked for it."""
     from rich.console import Console
@@ -216,7 +216,7 @@ def _watched(
             live,
             lambda: view.show(observer.look(live.status())),
             seconds=choices["seconds"],
-            asked=lambda: request.asked,
+            asked=lambda: request.made,
         )
 
 

@@ -1,164 +1,178 @@
-"""`unetrt train`."""
+"""`unetrt train`: the command, its progress bar, and the export at its end."""
 
 import time
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from unetrt.cli.training_bar import run_with_bar
+from unetrt.cli._shutdown import shutdown_request
 from unetrt.runtime.errors import DatasetError, OptionError, OutputError, TrainingStopped
 from unetrt.runtime.files.atomic import require_writable
 from unetrt.runtime.pixels.normalisation import MODES
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
-    from unetrt.trainer.budget import Budget
     from unetrt.trainer.dataset import Dataset
-    from unetrt.trainer.job import Job
-    from unetrt.trainer.recipe import Recipe
-    from unetrt.trainer.team import Team
+    from unetrt.trainer.history import TrainingProgress
+    from unetrt.trainer.learner import Team
+    from unetrt.trainer.run import TrainingBudget, TrainingJob
+    from unetrt.trainer.training import Training
 
-# Without --minutes or --steps.
+# Budget without --minutes and --steps.
 DEFAULT_MINUTES = 20.0
-# Options that a continued run may be given again; all others are those that it began with.
+# Options that may be given with --resume; the run keeps all others.
 WITH_RESUME = {"data", "val", "val_list", "resume", "minutes", "steps", "exporting", "tensorboard"}
+
+
+@dataclass(frozen=True)
+class TrainOptions:
+    """Options of the command that are not the recipe's, by their names."""
+
+    data: Path | None
+    val: Path | None
+    val_fraction: float
+    val_list: Path | None
+    out: Path | None
+    resume: Path | None
+    minutes: float | None
+    steps: int | None
+    recipe_name: str
+    classes: int | None
+    ignore_label: int | None
+    compiled: bool
+    tta: bool
+    seed: int
+
+    @property
+    def budget(self) -> "TrainingBudget | None":
+        """The budget, if one is given."""
+        from unetrt.trainer.run import TrainingBudget
+
+        if self.minutes is None and self.steps is None:
+            return None
+        return TrainingBudget(self.minutes, self.steps)
 
 
 @click.command("train")
 @click.argument("data", type=click.Path(path_type=Path), required=False)
-@click.option("--val", type=click.Path(path_type=Path), help="Validation folder; else a part of DATA is held back.")
+@click.option(
+    "--val", type=click.Path(path_type=Path), help="Validation folder [default: a part of DATA is held back]."
+)
 @click.option("--val-fraction", default=0.2, show_default=True, help="Share of DATA held back without --val.")
 @click.option(
     "--val-list",
     type=click.Path(path_type=Path),
-    help="Text file: names of images of DATA to hold back, one a line.",
+    help="Text file with the names of the images of DATA to hold back, one a line.",
 )
 @click.option("-o", "--out", type=click.Path(path_type=Path), help="Folder of the run [default: runs/DATA-time].")
 @click.option(
     "--resume",
     type=click.Path(path_type=Path),
-    help="Continue the run in this folder as it began; give DATA, --val, --val-list if they have moved, --minutes or "
-    "--steps for more.",
+    help="Continue the run in this folder with its own options. DATA, --val and --val-list give new paths, --minutes "
+    "and --steps a longer budget.",
 )
 @click.option(
     "--minutes",
     type=float,
-    help=f"How long to train, before a last validation and the export [default: {DEFAULT_MINUTES:g}].",
+    help=f"Length of the training, without the last validation and the export [default: {DEFAULT_MINUTES:g}].",
 )
-@click.option("--steps", type=int, help="How long to train, in steps, instead of minutes.")
+@click.option("--steps", type=int, help="Length of the training in steps, instead of minutes.")
 @click.option(
     "--recipe",
     "recipe_name",
     default="modern",
     show_default=True,
-    help="modern, or paper: as in 2015; sets defaults.",
+    help="modern or paper; sets the defaults below.",
 )
 @click.option("--classes", type=int, help="Labels are class indices 0 ... N-1, not instances.")
-@click.option("--ignore-label", type=int, help="Label of what is not annotated [default: 255 with --classes].")
-@click.option("--depth", type=int, help="Poolings.")
-@click.option("--base", type=int, help="Feature channels of the first level.")
-@click.option("--dropout", type=float, help="Rate at the end of the contracting path.")
-@click.option("--tile", type=int, help="Side of the training tile, in pixels.")
-@click.option("--batch", type=int, help="Tiles a step.")
-@click.option("--optimiser", type=click.Choice(["sgd", "adamw"]), help="sgd has a momentum of 0.99.")
+@click.option("--ignore-label", type=int, help="Label of unannotated pixels [default: 255 with --classes].")
+@click.option("--depth", type=int, help="Number of poolings.")
+@click.option("--base", type=int, help="Number of feature channels of the first level.")
+@click.option("--dropout", type=float, help="Drop-out rate at the end of the contracting path.")
+@click.option("--tile", type=int, help="Side of the training tile, in pixels; rounded down to a legal side.")
+@click.option("--batch", type=int, help="Tiles per step.")
+@click.option("--optimiser", type=click.Choice(["sgd", "adamw"]), help="sgd: with momentum 0.99.")
 @click.option("--rate", type=float, help="Learning rate.")
-@click.option("--schedule", type=click.Choice(["constant", "cosine", "poly"]), help="How the rate falls.")
-@click.option("--average", type=float, help="Decay of the weights' moving average, 0 to below 1; 0: none.")
-@click.option("--balance/--no-balance", default=None, help="Weigh classes by their frequency (w_c).")
-@click.option("--w0", type=float, help="Weight of the separation border.")
+@click.option("--schedule", type=click.Choice(["constant", "cosine", "poly"]), help="Decay of the learning rate.")
+@click.option("--average", type=float, help="Decay of the weights' moving average, 0 to below 1; 0: no average.")
+@click.option("--balance/--no-balance", default=None, help="Balance the classes' frequencies with class weights (w_c).")
+@click.option("--w0", type=float, help="Largest weight between neighbouring objects.")
 @click.option("--sigma", type=float, help="Reach of that weight, in pixels.")
-@click.option("--separation-border", type=int, help="Background cut between touching objects, in pixels.")
-@click.option("--zoom", type=float, help="Vary the scale by up to this factor, 1 or more.")
-@click.option("--mixed/--no-mixed", default=None, help="Compute in 16 bits where the device has them.")
-@click.option("--normalisation", type=click.Choice(MODES), help="How grey values become network input.")
-@click.option("--compile", "compiled", is_flag=True, help="Translate the network with torch.compile first.")
-@click.option("--tta", is_flag=True, help="Validate with averaging over 8 rotated and reflected copies.")
-@click.option("--tensorboard", is_flag=True, help="Write events for TensorBoard too.")
-@click.option("--export/--no-export", "exporting", default=True, show_default=True, help="Write model.onnx too.")
-@click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Of weights, samples and split.")
+@click.option("--separation-border", type=int, help="Width of the background cut between touching objects, in pixels.")
+@click.option("--zoom", type=float, help="Largest factor of random scaling, 1 or more.")
+@click.option("--mixed/--no-mixed", default=None, help="Compute in 16 bits if the device supports them in hardware.")
+@click.option("--normalisation", type=click.Choice(MODES), help="Normalisation of grey values.")
+@click.option("--compile", "compiled", is_flag=True, help="Compile the network with torch.compile.")
+@click.option("--tta", is_flag=True, help="Average validation over 8 rotated and reflected copies.")
+@click.option("--tensorboard", is_flag=True, help="Also write events for TensorBoard.")
+@click.option("--export/--no-export", "exporting", default=True, show_default=True, help="Also write model.onnx.")
+@click.option(
+    "--seed", type=click.IntRange(0), default=0, show_default=True, help="Seed of weights, samples and split."
+)
 def command(exporting: bool, tensorboard: bool, **choices: Any) -> None:
-    """Train a U-Net on DATA, a folder with images/ and labels/ (paired by name), or a Cell Tracking Challenge's.
+    """Train a U-Net on DATA: a folder with images/ and labels/, paired by name, or a Cell Tracking Challenge data set.
 
-    TIFF, PNG, NPY and Zarr; stacks with stacks. Labels are instances, one number an object, or masks, unless --classes
-    is given; a third folder, ignore/, may mark what is not annotated. The folder of the run gets best.safetensors,
-    last.safetensors, curves.png, validation.png, history.csv, and model.onnx, ready for `unetrt predict`.
+    Images are TIFF, PNG, NPY or Zarr, single or stacks. Labels are instances (one number for each object) or masks;
+    with --classes they are class indices. A third folder, ignore/, may hold masks of unannotated pixels. The run's
+    folder gets best.safetensors, last.safetensors, curves.png, validation.png, history.csv, and model.onnx for `unetrt
+    predict`.
 
-    What is not given is the recipe's. modern: depth 3, base 16, tile 284, AdamW at 1e-3, cosine, average 0.999, 16
-    bits; paper: depth 4, base 64, tile 572, drop-out 0.5, SGD at 1e-3, constant, class weights. Both: batch 1, w0 10,
-    sigma 5, separation border 2, percentile normalisation.
+    Defaults come from the recipe. modern: depth 3, base 16, tile 284, AdamW at 1e-3, cosine, average 0.999, 16 bits;
+    paper: depth 4, base 64, tile 572, drop-out 0.5, SGD at 1e-3, constant, class weights. Both: batch 1, w0 10, sigma
+    5, separation border 2, percentile normalisation.
 
-    Ctrl-C stops after the step in hand and saves; --resume continues, after a crash too. Several GPUs:
+    Ctrl-C finishes the current step, saves and stops; --resume continues, also after a crash. Several GPUs:
     torchrun --nproc-per-node 4 -m unetrt train DATA --batch 4.
     """
-    from unetrt.trainer.team import leads, team
+    from unetrt.trainer.learner import is_leader, team
+    from unetrt.trainer.recipe import options_of
 
     if tensorboard:
-        import tensorboard as _  # noqa: F401 - says so now if it is missing, not after minutes
-    job = _continued(choices) if choices["resume"] else _begun(choices)
+        import_module("tensorboard")  # fails now if it is missing, not after minutes
+    of_recipe = {name: choices.pop(name) for name in options_of() if name in choices}
+    options = TrainOptions(**choices)
+    job = _new_job(options, of_recipe) if options.resume is None else _resumed_job(options, options.resume)
     try:
         with team() as members:
             best = _train(job, members, tensorboard)
     except TrainingStopped:
-        if leads():
+        if is_leader():
             raise
-        raise click.exceptions.Exit(TrainingStopped.exit_code) from None  # the leader says it
-    if exporting and leads():
+        raise click.exceptions.Exit(TrainingStopped.exit_code) from None  # the leader prints the message
+    if exporting and is_leader():
         _export(best, job.run.folder / "model.onnx")
 
 
-def _train(job: "Job", members: "Team", tensorboard: bool) -> Path:
-    """Train as one of a team, of which the leader speaks; return the best checkpoint."""
-    say: Callable[[str], None] = click.echo if members.leads else lambda _: None
-    train, validation = _loaded(job)
-    say(f"training on   {train}\nvalidating on {validation}")
-    for doubt in (*train.doubts(), *job.source.doubts()):
-        say(f"note: {doubt}")
-    training = job.training(train, validation, members)
-    if job.last is not None:
-        say(f"continuing after step {training.steps}")
-    best = run_with_bar(training, job.budget, tensorboard=tensorboard, quiet=not members.leads)
-    if members.leads:
-        click.echo(f"best: {training.history.best_scores} -> {best}")
-    return best
+def _new_job(options: TrainOptions, of_recipe: dict[str, Any]) -> "TrainingJob":
+    from unetrt.trainer.recipe import RECIPES
+    from unetrt.trainer.run import DataSource, TrainingBudget, TrainingJob, TrainingRun
 
-
-def _loaded(job: "Job") -> "tuple[Dataset, Dataset]":
-    """Read the data; where a run goes on without them, say how to name their new place."""
-    try:
-        return job.source.load(job.run.seed)
-    except DatasetError as error:
-        if job.last is None or job.source.data.exists():
-            raise
-        raise DatasetError(f"{error}; if it has moved: unetrt train NEW-PLACE --resume {job.run.folder}") from error
-
-
-def _begun(choices: dict[str, Any]) -> "Job":
-    from unetrt.trainer.budget import Budget
-    from unetrt.trainer.job import Job, Source
-    from unetrt.trainer.run import Run
-
-    data: Path | None = choices["data"]
+    data = options.data
     if data is None:
         raise OptionError("give DATA, a folder with images/ and labels/, or --resume RUN")
-    folder = choices["out"] or Path("runs") / f"{data.resolve().name}-{time.strftime('%Y%m%d-%H%M%S')}"
+    folder = options.out or Path("runs") / f"{data.resolve().name}-{time.strftime('%Y%m%d-%H%M%S')}"
     require_writable(folder)
     if any((folder / name).exists() for name in ("best.safetensors", "last.safetensors")):
         raise OutputError(f"{folder} already holds a training: choose another folder with -o, or --resume {folder}")
     if all((folder / part).is_dir() for part in ("images", "labels")):
-        raise OutputError(f"{folder} holds images/ and labels/: a run goes into a folder of its own, give another -o")
-    recipe = _recipe(choices)
-    budget = _budget(choices) or Budget(minutes=DEFAULT_MINUTES)
-    source = Source(
-        data, choices["val"], choices["val_fraction"], choices["val_list"], choices["classes"], choices["ignore_label"]
+        raise OutputError(f"{folder} holds images/ and labels/: a run needs its own folder, choose another with -o")
+    if options.recipe_name not in RECIPES:
+        raise OptionError(f"recipe {options.recipe_name!r} is unknown: use one of {', '.join(RECIPES)}")
+    recipe = RECIPES[options.recipe_name].with_options(**of_recipe)
+    budget = options.budget or TrainingBudget(minutes=DEFAULT_MINUTES)
+    source = DataSource(
+        data, options.val, options.val_fraction, options.val_list, options.classes, options.ignore_label
     )
-    run = Run(folder, choices["seed"], choices["tta"], choices["compiled"], source.to_dict())
-    return Job(source, recipe, run, budget)
+    return TrainingJob(source, recipe, TrainingRun(folder, options.seed, options.tta, options.compiled, source), budget)
 
 
-def _continued(choices: dict[str, Any]) -> "Job":
-    from unetrt.trainer.job import Job
+def _resumed_job(options: TrainOptions, folder: Path) -> "TrainingJob":
+    from unetrt.trainer.run import TrainingJob
 
     context = click.get_current_context()
     for option in context.command.params:
@@ -167,29 +181,42 @@ def _continued(choices: dict[str, Any]) -> "Job":
             raise OptionError(
                 f"{option.opts[0]} cannot change in the middle of a run: --resume keeps what the run began with"
             )
-    require_writable(choices["resume"])
-    moved = {"data": choices["data"], "val": choices["val"], "listed": choices["val_list"]}
-    return Job.to_continue(choices["resume"], _budget(choices), moved)
+    require_writable(folder)
+    moved = {"data": options.data, "val": options.val, "listed": options.val_list}
+    return TrainingJob.resumed(folder, options.budget, moved)
 
 
-def _budget(choices: dict[str, Any]) -> "Budget | None":
-    from unetrt.trainer.budget import Budget
+def _train(job: "TrainingJob", members: "Team", tensorboard: bool) -> Path:
+    """Train as a member of a team, whose leader prints; return the path of the best checkpoint."""
+    from unetrt.trainer.training import Training
 
-    minutes, steps = choices["minutes"], choices["steps"]
-    return None if minutes is None and steps is None else Budget(minutes=minutes, steps=steps)
+    say: Callable[[str], None] = click.echo if members.leads else lambda _: None
+    train, validation = _read(job)
+    say(f"training on   {train}\nvalidating on {validation}")
+    for warning in (*train.warnings(), *job.source.warnings()):
+        say(f"note: {warning}")
+    training = Training(train, validation, job.recipe, job.run, members)
+    if job.last is not None:
+        training.restore(job.last)
+        say(f"continuing after step {training.steps}")
+    best = run_with_bar(training, job.budget, tensorboard=tensorboard, quiet=not members.leads)
+    if members.leads:
+        click.echo(f"best: {training.history.best_scores} -> {best}")
+    return best
 
 
-def _recipe(choices: dict[str, Any]) -> "Recipe":
-    from unetrt.trainer.recipe import RECIPES, options_of
-
-    name = choices["recipe_name"]
-    if name not in RECIPES:
-        raise OptionError(f"recipe {name!r} is unknown: use one of {', '.join(RECIPES)}")
-    return RECIPES[name].with_options(**{option: choices.get(option) for option in options_of()})
+def _read(job: "TrainingJob") -> "tuple[Dataset, Dataset]":
+    """Read the images; if those of a resumed run are missing, say how to give their new path."""
+    try:
+        return job.source.read(job.run.seed)
+    except DatasetError as error:
+        if job.last is None or job.source.data.exists():
+            raise
+        raise DatasetError(f"{error}; if it has moved: unetrt train NEW-PLACE --resume {job.run.folder}") from error
 
 
 def _export(best: Path, model: Path) -> None:
-    """Export with a planned tile, in FP32; where the exporter is not installed, say how to get there."""
+    """Export in FP32 with a planned tile; without the exporter's packages, print how to export later."""
     try:
         from unetrt.export.exporter import export, planned_tile
         from unetrt.export.options import Options
@@ -203,3 +230,60 @@ def _export(best: Path, model: Path) -> None:
     parity = export(trained, model, Options(tile))
     click.echo(f"{model}: tile {tile[0]}x{tile[1]}, fp32; parity with the network: {parity}")
     click.echo(f"next: unetrt predict {model} IMAGES -o DIR")
+
+
+def run_with_bar(
+    training: "Training", budget: "TrainingBudget", *, tensorboard: bool = False, quiet: bool = False
+) -> Path:
+    """Run a training with a progress bar on standard error; return the path of the best checkpoint.
+
+    On Ctrl-C and SIGTERM the training finishes the current step, saves, and raises TrainingStopped.
+    """
+    with ExitStack() as stack:
+        reporters: list[Callable[[TrainingProgress], None]] = [] if quiet else [stack.enter_context(_bar())]
+        if tensorboard and not quiet:
+            from unetrt.trainer.history import TensorBoard
+
+            reporters.append(stack.enter_context(TensorBoard(training.folder, training.steps)))
+        request = stack.enter_context(shutdown_request())
+
+        def report(progress: "TrainingProgress") -> None:
+            for reporter in reporters:
+                reporter(progress)
+
+        return training.run(budget, report, lambda: request.made)
+
+
+@contextmanager
+def _bar() -> "Iterator[Callable[[TrainingProgress], None]]":
+    from rich.console import Console
+    from rich.progress import (
+        BarColumn,
+        Progress,
+        TaskProgressColumn,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
+
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TaskProgressColumn(),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+    )
+    bar = Progress(*columns, console=Console(stderr=True))
+    task = bar.add_task("training", total=1.0)
+
+    def report(progress: "TrainingProgress") -> None:
+        bar.start()  # not before the first step: an error until then is printed without a bar
+        bar.update(task, completed=progress.spent, description=f"step {progress.step}  loss {progress.loss:.3f}")
+        if scores := progress.scores:
+            bar.console.print(f"step {progress.step:6d}  {scores}")
+
+    try:
+        yield report
+    finally:
+        bar.stop()
