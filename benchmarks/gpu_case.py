@@ -21,8 +21,7 @@ from unetrt.benchmarks.planned_tiles import PlannedTiles
 from unetrt.benchmarks.synchronised import timed
 from unetrt.benchmarks.usual_loop import UsualLoop
 from unetrt.benchmarks.whole_frame import wrong_pixels
-from unetrt.export.exporter import spec_for
-from unetrt.export.options import Options
+from unetrt.export.exporter import Options, spec_for
 from unetrt.runtime.errors import BackendUnavailableError, OptionError, OutOfMemoryError, ParityError, UnetrtError
 from unetrt.runtime.planner import Budget, best_tile
 from unetrt.runtime.segmenter import Segmenter

@@ -10,9 +10,8 @@ import torch
 from numpy.typing import NDArray
 
 from unetrt.benchmarks.whole_frame import whole_frame_scores
-from unetrt.export.exporter import spec_for
+from unetrt.export.exporter import Options, spec_for
 from unetrt.export.graph import build_graph
-from unetrt.export.options import Options
 from unetrt.runtime.cost import UNetShape
 from unetrt.runtime.normalisation import Normalisation
 from unetrt.trainer.checkpoint import Checkpoint, state_of

@@ -4,9 +4,9 @@ from pathlib import Path
 
 import onnx
 
-from unetrt.export.exporter import spec_for
-from unetrt.export.graph import build_graph, describe, require_clean
-from unetrt.export.options import Options
+from unetrt.export.exporter import Options, spec_for
+from unetrt.export.graph import build_graph
+from unetrt.export.onnx_model import describe, require_clean
 from unetrt.runtime.spec import ModelSpec, Precision
 from unetrt.trainer.checkpoint import Checkpoint
 

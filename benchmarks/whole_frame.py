@@ -5,8 +5,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from unetrt.export.exporter import spec_for
-from unetrt.export.options import Options
+from unetrt.export.exporter import Options, spec_for
 from unetrt.runtime.segmenter import Segmenter
 from unetrt.trainer.checkpoint import Checkpoint
 from unetrt.trainer.torch_session import TorchSession

@@ -13,8 +13,7 @@ import tifffile
 from unetrt.benchmarks.environment import environment
 from unetrt.benchmarks.whole_frame import whole_frame_scores, wrong_pixels
 from unetrt.cli.training_bar import run_with_bar
-from unetrt.export.exporter import export, planned_tile
-from unetrt.export.options import Options
+from unetrt.export.exporter import Options, export, planned_tile
 from unetrt.runtime.artifacts import whole_file, writable_folder
 from unetrt.runtime.errors import OutputError, ParityError
 from unetrt.runtime.images import write_labels, write_png

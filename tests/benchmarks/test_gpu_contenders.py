@@ -13,7 +13,7 @@ from unetrt.benchmarks.planned_tiles import ready as planned_tiles
 from unetrt.benchmarks.result import PREDICT, SEGMENT, SESSION
 from unetrt.benchmarks.usual_loop import ready as usual_loop
 from unetrt.benchmarks.whole_frame import whole_frame_scores, wrong_pixels
-from unetrt.export.options import Options
+from unetrt.export.exporter import Options
 from unetrt.runtime.segmenter import LANES
 
 SIZE = (300, 420)

@@ -6,9 +6,8 @@ from unetrt.benchmarks import tile_passes
 from unetrt.benchmarks.networks import untrained_of
 from unetrt.benchmarks.tile_models import TileModels
 from unetrt.benchmarks.tile_passes import Place, Wanted, pass_seconds, settled, time_passes
-from unetrt.export.exporter import spec_for
+from unetrt.export.exporter import Options, spec_for
 from unetrt.export.graph import build_graph
-from unetrt.export.options import Options
 from unetrt.runtime.cost import UNetShape
 from unetrt.runtime.sessions import open_session
 

@@ -7,10 +7,9 @@ import onnxruntime
 import pytest
 
 from unetrt.export import exporter
-from unetrt.export.exporter import export, planned_tile
+from unetrt.export._inspection import tile_batches
+from unetrt.export.exporter import Options, export, planned_tile
 from unetrt.export.graph import build_graph
-from unetrt.export.options import Options
-from unetrt.export.tiles import tile_batches
 from unetrt.runtime.cost import UNetShape
 from unetrt.runtime.errors import OptionError, TileError
 from unetrt.runtime.model_files.onnx_file import read_spec
@@ -55,7 +54,7 @@ def test_an_illegal_tile_and_missing_frames(tiny_checkpoint, tmp_path):
         export(tiny_checkpoint, tmp_path / "model.onnx", Options((60, 61)))
     with pytest.raises(OptionError, match="--images"):
         export(replace(tiny_checkpoint, frames=()), tmp_path / "model.onnx", Options(TILE))
-    with pytest.raises(OptionError, match="a batch of 0 tiles is none"):
+    with pytest.raises(OptionError, match=r"batch must be at least 1 \(got 0\)"):
         Options(TILE, batch=0)
     assert list(tmp_path.iterdir()) == []
 

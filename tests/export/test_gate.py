@@ -9,13 +9,10 @@ import pytest
 import torch
 
 from unetrt.export import exporter
-from unetrt.export.exporter import export
+from unetrt.export._inspection import LayerError, exploding, in_float32, tile_batches, with_layers
+from unetrt.export.exporter import Options, export
+from unetrt.export.gate import DEFAULTS, Parity, Thresholds
 from unetrt.export.graph import build_graph
-from unetrt.export.layers import LayerError, exploding
-from unetrt.export.options import Options
-from unetrt.export.parity import DEFAULTS, Parity, Thresholds
-from unetrt.export.tiles import tile_batches
-from unetrt.export.twins import in_float32, with_layers
 from unetrt.runtime.errors import FrameError, OptionError, ParityError
 from unetrt.runtime.model_files.onnx_file import read_spec
 from unetrt.runtime.spec import HEADS, INPUT, OUTPUT
@@ -178,7 +175,7 @@ def test_a_batch_whose_places_differ_is_refused(tiny_checkpoint, tmp_path, monke
 
     monkeypatch.setattr(exporter, "build_graph", spoilt)
     one_tile = tiny_checkpoint.frames[0][:, :16, :16]
-    with pytest.raises(ParityError, match="answers differently in place 2 of its batch than in place 0"):
+    with pytest.raises(ParityError, match="answers differently in slot 2 of its batch than in slot 0"):
         export(tiny_checkpoint, tmp_path / "model.onnx", Options(TILE, batch=3), frames=[one_tile])
     assert list(tmp_path.iterdir()) == []
 
@@ -186,7 +183,7 @@ def test_a_batch_whose_places_differ_is_refused(tiny_checkpoint, tmp_path, monke
 def test_a_file_that_says_something_else_of_itself_is_refused(tiny_checkpoint, tmp_path, monkeypatch):
     build = exporter.build_graph
     monkeypatch.setattr(exporter, "build_graph", lambda net, spec: build(net, replace(spec, separation_border=9)))
-    with pytest.raises(ParityError, match="does not say of itself what it was exported with"):
+    with pytest.raises(ParityError, match="the exported file has another separation_border than the export"):
         export(tiny_checkpoint, tmp_path / "model.onnx", Options(TILE))
 
 

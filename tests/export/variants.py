@@ -2,7 +2,7 @@
 
 from itertools import combinations, product
 
-from unetrt.export.options import Options
+from unetrt.export.exporter import Options
 from unetrt.runtime.spec import HEADS, INPUT_TYPES, PRECISIONS
 
 CHOICES = {

@@ -15,7 +15,7 @@ from unetrt.runtime.errors import OptionError
 from unetrt.runtime.spec import HEADS, INPUT_TYPES, PRECISIONS
 
 if TYPE_CHECKING:
-    from unetrt.export.options import Options
+    from unetrt.export.exporter import Options
 
 LIMITS = ("max_error", "max_flips", "min_iou")
 ABOUT = ("name", "authors", "license")
@@ -60,10 +60,9 @@ def command(
     Without --tile or --frame the tile is planned for the frames that the network was trained on. The file appears only
     if it answers as the network does, on real frames.
     """
-    from unetrt.export.exporter import export, planned_tile
-    from unetrt.export.options import Options
+    from unetrt.export.exporter import Options, export, planned_tile
+    from unetrt.export.gate import Thresholds
     from unetrt.export.packages import write
-    from unetrt.export.parity import Thresholds
     from unetrt.trainer.checkpoint import load
 
     if tile and frame:

@@ -191,8 +191,7 @@ def _recipe(choices: dict[str, Any]) -> "Recipe":
 def _export(best: Path, model: Path) -> None:
     """Export with a planned tile, in FP32; where the exporter is not installed, say how to get there."""
     try:
-        from unetrt.export.exporter import export, planned_tile
-        from unetrt.export.options import Options
+        from unetrt.export.exporter import Options, export, planned_tile
     except ModuleNotFoundError as error:
         click.echo(f"not exported ({error.name} is missing): pip install 'unetrt[export]', then unetrt export {best}")
         return

@@ -58,8 +58,7 @@ def probabilities(path, out):
 @pytest.fixture(scope="session")
 def exports(tiny_checkpoint, tiny_model, tmp_path_factory):
     """Name of `EXPORTS` -> ONNX file."""
-    from unetrt.export.exporter import export
-    from unetrt.export.options import Options
+    from unetrt.export.exporter import Options, export
 
     folder = tmp_path_factory.mktemp("exports")
     files = {name: folder / f"{name.replace(' ', '-')}.onnx" for name in EXPORTS}
