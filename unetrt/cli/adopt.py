@@ -14,7 +14,7 @@ from unetrt.runtime.normalisation import Normalisation
 from unetrt.runtime.spec import ANNOTATIONS, HEADS
 
 if TYPE_CHECKING:
-    from unetrt.export.adoption.adopt import Adoption
+    from unetrt.export.adoption import Adoption
 
 
 class NormalisationType(click.ParamType):  # type: ignore[type-arg]
@@ -101,7 +101,7 @@ def command(foreign: Path, out: Path, **choices: Any) -> None:
     The network's receptive field and grid are measured; a halo that is too small is refused, and so is a network that
     looks at the whole image. The file appears only if its tiles answer as one pass over a larger image does.
     """
-    from unetrt.export.adoption.adopt import Choices, adopt
+    from unetrt.export.adoption import Choices, adopt
 
     require_writable(out.parent)
     _tell(adopt(foreign, out, Choices(**choices)), out)

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from tests.export.adoption.foreign_nets import CASES, Case, save
-from unetrt.export.adoption.adopt import Choices, adopt
+from unetrt.export.adoption import Choices, adopt
 from unetrt.runtime.errors import OptionError, TileError
 from unetrt.runtime.model_files.onnx_file import read_spec
 from unetrt.runtime.normalisation import Normalisation

@@ -11,10 +11,7 @@ from onnx import numpy_helper
 from torch import nn
 
 from tests.export.adoption.foreign_nets import CASES, save
-from unetrt.export.adoption.adopt import Choices, adopt
-from unetrt.export.adoption.foreign import read_foreign
-from unetrt.export.adoption.receptive_field import measure
-from unetrt.export.adoption.sizes import sizes_of
+from unetrt.export.adoption import Choices, adopt
 from unetrt.runtime.errors import (
     ModelFileError,
     OptionError,
@@ -85,7 +82,7 @@ def test_normalisation_over_channels_sees_one_pixel(tmp_path):
         "l = LayerNormalization<axis = -1>(t, s) mask = Transpose<perm = [0, 3, 1, 2]>(l)"
     )
     path = write(tmp_path / "net.onnx", body, s=np.ones(2, np.float32))
-    field = measure(sizes_of(read_foreign(path), (64, 64), None))
+    field = adopt(path, tmp_path / "model.onnx", choices()).field
     assert (field.radius, field.grid) == (0, 1)
 
 
@@ -115,7 +112,7 @@ def test_what_noise_does_not_show_is_measured(tmp_path, weights, rest, radius):
     used = {name: array for name, array in constants.items() if name in rest}
     body = f"c = Conv<pads = [0, 3, 0, 3]>(image, k) {rest} {TWICE}"
     path = write(tmp_path / "net.onnx", body, k=weights, **used)
-    assert measure(sizes_of(read_foreign(path), (64, 64), None)).radius == radius
+    assert adopt(path, tmp_path / "model.onnx", choices()).field.radius == radius
 
 
 BOTH = "mask = Concat<axis = 1>(image, image)"
