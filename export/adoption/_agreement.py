@@ -1,8 +1,8 @@
 """A foreign network as a model of unetrt, and the gate that proves its tiles exact.
 
-`adapted` renames input and output, crops the core out of the network's output and makes the head that the spec promises.
-`require_agreement` then runs tiles of noise through the runtime and compares them with one pass over a larger image, or
-with each other where the network runs on one size only.
+`adapted` renames the input, crops the core out of the network's output and adds the head that the spec promises.
+`require_agreement` runs tiles of noise through the runtime and compares them with one pass over a larger image, or with
+each other where the network runs on one size only.
 """
 
 from collections.abc import Callable, Iterator

@@ -66,9 +66,8 @@ def footprint(model: ModelProto, name: str) -> Footprint:
         if graph.data(node):
             rule = RULES.get(node.op_type) if node.domain in STANDARD else None
             if rule is None:
-                graph.refuse(
-                    node, "is not among the operators whose reach is known here: export the network without it"
-                )
+                why = "is not among the operators whose reach is known here: export the network without it"
+                graph.refuse(node, why)
             rule(graph, node)
         else:
             graph.evaluate(node)
@@ -189,7 +188,7 @@ Rule = Callable[[_Graph, NodeProto], None]
 
 
 def _pointwise(graph: _Graph, node: NodeProto) -> None:
-    """Each value by itself: activations, normalisation by stored statistics, casts, quantisation by stored scales."""
+    """Copy each value: activations, normalisation by stored statistics, casts, quantisation by stored scales."""
     if _attribute(node, "training_mode", 0):
         graph.refuse(node, "is in training mode: export the network in evaluation mode (net.eval() in torch)")
     if graph.data(node) != [node.input[0]]:
@@ -198,7 +197,7 @@ def _pointwise(graph: _Graph, node: NodeProto) -> None:
 
 
 def _union(graph: _Graph, node: NodeProto) -> None:
-    """The union of the operands. A constant touches nothing, but broadcasting may enlarge the output to its shape."""
+    """Join the operands. A constant touches nothing, but broadcasting may enlarge the output to its shape."""
     operands = [
         name if name in graph.data(node) else graph.keep(_zeros(graph.constant(node, index)), node.output[0])
         for index, name in enumerate(node.input)
@@ -207,7 +206,7 @@ def _union(graph: _Graph, node: NodeProto) -> None:
 
 
 def _convolution(graph: _Graph, node: NodeProto) -> None:
-    """Every tap with a non-zero weight; a bias is the same everywhere."""
+    """Touch through every tap with a non-zero weight; a bias is the same everywhere."""
     weights = graph.constant(node, 1)
     if weights is None or graph.data(node) != [node.input[0]]:
         graph.refuse(node, "takes its weights from the image, so that its reach is not known here")
@@ -215,7 +214,7 @@ def _convolution(graph: _Graph, node: NodeProto) -> None:
 
 
 def _product(graph: _Graph, node: NodeProto) -> None:
-    """With one constant factor every non-zero weight, else the union of a row and a column."""
+    """Touch through the non-zero weights of a constant factor, else join a row and a column."""
     if len(graph.data(node)) < 2:
         operands = [
             name if name in graph.data(node) else graph.keep(_taps(graph.constant(node, index)), node.output[0])
@@ -233,12 +232,12 @@ def _product(graph: _Graph, node: NodeProto) -> None:
 
 
 def _window(graph: _Graph, node: NodeProto) -> None:
-    """Every pixel of a window, for averages and maxima alike."""
+    """Join the pixels of a window, for averages and maxima alike."""
     graph.touch(node, [node.input[0]], node.attribute)
 
 
 def _interpolation(graph: _Graph, node: NodeProto) -> None:
-    """Every pixel with a share in the value, negative shares of cubic kernels included.
+    """Join the pixels with a share in the value, negative shares of cubic kernels included.
 
     Coordinates that depend on the image's size are refused, since they differ between a tile and the frame.
     """
@@ -259,7 +258,7 @@ def _interpolation(graph: _Graph, node: NodeProto) -> None:
 
 
 def _layout(graph: _Graph, node: NodeProto) -> None:
-    """Values move, unchanged."""
+    """Move values, which stay unchanged."""
     if node.op_type != "Concat" and graph.data(node) != [node.input[0]]:
         graph.refuse(node, "moves values to where the image says: its reach is not known here")
     inputs = [
@@ -270,13 +269,13 @@ def _layout(graph: _Graph, node: NodeProto) -> None:
 
 
 def _padding(graph: _Graph, node: NodeProto) -> None:
-    """The padding is untouched, since it does not depend on where the tile lies."""
+    """Pad with untouched values, since a padding value does not depend on the image."""
     inputs = [node.input[0], _kept(graph, node, 1), "", *([_kept(graph, node, 3)] if len(node.input) > 3 else [])]
     graph.emit("Pad", inputs if len(inputs) > 3 else inputs[:2], list(node.output), node.attribute)
 
 
 def _reduction(graph: _Graph, node: NodeProto) -> None:
-    """The union along the axes."""
+    """Join the values along the axes."""
     stored = graph.constant(node, 1)
     axes = [int(axis) for axis in (_attribute(node, "axes", []) if stored is None else stored)]
     if node.op_type.startswith("Arg"):
@@ -289,13 +288,13 @@ def _reduction(graph: _Graph, node: NodeProto) -> None:
 
 
 def _global_pool(graph: _Graph, node: NodeProto) -> None:
-    """The union of all pixels."""
+    """Join all pixels."""
     graph.reduce(node.input[0], list(range(2, graph.rank(node.input[0]))), True, node.output[0])
     graph.watch(node, node.input[0], node.output[0])
 
 
 def _normalised(graph: _Graph, node: NodeProto) -> None:
-    """Each value, and the union along the axes over which the statistics are computed."""
+    """Join each value with all along the axes over which the statistics are computed."""
     out = node.output[0]
     graph.reduce(node.input[0], _axes(graph, node), True, f"{out}:over")
     graph.emit("Max", [node.input[0], f"{out}:over"], [out])

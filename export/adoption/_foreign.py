@@ -1,7 +1,7 @@
 """A network of another toolkit: its ONNX file, its graph at a fixed size, and the sizes it runs on.
 
-`read_foreign` checks a file: one float image in, one output, nothing of unetrt in it. `Foreign.at` returns its graph with
-every shape fixed; a size that does not run raises TileError. `sizes_of` tries larger and smaller sizes around a tile.
+`read_foreign` checks a file: one float image in, one output, no spec of unetrt. `Foreign.at` returns its graph with
+every shape fixed, and raises TileError for a size that does not run. `sizes_of` tries sizes around a tile.
 """
 
 from collections import Counter
