@@ -70,7 +70,7 @@ class _Edges:
 
     def __init__(self, model: ModelProto) -> None:
         self._model, self._graph = model, model.graph
-        self._output = model.graph.output[0].name
+        self._output = str(model.graph.output[0].name)
         self._shape = output_shape(model)
         kinds = (ends[0].type.tensor_type.elem_type for ends in (model.graph.input, model.graph.output))
         self._input_kind, self._output_kind = kinds
