@@ -96,7 +96,8 @@ def command(
     package, images = given["package"], given["images"]
     about = {"name": given["name"], "authors": given["authors"], "license": given["license"]}
     about = {name: value for name, value in about.items() if value}
-    require_options(package, about)
+    if package or about:
+        require_options(package, about)
     trained = load(checkpoint)
     if package:
         out = package_place(package, out)
