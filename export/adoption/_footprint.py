@@ -260,7 +260,7 @@ def _interpolation(graph: _Graph, node: NodeProto) -> None:
 def _layout(graph: _Graph, node: NodeProto) -> None:
     """Move values, which stay unchanged."""
     if node.op_type != "Concat" and graph.data(node) != [node.input[0]]:
-        graph.refuse(node, "moves values to where the image says: its reach is not known here")
+        graph.refuse(node, "moves values to positions that depend on the image, so that its reach is not known here")
     inputs = [
         name if name in graph.data(node) else _kept(graph, node, index, zero=node.op_type == "Concat")
         for index, name in enumerate(node.input)

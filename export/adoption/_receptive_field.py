@@ -217,7 +217,8 @@ def _grid(sizes: Sizes, given: int | None) -> int:
         )
     if lattice is not None and given is not None and given % lattice:
         raise OptionError(
-            f"grid {given} is no period of this network, whose lattice repeats every {lattice} px: use --grid {lattice}"
+            f"grid {given} is not a period of this network, whose lattice repeats every {lattice} px: use --grid "
+            f"{lattice}"
         )
     return given or lattice or 1
 

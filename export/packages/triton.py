@@ -183,7 +183,7 @@ def _next_version(folder: Path, version: int | None, interface: str) -> Path:
     if not config.is_file() or interface not in config.read_text(encoding="utf-8"):
         raise OptionError(
             f"the interface of {folder} is not that of this model (tile, channels, classes, normalisation, head or "
-            f"batching differ, or its {CONFIG} is not ours): give another name"
+            f"batching differ, or its {CONFIG} was not written by unetrt): give another name"
         )
     return target
 
@@ -203,8 +203,8 @@ def _interface(name: str, engine: Engine, spec: ModelSpec, batched: bool) -> str
     """Return the part of a configuration that clients rely on, the same for all versions of a model.
 
     With batching Triton adds the first axis itself, so dims are given without it; otherwise dims are the whole shape.
-    There is no labels file, since Triton's names single elements of an output and ours are classes of pixels. The class
-    names are in the parameter `unetrt`, a spec as JSON, from which a client can plan its tiles.
+    There is no labels file: Triton's labels name single elements of an output, while a class is the value of a pixel.
+    The class names are in the parameter `unetrt`, a spec as JSON, from which a client can plan its tiles.
     """
     platform, file = FILES[engine]
     described = json.loads((replace(spec, batch=1) if batched else spec).to_json())

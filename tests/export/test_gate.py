@@ -1,4 +1,4 @@
-"""A wrong export is refused, and it is said where it goes wrong."""
+"""The parity gate refuses a wrong export and names the layer that goes wrong."""
 
 from dataclasses import replace
 
@@ -159,8 +159,8 @@ def test_a_labels_head_that_names_another_class_than_its_scores_is_refused(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_batch_whose_places_differ_is_refused(tiny_checkpoint, tmp_path, monkeypatch):
-    """The frame is one tile, so that the other places of the batch hold nothing that is compared."""
+def test_a_batch_whose_slots_differ_is_refused(tiny_checkpoint, tmp_path, monkeypatch):
+    """The frame is one tile, so that the other slots of the batch hold nothing that is compared."""
     build = exporter.build_graph
 
     def spoilt(net, spec):
@@ -180,7 +180,7 @@ def test_a_batch_whose_places_differ_is_refused(tiny_checkpoint, tmp_path, monke
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_file_that_says_something_else_of_itself_is_refused(tiny_checkpoint, tmp_path, monkeypatch):
+def test_a_file_with_another_spec_is_refused(tiny_checkpoint, tmp_path, monkeypatch):
     build = exporter.build_graph
     monkeypatch.setattr(exporter, "build_graph", lambda net, spec: build(net, replace(spec, separation_border=9)))
     with pytest.raises(ParityError, match="the exported file has another separation_border than the export"):

@@ -1,4 +1,4 @@
-"""What cannot be adopted, and why; the smallest graphs that show it."""
+"""Refusals of `adopt`, each shown by the smallest graph that causes it."""
 
 from pathlib import Path
 
@@ -26,7 +26,7 @@ IMAGE, MASK = "float[n, 1, h, w] image", "float[n, 2, h, w] mask"
 
 
 def write(path: Path, body: str, given: str = IMAGE, answer: str = MASK, opset: int = 18, **weights) -> Path:
-    """Write a graph in onnx's text form; `weights` become its constants."""
+    """Write a graph given in onnx's text form; `weights` become its constants."""
     text = f'<ir_version: 8, opset_import: ["": {opset}]> net ({given}) => ({answer}) {{ {body} }}'
     model = onnx.parser.parse_model(text)
     model.graph.initializer.extend(numpy_helper.from_array(np.asarray(array), name) for name, array in weights.items())
@@ -185,14 +185,15 @@ SPOILT = {
          "nine": np.int64(9)}, {"head": "labels"}, OptionError, "has label 4, 2 classes are named: name all",
     ),
     "no tile": ({"body": BOTH}, {"tile": None}, OptionError, "takes images of any size: choose one with --tile"),
-    "a grid that is none": (
+    "a grid that is half the period": (
         {"body": f"d = MaxPool<kernel_shape = [4, 4], strides = [4, 4]>(image) x = Resize(d, , four) {TWICE}",
          "four": np.array([1, 1, 4, 4], np.float32)}, {"grid": 2},
-        OptionError, "grid 2 is no period of this network, whose lattice repeats every 4 px: use --grid 4",
+        OptionError, "grid 2 is not a period of this network, whose lattice repeats every 4 px: use --grid 4",
     ),
-    "a grid of another kind": (
+    "a grid that is not a multiple": (
         {"body": f"d = MaxPool<kernel_shape = [4, 4], strides = [4, 4]>(image) x = Resize(d, , four) {TWICE}",
-         "four": np.array([1, 1, 4, 4], np.float32)}, {"grid": 3}, OptionError, "grid 3 is no period .*: use --grid 4",
+         "four": np.array([1, 1, 4, 4], np.float32)}, {"grid": 3},
+        OptionError, "grid 3 is not a period .*: use --grid 4",
     ),
     "constants as large as the tile": (
         {"body": f"x = Add(image, p) {TWICE}", "p": np.random.default_rng(0).random((1, 1, 64, 64), np.float32)},
@@ -285,7 +286,7 @@ def test_files_that_are_no_foreign_network(tmp_path):
 
 
 class Drifting(nn.Module):
-    """A constant that grows along the tile: little from one tile place to the next, much over a core."""
+    """A constant that grows along the tile: little over one grid period, much over a core."""
 
     def __init__(self, share: float) -> None:
         super().__init__()
@@ -314,7 +315,7 @@ WINDOWS_OF_8 = {
     name: np.array(value, np.int64)
     for name, value in {"one": [1], "two": [2], "three": [3], "four": [4], "win": [8], "ax": [3, 5]}.items()
 }
-# Networks whose lattice does not stand in the sizes of their axes, or hardly: body, weights, tile, grid, radius.
+# Networks whose inner axes do not show their lattice, or hardly: body, weights, tile, grid, radius.
 LATTICES = {
     "windows of 8": (WINDOWS, WINDOWS_OF_8, (128, 128), 8, 7),
     "stride 3, back to the size": (

@@ -16,7 +16,7 @@ from unetrt.runtime.model_files.onnx_file import read_spec
 from unetrt.runtime.plan import TilePlan
 from unetrt.runtime.sessions import open_session
 
-# In a process of its own: what the format's programs leave open is not our tests' concern.
+# In a separate process, because the format's programs leave files open.
 JUDGE = """
 import json, socket, sys
 def offline(*arguments): raise OSError("a test needs no network")

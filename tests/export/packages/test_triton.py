@@ -184,7 +184,7 @@ def test_bad_input_is_one_line_and_changes_nothing(exports, tmp_path, changes, e
 
 
 def _with_reshape(path, out):
-    """Write a copy whose graph holds its batch as a constant, as no export of ours does."""
+    """Write a copy whose graph holds its batch as a constant, which no export does."""
     model, shape = onnx.load(path), read_spec(path).new_output().shape
     model.graph.node[-1].output[0] = "before"
     model.graph.initializer.append(numpy_helper.from_array(np.array(shape, np.int64), "shape"))
