@@ -21,8 +21,7 @@ from unetrt.benchmarks.networks import drawn_frame, write_model
 from unetrt.benchmarks.result import KIND, REASON, SCHEMA, LeftOut, Limit, Result
 from unetrt.benchmarks.summary import Summary
 from unetrt.benchmarks.worker import Round, Worker
-from unetrt.export.exporter import planned_tile
-from unetrt.export.options import Options
+from unetrt.export.exporter import Options, planned_tile
 from unetrt.runtime.errors import InferenceError, OptionError
 from unetrt.runtime.model.spec import Head, Precision
 from unetrt.trainer.checkpoint import Checkpoint

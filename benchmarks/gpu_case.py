@@ -20,8 +20,7 @@ from unetrt.benchmarks.networks import drawn_frame, write_model
 from unetrt.benchmarks.planned_tiles import PlannedTiles
 from unetrt.benchmarks.synchronised import timed
 from unetrt.benchmarks.usual_loop import UsualLoop
-from unetrt.export.exporter import spec_for
-from unetrt.export.options import Options
+from unetrt.export.exporter import Options, spec_for
 from unetrt.runtime.errors import BackendUnavailableError, OptionError, OutOfMemoryError, ParityError, UnetrtError
 from unetrt.runtime.geometry.planner import Budget, best_tile
 from unetrt.runtime.model.spec import InputType, ModelSpec

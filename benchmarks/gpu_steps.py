@@ -173,8 +173,7 @@ def torch_alone() -> None:
     from unetrt.benchmarks.networks import drawn_frame
     from unetrt.benchmarks.planned_tiles import PlannedTiles
     from unetrt.benchmarks.usual_loop import UsualLoop
-    from unetrt.export.exporter import spec_for
-    from unetrt.export.options import Options
+    from unetrt.export.exporter import Options, spec_for
 
     device = torch.device("cpu" if IS_DRY else "cuda")
     product = Matmul(device, 64 if IS_DRY else 8192)
@@ -218,7 +217,7 @@ def ort_load() -> None:
     if reason:
         FAILED.append("probe")
     from unetrt.benchmarks.networks import write_model
-    from unetrt.export.options import Options
+    from unetrt.export.exporter import Options
     from unetrt.runtime.sessions import open_session
 
     with tempfile.TemporaryDirectory() as folder:
@@ -247,7 +246,7 @@ def ort_variants() -> None:
     import numpy as np
 
     from unetrt.benchmarks.networks import write_model
-    from unetrt.export.options import Options
+    from unetrt.export.exporter import Options
     from unetrt.runtime.sessions.onnxruntime_libraries import load_libraries
     from unetrt.runtime.sessions.onnxruntime_options import SETS, base
 

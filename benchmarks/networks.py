@@ -8,9 +8,8 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
-from unetrt.export.exporter import spec_for
+from unetrt.export.exporter import Options, spec_for
 from unetrt.export.graph import build_graph
-from unetrt.export.options import Options
 from unetrt.runtime.geometry.unet_shape import UNetShape
 from unetrt.trainer.checkpoint import Checkpoint, untrained_checkpoint
 from unetrt.trainer.drawn_cells import draw

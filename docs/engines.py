@@ -16,7 +16,8 @@ import numpy as np
 import onnx
 import torch
 
-from unetrt.export.graph import build_graph, describe
+from unetrt.export.graph import build_graph
+from unetrt.export.onnx_model import describe
 from unetrt.export.quantisation import quantised
 from unetrt.runtime.engines.build import build
 from unetrt.runtime.engines.facts import BuildOptions, facts_of

@@ -1,34 +1,75 @@
-"""Checkpoint in, verified ONNX file out."""
+"""Checkpoint in, verified ONNX file out.
+
+>>> checkpoint = load("run")  # doctest: +SKIP
+>>> export(checkpoint, "model.onnx", Options(planned_tile(checkpoint), precision="fp16"))  # doctest: +SKIP
+"""
 
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import onnx
 from numpy.typing import NDArray
 
 from unetrt._version import __version__
-from unetrt.export.graph import build_graph, describe, require_clean
-from unetrt.export.options import Options
-from unetrt.export.parity import DEFAULTS, Parity, Thresholds
+from unetrt.export.gate import DEFAULTS, Parity, Thresholds, verify
+from unetrt.export.graph import build_graph
+from unetrt.export.onnx_model import describe, require_clean
 from unetrt.export.quantisation import quantised
-from unetrt.export.verification import verify
 from unetrt.runtime.errors import FrameError, OptionError
 from unetrt.runtime.files.atomic import whole_file
 from unetrt.runtime.geometry.plan import TilePlan
 from unetrt.runtime.geometry.planner import Budget, best_tile
-from unetrt.runtime.model.spec import ModelSpec
+from unetrt.runtime.model.spec import Head, InputType, ModelSpec, Precision
 from unetrt.runtime.pixels.normalisation import Normalisation
 from unetrt.trainer.checkpoint import Checkpoint
 
-# The gate computes this many pixels of tiles at most, but one frame at least: enough to see a wrong export.
+# Frames are verified until their tiles hold this many pixels: enough to see a wrong export.
 VERIFIED_PIXELS = 4_000_000
 
 Frames = Sequence[NDArray[Any]]
 
 
+@dataclass(frozen=True)
+class Options:
+    """The kind of file to write.
+
+    Attributes
+    ----------
+    tile
+        Height and width of the input, in pixels.
+    precision
+        Type of the layers between input and head.
+    head
+        The output: `logits`, `probabilities` or `labels`.
+    batch
+        Tiles in one pass.
+    input
+        The input: `float32` takes normalised grey values, `uint8` and `uint16` raw ones.
+    normalisation
+        `fixed` replaces a normalisation that is measured on each frame by its medians over every other verified frame;
+        None keeps it.
+    """
+
+    tile: tuple[int, int]
+    precision: Precision = "fp32"
+    head: Head = "logits"
+    batch: int = 1
+    input: InputType = "float32"
+    normalisation: Literal["fixed"] | None = None
+
+    def __post_init__(self) -> None:
+        if self.batch < 1:
+            raise OptionError(f"batch must be at least 1 (got {self.batch})")
+
+    def measures(self, trained: Normalisation) -> bool:
+        """Return whether the export holds constants measured on frames: INT8 ranges, or a frozen normalisation."""
+        return self.precision == "int8" or (self.normalisation == "fixed" and trained.mode != "fixed")
+
+
 def planned_tile(checkpoint: Checkpoint, frames: Sequence[tuple[int, int]] = (), batch: int = 1) -> tuple[int, int]:
-    """Return the best tile for frames of these sizes, or, without any, for those the network was trained on."""
+    """Return the best tile for frames of these sizes (H, W); without sizes, for the frames of the training."""
     sizes = list(frames) or [(height, width) for height, width, often in checkpoint.frame_sizes for _ in range(often)]
     if not sizes:
         raise OptionError("the checkpoint does not say what frames it was trained on: give --tile or --frame")
@@ -50,18 +91,18 @@ def export(
     checkpoint
         The trained network.
     path
-        Where the file goes. It appears when it has passed; on any error nothing is left behind.
+        The file. It appears after it has passed the gate; on an error nothing is left behind.
     options
-        What kind of file.
+        The kind of file.
     frames
-        Raw frames (C, H, W) to verify on, of which as many are taken as are worth the time; without any, those that the
-        checkpoint holds. int8 takes its ranges, and a frozen normalisation its constants, from every other one.
+        Raw frames (C, H, W) to verify on, used until their tiles hold `VERIFIED_PIXELS`; None takes the frames in the
+        checkpoint. INT8 ranges and a frozen normalisation are measured on every other one.
     thresholds
-        What the export may differ by; the defaults depend on the precision.
+        Limits on the difference; None takes those of the precision.
 
     Returns
     -------
-    How far the export is from the network in FP32.
+    The difference between the export and the network in FP32.
 
     Raises
     ------
@@ -72,33 +113,33 @@ def export(
     FrameError
         A frame has another number of channels, or pixels that the export cannot take.
     ParityError
-        The export answers differently.
+        The export differs by more than the thresholds.
     OutputError
         The file cannot be written.
     """
     for side in options.tile:
         checkpoint.shape.geometry.require(side)
     verified = _verified(checkpoint, options, checkpoint.frames if frames is None else frames)
-    # What is measured on some frames must prove itself on others too.
+    # Constants are measured on every other frame and verified on all of them.
     measured = verified[::2]
     spec = spec_for(checkpoint, options, measured)
     with whole_file(path) as temporary:
         onnx.save(_model(checkpoint, spec, measured), temporary)
         parity = verify(checkpoint, temporary, spec, verified, thresholds or DEFAULTS[options.precision])
         if parity.classes < 2 and options.measures(checkpoint.normalisation):
-            raise OptionError("the network finds one class only on these frames, which shows nothing: give others")
+            raise OptionError("the network finds one class only on these frames, which verifies nothing: give others")
     return parity
 
 
 def spec_for(checkpoint: Checkpoint, options: Options, frames: Frames = ()) -> ModelSpec:
-    """Return the spec of an export, with a normalisation frozen on raw frames (C, H, W) where that is asked for.
+    """Return the spec of an export; a normalisation is frozen on raw frames (C, H, W) where the options say so.
 
     Raises
     ------
     TileError
         The tile is not legal.
     OptionError
-        The graph cannot normalise what goes in.
+        Raw input needs constants that the normalisation does not have.
     """
     shape, geometry = checkpoint.shape, checkpoint.shape.geometry
     return ModelSpec(
@@ -147,10 +188,7 @@ def _model(checkpoint: Checkpoint, spec: ModelSpec, frames: Frames) -> onnx.Mode
 
 
 def _verified(checkpoint: Checkpoint, options: Options, frames: Iterable[NDArray[Any]]) -> Frames:
-    """Return as many raw frames (C, H, W) as are worth the time: until their tiles hold `VERIFIED_PIXELS`.
-
-    One at least; two where something is measured on them.
-    """
+    """Return the first raw frames (C, H, W) whose tiles hold `VERIFIED_PIXELS`; at least two if any are measured on."""
     least = 2 if options.measures(checkpoint.normalisation) else 1
     chosen: list[NDArray[Any]] = []
     computed = 0

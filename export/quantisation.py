@@ -1,7 +1,7 @@
-"""INT8: pairs of QuantizeLinear and DequantizeLinear around the convolutions, by ONNX Runtime's quantiser.
+"""INT8 quantisation with ONNX Runtime's quantiser: QuantizeLinear and DequantizeLinear around the convolutions.
 
-Symmetric, weights per output channel: what TensorRT computes in INT8. The up-convolutions, a thirtieth of the
-arithmetic, stay in FP32, and so does the last layer, whose output decides.
+Symmetric, with one scale for each output channel of the weights, as TensorRT computes in INT8. The up-convolutions (a
+thirtieth of the arithmetic) and the last layer, which decides the class, stay in FP32.
 """
 
 import logging
@@ -16,42 +16,40 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
-from unetrt.export.tiles import tile_batches
+from unetrt.export._inspection import tile_batches
 from unetrt.runtime.model.spec import INPUT, ModelSpec
 
-# Layers that keep FP32 although they are convolutions.
+# Convolutions that stay in FP32.
 KEPT = ("classify",)
-
-# The share of an activation's values, in percent, that its range must hold. The full range wasted steps on a few bright
-# pixels: 0.6 % of the pixels of drawn cells changed class with it, 0.4 % with this.
+# Share of an activation's values, in percent, that its range must hold. The full range spends steps on a few bright
+# pixels: with it 0.6 % of the pixels of drawn cells change class, with this 0.4 %.
 PERCENTILE = 99.99
-
-# Batches that ranges are measured on, at most, spread over the frames' tiles: they settle long before.
+# Most batches that ranges are measured on, evenly spaced over the frames' tiles; ranges settle with far fewer.
 CALIBRATION_BATCHES = 32
 
 
 def quantised(model: onnx.ModelProto, spec: ModelSpec, frames: Sequence[NDArray[Any]]) -> onnx.ModelProto:
-    """Return the INT8 model of an FP32 one.
+    """Return the INT8 model of an FP32 model that `build_graph` made.
 
     Parameters
     ----------
     model
-        An FP32 graph of ours.
+        The FP32 model.
     spec
         Its spec.
     frames
-        Raw frames (C, H, W), from whose tiles the ranges of the activations are measured.
+        Raw frames (C, H, W), on whose tiles the ranges of the activations are measured.
     """
     from onnxruntime.quantization import CalibrationMethod, QuantFormat, QuantType, quantize_static
 
     with TemporaryDirectory(prefix="unetrt-") as folder, _quiet():
-        # Files, not the model itself: of one in memory, older ONNX Runtimes write copies that onnx does not read.
+        # Files, because older ONNX Runtimes write copies of a model in memory that onnx does not read.
         plain, out = Path(folder) / "fp32.onnx", Path(folder) / "int8.onnx"
         onnx.save(model, plain)
         quantize_static(
             plain,
             out,
-            _reader(spread(list(tile_batches(spec, frames)), CALIBRATION_BATCHES)),
+            CalibrationBatches(spread(list(tile_batches(spec, frames)), CALIBRATION_BATCHES)),
             quant_format=QuantFormat.QDQ,
             op_types_to_quantize=["Conv"],
             nodes_to_exclude=list(KEPT),
@@ -64,38 +62,47 @@ def quantised(model: onnx.ModelProto, spec: ModelSpec, frames: Sequence[NDArray[
                 "WeightSymmetric": True,
                 "QuantizeBias": False,
                 "CalibPercentile": PERCENTILE,
-                "CalibStridedMinMax": 1,  # one batch at a time: it holds every activation of what it is given
+                "CalibStridedMinMax": 1,  # one batch at a time, since all its activations are kept
             },
         )
         return onnx.load(out)
 
 
 def spread(batches: list[NDArray[Any]], count: int) -> list[NDArray[Any]]:
-    """Return `count` of the batches, evenly spaced, or all where there are fewer."""
+    """Return `count` evenly spaced batches, or all if there are fewer."""
     chosen = np.linspace(0, len(batches) - 1, min(count, len(batches))).round().astype(int)
     return [batches[index] for index in chosen]
 
 
-def _reader(batches: list[NDArray[Any]]) -> Any:
-    from onnxruntime.quantization import CalibrationDataReader
+class CalibrationBatches:
+    """Batches as ONNX Runtime's quantiser reads them; the contract is `onnxruntime.quantization.CalibrationDataReader`.
 
-    class Reader(CalibrationDataReader):  # type: ignore[misc]
-        def __len__(self) -> int:
-            return len(batches)
+    Parameters
+    ----------
+    batches
+        Inputs of the model, (batch, C, h, w) of its input dtype.
+    """
 
-        def set_range(self, start_index: int, end_index: int) -> None:
-            self._left = iter(batches[start_index:end_index])
+    def __init__(self, batches: Sequence[NDArray[Any]]) -> None:
+        self._batches = batches
+        self._remaining = iter(batches)
 
-        def get_next(self) -> dict[str, NDArray[Any]] | None:
-            batch = next(self._left, None)
-            return None if batch is None else {INPUT: batch}
+    def __len__(self) -> int:
+        return len(self._batches)
 
-    return Reader()
+    def set_range(self, start_index: int, end_index: int) -> None:
+        """Select the batches that `get_next` returns."""
+        self._remaining = iter(self._batches[start_index:end_index])
+
+    def get_next(self) -> dict[str, NDArray[Any]] | None:
+        """Return the next batch by input name, or None after the last."""
+        batch = next(self._remaining, None)
+        return None if batch is None else {INPUT: batch}
 
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Keep from the user what the quantiser prints, and its advice to fuse layers, which would take their names."""
+    """Silence what the quantiser prints, such as its advice to fuse layers, which would lose their names."""
     root = logging.getLogger()
     level = root.level
     root.setLevel(logging.ERROR)

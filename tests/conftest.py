@@ -144,8 +144,7 @@ def settled_checkpoint(drawn_folder, tmp_path_factory):
 @pytest.fixture(scope="session")
 def tiny_model(tiny_checkpoint, tmp_path_factory):
     """An exported ONNX file of the tiny network, FP32 logits, with an oblong tile."""
-    from unetrt.export.exporter import export
-    from unetrt.export.options import Options
+    from unetrt.export.exporter import Options, export
 
     path = tmp_path_factory.mktemp("model") / "tiny.onnx"
     export(tiny_checkpoint, path, Options(tile=(60, 76)))

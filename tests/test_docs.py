@@ -16,7 +16,7 @@ from PIL import Image
 from tests import requirements
 from tests.export.adoption.foreign_nets import save, unpadded
 from unetrt.__main__ import main
-from unetrt.export.parity import DEFAULTS
+from unetrt.export.gate import DEFAULTS
 
 DOCS = Path(__file__).parents[1] / "docs"
 EXPORT = (DOCS / "export.md").read_text()

@@ -19,8 +19,7 @@ from numpy.typing import NDArray
 
 from unetrt._version import __version__
 from unetrt.cli.train import run_with_bar
-from unetrt.export.exporter import export, planned_tile
-from unetrt.export.options import Options
+from unetrt.export.exporter import Options, export, planned_tile
 from unetrt.runtime.errors import OutputError, ParityError
 from unetrt.runtime.files.atomic import whole_file, writable_folder
 from unetrt.runtime.files.images import write_labels, write_png

@@ -1,6 +1,10 @@
 """Packages: an exported model in the form that other programs load.
 
-Importing this package imports none of the kinds.
+`KINDS` is the table of package formats; `write` imports the module of one and calls its `write`. Importing this package
+imports none of them.
+
+>>> write("triton", "model.onnx", "models", name="cells", instances=2)  # doctest: +SKIP
+PosixPath('models/cells/1')
 """
 
 import importlib
@@ -18,40 +22,33 @@ __all__ = ["KINDS", "Kind", "named_kind", "write"]
 
 @dataclass(frozen=True)
 class Kind:
-    """One kind of package.
+    """One package format.
 
     Attributes
     ----------
     name
-        What the user writes.
+        Its name on the command line.
+    place
+        File or folder that the command line writes by default.
     module
-        Where it is implemented: a module with `write`, and a dataclass of what can be chosen.
+        The module that implements it, with a function `write` and a dataclass of choices.
     choices
-        The name of that dataclass.
-    for_whom
-        One line for help texts: what appears, and who reads it.
+        Name of that dataclass.
     needs_frame
-        Whether it takes a raw frame to show the model on.
+        Whether the package shows the model on a raw frame.
     suffix
-        What its file is called; empty for a folder.
+        Suffix of the package's file; empty for a folder.
     """
 
     name: str
+    place: Path
     module: str
     choices: str
-    for_whom: str
     needs_frame: bool = False
     suffix: str = ""
 
-    def write(self, model: Path, out: Path, frames: Sequence[NDArray[Any]], **chosen: Any) -> Path:
-        """Write the package; arguments and errors as for the function `write` of this package."""
-        choice = self.choose(**chosen)
-        shown = (frames,) if self.needs_frame else ()
-        written: Path = importlib.import_module(self.module).write(model, out, *shown, choice)
-        return written
-
     def choose(self, **chosen: Any) -> Any:
-        """Return the kind's dataclass of what is chosen; raises OptionError where that makes no such package."""
+        """Return the dataclass of choices; raises OptionError for an unknown name or a value that does not fit."""
         choices = getattr(importlib.import_module(self.module), self.choices)
         known = [field.name for field in fields(choices)]
         if unknown := sorted(set(chosen) - set(known)):
@@ -62,58 +59,57 @@ class Kind:
 KINDS = (
     Kind(
         "bioimageio",
+        Path("model.zip"),
         "unetrt.export.packages.bioimageio",
         "Metadata",
-        "a .zip for the bioimage.io model zoo and the programs that read it",
         needs_frame=True,
         suffix=".zip",
     ),
-    Kind(
-        "triton",
-        "unetrt.export.packages.triton",
-        "Serving",
-        "a folder in a model repository of NVIDIA's Triton inference server",
-    ),
+    Kind("triton", Path("models"), "unetrt.export.packages.triton", "Serving"),
 )
 
 
+def named_kind(kind: str) -> Kind:
+    """Return the kind of a name; raises OptionError for an unknown name."""
+    for known in KINDS:
+        if known.name == kind:
+            return known
+    raise OptionError(f"package kind {kind!r} is unknown: use one of {', '.join(known.name for known in KINDS)}")
+
+
 def write(kind: str, model: str | Path, out: str | Path, frames: Sequence[NDArray[Any]] = (), **chosen: Any) -> Path:
-    """Turn an exported ONNX file into a package.
+    """Make a package of an exported ONNX file.
 
     Parameters
     ----------
     kind
-        A name from `KINDS`.
+        A name in `KINDS`.
     model
         An ONNX file that `unetrt export` wrote.
     out
-        Where the package goes: a .zip for bioimageio, the model repository for triton.
+        The .zip of a bioimageio package, or the model repository of a triton one.
     frames
-        Raw frames (C, H, W), of which the first that shows something becomes the example, for kinds that need one.
+        Raw frames (C, H, W) for kinds that need one; the first in which the model finds something becomes the example.
     **chosen
         Fields of the kind's dataclass: `bioimageio.Metadata`, `triton.Serving`.
 
     Returns
     -------
-    What was written. On any error nothing is left behind.
+    The file or folder that was written. On an error nothing is left behind.
 
     Raises
     ------
     OptionError
-        There is no such kind, or what was chosen makes no such package.
+        The kind is unknown, or a choice does not fit it.
     ModelFileError
-        The file is not a model of ours.
+        The file is not a model of unetrt.
     FrameError
-        A frame does not fit the model, or shows nothing.
+        A frame does not fit the model, or the model finds nothing in any.
     OutputError
-        The place cannot be written to, or is taken.
+        The package cannot be written to `out`, or exists there.
     """
-    return named_kind(kind).write(Path(model), Path(out), frames, **chosen)
-
-
-def named_kind(kind: str) -> Kind:
-    """Return the kind of that name; raises OptionError where there is none."""
-    for known in KINDS:
-        if known.name == kind:
-            return known
-    raise OptionError(f"package kind {kind!r} is unknown: use one of {', '.join(known.name for known in KINDS)}")
+    known = named_kind(kind)
+    choices = known.choose(**chosen)
+    shown = (frames,) if known.needs_frame else ()
+    written: Path = importlib.import_module(known.module).write(Path(model), Path(out), *shown, choices)
+    return written

@@ -12,7 +12,7 @@ from unetrt.benchmarks.ours import ready as ours
 from unetrt.benchmarks.planned_tiles import ready as planned_tiles
 from unetrt.benchmarks.result import PREDICT, SEGMENT, SESSION
 from unetrt.benchmarks.usual_loop import ready as usual_loop
-from unetrt.export.options import Options
+from unetrt.export.exporter import Options
 from unetrt.runtime.segment.segmenter import LANES
 from unetrt.trainer.validation import whole_frame_scores, wrong_pixels
 

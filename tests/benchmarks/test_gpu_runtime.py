@@ -26,7 +26,7 @@ from unetrt.benchmarks.gpu_ours import COUNTED, PHASES, WARM_UP, Ours, kernels_o
 from unetrt.benchmarks.journal import Patience
 from unetrt.benchmarks.networks import drawn_frame, undecided, write_model
 from unetrt.benchmarks.planned_tiles import PlannedTiles
-from unetrt.export.options import Options
+from unetrt.export.exporter import Options
 from unetrt.runtime.errors import BackendUnavailableError, OptionError, OutOfMemoryError, ParityError
 from unetrt.runtime.segment.segmenter import Segmenter
 from unetrt.runtime.segment.timings import Timings

@@ -10,8 +10,7 @@ import pytest
 import tifffile
 
 from unetrt.__main__ import main
-from unetrt.export.exporter import export
-from unetrt.export.options import Options
+from unetrt.export.exporter import Options, export
 from unetrt.runtime.model.spec import KEY
 
 

@@ -99,7 +99,7 @@ BAD = [
         "--author is for packages of bioimageio, not for triton",
     ),
     (["export", "RUN", "--package", "bioimageio", "-o", "pk"], "a bioimageio package is a .zip: use pk.zip"),
-    (["package", "MODEL", "triton", "--instances", "0"], "there is at least one instance"),
+    (["package", "MODEL", "triton", "--instances", "0"], "instances must be 1 or more"),
 ]
 
 

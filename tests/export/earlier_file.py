@@ -3,7 +3,7 @@
 import onnx
 import onnx.parser
 
-from unetrt.export.graph import describe
+from unetrt.export.onnx_model import describe
 from unetrt.runtime.geometry.unet_shape import UNetShape
 from unetrt.runtime.model.spec import ModelSpec
 

@@ -7,10 +7,9 @@ import onnxruntime
 import pytest
 
 from unetrt.export import exporter
-from unetrt.export.exporter import export, planned_tile
+from unetrt.export._inspection import tile_batches
+from unetrt.export.exporter import Options, export, planned_tile
 from unetrt.export.graph import build_graph
-from unetrt.export.options import Options
-from unetrt.export.tiles import tile_batches
 from unetrt.runtime.errors import OptionError, TileError
 from unetrt.runtime.geometry.plan import TilePlan
 from unetrt.runtime.geometry.unet_shape import UNetShape
@@ -24,7 +23,7 @@ from unetrt.trainer.unet import UNet
 TILE = (60, 76)
 
 
-def test_the_graph_is_clean_and_tells_nothing_of_this_machine(tiny_model):
+def test_the_graph_is_clean_and_holds_nothing_of_this_machine(tiny_model):
     model = onnx.load(tiny_model)
     onnx.checker.check_model(model, full_check=True)
     assert len(model.graph.node) < 80
@@ -55,13 +54,13 @@ def test_an_illegal_tile_and_missing_frames(tiny_checkpoint, tmp_path):
         export(tiny_checkpoint, tmp_path / "model.onnx", Options((60, 61)))
     with pytest.raises(OptionError, match="--images"):
         export(replace(tiny_checkpoint, frames=()), tmp_path / "model.onnx", Options(TILE))
-    with pytest.raises(OptionError, match="a batch of 0 tiles is none"):
+    with pytest.raises(OptionError, match=r"batch must be at least 1 \(got 0\)"):
         Options(TILE, batch=0)
     assert list(tmp_path.iterdir()) == []
 
 
 class Recorder(WorkerSession):
-    """A session that keeps what the network would be fed."""
+    """A session that records the network's input."""
 
     def __init__(self, spec):
         super().__init__(spec, "a recorder")
@@ -100,7 +99,7 @@ def _cut(frame, tile, spec):
 
 
 def _network_input(model, batches):
-    """What a graph that takes raw pixels feeds its first convolution."""
+    """Return the input of the first convolution in a graph that takes raw pixels."""
     first = next(node for node in model.graph.node if node.op_type == "Conv")
     (value,) = (value for value in model.graph.value_info if value.name == first.input[0])
     model.graph.output.append(value)
@@ -108,7 +107,7 @@ def _network_input(model, batches):
     return [session.run([value.name], {INPUT: batch})[0][0] for batch in batches]
 
 
-def test_training_is_told_in_the_file(tiny_model):
+def test_the_spec_holds_a_summary_of_the_training(tiny_model):
     training = json.loads(read_spec(tiny_model).to_json())["training"]
     assert 1 <= training["steps"] <= 12
     assert training["recipe"]["depth"] == 2

@@ -1,4 +1,4 @@
-"""A wrong export is refused, and it is said where it goes wrong."""
+"""The parity gate refuses a wrong export and names the layer that goes wrong."""
 
 from dataclasses import replace
 
@@ -9,13 +9,10 @@ import pytest
 import torch
 
 from unetrt.export import exporter
-from unetrt.export.exporter import export
+from unetrt.export._inspection import LayerError, exploding, in_float32, tile_batches, with_layers
+from unetrt.export.exporter import Options, export
+from unetrt.export.gate import DEFAULTS, Parity, Thresholds
 from unetrt.export.graph import build_graph
-from unetrt.export.layers import LayerError, exploding
-from unetrt.export.options import Options
-from unetrt.export.parity import DEFAULTS, Parity, Thresholds
-from unetrt.export.tiles import tile_batches
-from unetrt.export.twins import in_float32, with_layers
 from unetrt.runtime.errors import FrameError, OptionError, ParityError
 from unetrt.runtime.model.onnx_file import read_spec
 from unetrt.runtime.model.spec import HEADS, INPUT, OUTPUT
@@ -162,8 +159,8 @@ def test_a_labels_head_that_names_another_class_than_its_scores_is_refused(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_batch_whose_places_differ_is_refused(tiny_checkpoint, tmp_path, monkeypatch):
-    """The frame is one tile, so that the other places of the batch hold nothing that is compared."""
+def test_a_batch_whose_slots_differ_is_refused(tiny_checkpoint, tmp_path, monkeypatch):
+    """The frame is one tile, so that the other slots of the batch hold nothing that is compared."""
     build = exporter.build_graph
 
     def spoilt(net, spec):
@@ -178,15 +175,15 @@ def test_a_batch_whose_places_differ_is_refused(tiny_checkpoint, tmp_path, monke
 
     monkeypatch.setattr(exporter, "build_graph", spoilt)
     one_tile = tiny_checkpoint.frames[0][:, :16, :16]
-    with pytest.raises(ParityError, match="answers differently in place 2 of its batch than in place 0"):
+    with pytest.raises(ParityError, match="answers differently in slot 2 of its batch than in slot 0"):
         export(tiny_checkpoint, tmp_path / "model.onnx", Options(TILE, batch=3), frames=[one_tile])
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_file_that_says_something_else_of_itself_is_refused(tiny_checkpoint, tmp_path, monkeypatch):
+def test_a_file_with_another_spec_is_refused(tiny_checkpoint, tmp_path, monkeypatch):
     build = exporter.build_graph
     monkeypatch.setattr(exporter, "build_graph", lambda net, spec: build(net, replace(spec, separation_border=9)))
-    with pytest.raises(ParityError, match="does not say of itself what it was exported with"):
+    with pytest.raises(ParityError, match="the exported file has another separation_border than the export"):
         export(tiny_checkpoint, tmp_path / "model.onnx", Options(TILE))
 
 
@@ -214,12 +211,6 @@ def test_the_gate_rounds_what_every_operator_gives(settled_checkpoint, precision
     with torch.inference_mode():
         first = net.contracting[0][0].to(dtype)(torch.from_numpy(tile).to(dtype)).float()
     assert (answers["contracting.0.0"] == first).float().mean() > 0.95
-
-
-def test_up_convolutions_keep_their_weights_in_bfloat16(settled_checkpoint):
-    model = build_graph(settled_checkpoint.network(), exporter.spec_for(settled_checkpoint, Options(TILE, "bf16")))
-    kept = {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
-    np.testing.assert_array_equal(kept["net.up.0.layer.weight"], settled_checkpoint.weights["up.0.weight"])
 
 
 def test_frames_that_show_one_class_prove_nothing_of_what_is_measured_on_them(settled_checkpoint, tmp_path):

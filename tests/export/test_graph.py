@@ -1,4 +1,4 @@
-"""The graph's form: what its crops and its head are made of, and that the tile is nowhere but in its ends."""
+"""The form of the graph: its crops, its head, and that only the shapes of input and output depend on the tile."""
 
 from dataclasses import replace
 from itertools import product
@@ -62,7 +62,7 @@ def test_two_classes_are_compared_and_more_are_reduced(classes, reduces):
     assert ("ArgMax" in operators(model), "Less" in operators(model)) == (reduces, not reduces)
 
 
-# What a score can be: ties, zeros of both signs, the ends of the range, and no number.
+# Scores that tie, zeros of both signs, infinities, and NaN.
 SPECIAL = (-np.inf, -1.0, -0.0, 0.0, 1.0, np.inf, np.nan)
 PAIRS = np.array(list(product(SPECIAL, SPECIAL)), np.float32).T
 
@@ -97,7 +97,7 @@ def argmax_for_less(model):
 @pytest.mark.parametrize("net", [hands_on, convolves])
 @pytest.mark.parametrize("engine", ENGINES)
 def test_of_scores_that_tie_or_are_no_numbers_the_background_wins_as_with_argmax(tmp_path, engine, net, tile):
-    """In torch and numpy NaN is argmax's best; in ONNX's engines it never was, nor is it in ours."""
+    """In torch and numpy argmax chooses NaN; ONNX's engines never do, and neither do these graphs."""
     spec = ModelSpec(tile, halo=0, grid=1, channels=2, head="labels")
     scores = np.resize(PAIRS.T, (tile[0] * tile[1], 2)).T.reshape(1, 2, *tile)
     model = build_graph(net(), spec)

@@ -8,7 +8,7 @@ import pytest
 from tests import requirements
 from tests.export.variants import ALL, PAIRWISE, REST, name, pairs
 from unetrt.export.exporter import export
-from unetrt.export.parity import DEFAULTS
+from unetrt.export.gate import DEFAULTS
 from unetrt.runtime.engines.build import build
 from unetrt.runtime.engines.facts import BuildOptions, facts_of
 from unetrt.runtime.engines.flavours import FLAVOURS

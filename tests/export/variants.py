@@ -1,8 +1,8 @@
-"""Every kind of file that the exporter writes, and few of them that still show every pair of choices together."""
+"""Every kind of file that the exporter writes, and a small selection that contains every pair of choices."""
 
 from itertools import combinations, product
 
-from unetrt.export.options import Options
+from unetrt.export.exporter import Options
 from unetrt.runtime.model.spec import HEADS, INPUT_TYPES, PRECISIONS
 
 CHOICES = {
@@ -21,7 +21,7 @@ def pairs(options):
 
 
 def _pairwise():
-    """Greedily: always the variant that shows the most pairs not seen yet."""
+    """Select variants greedily, each time the one with the most pairs not selected yet."""
     missing = set().union(*map(pairs, ALL))
     chosen = []
     while missing:

@@ -8,7 +8,7 @@ import pytest
 
 from tests.export.conftest import steady  # noqa: F401
 from tests.export.variants import name
-from unetrt.export.options import Options
+from unetrt.export.exporter import Options
 
 PLAIN = Options((60, 76))
 

@@ -8,7 +8,7 @@ import pytest
 torch = pytest.importorskip("torch")
 
 from unetrt.benchmarks.networks import write_model  # noqa: E402
-from unetrt.export.options import Options  # noqa: E402
+from unetrt.export.exporter import Options  # noqa: E402
 from unetrt.runtime.errors import FrameError, OptionError  # noqa: E402
 from unetrt.runtime.pixels.normalisation import Normalisation  # noqa: E402
 from unetrt.runtime.segment.segmenter import Segmenter  # noqa: E402

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from unetrt.export.options import Options
-from unetrt.export.parity import DEFAULTS
+from unetrt.export.exporter import Options
+from unetrt.export.gate import DEFAULTS
 from unetrt.runtime.geometry.geometry import Geometry
 from unetrt.runtime.segment.segmenter import Segmenter
 

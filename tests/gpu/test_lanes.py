@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from tests.gpu.engines import COPIES, copies, opened
-from unetrt.export.options import Options
-from unetrt.export.parity import DEFAULTS
+from unetrt.export.exporter import Options
+from unetrt.export.gate import DEFAULTS
 from unetrt.runtime.segment.segmenter import Segmenter
 
 pytestmark = pytest.mark.gpu

@@ -9,7 +9,7 @@ import pytest
 
 from tests.gpu.engines import COPIES, copies, opened, used
 from unetrt.benchmarks.networks import untrained, write_model
-from unetrt.export.options import Options
+from unetrt.export.exporter import Options
 from unetrt.runtime.errors import OutOfMemoryError
 from unetrt.runtime.segment.segmenter import Segmenter
 from unetrt.runtime.sessions.cuda import RESERVE, Need

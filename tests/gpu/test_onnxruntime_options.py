@@ -3,8 +3,8 @@
 import pytest
 
 from tests.gpu.engines import used
-from unetrt.export.options import Options
-from unetrt.export.parity import DEFAULTS, compare
+from unetrt.export.exporter import Options
+from unetrt.export.gate import DEFAULTS, compare
 from unetrt.runtime.sessions import BACKENDS, open_session
 from unetrt.runtime.sessions.cuda import Need
 from unetrt.runtime.sessions.onnxruntime_options import SETS

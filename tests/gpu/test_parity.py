@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from tests.export.variants import PAIRWISE, name
-from unetrt.export.options import Options
-from unetrt.export.parity import DEFAULTS, compare
+from unetrt.export.exporter import Options
+from unetrt.export.gate import DEFAULTS, compare
 from unetrt.runtime.errors import UnetrtError
 from unetrt.runtime.segment.segmenter import Segmenter
 from unetrt.runtime.sessions import open_session

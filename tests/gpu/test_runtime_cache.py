@@ -4,7 +4,7 @@ import pytest
 
 from tests.gpu.children import child
 from unetrt.benchmarks.networks import untrained, write_model
-from unetrt.export.options import Options
+from unetrt.export.exporter import Options
 from unetrt.runtime.engines.cache import place
 from unetrt.runtime.engines.facts import BuildOptions, facts_of
 from unetrt.runtime.engines.flavours import AUTO, usable_flavour

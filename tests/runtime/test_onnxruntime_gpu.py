@@ -7,8 +7,7 @@ import onnx
 import pytest
 
 from tests.runtime.fake_onnxruntime import Bench
-from unetrt.export.exporter import export
-from unetrt.export.options import Options
+from unetrt.export.exporter import Options, export
 from unetrt.runtime.errors import (
     BackendUnavailableError,
     InferenceError,

@@ -15,9 +15,8 @@ import pytest
 from tests.conftest import small_spec
 from tests.runtime.fake_onnxruntime import Behaviour, Bench
 from unetrt.__main__ import main
-from unetrt.export.exporter import export
-from unetrt.export.options import Options
-from unetrt.export.parity import DEFAULTS
+from unetrt.export.exporter import Options, export
+from unetrt.export.gate import DEFAULTS
 from unetrt.runtime.errors import InferenceError, OptionError, OutOfMemoryError
 from unetrt.runtime.live.live_segmenter import LiveSegmenter
 from unetrt.runtime.pixels.normalisation import Normalisation

@@ -11,9 +11,8 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 
-from unetrt.export.exporter import export
-from unetrt.export.options import Options
-from unetrt.export.parity import DEFAULTS
+from unetrt.export.exporter import Options, export
+from unetrt.export.gate import DEFAULTS
 from unetrt.runtime.errors import InferenceError, OutOfMemoryError
 from unetrt.runtime.segment.segmenter import Segmenter
 from unetrt.runtime.sessions import openvino as session_module

@@ -61,9 +61,8 @@ class PlannedNetwork:
                 "int8 takes its ranges from frames, and none are given here: measure an int8 model file that holds its "
                 "weights, or --precision fp32"
             )
-        from unetrt.export.exporter import spec_for
+        from unetrt.export.exporter import Options, spec_for
         from unetrt.export.graph import build_graph
-        from unetrt.export.options import Options
         from unetrt.trainer.checkpoint import untrained_checkpoint
 
         checkpoint, path = self.checkpoint or untrained_checkpoint(self.shape), folder / "network.onnx"

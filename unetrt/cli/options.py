@@ -4,9 +4,6 @@ Raw frames from a user's files, one by one.
 """
 
 import re
-from collections.abc import Iterator
-from pathlib import Path
-from typing import Any
 
 import click
 
@@ -88,20 +85,3 @@ def given_options(pairs: tuple[tuple[str, str], ...]) -> dict[str, str]:
             f"--backend-option {next(n for n in names if names.count(n) > 1)} is given twice: give it once"
         )
     return options
-
-
-# How many images of a folder are looked at, evenly spaced.
-MOST = 16
-
-
-def raw_frames(images: Path, channels: int) -> Iterator[Any]:
-    """Iterate over images of a file or folder as raw frames (C, H, W), of a stack the first; at most `MOST`, spread."""
-    from unetrt.runtime.files.images import list_images
-    from unetrt.runtime.files.prediction import read_frames
-    from unetrt.runtime.pixels.frames import as_frame
-
-    frame_axes = 2 if channels == 1 else 3
-    paths = list_images(images)
-    for path in paths[:: -(-len(paths) // MOST)]:
-        stack = read_frames(path, channels)
-        yield as_frame(stack if stack.ndim == frame_axes else stack[0], channels)

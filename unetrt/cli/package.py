@@ -1,22 +1,23 @@
-"""`unetrt package`, and what `unetrt export --package` shares with it."""
+"""`unetrt package`, and the parts that `unetrt export --package` shares with it."""
 
+from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import click
 
-from unetrt.cli.options import raw_frames
+from unetrt.export.packages import KINDS, named_kind, write
 from unetrt.runtime.engines import SUFFIXES
 from unetrt.runtime.errors import OptionError
 from unetrt.runtime.files.atomic import require_place, require_writable
 
-# Where a kind of package goes unless told otherwise.
-PLACES = {"bioimageio": Path("model.zip"), "triton": Path("models")}
-# How many frames are looked at for one that shows something.
-LOOKED_AT = 4
+# Most images of a folder that are read, evenly spaced.
+MOST = 16
+# Most frames that are searched for one in which the model finds something.
+SEARCHED = 4
 
-# The options of each kind, by what they are called in Python.
+# Kind -> field of its choices -> option.
 OPTIONS = {
     "bioimageio": {"name": "--name", "authors": "--author", "license": "--license", "description": "--description"},
     "triton": {
@@ -31,73 +32,77 @@ OPTIONS = {
 
 @click.command("package")
 @click.argument("model", type=click.Path(path_type=Path))
-@click.argument("kind", type=click.Choice(list(PLACES)))
+@click.argument("kind", type=click.Choice([kind.name for kind in KINDS]))
 @click.option("-o", "--out", type=click.Path(path_type=Path), help="[default: model.zip, or the folder models]")
-@click.option("--images", type=click.Path(path_type=Path), help="A raw image to show the model on (bioimageio).")
-@click.option("--name", help="What the model is called.")
-@click.option("--author", "authors", multiple=True, help="May be repeated (bioimageio).")
-@click.option("--license", metavar="SPDX", help="Such as CC-BY-4.0 (bioimageio).")
-@click.option("--description", help="A sentence or two (bioimageio).")
-@click.option("--max-batch", "max_batch_size", type=int, help="Tiles that are gathered to one pass (triton).")
-@click.option("--queue-delay", "max_queue_delay_microseconds", type=int, help="Microseconds to gather for (triton).")
+@click.option("--images", type=click.Path(path_type=Path), help="Raw image or folder for the example (bioimageio).")
+@click.option("--name", help="Name of the model.")
+@click.option("--author", "authors", multiple=True, help="Name of an author; repeatable (bioimageio).")
+@click.option("--license", metavar="SPDX", help="Licence, such as CC-BY-4.0 (bioimageio).")
+@click.option("--description", help="One or two sentences about the model (bioimageio).")
+@click.option("--max-batch", "max_batch_size", type=int, help="Most tiles that are gathered into one pass (triton).")
+@click.option(
+    "--queue-delay",
+    "max_queue_delay_microseconds",
+    type=int,
+    help="Longest wait for other requests, in microseconds (triton).",
+)
 @click.option("--instances", type=int, help="Copies of the model on each device (triton).")
-@click.option("--device", type=click.Choice(["gpu", "cpu"]), help="Where they run (triton).")
+@click.option("--device", type=click.Choice(["gpu", "cpu"]), help="Device of the copies (triton).")
 def command(model: Path, kind: str, out: Path | None, images: Path | None, **choices: Any) -> None:
-    """Put MODEL, an ONNX file or (for triton) an engine, into the form that other programs load.
+    """Put MODEL into a package, the form that other programs load.
 
-    \b
-    bioimageio  a .zip for the bioimage.io model zoo and the programs that read it
-    triton      a folder in a model repository of NVIDIA's Triton inference server
-    """  # noqa: D301 - click's own mark
+    bioimageio is a .zip for the bioimage.io model zoo and the programs that read it. triton is a folder in a model
+    repository of NVIDIA's Triton inference server. MODEL is an ONNX file or, for triton, a TensorRT engine.
+    """
     chosen = {name: value for name, value in choices.items() if value not in (None, ())}
-    require_about(kind, chosen)
-    out = out or PLACES[kind]
-    require_package_place(kind, out)
-    write = _write_engine if model.suffix.lower() in SUFFIXES else _write_model
-    click.echo(f"{write(model, kind, out, images, chosen)}: a package for {kind}")
+    require_options(kind, chosen)
+    out = package_place(kind, out)
+    frames: list[Any] = []
+    if model.suffix.lower() in SUFFIXES:
+        if kind != "triton":
+            raise OptionError(f"a {kind} package holds an ONNX file: give the one that {model} was built from")
+    else:
+        from unetrt.runtime.model.onnx_file import read_spec
+
+        if named_kind(kind).needs_frame and images is None:
+            raise OptionError(f"a {kind} package shows the model on a raw image: give one with --images")
+        channels = read_spec(model).channels
+        frames = list(islice(raw_frames(images, channels), SEARCHED)) if images else []
+    click.echo(f"{write(kind, model, out, frames, **chosen)}: a package for {kind}")
 
 
-def require_about(kind: str | None, chosen: dict[str, Any]) -> None:
-    """Raise OptionError where options are given that a kind of package, or None, does not have, or not so."""
-    from unetrt.export.packages import named_kind
-
+def require_options(kind: str | None, chosen: dict[str, Any]) -> None:
+    """Raise OptionError for an option that a kind of package (None: a single file) does not have, or a bad value."""
     known = OPTIONS[kind] if kind else {}
     names = {name: option for options in OPTIONS.values() for name, option in options.items()}
     for name in chosen:
         if name not in known:
-            of = " or ".join(place for place, options in OPTIONS.items() if name in options)
+            of = " or ".join(other for other, options in OPTIONS.items() if name in options)
             raise OptionError(f"{names[name]} is for packages of {of}, not for {kind or 'a single file'}: leave it out")
     if kind:
         named_kind(kind).choose(**chosen)
 
 
-def require_package_place(kind: str, out: Path) -> None:
-    """Raise an error where no package of that kind can be written."""
-    from unetrt.export.packages import named_kind
-
-    suffix = named_kind(kind).suffix
-    if not suffix:
-        require_writable(out)
-        return
+def package_place(kind: str, out: Path | None) -> Path:
+    """Return the place of a package, the default if none is given; raises an error where it cannot be written."""
+    package = named_kind(kind)
+    out = out or package.place
+    if not package.suffix:
+        return require_writable(out)
     require_place(out)
-    if out.suffix != suffix:
-        raise OptionError(f"a {kind} package is a {suffix}: use {out.with_suffix(suffix)}")
+    if out.suffix != package.suffix:
+        raise OptionError(f"a {kind} package is a {package.suffix}: use {out.with_suffix(package.suffix)}")
+    return out
 
 
-def _write_engine(model: Path, kind: str, out: Path, _images: Path | None, chosen: dict[str, Any]) -> Path:
-    from unetrt.export.packages import write
+def raw_frames(images: Path, channels: int) -> Iterator[Any]:
+    """Iterate over images of a file or folder as raw frames (C, H, W): at most `MOST`, the first frame of a stack."""
+    from unetrt.runtime.files.images import list_images
+    from unetrt.runtime.files.prediction import read_frames
+    from unetrt.runtime.pixels.frames import as_frame
 
-    if kind != "triton":
-        raise OptionError(f"a {kind} package holds an ONNX file: give the one that {model} was built from")
-    return write(kind, model, out, **chosen)
-
-
-def _write_model(model: Path, kind: str, out: Path, images: Path | None, chosen: dict[str, Any]) -> Path:
-    from unetrt.export.packages import named_kind, write
-    from unetrt.runtime.model.onnx_file import read_spec
-
-    if named_kind(kind).needs_frame and images is None:
-        raise OptionError(f"a {kind} package shows the model on a raw image: give one with --images")
-    channels = read_spec(model).channels
-    frames = list(islice(raw_frames(images, channels), LOOKED_AT)) if images else []
-    return write(kind, model, out, frames, **chosen)
+    frame_axes = 2 if channels == 1 else 3
+    paths = list_images(images)
+    for path in paths[:: -(-len(paths) // MOST)]:
+        stack = read_frames(path, channels)
+        yield as_frame(stack if stack.ndim == frame_axes else stack[0], channels)

@@ -218,8 +218,7 @@ def _read(job: "TrainingJob") -> "tuple[Dataset, Dataset]":
 def _export(best: Path, model: Path) -> None:
     """Export in FP32 with a planned tile; without the exporter's packages, print how to export later."""
     try:
-        from unetrt.export.exporter import export, planned_tile
-        from unetrt.export.options import Options
+        from unetrt.export.exporter import Options, export, planned_tile
     except ModuleNotFoundError as error:
         click.echo(f"not exported ({error.name} is missing): pip install 'unetrt[export]', then unetrt export {best}")
         return

@@ -1,4 +1,4 @@
-"""Networks as other toolkits build them, and how far each looks: worked out by hand, layer by layer."""
+"""Networks as other toolkits build them, with the receptive field of each worked out by hand, layer by layer."""
 
 import warnings
 from collections.abc import Callable
@@ -12,7 +12,7 @@ Interval = tuple[int, int]
 
 
 def block(channels: int, features: int) -> nn.Sequential:
-    """Convolution as padded networks have it."""
+    """Return a padded convolution with batch normalisation and ReLU."""
     return nn.Sequential(nn.Conv2d(channels, features, 3, padding=1), nn.BatchNorm2d(features), nn.ReLU())
 
 
@@ -61,7 +61,7 @@ def unpadded() -> nn.Sequential:
     return nn.Sequential(nn.Conv2d(1, 4, 5), nn.ReLU(), nn.Conv2d(4, 4, 3), nn.ReLU(), nn.Conv2d(4, 2, 3))
 
 
-# What an interval of a layer's output reads of its input, along one axis.
+# The interval of a layer's input that an interval of its output depends on, along one axis.
 def conv(at: Interval, reach: int = 1) -> Interval:
     return at[0] - reach, at[1] + reach
 
@@ -87,7 +87,7 @@ def deconvolution_4x4(at: Interval) -> Interval:
 
 
 def chain(*layers: Callable[[Interval], Interval]) -> Callable[[Interval], Interval]:
-    """The deepest path through a network, from its output to its input; all others look less far."""
+    """Compose the layers of a network's deepest path, from output to input; all other paths reach less far."""
 
     def reads(at: Interval) -> Interval:
         for layer in layers:
@@ -99,7 +99,7 @@ def chain(*layers: Callable[[Interval], Interval]) -> Callable[[Interval], Inter
 
 @dataclass(frozen=True)
 class Case:
-    """A network, what one output pixel reads, and the period of its lattice."""
+    """A network, the interval that one output pixel depends on, and the period of its lattice."""
 
     make: Callable[[], nn.Module]
     reads: Callable[[Interval], Interval]
@@ -108,7 +108,7 @@ class Case:
 
     @property
     def radius(self) -> int:
-        """How far it looks, over all phases of its lattice."""
+        """The radius of its receptive field, over all phases of its lattice."""
         return max(max(y - self.reads((y, y))[0], self.reads((y, y))[1] - y) for y in range(self.grid))
 
     def network(self) -> nn.Module:

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from tests.export.adoption.foreign_nets import CASES, Case, save
-from unetrt.export.adoption.adopt import Choices, adopt
+from unetrt.export.adoption import Choices, adopt
 from unetrt.runtime.errors import OptionError, TileError
 from unetrt.runtime.model.onnx_file import read_spec
 from unetrt.runtime.pixels.normalisation import Normalisation
@@ -30,7 +30,7 @@ def noise(*shape: int) -> np.ndarray:
 
 
 def scores(net: nn.Module, image: np.ndarray) -> np.ndarray:
-    """What the network says of one image (H, W), in one pass: (classes, h, w)."""
+    """Return the network's scores (classes, h, w) for one image (H, W), in one pass."""
     with torch.no_grad():
         return net(torch.from_numpy(image[None, None]).to(next(net.parameters()).dtype))[0].float().numpy()
 
@@ -84,7 +84,7 @@ def test_stitched_tiles_are_one_pass_over_the_whole_frame(files, tmp_path, name,
 
 @pytest.mark.parametrize("name", CASES)
 def test_noise_reaches_as_far_as_the_footprint(name):
-    """The radius is no guess on the safe side: pixels that far away do change the answer, in float64."""
+    """The radius is not too large: pixels that far away do change the answer, in float64."""
     case = CASES[name]
     net, middle, side = case.network().double(), 64, 128
     random = torch.Generator().manual_seed(0)
@@ -173,14 +173,14 @@ def test_fp16_is_fed_and_answers_in_float32(tmp_path):
 
 
 def test_a_file_fixed_to_its_size(tmp_path):
-    """As exporters write it when told of no open axes; convolutions still run on other sizes, and so it is measured."""
+    """Exporters fix the size unless axes are declared open; the graph is still measured on other sizes."""
     path = save(CASES["transposed"].network(), tmp_path / "fixed.onnx", open_axes=False)
     adoption = adopt(path, tmp_path / "model.onnx", choices(tile=None))
     assert adoption.spec.tile == (64, 64)
     assert adoption.field.radius == CASES["transposed"].radius
 
 
-def test_the_spec_says_what_is_known(files, tmp_path):
+def test_the_spec_holds_the_choices(files, tmp_path):
     spec = adopt(
         files["fcn"], tmp_path / "model.onnx",
         choices(batch=3, border="symmetric", annotation="classes", separation_border=2, normalisation=Normalisation()),

@@ -1,4 +1,4 @@
-"""What cannot be adopted, and why; the smallest graphs that show it."""
+"""Refusals of `adopt`, each shown by the smallest graph that causes it."""
 
 from pathlib import Path
 
@@ -11,10 +11,7 @@ from onnx import numpy_helper
 from torch import nn
 
 from tests.export.adoption.foreign_nets import CASES, save
-from unetrt.export.adoption.adopt import Choices, adopt
-from unetrt.export.adoption.foreign import read_foreign
-from unetrt.export.adoption.receptive_field import measure
-from unetrt.export.adoption.sizes import sizes_of
+from unetrt.export.adoption import Choices, adopt
 from unetrt.runtime.errors import (
     ModelFileError,
     OptionError,
@@ -29,7 +26,7 @@ IMAGE, MASK = "float[n, 1, h, w] image", "float[n, 2, h, w] mask"
 
 
 def write(path: Path, body: str, given: str = IMAGE, answer: str = MASK, opset: int = 18, **weights) -> Path:
-    """Write a graph in onnx's text form; `weights` become its constants."""
+    """Write a graph given in onnx's text form; `weights` become its constants."""
     text = f'<ir_version: 8, opset_import: ["": {opset}]> net ({given}) => ({answer}) {{ {body} }}'
     model = onnx.parser.parse_model(text)
     model.graph.initializer.extend(numpy_helper.from_array(np.asarray(array), name) for name, array in weights.items())
@@ -85,7 +82,7 @@ def test_normalisation_over_channels_sees_one_pixel(tmp_path):
         "l = LayerNormalization<axis = -1>(t, s) mask = Transpose<perm = [0, 3, 1, 2]>(l)"
     )
     path = write(tmp_path / "net.onnx", body, s=np.ones(2, np.float32))
-    field = measure(sizes_of(read_foreign(path), (64, 64), None))
+    field = adopt(path, tmp_path / "model.onnx", choices()).field
     assert (field.radius, field.grid) == (0, 1)
 
 
@@ -115,7 +112,7 @@ def test_what_noise_does_not_show_is_measured(tmp_path, weights, rest, radius):
     used = {name: array for name, array in constants.items() if name in rest}
     body = f"c = Conv<pads = [0, 3, 0, 3]>(image, k) {rest} {TWICE}"
     path = write(tmp_path / "net.onnx", body, k=weights, **used)
-    assert measure(sizes_of(read_foreign(path), (64, 64), None)).radius == radius
+    assert adopt(path, tmp_path / "model.onnx", choices()).field.radius == radius
 
 
 BOTH = "mask = Concat<axis = 1>(image, image)"
@@ -188,14 +185,15 @@ SPOILT = {
          "nine": np.int64(9)}, {"head": "labels"}, OptionError, "has label 4, 2 classes are named: name all",
     ),
     "no tile": ({"body": BOTH}, {"tile": None}, OptionError, "takes images of any size: choose one with --tile"),
-    "a grid that is none": (
+    "a grid that is half the period": (
         {"body": f"d = MaxPool<kernel_shape = [4, 4], strides = [4, 4]>(image) x = Resize(d, , four) {TWICE}",
          "four": np.array([1, 1, 4, 4], np.float32)}, {"grid": 2},
-        OptionError, "grid 2 is no period of this network, whose lattice repeats every 4 px: use --grid 4",
+        OptionError, "grid 2 is not a period of this network, whose lattice repeats every 4 px: use --grid 4",
     ),
-    "a grid of another kind": (
+    "a grid that is not a multiple": (
         {"body": f"d = MaxPool<kernel_shape = [4, 4], strides = [4, 4]>(image) x = Resize(d, , four) {TWICE}",
-         "four": np.array([1, 1, 4, 4], np.float32)}, {"grid": 3}, OptionError, "grid 3 is no period .*: use --grid 4",
+         "four": np.array([1, 1, 4, 4], np.float32)}, {"grid": 3},
+        OptionError, "grid 3 is not a period .*: use --grid 4",
     ),
     "constants as large as the tile": (
         {"body": f"x = Add(image, p) {TWICE}", "p": np.random.default_rng(0).random((1, 1, 64, 64), np.float32)},
@@ -288,7 +286,7 @@ def test_files_that_are_no_foreign_network(tmp_path):
 
 
 class Drifting(nn.Module):
-    """A constant that grows along the tile: little from one tile place to the next, much over a core."""
+    """A constant that grows along the tile: little over one grid period, much over a core."""
 
     def __init__(self, share: float) -> None:
         super().__init__()
@@ -317,7 +315,7 @@ WINDOWS_OF_8 = {
     name: np.array(value, np.int64)
     for name, value in {"one": [1], "two": [2], "three": [3], "four": [4], "win": [8], "ax": [3, 5]}.items()
 }
-# Networks whose lattice does not stand in the sizes of their axes, or hardly: body, weights, tile, grid, radius.
+# Networks whose inner axes do not show their lattice, or hardly: body, weights, tile, grid, radius.
 LATTICES = {
     "windows of 8": (WINDOWS, WINDOWS_OF_8, (128, 128), 8, 7),
     "stride 3, back to the size": (

@@ -1,4 +1,4 @@
-"""Exported files of every kind that a package can be made of, from one tiny network."""
+"""Exported files of every kind that can be packaged, from one tiny network."""
 
 from dataclasses import replace
 
@@ -17,7 +17,7 @@ EXPORTS = ("logits", "probabilities", "labels", "batch 3", "zscore", "fixed", "u
 
 
 def said_otherwise(path, out, **changes):
-    """Write a copy of an ONNX file whose spec says something else."""
+    """Write a copy of an ONNX file with another spec."""
     model = onnx.load(path)
     helper.set_model_props(model, {KEY: replace(read_spec(path), **changes).to_json()})
     onnx.save(model, out)
@@ -58,8 +58,7 @@ def probabilities(path, out):
 @pytest.fixture(scope="session")
 def exports(tiny_checkpoint, tiny_model, tmp_path_factory):
     """Name of `EXPORTS` -> ONNX file."""
-    from unetrt.export.exporter import export
-    from unetrt.export.options import Options
+    from unetrt.export.exporter import Options, export
 
     folder = tmp_path_factory.mktemp("exports")
     files = {name: folder / f"{name.replace(' ', '-')}.onnx" for name in EXPORTS}

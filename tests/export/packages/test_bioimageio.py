@@ -16,7 +16,7 @@ from unetrt.runtime.geometry.plan import TilePlan
 from unetrt.runtime.model.onnx_file import read_spec
 from unetrt.runtime.sessions import open_session
 
-# In a process of its own: what the format's programs leave open is not our tests' concern.
+# In a separate process, because the format's programs leave files open.
 JUDGE = """
 import json, socket, sys
 def offline(*arguments): raise OSError("a test needs no network")
@@ -181,8 +181,8 @@ def test_of_a_frame_the_tile_that_shows_most_is_taken(exports, frame, tmp_path):
 
 
 BAD = [
-    ({"out": "a.tar"}, OptionError, r"a\.tar is no \.zip.*use a\.tar\.zip"),
-    ({"license": "MITT"}, OptionError, r"license 'MITT' is no SPDX identifier: use MIT "),
+    ({"out": "a.tar"}, OptionError, r"a\.tar is not a \.zip.*use a\.tar\.zip"),
+    ({"license": "MITT"}, OptionError, r"license 'MITT' is not an SPDX identifier: use MIT "),
     ({"license": "%%"}, OptionError, "use one from spdx.org"),
     ({"name": "ab"}, OptionError, "name 'ab' does not fit.*5 to 128"),
     ({"authors": ("A/B",)}, OptionError, "author 'A/B' does not fit"),

@@ -146,16 +146,24 @@ def test_a_further_version_joins_and_what_an_administrator_tuned_stays(exports, 
 
 BAD = [
     ({"name": "cells", "version": 1}, OutputError, "cells/1 exists.*: use version 2"),
-    ({"name": "cells", "export": "labels"}, OptionError, "is not called as this model is.*another name"),
-    ({"name": "cells", "max_batch_size": 0}, OptionError, "is not called as this model is"),
+    (
+        {"name": "cells", "export": "labels"},
+        OptionError,
+        "interface of .* is not that of this model.*another name",
+    ),
+    ({"name": "cells", "max_batch_size": 0}, OptionError, "is not that of this model"),
     ({"name": "other/cells"}, OptionError, "name 'other/cells' does not fit"),
     ({"name": ".cells"}, OptionError, "does not fit"),
     ({"name": "new", "version": 0}, OptionError, "version 0 is ignored by Triton: use 1 or more"),
-    ({"name": "new", "max_batch_size": -1}, OptionError, "0 or more"),
-    ({"name": "new", "instances": 0}, OptionError, "at least one instance"),
+    ({"name": "new", "max_batch_size": -1}, OptionError, r"max_batch_size must be 0 or more \(got -1\)"),
+    ({"name": "new", "instances": 0}, OptionError, r"instances must be 1 or more \(got 0\)"),
     ({"name": "new", "device": "tpu"}, OptionError, "'tpu' is unknown: use one of gpu, cpu"),
     ({"name": "new", "preferred_batch_sizes": (4, 9)}, OptionError, r"\[9\] are not within 1 to 8"),
-    ({"name": "new", "max_batch_size": 0, "max_queue_delay_microseconds": 5}, OptionError, "without batching"),
+    (
+        {"name": "new", "max_batch_size": 0, "max_queue_delay_microseconds": 5},
+        OptionError,
+        "need batching: use a max_batch_size",
+    ),
     ({"name": "new", "export": None}, ModelFileError, "does not exist"),
     ({"name": "new", "repository": "cells"}, OutputError, "is the folder of one model: give the repository"),
     ({"name": "file"}, OutputError, "file exists: give another name"),
@@ -176,7 +184,7 @@ def test_bad_input_is_one_line_and_changes_nothing(exports, tmp_path, changes, e
 
 
 def _with_reshape(path, out):
-    """Write a copy whose graph holds its batch as a constant, as no export of ours does."""
+    """Write a copy whose graph holds its batch as a constant, which no export does."""
     model, shape = onnx.load(path), read_spec(path).new_output().shape
     model.graph.node[-1].output[0] = "before"
     model.graph.initializer.append(numpy_helper.from_array(np.array(shape, np.int64), "shape"))

@@ -13,7 +13,7 @@ import pytest
 
 from tests import requirements
 from tests.runtime.engines.machines import ADA, HOPPER, NONE, TURING
-from unetrt.export.graph import describe
+from unetrt.export.onnx_model import describe
 from unetrt.runtime.engines.build import Progress, TimingCache, build, configure
 from unetrt.runtime.engines.engine_file import bindings
 from unetrt.runtime.engines.facts import BuildOptions, facts_of

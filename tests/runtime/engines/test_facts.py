@@ -6,8 +6,7 @@ import onnx
 import pytest
 
 from tests.runtime.engines.machines import ADA, FACTS, NONE
-from unetrt.export.exporter import export
-from unetrt.export.options import Options
+from unetrt.export.exporter import Options, export
 from unetrt.runtime.engines.facts import BuildOptions, Facts, facts_of
 from unetrt.runtime.engines.flavours import FLAVOURS
 from unetrt.runtime.model.onnx_file import read_spec

@@ -6,9 +6,9 @@ import pytest
 
 from tests.export.earlier_file import SHAPE as EARLIER_SHAPE
 from tests.export.earlier_file import SPEC, earlier_model
-from unetrt.export.exporter import spec_for
-from unetrt.export.graph import build_graph, describe, require_clean
-from unetrt.export.options import Options
+from unetrt.export.exporter import Options, spec_for
+from unetrt.export.graph import build_graph
+from unetrt.export.onnx_model import describe, require_clean
 from unetrt.runtime.errors import ModelFileError, TileError
 from unetrt.runtime.geometry.unet_shape import UNetShape
 from unetrt.runtime.model.onnx_file import read_spec

@@ -1,0 +1,316 @@
+"""A foreign network as a model of unetrt, and the gate that proves its tiles exact.
+
+`adapted` renames the input, crops the core out of the network's output and adds the head that the spec promises.
+`require_agreement` runs tiles of noise through the runtime and compares them with one pass over a larger image, or with
+each other where the network runs on one size only.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import onnx
+import onnx.compose
+from numpy.typing import NDArray
+from onnx import ModelProto, TensorProto, helper, numpy_helper
+
+from unetrt.export.adoption._foreign import Runner, Size, Sizes, output_shape
+from unetrt.export.onnx_model import describe, inferred, run_batch, strip, tensors
+from unetrt.runtime.errors import OptionError, ParityError, TileError
+from unetrt.runtime.model.spec import INPUT, OUTPUT, ModelSpec
+from unetrt.runtime.sessions import Session
+
+Array = NDArray[Any]
+
+PREFIX = "net/"  # of all names inside the network, so that none is a name of unetrt
+SCORES = (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16, TensorProto.DOUBLE)
+SQUASHED = ("Sigmoid", "HardSigmoid")
+# Operators that pass values on unchanged.
+PASSING = ("Cast", "Identity", "Reshape", "Slice", "Squeeze", "Transpose", "Unsqueeze")
+
+# Largest difference, as a share of the output's range: float32 differs by the order of sums, coarser types by a step.
+TOLERANCE = {"fp32": 1e-4, "fp16": 1e-2, "bf16": 2e-2, "int8": 2e-2}
+# The range of an output is taken as at least this share of its largest value: float32 resolves no finer difference
+# between values that hardly vary around a large one.
+FLAT = 0.02
+# Scores that sum to 1 this closely at every pixel are probabilities.
+SUMS_TO_ONE = 1e-2
+
+
+def adapted(network: ModelProto, spec: ModelSpec) -> ModelProto:
+    """Return a model of unetrt made of a foreign network.
+
+    Parameters
+    ----------
+    network
+        The static graph for the spec's batch and tile.
+    spec
+        Spec of the new model.
+
+    Raises
+    ------
+    OptionError
+        The network's output does not fit the spec's head and classes.
+    """
+    add_head = _head(network, spec)
+    edges = _Edges(onnx.compose.add_prefix(network, PREFIX))
+    edges.rename_input()
+    add_head(edges, edges.crop(spec), spec)
+    model = edges.finished(spec)
+    describe(model, spec)
+    model = inferred(model)
+    onnx.checker.check_model(model, full_check=True)
+    strip(model)
+    return model
+
+
+class _Edges:
+    """Adds nodes in front of and behind the network in `model`, in place."""
+
+    def __init__(self, model: ModelProto) -> None:
+        self._model, self._graph = model, model.graph
+        self._output = str(model.graph.output[0].name)
+        self._shape = output_shape(model)
+        kinds = (ends[0].type.tensor_type.elem_type for ends in (model.graph.input, model.graph.output))
+        self._input_kind, self._output_kind = kinds
+
+    def rename_input(self) -> None:
+        """Give the input unetrt's name and float32."""
+        name = self._graph.input[0].name
+        if self._input_kind != TensorProto.FLOAT:
+            self._graph.node.insert(0, helper.make_node("Cast", [INPUT], [name], to=self._input_kind))
+            return
+        for node in self._graph.node:
+            node.input[:] = [INPUT if given == name else given for given in node.input]
+
+    def crop(self, spec: ModelSpec) -> str:
+        """Cut the core out of the middle of the network's output; return the name of the result, float32 if scores."""
+        core = self._output
+        starts = [(side - kept) // 2 for side, kept in zip(self._shape[-2:], spec.core, strict=True)]
+        if any(starts):
+            stops = [start + kept for start, kept in zip(starts, spec.core, strict=True)]
+            bounds = [self.constant(np.array(part, np.int64)) for part in (starts, stops, [-2, -1])]
+            core = self.add("Slice", [core, *bounds], "core")
+        if self._output_kind in SCORES and self._output_kind != TensorProto.FLOAT:
+            core = self.add("Cast", [core], "core32", to=TensorProto.FLOAT)
+        return core
+
+    def constant(self, array: Array) -> str:
+        """Add a constant and return its name."""
+        name = f"constant{len(self._graph.initializer)}"
+        self._graph.initializer.append(numpy_helper.from_array(array, name))
+        return name
+
+    def add(self, operator: str, inputs: list[str], output: str, **attributes: Any) -> str:
+        """Add a node and return the name of its output."""
+        self._graph.node.append(helper.make_node(operator, inputs, [output], **attributes))
+        return output
+
+    def finished(self, spec: ModelSpec) -> ModelProto:
+        """Declare input and output as the spec promises them, and return the model."""
+        ends = zip((self._graph.input, self._graph.output), tensors(spec).items(), strict=True)
+        for declared, (name, (shape, dtype)) in ends:
+            del declared[:]
+            declared.append(helper.make_tensor_value_info(name, helper.np_dtype_to_tensor_dtype(dtype), shape))
+        return self._model
+
+
+AddHead = Callable[[_Edges, str, ModelSpec], object]
+
+
+def _all_classes(edges: _Edges, core: str, spec: ModelSpec) -> None:
+    """Take one channel for each class as it is, or the index of the highest for a labels head."""
+    if spec.head != "labels":
+        edges.add("Identity", [core], OUTPUT)
+        return
+    if len(spec.classes) > 2:
+        best = edges.add("ArgMax", [core], "best", axis=1, keepdims=0)
+    else:  # as in a labels head of unetrt's own networks
+        indices = [edges.constant(np.array(index, np.int64)) for index in range(2)]
+        names = zip(indices, ("background", "foreground"), strict=True)
+        best = edges.add("Less", [edges.add("Gather", [core, index], name, axis=1) for index, name in names], "better")
+    edges.add("Cast", [best], OUTPUT, to=TensorProto.UINT8)
+
+
+def _one_logit(edges: _Edges, core: str, _spec: ModelSpec) -> None:
+    """Make (0, z) of one logit z: its soft-max is the sigmoid of z."""
+    edges.add("Concat", [edges.add("Sub", [core, core], "background"), core], OUTPUT, axis=1)
+
+
+def _one_probability(edges: _Edges, core: str, _spec: ModelSpec) -> None:
+    """Make (1 - p, p) of one probability p of the foreground."""
+    one = edges.constant(np.array(1, np.float32))
+    edges.add("Concat", [edges.add("Sub", [one, core], "background"), core], OUTPUT, axis=1)
+
+
+def _labels(edges: _Edges, core: str, spec: ModelSpec) -> None:
+    """Make uint8 (batch, h', w') of labels of any type, with or without an axis of channels."""
+    shape = edges.constant(np.array(tensors(spec)[OUTPUT][0], np.int64))
+    edges.add("Cast", [edges.add("Reshape", [core, shape], "flat")], OUTPUT, to=TensorProto.UINT8)
+
+
+def gives_scores(network: ModelProto) -> bool:
+    """Return whether a static network's output is floats (N, C, H, W), and not labels."""
+    kind = network.graph.output[0].type.tensor_type.elem_type
+    return len(output_shape(network)) == 4 and kind in SCORES
+
+
+def _head(network: ModelProto, spec: ModelSpec) -> AddHead:
+    """Return the function that adds the spec's head; raises OptionError where the network's output does not fit it."""
+    shape, classes = output_shape(network), len(spec.classes)
+    channels = shape[1] if len(shape) == 4 else 1
+    if not gives_scores(network):
+        if spec.head != "labels" or channels != 1:
+            raise OptionError(f"the output, shape {shape}, has one label a pixel, no scores: use --head labels")
+        return _labels
+    if channels == 1 and spec.head == "labels":
+        raise OptionError("the output is one channel of scores, no labels: use --head logits or --head probabilities")
+    if spec.head == "logits" and channels == 1 and _made_by(network) in SQUASHED:
+        raise OptionError("the output is a sigmoid's, one probability a pixel: use --head probabilities")
+    if channels == 1 and classes == 2:
+        return _one_logit if spec.head == "logits" else _one_probability
+    if channels != classes:
+        wanted = "two, background first, for one" if channels == 1 else f"{channels}, background first"
+        raise OptionError(f"{classes} classes are named, the output has {channels} channels: name {wanted}")
+    return _all_classes
+
+
+def _made_by(network: ModelProto) -> str:
+    """Return the operator that computes the values of the network's output."""
+    made = {name: node for node in network.graph.node for name in node.output}
+    node = made.get(network.graph.output[0].name)
+    while node is not None and node.op_type in PASSING:
+        node = made.get(node.input[0])
+    return node.op_type if node is not None else ""
+
+
+def require_agreement(session: Session, sizes: Sizes) -> float:
+    """Compare two tiles of noise of several amplitudes, once a grid apart and once three quarters of a core.
+
+    Parameters
+    ----------
+    session
+        The adopted file in the runtime; with a head of scores if the network gives scores.
+    sizes
+        The network it was made from. If it runs on larger images, the reference is one pass over an image that holds
+        both tiles; otherwise the tiles are compared with each other where they overlap.
+
+    Returns
+    -------
+    The largest difference, as a share of the output's range; for labels, the share of pixels that differ.
+
+    Raises
+    ------
+    ParityError
+        The tiles differ by more than `TOLERANCE`.
+    TileError
+        The core is too small to compare tiles of a network that runs on no larger image.
+    OptionError
+        The output is not what the spec's head says.
+    """
+    spec = session.spec
+    if not sizes.step and min(spec.core) <= spec.grid:
+        raise TileError(
+            f"a core of {spec.core[0]}x{spec.core[1]} px leaves nothing to compare tiles on that lie {spec.grid} px "
+            f"apart, and {sizes.foreign.name} runs on no larger image: export it with open axes, or for a larger one"
+        )
+    # A drift that is small from pixel to pixel adds up over most of a core.
+    far = [max(spec.grid, 3 * side // 4 // spec.grid * spec.grid) for side in spec.core]
+    worst = 0.0
+    for shift in dict.fromkeys(((spec.grid, spec.grid), (far[0], far[1]))):
+        for image in _noise(spec, shift):
+            tiles = [_answer(session, image, origin) for origin in ((0, 0), shift)]
+            _require_head(tiles[0], spec)
+            worst = max(worst, *_differences(tiles, _whole(sizes, spec, image), spec, shift))
+    if not worst <= TOLERANCE[spec.precision]:
+        other = "a pass over a larger image" if sizes.step else "each other"
+        raise ParityError(
+            f"tiles differ by {worst:.2g} of the answer's range from {other} (at most {TOLERANCE[spec.precision]:g}): "
+            "the answer depends on where in the tile a pixel lies, or on the rest of its batch. Either the grid is not "
+            f"{spec.grid} but a multiple of it (give --grid, and multiples of that for --tile), or the answer "
+            "is coarser than the image, or the network has constants as large as the tile and cannot be tiled"
+        )
+    return worst
+
+
+def _noise(spec: ModelSpec, shift: Size) -> Iterator[Array]:
+    """Yield images (C, H, W) float32 for two tiles `shift` apart, with amplitudes as after normalisation and above."""
+    random = np.random.default_rng(2015)
+    shape = (spec.channels, spec.tile[0] + shift[0], spec.tile[1] + shift[1])
+    yield random.random(shape, np.float32)
+    for amplitude in (1, 20):
+        yield amplitude * random.standard_normal(shape, np.float32)
+    if spec.normalisation.mode == "fixed":
+        # The largest float16 is 65504.
+        for brightest in (255, 4095) if spec.precision == "fp16" else (255, 65535):
+            frame = random.integers(0, brightest, shape, endpoint=True).astype(np.float32)
+            yield spec.normalisation.measure(frame).apply(frame)
+
+
+def _answer(session: Session, image: Array, origin: Size) -> Array:
+    """Return the runtime's output for the tile at `origin`, (classes, h', w') or (h', w')."""
+    (top, left), (height, width) = origin, session.spec.tile
+    window = (..., slice(top, top + height), slice(left, left + width))
+    batch = session.spec.new_input()
+    # The other slots of the batch must not matter: they hold another part of the image each time.
+    batch[:] = image[:, ::-1, ::-1][window]
+    batch[-1] = image[window]
+    answer: Array = run_batch(session, batch)[-1]
+    return answer
+
+
+def _whole(sizes: Sizes, spec: ModelSpec, image: Array) -> Array | None:
+    """Return the output of one pass over the image, or None where the network runs on the tile alone."""
+    if not sizes.step:
+        return None
+    height, width = image.shape[-2:]
+    large = replace(spec, tile=(height, width), batch=1)
+    try:
+        network = sizes.at(large.tile)
+    except TileError as error:
+        raise TileError(
+            f"{sizes.foreign.name} does not run on {height}x{width} px, {spec.grid} px more than a tile or a multiple "
+            "of it: its grid is larger; give --grid"
+        ) from error
+    answer: Array = Runner(adapted(network, large))(image[None])[0][0]
+    return answer
+
+
+def _differences(tiles: list[Array], whole: Array | None, spec: ModelSpec, shift: Size) -> Iterator[float]:
+    """Yield the difference of each tile from the whole, or of the tiles from each other where they overlap."""
+    (height, width), (down, right) = spec.core, shift
+    if whole is None:
+        yield _difference(tiles[0][..., down:, right:], tiles[1][..., : height - down, : width - right])
+        return
+    for (top, left), tile in zip(((0, 0), (down, right)), tiles, strict=True):
+        yield _difference(whole[..., top : top + height, left : left + width], tile)
+
+
+def _difference(expected: Array, given: Array) -> float:
+    """Return the largest difference as a share of the output's range; for labels, the share of pixels that differ."""
+    if expected.dtype == np.uint8:
+        return float((expected != given).mean())
+    if not (np.isfinite(expected).all() and np.isfinite(given).all()):
+        raise ParityError(
+            "the network gives NaN or infinity for noise, so that its tiles cannot be compared: check its weights, and "
+            "that --normalisation is the one it was trained with"
+        )
+    size = max(float(np.ptp(expected)), FLAT * float(np.abs(expected).max()))
+    return float(np.abs(expected - given).max()) / size if size else 0.0
+
+
+def _require_head(answer: Array, spec: ModelSpec) -> None:
+    """Raise OptionError where scores (classes, h', w') or labels (h', w') are not what the head says."""
+    if spec.head == "labels":
+        if answer.max() >= len(spec.classes):
+            raise OptionError(f"the output has label {answer.max()}, {len(spec.classes)} classes are named: name all")
+        return
+    off = np.abs(answer.sum(axis=0) - 1).max()
+    probable = off < SUMS_TO_ONE and answer.min() >= 0
+    if spec.head == "probabilities" and not probable:
+        raise OptionError(
+            "the output is not probabilities: its classes do not sum to 1 at each pixel; use --head logits"
+        )
+    if spec.head == "logits" and len(answer) > 1 and probable:
+        raise OptionError("the output is probabilities, which sum to 1 at each pixel: use --head probabilities")

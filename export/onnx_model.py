@@ -1,0 +1,158 @@
+"""ONNX models in memory: the operations that the exporter, the gate, adoption and packages share.
+
+A model of unetrt has one input and one output, whose shapes and dtypes follow from its spec (`tensors`), no shape
+arithmetic inside, and the spec as JSON in its metadata (`describe`). This module imports no torch.
+"""
+
+import shutil
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+from onnx import ModelProto, ValueInfoProto
+
+from unetrt.runtime.errors import ModelFileError
+from unetrt.runtime.model.onnx_file import read_spec
+from unetrt.runtime.model.safety import external_files, require_safe
+from unetrt.runtime.model.spec import INPUT, KEY, OUTPUT, ModelSpec
+from unetrt.runtime.sessions import Session
+
+FREE = "batch"  # name of a first axis of any length
+Axis = int | str
+Tensors = dict[str, tuple[tuple[int, ...], np.dtype[Any]]]
+
+
+def tensors(spec: ModelSpec) -> Tensors:
+    """Return the shape and dtype of a model's input and output by name, the input first.
+
+    The input is (batch, C, h, w) of the spec's input dtype; the output (batch, classes, h', w') float32, or
+    (batch, h', w') uint8 with a labels head.
+    """
+    return {
+        name: (array.shape, array.dtype) for name, array in ((INPUT, spec.new_input()), (OUTPUT, spec.new_output()))
+    }
+
+
+def run_batch(session: Session, batch: NDArray[Any]) -> NDArray[Any]:
+    """Return a session's output for one batch (batch, C, h, w) of its input dtype, as a new array."""
+    (lane,) = session.lanes(1)
+    lane.input[...] = batch
+    lane.launch()
+    lane.wait()
+    output: NDArray[Any] = lane.output.copy()
+    return output
+
+
+def describe(model: ModelProto, spec: ModelSpec) -> None:
+    """Make the spec the only entry of a model's metadata."""
+    onnx.helper.set_model_props(model, {KEY: spec.to_json()})
+
+
+def axes_of(value: ValueInfoProto) -> tuple[Axis, ...]:
+    """Return the declared axes of a value: a length, a name, or "" where neither is declared."""
+    return tuple(dim.dim_value or dim.dim_param for dim in value.type.tensor_type.shape.dim)
+
+
+def copy_of(model: ModelProto) -> ModelProto:
+    """Return a copy of a model."""
+    copy = ModelProto()
+    copy.CopyFrom(model)
+    return copy
+
+
+def inferred(model: ModelProto) -> ModelProto:
+    """Return a copy with the type and shape of every value; raises InferenceError where they do not follow."""
+    return onnx.shape_inference.infer_shapes(model, check_type=True, strict_mode=True, data_prop=True)
+
+
+def require_clean(model: ModelProto) -> None:
+    """Check a model against the ONNX standard; the shape of every value must be inferable and static.
+
+    Raises
+    ------
+    onnx.checker.ValidationError, onnx.shape_inference.InferenceError
+        The exporter has a defect.
+    """
+    onnx.checker.check_model(model, full_check=True)
+    for value in inferred(model).graph.value_info:
+        if not all(axis.HasField("dim_value") for axis in value.type.tensor_type.shape.dim):
+            raise onnx.checker.ValidationError(f"{value.name} has no static shape")
+
+
+def strip(model: ModelProto) -> None:
+    """Remove, in place, what exporters write for debugging (such as paths of this machine), and unused opsets."""
+    graph = model.graph
+    graph.ClearField("metadata_props")
+    for part in (model, graph):
+        part.ClearField("doc_string")
+    for part in (*graph.node, *graph.value_info, *graph.input, *graph.output, *graph.initializer):
+        part.ClearField("metadata_props")
+        part.ClearField("doc_string")
+    used = {node.domain for node in graph.node} | {""}
+    kept = [opset for opset in model.opset_import if opset.domain in used]
+    del model.opset_import[:]
+    model.opset_import.extend(kept)
+
+
+def declare_input(model: ModelProto, name: str, axes: Sequence[Axis]) -> None:
+    """Declare the first axes of an input, and forget every shape that follows from them."""
+    (value,) = (value for value in model.graph.input if value.name == name)
+    for dim, axis in zip(value.type.tensor_type.shape.dim, axes, strict=False):
+        dim.Clear()
+        if isinstance(axis, str):
+            dim.dim_param = axis
+        else:
+            dim.dim_value = axis
+    model.graph.ClearField("value_info")
+    for output in model.graph.output:
+        output.type.tensor_type.ClearField("shape")
+
+
+def with_batch(path: Path, batch: int | None) -> ModelProto:
+    """Return the model in a file of unetrt, declared for another batch: its graph is the same for every batch.
+
+    Parameters
+    ----------
+    path
+        The ONNX file.
+    batch
+        Length of the first axis of input and output; None makes it a free axis, and the spec's batch 1.
+
+    Raises
+    ------
+    ModelFileError
+        The file is not a model of unetrt, its graph does not match its spec, or the graph depends on its batch.
+    """
+    require_safe(path)
+    spec = replace(read_spec(path), batch=batch or 1)
+    model = onnx.load(path)
+    describe(model, spec)
+    declare_input(model, model.graph.input[0].name, [batch or FREE])
+    try:
+        model = inferred(model)
+    except onnx.shape_inference.InferenceError as error:
+        reason = str(error).strip().splitlines()[0]
+        raise ModelFileError(f"{path}: its graph cannot take another batch ({reason}); export it again") from error
+    expected = tensors(spec)
+    for value in (*model.graph.input, *model.graph.output):
+        shape, _ = expected.get(value.name, ((), None))
+        wanted = (batch or FREE, *shape[1:])
+        if axes_of(value) != wanted:
+            raise ModelFileError(
+                f"{path}: with batch {batch or 'free'} its {value.name} has shape {axes_of(value)}, not {wanted}: its "
+                "graph depends on its batch or is not the one of its spec; export it again"
+            )
+    onnx.checker.check_model(model, full_check=True)
+    return model
+
+
+def copy_file(path: Path, target: Path) -> None:
+    """Copy a model file; weights that lie in files beside it are stored in the copy itself."""
+    if external_files(path):
+        onnx.save(onnx.load(path), target)
+    else:
+        shutil.copyfile(path, target)
