@@ -11,8 +11,7 @@ if TYPE_CHECKING:
     from unetrt.runtime.geometry.geometry import Geometry
     from unetrt.runtime.geometry.plan import Tile, TilePlan
     from unetrt.runtime.live.live_segmenter import LiveSegmenter
-    from unetrt.runtime.live.results import LiveResult, LiveSequence, Outcome, ResultOutput, ResultStream
-    from unetrt.runtime.live.status import LiveStatus
+    from unetrt.runtime.live.results import LiveResult, LiveSequence, LiveStatus, Outcome, ResultOutput, ResultStream
     from unetrt.runtime.model.spec import ModelSpec
     from unetrt.runtime.pixels.instances import instances
     from unetrt.runtime.segment.segmenter import Segmentation, Segmenter
@@ -44,7 +43,7 @@ _HOMES = {
     "LiveResult": "live.results",
     "LiveSegmenter": "live.live_segmenter",
     "LiveSequence": "live.results",
-    "LiveStatus": "live.status",
+    "LiveStatus": "live.results",
     "ModelSpec": "model.spec",
     "Outcome": "live.results",
     "ResultOutput": "live.results",

@@ -118,7 +118,7 @@ def test_a_disk_that_stalls_is_given_up_and_taken_again_and_no_frame_is_shifted(
         writer.result(result_with(image, 0))
         begin = time.monotonic()
         for number in (1, 2, 3):
-            with pytest.raises(OutputError, match="took no labels for 0 s: is the disk there"):
+            with pytest.raises(OutputError, match="took no labels for 0 s: is the disk still connected"):
                 writer.result(result_with(image + number, number))
         assert time.monotonic() - begin < 1, "who gave up once does not wait for each frame"
         time.sleep(2)

@@ -228,7 +228,7 @@ def test_a_frame_outside_the_plan_is_an_error_and_those_after_it_are_found():
     with pytest.raises(OutputError, match=r"index \{'t': 9\}"):
         places.place(result_with(None, index={"t": 9}))
     assert places.place(result_with(None, index={"t": 2})) == (2, [{"t": 1}])
-    with pytest.raises(OutputError, match="still to come"):
+    with pytest.raises(OutputError, match="no remaining event"):
         places.place(result_with(None, index={"t": 1}))
 
 

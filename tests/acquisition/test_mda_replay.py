@@ -149,5 +149,5 @@ def test_what_is_no_replay(tmp_path):
     with pytest.raises(FrameError, match="no files to replay: give one or more"):
         Replay([])
     tifffile.imwrite(tmp_path / "rgb.tif", np.zeros((9, 9, 3), np.uint8), photometric="rgb")
-    with pytest.raises(FrameError, match="rgb.tif has 3 channels: a camera gives grey frames"):
+    with pytest.raises(FrameError, match="rgb.tif has 3 channels: a replay camera is grey"):
         Replay([tmp_path / "rgb.tif"])

@@ -121,9 +121,7 @@ def test_a_file_that_is_none_and_a_frame_that_is_bad_are_named(run, cells, tmp_p
     assert status == 2
     assert out.startswith("2 frames: 1 segmented, 1 failed\n")
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["z.tif"]
-    assert err.splitlines()[1].startswith(
-        "Error: 1 of 2 frames could not be segmented; the last: FrameError: 4096 pixels are NaN"
-    )
+    assert err.splitlines()[1].startswith("Error: 1 of 2 frames failed; the last: FrameError: 4096 pixels are NaN")
     (tmp_path / "nan.tif").unlink()
     status, out, err = run("--replay", tmp_path, "--fps", 0)
     assert status == 2
@@ -142,20 +140,20 @@ def test_labels_that_cannot_be_written_are_not_passed_over(run, cells, tmp_path)
 CASES = {
     "no source": ("", "give either --config FILE, for a camera, or --replay FOLDER"),
     "two sources": ("--config MMConfig_demo.cfg --replay good", "give either --config FILE"),
-    "a loop of a camera": ("--config MMConfig_demo.cfg --loop", "--loop is for --replay only"),
-    "an exposure of files": ("--replay good --exposure 10", "--exposure is for --config only"),
-    "a port of nothing": ("--replay good --port 8000", "--port is for --view only"),
+    "a loop of a camera": ("--config MMConfig_demo.cfg --loop", "--loop has no effect without --replay"),
+    "an exposure of files": ("--replay good --exposure 10", "--exposure has no effect without --config"),
+    "a port of nothing": ("--replay good --port 8000", "--port has no effect without --view"),
     "as fast as possible, and not": ("--replay good --fps 0 --policy latest", "leave out --policy, or give"),
-    "an endless rate": ("--replay good --fps inf", "--fps inf does not work"),
-    "a time that is none": ("--replay good --seconds nan", "--seconds nan does not work"),
+    "an endless rate": ("--replay good --fps inf", "--fps inf is not a finite number"),
+    "a time that is none": ("--replay good --seconds nan", "--seconds nan is not a finite number"),
     "no files": ("--replay none", "none does not exist: give a folder"),
     "an empty folder": ("--replay empty", "empty holds no image"),
     "no configuration": ("--config none.cfg", "none.cfg does not exist"),
     "a configuration without a camera": ("--config empty.cfg", "empty.cfg names no camera"),
     "a configuration of devices that are not there": ("--config odd.cfg", "odd.cfg does not load: .*NoLibrary"),
     "no policy": ("--replay good --policy oldest", "'oldest' is not one of"),
-    "no queue": ("--replay good --queue 0", "a queue cannot hold 0 frames"),
-    "a queue of the newest": ("--replay good --queue 3", "policy latest keeps the newest frame alone"),
+    "no queue": ("--replay good --queue 0", "invalid queue capacity 0"),
+    "a queue of the newest": ("--replay good --queue 3", "policy latest queues 1 frame, not 3"),
     "no backend": ("--replay good --backend tpu", "is unknown: use one of auto"),
     "no frames": ("--replay good --frames 0", "0 is not in the range"),
     "over an image": ("--replay images --save images/a.ome.tif --overwrite", "a.ome.tif is an input and would be"),
@@ -168,7 +166,7 @@ CASES = {
         "a.tif and b.tif have 60 x 70 and 90 x 64 pixels, and l.ome.zarr holds one size: name a folder, l,",
     ),
     "a file that is there": ("--replay good --save there.ome.zarr", "exists: give another name, remove it, or ask"),
-    "to replace nothing": ("--replay good --overwrite", "--overwrite is for --save only"),
+    "to replace nothing": ("--replay good --overwrite", "--overwrite has no effect without --save"),
     "a camera into a folder": ("--config MMConfig_demo.cfg --save out", "name a file that ends in .ome.zarr"),
 }
 
@@ -238,7 +236,7 @@ def test_an_interrupt_that_an_import_swallows_is_not_lost(run, cells, monkeypatc
             time.sleep(5)  # interrupted
         return LiveSegmenter(Segmenter(CropSession(small_spec())))
 
-    monkeypatch.setattr("unetrt.cli.live._live", opened)
+    monkeypatch.setattr("unetrt.runtime.LiveSegmenter", opened)
     assert run("--replay", cells) == (130, "", "\nstopped by the user\n")
 
 

@@ -8,13 +8,12 @@ import pytest
 import tifffile
 
 from tests.conftest import small_spec
-from unetrt.live_view.run import verdict
+from unetrt.cli.live import verdict
 from unetrt.live_view.saving import LabelFiles
-from unetrt.live_view.sources import FILE, FileFrame, Replay
+from unetrt.live_view.sources import FILE, FileFrame, FileReplay
 from unetrt.runtime.errors import FrameError, InferenceError, OutOfMemoryError, OutputError
 from unetrt.runtime.live.live_segmenter import LiveSegmenter
-from unetrt.runtime.live.results import LiveResult, Outcome
-from unetrt.runtime.live.status import LiveStatus, Percentiles, State
+from unetrt.runtime.live.results import LiveResult, LiveStatus, Outcome, Percentiles, State
 from unetrt.runtime.segment.segmenter import Segmenter
 from unetrt.runtime.sessions.cpu import CropSession
 
@@ -48,7 +47,7 @@ def paths(tmp_path):
 
 
 def test_frames_come_in_order_and_again(paths, live, came):
-    replay = Replay(paths, 0, loop=True, most=5)
+    replay = FileReplay(paths, 0, loop=True, most=5)
     replay.feed(live, threading.Event())
     live.close()
     once = [("a.tif", 0, 1, 0), ("b.tif", 0, 2, 0), ("b.tif", 1, 2, 72)]
@@ -59,7 +58,7 @@ def test_frames_come_in_order_and_again(paths, live, came):
 
 
 def test_frames_come_at_their_pace(paths, live, came):
-    Replay(paths[:2], 20, loop=True, most=9).feed(live, threading.Event())
+    FileReplay(paths[:2], 20, loop=True, most=9).feed(live, threading.Event())
     live.close()
     passed = np.diff([when for _, when in came])
     assert passed.mean() > 0.9 * 0.05
@@ -67,7 +66,7 @@ def test_frames_come_at_their_pace(paths, live, came):
 
 
 def test_a_round_without_a_frame_is_the_last(paths, live, came):
-    replay = Replay(paths[2:], 0, loop=True)
+    replay = FileReplay(paths[2:], 0, loop=True)
     replay.feed(live, threading.Event())
     live.close()
     assert came == []
@@ -76,7 +75,7 @@ def test_a_round_without_a_frame_is_the_last(paths, live, came):
 
 def test_a_replay_stops_between_two_frames(paths, live):
     stop = threading.Event()
-    thread = threading.Thread(target=Replay(paths[:1], 0.01, loop=True).feed, args=(live, stop))
+    thread = threading.Thread(target=FileReplay(paths[:1], 0.01, loop=True).feed, args=(live, stop))
     thread.start()
     stop.set()
     thread.join(timeout=5)
@@ -133,7 +132,7 @@ VERDICTS = {
         {},
         FrameError,
         2,
-        "1 of 5 frames could not be.* last: FrameError: NaN",
+        "1 of 5 frames failed; the last: FrameError: NaN",
     ),
     "memory": ({}, OutOfMemoryError("full"), {}, OutOfMemoryError, 1, "the last: OutOfMemoryError: full"),
     "defect": ({}, ZeroDivisionError("0"), {}, InferenceError, 1, "the last: ZeroDivisionError: 0"),

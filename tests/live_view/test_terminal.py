@@ -19,7 +19,7 @@ from unetrt.live_view.terminal import (
     view_for,
 )
 from unetrt.runtime.live.live_segmenter import LiveSegmenter
-from unetrt.runtime.live.status import LiveStatus, Percentiles, State
+from unetrt.runtime.live.results import LiveStatus, Percentiles, State
 
 STATUS = LiveStatus(
     State.SEGMENTING,

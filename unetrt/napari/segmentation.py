@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from unetrt.runtime.errors import FrameError, ModelFileError, UnetrtError
-from unetrt.runtime.live.status import LiveStatus, one_line
+from unetrt.runtime.live.results import LiveStatus, one_line
 from unetrt.runtime.model.spec import Annotation
 from unetrt.runtime.pixels.instances import instances
 from unetrt.runtime.segment.segmenter import Progress, Segmenter

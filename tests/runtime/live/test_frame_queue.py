@@ -62,13 +62,13 @@ def test_notices_are_taken_in_turn_and_never_dropped():
     queue.begin("plan", {}, None, told.append)
     queue.put(frame("b"))
     queue.end(lambda sequence: told.append((sequence, "over")))
-    queue.take().tell()
+    queue.take().deliver()
     (sequence,) = told
     assert (sequence.number, sequence.plan, sequence.first) == (0, "plan", 1)
     item = queue.take()
     assert (item.frame, item.sequence) == ("b", sequence)
     notice = queue.take()
-    notice.tell()
+    notice.deliver()
     assert (notice.number, told[1:]) == (2, [(sequence, "over")])
     queue.put(frame("c"))
     assert queue.take().sequence is None
@@ -127,9 +127,9 @@ def test_the_counts_add_up_at_every_moment(policy):
     ("policy", "capacity", "message"),
     [
         ("newest", None, "policy 'newest' is unknown: use one of latest, drop_oldest, block"),
-        ("block", 0, "a queue cannot hold 0 frames: use 1 or more"),
-        ("block", 1.5, "a queue cannot hold 1.5 frames"),
-        ("latest", 4, "latest keeps the newest frame alone, not 4: use drop_oldest"),
+        ("block", 0, "invalid queue capacity 0: use a whole number of frames, 1 or more"),
+        ("block", 1.5, "invalid queue capacity 1.5"),
+        ("latest", 4, "policy latest queues 1 frame, not 4: use drop_oldest"),
     ],
 )
 def test_what_makes_no_queue(policy, capacity, message):

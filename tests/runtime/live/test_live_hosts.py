@@ -13,7 +13,7 @@ import pytest
 
 from tests.runtime.live.live_cases import flat, gated
 from unetrt.runtime import LiveSegmenter
-from unetrt.runtime.live.frame_queue import MOST, DroppedFrames, WaitingFrame
+from unetrt.runtime.live.frame_queue import MAX_NOTICES, DroppedFrames, WaitingFrame
 from unetrt.runtime.live.results import Outcome
 
 
@@ -211,11 +211,11 @@ def test_of_very_many_dropped_frames_the_last_are_told():
     with LiveSegmenter(segmenter, policy="latest", outputs=[output]) as live:
         live.submit(flat(1))
         session.began.acquire(timeout=30)
-        for _ in range(MOST + 10):
+        for _ in range(MAX_NOTICES + 10):
             live.submit(flat(2))
         session.let()
     numbers = [told[0] for told in output.of[:-1]]
-    assert numbers == [0, *range(10, MOST + 11)]
+    assert numbers == [0, *range(10, MAX_NOTICES + 11)]
 
 
 def test_frames_that_come_while_it_closes_belong_to_nobody_s_table():

@@ -30,5 +30,5 @@ def test_the_end_wakes_who_waits():
 
 
 def test_a_stream_of_nothing():
-    with pytest.raises(OptionError, match="0 results keeps nothing: use 1 or more"):
+    with pytest.raises(OptionError, match="invalid stream capacity 0: use 1 or more"):
         ResultStream(0)
