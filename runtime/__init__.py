@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from unetrt.runtime.errors import UnetrtError
+    from unetrt.runtime.files.images import list_images, stem_of, write_labels
     from unetrt.runtime.geometry.geometry import Geometry
     from unetrt.runtime.geometry.plan import Tile, TilePlan
     from unetrt.runtime.live.live_segmenter import LiveSegmenter
@@ -34,7 +35,10 @@ __all__ = [
     "TilePlan",
     "UnetrtError",
     "instances",
+    "list_images",
     "open_session",
+    "stem_of",
+    "write_labels",
 ]
 
 # Which module a public name comes from.
@@ -55,7 +59,10 @@ _HOMES = {
     "TilePlan": "geometry.plan",
     "UnetrtError": "errors",
     "instances": "pixels.instances",
+    "list_images": "files.images",
     "open_session": "sessions",
+    "stem_of": "files.images",
+    "write_labels": "files.images",
 }
 
 
