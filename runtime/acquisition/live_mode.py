@@ -14,11 +14,14 @@ import threading
 import weakref
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from unetrt.runtime.closing import Closable
 from unetrt.runtime.errors import OptionError
 from unetrt.runtime.live.results import IMAGE_NUMBER, one_line
+
+if TYPE_CHECKING:
+    from unetrt.runtime.live.live_segmenter import LiveSegmenter
 
 log = logging.getLogger("unetrt.live")
 Answer = TypeVar("Answer")
@@ -31,21 +34,6 @@ RETRY = 0.2
 RECEIVED = "TimeReceivedByCore"
 # Signals of the core for the start of a camera.
 STARTS = ("continuousSequenceAcquisitionStarted", "sequenceAcquisitionStarted")
-
-
-class FrameSink(Protocol):
-    """The part of `LiveSegmenter` that a feed uses."""
-
-    thread: threading.Thread
-
-    def submit(self, frame: Any, index: Any, meta: dict[str, Any], *, copy: bool) -> Any:
-        """Queue a frame."""
-
-    def sequenceStarted(self, sequence: Any, meta: dict[str, Any]) -> None:  # noqa: N802
-        """Begin a sequence."""
-
-    def sequenceFinished(self) -> None:  # noqa: N802
-        """End the sequence."""
 
 
 @dataclass(frozen=True)
@@ -77,7 +65,7 @@ class FeedStatus:
 
 
 class LiveModeFeed(Closable):
-    """FrameSink the newest image of a running camera to a live segmenter, each image once.
+    """Submits the newest image of a running camera to a live segmenter, each image once.
 
     It follows the camera, whoever starts and stops it, except for the sequences of `core.mda`, whose frames come to
     `LiveSegmenter.frameReady`. Each run of the camera is a sequence without a plan; its results have the index
@@ -95,6 +83,8 @@ class LiveModeFeed(Closable):
         The live segmenter; not closed by this object.
     interval
         Seconds between two looks.
+    most
+        Maximum number of images submitted; None for no limit. The camera keeps running.
 
     Raises
     ------
@@ -102,10 +92,12 @@ class LiveModeFeed(Closable):
         The interval is not positive.
     """
 
-    def __init__(self, core: Any, live: FrameSink, interval: float = INTERVAL) -> None:
+    def __init__(
+        self, core: Any, live: "LiveSegmenter", interval: float = INTERVAL, *, most: int | None = None
+    ) -> None:
         if not interval > 0:
             raise OptionError(f"invalid interval {interval} s: use a positive one, such as 0.01 for 100 looks a second")
-        self._poller = poller = Poller(core, live, interval)
+        self._poller = poller = Poller(core, live, interval, most)
         thread = threading.Thread(target=poller.run, name="unetrt-live-mode", daemon=True)
         # Runs also when this object is collected, and at the interpreter's end, which a thread inside the core must not
         # outlive.
@@ -131,8 +123,8 @@ class Poller:
         A `CMMCorePlus`.
     live
         The live segmenter.
-    interval
-        Seconds between two looks.
+    interval, most
+        As for `LiveModeFeed`.
 
     Attributes
     ----------
@@ -142,10 +134,11 @@ class Poller:
         Set when `run` is to return.
     """
 
-    def __init__(self, core: Any, live: FrameSink, interval: float) -> None:
+    def __init__(self, core: Any, live: "LiveSegmenter", interval: float, most: int | None) -> None:
         self.status = FeedStatus()
         self.closing = threading.Event()
-        self._core, self._live, self._interval = core, live, interval
+        self._core, self._live = core, live
+        self._interval, self._most = interval, most
         self._changed = threading.Event()
         self._changed.set()  # the camera may run already
         self._last: tuple[int | None, Any] = (None, None)
@@ -200,6 +193,8 @@ class Poller:
 
     def _look(self) -> None:
         """Submit the newest image, unless it was submitted before."""
+        if self.status.submitted == self._most:
+            return
         try:
             image, metadata = self._core.getLastImageAndMD()
         except IndexError:  # no image yet, or another program removed the last one

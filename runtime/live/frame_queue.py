@@ -75,28 +75,6 @@ class Counts:
     pending: int = 0
 
 
-class DroppedFrames:
-    """Results of dropped frames, ascending, until they are delivered; at most `MAX_NOTICES`, the oldest go first."""
-
-    def __init__(self) -> None:
-        self._results: deque[LiveResult] = deque(maxlen=MAX_NOTICES)
-        # Reentrant: an allocation in here can run the finalizer of another live segmenter, which drops frames.
-        self._lock = threading.RLock()
-
-    def add(self, result: LiveResult) -> None:
-        """Append a result with a number above all others; from any thread."""
-        with self._lock:
-            self._results.append(result)
-
-    def take(self, before: float) -> list[LiveResult]:
-        """Remove and return the results with numbers below `before`."""
-        found: list[LiveResult] = []
-        with self._lock:
-            while self._results and self._results[0].number < before:
-                found.append(self._results.popleft())
-        return found
-
-
 class FrameQueue:
     """A FIFO of frames with a bounded length, for any number of producers and one worker.
 
@@ -114,8 +92,6 @@ class FrameQueue:
     ----------
     closing
         Whether the queue accepts no more frames.
-    dropped
-        Results of dropped frames that were not delivered yet.
 
     Raises
     ------
@@ -126,14 +102,16 @@ class FrameQueue:
     def __init__(self, policy: Policy | str, capacity: int | None = None) -> None:
         self.policy, self.capacity = _policy(policy, capacity)
         self.closing = False
-        self.dropped = DroppedFrames()
         self._drain = True
         self._waiting: deque[WaitingFrame | Notice] = deque()
         self._frames = 0  # in `_waiting`
         self._in_flight: WaitingFrame | None = None
         self._busy = False  # from one `take` to the next: results are still being delivered
         self._counted = dict.fromkeys(("submitted", *map(str, Outcome)), 0)
-        self._changed = threading.Condition()
+        self._dropped: deque[LiveResult] = deque(maxlen=MAX_NOTICES)  # not delivered yet, ascending
+        # Reentrant: an allocation under the lock can run the finalizer of a forgotten live segmenter, which closes this
+        # queue on the same thread.
+        self._changed = threading.Condition(threading.RLock())
         self._worker: int | None = None  # its thread
         self._sequence: LiveSequence | None = None
         self._sequences = 0
@@ -200,6 +178,17 @@ class FrameQueue:
             self._in_flight = None
             self._counted[outcome] += 1
 
+    def take_dropped(self, before: float) -> list[LiveResult]:
+        """Remove and return the results of frames dropped from the queue with numbers below `before`, ascending.
+
+        At most 1000 are kept; the oldest are discarded.
+        """
+        found: list[LiveResult] = []
+        with self._changed:
+            while self._dropped and self._dropped[0].number < before:
+                found.append(self._dropped.popleft())
+        return found
+
     def close(self, drain: bool) -> list[WaitingFrame]:
         """Accept no more frames; unless `drain`, drop the queued ones and return them. Idempotent."""
         with self._changed:
@@ -240,7 +229,7 @@ class FrameQueue:
         self._waiting.remove(item)
         self._frames -= 1
         self._counted[Outcome.DROPPED] += 1
-        self.dropped.add(item.result(Outcome.DROPPED))
+        self._dropped.append(item.result(Outcome.DROPPED))
         return item
 
 

@@ -330,7 +330,7 @@ class Worker:
         self.delivery.sequence_started(sequence)
 
     def _deliver_dropped(self, before: float) -> None:
-        for result in self.queue.dropped.take(before):
+        for result in self.queue.take_dropped(before):
             self.delivery.deliver(result)
 
     def _process(self, item: WaitingFrame) -> None:
@@ -443,7 +443,7 @@ class Delivery:
             return list(self._streams)
 
 
-class Callback:
+class Callback(ResultOutput):
     """An output that calls a function with each `done` or `failed` result."""
 
     def __init__(self, function: Callable[[LiveResult], None]) -> None:
@@ -453,15 +453,6 @@ class Callback:
         """Call the function, unless the frame was dropped."""
         if result.outcome is not Outcome.DROPPED:
             self._function(result)
-
-    def sequence_started(self, sequence: LiveSequence) -> None:
-        """Do nothing."""
-
-    def sequence_finished(self, sequence: LiveSequence) -> None:
-        """Do nothing."""
-
-    def close(self) -> None:
-        """Do nothing."""
 
 
 def _require_callable(on_result: Any, outputs: Any) -> None:

@@ -111,7 +111,7 @@ class ResultOutput(Protocol):
     """A consumer of results, in submission order.
 
     All methods run on the live segmenter's thread, one at a time. A slow method delays the next frame, never the
-    camera. Exceptions are counted and logged; the live segmenter continues.
+    camera. Exceptions are counted and logged; the live segmenter continues. Subclasses inherit methods that do nothing.
     """
 
     def sequence_started(self, sequence: LiveSequence) -> None:

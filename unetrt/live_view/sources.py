@@ -99,11 +99,10 @@ class Camera(Closable):
         """
         from unetrt.runtime.acquisition import LiveModeFeed
 
-        limited = _FirstFrames(live, self._most)
         try:
-            with LiveModeFeed(self.core, limited) as feed:
+            with LiveModeFeed(self.core, live, most=self._most) as feed:
                 self.core.startContinuousSequenceAcquisition(0)
-                while not (limited.full or stop.wait(LOOK)):
+                while not (feed.status().submitted == self._most or stop.wait(LOOK)):
                     if not self.core.isSequenceRunning():
                         raise CameraError(f"{self.name} stopped by itself")
                     if error := feed.status().last_error:
@@ -147,26 +146,6 @@ def _advice() -> str:
     if find_micromanager():
         return ""
     return "; Micro-Manager's devices are missing: mmcore install, or pip install mm-test-adapters for the demo's"
-
-
-class _FirstFrames:
-    """Passes the first `most` frames of a feed to a live segmenter and ignores the rest; None: passes all."""
-
-    def __init__(self, live: LiveSegmenter, most: int | None) -> None:
-        self._live, self._left = live, most
-        self.sequenceStarted, self.sequenceFinished = live.sequenceStarted, live.sequenceFinished
-        self.thread = live.thread
-
-    @property
-    def full(self) -> bool:
-        return self._left == 0
-
-    def submit(self, frame: Any, index: Any, meta: dict[str, Any], *, copy: bool) -> None:
-        if self.full:
-            return
-        self._live.submit(frame, index, meta, copy=copy)
-        if self._left is not None:
-            self._left -= 1
 
 
 @dataclass(frozen=True)

@@ -90,6 +90,29 @@ def test_closing_drops_or_drains():
     assert (counts.submitted, counts.done, counts.dropped, counts.pending) == (4, 1, 3, 0)
 
 
+class Closes(int):
+    """A bound whose comparison closes a queue, as the collector may, on the thread that holds the queue's lock."""
+
+    def __gt__(self, number):
+        self.queue.close(drain=False)
+        return int(self) > number
+
+
+def test_a_queue_can_be_closed_by_the_thread_that_takes_dropped_frames():
+    queue = FrameQueue("drop_oldest", 1)
+    for name in "abc":
+        queue.put(frame(name))
+    bound = Closes(2)
+    bound.queue = queue
+    found = []
+    thread = threading.Thread(target=lambda: found.extend(queue.take_dropped(bound)), daemon=True)
+    thread.start()
+    thread.join(10)
+    assert not thread.is_alive()
+    assert [result.index for result in found] == ["a", "b"]
+    assert [result.index for result in queue.take_dropped(3)] == ["c"]
+
+
 @pytest.mark.parametrize("policy", ["latest", "drop_oldest", "block"])
 def test_the_counts_add_up_at_every_moment(policy):
     """Several cameras, one worker, and a reader that looks all the time."""

@@ -13,8 +13,7 @@ import pytest
 
 from tests.runtime.live.live_cases import flat, gated
 from unetrt.runtime import LiveSegmenter
-from unetrt.runtime.live.frame_queue import MAX_NOTICES, DroppedFrames, WaitingFrame
-from unetrt.runtime.live.results import Outcome
+from unetrt.runtime.live.frame_queue import MAX_NOTICES
 
 
 @pytest.fixture
@@ -235,22 +234,6 @@ def test_frames_that_come_while_it_closes_belong_to_nobody_s_table():
     closing.join(30)
     assert output.of == ["sequence 0", (0, "done", "a"), "closed"]
     assert live.status().dropped == 1
-
-
-def test_who_is_told_of_dropped_frames_can_drop_more():
-    """The collector may end a forgotten live segmenter on the very thread that asks, in the middle of that."""
-    frames, result = DroppedFrames(), WaitingFrame(None, None, {}, number=3).result(Outcome.DROPPED)
-
-    def drop():
-        with frames._lock:
-            frames.add(result)
-
-    thread = threading.Thread(target=drop, daemon=True)
-    thread.start()
-    thread.join(10)
-    assert not thread.is_alive()
-    assert frames.take(before=3) == []
-    assert frames.take(before=4) == [result]
 
 
 def test_giving_a_result_out_is_work_too():
