@@ -1,7 +1,7 @@
 """Files of labels that are written frame by frame, OME-Zarr or OME-TIFF, by ome-writers.
 
 `LabelStream` is one file: frames at ascending positions, skipped ones filled with background. `PositionStreams` is one
-OME-TIFF for each stage position. The TIFF writer of ome-writers works on a thread of its own and does not report
+OME-TIFF for each stage position. The TIFF writer of ome-writers works on its own thread and does not report
 errors; `TiffProgress` follows the size of its file, so that a full or stalled disk is an error of the frame.
 """
 
@@ -228,7 +228,7 @@ class TiffProgress:
         self._path, self._size = path, size
         self._given = 0  # frames that the writer was given
         self._offset = 0  # of the first frame in the file
-        # The writer keeps the first frame until it ends, so that a dead reference tells that it has ended.
+        # The writer keeps the first frame until it ends, so that a dead reference shows that it has ended.
         self._first: weakref.ref[NDArray[Any]] | None = None
         self._stuck_once = False
 

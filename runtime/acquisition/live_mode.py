@@ -30,7 +30,7 @@ Answer = TypeVar("Answer")
 INTERVAL = 0.01
 # Seconds before the core is asked again after it raised.
 RETRY = 0.2
-# The metadata that tells two images of one number apart (MMCore, `TimeReceivedByCore`).
+# The metadata that distinguishes two images of one number (MMCore, `TimeReceivedByCore`).
 RECEIVED = "TimeReceivedByCore"
 # Signals of the core for the start of a camera.
 STARTS = ("continuousSequenceAcquisitionStarted", "sequenceAcquisitionStarted")

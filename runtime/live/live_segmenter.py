@@ -132,7 +132,7 @@ class LiveSegmenter(Closable):
             spec = self.segmenter.spec
             averages = Streams(spec.normalisation, normalisation)
             record = Record()
-            delivery = Delivery([*([Callback(on_result)] if on_result else []), *outputs], record)
+            delivery = Delivery(on_result, outputs, record)
             self._worker = Worker(self.segmenter, queue, kind or spec.annotation, averages, delivery, record)
             self._worker.at_end.push(opened.pop_all())
         self._queue, self._channel = queue, channel
@@ -381,18 +381,22 @@ class Worker:
 
 
 class Delivery:
-    """Passes results to outputs and streams, on the worker thread; contains all exceptions of outputs.
+    """Passes results to a callback, outputs and streams, on the worker thread; contains all their exceptions.
 
     Parameters
     ----------
+    on_result
+        Called with each `done` or `failed` result; None for no call.
     outputs
-        Consumers of results; closed by `close`.
+        Consumers of all results; closed by `close`.
     record
         Counts exceptions of outputs.
     """
 
-    def __init__(self, outputs: Sequence[ResultOutput], record: Record) -> None:
-        self._outputs, self._record = outputs, record
+    def __init__(
+        self, on_result: Callable[[LiveResult], None] | None, outputs: Sequence[ResultOutput], record: Record
+    ) -> None:
+        self._on_result, self._outputs, self._record = on_result, tuple(outputs), record
         self._streams: weakref.WeakSet[ResultStream] = weakref.WeakSet()
         self._lock, self._closed = threading.Lock(), False
 
@@ -404,10 +408,13 @@ class Delivery:
                 stream.close()
 
     def deliver(self, result: LiveResult) -> None:
-        """Pass a result to all outputs, and, unless its frame was dropped, to all streams."""
+        """Pass a result to all outputs, and, unless its frame was dropped, to the callback and all streams."""
+        is_dropped = result.outcome is Outcome.DROPPED
+        if self._on_result is not None and not is_dropped:
+            self.guarded(self._on_result, result)
         for output in self._outputs:
             self.guarded(output.result, result)
-        for stream in self._open_streams() if result.outcome is not Outcome.DROPPED else ():
+        for stream in () if is_dropped else self._open_streams():
             stream.offer(result)
 
     def sequence_started(self, sequence: LiveSequence) -> None:
@@ -441,18 +448,6 @@ class Delivery:
     def _open_streams(self) -> list[ResultStream]:
         with self._lock:  # other threads add streams
             return list(self._streams)
-
-
-class Callback(ResultOutput):
-    """An output that calls a function with each `done` or `failed` result."""
-
-    def __init__(self, function: Callable[[LiveResult], None]) -> None:
-        self._function = function
-
-    def result(self, result: LiveResult) -> None:
-        """Call the function, unless the frame was dropped."""
-        if result.outcome is not Outcome.DROPPED:
-            self._function(result)
 
 
 def _require_callable(on_result: Any, outputs: Any) -> None:
@@ -491,7 +486,7 @@ def _segmenter(
 
 
 def _resolve_dropped(items: Sequence[WaitingFrame]) -> None:
-    """Set the results of dropped frames, for those who wait on their futures."""
+    """Set the results of dropped frames, for threads that wait on their futures."""
     for item in items:
         if item.future.set_running_or_notify_cancel():
             item.future.set_result(item.result(Outcome.DROPPED))

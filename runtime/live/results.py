@@ -111,7 +111,7 @@ class ResultOutput(Protocol):
     """A consumer of results, in submission order.
 
     All methods run on the live segmenter's thread, one at a time. A slow method delays the next frame, never the
-    camera. Exceptions are counted and logged; the live segmenter continues. Subclasses inherit methods that do nothing.
+    camera. Exceptions are counted and logged; the live segmenter continues.
     """
 
     def sequence_started(self, sequence: LiveSequence) -> None:
@@ -249,12 +249,15 @@ class LiveStatus:
 
     def __str__(self) -> str:
         counts = ("submitted", "done", "dropped", "failed", "pending", "missed")
-        said = [f"{self.state}: " + ", ".join(f"{getattr(self, name)} {name}" for name in counts), f"{self.rate:.1f}/s"]
+        parts = [
+            f"{self.state}: " + ", ".join(f"{getattr(self, name)} {name}" for name in counts),
+            f"{self.rate:.1f}/s",
+        ]
         if self.latency.p50 is not None and self.latency.p99 is not None:
-            said.append(f"latency p50 {1e3 * self.latency.p50:.0f} ms, p99 {1e3 * self.latency.p99:.0f} ms")
+            parts.append(f"latency p50 {1e3 * self.latency.p50:.0f} ms, p99 {1e3 * self.latency.p99:.0f} ms")
         if self.last_error:
-            said.append(f"last error: {self.last_error}")
-        return "; ".join(said)
+            parts.append(f"last error: {self.last_error}")
+        return "; ".join(parts)
 
 
 # Number of results behind the percentiles: half a minute of a fast camera.

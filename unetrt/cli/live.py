@@ -126,7 +126,7 @@ def command(model: Path, **choices: Any) -> None:
     logging.getLogger("unetrt.live").setLevel(logging.CRITICAL + 1)
     warnings.filterwarnings("ignore", "Unexpected error during TIFF write")  # of ome-writers' thread
     with ExitStack() as stack:
-        # Until the model is loaded Ctrl-C interrupts; but an import can swallow that, and then the flag tells.
+        # Until the model is loaded Ctrl-C interrupts; but an import can swallow that, and then the flag remains set.
         request = stack.enter_context(stop_request(at_once=True))
         source, output = _opened(options, stack)
         _run(model, source, output, options, request, stack)

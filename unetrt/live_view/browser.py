@@ -149,7 +149,7 @@ class Point:
 
 
 class Feed:
-    """Follows a live segmenter on a thread of its own and keeps the newest result and recent timings.
+    """Follows a live segmenter on its own thread and keeps the newest result and recent timings.
 
     Attributes
     ----------

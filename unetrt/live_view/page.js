@@ -25,8 +25,8 @@ function connect() {
   events = new EventSource("events");
   heard = performance.now();
   events.addEventListener("hello", (event) => greet(JSON.parse(event.data)));
-  events.addEventListener("status", (event) => tell(JSON.parse(event.data)));
-  events.addEventListener("end", (event) => { tell(JSON.parse(event.data)); ended = true; });
+  events.addEventListener("status", (event) => show(JSON.parse(event.data)));
+  events.addEventListener("end", (event) => { show(JSON.parse(event.data)); ended = true; });
   events.onerror = lost;
 }
 
@@ -49,7 +49,7 @@ function greet(hello) {
   picture.follow(following.signal, caption);
 }
 
-function tell({ status, now, points: news }) {
+function show({ status, now, points: news }) {
   heard = performance.now();
   const closed = status.state === "closed";
   body.dataset.state = status.state;

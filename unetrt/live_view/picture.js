@@ -13,7 +13,7 @@ export class Picture {
   }
 
   // Requests the newest picture again and again, so that a slow page skips some and never lags.
-  async follow(signal, tell) {
+  async follow(signal, report) {
     let after = -1;
     while (!signal.aborted) {
       const begin = performance.now();
@@ -22,9 +22,9 @@ export class Picture {
         if (answer.status === 200) {
           await this.take(await answer.arrayBuffer());
           after = this.shown.head.number;
-          tell(this.shown.head, "");
+          report(this.shown.head, "");
         } else if (!answer.ok) {
-          tell(null, await answer.text());
+          report(null, await answer.text());
           await pause(1000);
         }
       } catch (error) {

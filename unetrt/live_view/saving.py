@@ -19,13 +19,13 @@ from unetrt.runtime.acquisition import LabelWriter
 from unetrt.runtime.errors import FrameError, OptionError, OutputError
 from unetrt.runtime.files.atomic import require_writable
 from unetrt.runtime.files.images import SUFFIXES, read_stack, require_distinct, stem_of, write_labels
-from unetrt.runtime.live.results import LiveResult, ResultOutput
+from unetrt.runtime.live.results import LiveResult, LiveSequence, ResultOutput
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 
-class LabelFiles(ResultOutput):
+class LabelFiles:
     """An output of a live segmenter that writes NAME.tif for each replayed file, atomically.
 
     A stack is written after its last result; frames that were dropped or failed hold background. A file without any
@@ -51,6 +51,12 @@ class LabelFiles(ResultOutput):
         self._path: Path | None = None  # of the current file
         self._planes: dict[int, NDArray[Any]] = {}
         self._frames = 0
+
+    def sequence_started(self, sequence: LiveSequence) -> None:
+        """Do nothing."""
+
+    def sequence_finished(self, sequence: LiveSequence) -> None:
+        """Do nothing."""
 
     def result(self, result: LiveResult) -> None:
         """Keep the labels of a frame, and write its file after the last one."""
@@ -168,6 +174,6 @@ def _require_one_size(files: Sequence[Path], place: Path) -> None:
                 sizes = " and ".join(" x ".join(map(str, one)) for one in (first[1], size))
                 raise OptionError(
                     f"{first[0].name} and {file.name} have {sizes} pixels, and {place.name} holds one size: "
-                    f"name a folder, {stem_of(place)}, or replay those of one size"
+                    f"name a folder, {stem_of(place)}, or replay files of one size"
                 )
             first = first or (file, size)

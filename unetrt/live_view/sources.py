@@ -1,6 +1,6 @@
 """Sources of frames for `unetrt live`: a Micro-Manager camera in live mode, or image files at a camera's pace.
 
-A `FrameSource` submits frames to a live segmenter on a thread of its own, until it ends or is asked to stop.
+A `FrameSource` submits frames to a live segmenter on its own thread, until it ends or is asked to stop.
 
     source = FileReplay(list_images("images"), fps=20)
     source.feed(live, threading.Event())
@@ -52,7 +52,7 @@ class CameraError(UnetrtError, RuntimeError):
 
 
 class Camera(Closable):
-    """The camera of a Micro-Manager configuration, in a core of its own; a `FrameSource`.
+    """The camera of a Micro-Manager configuration, in its own core; a `FrameSource`.
 
     Parameters
     ----------

@@ -123,9 +123,9 @@ def accounting(figures: Figures) -> str:
     """Return the number of frames and of each outcome; the parts add up to the whole."""
     status = figures.status
     parts = {"segmented": status.done, "dropped": status.dropped, "failed": status.failed, "pending": status.pending}
-    said = [f"{number} {name}" for name, number in parts.items() if number or name == "segmented"]
+    shown = [f"{number} {name}" for name, number in parts.items() if number or name == "segmented"]
     missed = f"; {counted(status.missed, 'more image')} of the camera missed" if status.missed else ""
-    return f"{counted(status.submitted, 'frame')}: {', '.join(said)}{missed}"
+    return f"{counted(status.submitted, 'frame')}: {', '.join(shown)}{missed}"
 
 
 def times(name: str, seconds: Percentiles) -> str:
@@ -286,6 +286,6 @@ def _pairs(rows: dict[str, str]) -> RenderableType:
     table = Table.grid(padding=(0, 2))
     table.add_column(min_width=10, style="cyan", no_wrap=True)
     table.add_column(no_wrap=True, overflow="ellipsis")
-    for name, said in rows.items():
-        table.add_row(name, Text(said))  # as Text: an error may contain markup
+    for name, value in rows.items():
+        table.add_row(name, Text(value))  # as Text: an error may contain markup
     return table
