@@ -240,6 +240,12 @@ def test_an_interrupt_that_an_import_swallows_is_not_lost(run, cells, monkeypatc
     assert run("--replay", cells) == (130, "", "\nstopped by the user\n")
 
 
+def test_nothing_of_it_imports_the_trainer():
+    block = "import sys; sys.modules.update(dict.fromkeys(['torch', 'unetrt.trainer']))\n"
+    code = "import unetrt.cli.live, unetrt.live_view.browser, unetrt.live_view.saving, unetrt.live_view.terminal"
+    subprocess.run([sys.executable, "-c", block + code], check=True, timeout=120)
+
+
 @pytest.mark.parametrize(
     ("package", "arguments", "extra"),
     [("pymmcore_plus", ["--config", "MMConfig_demo.cfg"], "acquire"), ("uvicorn", ["--replay", "x", "--view"], "view")],

@@ -140,7 +140,7 @@ def _checked(options: LiveOptions) -> LiveOptions:
         raise OptionError("give either --config FILE, for a camera, or --replay FOLDER, for image files")
     for option, needed in {"exposure": "config", "loop": "replay", "port": "view", "overwrite": "save"}.items():
         if getattr(options, option) and not getattr(options, needed):
-            raise OptionError(f"--{option} has no effect without --{needed}: add --{needed}, or leave out --{option}")
+            raise OptionError(f"--{option} has no effect without --{needed}: leave out --{option}")
     for option in ("fps", "seconds", "exposure"):
         if not isfinite(getattr(options, option) or 0):
             raise OptionError(f"--{option} {getattr(options, option)} is not a finite number: give one, such as 10")
