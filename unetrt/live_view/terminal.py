@@ -76,7 +76,7 @@ class Observer:
         self._last: LiveResult | None = None
         self._history: deque[int] = deque(maxlen=HISTORY)
         self._objects = 0
-        self._came: deque[tuple[float, int]] = deque()
+        self._submitted: deque[tuple[float, int]] = deque()
         self._first: float | None = None
 
     def result(self, result: LiveResult) -> None:
@@ -102,10 +102,10 @@ class Observer:
         return Figures(status, seconds, rate, _kind(last), history, objects, _covered(last))
 
     def _rate(self, now: float, submitted: int) -> float:
-        self._came.append((now, submitted))
-        while self._came[0][0] < now - SPAN:
-            self._came.popleft()
-        begin, before = self._came[0]
+        self._submitted.append((now, submitted))
+        while self._submitted[0][0] < now - SPAN:
+            self._submitted.popleft()
+        begin, before = self._submitted[0]
         return (submitted - before) / (now - begin) if now > begin else 0.0
 
 
