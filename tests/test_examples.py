@@ -1,4 +1,4 @@
-"""The examples are run as a person would run them."""
+"""The examples, run as a user runs them."""
 
 import ast
 import csv
@@ -22,7 +22,7 @@ pytest.importorskip("mm_test_adapters", reason=requirements.MICRO_MANAGER)
 
 
 def run(name, *arguments):
-    """Run an example until it ends by itself, and return what it printed."""
+    """Run an example to its end, and return its output, in lines."""
     command = [sys.executable, "-W", "error", EXAMPLES / name, *map(str, arguments)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 0, done.stderr

@@ -48,7 +48,7 @@ def cells(tmp_path_factory):
 
 @pytest.fixture
 def run(tiny_model, capsys):
-    """Run `unetrt live` on the tiny model; return its status, standard output and what standard error says for good."""
+    """Run `unetrt live` on the tiny model; return exit status, standard output, and standard error without progress."""
 
     def run(*arguments):
         status = main(["live", str(tiny_model), *map(str, arguments)])
@@ -59,7 +59,7 @@ def run(tiny_model, capsys):
 
 
 def without_progress(err):
-    """Leave out the line every five seconds, which a fast machine never comes to."""
+    """Remove the line every five seconds, which fast runs do not print."""
     return re.sub(r"^\d+ s; .*\n", "", err, flags=re.MULTILINE)
 
 
@@ -104,7 +104,7 @@ def test_classes_are_written_without_objects(run, cells, tmp_path):
     assert tifffile.imread(tmp_path / "live" / "a.tif").max() <= 1
 
 
-def test_time_is_up(run, cells):
+def test_a_run_ends_after_seconds(run, cells):
     begin = time.monotonic()
     status, out, _ = run("--replay", cells, "--loop", "--seconds", 1, "--normalisation", "running", "--queue", 1)
     assert status == 0
@@ -112,7 +112,7 @@ def test_time_is_up(run, cells):
     assert time.monotonic() - begin >= 1
 
 
-def test_a_file_that_is_none_and_a_frame_that_is_bad_are_named(run, cells, tmp_path):
+def test_unreadable_files_and_bad_frames_are_named(run, cells, tmp_path):
     nan = np.full((64, 64), np.nan, np.float32)
     tifffile.imwrite(tmp_path / "nan.tif", nan, photometric="minisblack")
     (tmp_path / "text.tif").write_text("no image")
@@ -128,7 +128,7 @@ def test_a_file_that_is_none_and_a_frame_that_is_bad_are_named(run, cells, tmp_p
     assert re.search(r"^Error: \S+text.tif cannot be read", err, re.MULTILINE)
 
 
-def test_labels_that_cannot_be_written_are_not_passed_over(run, cells, tmp_path):
+def test_labels_that_cannot_be_written_are_an_error(run, cells, tmp_path):
     (tmp_path / "out" / "b.tif").mkdir(parents=True)
     status, out, err = run("--replay", cells, "--fps", 0, "--save", tmp_path / "out")
     assert status == 2
@@ -222,7 +222,7 @@ def test_a_file_that_is_cut_short_is_named_where_labels_go_into_one_file(run, ce
     assert re.search(r"^Error: \S+b.tif cannot be read", err, re.MULTILINE)
 
 
-def test_a_file_of_labels_is_replaced_where_that_is_asked_for(run, cells, tmp_path):
+def test_overwrite_replaces_a_file_of_labels(run, cells, tmp_path):
     for _ in range(2):
         where = tmp_path / "l.ome.tiff"
         assert run("--replay", cells / "a.tif", "--fps", 0, "--save", where, "--overwrite")[0] == 0
@@ -240,7 +240,7 @@ def test_an_interrupt_that_an_import_swallows_is_not_lost(run, cells, monkeypatc
     assert run("--replay", cells) == (130, "", "\nstopped by the user\n")
 
 
-def test_nothing_of_it_imports_the_trainer():
+def test_the_live_command_imports_no_trainer():
     block = "import sys; sys.modules.update(dict.fromkeys(['torch', 'unetrt.trainer']))\n"
     code = "import unetrt.cli.live, unetrt.live_view.browser, unetrt.live_view.saving, unetrt.live_view.terminal"
     subprocess.run([sys.executable, "-c", block + code], check=True, timeout=120)
@@ -257,7 +257,7 @@ def test_a_missing_package_names_the_extra(run, monkeypatch, package, arguments,
 
 
 @pytest.mark.parametrize("ends", [True, False])
-def test_ctrl_c_leaves_whole_files_and_says_what_there_is(tiny_model, cells, tmp_path, ends):
+def test_ctrl_c_leaves_complete_files_and_a_summary(tiny_model, cells, tmp_path, ends):
     (tmp_path / "many").mkdir()
     for number in range(200):
         (tmp_path / "many" / f"{number}.tif").symlink_to(cells / "a.tif")
@@ -299,7 +299,7 @@ def test_at_a_terminal_the_view_is_drawn_in_place_and_taken_away(tiny_model, cel
         assert process.stdout.read().count("frames: ") == 1
     os.close(ours)
     assert process.returncode == 0
-    assert "\x1b[1A" in drawn  # a line up: drawn anew in its place
+    assert "\x1b[1A" in drawn  # cursor up: redrawn in place
     assert drawn.count("Ctrl-C ends it") > 3
     assert TITLE.format("4 files", "latest").strip() in drawn
 
@@ -312,7 +312,7 @@ def _read(terminal: int) -> bytes:
 
 
 @MICRO_MANAGER
-def test_so_many_images_of_the_demo_camera(tiny_model):
+def test_a_number_of_images_of_the_demo_camera(tiny_model):
     process = started(tiny_model, "--config", "MMConfig_demo.cfg", "--exposure", 5, "--frames", 5, "--policy", "block")
     out, err = process.communicate(timeout=60)
     assert process.returncode == 0  # and no thread of the core aborted the process
@@ -344,8 +344,8 @@ def test_a_camera_that_stops_in_mid_run_is_one_line(run, monkeypatch):
     assert re.match(r"\d+ frames?: [1-9]\d* segmented", out)
 
 
-def test_a_browser_can_look_on(tiny_model, cells):
-    # A browser in the terminal: none that would be opened.
+def test_a_browser_can_follow_a_run(tiny_model, cells):
+    # A text browser, which is not opened.
     process = started(tiny_model, "--replay", cells, "--loop", "--view", env={**os.environ, "BROWSER": "true"})
     url = re.fullmatch(r"showing at (http://127.0.0.1:\d+/)\n", process.stdout.readline())[1]
     process.stderr.readline()
@@ -377,11 +377,11 @@ COMMANDS = re.findall(r"^unetrt live .*$", (Path(__file__).parents[2] / "docs" /
 
 @MICRO_MANAGER
 @pytest.mark.parametrize("command", COMMANDS)
-def test_what_the_page_shows_runs(tiny_model, cells, tmp_path, monkeypatch, capsys, command):
+def test_the_commands_of_the_docs_run(tiny_model, cells, tmp_path, monkeypatch, capsys, command):
     (tmp_path / "model.onnx").write_bytes(tiny_model.read_bytes())
     (tmp_path / "images").symlink_to(cells)
     monkeypatch.chdir(tmp_path)
     assert len(COMMANDS) == 4
-    end = ["--frames", "3"] if "--fps 0" not in command else []  # seconds may pass without a frame where much else runs
+    end = ["--frames", "3"] if "--fps 0" not in command else []  # a busy machine may take seconds for a frame
     assert main([*shlex.split(command)[1:], *end]) == 0
     assert re.match(r"\d+ frames?: [1-9]\d* segmented", capsys.readouterr().out)

@@ -1,4 +1,4 @@
-"""Files in the place of a camera, and their label files."""
+"""Replayed files, their label files, and the error that a run ends with."""
 
 import threading
 import time
@@ -22,7 +22,7 @@ pytestmark = pytest.mark.alone
 
 @pytest.fixture
 def came():
-    """The results of `live`, and when they came, in seconds."""
+    """The results of `live`, with their arrival times in seconds."""
     return []
 
 
@@ -38,7 +38,7 @@ def live(came):
 
 @pytest.fixture
 def paths(tmp_path):
-    """A frame, a stack of two, and a file that is none."""
+    """A frame, a stack of two, and a file that is not an image."""
     pixels = np.arange(2 * 8 * 9, dtype=np.uint16).reshape(2, 8, 9)
     tifffile.imwrite(tmp_path / "a.tif", pixels[0], photometric="minisblack")
     tifffile.imwrite(tmp_path / "b.tif", pixels, photometric="minisblack")
@@ -65,7 +65,7 @@ def test_frames_come_at_their_pace(paths, live, came):
     assert np.median(passed) < 3 * 0.05
 
 
-def test_a_round_without_a_frame_is_the_last(paths, live, came):
+def test_a_loop_without_a_readable_file_ends(paths, live, came):
     replay = FileReplay(paths[2:], 0, loop=True)
     replay.feed(live, threading.Event())
     live.close()
@@ -89,10 +89,10 @@ def result(path, frame, frames, value=None):
     return LiveResult(outcome, 0, None, {FILE: FileFrame(path, frame, frames)}, None, None, labels)
 
 
-def test_frames_of_a_stack_that_were_lost_are_empty_in_its_file(tmp_path):
+def test_lost_frames_of_a_stack_are_empty_in_its_file(tmp_path):
     files = LabelFiles(tmp_path / "out")
     a, b, c, d = (tmp_path / f"{name}.ome.tif" for name in "abcd")
-    # Of a the last frame was dropped, of b nothing is there, of d the last has not come when all ends.
+    # a: the last frame was dropped; b: all were; d: the last has not come at the end.
     for came in (result(a, 0, 3, 7), result(a, 1, 3), result(b, 0, 1), result(c, 0, 1, 300), result(d, 0, 2, 1)):
         files.result(came)
     files.close()
@@ -142,7 +142,7 @@ VERDICTS = {
 
 
 @pytest.mark.parametrize(("fields", "failure", "unread", "kind", "code", "message"), VERDICTS.values(), ids=VERDICTS)
-def test_what_a_run_comes_to(fields, failure, unread, kind, code, message):
+def test_the_error_that_a_run_ends_with(fields, failure, unread, kind, code, message):
     found = verdict(status(**fields), failure, unread)
     assert type(found) is kind
     assert found.exit_code == code
@@ -150,5 +150,5 @@ def test_what_a_run_comes_to(fields, failure, unread, kind, code, message):
         raise found
 
 
-def test_a_run_in_which_frames_were_dropped_went_well():
+def test_dropped_frames_are_no_error():
     assert verdict(status(), None, {}) is None

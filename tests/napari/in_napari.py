@@ -28,7 +28,7 @@ FRAME = RANDOM.integers(0, 4000, (150, 170)).astype(np.uint16)
 
 
 def until(reached, seconds=20.0):
-    """Let Qt work until something is so."""
+    """Process Qt events until a condition is true."""
     end = time.monotonic() + seconds
     while not reached():
         assert time.monotonic() < end, "it did not happen in time"
@@ -86,7 +86,7 @@ def expected(image, min_area=0):
 
 
 def use(widget, session):
-    """Put a segmenter of the test in the place of the model file."""
+    """Use a session of the test instead of the model file."""
     SESSIONS.append(session)
     widget.work.path, widget.work.segmenter = MODEL, Segmenter(session)
 
@@ -240,7 +240,7 @@ def test_frames_faster_than_the_model_are_dropped_and_the_gui_goes_on(viewer, wi
     for value in range(40):
         layer.data = np.full((20, 30), value, np.uint8)
         QApplication.processEvents()
-    assert time.perf_counter() - begin < 40 * 0.3 / 2  # had it waited for each frame, it had taken 12 seconds
+    assert time.perf_counter() - begin < 40 * 0.3 / 2  # 12 seconds if it waited for each frame
     live = widget.work.live.live
     live.flush(10)
     status = live.status()
@@ -249,7 +249,7 @@ def test_frames_faster_than_the_model_are_dropped_and_the_gui_goes_on(viewer, wi
     assert status.submitted == status.done + status.dropped
 
 
-def test_a_frame_that_fails_is_told_once(viewer, widget):
+def test_a_failing_frame_is_reported_once(viewer, widget):
     layer = viewer.add_image(np.full((40, 50), np.nan, np.float32), name="preview", contrast_limits=(0, 1))
     widget.form.live.click()
     until(messages)

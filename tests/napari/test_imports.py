@@ -1,4 +1,4 @@
-"""Qt stays where it is."""
+"""Only the plugin imports Qt and napari."""
 
 import ast
 import subprocess

@@ -24,7 +24,7 @@ def names(items):
         ("drop_oldest", None, [[], [], [], []], ["a", "b", "c", "d"]),
     ],
 )
-def test_who_gives_way(policy, capacity, dropped, kept):
+def test_the_policy_decides_which_frames_are_dropped(policy, capacity, dropped, kept):
     queue = FrameQueue(policy, capacity)
     assert [names(queue.put(frame(name))) for name in "abcd"] == dropped
     assert [queue.take().frame for _ in kept] == kept
@@ -44,7 +44,7 @@ def test_block_waits_for_room():
     assert queue.take().frame == "b"
 
 
-def test_who_is_blocked_goes_on_when_the_queue_closes():
+def test_closing_the_queue_releases_a_blocked_producer():
     queue, dropped = FrameQueue("block", 1), []
     queue.put(frame("a"))
     second = threading.Thread(target=lambda: dropped.extend(queue.put(frame("b"))))
@@ -56,7 +56,7 @@ def test_who_is_blocked_goes_on_when_the_queue_closes():
     assert queue.take() is None
 
 
-def test_notices_are_taken_in_turn_and_never_dropped():
+def test_notices_keep_their_order_and_are_never_dropped():
     queue, told = FrameQueue("latest"), []
     queue.put(frame("a"))
     queue.begin("plan", {}, None, told.append)
@@ -91,7 +91,7 @@ def test_closing_drops_or_drains():
 
 
 class Closes(int):
-    """A bound whose comparison closes a queue, as the collector may, on the thread that holds the queue's lock."""
+    """A bound whose comparison closes a queue on the thread that holds its lock, as a finalizer can."""
 
     def __gt__(self, number):
         self.queue.close(drain=False)
@@ -115,7 +115,7 @@ def test_a_queue_can_be_closed_by_the_thread_that_takes_dropped_frames():
 
 @pytest.mark.parametrize("policy", ["latest", "drop_oldest", "block"])
 def test_the_counts_add_up_at_every_moment(policy):
-    """Several cameras, one worker, and a reader that looks all the time."""
+    """Several cameras, one worker, and a thread that reads counts continuously."""
     queue, stop, wrong = FrameQueue(policy, None if policy == "latest" else 3), threading.Event(), []
 
     def work():
@@ -155,6 +155,6 @@ def test_the_counts_add_up_at_every_moment(policy):
         ("latest", 4, "policy latest queues 1 frame, not 4: use drop_oldest"),
     ],
 )
-def test_what_makes_no_queue(policy, capacity, message):
+def test_invalid_queue_options_are_refused(policy, capacity, message):
     with pytest.raises(OptionError, match=message):
         FrameQueue(policy, capacity)
