@@ -330,7 +330,7 @@ def _is_finished(feeding: Future[None], live: "LiveSegmenter") -> bool:
     return feeding.done() and live.flush(PERIOD)
 
 
-def _saved(output: Any, options: LiveOptions, status: "LiveStatus") -> list[str]:
+def _saved(output: "ResultOutput | None", options: LiveOptions, status: "LiveStatus") -> list[str]:
     """Return lines that say which labels were saved."""
     from unetrt.live_view.saving import LabelFiles
     from unetrt.live_view.terminal import counted
