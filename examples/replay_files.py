@@ -1,9 +1,9 @@
-"""Image files through Micro-Manager's acquisition engine: try a program on real images before there is a microscope.
+"""Replay image files through Micro-Manager's acquisition engine: test a program on real images without a microscope.
 
     python examples/replay_files.py model.onnx FOLDER
 
-A camera that is written in Python shows the images of the folder (grey TIFF, PNG, NPY, Zarr), bit for bit; each file is
-an acquisition of its own, of a stack all planes. Writes labels/NAME.tif, the same labels as `unetrt predict`.
+A Python camera shows the images of the folder (grey TIFF, PNG, NPY, Zarr), bit for bit; each file is one acquisition,
+with all planes of a stack. Writes labels/NAME.tif, the same labels as `unetrt predict`.
 Needs: pip install 'unetrt[cpu,acquire]'
 """
 
@@ -14,17 +14,16 @@ import numpy as np
 from pymmcore_plus.experimental.unicore import UniMMCore
 from useq import MDASequence
 
-from unetrt.runtime import LiveSegmenter
+from unetrt.runtime import LiveSegmenter, list_images, stem_of, write_labels
 from unetrt.runtime.acquisition import Replay, load_replay_camera
-from unetrt.runtime.files.images import list_images, stem_of, write_labels
 
 
 def main() -> None:
     """Replay a folder."""
     arguments = parse()
     arguments.out.mkdir(parents=True, exist_ok=True)
-    core = UniMMCore()  # as CMMCorePlus, and takes cameras that are written in Python
-    with LiveSegmenter(arguments.model, policy="block") as live:  # files can wait: none is dropped
+    core = UniMMCore()  # a CMMCorePlus that supports cameras written in Python
+    with LiveSegmenter(arguments.model, policy="block") as live:  # files can wait: no frame is dropped
         for file in list_images(arguments.folder):
             replay = Replay([file])
             load_replay_camera(core, replay, exposure=arguments.exposure)
@@ -46,8 +45,8 @@ def parse() -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", type=Path, help="model.onnx from `unetrt export`, or an engine from `unetrt build`")
-    parser.add_argument("folder", type=Path, help="images, or one file")
-    parser.add_argument("--exposure", type=float, default=10, help="milliseconds that a frame takes")
+    parser.add_argument("folder", type=Path, help="folder of images, or one file")
+    parser.add_argument("--exposure", type=float, default=10, help="exposure time in milliseconds")
     parser.add_argument("--out", type=Path, default=Path("labels"), help="folder for the labels")
     return parser.parse_args()
 

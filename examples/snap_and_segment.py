@@ -3,7 +3,7 @@
     python examples/snap_and_segment.py model.onnx
     python examples/snap_and_segment.py model.onnx --config MyMicroscope.cfg
 
-Prints how many objects there are and writes snap.tif and labels.tif. Without a configuration it is Micro-Manager's demo
+Prints the number of objects and writes snap.tif and labels.tif. Without a configuration it uses Micro-Manager's demo
 microscope, whose camera shows stripes. Needs: pip install 'unetrt[cpu,acquire]'
 """
 
@@ -13,8 +13,7 @@ from pathlib import Path
 import tifffile
 from pymmcore_plus import CMMCorePlus
 
-from unetrt.runtime import Segmenter, instances
-from unetrt.runtime.files.images import write_labels
+from unetrt.runtime import Segmenter, instances, write_labels
 
 
 def main() -> None:
@@ -22,7 +21,7 @@ def main() -> None:
     arguments = parse()
     core = CMMCorePlus()
     core.loadSystemConfiguration(arguments.config)
-    with Segmenter(arguments.model) as segmenter:  # loads the model once, for as many frames as there will be
+    with Segmenter(arguments.model) as segmenter:  # loads the model once, for any number of frames
         frame = core.snap()
         found = segmenter.segment(frame)
         labels = instances(found.labels, segmenter.spec.separation_border)
@@ -38,8 +37,8 @@ def parse() -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", type=Path, help="model.onnx from `unetrt export`, or an engine from `unetrt build`")
-    parser.add_argument("--config", default="MMConfig_demo.cfg", help="a microscope's configuration")
-    parser.add_argument("--out", type=Path, default=Path(), help="folder for what is written")
+    parser.add_argument("--config", default="MMConfig_demo.cfg", help="Micro-Manager configuration")
+    parser.add_argument("--out", type=Path, default=Path(), help="output folder")
     return parser.parse_args()
 
 

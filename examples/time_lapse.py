@@ -1,10 +1,10 @@
-"""A time-lapse, stored raw and as labels, segmented while it runs.
+"""Segment a time-lapse while it runs; raw data and labels are stored.
 
     python examples/time_lapse.py model.onnx
     python examples/time_lapse.py model.onnx --config MyMicroscope.cfg --frames 100 --interval 5
 
-Writes raw.ome.zarr, labels.ome.zarr with the same axes, and labels.csv, which says of each frame how many objects it
-has, or why it has no labels. The camera never waits: `drop_oldest` gives up what has waited longest, once 8 frames do.
+Writes raw.ome.zarr, labels.ome.zarr with the same axes, and labels.csv, with the number of objects in each frame, or
+the reason why it has no labels. The camera never waits: when 8 frames are queued, `drop_oldest` drops the oldest.
 Needs: pip install 'unetrt[cpu,acquire]'
 """
 
@@ -19,7 +19,7 @@ from unetrt.runtime.acquisition import LabelWriter
 
 
 def main() -> None:
-    """Acquire, and say what became of the frames."""
+    """Acquire, and print the number of frames of each outcome."""
     arguments = parse()
     arguments.out.mkdir(parents=True, exist_ok=True)
     writer = LabelWriter(arguments.out / "labels.ome.zarr")
@@ -44,10 +44,10 @@ def parse() -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", type=Path, help="model.onnx from `unetrt export`, or an engine from `unetrt build`")
-    parser.add_argument("--config", default="MMConfig_demo.cfg", help="a microscope's configuration")
+    parser.add_argument("--config", default="MMConfig_demo.cfg", help="Micro-Manager configuration")
     parser.add_argument("--frames", type=int, default=10)
-    parser.add_argument("--interval", type=float, default=0.5, help="seconds from frame to frame")
-    parser.add_argument("--out", type=Path, default=Path(), help="folder for what is written")
+    parser.add_argument("--interval", type=float, default=0.5, help="seconds between frames")
+    parser.add_argument("--out", type=Path, default=Path(), help="output folder")
     return parser.parse_args()
 
 

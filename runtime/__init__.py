@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from unetrt.runtime.errors import UnetrtError
+    from unetrt.runtime.files.images import list_images, stem_of, write_labels
     from unetrt.runtime.geometry.geometry import Geometry
     from unetrt.runtime.geometry.plan import Tile, TilePlan
     from unetrt.runtime.live.live_segmenter import LiveSegmenter
-    from unetrt.runtime.live.results import LiveResult, LiveSequence, Outcome, ResultOutput, ResultStream
-    from unetrt.runtime.live.status import LiveStatus
+    from unetrt.runtime.live.results import LiveResult, LiveSequence, LiveStatus, Outcome, ResultOutput, ResultStream
     from unetrt.runtime.model.spec import ModelSpec
     from unetrt.runtime.pixels.instances import instances
     from unetrt.runtime.segment.segmenter import Segmentation, Segmenter
@@ -35,7 +35,10 @@ __all__ = [
     "TilePlan",
     "UnetrtError",
     "instances",
+    "list_images",
     "open_session",
+    "stem_of",
+    "write_labels",
 ]
 
 # Which module a public name comes from.
@@ -44,7 +47,7 @@ _HOMES = {
     "LiveResult": "live.results",
     "LiveSegmenter": "live.live_segmenter",
     "LiveSequence": "live.results",
-    "LiveStatus": "live.status",
+    "LiveStatus": "live.results",
     "ModelSpec": "model.spec",
     "Outcome": "live.results",
     "ResultOutput": "live.results",
@@ -56,7 +59,10 @@ _HOMES = {
     "TilePlan": "geometry.plan",
     "UnetrtError": "errors",
     "instances": "pixels.instances",
+    "list_images": "files.images",
     "open_session": "sessions",
+    "stem_of": "files.images",
+    "write_labels": "files.images",
 }
 
 

@@ -1,9 +1,11 @@
-"""The examples are run as a person would run them."""
+"""The examples, run as a user runs them."""
 
+import ast
 import csv
 import re
 import subprocess
 import sys
+from importlib import import_module
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +22,7 @@ pytest.importorskip("mm_test_adapters", reason=requirements.MICRO_MANAGER)
 
 
 def run(name, *arguments):
-    """Run an example until it ends by itself, and return what it printed."""
+    """Run an example to its end, and return its output, in lines."""
     command = [sys.executable, "-W", "error", EXAMPLES / name, *map(str, arguments)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 0, done.stderr
@@ -88,7 +90,7 @@ def test_smart_microscopy_ends_when_the_camera_fails(tiny_model, fields, tmp_pat
     for name, side in (("a.tif", 64), ("b.tif", 72)):  # a camera has one size
         tifffile.imwrite(tmp_path / name, np.zeros((side, side), np.uint8))
     lines = run("smart_microscopy.py", tiny_model, "--fields", tmp_path, "--patience", 3)
-    assert lines[1:] == ["no result for 3 s: this is the end", "1 images of 2 fields, 0 z-stacks"]
+    assert lines[1:] == ["no result for 3 s: stopping", "1 images of 2 fields, 0 z-stacks"]
 
 
 def test_smart_microscopy_runs_on_a_configuration(tiny_model):
@@ -119,3 +121,19 @@ def test_every_example_is_in_the_list_and_says_how_to_run_it():
         assert f"]({example.name})" in listed
         assert f"python examples/{example.name} model.onnx" in example.read_text()
         assert f'run("{example.name}"' in Path(__file__).read_text()
+
+
+def programs():
+    """The examples, and the Python of README and docs."""
+    yield from ((path.name, path.read_text()) for path in EXAMPLES.glob("*.py"))
+    for page in (EXAMPLES.parent / "README.md", *(EXAMPLES.parent / "docs").glob("*.md")):
+        yield from ((page.name, block) for block in re.findall(r"```python\n(.*?)```", page.read_text(), re.DOTALL))
+
+
+@pytest.mark.parametrize(("name", "program"), list(programs()))
+def test_what_users_copy_imports_public_names_only(name, program):
+    for node in ast.walk(ast.parse(program)):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("unetrt"):
+            public = import_module(node.module)
+            assert {alias.name for alias in node.names} <= set(public.__all__)
+            assert all(hasattr(public, name) for name in public.__all__)

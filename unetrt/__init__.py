@@ -9,9 +9,11 @@ from typing import TYPE_CHECKING, Any
 from unetrt._version import __version__
 
 if TYPE_CHECKING:
+    from unetrt.live_view.browser import BrowserView
     from unetrt.runtime import LiveSegmenter, ModelSpec, Segmentation, Segmenter, UnetrtError, instances, open_session
 
 __all__ = [
+    "BrowserView",
     "LiveSegmenter",
     "ModelSpec",
     "Segmentation",
@@ -29,5 +31,5 @@ def __dir__() -> list[str]:
 
 def __getattr__(name: str) -> Any:
     if name in __all__:
-        return getattr(import_module("unetrt.runtime"), name)
+        return getattr(import_module("unetrt.live_view.browser" if name == "BrowserView" else "unetrt.runtime"), name)
     raise AttributeError(f"module 'unetrt' has no attribute {name!r}")

@@ -1,6 +1,6 @@
-"""What Micro-Manager needs beside `LiveSegmenter`: labels beside raw data, live mode, a camera that replays files.
+"""Micro-Manager beside `LiveSegmenter`: labels stored with raw data, live mode, and a camera that replays files.
 
-Needs the extra `acquire`. The public names load on first use, and what they are built on when they are used.
+Needs the extra `acquire`. Public names are imported on first use.
 """
 
 from importlib import import_module
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 __all__ = ["FeedStatus", "LabelWriter", "LiveModeFeed", "Replay", "by_kind", "load_replay_camera"]
 
-# Which module a public name comes from.
+# Public name -> module.
 _HOMES = {
     "FeedStatus": "live_mode",
     "LabelWriter": "label_writer",

@@ -1,13 +1,15 @@
-"""A file of labels that is being written, OME-Zarr or OME-TIFF, by ome-writers.
+"""Files of labels that are written frame by frame, OME-Zarr or OME-TIFF, by ome-writers.
 
-How far a TIFF has come on its way to the disk, whose writer has a thread of its own and does not say.
+`LabelStream` is one file: frames at ascending positions, skipped ones filled with background. `PositionStreams` is one
+OME-TIFF for each stage position. The TIFF writer of ome-writers works on its own thread and does not report
+errors; `TiffProgress` follows the size of its file, so that a full or stalled disk is an error of the frame.
 """
 
 import shutil
 import time
 import weakref
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,39 +25,215 @@ if TYPE_CHECKING:
     from ome_writers import AcquisitionSettings
 
 
-# Bytes that the end of a TIFF may need: its directory of a hundred thousand frames.
-ROOM = 16 * 2**20
-# Seconds without progress after which the disk is given up.
+# Key of our metadata in a file.
+NAMESPACE = "unetrt"
+# Maximum number of open OME-TIFF files, each with a writer thread.
+MAX_FILES = 64
+# Bytes reserved for the end of a TIFF: the directories of a hundred thousand frames.
+RESERVED = 16 * 2**20
+# Seconds without progress after which the disk is considered stalled.
 PATIENCE = 20.0
-# Seconds between two looks, and for which the size of a file rests when a frame is written.
+# Seconds between two looks at a file's size, and for which it is constant once a frame is written.
 LOOK, REST = 0.001, 0.005
 
 
+class LabelStream(Closable):
+    """A file of labels: frames at ascending positions; skipped positions hold background, 0.
+
+    Parameters
+    ----------
+    settings
+        Path, axes and dtype of the file; for a TIFF those of one stage position.
+    metadata
+        Stored in the file under the key `unetrt`.
+
+    Raises
+    ------
+    OutputError
+        The file cannot be created; from any method: it cannot be written.
+    """
+
+    def __init__(self, settings: "AcquisitionSettings", metadata: Mapping[str, Any]) -> None:
+        from ome_writers import create_stream
+
+        self._settings = settings
+        self._next = 0  # position after the last frame
+        is_tiff = settings.format.name == "ome-tiff"
+        self._tiff = TiffProgress(Path(settings.output_path), self._empty().nbytes) if is_tiff else None
+        self._closed = False
+        with self._failures():
+            Path(settings.root_path).parent.mkdir(parents=True, exist_ok=True)
+            self._stream = create_stream(settings)
+            self._stream.set_global_metadata(NAMESPACE, metadata)
+
+    def put(self, place: int, labels: NDArray[Any]) -> None:
+        """Store labels (H, W), in the dtype of the file, at a position after all earlier ones; not modified later."""
+        with self._failures():
+            self._skip(place - self._next)
+            self._append(labels)
+
+    def skip(self, place: int) -> None:
+        """Fill all positions up to and including `place` with background."""
+        with self._failures():
+            self._skip(place + 1 - self._next)
+
+    def close(self) -> None:
+        """Finish the file, which is then complete; idempotent."""
+        if self._closed:
+            return
+        self._closed = True
+        with self._failures():
+            try:
+                self._fill()
+            finally:
+                self._stream.close()
+            self._require_all()
+
+    def _fill(self) -> None:
+        """Complete the last step of a TIFF's first axis: its frames lie in a row without gaps."""
+        if self._tiff is not None and not self._tiff.is_given_up:
+            for _ in range(self._lacking(self._next)):
+                self._append_to(self._tiff, self._empty())
+
+    def _lacking(self, frames: int) -> int:
+        """Return how many frames complete the last step of the first axis of a TIFF of `frames` frames."""
+        steps = [axis.count or 1 for axis in self._settings.dimensions[:-2] if axis.type != "position"]
+        return -frames % prod(steps[1:])
+
+    def _skip(self, frames: int) -> None:
+        if self._tiff is None and frames > 0:
+            self._next += frames
+            self._stream.skip(frames=frames)
+            return
+        # One by one: when it is closed, the TIFF writer waits five seconds at most for frames in its queue.
+        for _ in range(frames):
+            self._append(self._empty())
+
+    def _append(self, labels: NDArray[Any]) -> None:
+        if self._tiff is not None:
+            self._tiff.require(further=self._lacking(self._next + 1))
+            self._append_to(self._tiff, labels)
+            return
+        self._next += 1  # also if it raises: the position stays empty
+        self._stream.append(labels)
+
+    def _append_to(self, tiff: "TiffProgress", labels: NDArray[Any]) -> None:
+        self._next += 1
+        self._stream.append(tiff.follow(labels))
+        tiff.wait()
+
+    def _require_all(self) -> None:
+        """Check the number of frames of a finished TIFF."""
+        path = Path(self._settings.output_path)
+        if self._tiff is not None and (count := _frame_count(path)) != self._next:
+            raise OutputError(f"{path} holds {count} of {self._next} frames of labels: is the disk full?")
+
+    def _empty(self) -> NDArray[Any]:
+        return np.zeros(tuple(axis.count or 1 for axis in self._settings.dimensions[-2:]), self._settings.dtype)
+
+    @contextmanager
+    def _failures(self) -> Iterator[None]:
+        """Convert the exceptions of ome-writers and its backends to OutputError."""
+        try:
+            yield
+        except OutputError:
+            raise
+        except (OSError, ValueError, RuntimeError, IndexError, NotImplementedError) as error:
+            raise OutputError(f"cannot write {self._settings.root_path}: {error}") from error
+
+
+class PositionStreams(Closable):
+    """OME-TIFF of several stage positions: a folder with a `LabelStream` each, created with its first labels.
+
+    ome-writers can do that too, but its files refer to each other, and after a cancelled acquisition none of them can
+    be read: each lists frames that no file holds.
+
+    Parameters
+    ----------
+    settings
+        Settings of the whole, with an axis of positions.
+    metadata
+        Stored in each file, with the name of its position.
+
+    Raises
+    ------
+    OutputError
+        There are more than 64 positions; from any method: a file cannot be created or written.
+    """
+
+    def __init__(self, settings: "AcquisitionSettings", metadata: Mapping[str, Any]) -> None:
+        self._settings, self._metadata = settings, metadata
+        self._axes = tuple(axis.count or 1 for axis in settings.dimensions[:-2])
+        self._positions = next(at for at, axis in enumerate(settings.dimensions) if axis.type == "position")
+        if (count := len(settings.positions)) > MAX_FILES:
+            raise OutputError(
+                f"{count} positions need {count} open OME-TIFF files, {MAX_FILES} at most: store labels as .ome.zarr"
+            )
+        self._streams: dict[int, LabelStream] = {}
+        self._opened = ExitStack()
+
+    def put(self, place: int, labels: NDArray[Any]) -> None:
+        """Store labels (H, W), in the dtype of the file, at a position after all earlier ones; not modified later."""
+        position, within = self._split(place)
+        if position not in self._streams:
+            self._streams[position] = self._opened.enter_context(self._open(position))
+        self._streams[position].put(within, labels)
+
+    def skip(self, place: int) -> None:
+        """Fill a position with background; a stage position without any labels has no file."""
+        position, within = self._split(place)
+        if position in self._streams:
+            self._streams[position].skip(within)
+
+    def close(self) -> None:
+        """Finish all files; idempotent."""
+        self._opened.close()
+
+    def _split(self, place: int) -> tuple[int, int]:
+        """Return the stage position of a flat index, and the flat index among the frames of that position."""
+        steps = list(map(int, np.unravel_index(place, self._axes)))
+        position = steps.pop(self._positions)
+        sizes = [size for at, size in enumerate(self._axes) if at != self._positions]
+        return position, int(np.ravel_multi_index(steps, sizes)) if sizes else 0
+
+    def _open(self, position: int) -> LabelStream:
+        from ome_writers import AcquisitionSettings
+
+        folder = Path(self._settings.output_path)
+        suffix = self._settings.format.suffix
+        axes = [axis for axis in self._settings.dimensions if axis.type != "position"]
+        path = folder / f"{folder.name}_p{position:03}{suffix}"
+        changed = {"root_path": str(path), "dimensions": axes, "plate": None}
+        settings = AcquisitionSettings.model_validate({**self._settings.model_dump(), **changed})
+        return LabelStream(settings, {**self._metadata, "position": self._settings.positions[position].name})
+
+
 class TiffProgress:
-    """Follows the frames of an uncompressed TIFF, each of `size` bytes, which lie one behind the other in its file.
+    """Follows the frames of an uncompressed TIFF on their way to the disk, by the size of its file.
 
     Parameters
     ----------
     path
         The file.
     size
-        Bytes of a frame.
+        Bytes of a frame; frames lie contiguously.
 
     Raises
     ------
     OutputError
-        Of all methods: the disk is full, or takes nothing.
+        From any method: the disk is full or stalled.
     """
 
     def __init__(self, path: Path, size: int) -> None:
         self._path, self._size = path, size
         self._given = 0  # frames that the writer was given
-        self._offset = 0  # of the first one in the file
-        self._first: weakref.ref[NDArray[Any]] | None = None  # the writer keeps it until it has ended
+        self._offset = 0  # of the first frame in the file
+        # The writer keeps the first frame until it ends, so that a dead reference shows that it has ended.
+        self._first: weakref.ref[NDArray[Any]] | None = None
         self._stuck_once = False
 
-    def give(self, labels: NDArray[Any]) -> NDArray[Any]:
-        """Return what the writer is to be given in the place of a frame: the first is nobody else's."""
+    def follow(self, labels: NDArray[Any]) -> NDArray[Any]:
+        """Return the array to give to the writer for a frame: of the first a copy, which only the writer keeps."""
         self._given += 1
         if self._first is None:
             labels = labels.copy()
@@ -63,9 +241,9 @@ class TiffProgress:
         return labels
 
     def require(self, further: int = 0) -> None:
-        """Refuse a frame, behind which so many more are needed, before it fills the disk.
+        """Raise unless the disk has room for a frame and `further` ones; a TIFF that is not finished is unreadable.
 
-        A TIFF that cannot be ended cannot be read. Where the disk was given up, it has to show that it is there again.
+        After a stall it raises until all earlier frames are written.
         """
         if self._has_ended():
             raise self._lost()
@@ -73,7 +251,7 @@ class TiffProgress:
             raise self._stuck()
         self._stuck_once = False
         folder = self._path.parent
-        if (free := shutil.disk_usage(folder).free) < ROOM + (1 + further) * self._size:
+        if (free := shutil.disk_usage(folder).free) < RESERVED + (1 + further) * self._size:
             raise OutputError(f"{folder} has no room for more labels: {free / 2**20:.1f} MiB are free")
 
     def wait(self) -> None:
@@ -91,11 +269,11 @@ class TiffProgress:
 
     @property
     def is_given_up(self) -> bool:
-        """Whether nothing is to be expected of the writer, as things are."""
+        """Whether the writer has ended, or has stalled and not caught up."""
         return self._has_ended() or (self._stuck_once and not self._is_written())
 
     def _has_ended(self) -> bool:
-        """Tell whether the writer has ended by itself: it could not write."""
+        """Return whether the writer ended by itself, after an error."""
         return self._first is not None and self._first() is None
 
     def _is_written(self) -> bool:
@@ -111,123 +289,11 @@ class TiffProgress:
         return OutputError(f"{self._path} takes no more labels: is the disk full?")
 
     def _stuck(self) -> OutputError:
-        return OutputError(f"{self._path} took no labels for {PATIENCE:.0f} s: is the disk there?")
+        return OutputError(f"{self._path} took no labels for {PATIENCE:.0f} s: is the disk still connected?")
 
 
-# What our part of a file's metadata is called.
-NAMESPACE = "unetrt"
-
-
-class LabelStream(Closable):
-    """Frames of labels, put at rising places of a file; places that are passed over hold background, 0.
-
-    Parameters
-    ----------
-    settings
-        Where the file is, its axes and dtype; a TIFF's are those of one position.
-    metadata
-        What the file says of itself under `unetrt`.
-
-    Raises
-    ------
-    OutputError
-        The file cannot be made; of all methods: it cannot be written.
-    """
-
-    def __init__(self, settings: "AcquisitionSettings", metadata: Mapping[str, Any]) -> None:
-        from ome_writers import create_stream
-
-        self._settings = settings
-        self._next = 0  # the place after the last frame
-        self._tiff = TiffProgress(Path(settings.output_path), self._empty().nbytes) if _is_tiff(settings) else None
-        self._closed = False
-        with self._failures():
-            Path(settings.root_path).parent.mkdir(parents=True, exist_ok=True)
-            self._stream = create_stream(settings)
-            self._stream.set_global_metadata(NAMESPACE, metadata)
-
-    def put(self, place: int, labels: NDArray[Any]) -> None:
-        """Store labels (H, W), in the dtype of the file, which nobody changes, at a place behind all before."""
-        with self._failures():
-            self._pass_over(place - self._next)
-            self._append(labels)
-
-    def pass_over(self, place: int) -> None:
-        """Leave a place behind all before empty: the file holds it, without labels."""
-        with self._failures():
-            self._pass_over(place + 1 - self._next)
-
-    def close(self) -> None:
-        """Write what is still to be written; the file is then whole. Idempotent."""
-        if self._closed:
-            return
-        self._closed = True
-        with self._failures():
-            try:
-                self._fill()
-            finally:
-                self._stream.close()
-            self._require_all()
-
-    def _fill(self) -> None:
-        """End a TIFF, whose frames lie in a row without gaps, with a whole step of its first axis."""
-        if self._tiff is not None and not self._tiff.is_given_up:
-            for _ in range(self._left(self._next)):
-                self._append_to(self._tiff, self._empty())
-
-    def _left(self, frames: int) -> int:
-        """Return how many a TIFF of so many frames lacks to a whole step of its first axis."""
-        steps = [axis.count or 1 for axis in self._settings.dimensions[:-2] if axis.type != "position"]
-        return -frames % prod(steps[1:])
-
-    def _pass_over(self, frames: int) -> None:
-        if self._tiff is None and frames > 0:
-            self._next += frames
-            self._stream.skip(frames=frames)
-            return
-        # One by one: at its end the writer of TIFF gives what it still has to write five seconds.
-        for _ in range(frames):
-            self._append(self._empty())
-
-    def _append(self, labels: NDArray[Any]) -> None:
-        if self._tiff is not None:
-            self._tiff.require(further=self._left(self._next + 1))
-            self._append_to(self._tiff, labels)
-            return
-        self._next += 1  # also where it raises: the place stays empty
-        self._stream.append(labels)
-
-    def _append_to(self, tiff: TiffProgress, labels: NDArray[Any]) -> None:
-        self._next += 1
-        self._stream.append(tiff.give(labels))
-        tiff.wait()
-
-    def _require_all(self) -> None:
-        """Count the frames of a TIFF that was finished."""
-        path = Path(self._settings.output_path)
-        if self._tiff is not None and (there := _frames(path)) != self._next:
-            raise OutputError(f"{path} holds {there} of {self._next} frames of labels: is the disk full?")
-
-    def _empty(self) -> NDArray[Any]:
-        return np.zeros(tuple(axis.count or 1 for axis in self._settings.dimensions[-2:]), self._settings.dtype)
-
-    @contextmanager
-    def _failures(self) -> Iterator[None]:
-        """Turn what ome-writers and those below it raise into an OutputError."""
-        try:
-            yield
-        except OutputError:
-            raise
-        except (OSError, ValueError, RuntimeError, IndexError, NotImplementedError) as error:
-            raise OutputError(f"cannot write {self._settings.root_path}: {error}") from error
-
-
-def _is_tiff(settings: "AcquisitionSettings") -> bool:
-    return bool(settings.format.name == "ome-tiff")
-
-
-def _frames(path: Path) -> int:
-    """Return how many frames a TIFF holds; 0 for one that nothing was written to."""
+def _frame_count(path: Path) -> int:
+    """Return the number of frames in a TIFF; 0 for an empty file."""
     try:
         with tifffile.TiffFile(path) as tiff:
             return len(tiff.pages)

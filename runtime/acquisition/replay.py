@@ -1,6 +1,11 @@
-"""Frames of image files, one after another and round again, as a camera would give them.
+"""A camera for Micro-Manager's core that replays image files: acquisitions of real images without a microscope.
 
-A camera for Micro-Manager's core that shows image files: an acquisition of real images without a microscope.
+`Replay` is an endless sequence of the frames of files of one size and dtype. `load_replay_camera` loads a Python camera
+that shows them into a `UniMMCore`; `by_kind` groups files of several sizes or dtypes, one camera each.
+
+    core = UniMMCore()
+    load_replay_camera(core, list_images("images"))
+    core.mda.run(MDASequence(time_plan={"interval": 0, "loops": 10}), output=[live])
 """
 
 import time
@@ -24,28 +29,28 @@ Kind = tuple[tuple[int, int], np.dtype[Any]]
 
 
 class Replay:
-    """Frames of files in their order; after the last comes the first again.
+    """The frames of files in order, endlessly repeated.
 
-    One file at a time is read and kept, when its first frame is asked for.
+    One file is in memory at a time; it is read when its first frame is needed.
 
     Parameters
     ----------
     files
-        Images of one channel (TIFF, PNG, NPY, Zarr), all of one size and dtype; stacks give all their frames.
+        Images of one channel (TIFF, PNG, NPY, Zarr), all of one size and dtype; a stack gives all its frames.
 
     Attributes
     ----------
     files
         The files.
     shape
-        Height and width of a frame, in pixels.
+        (H, W) of a frame, in pixels.
     dtype
-        Of the pixels, as the files have it.
+        dtype of the pixels.
 
     Raises
     ------
     FrameError
-        There is no file, or the first cannot be read or has several channels.
+        No files were given, or the first cannot be read or has several channels.
     """
 
     def __init__(self, files: Sequence[str | Path]) -> None:
@@ -56,15 +61,15 @@ class Replay:
         self.rewind()
 
     def rewind(self, file: int = 0) -> None:
-        """Let the first frame of a file be the next, by the file's number in `files`."""
+        """Continue with the first frame of a file, by its index in `files`, modulo their number."""
         self._frames = self._from(file % len(self.files))
 
     def count(self) -> int:
-        """Return how many frames there are before the first comes again; reads all files. Raises FrameError."""
-        return sum(len(_grey(file)) for file in self.files)
+        """Return the number of frames in all files; reads them. Raises FrameError."""
+        return sum(len(_read_grey(file)) for file in self.files)
 
     def next(self) -> tuple[Array, str, int]:
-        """Return a frame (H, W), the name of its file, and the frame's number in it.
+        """Return the next frame (H, W), the name of its file, and the frame's index in it, from 0.
 
         Raises
         ------
@@ -75,11 +80,11 @@ class Replay:
 
     def _from(self, first: int) -> Iterator[tuple[Array, str, int]]:
         for file in cycle(self.files[first:] + self.files[:first]):
-            stack = _grey(file)
+            stack = _read_grey(file)
             kind = stack.shape[-2:], stack.dtype
             if kind != (self.shape, self.dtype):
                 raise FrameError(
-                    f"{file} is {_words(kind)}, {self.files[0]} is {_words((self.shape, self.dtype))}: "
+                    f"{file} is {_described(kind)}, {self.files[0]} is {_described((self.shape, self.dtype))}: "
                     "a camera has one size and dtype; group files with by_kind and load a camera for each"
                 )
             for number, frame in enumerate(stack):
@@ -87,7 +92,7 @@ class Replay:
 
 
 def by_kind(files: Sequence[str | Path]) -> dict[Kind, list[Path]]:
-    """Group files by the size (height, width) and dtype of their frames: what one camera can replay; reads them all.
+    """Group files by size (H, W) and dtype of their frames, so that each group fits one camera; reads all files.
 
     Raises
     ------
@@ -101,55 +106,53 @@ def by_kind(files: Sequence[str | Path]) -> dict[Kind, list[Path]]:
 
 
 def _kind(file: Path) -> Kind:
-    stack = _grey(file)
+    stack = _read_grey(file)
     return (stack.shape[-2], stack.shape[-1]), stack.dtype
 
 
-def _grey(file: Path) -> Array:
-    """Read a file's frames, (N, H, W)."""
+def _read_grey(file: Path) -> Array:
+    """Read the frames of a file, (N, H, W)."""
     stack = read_stack(file)
     if stack.shape[1] != 1:
-        raise FrameError(
-            f"{file} has {stack.shape[1]} channels: a camera gives grey frames; save each channel by itself"
-        )
+        raise FrameError(f"{file} has {stack.shape[1]} channels: a replay camera is grey; save each channel as a file")
     frames: Array = stack[:, 0]
     return frames
 
 
-def _words(kind: Kind) -> str:
+def _described(kind: Kind) -> str:
     (height, width), dtype = kind
     return f"{height} x {width} {dtype}"
 
 
-# How the core calls the camera.
+# Device label of the camera in the core.
 LABEL = "ReplayCamera"
 
 
 def load_replay_camera(
     core: "UniMMCore", source: Replay | Sequence[str | Path], label: str = LABEL, exposure: float = 10.0
 ) -> "SimpleCameraDevice":
-    """Load a camera that replays files into a core, and make it the core's camera.
+    """Load a camera that replays files into a core, and select it.
 
-    Every image that is snapped, live or in a sequence takes the next frame, bit for bit; one takes as long as the
-    exposure. In sequences its metadata name the file, `File`, and the number of the frame in it, `Frame`.
+    Each image, snapped, live or in a sequence, is the next frame, bit for bit, and takes the exposure time. Image
+    metadata of sequences give the name of the file, `File`, and the index of the frame in it, `Frame`.
 
     Parameters
     ----------
     core
-        A `UniMMCore` of `pymmcore_plus.experimental.unicore`, which takes cameras that are written in Python.
+        A `UniMMCore` of `pymmcore_plus.experimental.unicore`, which supports cameras written in Python.
     source
-        The files, or a `Replay` of them, with which the program can choose what is shown next.
+        The files, or a `Replay`, with which the program controls what is shown next.
     label
-        The camera's name in the core; a camera that has it is replaced.
+        Device label of the camera; a Python camera with this label is replaced.
     exposure
-        Milliseconds; the core can set another.
+        Initial exposure time in milliseconds.
 
     Raises
     ------
     BackendUnavailableError
         pymmcore-plus is not installed.
     FrameError
-        As for `Replay`.
+        What `Replay` raises.
     """
     replay = source if isinstance(source, Replay) else Replay(source)
     camera = _camera(replay, exposure)
@@ -159,19 +162,19 @@ def load_replay_camera(
     core.initializeDevice(label)
     core.setCameraDevice(label)
     if not core.getShutterDevice():
-        core.setAutoShutter(False)  # an acquisition would close the shutter that is not there
+        core.setAutoShutter(False)  # there is no shutter to close
     return camera
 
 
 def _camera(replay: Replay, exposure: float) -> "SimpleCameraDevice":
-    """Return a camera; its class is made here, as its base may not be installed."""
+    """Return a camera; its class is defined here because its base class may not be installed."""
     try:
         from pymmcore_plus.experimental.unicore import SimpleCameraDevice
     except ModuleNotFoundError as error:
         raise BackendUnavailableError("a replay camera needs pymmcore-plus: pip install 'unetrt[acquire]'") from error
 
     class ReplayCamera(SimpleCameraDevice):
-        """Shows the frames of a replay."""
+        """Replays frames."""
 
         milliseconds = exposure
 

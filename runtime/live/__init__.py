@@ -1,1 +1,1 @@
-"""Live segmentation: a bounded queue and one worker between a camera and a segmenter (`LiveSegmenter`)."""
+"""Live segmentation: a bounded queue and one worker thread between a camera and a segmenter."""

@@ -1,90 +1,113 @@
-"""The live segmenter: frames from a camera that must never wait, results when they are there."""
+"""`LiveSegmenter`: frames from a camera that must never wait, results as soon as they are ready.
 
+`submit` puts a frame into a bounded `FrameQueue` and returns. One daemon thread, the `Worker`, takes frames in order,
+segments them and hands each result to a `Delivery`, which calls outputs and fills result streams. The thread refers to
+the worker only, never to the `LiveSegmenter`, so that a forgotten one is collected and closed by its finalizer.
+
+    with LiveSegmenter("model.onnx", on_result=print) as live:
+        for index, frame in enumerate(camera):
+            live.submit(frame, index)
+"""
+
+import logging
 import threading
 import weakref
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
+from concurrent.futures import Future
+from contextlib import ExitStack, suppress
 from dataclasses import asdict
+from math import inf
 from pathlib import Path
+from time import perf_counter
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import numpy as np
 
 from unetrt.runtime.closing import Closable
-from unetrt.runtime.errors import OptionError
+from unetrt.runtime.errors import FrameError, OptionError
 from unetrt.runtime.live.frame_queue import FrameQueue, Policy, WaitingFrame
-from unetrt.runtime.live.results import LiveResult, ResultOutput, ResultStream
-from unetrt.runtime.live.status import ImageNumbers, LiveStatus, Record, State
-from unetrt.runtime.live.worker import Callback, Delivery, Worker, tell_dropped
+from unetrt.runtime.live.results import (
+    ImageNumbers,
+    LiveResult,
+    LiveSequence,
+    LiveStatus,
+    Outcome,
+    Record,
+    ResultOutput,
+    ResultStream,
+    State,
+)
 from unetrt.runtime.model.spec import Annotation
+from unetrt.runtime.pixels.instances import instances
 from unetrt.runtime.pixels.running import Streams
-from unetrt.runtime.segment.segmenter import Segmenter
+from unetrt.runtime.segment.segmenter import LANES, Segmentation, Segmenter
+from unetrt.runtime.sessions import AUTO
 
-if TYPE_CHECKING:
-    from concurrent.futures import Future
+log = logging.getLogger("unetrt.live")
 
-# Results that a stream keeps for who is slow to fetch them.
+# Default capacity of a result stream.
 STREAM_CAPACITY = 64
 
 
 class LiveSegmenter(Closable):
-    """A segmenter behind a bounded queue, with a thread of its own: whoever has a frame goes on at once.
+    """A segmenter with a bounded queue and a thread: `submit` returns at once, results follow in order.
 
     ::
 
         open --> waiting <--> segmenting          submit, frameReady: any thread, never raise
                         |
-          close -->  closing --> closed           what is submitted now is dropped
+          close -->  closing --> closed           frames submitted now are dropped
 
-    What goes wrong with a frame is its result; nothing is raised into the program around it. The segmenter takes frames
-    of any size and dtype, and another one with the next frame.
+    An error in a frame becomes its result; nothing is raised into the host program. Size and dtype may change from
+    frame to frame.
 
-    It is an output of a Micro-Manager acquisition as it is: ``core.mda.run(sequence, output=["raw.ome.zarr", live])``,
-    or a slot: ``core.mda.events.frameReady.connect(live.frameReady)``. It imports neither.
+    It is an output of a Micro-Manager acquisition (``core.mda.run(sequence, output=["raw.ome.zarr", live])``) and a
+    signal slot (``core.mda.events.frameReady.connect(live.frameReady)``), and imports neither pymmcore nor Qt.
 
     Parameters
     ----------
     model
-        A model file or an engine, which is loaded here and may take its time, or an open `Segmenter`, which `close`
-        then leaves open.
+        A model file or an engine, opened here, or an open `Segmenter`, which `close` leaves open. Opening can take
+        minutes when it builds an engine.
     policy
-        What happens to a frame for which there is no room: `latest` keeps the newest frame alone, for smart microscopy
-        and previews; `drop_oldest` the newest `capacity`; `block` lets whoever submits wait, for frames from files.
+        What happens when the queue is full: `latest` keeps only the newest frame, for smart microscopy and previews;
+        `drop_oldest` keeps the newest `capacity` frames; `block` makes `submit` wait, for frames from files.
     capacity
-        How many frames may wait beside the one that is being segmented; None takes 1 for `latest`, else 8.
+        Maximum number of queued frames, beside the one being segmented; None for 1 with `latest`, else 8.
     kind
-        `instances`: labels number the objects, int32, as `unetrt predict` writes them; `classes`: the class of each
-        pixel, uint8; None takes what the model was trained on.
+        `instances`: labels are int32 object numbers, as `unetrt predict` writes them; `classes`: labels are uint8 class
+        indices; None for the kind the model was trained on.
     normalisation
-        `model`: as the model file says. `running`: its percentiles, or mean and deviation, as an average over the
-        stream, so that brightness does not flicker and a blank frame does not become noise
+        `model`: as the model file specifies. `running`: its percentiles, or mean and deviation, averaged over the
+        stream, so that brightness does not flicker and a blank frame is not stretched into noise
         (`unetrt.runtime.pixels.running`).
     channel
-        The name of the only channel (`event.channel.config`) whose frames `frameReady` takes; None takes all.
+        The only channel (`event.channel.config`) that `frameReady` takes; None for all channels.
     on_result
-        Called with each result, `done` or `failed`, in the order of the frames, on this object's thread.
+        Called with each `done` or `failed` result, in submission order, on this object's thread.
     outputs
-        Where results go too, such as a `LabelWriter`; closed with this object.
-    lanes, backend, device, backend_options
-        As for `Segmenter`; only where it is opened here.
+        Consumers of all results, such as a `LabelWriter`; closed with this object.
+    backend, lanes, device, backend_options
+        As for `Segmenter`; for a model that is opened here.
 
     Attributes
     ----------
     segmenter
-        What segments.
+        The `Segmenter`.
     thread
-        The thread that segments, and calls callbacks and outputs.
+        The thread that segments and calls outputs and callbacks.
 
     Raises
     ------
     OptionError
-        There is no such policy or kind, capacity does not fit it, or constants of a model (`fixed`) cannot run.
+        The policy or kind is unknown, the capacity does not fit the policy, options to open a model were given with an
+        open `Segmenter`, or `running` was asked of a model with fixed normalisation.
     UnetrtError
         What `Segmenter` raises.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - the options of Segmenter are among them
         self,
         model: str | Path | Segmenter,
         *,
@@ -95,78 +118,71 @@ class LiveSegmenter(Closable):
         channel: str | None = None,
         on_result: Callable[[LiveResult], None] | None = None,
         outputs: Sequence[ResultOutput] = (),
-        **opening: Any,
+        backend: str = AUTO,
+        lanes: int = LANES,
+        device: int | None = None,
+        backend_options: Mapping[str, Any] | None = None,
     ) -> None:
-        if unknown := sorted(opening.keys() - {"lanes", "backend", "device", "backend_options"}):
-            raise TypeError(f"LiveSegmenter() got an unexpected keyword argument {unknown[0]!r}")
         queue = FrameQueue(policy, capacity)
         if kind not in (None, "instances", "classes"):
             raise OptionError(f"labels of kind {kind!r} are unknown: use instances or classes")
         _require_callable(on_result, outputs)
-        if opening and isinstance(model, Segmenter):
-            raise OptionError(f"{', '.join(opening)} are for a model that is opened here: give them to the Segmenter")
         with ExitStack() as opened:
-            self.segmenter = (
-                model if isinstance(model, Segmenter) else opened.enter_context(Segmenter(model, **opening))
-            )
+            self.segmenter = _segmenter(model, opened, backend, lanes, device, backend_options)
             spec = self.segmenter.spec
             averages = Streams(spec.normalisation, normalisation)
-            everywhere = [*([Callback(on_result)] if on_result else []), *outputs]
             record = Record()
-            delivery = Delivery(everywhere, record)
+            delivery = Delivery(on_result, outputs, record)
             self._worker = Worker(self.segmenter, queue, kind or spec.annotation, averages, delivery, record)
             self._worker.at_end.push(opened.pop_all())
         self._queue, self._channel = queue, channel
         self._numbers = ImageNumbers()
         self.thread = threading.Thread(target=self._worker.run, name="unetrt-live", daemon=True)
         self.thread.start()
-        # The thread knows the worker alone: this object can be forgotten, and is then closed.
         self._finalizer = weakref.finalize(self, _end, self._worker, self.thread, drain=False)
 
     def submit(
         self, frame: Any, index: Any = None, meta: Mapping[str, Any] | None = None, *, copy: bool = True
-    ) -> "Future[LiveResult]":
-        """Take a frame and return at once; from any thread, never raises.
+    ) -> Future[LiveResult]:
+        """Queue a frame and return at once; from any thread, never raises. With the policy `block`, waits for room.
 
         Parameters
         ----------
         frame
-            (H, W), or (C, H, W) for a model of C channels, of any size and dtype that `Segmenter.segment` takes. What
-            it does not take becomes a failed result.
+            (H, W), or (C, H, W) for a model of C channels, of any size and dtype that `Segmenter.segment` accepts.
+            Anything else becomes a failed result.
         index, meta
-            The frame's own; the result brings them back.
+            Returned unchanged in the result.
         copy
-            Whether to copy the frame first, as a camera's driver may write the next one to the same memory. Without,
-            nobody may write to the frame until its result is there. Arrays that are not numpy's are never copied.
+            Whether to copy the frame first, because a camera driver may write the next frame to the same memory. With
+            False the frame must not be modified until its result is ready. Only numpy arrays are copied.
 
         Returns
         -------
-        A future of the result. It never holds an exception: `LiveResult.error` does. Its callbacks run on the thread of
-        this object, or for a frame that is dropped on that of who submitted the one that took its place. Cancelling it
-        drops the frame, if its turn has not come.
-
-        With the policy `block`, it waits for room.
+        A future of the result. It never holds an exception; see `LiveResult.error`. Its callbacks run on the thread of
+        this object, or, for a dropped frame, on the thread that submitted the frame it was dropped for. Cancelling it
+        drops the frame, unless it is already being segmented.
         """
         item = WaitingFrame(frame, index, {} if meta is None else meta)
         if copy and isinstance(frame, np.ndarray):
             try:
                 item.frame = frame.copy()
-            except Exception as error:  # noqa: BLE001 - out of memory, or whatever a class of arrays raises: the result
+            except Exception as error:  # noqa: BLE001 - out of memory, or an array subclass that fails: its result
                 item.error = error
-        tell_dropped(self._queue.put(item))
+        _resolve_dropped(self._queue.put(item))
         return item.future
 
     def results(self, capacity: int = STREAM_CAPACITY) -> ResultStream:
-        """Return an iterator over the results from now on, which ends when this object is closed.
+        """Return an iterator over all later results; it ends when this object is closed.
 
-        Each call returns another, and each gets all results. See `ResultStream` for what is kept.
+        Each iterator gets all results and buffers `capacity` of them; see `ResultStream`.
         """
         stream = ResultStream(capacity)
         self._worker.delivery.add(stream)
         return stream
 
     def status(self) -> LiveStatus:
-        """Return what this object does and how fast, at this moment."""
+        """Return a snapshot of state, counts, rate and latency; from any thread."""
         record = self._worker.record
         rate, queueing, compute, latency = record.times()
         counts = self._queue.counts()
@@ -183,27 +199,28 @@ class LiveSegmenter(Closable):
         )
 
     def flush(self, timeout: float | None = None) -> bool:
-        """Wait until no frame is pending and all results were given out; False where `timeout` seconds were too few.
+        """Wait until no frame is pending and all results are delivered; return False after `timeout` seconds.
 
         Raises
         ------
         OptionError
-            An output or a callback asked, for which it would wait.
+            Called from an output or a callback, which would wait for itself.
         """
         if threading.current_thread() is self.thread:
             raise OptionError("an output or a callback cannot wait for results, which wait for it: flush elsewhere")
         return self._queue.wait_idle(timeout)
 
     def close(self, drain: bool = True) -> None:
-        """End the thread, close outputs and streams, and free the model if it was opened here; idempotent.
+        """Stop the thread, close outputs and streams, and free the model if it was opened here; idempotent.
 
         Parameters
         ----------
         drain
-            Whether frames that wait are segmented first. Without, they are dropped, and so is the one in flight, at its
-            next tile.
+            Whether to segment the queued frames first. With False they are dropped, and the frame in flight at its next
+            tile.
 
-        A `with` that ends by an exception does not drain. From an output or a callback it only asks for the end.
+        A `with` block that ends with an exception does not drain. Called from an output or a callback, it returns
+        without waiting for the thread.
         """
         _end(self._worker, self.thread, drain=drain)
         self._finalizer.detach()
@@ -214,31 +231,31 @@ class LiveSegmenter(Closable):
         self.close(drain=kind is None)
 
     def frameReady(self, img: Any, event: Any, meta: Mapping[str, Any] | None = None) -> None:  # noqa: N802
-        """Take a frame of a Micro-Manager acquisition, by reference: an output and a slot for `frameReady`.
+        """Submit a frame of a Micro-Manager acquisition without copying it: pymmcore-plus's handler and slot.
 
         Parameters
         ----------
         img
-            (H, W): shared with all who listen; neither they nor this write to it.
+            (H, W): shared by all listeners; neither they nor this object modify it.
         event
-            The `useq.MDAEvent`; its index becomes the result's.
+            The `useq.MDAEvent`; its index becomes that of the result.
         meta
-            Frame metadata; gaps in the camera's `ImageNumber` count as `missed`.
+            Frame metadata; gaps in the camera's `ImageNumber` are counted in `LiveStatus.missed`.
         """
         if isinstance(meta, Mapping):
-            self._numbers.see(meta.get("camera_metadata"))
+            self._numbers.observe(meta.get("camera_metadata"))
         channel = getattr(getattr(event, "channel", None), "config", None)
         if self._channel is None or channel == self._channel:
             index = getattr(event, "index", None)
             self.submit(img, dict(index) if isinstance(index, Mapping) else {}, meta, copy=False)
 
     def sequenceStarted(self, sequence: Any = None, meta: Mapping[str, Any] | None = None) -> None:  # noqa: N802
-        """Take note of a new acquisition, a `useq.MDASequence` and its metadata; frames from now on belong to it."""
+        """Begin a sequence, to which all later frames belong: a `useq.MDASequence` and its metadata. Never blocks."""
         self._numbers.restart()
         self._queue.begin(sequence, {} if meta is None else meta, self._channel, self._worker.sequence_started)
 
     def sequenceFinished(self, sequence: Any = None) -> None:  # noqa: ARG002, N802
-        """Take note that an acquisition ended; its frames are still segmented. Returns at once."""
+        """End the sequence; its queued frames are still segmented. Never blocks."""
         self._queue.end(self._worker.delivery.sequence_finished)
 
     def _state(self, pending: int) -> State:
@@ -249,8 +266,192 @@ class LiveSegmenter(Closable):
         return State.SEGMENTING if pending or self._queue.busy else State.WAITING
 
 
+class _Abandoned(Exception):  # noqa: N818 - control flow, not an error
+    """Ends the segmentation of a frame that is to be dropped."""
+
+
+class Worker:
+    """The thread of a live segmenter: segments the frames of a queue, in order, until it is closed; never raises.
+
+    Parameters
+    ----------
+    segmenter
+        Segments the frames; others may use it at the same time.
+    queue
+        Source of frames.
+    kind
+        Whether labels are object numbers or class indices.
+    averages
+        Running normalisation over the stream.
+    delivery, record
+        Receive each result.
+
+    Attributes
+    ----------
+    at_end
+        Callbacks that run after everything else is closed.
+    ended
+        Set when the thread has closed everything.
+    """
+
+    def __init__(
+        self,
+        segmenter: Segmenter,
+        queue: FrameQueue,
+        kind: Annotation,
+        averages: Streams,
+        delivery: "Delivery",
+        record: Record,
+    ) -> None:
+        self.segmenter, self.queue, self.kind = segmenter, queue, kind
+        self.delivery, self.record = delivery, record
+        self.at_end, self.ended = ExitStack(), threading.Event()
+        self._averages = averages
+        self._next = 0  # submission index of the first frame without a delivered result
+
+    def run(self) -> None:
+        """Process the queue until it is closed; then close outputs, streams, and the model if it is owned."""
+        while (item := self.queue.take()) is not None:
+            self._deliver_dropped(item.number)
+            if isinstance(item, WaitingFrame):
+                self._process(item)
+            else:
+                self._next = item.number
+                self.delivery.guarded(item.deliver)
+            del item  # do not keep the frame alive while waiting for the next
+        self._deliver_dropped(inf)
+        self.delivery.close()
+        self.delivery.guarded(self.at_end.close)
+        self.ended.set()
+
+    def sequence_started(self, sequence: LiveSequence) -> None:
+        """Restart the running normalisation and notify outputs, after all earlier frames."""
+        self._averages.restart()
+        self.delivery.sequence_started(sequence)
+
+    def _deliver_dropped(self, before: float) -> None:
+        for result in self.queue.take_dropped(before):
+            self.delivery.deliver(result)
+
+    def _process(self, item: WaitingFrame) -> None:
+        """Segment a frame, count its outcome, and deliver its result."""
+        if not item.future.set_running_or_notify_cancel():
+            self.queue.settle(Outcome.DROPPED)
+            self.delivery.deliver(item.result(Outcome.DROPPED))
+            return
+        taken = perf_counter()
+        outcome, found = self._segment(item)
+        end = perf_counter()
+        self.queue.settle(outcome)
+        times = {"queueing": taken - item.submitted, "compute": end - taken, "latency": end - item.submitted}
+        result = item.result(outcome, dropped=max(0, item.number - self._next), **times, **found)
+        self.record.add(result)
+        self.delivery.guarded(item.future.set_result, result)
+        if outcome is not Outcome.DROPPED:
+            self._next = item.number + 1
+        self.delivery.deliver(result)
+
+    def _segment(self, item: WaitingFrame) -> tuple[Outcome, dict[str, Any]]:
+        """Return a frame's outcome, and the fields of its result that follow from it."""
+        try:
+            if item.error is not None:
+                raise item.error
+            measure = self._averages.measure_for(item.index)
+            found = self.segmenter.segment(item.frame, progress=self._check_abandoned, measure=measure)
+            return Outcome.DONE, self._labelled(found)
+        except _Abandoned:
+            return Outcome.DROPPED, {}
+        except BaseException as failure:
+            with suppress(BaseException):
+                log.debug("a frame of a live segmenter failed", exc_info=True)
+            return Outcome.FAILED, {"error": _without_tracebacks(failure)}
+
+    def _labelled(self, found: Segmentation) -> dict[str, Any]:
+        labels = found.labels
+        if labels.ndim != 2:
+            raise FrameError(f"a stack of {labels.shape[:-2]} frames was submitted: submit its frames one by one")
+        if self.kind == "classes":
+            return {"labels": labels, "timings": found.timings}
+        numbered = instances(labels, self.segmenter.spec.separation_border)
+        return {"labels": numbered, "objects": int(numbered.max()), "timings": found.timings}
+
+    def _check_abandoned(self, done: int, total: int) -> None:  # noqa: ARG002
+        if self.queue.abandoned:
+            raise _Abandoned
+
+
+class Delivery:
+    """Passes results to a callback, outputs and streams, on the worker thread; contains all their exceptions.
+
+    Parameters
+    ----------
+    on_result
+        Called with each `done` or `failed` result; None for no call.
+    outputs
+        Consumers of all results; closed by `close`.
+    record
+        Counts exceptions of outputs.
+    """
+
+    def __init__(
+        self, on_result: Callable[[LiveResult], None] | None, outputs: Sequence[ResultOutput], record: Record
+    ) -> None:
+        self._on_result, self._outputs, self._record = on_result, tuple(outputs), record
+        self._streams: weakref.WeakSet[ResultStream] = weakref.WeakSet()
+        self._lock, self._closed = threading.Lock(), False
+
+    def add(self, stream: ResultStream) -> None:
+        """Fill a stream with all later results; from any thread."""
+        with self._lock:
+            self._streams.add(stream)
+            if self._closed:
+                stream.close()
+
+    def deliver(self, result: LiveResult) -> None:
+        """Pass a result to all outputs, and, unless its frame was dropped, to the callback and all streams."""
+        is_dropped = result.outcome is Outcome.DROPPED
+        if self._on_result is not None and not is_dropped:
+            self.guarded(self._on_result, result)
+        for output in self._outputs:
+            self.guarded(output.result, result)
+        for stream in () if is_dropped else self._open_streams():
+            stream.offer(result)
+
+    def sequence_started(self, sequence: LiveSequence) -> None:
+        """Notify outputs of a sequence, after all earlier frames."""
+        for output in self._outputs:
+            self.guarded(output.sequence_started, sequence)
+
+    def sequence_finished(self, sequence: LiveSequence) -> None:
+        """Notify outputs of the end of a sequence, after its frames."""
+        for output in self._outputs:
+            self.guarded(output.sequence_finished, sequence)
+
+    def close(self) -> None:
+        """Close outputs and streams."""
+        for output in self._outputs:
+            self.guarded(output.close)
+        with self._lock:
+            self._closed = True
+        for stream in self._open_streams():
+            stream.close()
+
+    def guarded(self, call: Callable[..., None], *arguments: Any) -> None:
+        """Call third-party code; log and count what it raises."""
+        try:
+            call(*arguments)
+        except BaseException as error:
+            self._record.output_failed(error)
+            with suppress(BaseException):  # the host's log handlers can fail too
+                log.exception("an output of a live segmenter failed")
+
+    def _open_streams(self) -> list[ResultStream]:
+        with self._lock:  # other threads add streams
+            return list(self._streams)
+
+
 def _require_callable(on_result: Any, outputs: Any) -> None:
-    """Raise OptionError where results are to go to what cannot take them."""
+    """Raise OptionError unless the consumers of results have the methods that are called."""
     if on_result is not None and not callable(on_result):
         raise OptionError(f"on_result={on_result!r} cannot be called: give a function of one result")
     if not isinstance(outputs, Sequence) or not all(_is_output(one) for one in outputs):
@@ -261,11 +462,50 @@ def _is_output(one: Any) -> bool:
     return all(hasattr(one, name) for name in ("sequence_started", "result", "sequence_finished", "close"))
 
 
+def _segmenter(
+    model: str | Path | Segmenter,
+    opened: ExitStack,
+    backend: str,
+    lanes: int,
+    device: int | None,
+    backend_options: Mapping[str, Any] | None,
+) -> Segmenter:
+    """Return an open segmenter as it is, or open a model file, to be closed with `opened`."""
+    if not isinstance(model, Segmenter):
+        found = Segmenter(model, backend=backend, lanes=lanes, device=device, backend_options=backend_options)
+        return opened.enter_context(found)
+    changed = {
+        "backend": backend != AUTO,
+        "lanes": lanes != LANES,
+        "device": device is not None,
+        "backend_options": backend_options is not None,
+    }
+    if given := [name for name, is_given in changed.items() if is_given]:
+        raise OptionError(f"{', '.join(given)} are for a model that is opened here: give them to the Segmenter")
+    return model
+
+
+def _resolve_dropped(items: Sequence[WaitingFrame]) -> None:
+    """Set the results of dropped frames, for threads that wait on their futures."""
+    for item in items:
+        if item.future.set_running_or_notify_cancel():
+            item.future.set_result(item.result(Outcome.DROPPED))
+
+
+def _without_tracebacks(error: BaseException) -> BaseException:
+    """Return an exception without tracebacks, which would keep frame and labels alive in a reference cycle."""
+    part: BaseException | None = error
+    while part is not None:
+        part.__traceback__ = None
+        part = part.__cause__ or part.__context__
+    return error
+
+
 def _end(worker: Worker, thread: threading.Thread, drain: bool) -> None:
     """Close a worker's queue and wait for its thread."""
-    tell_dropped(worker.queue.close(drain))
+    _resolve_dropped(worker.queue.close(drain))
     if thread is not threading.current_thread():
-        # Not `join` alone: one that Ctrl-C interrupts takes the thread for one that has ended (bpo-45274).
+        # Not `join` alone: interrupted by Ctrl-C, it marks a running thread as ended (bpo-45274).
         while thread.is_alive() and not worker.ended.wait(1):
             pass
         thread.join()

@@ -1,13 +1,22 @@
-"""What becomes of a frame, and how a program waits for it."""
+"""What a live segmenter reports: one result for each frame, and a status snapshot.
+
+Every submitted frame ends as exactly one `LiveResult`: `done`, `failed` or `dropped`. Results are pushed to a
+`ResultOutput`, on the live segmenter's thread, or pulled from a `ResultStream`, by any thread. `LiveStatus` is a frozen
+snapshot; the worker keeps the figures behind it in a `Record`.
+
+    for result in live.results():
+        print(result.index, result.outcome, result.objects)
+"""
 
 import threading
 from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
-from time import monotonic
+from time import monotonic, perf_counter
 from typing import Any, Protocol, Self
 
+import numpy as np
 from numpy.typing import NDArray
 
 from unetrt.runtime.closing import Closable
@@ -16,7 +25,7 @@ from unetrt.runtime.segment.timings import Timings
 
 
 class Outcome(StrEnum):
-    """What became of a frame: each ends as exactly one of these."""
+    """What became of a frame; each frame has exactly one outcome."""
 
     DONE = "done"
     FAILED = "failed"
@@ -25,21 +34,21 @@ class Outcome(StrEnum):
 
 @dataclass(frozen=True, eq=False)
 class LiveSequence:
-    """What an acquisition program said when it began a sequence.
+    """An acquisition sequence, as the acquisition program announced it.
 
     Attributes
     ----------
     number
-        0 for the first sequence of this segmenter, then 1, 2, ...
+        Sequence index in this live segmenter, from 0.
     plan
-        What describes the sequence, as it came: a `useq.MDASequence` from Micro-Manager; None where nobody said.
+        The description of the sequence, unchanged: a `useq.MDASequence` from Micro-Manager, or None.
     meta
-        What came with it: from Micro-Manager, under `image_infos`, the dtype, height, width (pixels) and pixel size
-        (µm) of each camera. Shared with all who listen: never write into it.
+        Sequence metadata. From Micro-Manager, `image_infos` holds dtype, height, width (pixels) and pixel size (µm) of
+        each camera. Shared by all listeners: do not modify.
     first
-        The number of its first frame: how many were submitted before.
+        Submission index of the sequence's first frame.
     channel
-        The name of the only channel whose frames are taken; None where all are.
+        The only channel whose frames are taken; None for all channels.
     """
 
     number: int
@@ -51,34 +60,35 @@ class LiveSequence:
 
 @dataclass(frozen=True, eq=False)
 class LiveResult:
-    """What became of one frame.
+    """The result of one frame.
 
     Attributes
     ----------
     outcome
-        `done`: there are labels. `failed`: there is an error. `dropped`: the policy, or closing, gave the frame up.
+        `done`: labels are set. `failed`: error is set. `dropped`: discarded by the policy, by cancelling its future, or
+        by closing.
     number
-        The how manieth frame that was submitted, from 0.
+        Submission index, from 0.
     index
-        The frame's own index, as it was submitted: of a Micro-Manager event its index, such as {"t": 3, "c": 0}.
+        The index given to `submit`; for a Micro-Manager event its index, such as {"t": 3, "c": 0}.
     meta
-        The frame's metadata, as they were submitted. Shared with all who listen: never write into them.
+        The metadata given to `submit`. Shared by all listeners: do not modify.
     sequence
-        The sequence that the frame belongs to; None where none was announced.
+        The sequence the frame belongs to; None if no sequence was announced.
     frame
-        The frame: the array that was submitted, or the copy that was made of it. Never write into it. None if dropped.
+        The array that was segmented: the submitted one, or the copy made of it. Do not modify. None if dropped.
     labels
-        (H, W): int32 instances, or the uint8 index of the best class of each pixel; None unless done.
+        (H, W): int32 object numbers, or uint8 class indices; None unless done.
     objects
-        How many objects there are; None unless done and instances were asked for.
+        Number of objects; None unless done and `kind` is `instances`.
     error
-        Why there are no labels; None where there are.
+        The exception, if failed; else None.
     dropped
-        How many frames between the one before it that was not dropped, in the same sequence, and this one were.
+        Number of frames of this sequence dropped since the last frame that was not.
     queueing, compute, latency
-        Seconds the frame waited, seconds the segmenter took, and seconds from `submit` to this result.
+        Seconds in the queue, seconds in the segmenter, and seconds from `submit` to this result.
     timings
-        Where the time went; None unless done.
+        Seconds of each phase of the segmentation; None unless done.
     """
 
     outcome: Outcome
@@ -98,47 +108,52 @@ class LiveResult:
 
 
 class ResultOutput(Protocol):
-    """Where results go, one after the other, in the order of the frames.
+    """A consumer of results, in submission order.
 
-    All methods are called on the live segmenter's own thread, one at a time: what they take, the next frame waits, and
-    the camera never does. What they raise is counted and logged, and ends nothing.
+    All methods run on the live segmenter's thread, one at a time. A slow method delays the next frame, never the
+    camera. Exceptions are counted and logged; the live segmenter continues.
     """
 
     def sequence_started(self, sequence: LiveSequence) -> None:
-        """Take note of a sequence, before the results of its frames."""
+        """Handle the start of a sequence; called before the results of its frames."""
 
     def result(self, result: LiveResult) -> None:
-        """Take a result: one for each frame. Of those that were dropped, at most 1000 are told between two others."""
+        """Handle the result of a frame; called for dropped frames too, at most 1000 between two other results."""
 
     def sequence_finished(self, sequence: LiveSequence) -> None:
-        """Take note that all results of a sequence have come."""
+        """Handle the end of a sequence; called after the results of its frames."""
 
     def close(self) -> None:
-        """Free everything: the live segmenter was closed. Idempotent."""
+        """Release all resources; called when the live segmenter closes. Idempotent."""
 
 
 class ResultStream(Closable):
-    """An iterator over results, `done` and `failed`, in the order of the frames; ends when the live segmenter closes.
+    """An iterator over `done` and `failed` results, in submission order; ends when the live segmenter closes.
 
-    What nobody fetches is not kept for ever: when `capacity` results wait, the oldest makes room, and `missed` counts
-    it. Any thread may iterate; each result goes to one of them.
+    It buffers `capacity` results. When the buffer is full, the oldest is discarded and counted in `missed`. Several
+    threads may iterate over one stream; each result goes to one of them.
 
     Attributes
     ----------
     missed
-        How many results made room for others before they were fetched.
+        Number of results discarded before they were fetched.
+
+    Raises
+    ------
+    OptionError
+        `capacity` is less than 1.
     """
 
     def __init__(self, capacity: int) -> None:
         if capacity < 1:
-            raise OptionError(f"a stream of {capacity} results keeps nothing: use 1 or more")
+            raise OptionError(f"invalid stream capacity {capacity}: use 1 or more results")
         self.missed = 0
         self._waiting: deque[LiveResult] = deque()
         self._capacity, self._ended = capacity, False
         self._changed = threading.Condition()
 
     def offer(self, result: LiveResult) -> None:
-        """Take a result; never blocks."""
+        """Buffer a result; never blocks."""
         with self._changed:
             if self._ended:
                 return
@@ -149,7 +164,7 @@ class ResultStream(Closable):
             self._changed.notify()
 
     def get(self, timeout: float | None = None) -> LiveResult | None:
-        """Return the next result; None when `timeout` seconds pass without one, or when no more will come."""
+        """Return the next result; None after `timeout` seconds without one, or when the stream has ended."""
         until = None if timeout is None else monotonic() + timeout
         with self._changed:
             while not self._waiting and not self._ended:
@@ -169,7 +184,170 @@ class ResultStream(Closable):
         return result
 
     def close(self) -> None:
-        """Take no more results; those that wait can still be fetched."""
+        """Accept no more results; buffered ones can still be fetched."""
         with self._changed:
             self._ended = True
             self._changed.notify_all()
+
+
+class State(StrEnum):
+    """State of the live segmenter's thread.
+
+    `waiting` for frames; `segmenting`, or delivering a result; `closing`: finishing the queue; `closed`.
+    """
+
+    WAITING = "waiting"
+    SEGMENTING = "segmenting"
+    CLOSING = "closing"
+    CLOSED = "closed"
+
+
+@dataclass(frozen=True)
+class Percentiles:
+    """Percentiles of a duration in seconds, over the last 1000 segmented frames; None before the first."""
+
+    p50: float | None = None
+    p95: float | None = None
+    p99: float | None = None
+
+
+@dataclass(frozen=True)
+class LiveStatus:
+    """Snapshot of a live segmenter: submitted = done + dropped + failed + pending.
+
+    Attributes
+    ----------
+    state
+        State of its thread.
+    submitted, done, dropped, failed, pending
+        Numbers of frames; `pending` frames are queued or in flight.
+    missed
+        Number of frames lost before `submit`: gaps in the camera's image numbers.
+    output_errors
+        Number of exceptions raised by outputs and `on_result`.
+    last_error
+        The last error of a frame or an output, in one line; empty if there was none.
+    rate
+        Frames segmented per second, over the last 5 seconds.
+    queueing, compute, latency
+        Seconds in the queue, seconds in the segmenter, and seconds from `submit` to the result.
+    """
+
+    state: State
+    submitted: int
+    done: int
+    dropped: int
+    failed: int
+    pending: int
+    missed: int
+    output_errors: int
+    last_error: str
+    rate: float
+    queueing: Percentiles
+    compute: Percentiles
+    latency: Percentiles
+
+    def __str__(self) -> str:
+        counts = ("submitted", "done", "dropped", "failed", "pending", "missed")
+        parts = [
+            f"{self.state}: " + ", ".join(f"{getattr(self, name)} {name}" for name in counts),
+            f"{self.rate:.1f}/s",
+        ]
+        if self.latency.p50 is not None and self.latency.p99 is not None:
+            parts.append(f"latency p50 {1e3 * self.latency.p50:.0f} ms, p99 {1e3 * self.latency.p99:.0f} ms")
+        if self.last_error:
+            parts.append(f"last error: {self.last_error}")
+        return "; ".join(parts)
+
+
+# Number of results behind the percentiles: half a minute of a fast camera.
+RECENT = 1000
+# Averaging window of the frame rate, in seconds.
+RATE_WINDOW = 5.0
+
+
+class Record:
+    """Timings and errors behind a `LiveStatus`; written by the worker thread, read by any thread."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        # End (seconds of `perf_counter`), queueing, compute and latency of each segmented frame.
+        self._recent: deque[tuple[float, float, float, float]] = deque(maxlen=RECENT)
+        self.output_errors, self.last_error = 0, ""
+
+    def add(self, result: LiveResult) -> None:
+        """Record a result's timings or error."""
+        with self._lock:
+            if result.outcome is Outcome.DONE:
+                self._recent.append((perf_counter(), result.queueing, result.compute, result.latency))
+            if result.error is not None:
+                self.last_error = one_line(result.error)
+
+    def output_failed(self, error: BaseException) -> None:
+        """Record an exception raised by an output."""
+        with self._lock:
+            self.output_errors += 1
+            self.last_error = one_line(error)
+
+    def times(self) -> tuple[float, Percentiles, Percentiles, Percentiles]:
+        """Return frames per second, and the percentiles of queueing, compute and latency."""
+        with self._lock:
+            recent = list(self._recent)
+        if not recent:
+            return 0.0, Percentiles(), Percentiles(), Percentiles()
+        ends, *seconds = np.array(recent).T
+        queueing, compute, latency = (Percentiles(*np.percentile(each, (50, 95, 99)).tolist()) for each in seconds)
+        return _rate(ends.tolist(), perf_counter()), queueing, compute, latency
+
+
+def _rate(ends: list[float], now: float) -> float:
+    """Return frames per second over the window; `ends` in seconds of `perf_counter`, ascending."""
+    begin = max(ends[0], now - RATE_WINDOW)
+    recent = [end for end in ends if end > now - RATE_WINDOW]
+    return len(recent) / (now - begin) if len(ends) > 1 and now > begin else 0.0
+
+
+# Keys of Micro-Manager's image metadata (MMCore, `g_Keyword_Metadata_ImageNumber` and `..._CameraLabel`).
+IMAGE_NUMBER, CAMERA = "ImageNumber", "Camera"
+
+
+class ImageNumbers:
+    """Counts gaps in the image numbers of cameras.
+
+    A camera numbers its images from 0 in each sequence, so a number that does not increase starts a new count. Images
+    lost before the first or after the last one of a sequence leave no gap and are not counted.
+
+    Attributes
+    ----------
+    missed
+        Number of missing images so far.
+    """
+
+    def __init__(self) -> None:
+        self.missed = 0
+        self._last: dict[str, int] = {}
+
+    def restart(self) -> None:
+        """Start a new sequence: the next image has no predecessor."""
+        self._last = {}
+
+    def observe(self, metadata: Mapping[str, Any] | None) -> None:
+        """Count the images missing before this one, by its camera metadata; ignored if it has no image number."""
+        try:
+            number = int((metadata or {})[IMAGE_NUMBER])
+            camera = str((metadata or {}).get(CAMERA, ""))
+        except (AttributeError, KeyError, TypeError, ValueError):
+            return
+        last = self._last.get(camera)
+        if last is not None and number > last + 1:
+            self.missed += number - last - 1
+        self._last[camera] = number
+
+
+def one_line(error: BaseException) -> str:
+    """Return an exception's type and message in one line; never raises."""
+    try:
+        text = " ".join(str(error).split())
+    except Exception:  # noqa: BLE001 - a third-party exception can fail to format itself
+        text = ""
+    return f"{type(error).__name__}: {text}".removesuffix(": ")

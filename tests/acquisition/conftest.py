@@ -21,5 +21,5 @@ def core():
     if core.isSequenceRunning():
         core.stopSequenceAcquisition()
     core.unloadAllDevices()
-    # The core reports from a thread of its own, which must not find an interpreter that ends: that aborts the process.
+    # The core's callback thread aborts the process if it finds the interpreter finalizing.
     CMMCore.registerCallback(core, None)

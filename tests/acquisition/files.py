@@ -1,4 +1,4 @@
-"""What lies on the disk after an acquisition, read by others than its writer."""
+"""Reads the files of an acquisition with libraries that did not write them."""
 
 import csv
 

@@ -1,4 +1,4 @@
-"""Results as a live segmenter gives them, made by hand for tests of what stores them."""
+"""Results for tests of outputs, without a live segmenter."""
 
 import numpy as np
 

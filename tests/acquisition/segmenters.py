@@ -13,7 +13,7 @@ AS_IT_IS = Normalisation("fixed", offset=(0.0,), scale=(1.0,))
 
 
 def classes_of(frame):
-    """What `RemainderSession` makes of frames of integers (..., H, W)."""
+    """The classes that `RemainderSession` gives frames of integers (..., H, W)."""
     return (np.asarray(frame).astype(np.int64) % 7).astype(np.uint8)
 
 

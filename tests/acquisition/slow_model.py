@@ -1,4 +1,4 @@
-"""Segmenters without an engine, whose time and failures a test chooses; and an output that writes down what it gets."""
+"""Segmenters without an engine, with chosen durations and failures; and an output that records its calls."""
 
 import time
 from itertools import count
@@ -38,7 +38,7 @@ def slow_segmenter(seconds=0.0, failing=()):
 
 
 class Notes:
-    """An output that writes down what it is told of frames that were not dropped, in order."""
+    """An output that records the results of frames that were not dropped, in order."""
 
     def __init__(self):
         self.told, self.results = [], []

@@ -1,4 +1,4 @@
-"""Labels on disks that are full, or that take nothing for a while."""
+"""Labels on disks that are full, or stall."""
 
 import shutil
 import subprocess
@@ -22,7 +22,7 @@ pytestmark = pytest.mark.alone
 
 @pytest.fixture
 def full_disk():
-    """A context in which no file may grow beyond so many bytes."""
+    """A context that limits the size of files, in bytes."""
     resource = pytest.importorskip("resource", reason="this system has no limit for the size of files")
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
 
@@ -46,7 +46,7 @@ def test_a_disk_that_is_full_is_an_output_error(tmp_path, form, full_disk):
             writer.result(result_with(NOISE, number))
 
 
-def test_labels_that_came_while_the_disk_was_full_are_told_and_the_rest_is_stored(tmp_path, full_disk):
+def test_labels_lost_while_the_disk_was_full_are_reported_and_the_rest_is_stored(tmp_path, full_disk):
     with LabelWriter(tmp_path / "l.ome.zarr") as writer:
         with full_disk(), pytest.raises(OutputError, match=r"l.ome.zarr"):
             writer.result(result_with(NOISE, 0))
@@ -81,7 +81,7 @@ def test_a_tiff_on_a_full_disk_is_whole_and_goes_on_when_there_is_room(small_dis
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_a_tiff_tells_of_the_first_frame_that_is_lost_and_ends_at_once(tmp_path, full_disk):
+def test_a_tiff_reports_the_first_lost_frame_and_ends_at_once(tmp_path, full_disk):
     writer, lost = LabelWriter(tmp_path / "l.ome.tiff"), []
     begin = time.monotonic()
     with full_disk(1_000_000):  # one frame has 320 000
@@ -99,7 +99,7 @@ def test_a_tiff_tells_of_the_first_frame_that_is_lost_and_ends_at_once(tmp_path,
 
 
 def slow_at(number, seconds, monkeypatch):
-    """Let the writer of TIFFs take so long for one frame."""
+    """Delay the TIFF writer at one frame."""
     write, came = tifffile.TiffWriter.write, iter(range(100))
 
     def slow(*arguments, **options):
@@ -118,7 +118,7 @@ def test_a_disk_that_stalls_is_given_up_and_taken_again_and_no_frame_is_shifted(
         writer.result(result_with(image, 0))
         begin = time.monotonic()
         for number in (1, 2, 3):
-            with pytest.raises(OutputError, match="took no labels for 0 s: is the disk there"):
+            with pytest.raises(OutputError, match="took no labels for 0 s: is the disk still connected"):
                 writer.result(result_with(image + number, number))
         assert time.monotonic() - begin < 1, "who gave up once does not wait for each frame"
         time.sleep(2)

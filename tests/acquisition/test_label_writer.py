@@ -176,7 +176,7 @@ def test_a_plan_that_no_array_can_hold_becomes_a_series(camera, tmp_path):
     np.testing.assert_array_equal(labels, classes_of(raw))
 
 
-def test_each_sequence_has_a_file_of_its_own(camera, tmp_path):
+def test_each_sequence_has_its_own_file(camera, tmp_path):
     writer = LabelWriter(tmp_path / "labels.ome.zarr")
     (tmp_path / "labels_001.csv").touch()
     with LiveSegmenter(segmenter(), policy="block", kind="classes", outputs=[writer]) as live:
@@ -188,7 +188,7 @@ def test_each_sequence_has_a_file_of_its_own(camera, tmp_path):
 
 
 @pytest.mark.parametrize("form", FORMATS)
-def test_frames_that_nobody_announced_become_a_series(tmp_path, form):
+def test_frames_without_an_announced_sequence_become_a_series(tmp_path, form):
     images = frames(*[(40, 30)] * 3)
     with LiveSegmenter(
         segmenter(), policy="block", kind="classes", outputs=[LabelWriter(tmp_path / f"l.{form}")]
@@ -228,7 +228,7 @@ def test_a_frame_outside_the_plan_is_an_error_and_those_after_it_are_found():
     with pytest.raises(OutputError, match=r"index \{'t': 9\}"):
         places.place(result_with(None, index={"t": 9}))
     assert places.place(result_with(None, index={"t": 2})) == (2, [{"t": 1}])
-    with pytest.raises(OutputError, match="still to come"):
+    with pytest.raises(OutputError, match="no remaining event"):
         places.place(result_with(None, index={"t": 1}))
 
 
@@ -350,7 +350,7 @@ def test_overwriting_leaves_nothing_of_the_old(tmp_path, form):
     np.testing.assert_array_equal(positions_of(tmp_path / f"l.{form}")[0].reshape(-1, 50, 30), classes_of(images))
 
 
-def test_a_dtype_that_numbers_nothing_is_refused(tmp_path):
+def test_an_unsupported_dtype_is_refused(tmp_path):
     with pytest.raises(OptionError, match="float32"):
         LabelWriter(tmp_path / "l.ome.zarr", dtype="float32")
 

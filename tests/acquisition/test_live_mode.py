@@ -18,7 +18,7 @@ pytestmark = pytest.mark.alone
 
 @contextmanager
 def feeding(core, seconds=0.0, tile=572, interval=0.005, **how):
-    """A feed from a core to a segmenter that takes so many seconds; yields it, the segmenter, and all results."""
+    """A feed from a core to a segmenter of `seconds` a frame; yields it, the live segmenter, and all results."""
     results = []
     how = {"kind": "classes", "on_result": results.append, **how}
     with LiveSegmenter(segmenter(seconds, tile), **how) as live, LiveModeFeed(core, live, interval=interval) as feed:
@@ -33,7 +33,7 @@ def until(true, seconds=5.0):
 
 
 def run_for(images, core, feed, results):
-    """Let the camera run until so many results more are there."""
+    """Run the camera until a number of further results have come."""
     enough = len(results) + images
     core.startContinuousSequenceAcquisition()
     until(lambda: len(results) >= enough)
@@ -140,7 +140,7 @@ def test_a_region_that_changes_while_the_camera_runs(core):
         until(lambda: results[-1].labels.shape == (64, 96))
 
 
-def test_each_run_is_stored_in_a_file_of_its_own(core, tmp_path):
+def test_each_run_is_stored_in_its_own_file(core, tmp_path):
     core.setROI(0, 0, 96, 64)
     with feeding(core, outputs=[LabelWriter(tmp_path / "labels.ome.tiff")]) as (feed, _live, results):
         for _ in range(2):
@@ -154,7 +154,7 @@ def test_each_run_is_stored_in_a_file_of_its_own(core, tmp_path):
             np.testing.assert_array_equal(labels[int(row["frame"])], own[int(row["image"])])
 
 
-def test_a_full_buffer_stops_a_finite_sequence_and_is_told(core, caplog):
+def test_a_full_buffer_stops_a_finite_sequence_and_is_reported(core, caplog):
     large(core)
     core.setCircularBufferMemoryFootprint(64)
     with feeding(core, seconds=0.05, tile=2092) as (feed, live, results):
@@ -179,7 +179,7 @@ def test_a_full_buffer_of_live_mode_goes_on(core):
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_what_the_core_raises_is_told_and_survived(core, monkeypatch, caplog):
+def test_exceptions_of_the_core_are_reported_and_survived(core, monkeypatch, caplog):
     original, broken = core.getLastImageAndMD, threading.Event()
 
     def fake_failing_device(*arguments):  # no demo device can be made to fail here
@@ -232,7 +232,7 @@ def test_no_thread_is_left(core):
 
 
 def test_a_callback_may_end_the_feed_that_waits_for_room(core):
-    """With `block` the feed waits for room that only the thread makes that ends it."""
+    """With `block` the feed waits for room that only the thread that closes it can make."""
     ended = threading.Event()
 
     def end(result):

@@ -1,4 +1,4 @@
-"""The camera never waits: a timed acquisition keeps its interval, whatever becomes of its frames."""
+"""The camera never waits: a timed acquisition keeps its interval, whatever the outcome of its frames."""
 
 import time
 from contextlib import contextmanager
@@ -15,7 +15,7 @@ pytestmark = pytest.mark.alone
 INTERVAL, FRAMES = 0.1, 11
 # Twice the interval: the camera gives twice what can be segmented.
 SLOW = 0.2
-# A shared machine can pause for longer than 5 % of a second: the best of so many runs counts.
+# A shared machine can pause for longer than 5 % of a second: the best of several runs counts.
 ATTEMPTS = 3
 
 
@@ -38,7 +38,7 @@ def as_slot(core, live):
 
 
 class Blocking:
-    """A handler that does the work where it is called."""
+    """A handler that works on the calling thread."""
 
     def sequenceStarted(self, sequence, meta):  # noqa: N802
         pass
@@ -65,7 +65,7 @@ def interval(core, **run):
 
 
 def longer(core, connected, handler, attempts=ATTEMPTS):
-    """By which part the interval is longer with a handler than in a run without, just before; the best of attempts."""
+    """The relative increase of the interval by a handler, against a run without just before; the best of attempts."""
     parts = []
     while not parts or (abs(parts[-1]) > 0.05 and len(parts) < attempts):
         without = interval(core)
@@ -106,7 +106,7 @@ def test_the_engine_relays_to_an_output_that_blocks(core):
 
 @pytest.mark.parametrize("what", ["a handler that blocks", "the policy block"])
 def test_a_slot_that_blocks_slows_the_camera(core, what):
-    """What the tests above would see."""
+    """The failure that the tests above would detect."""
     with slow_segmenter(SLOW) as segmenter, LiveSegmenter(segmenter, policy="block", capacity=1) as live:
         handler = live if what == "the policy block" else Blocking()
         assert longer(core, as_slot, handler, attempts=1) > 0.5

@@ -21,7 +21,7 @@ pytestmark = pytest.mark.alone
 
 @pytest.fixture
 def core():
-    """A core that takes cameras written in Python, without any other device."""
+    """A core that supports cameras written in Python, without any other device."""
     pytest.importorskip("mm_test_adapters", reason=requirements.MICRO_MANAGER)
     from pymmcore import CMMCore
     from pymmcore_plus.experimental.unicore import UniMMCore
@@ -29,7 +29,7 @@ def core():
     core = UniMMCore()
     yield core
     core.unloadAllDevices()
-    # As in the other fixture: nothing is reported to an interpreter that ends.
+    # As in the other fixture: no callback may find the interpreter finalizing.
     CMMCore.registerCallback(core, None)
 
 
@@ -145,9 +145,9 @@ def test_a_camera_has_one_size_and_dtype(numbered, tmp_path, shape, dtype, messa
     assert list(by_kind(files).values()) == [numbered, [tmp_path / "c.tif"]]
 
 
-def test_what_is_no_replay(tmp_path):
+def test_files_that_cannot_be_replayed_are_refused(tmp_path):
     with pytest.raises(FrameError, match="no files to replay: give one or more"):
         Replay([])
     tifffile.imwrite(tmp_path / "rgb.tif", np.zeros((9, 9, 3), np.uint8), photometric="rgb")
-    with pytest.raises(FrameError, match="rgb.tif has 3 channels: a camera gives grey frames"):
+    with pytest.raises(FrameError, match="rgb.tif has 3 channels: a replay camera is grey"):
         Replay([tmp_path / "rgb.tif"])

@@ -1,4 +1,4 @@
-"""LiveSegmenter in Micro-Manager's acquisition engine: what an experiment does to it, and what it does to none."""
+"""LiveSegmenter in Micro-Manager's acquisition engine: it follows an experiment, and never disturbs it."""
 
 import logging
 
@@ -15,7 +15,7 @@ pytestmark = pytest.mark.alone
 
 @pytest.fixture
 def engine_errors():
-    """What the engine logs as an error: there is none."""
+    """Asserts that the engine logs no error."""
     records = []
     handler = logging.Handler(logging.ERROR)
     handler.emit = records.append

@@ -48,7 +48,7 @@ def cells(tmp_path_factory):
 
 @pytest.fixture
 def run(tiny_model, capsys):
-    """Run `unetrt live` on the tiny model; return its status, standard output and what standard error says for good."""
+    """Run `unetrt live` on the tiny model; return exit status, standard output, and standard error without progress."""
 
     def run(*arguments):
         status = main(["live", str(tiny_model), *map(str, arguments)])
@@ -59,7 +59,7 @@ def run(tiny_model, capsys):
 
 
 def without_progress(err):
-    """Leave out the line every five seconds, which a fast machine never comes to."""
+    """Remove the line every five seconds, which fast runs do not print."""
     return re.sub(r"^\d+ s; .*\n", "", err, flags=re.MULTILINE)
 
 
@@ -104,7 +104,7 @@ def test_classes_are_written_without_objects(run, cells, tmp_path):
     assert tifffile.imread(tmp_path / "live" / "a.tif").max() <= 1
 
 
-def test_time_is_up(run, cells):
+def test_a_run_ends_after_seconds(run, cells):
     begin = time.monotonic()
     status, out, _ = run("--replay", cells, "--loop", "--seconds", 1, "--normalisation", "running", "--queue", 1)
     assert status == 0
@@ -112,7 +112,7 @@ def test_time_is_up(run, cells):
     assert time.monotonic() - begin >= 1
 
 
-def test_a_file_that_is_none_and_a_frame_that_is_bad_are_named(run, cells, tmp_path):
+def test_unreadable_files_and_bad_frames_are_named(run, cells, tmp_path):
     nan = np.full((64, 64), np.nan, np.float32)
     tifffile.imwrite(tmp_path / "nan.tif", nan, photometric="minisblack")
     (tmp_path / "text.tif").write_text("no image")
@@ -121,16 +121,14 @@ def test_a_file_that_is_none_and_a_frame_that_is_bad_are_named(run, cells, tmp_p
     assert status == 2
     assert out.startswith("2 frames: 1 segmented, 1 failed\n")
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["z.tif"]
-    assert err.splitlines()[1].startswith(
-        "Error: 1 of 2 frames could not be segmented; the last: FrameError: 4096 pixels are NaN"
-    )
+    assert err.splitlines()[1].startswith("Error: 1 of 2 frames failed; the last: FrameError: 4096 pixels are NaN")
     (tmp_path / "nan.tif").unlink()
     status, out, err = run("--replay", tmp_path, "--fps", 0)
     assert status == 2
     assert re.search(r"^Error: \S+text.tif cannot be read", err, re.MULTILINE)
 
 
-def test_labels_that_cannot_be_written_are_not_passed_over(run, cells, tmp_path):
+def test_labels_that_cannot_be_written_are_an_error(run, cells, tmp_path):
     (tmp_path / "out" / "b.tif").mkdir(parents=True)
     status, out, err = run("--replay", cells, "--fps", 0, "--save", tmp_path / "out")
     assert status == 2
@@ -142,20 +140,20 @@ def test_labels_that_cannot_be_written_are_not_passed_over(run, cells, tmp_path)
 CASES = {
     "no source": ("", "give either --config FILE, for a camera, or --replay FOLDER"),
     "two sources": ("--config MMConfig_demo.cfg --replay good", "give either --config FILE"),
-    "a loop of a camera": ("--config MMConfig_demo.cfg --loop", "--loop is for --replay only"),
-    "an exposure of files": ("--replay good --exposure 10", "--exposure is for --config only"),
-    "a port of nothing": ("--replay good --port 8000", "--port is for --view only"),
+    "a loop of a camera": ("--config MMConfig_demo.cfg --loop", "--loop has no effect without --replay"),
+    "an exposure of files": ("--replay good --exposure 10", "--exposure has no effect without --config"),
+    "a port of nothing": ("--replay good --port 8000", "--port has no effect without --view"),
     "as fast as possible, and not": ("--replay good --fps 0 --policy latest", "leave out --policy, or give"),
-    "an endless rate": ("--replay good --fps inf", "--fps inf does not work"),
-    "a time that is none": ("--replay good --seconds nan", "--seconds nan does not work"),
+    "an endless rate": ("--replay good --fps inf", "--fps inf is not a finite number"),
+    "a time that is none": ("--replay good --seconds nan", "--seconds nan is not a finite number"),
     "no files": ("--replay none", "none does not exist: give a folder"),
     "an empty folder": ("--replay empty", "empty holds no image"),
     "no configuration": ("--config none.cfg", "none.cfg does not exist"),
     "a configuration without a camera": ("--config empty.cfg", "empty.cfg names no camera"),
     "a configuration of devices that are not there": ("--config odd.cfg", "odd.cfg does not load: .*NoLibrary"),
     "no policy": ("--replay good --policy oldest", "'oldest' is not one of"),
-    "no queue": ("--replay good --queue 0", "a queue cannot hold 0 frames"),
-    "a queue of the newest": ("--replay good --queue 3", "policy latest keeps the newest frame alone"),
+    "no queue": ("--replay good --queue 0", "invalid queue capacity 0"),
+    "a queue of the newest": ("--replay good --queue 3", "policy latest queues 1 frame, not 3"),
     "no backend": ("--replay good --backend tpu", "is unknown: use one of auto"),
     "no frames": ("--replay good --frames 0", "0 is not in the range"),
     "over an image": ("--replay images --save images/a.ome.tif --overwrite", "a.ome.tif is an input and would be"),
@@ -168,7 +166,7 @@ CASES = {
         "a.tif and b.tif have 60 x 70 and 90 x 64 pixels, and l.ome.zarr holds one size: name a folder, l,",
     ),
     "a file that is there": ("--replay good --save there.ome.zarr", "exists: give another name, remove it, or ask"),
-    "to replace nothing": ("--replay good --overwrite", "--overwrite is for --save only"),
+    "to replace nothing": ("--replay good --overwrite", "--overwrite has no effect without --save"),
     "a camera into a folder": ("--config MMConfig_demo.cfg --save out", "name a file that ends in .ome.zarr"),
 }
 
@@ -224,7 +222,7 @@ def test_a_file_that_is_cut_short_is_named_where_labels_go_into_one_file(run, ce
     assert re.search(r"^Error: \S+b.tif cannot be read", err, re.MULTILINE)
 
 
-def test_a_file_of_labels_is_replaced_where_that_is_asked_for(run, cells, tmp_path):
+def test_overwrite_replaces_a_file_of_labels(run, cells, tmp_path):
     for _ in range(2):
         where = tmp_path / "l.ome.tiff"
         assert run("--replay", cells / "a.tif", "--fps", 0, "--save", where, "--overwrite")[0] == 0
@@ -238,8 +236,14 @@ def test_an_interrupt_that_an_import_swallows_is_not_lost(run, cells, monkeypatc
             time.sleep(5)  # interrupted
         return LiveSegmenter(Segmenter(CropSession(small_spec())))
 
-    monkeypatch.setattr("unetrt.cli.live._live", opened)
+    monkeypatch.setattr("unetrt.runtime.LiveSegmenter", opened)
     assert run("--replay", cells) == (130, "", "\nstopped by the user\n")
+
+
+def test_the_live_command_imports_no_trainer():
+    block = "import sys; sys.modules.update(dict.fromkeys(['torch', 'unetrt.trainer']))\n"
+    code = "import unetrt.cli.live, unetrt.live_view.browser, unetrt.live_view.saving, unetrt.live_view.terminal"
+    subprocess.run([sys.executable, "-c", block + code], check=True, timeout=120)
 
 
 @pytest.mark.parametrize(
@@ -253,7 +257,7 @@ def test_a_missing_package_names_the_extra(run, monkeypatch, package, arguments,
 
 
 @pytest.mark.parametrize("ends", [True, False])
-def test_ctrl_c_leaves_whole_files_and_says_what_there_is(tiny_model, cells, tmp_path, ends):
+def test_ctrl_c_leaves_complete_files_and_a_summary(tiny_model, cells, tmp_path, ends):
     (tmp_path / "many").mkdir()
     for number in range(200):
         (tmp_path / "many" / f"{number}.tif").symlink_to(cells / "a.tif")
@@ -295,7 +299,7 @@ def test_at_a_terminal_the_view_is_drawn_in_place_and_taken_away(tiny_model, cel
         assert process.stdout.read().count("frames: ") == 1
     os.close(ours)
     assert process.returncode == 0
-    assert "\x1b[1A" in drawn  # a line up: drawn anew in its place
+    assert "\x1b[1A" in drawn  # cursor up: redrawn in place
     assert drawn.count("Ctrl-C ends it") > 3
     assert TITLE.format("4 files", "latest").strip() in drawn
 
@@ -308,7 +312,7 @@ def _read(terminal: int) -> bytes:
 
 
 @MICRO_MANAGER
-def test_so_many_images_of_the_demo_camera(tiny_model):
+def test_a_number_of_images_of_the_demo_camera(tiny_model):
     process = started(tiny_model, "--config", "MMConfig_demo.cfg", "--exposure", 5, "--frames", 5, "--policy", "block")
     out, err = process.communicate(timeout=60)
     assert process.returncode == 0  # and no thread of the core aborted the process
@@ -340,8 +344,8 @@ def test_a_camera_that_stops_in_mid_run_is_one_line(run, monkeypatch):
     assert re.match(r"\d+ frames?: [1-9]\d* segmented", out)
 
 
-def test_a_browser_can_look_on(tiny_model, cells):
-    # A browser in the terminal: none that would be opened.
+def test_a_browser_can_follow_a_run(tiny_model, cells):
+    # A text browser, which is not opened.
     process = started(tiny_model, "--replay", cells, "--loop", "--view", env={**os.environ, "BROWSER": "true"})
     url = re.fullmatch(r"showing at (http://127.0.0.1:\d+/)\n", process.stdout.readline())[1]
     process.stderr.readline()
@@ -373,11 +377,11 @@ COMMANDS = re.findall(r"^unetrt live .*$", (Path(__file__).parents[2] / "docs" /
 
 @MICRO_MANAGER
 @pytest.mark.parametrize("command", COMMANDS)
-def test_what_the_page_shows_runs(tiny_model, cells, tmp_path, monkeypatch, capsys, command):
+def test_the_commands_of_the_docs_run(tiny_model, cells, tmp_path, monkeypatch, capsys, command):
     (tmp_path / "model.onnx").write_bytes(tiny_model.read_bytes())
     (tmp_path / "images").symlink_to(cells)
     monkeypatch.chdir(tmp_path)
     assert len(COMMANDS) == 4
-    end = ["--frames", "3"] if "--fps 0" not in command else []  # seconds may pass without a frame where much else runs
+    end = ["--frames", "3"] if "--fps 0" not in command else []  # a busy machine may take seconds for a frame
     assert main([*shlex.split(command)[1:], *end]) == 0
     assert re.match(r"\d+ frames?: [1-9]\d* segmented", capsys.readouterr().out)

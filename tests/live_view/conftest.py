@@ -1,4 +1,4 @@
-"""What tests of the live view share: a live segmenter without an engine, and a view of it that leaves no thread."""
+"""Fixtures of the live view: a live segmenter without an engine, and a view of it that leaves no thread."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""A live segmenter without an engine, and what tests ask a browser view over HTTP."""
+"""A live segmenter without an engine, and HTTP requests to a browser view."""
 
 import json
 import threading
@@ -18,7 +18,7 @@ AS_IT_IS = Normalisation("fixed", offset=(0.0,), scale=(1.0,))
 
 
 def squares(height=96, width=128):
-    """A frame of bright squares, each an object; also how many there are."""
+    """A frame of bright squares, each an object; and their number."""
     frame = np.zeros((height, width), np.uint16)
     for top in range(8, height - 16, 24):
         for left in range(8, width - 16, 24):
@@ -73,7 +73,7 @@ def news_of(view, results):
 
 
 def eventually(what, seconds=15):
-    """What is true within seconds; the last answer where nothing is."""
+    """Wait until a condition is true, and return its last value."""
     until = time.monotonic() + seconds
     while not (answer := what()) and time.monotonic() < until:
         time.sleep(0.05)
@@ -81,5 +81,5 @@ def eventually(what, seconds=15):
 
 
 def view_threads():
-    """The names of threads that a view started and that still run."""
+    """The names of running threads of views."""
     return [thread.name for thread in threading.enumerate() if thread.name.startswith("unetrt-view")]

@@ -15,7 +15,7 @@ from unetrt.live_view.browser import BrowserView
 from unetrt.runtime.errors import BackendUnavailableError, OptionError
 
 
-def test_pages_hear_that_the_run_ended_and_that_the_view_closes():
+def test_pages_get_events_for_the_end_of_the_run_and_of_the_view():
     with open_live() as live, BrowserView(live) as view, asked(view, "/events") as response:
         live.close()
         told = events(response)
@@ -33,7 +33,7 @@ def test_only_this_machine_reaches_the_page(view):
             socket.create_connection((address, port), timeout=1).close()
 
 
-def test_a_port_that_cannot_be_had_is_one_line(live):
+def test_a_port_in_use_is_an_error_of_one_line(live):
     with BrowserView(live) as first:
         port = urlsplit(first.url).port
         with pytest.raises(
@@ -60,7 +60,7 @@ def test_it_closes_at_once_though_browsers_are_connected(live):
     address = urlsplit(view.url).netloc
     connections = [HTTPConnection(address, timeout=10) for _ in range(4)]
     for connection, path in zip(connections, ["/events", "/events", "/picture?after=0", "/page.js"], strict=True):
-        connection.request("GET", path)  # none of them reads its answer
+        connection.request("GET", path)  # the responses are not read
     time.sleep(0.3)
     begin = time.perf_counter()
     view.close()

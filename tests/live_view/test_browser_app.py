@@ -118,7 +118,7 @@ def test_browsers_share_a_picture(live, view, monkeypatch):
     assert made == [0]
 
 
-def test_a_frame_that_cannot_be_shown_is_told_in_words(live, view, monkeypatch):
+def test_a_frame_that_cannot_be_shown_is_an_error_message(live, view, monkeypatch):
     def failing(result):
         raise MemoryError("no room for <b>it</b>")
 

@@ -40,7 +40,7 @@ def chromium():
 
 @pytest.fixture
 def page(chromium):
-    """A browser without a page, which has said nothing yet."""
+    """A browser without a page, and an empty log."""
     chromium.get("about:blank")
     chromium.get_log("browser")
     return chromium
@@ -51,7 +51,7 @@ def text(page, name):
 
 
 def pixels(page, name):
-    """What a canvas shows, (H, W, 3) uint8."""
+    """The pixels of a canvas, (H, W, 3) uint8."""
     url = page.execute_script("return document.getElementById(arguments[0]).toDataURL()", name)
     return np.asarray(Image.open(BytesIO(b64decode(url.partition(",")[2]))).convert("RGB"))
 
@@ -104,7 +104,7 @@ def test_frame_and_labels_are_shown_alone_or_one_over_the_other(page):
         assert alone[inside].min() > 200
         for coloured in (overlay, labels):
             assert np.ptp(coloured[frame > 0], axis=-1).min() > 20
-            assert coloured[frame == 0].max() < 60  # what JPEG makes of black beside white
+            assert coloured[frame == 0].max() < 60  # JPEG artefacts of black beside white
         assert labels[frame == 0].max() == 0
         assert overlay[inside].mean() > labels[inside].mean()
         page.execute_script(

@@ -1,4 +1,4 @@
-"""Files in the place of a camera, and their label files."""
+"""Replayed files, their label files, and the error that a run ends with."""
 
 import threading
 import time
@@ -8,13 +8,12 @@ import pytest
 import tifffile
 
 from tests.conftest import small_spec
-from unetrt.live_view.run import verdict
+from unetrt.cli.live import verdict
 from unetrt.live_view.saving import LabelFiles
-from unetrt.live_view.sources import FILE, FileFrame, Replay
+from unetrt.live_view.sources import FILE, FileFrame, FileReplay
 from unetrt.runtime.errors import FrameError, InferenceError, OutOfMemoryError, OutputError
 from unetrt.runtime.live.live_segmenter import LiveSegmenter
-from unetrt.runtime.live.results import LiveResult, Outcome
-from unetrt.runtime.live.status import LiveStatus, Percentiles, State
+from unetrt.runtime.live.results import LiveResult, LiveStatus, Outcome, Percentiles, State
 from unetrt.runtime.segment.segmenter import Segmenter
 from unetrt.runtime.sessions.cpu import CropSession
 
@@ -23,7 +22,7 @@ pytestmark = pytest.mark.alone
 
 @pytest.fixture
 def came():
-    """The results of `live`, and when they came, in seconds."""
+    """The results of `live`, with their arrival times in seconds."""
     return []
 
 
@@ -39,7 +38,7 @@ def live(came):
 
 @pytest.fixture
 def paths(tmp_path):
-    """A frame, a stack of two, and a file that is none."""
+    """A frame, a stack of two, and a file that is not an image."""
     pixels = np.arange(2 * 8 * 9, dtype=np.uint16).reshape(2, 8, 9)
     tifffile.imwrite(tmp_path / "a.tif", pixels[0], photometric="minisblack")
     tifffile.imwrite(tmp_path / "b.tif", pixels, photometric="minisblack")
@@ -48,7 +47,7 @@ def paths(tmp_path):
 
 
 def test_frames_come_in_order_and_again(paths, live, came):
-    replay = Replay(paths, 0, loop=True, most=5)
+    replay = FileReplay(paths, 0, loop=True, most=5)
     replay.feed(live, threading.Event())
     live.close()
     once = [("a.tif", 0, 1, 0), ("b.tif", 0, 2, 0), ("b.tif", 1, 2, 72)]
@@ -59,15 +58,15 @@ def test_frames_come_in_order_and_again(paths, live, came):
 
 
 def test_frames_come_at_their_pace(paths, live, came):
-    Replay(paths[:2], 20, loop=True, most=9).feed(live, threading.Event())
+    FileReplay(paths[:2], 20, loop=True, most=9).feed(live, threading.Event())
     live.close()
     passed = np.diff([when for _, when in came])
     assert passed.mean() > 0.9 * 0.05
     assert np.median(passed) < 3 * 0.05
 
 
-def test_a_round_without_a_frame_is_the_last(paths, live, came):
-    replay = Replay(paths[2:], 0, loop=True)
+def test_a_loop_without_a_readable_file_ends(paths, live, came):
+    replay = FileReplay(paths[2:], 0, loop=True)
     replay.feed(live, threading.Event())
     live.close()
     assert came == []
@@ -76,7 +75,7 @@ def test_a_round_without_a_frame_is_the_last(paths, live, came):
 
 def test_a_replay_stops_between_two_frames(paths, live):
     stop = threading.Event()
-    thread = threading.Thread(target=Replay(paths[:1], 0.01, loop=True).feed, args=(live, stop))
+    thread = threading.Thread(target=FileReplay(paths[:1], 0.01, loop=True).feed, args=(live, stop))
     thread.start()
     stop.set()
     thread.join(timeout=5)
@@ -90,10 +89,10 @@ def result(path, frame, frames, value=None):
     return LiveResult(outcome, 0, None, {FILE: FileFrame(path, frame, frames)}, None, None, labels)
 
 
-def test_frames_of_a_stack_that_were_lost_are_empty_in_its_file(tmp_path):
+def test_lost_frames_of_a_stack_are_empty_in_its_file(tmp_path):
     files = LabelFiles(tmp_path / "out")
     a, b, c, d = (tmp_path / f"{name}.ome.tif" for name in "abcd")
-    # Of a the last frame was dropped, of b nothing is there, of d the last has not come when all ends.
+    # a: the last frame was dropped; b: all were; d: the last has not come at the end.
     for came in (result(a, 0, 3, 7), result(a, 1, 3), result(b, 0, 1), result(c, 0, 1, 300), result(d, 0, 2, 1)):
         files.result(came)
     files.close()
@@ -133,7 +132,7 @@ VERDICTS = {
         {},
         FrameError,
         2,
-        "1 of 5 frames could not be.* last: FrameError: NaN",
+        "1 of 5 frames failed; the last: FrameError: NaN",
     ),
     "memory": ({}, OutOfMemoryError("full"), {}, OutOfMemoryError, 1, "the last: OutOfMemoryError: full"),
     "defect": ({}, ZeroDivisionError("0"), {}, InferenceError, 1, "the last: ZeroDivisionError: 0"),
@@ -143,7 +142,7 @@ VERDICTS = {
 
 
 @pytest.mark.parametrize(("fields", "failure", "unread", "kind", "code", "message"), VERDICTS.values(), ids=VERDICTS)
-def test_what_a_run_comes_to(fields, failure, unread, kind, code, message):
+def test_the_error_that_a_run_ends_with(fields, failure, unread, kind, code, message):
     found = verdict(status(**fields), failure, unread)
     assert type(found) is kind
     assert found.exit_code == code
@@ -151,5 +150,5 @@ def test_what_a_run_comes_to(fields, failure, unread, kind, code, message):
         raise found
 
 
-def test_a_run_in_which_frames_were_dropped_went_well():
+def test_dropped_frames_are_no_error():
     assert verdict(status(), None, {}) is None

@@ -1,4 +1,4 @@
-"""What a person sees of a live segmentation: in place at a terminal, in lines elsewhere."""
+"""The views of a live segmentation: in place at a terminal, else plain lines."""
 
 import io
 
@@ -19,7 +19,7 @@ from unetrt.live_view.terminal import (
     view_for,
 )
 from unetrt.runtime.live.live_segmenter import LiveSegmenter
-from unetrt.runtime.live.status import LiveStatus, Percentiles, State
+from unetrt.runtime.live.results import LiveStatus, Percentiles, State
 
 STATUS = LiveStatus(
     State.SEGMENTING,
@@ -104,7 +104,7 @@ def test_plain_lines_come_now_and_then_without_control_characters():
     file = io.StringIO()
     for every, expected in ((1e6, 1), (0.0, 4)):
         file.seek(0), file.truncate()
-        # As where colours are forced upon a log.
+        # As with colours forced upon a log.
         with view_for(Console(file=file, force_terminal=True), "cells", "Ctrl-C") as view:
             assert isinstance(view, PlainLines)
         file.seek(0), file.truncate()
@@ -122,7 +122,7 @@ def test_the_view_in_place_leaves_nothing_behind():
         view.show(FIGURES)
         view.close()
     assert console.file.getvalue().count("30 done") >= 2
-    assert console.file.getvalue().endswith("\x1b[2K")  # the last that is done is to clear a line
+    assert console.file.getvalue().endswith("\x1b[2K")  # it ends with clearing a line
 
 
 def test_an_observer_sees_what_a_live_segmenter_does(tiny_model):

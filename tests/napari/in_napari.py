@@ -28,10 +28,10 @@ FRAME = RANDOM.integers(0, 4000, (150, 170)).astype(np.uint16)
 
 
 def until(reached, seconds=20.0):
-    """Let Qt work until something is so."""
+    """Process Qt events until a condition is true."""
     end = time.monotonic() + seconds
     while not reached():
-        assert time.monotonic() < end, "it did not come to pass"
+        assert time.monotonic() < end, "it did not happen in time"
         QApplication.processEvents()
         time.sleep(0.002)
 
@@ -86,7 +86,7 @@ def expected(image, min_area=0):
 
 
 def use(widget, session):
-    """Put a segmenter of the test in the place of the model file."""
+    """Use a session of the test instead of the model file."""
     SESSIONS.append(session)
     widget.work.path, widget.work.segmenter = MODEL, Segmenter(session)
 
@@ -205,8 +205,7 @@ def test_live_labels_follow_the_layer(viewer, widget):
     layer.refresh()
     wanted = expected(layer.data)
     until(lambda: np.array_equal(labels.data, wanted))
-    widget._show_figures()
-    assert "frames/s, latency" in widget.form.figures.text()
+    until(lambda: "frames/s, latency" in widget.form.figures.text())
     widget.form.live.click()
     until(lambda: not any("live" in name for name in our_threads()))
     assert "preview (unetrt live)" in viewer.layers
@@ -215,7 +214,7 @@ def test_live_labels_follow_the_layer(viewer, widget):
 def test_what_it_shows_does_not_make_new_frames(viewer, widget):
     viewer.add_image(FRAME, name="preview")
     go_live(widget)
-    live = widget.work.live.feed._live
+    live = widget.work.live.live
     live.flush(10)
     before = live.status().submitted
     end = time.monotonic() + 0.5
@@ -241,8 +240,8 @@ def test_frames_faster_than_the_model_are_dropped_and_the_gui_goes_on(viewer, wi
     for value in range(40):
         layer.data = np.full((20, 30), value, np.uint8)
         QApplication.processEvents()
-    assert time.perf_counter() - begin < 40 * 0.3 / 2  # had it waited for each frame, it had taken 12 seconds
-    live = widget.work.live.feed._live
+    assert time.perf_counter() - begin < 40 * 0.3 / 2  # 12 seconds if it waited for each frame
+    live = widget.work.live.live
     live.flush(10)
     status = live.status()
     assert status.dropped > 0
@@ -250,12 +249,12 @@ def test_frames_faster_than_the_model_are_dropped_and_the_gui_goes_on(viewer, wi
     assert status.submitted == status.done + status.dropped
 
 
-def test_a_frame_that_fails_is_told_once(viewer, widget):
+def test_a_failing_frame_is_reported_once(viewer, widget):
     layer = viewer.add_image(np.full((40, 50), np.nan, np.float32), name="preview", contrast_limits=(0, 1))
     widget.form.live.click()
     until(messages)
     layer.refresh()
-    live = widget.work.live.feed._live
+    live = widget.work.live.live
     until(lambda: live.status().failed >= 2)
     end = time.monotonic() + 0.1
     until(lambda: time.monotonic() > end)

@@ -1,4 +1,4 @@
-"""The plugin in a real napari on a real X server, in a process of its own: napari and Qt keep much that is global."""
+"""The plugin in a real napari on a real X server, in its own process: napari and Qt have global state."""
 
 import os
 import re
@@ -20,11 +20,11 @@ pytestmark = pytest.mark.skipif(not find_spec("napari"), reason=requirements.NAP
 
 @pytest.fixture(scope="module")
 def outcomes(tiny_model, tmp_path_factory):
-    """Run all cases; returns what went wrong with each, an empty text where nothing did."""
+    """Run all cases; returns the failure of each, empty if it passed."""
     if MISSING:
         pytest.skip(MISSING)
     folder = tmp_path_factory.mktemp("napari")
-    # napari warns while it is imported, of nothing that is ours.
+    # napari warns during its import, not about our code.
     options = ["-W", "default::DeprecationWarning", "-p", "no:cacheprovider", f"--junitxml={folder / 'outcomes.xml'}"]
     with display() as name:
         places = {"DISPLAY": name, "QT_QPA_PLATFORM": "xcb", "QT_API": "pyqt6", "XDG_CONFIG_HOME": str(folder)}

@@ -14,7 +14,7 @@ MISSING = None if shutil.which("Xvfb") else requirements.X_SERVER
 
 @contextmanager
 def display() -> Iterator[str]:
-    """Start a server on a number that is free; yields its name, for the variable DISPLAY."""
+    """Start a server on a free display; yields its name, for the variable DISPLAY."""
     reading, writing = os.pipe()
     command = ["Xvfb", "-displayfd", str(writing), "-screen", "0", "1280x800x24", "-nolisten", "tcp"]
     with subprocess.Popen(command, pass_fds=[writing], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as server:
@@ -27,7 +27,7 @@ def display() -> Iterator[str]:
 
 
 def qt_draws(environment: dict[str, str]) -> bool:
-    """Tell whether Qt finds the libraries that it draws with on the server of this environment."""
+    """Return whether Qt can draw on the server of this environment: its libraries are installed."""
     program = "from qtpy.QtWidgets import QApplication; QApplication([])"
     done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, check=False)
     return done.returncode == 0

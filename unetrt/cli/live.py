@@ -1,190 +1,234 @@
-"""`unetrt live`.
+"""`unetrt live`: segment a camera, or replayed files, with a view, files of labels and a summary.
 
-A run of `unetrt live`, from what is asked before the model is loaded to what is said at the end.
+In order: options are checked; source and output are opened, which finds what cannot work before minutes are spent on
+loading a model; the model is loaded; a thread feeds frames while the main thread updates the view; a summary is
+printed, and the run's error or exit status follows. Until the model is loaded Ctrl-C interrupts at once, afterwards it
+sets a flag.
 """
 
 import logging
+import threading
 import warnings
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future
+from concurrent.futures import wait as wait_for
 from contextlib import ExitStack
+from dataclasses import dataclass, replace
 from math import isfinite
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from time import perf_counter
+from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
+from unetrt.cli import STOPPED
+from unetrt.cli._shutdown import ShutdownRequest, shutdown_request
 from unetrt.cli.options import backend_option, given_options
-from unetrt.runtime.errors import OptionError
+from unetrt.runtime.errors import FrameError, InferenceError, OptionError, OutputError, UnetrtError
 
 if TYPE_CHECKING:
-    from unetrt.cli._shutdown import ShutdownRequest
-    from unetrt.live_view.run import Source
+    from unetrt.live_view.sources import FrameSource
     from unetrt.live_view.terminal import Observer
-    from unetrt.runtime.live.live_segmenter import LiveSegmenter
-    from unetrt.runtime.live.results import ResultOutput
+    from unetrt.runtime import LiveSegmenter, LiveStatus, ResultOutput
+
+# Seconds between two updates of the view.
+PERIOD = 0.25
+
+
+@dataclass(frozen=True)
+class LiveOptions:
+    """The options of `unetrt live`, named as on the command line; `queue` is the capacity of the queue.
+
+    `fps` is None for a camera. `policy` is None until `_checked` has chosen the default.
+    """
+
+    config: str | None
+    exposure: float | None
+    replay: Path | None
+    fps: float | None
+    loop: bool
+    frames: int | None
+    seconds: float | None
+    policy: str | None
+    queue: int | None
+    normalisation: Literal["model", "running"]
+    kind: Literal["instances", "classes"] | None
+    save: Path | None
+    overwrite: bool
+    view: bool
+    port: int | None
+    backend: str
+    backend_options: Mapping[str, str]
+    device: int | None
+    lanes: int
+
+    @property
+    def is_endless(self) -> bool:
+        """Whether only Ctrl-C ends the run."""
+        return self.frames is self.seconds is None and (self.config is not None or self.loop)
 
 
 @click.command("live")
 @click.argument("model", type=click.Path(path_type=Path))
-@click.option("--config", metavar="FILE", help="Micro-Manager configuration, such as MMConfig_demo.cfg: its camera.")
-@click.option("--exposure", type=click.FloatRange(0, min_open=True), metavar="MS", help="Of the camera.")
-@click.option("--replay", type=click.Path(path_type=Path), metavar="FOLDER", help="Images in the place of a camera.")
+@click.option("--config", metavar="FILE", help="Micro-Manager configuration of a camera, such as MMConfig_demo.cfg.")
+@click.option("--exposure", type=click.FloatRange(0, min_open=True), metavar="MS", help="Exposure time of the camera.")
+@click.option("--replay", type=click.Path(path_type=Path), metavar="FOLDER", help="Replay images instead of a camera.")
 @click.option(
-    "--fps", type=click.FloatRange(0), default=10, show_default=True, metavar="N", help="Of a replay; 0: as segmented."
-)
-@click.option("--loop", is_flag=True, help="Replay again and again.")
-@click.option("--frames", type=click.IntRange(1), metavar="N", help="End after so many frames.")
-@click.option("--seconds", type=click.FloatRange(0, min_open=True), metavar="S", help="End after so many seconds.")
+    "--fps", type=click.FloatRange(0), default=10, show_default=True, metavar="N",
+    help="Frames per second of a replay; 0: as fast as they are segmented.",
+)  # fmt: skip
+@click.option("--loop", is_flag=True, help="Repeat the replay endlessly.")
+@click.option("--frames", type=click.IntRange(1), metavar="N", help="End after N frames.")
+@click.option("--seconds", type=click.FloatRange(0, min_open=True), metavar="S", help="End after S seconds.")
 @click.option(
     "--policy",
     type=click.Choice(["latest", "drop_oldest", "block"]),
-    help="What gives way when frames come too fast [default: latest; with --fps 0: block].",
+    help="What happens when the queue is full [default: latest; with --fps 0: block].",
 )
-@click.option("--queue", type=int, metavar="N", help="Frames that may wait [default: 1 for latest, else 8].")
+@click.option("--queue", type=int, metavar="N", help="Maximum number of queued frames [default: 1 for latest, else 8].")
 @click.option(
     "--normalisation",
     type=click.Choice(["model", "running"]),
     default="model",
     show_default=True,
-    help="Of grey values: each frame as the model says, or an average over the stream.",
+    help="Normalise each frame as the model specifies, or by averages over the stream.",
 )
 @click.option(
-    "--as", "kind", type=click.Choice(["instances", "classes"]), help="[default: what the model was trained on]"
-)
-@click.option("--save", type=click.Path(path_type=Path), metavar="PATH", help="labels.ome.zarr, labels.ome.tiff, DIR.")
-@click.option("--overwrite", is_flag=True, help="Let --save replace an OME-Zarr or OME-TIFF.")
+    "--as", "kind", type=click.Choice(["instances", "classes"]),
+    help="Kind of labels [default: what the model was trained on].",
+)  # fmt: skip
+@click.option(
+    "--save", type=click.Path(path_type=Path), metavar="PATH",
+    help="Save labels to a .ome.zarr or .ome.tiff file, or to a folder.",
+)  # fmt: skip
+@click.option("--overwrite", is_flag=True, help="Let --save replace an existing file.")
 @click.option("--view", is_flag=True, help="Show frames and labels in a browser on this machine.")
-@click.option("--port", type=click.IntRange(0, 65535), metavar="N", help="Of --view [default: any that is free].")
+@click.option("--port", type=click.IntRange(0, 65535), metavar="N", help="Port of --view [default: any free port].")
 @click.option("--backend", default="auto", show_default=True, help="tensorrt, onnxruntime-cuda, onnxruntime (CPU), ...")
 @backend_option
-@click.option("--device", type=int, metavar="N", help="GPU, as CUDA counts [default: the first, or the CPU].")
-@click.option("--lanes", type=int, default=2, show_default=True, help="Passes in flight at once.")
+@click.option("--device", type=int, metavar="N", help="CUDA device index [default: the first GPU, or the CPU].")
+@click.option("--lanes", type=int, default=2, show_default=True, help="Batches in flight at once.")
 def command(model: Path, **choices: Any) -> None:
-    """Segment with MODEL what a camera sees (--config), or image files in its place (--replay), while it comes.
+    """Segment a camera (--config) or replayed image files (--replay) with MODEL, frame by frame.
 
-    At a terminal, counts, rates and times are drawn in place; elsewhere they are a line every few seconds. What gives
-    way when frames come faster than they are segmented is the policy: all but the newest (latest), what has waited
-    longest (drop_oldest), or the source, which waits (block).
+    At a terminal, counts, rates and latencies are updated in place; in a log they are a line every five seconds. When
+    frames come faster than they are segmented, --policy decides: keep only the newest frame (latest), drop the frame
+    queued longest (drop_oldest), or let the source wait (block).
 
-    --save writes labels into one OME-Zarr or OME-TIFF, by its name; for a replay also into a folder, DIR/NAME.tif for
-    each image as `unetrt predict` does (those of earlier runs are replaced), without the frames that were dropped.
+    --save writes all labels to one OME-Zarr or OME-TIFF file, by its suffix; for a replay also to a folder,
+    DIR/NAME.tif for each image as `unetrt predict` does. Images whose frames were dropped get no file.
 
-    Ctrl-C ends it: frames that wait are dropped, files are whole. The exit status is then 130 if the run had an end of
-    its own, and 0 if it had none.
+    Ctrl-C ends the run: queued frames are dropped, and files are complete. The exit status is then 130, or 0 for a run
+    that only Ctrl-C ends.
     """
+    options = _checked(LiveOptions(**{**choices, "backend_options": given_options(choices["backend_options"])}))
+    # Lost frames are counted in the view and in the summary.
+    logging.getLogger("unetrt.live").setLevel(logging.CRITICAL + 1)
+    warnings.filterwarnings("ignore", "Unexpected error during TIFF write")  # of ome-writers' thread
+    with ExitStack() as stack:
+        # Until the model is loaded Ctrl-C interrupts; but an import can swallow that, and then the flag remains set.
+        request = stack.enter_context(shutdown_request(immediate=True))
+        source, output = _opened(options, stack)
+        _run(model, source, output, options, request, stack)
+
+
+def _checked(options: LiveOptions) -> LiveOptions:
+    """Return options with all defaults; raises OptionError for a combination without meaning."""
     from unetrt.runtime.sessions import engines, unknown
 
-    # What is logged of a lost frame is in the view, and in the line at the end.
-    logging.getLogger("unetrt.live").setLevel(logging.CRITICAL + 1)
-    warnings.filterwarnings("ignore", "Unexpected error during TIFF write")  # ome-writers, from a thread of its own
-    _require_sense(choices)
-    choices["backend_options"] = given_options(choices["backend_options"])
-    if choices["backend"] not in engines():
-        raise unknown(choices["backend"])
-    if choices["view"]:
-        import starlette  # noqa: F401 - says so now if it is missing, not after an engine was built
-        import uvicorn  # noqa: F401
-    run_live(model, choices)
-
-
-def _require_sense(choices: dict[str, Any]) -> None:
-    """Refuse combinations of options that mean nothing."""
-    given = {name for name in ("exposure", "loop", "port", "overwrite") if choices[name]}
-    if (choices["config"] is None) == (choices["replay"] is None):
-        raise OptionError("give either --config FILE, for a camera, or --replay FOLDER, for images in its place")
+    if (options.config is None) == (options.replay is None):
+        raise OptionError("give either --config FILE, for a camera, or --replay FOLDER, for image files")
     for option, needed in {"exposure": "config", "loop": "replay", "port": "view", "overwrite": "save"}.items():
-        if option in given and not choices[needed]:
-            raise OptionError(f"--{option} is for --{needed} only")
+        if getattr(options, option) and not getattr(options, needed):
+            raise OptionError(f"--{option} has no effect without --{needed}: leave out --{option}")
     for option in ("fps", "seconds", "exposure"):
-        if not isfinite(choices[option] or 0):
-            raise OptionError(f"--{option} {choices[option]} does not work: give a finite number")
-    if choices["replay"] is None:
-        choices["fps"] = None
-    elif not choices["fps"] and choices["policy"] not in (None, "block"):
+        if not isfinite(getattr(options, option) or 0):
+            raise OptionError(f"--{option} {getattr(options, option)} is not a finite number: give one, such as 10")
+    if options.backend not in engines():
+        raise unknown(options.backend)
+    if options.view:
+        import starlette  # noqa: F401 - if it is missing, say so before an engine is built
+        import uvicorn  # noqa: F401
+    if options.replay is None:
+        return replace(options, fps=None, policy=options.policy or "latest")
+    if options.fps == 0 and options.policy not in (None, "block"):
         raise OptionError(
-            f"--fps 0 gives frames as fast as they are segmented, so that none gives way as with --policy "
-            f"{choices['policy']}: leave out --policy, or give the camera's --fps"
+            f"--fps 0 replays frames as fast as they are segmented, so that --policy {options.policy} never drops one: "
+            "leave out --policy, or give the camera's --fps"
         )
-    choices["policy"] = choices["policy"] or ("block" if choices["fps"] == 0 else "latest")
+    return replace(options, policy=options.policy or ("latest" if options.fps else "block"))
 
 
-# Exit status of a run that Ctrl-C cut short, as of every command.
-CUT_SHORT = 130
-
-
-def run_live(model: Path, choices: dict[str, Any]) -> None:
-    """Run `unetrt live` with its options, by name; raises what the run comes to."""
-    from unetrt.cli._shutdown import shutdown_request
-
-    with ExitStack() as stack:
-        # Until the model is loaded Ctrl-C does what it always does; but an import can swallow that.
-        request = stack.enter_context(shutdown_request(immediate=True))
-        source, output = _ends(choices, stack)
-        _run(model, source, output, choices, request, stack)
-
-
-def _ends(choices: dict[str, Any], stack: ExitStack) -> "tuple[Source, ResultOutput | None]":
-    """Return where frames come from and where labels go; refuse what cannot work before a model is loaded."""
+def _opened(options: LiveOptions, stack: ExitStack) -> "tuple[FrameSource, ResultOutput | None]":
+    """Return the source of frames and the output of labels; raises what would fail after the model is loaded."""
     from unetrt.live_view.saving import output_for, size_of
-    from unetrt.live_view.sources import Replay
+    from unetrt.live_view.sources import Camera, FileReplay
     from unetrt.runtime.files.images import list_images
 
-    if choices["view"]:
+    if options.view:
         from unetrt.live_view.browser import require_port
 
-        require_port(choices["port"] or 0)
-    files = None if choices["replay"] is None else list_images(choices["replay"])
+        require_port(options.port or 0)
+    files = None if options.replay is None else list_images(options.replay)
     if files is not None and len(files) == 1:
         size_of(files[0])
-    place, loop, most = choices["save"], choices["loop"], choices["frames"]
-    output = output_for(place, files, loop=loop, most=most, overwrite=choices["overwrite"]) if place else None
+    loop, most = options.loop, options.frames
+    output = None
+    if options.save is not None:
+        output = output_for(options.save, files, loop=loop, most=most, overwrite=options.overwrite)
     if files is not None:
-        return Replay(files, choices["fps"], loop=loop, most=most), output
-    from unetrt.live_view.sources import Camera
-
-    return stack.enter_context(Camera(choices["config"], choices["exposure"], most=most)), output
+        return FileReplay(files, options.fps or 0, loop=loop, most=most), output
+    assert options.config is not None
+    return stack.enter_context(Camera(options.config, options.exposure, most=most)), output
 
 
 def _run(
     model: Path,
-    source: "Source",
+    source: "FrameSource",
     output: "ResultOutput | None",
-    choices: dict[str, Any],
-    request: "ShutdownRequest",
+    options: LiveOptions,
+    request: ShutdownRequest,
     stack: ExitStack,
 ) -> None:
-    """Load the model, run, and say what it came to."""
-    from unetrt.live_view.run import verdict
+    """Load the model, run, print the summary, and raise the error or exit status of the run."""
     from unetrt.live_view.terminal import Observer, summary
 
     observer = Observer()
-    live = stack.enter_context(_live(model, observer, output, choices))
+    live = stack.enter_context(_live(model, observer, output, options))
     request.defer()
-    if choices["view"]:
-        _show_in_browser(live, choices["port"] or 0, stack)
+    if options.view:
+        _show_in_browser(live, options.port or 0, stack)
     try:
-        stopped = _watched(model, source, live, observer, choices, request)
+        stopped = _watch(model, source, live, observer, options, request)
     finally:
         live.close(drain=False)
         status = live.status()
-        name = live.segmenter.session.name
-        for said in [*summary(observer.look(status), name), *_saved(output, choices["save"], status.done)]:
-            click.echo(said)
+        for line in [*summary(observer.look(status), live.segmenter.session.name), *_saved(output, options, status)]:
+            click.echo(line)
     for error in source.unread.values() if len(source.unread) > 1 else ():
         click.echo(f"left out: {error}", err=True)
     if failed := verdict(status, observer.failure, source.unread):
         raise failed
-    endless = choices["frames"] is choices["seconds"] is None and (choices["config"] is not None or choices["loop"])
-    if stopped and not endless:
-        raise click.exceptions.Exit(CUT_SHORT)
+    if stopped and not options.is_endless:
+        raise click.exceptions.Exit(STOPPED)
 
 
-def _live(model: Path, observer: "Observer", output: "ResultOutput | None", choices: dict[str, Any]) -> "LiveSegmenter":
-    from unetrt.runtime.live.live_segmenter import LiveSegmenter
+def _live(model: Path, observer: "Observer", output: "ResultOutput | None", options: LiveOptions) -> "LiveSegmenter":
+    from unetrt.runtime import LiveSegmenter
 
-    names = ("policy", "kind", "normalisation", "backend", "backend_options", "device", "lanes")
-    named = {name: choices[name] for name in names}
-    outputs = [] if output is None else [output]
-    return LiveSegmenter(model, capacity=choices["queue"], on_result=observer.result, outputs=outputs, **named)
+    return LiveSegmenter(
+        model,
+        policy=options.policy or "latest",
+        capacity=options.queue,
+        kind=options.kind,
+        normalisation=options.normalisation,
+        on_result=observer.result,
+        outputs=[] if output is None else [output],
+        backend=options.backend,
+        backend_options=options.backend_options,
+        device=options.device,
+        lanes=options.lanes,
+    )
 
 
 def _show_in_browser(live: "LiveSegmenter", port: int, stack: ExitStack) -> None:
@@ -195,36 +239,131 @@ def _show_in_browser(live: "LiveSegmenter", port: int, stack: ExitStack) -> None
     view.show()
 
 
-def _watched(
+def _watch(
     model: Path,
-    source: "Source",
+    source: "FrameSource",
     live: "LiveSegmenter",
     observer: "Observer",
-    choices: dict[str, Any],
-    request: "ShutdownRequest",
+    options: LiveOptions,
+    request: ShutdownRequest,
 ) -> bool:
-    """Run until the end, with a view on standard error; return whether the user asked for it."""
+    """Run until the end, with a view on standard error; return whether Ctrl-C ended it."""
     from rich.console import Console
 
-    from unetrt.live_view.run import run
     from unetrt.live_view.terminal import view_for
 
-    title = f"{source.name} -> {model.name}, {live.segmenter.session.name}, policy {choices['policy']}"
+    title = f"{source.name} -> {model.name}, {live.segmenter.session.name}, policy {options.policy}"
     with view_for(Console(stderr=True), title, "Ctrl-C ends it") as view:
-        return run(
-            source,
-            live,
-            lambda: view.show(observer.look(live.status())),
-            seconds=choices["seconds"],
-            asked=lambda: request.made,
-        )
+        return feed(source, live, lambda: view.show(observer.look(live.status())), request, options.seconds)
 
 
-def _saved(output: Any, place: Path, done: int) -> list[str]:
-    """Return what was stored where, of so many frames that have labels."""
+def feed(
+    source: "FrameSource",
+    live: "LiveSegmenter",
+    show: Callable[[], None],
+    request: ShutdownRequest,
+    seconds: float | None = None,
+) -> bool:
+    """Feed a live segmenter until the source ends, the time is over, or a stop is requested; then close it.
+
+    Parameters
+    ----------
+    source
+        Source of frames.
+    live
+        The live segmenter; closed on return, with its outputs. Queued frames are segmented first, unless a stop was
+        requested.
+    show
+        Called four times a second, and once at the end.
+    request
+        Set when the run is to stop.
+    seconds
+        Duration of the run; None: no limit.
+
+    Returns
+    -------
+    Whether a stop was requested.
+
+    Raises
+    ------
+    Exception
+        What the source raised; frames submitted before are segmented.
+    """
+    stop = threading.Event()
+    until = perf_counter() + (seconds or float("inf"))
+    feeding = _start(source, live, stop)
+    try:
+        while not (request.made or _is_finished(feeding, live)):
+            if perf_counter() >= until:
+                stop.set()
+            show()
+    finally:
+        stop.set()
+        stopped = request.made
+        live.close(drain=not stopped and feeding.done())  # releases a source that waits for room
+    while not feeding.done():  # in steps: on Windows Ctrl-C does not end a wait without a timeout
+        wait_for([feeding], PERIOD)
+    show()
+    feeding.result()
+    return stopped
+
+
+def _start(source: "FrameSource", live: "LiveSegmenter", stop: threading.Event) -> Future[None]:
+    """Start a source on a daemon thread: a camera that hangs cannot keep the process alive."""
+    feeding: Future[None] = Future()
+
+    def run() -> None:
+        try:
+            source.feed(live, stop)
+        except BaseException as error:  # noqa: BLE001 - raised by the future's `result`
+            feeding.set_exception(error)
+        else:
+            feeding.set_result(None)
+
+    threading.Thread(target=run, name="unetrt-source", daemon=True).start()
+    return feeding
+
+
+def _is_finished(feeding: Future[None], live: "LiveSegmenter") -> bool:
+    """Wait for a moment; return whether all frames were submitted and segmented."""
+    wait_for([feeding], PERIOD)
+    return feeding.done() and live.flush(PERIOD)
+
+
+def _saved(output: "ResultOutput | None", options: LiveOptions, status: "LiveStatus") -> list[str]:
+    """Return lines that say which labels were saved."""
     from unetrt.live_view.saving import LabelFiles
     from unetrt.live_view.terminal import counted
 
     if isinstance(output, LabelFiles):
-        return [f"{counted(output.written, 'label file')} -> {place}", *output.partial]
-    return [f"labels -> {place}"] if output is not None and done else []
+        return [f"{counted(output.written, 'label file')} -> {options.save}", *output.partial]
+    return [f"labels -> {options.save}"] if output is not None and status.done else []
+
+
+def verdict(
+    status: "LiveStatus", failure: BaseException | None, unread: Mapping[Path, FrameError]
+) -> UnetrtError | None:
+    """Return the error that a run ends with; None if there was none. Dropped frames are not an error.
+
+    Parameters
+    ----------
+    status
+        Status of the closed live segmenter.
+    failure
+        Error of the last failed frame.
+    unread
+        Files that could not be read -> why.
+    """
+    from unetrt.live_view.terminal import counted
+    from unetrt.runtime.live.results import one_line
+
+    if status.output_errors:
+        return OutputError(f"labels were lost {counted(status.output_errors, 'time')}; last error: {status.last_error}")
+    if failure is not None:
+        kind = type(failure) if isinstance(failure, UnetrtError) else InferenceError
+        return kind(f"{status.failed} of {status.submitted} frames failed; the last: {one_line(failure)}")
+    if len(unread) == 1:
+        return next(iter(unread.values()))
+    if unread:
+        return FrameError(f"{len(unread)} images could not be read, the first: {next(iter(unread.values()))}")
+    return None

@@ -1,1 +1,1 @@
-"""Live segmentation for people who look on: where frames come from, where labels go, and what is shown meanwhile."""
+"""Parts of `unetrt live`: sources of frames, files of labels, and views at a terminal or in a browser."""

@@ -1,8 +1,12 @@
-"""The browser view: a page on this machine that follows a live segmenter, and never slows it.
+"""`BrowserView`: a page on this machine that shows a live segmenter, and never slows it.
 
-What the page is told: the newest result, and the times of those before it.
+Three threads: the `Feed` follows results and keeps the newest one and recent timings; the server (uvicorn with a
+Starlette application, `App`) answers requests on its event loop; one more thread encodes pictures, so that the loop
+never waits for one. The page gets status and timings as server-sent events, and requests the newest picture when it is
+visible. Only loopback addresses are served, read only.
 
-What the server answers: the page, events about the run, and the newest picture to those who ask for it.
+    with LiveSegmenter("model.onnx") as live, BrowserView(live) as view:
+        view.show()
 """
 
 import asyncio
@@ -27,7 +31,7 @@ from unetrt.live_view.pictures import colours, encoded
 from unetrt.runtime import LiveResult, LiveSegmenter, Outcome
 from unetrt.runtime.closing import Closable
 from unetrt.runtime.errors import BackendUnavailableError, OptionError
-from unetrt.runtime.live.status import one_line
+from unetrt.runtime.live.results import one_line
 
 if TYPE_CHECKING:
     from starlette.applications import Starlette
@@ -35,16 +39,107 @@ if TYPE_CHECKING:
     from starlette.responses import Response
     from uvicorn import Server
 
-
-# Results that wait for this thread, which does next to nothing with each.
+# Loopback address: other machines cannot reach it.
+HOST = "127.0.0.1"
+# Host names accepted in requests, against DNS rebinding.
+HOSTS = [HOST, "localhost"]
+# Length of the queue of connections.
+BACKLOG = 64
+# Seconds that `close` waits for browsers to read the last event.
+GRACE = 0.5
+# Seconds between two events, between two pictures, and between two checks for either.
+EVENTS, PICTURES, TICK = 0.25, 0.1, 0.025
+# Seconds after which a request for a picture is answered with 204, no content.
+PATIENCE = 5.0
+# Maximum number of digits in a request's frame number.
+DIGITS = 18
+# Capacity of the result stream; the feed takes microseconds for each result.
 CAPACITY = 4
-# Results whose times are kept: a minute of a camera with 50 frames a second.
+# Number of results whose timings are kept: a minute at 50 frames a second.
 HISTORY = 3000
+# Files of the page -> content type.
+FILES = {
+    "page.html": "text/html",
+    "page.css": "text/css",
+    "page.js": "text/javascript",
+    "picture.js": "text/javascript",
+    "plot.js": "text/javascript",
+    "icon.svg": "image/svg+xml",
+}
+# The page loads only its own files, and no other page may frame or read it.
+HEADERS = {
+    "Cache-Control": "no-store",
+    "Content-Security-Policy": "default-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
+    "Cross-Origin-Resource-Policy": "same-origin",
+    "Referrer-Policy": "no-referrer",
+    "X-Content-Type-Options": "nosniff",
+}
+
+
+class BrowserView(Closable):
+    """A page that shows frames, labels, plots and counts of a live segmenter; served while this object is open.
+
+    Pictures are encoded only while a page is visible, at most 10 a second and 1024 x 1024 pixels; a slow browser gets
+    fewer. Only programs on this machine can reach the page, and it is read only. When the live segmenter closes, the
+    page says so.
+
+    Parameters
+    ----------
+    live
+        The live segmenter; not closed by this object.
+    port
+        TCP port, 0 to 65535; 0 for any free port.
+
+    Attributes
+    ----------
+    url
+        Address of the page, such as ``http://127.0.0.1:8000/``.
+
+    Raises
+    ------
+    OptionError
+        The port is in use, not permitted, or out of range.
+    BackendUnavailableError
+        starlette or uvicorn is not installed.
+    """
+
+    def __init__(self, live: LiveSegmenter, *, port: int = 0) -> None:
+        _require_packages()
+        listening = _listen(port)
+        self.url = f"http://{HOST}:{listening.getsockname()[1]}/"
+        with ExitStack() as opened:
+            opened.enter_context(listening)
+            feed, encoder = Feed(live), ThreadPoolExecutor(1, "unetrt-view-pictures")
+            opened.callback(feed.close)
+            serving = _serve(_server(feed, encoder), listening, feed.closing)
+            opened.pop_all()
+        thread = threading.Thread(target=asyncio.run, args=(serving,), name="unetrt-view-server", daemon=True)
+        thread.start()
+        # The threads do not refer to this object, so that it is closed when it is collected.
+        self._finalizer = weakref.finalize(self, _end, feed, thread, encoder)
+
+    def show(self) -> bool:
+        """Open the page in the default browser; return False if there is none with a window. Never raises or waits."""
+        try:
+            browser = webbrowser.get()
+            # A text browser takes over the terminal and blocks until the user quits it.
+            return type(browser) is not webbrowser.GenericBrowser and browser.open(self.url)
+        except (webbrowser.Error, OSError):
+            return False
+
+    def close(self) -> None:
+        """Notify the pages and stop the server and its threads, within a second; idempotent."""
+        self._finalizer()
+
+
+def require_port(port: int) -> None:
+    """Raise OptionError if a page cannot be served at a port: it is in use, not permitted, or out of range."""
+    _listen(port).close()
 
 
 @dataclass(frozen=True)
 class Point:
-    """One result in the plots: times in seconds, `time` since the view was opened."""
+    """A result in the plots; all times in seconds, `time` since the view was opened."""
 
     time: float
     queueing: float
@@ -54,16 +149,16 @@ class Point:
 
 
 class Feed:
-    """Follows a live segmenter in a thread of its own and keeps what a page may ask for.
+    """Follows a live segmenter on its own thread and keeps the newest result and recent timings.
 
     Attributes
     ----------
     live
-        What is followed.
+        The live segmenter.
     newest
-        The newest result that is done; None before the first.
+        The newest `done` result; None before the first.
     closing
-        Set once the view closes: whoever serves a page ends.
+        Set when the view closes; requests in progress then end.
     """
 
     def __init__(self, live: LiveSegmenter) -> None:
@@ -78,22 +173,22 @@ class Feed:
 
     @property
     def newest_number(self) -> int:
-        """The number of the newest frame that is done; -1 before the first."""
+        """Submission index of the newest `done` frame; -1 before the first."""
         newest = self.newest
         return -1 if newest is None else newest.number
 
     def news(self, cursor: int) -> tuple[int, dict[str, Any]]:
-        """Return what happened since an earlier call, and what to give to the next.
+        """Return what happened since an earlier call.
 
         Parameters
         ----------
         cursor
-            What the call before returned; 0 for all that is kept.
+            The first value returned by that call; 0 for the whole history.
 
         Returns
         -------
         The next cursor; and `status`, the `LiveStatus` as a dict; `now`, seconds since the view was opened; `points`,
-        lists as in `Point`, the oldest first; `newest`, the number of the newest frame that is done, or -1.
+        the fields of each `Point` as a list, oldest first; `newest`, see `newest_number`.
         """
         with self._lock:
             seen, count = self._seen, min(self._seen - cursor, len(self._points))
@@ -106,7 +201,7 @@ class Feed:
         }
 
     def close(self) -> None:
-        """End the thread; idempotent."""
+        """Stop the thread; idempotent."""
         self.closing.set()
         self._stream.close()
         if self._thread is not threading.current_thread():
@@ -115,10 +210,10 @@ class Feed:
 
     def _follow(self) -> None:
         for result in self._stream:
-            self._take(result)
-            del result  # a frame is not kept while the next is waited for
+            self._add(result)
+            del result  # do not keep the frame alive while waiting for the next
 
-    def _take(self, result: LiveResult) -> None:
+    def _add(self, result: LiveResult) -> None:
         failed = result.outcome is not Outcome.DONE
         now = perf_counter() - self._begin
         point = Point(now, result.queueing, result.compute, result.objects, failed)
@@ -129,52 +224,26 @@ class Feed:
             self.newest = result
 
 
-# Seconds from one event to the next, from one picture to the next, and between two looks for either.
-EVENTS, PICTURES, TICK = 0.25, 0.1, 0.025
-# Seconds after which a request for a picture is answered that there is none.
-PATIENCE = 5.0
-# Of the number of a picture.
-DIGITS = 18
-# Files of the page, and their types.
-FILES = {
-    "page.html": "text/html",
-    "page.css": "text/css",
-    "page.js": "text/javascript",
-    "picture.js": "text/javascript",
-    "plot.js": "text/javascript",
-    "icon.svg": "image/svg+xml",
-}
-# Under another name this address may be a page of somebody else (DNS rebinding).
-HOSTS = ["127.0.0.1", "localhost"]
-# The page loads nothing from elsewhere, and no other page may show or read it.
-HEADERS = {
-    "Cache-Control": "no-store",
-    "Content-Security-Policy": "default-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
-    "Cross-Origin-Resource-Policy": "same-origin",
-    "Referrer-Policy": "no-referrer",
-    "X-Content-Type-Options": "nosniff",
-}
-
-
 class App:
-    """Answers requests, on the server's event loop.
+    """The web application; its methods run on the server's event loop.
 
     Parameters
     ----------
     feed
-        What there is to tell.
+        Source of results and status.
     encoder
-        A thread for pictures, so that the loop never waits for one.
+        One thread, on which pictures are encoded.
     """
 
     def __init__(self, feed: Feed, encoder: ThreadPoolExecutor) -> None:
         self._feed, self._encoder = feed, encoder
         self._encoding = False
-        self._picture, self._number, self._made = b"", -1, -PICTURES  # the last, its frame, and when (`monotonic`)
+        # The last picture, the number of its frame, and when it was encoded (`monotonic`).
+        self._picture, self._number, self._encoded_at = b"", -1, -PICTURES
         self._hello = {"model": feed.live.segmenter.session.name, "colours": colours()}
 
     def starlette(self) -> "Starlette":
-        """Return the application; GET alone, and only under the names of this machine's loopback address."""
+        """Return the application: GET requests only, and only to the host names of the loopback address."""
         from starlette.applications import Starlette
         from starlette.middleware import Middleware
         from starlette.middleware.trustedhost import TrustedHostMiddleware
@@ -188,10 +257,10 @@ class App:
     async def _events(self, request: "Request") -> "Response":  # noqa: ARG002
         from starlette.responses import StreamingResponse
 
-        return StreamingResponse(self._told(), media_type="text/event-stream", headers=HEADERS)
+        return StreamingResponse(self._stream(), media_type="text/event-stream", headers=HEADERS)
 
-    async def _told(self) -> AsyncIterator[str]:
-        """Yield who is there, then the state of things until the view closes, then that it does."""
+    async def _stream(self) -> AsyncIterator[str]:
+        """Yield the event `hello`, then `status` events until the view closes, then `end`."""
         yield _event("hello", self._hello)
         cursor = 0
         while not self._feed.closing.is_set():
@@ -201,7 +270,7 @@ class App:
         yield _event("end", self._feed.news(cursor)[1])
 
     async def _newest(self, request: "Request") -> "Response":
-        """Answer with the newest picture as soon as it is newer than `after`; 204 where none comes for a while."""
+        """Answer with the newest picture once its number exceeds `after`; with 204 after `PATIENCE` seconds."""
         from starlette.responses import PlainTextResponse, Response
 
         after = request.query_params.get("after", "-1")
@@ -209,23 +278,23 @@ class App:
             return PlainTextResponse("after is not a number", 400, headers=HEADERS)
         until = monotonic() + PATIENCE
         while monotonic() < until and not self._feed.closing.is_set():
-            if self._number > int(after) and (self._number == self._feed.newest_number or not self._due()):
+            if self._number > int(after) and (self._number == self._feed.newest_number or not self._is_due()):
                 return Response(self._picture, media_type="application/octet-stream", headers=HEADERS)
-            if self._feed.newest_number > int(after) and self._due():
+            if self._feed.newest_number > int(after) and self._is_due():
                 try:
                     await self._encode()
-                except Exception as error:  # noqa: BLE001 - whatever a frame is, the page says what is wrong with it
+                except Exception as error:  # noqa: BLE001 - whatever is wrong with a frame, the page shows it
                     return PlainTextResponse(f"this frame cannot be shown: {one_line(error)}", 500, headers=HEADERS)
             else:
                 await asyncio.sleep(TICK)
         return Response(status_code=204, headers=HEADERS)
 
-    def _due(self) -> bool:
-        """Tell whether the last picture is old enough for another."""
-        return not self._encoding and monotonic() > self._made + PICTURES
+    def _is_due(self) -> bool:
+        """Return whether another picture may be encoded: the last one is old enough."""
+        return not self._encoding and monotonic() > self._encoded_at + PICTURES
 
     async def _encode(self) -> None:
-        """Make a picture of the newest result, for all browsers that wait."""
+        """Encode the newest result, for all waiting requests."""
         if (result := self._feed.newest) is None:
             return
         self._encoding = True
@@ -233,7 +302,7 @@ class App:
             self._picture = await asyncio.get_running_loop().run_in_executor(self._encoder, encoded, result)
             self._number = result.number
         finally:
-            self._encoding, self._made = False, monotonic()
+            self._encoding, self._encoded_at = False, monotonic()
 
     async def _pause(self, seconds: float) -> None:
         until = monotonic() + seconds
@@ -256,80 +325,6 @@ def _event(name: str, data: dict[str, Any]) -> str:
     return f"event: {name}\ndata: {json.dumps(data, allow_nan=False)}\n\n"
 
 
-# Other machines cannot reach this address.
-HOST = "127.0.0.1"
-# Connections that may wait to be accepted.
-BACKLOG = 64
-# Seconds that a browser which reads nothing may keep `close` waiting, and between two looks whether it was called.
-GRACE, TICK = 0.5, 0.05
-
-
-class BrowserView(Closable):
-    """A page that shows a live segmenter at work: pictures, plots, counts; served while this object is open.
-
-    It follows results in a thread of its own and keeps the newest alone. Pictures are made only while a page is looked
-    at, 10 a second and 1024 x 1024 pixels at most; a browser that is slower gets fewer of them. Only programs on this
-    machine can reach the page, and it changes nothing.
-
-    ::
-
-        with LiveSegmenter("model.onnx") as live, BrowserView(live) as view:
-            view.show()
-
-    Parameters
-    ----------
-    live
-        What is shown; kept open neither by this object nor closed with it. When it closes, the page says so.
-    port
-        Where the page is served; 0 takes any free port.
-
-    Attributes
-    ----------
-    url
-        The page's address, such as ``http://127.0.0.1:8000/``.
-
-    Raises
-    ------
-    OptionError
-        The port is taken, not allowed, or none.
-    BackendUnavailableError
-        A package that serves the page is not installed.
-    """
-
-    def __init__(self, live: LiveSegmenter, *, port: int = 0) -> None:
-        _require_packages()
-        listening = _listen(port)
-        self.url = f"http://{HOST}:{listening.getsockname()[1]}/"
-        with ExitStack() as opened:
-            opened.enter_context(listening)
-            feed, encoder = Feed(live), ThreadPoolExecutor(1, "unetrt-view-pictures")
-            opened.callback(feed.close)
-            serving = _serve(_server(feed, encoder), listening, feed.closing)
-            opened.pop_all()
-        thread = threading.Thread(target=asyncio.run, args=(serving,), name="unetrt-view-server", daemon=True)
-        thread.start()
-        # The threads do not know this object: it can be forgotten, and is then closed.
-        self._finalizer = weakref.finalize(self, _end, feed, thread, encoder)
-
-    def show(self) -> bool:
-        """Open the page in the user's browser, and return whether there is one; never raises, returns at once."""
-        try:
-            browser = webbrowser.get()
-            # Browsers in a terminal take the terminal, and wait until the user is done.
-            return type(browser) is not webbrowser.GenericBrowser and browser.open(self.url)
-        except (webbrowser.Error, OSError):
-            return False
-
-    def close(self) -> None:
-        """Tell the pages, end the server and its threads; a second at most; idempotent."""
-        self._finalizer()
-
-
-def require_port(port: int) -> None:
-    """Raise OptionError where a page could not be served at a port now: it is taken, not allowed, or none."""
-    _listen(port).close()
-
-
 def _require_packages() -> None:
     for package in ("starlette", "uvicorn"):
         if find_spec(package) is None:
@@ -337,10 +332,10 @@ def _require_packages() -> None:
 
 
 def _listen(port: int) -> socket.socket:
-    """Return a socket that listens on the port, so that a port which cannot be had is known at once."""
+    """Return a listening socket; opened before the server, so that a port in use raises here."""
     listening = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
     try:
-        if os.name == "posix":  # elsewhere it would share a port that is taken
+        if os.name == "posix":  # on Windows the option would share a port that is in use
             listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listening.bind((HOST, port))
         listening.listen(BACKLOG)
@@ -354,7 +349,7 @@ def _listen(port: int) -> socket.socket:
 def _server(feed: Feed, encoder: ThreadPoolExecutor) -> "Server":
     from uvicorn import Config, Server
 
-    # Its logging is left to the program around it; one choice of parts, whatever else is installed.
+    # Logging is left to the host program; fixed components, whatever else is installed.
     return Server(
         Config(
             App(feed, encoder).starlette(),
@@ -371,14 +366,14 @@ def _server(feed: Feed, encoder: ThreadPoolExecutor) -> "Server":
 
 async def _serve(server: "Server", listening: socket.socket, closing: threading.Event) -> None:
     with listening:
-        ending = asyncio.create_task(_end_connections(server, closing))
+        ending = asyncio.create_task(_stop_when_closing(server, closing))
         await server.serve([listening])
         ending.cancel()
 
 
-async def _end_connections(server: "Server", closing: threading.Event) -> None:
-    """Let the server end once the view closes, and cut off who has not read the last of it after a while."""
-    # uvicorn 0.30 leaves everything open where it is to end while it starts.
+async def _stop_when_closing(server: "Server", closing: threading.Event) -> None:
+    """Stop the server once the view closes, and abort connections that have not finished after `GRACE` seconds."""
+    # A server that is stopped while it starts leaves its sockets open (uvicorn 0.30).
     while not (closing.is_set() and server.started):
         await asyncio.sleep(TICK)
     server.should_exit = True

@@ -1,10 +1,10 @@
-// Follows the events of a run, shows its numbers, and says when there are none any more.
+// Shows the status events of a run, and reports a lost connection or the end of the run.
 
 import { Picture } from "./picture.js";
 import { Plot } from "./plot.js";
 
-const AGAIN = 1000; // milliseconds until the next attempt to connect
-const SILENCE = 4000; // milliseconds without an event after which the connection counts as lost
+const AGAIN = 1000; // milliseconds between two attempts to connect
+const SILENCE = 4000; // milliseconds without an event until the connection counts as lost
 const KEPT = 3000; // points in the plots
 
 const $ = (id) => document.getElementById(id);
@@ -25,8 +25,8 @@ function connect() {
   events = new EventSource("events");
   heard = performance.now();
   events.addEventListener("hello", (event) => greet(JSON.parse(event.data)));
-  events.addEventListener("status", (event) => tell(JSON.parse(event.data)));
-  events.addEventListener("end", (event) => { tell(JSON.parse(event.data)); ended = true; });
+  events.addEventListener("status", (event) => show(JSON.parse(event.data)));
+  events.addEventListener("end", (event) => { show(JSON.parse(event.data)); ended = true; });
   events.onerror = lost;
 }
 
@@ -49,14 +49,14 @@ function greet(hello) {
   picture.follow(following.signal, caption);
 }
 
-function tell({ status, now, points: news }) {
+function show({ status, now, points: news }) {
   heard = performance.now();
   const closed = status.state === "closed";
   body.dataset.state = status.state;
   link("open", closed ? "The run has ended. This is its last frame." : "");
   for (const [time, queueing, compute, objects, failed] of news) points.push({ time, queueing, compute, objects, failed });
   points.splice(0, points.length - KEPT);
-  const last = closed ? points.at(-1)?.time ?? now : now; // plots stand still once nothing can come
+  const last = closed ? points.at(-1)?.time ?? now : now; // plots stop when the run has ended
   latency.show(points, last);
   counted.show(points, last);
   numbers(status);
@@ -120,7 +120,7 @@ function choose(mode) {
 $("modes").addEventListener("click", (event) => event.target.dataset.mode && choose(event.target.dataset.mode));
 $("fill").addEventListener("input", (event) => picture?.set({ fill: event.target.value / 100 }));
 document.addEventListener("keydown", ({ key }) => { if ("123".includes(key)) choose(["overlay", "frame", "labels"][key - 1]); });
-// What nobody looks at is not sent.
+// A hidden page requests nothing.
 document.addEventListener("visibilitychange", () => {
   if (!document.hidden) return connect();
   events?.close();

@@ -1,6 +1,6 @@
-// The newest frame and its labels, one laid over the other.
+// Draws the newest frame with its labels as an overlay.
 
-const EVERY = 100; // milliseconds from one picture to the next
+const EVERY = 100; // milliseconds between two pictures
 
 export class Picture {
   constructor(canvas, colours) {
@@ -12,8 +12,8 @@ export class Picture {
     this.draw();
   }
 
-  // Asks for one picture after the other; each time the newest, so that a slow page misses some and is never late.
-  async follow(signal, tell) {
+  // Requests the newest picture again and again, so that a slow page skips some and never lags.
+  async follow(signal, report) {
     let after = -1;
     while (!signal.aborted) {
       const begin = performance.now();
@@ -22,14 +22,14 @@ export class Picture {
         if (answer.status === 200) {
           await this.take(await answer.arrayBuffer());
           after = this.shown.head.number;
-          tell(this.shown.head, "");
+          report(this.shown.head, "");
         } else if (!answer.ok) {
-          tell(null, await answer.text());
+          report(null, await answer.text());
           await pause(1000);
         }
       } catch (error) {
         if (signal.aborted) return;
-        await pause(1000); // the events say that the connection is lost
+        await pause(1000); // page.js reports the lost connection
       }
       await pause(EVERY - (performance.now() - begin));
     }

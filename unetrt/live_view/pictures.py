@@ -1,6 +1,7 @@
-"""What the page shows of a frame: its grey values as a JPEG, and for each pixel which colour its label has.
+"""Pictures of results for the browser page: grey values as a JPEG, and a colour code for each pixel's label.
 
-The page lays one over the other, so that changing how they are shown asks nothing of the segmentation.
+The page composes the two, so that switching between overlay, frame and labels needs no request. Frames larger than 1024
+pixels are reduced by an integer step: grey values are averaged, labels subsampled.
 """
 
 import json
@@ -17,31 +18,31 @@ from unetrt.runtime.errors import FrameError
 from unetrt.runtime.pixels.frames import as_array
 from unetrt.runtime.pixels.overlay import COLOURS, outlines, stretched
 
-# The longest side of a picture, in pixels: what a screen shows of a frame beside plots.
+# Longest side of a picture, in pixels: the area of a screen beside the plots.
 LONGEST = 1024
-# A pixel of a picture is the mean of at most so many rows and columns of the frame, however large that is.
+# A pixel of a reduced picture is the mean of at most 3 x 3 pixels of the frame.
 SAMPLES = 3
-# Percentiles of a picture are taken from about so many of its rows and columns.
+# Percentiles of the grey values are sampled from about 256 rows and columns.
 SAMPLED = 256
 JPEG_QUALITY = 90
-# Of an index or a dtype, so many characters are shown.
+# Maximum number of characters shown of a frame's index.
 LONGEST_TEXT = 60
 
 
 def colours() -> list[list[int]]:
-    """Return the colours of labels, [red, green, blue] from 0 to 255; code 1 of a picture is the first."""
+    """Return the colours of labels, [red, green, blue] from 0 to 255; code 1 is the first colour."""
     table: list[list[int]] = (COLOURS * 255).astype(np.uint8).tolist()
     return table
 
 
 def encoded(result: LiveResult) -> bytes:
-    """Return the picture of a result that is done.
+    """Return the picture of a `done` result.
 
     Returns
     -------
-    The length of the header, 4 bytes, the highest first; the header, JSON; a JPEG of `jpeg` bytes, grey, of `height` x
-    `width` pixels; and, deflated, uint8 (height, width): 0 for the background, 1 to 32 for objects by their colour, 32
-    more on their outlines.
+    Length of the header, 4 bytes, big-endian; the header, JSON; a grey JPEG of `jpeg` bytes, `height` x `width` pixels;
+    and colour codes, zlib-compressed uint8 (height, width): 0 for the background, 1 to 32 for the colours of objects,
+    33 to 64 for their outlines.
     """
     labels = np.asarray(result.labels)
     step = -(-max(labels.shape) // LONGEST)
@@ -64,8 +65,8 @@ def encoded(result: LiveResult) -> bytes:
 
 
 def label_codes(labels: NDArray[Any]) -> NDArray[np.uint8]:
-    """Return which colour each pixel of labels (H, W) has, as `encoded` says."""
-    # The number of colours divides 256: the low byte of a label has its colour.
+    """Return the colour codes of labels (H, W), uint8 (H, W): see `encoded`."""
+    # The number of colours divides 256, so that the low byte of a label gives its colour.
     codes = labels.astype(np.uint8) % len(COLOURS) + np.uint8(1)
     codes *= labels > 0
     codes += outlines(labels) * np.uint8(len(COLOURS))
@@ -73,7 +74,7 @@ def label_codes(labels: NDArray[Any]) -> NDArray[np.uint8]:
 
 
 def reduced(frame: NDArray[Any], step: int) -> NDArray[Any]:
-    """Return every `step`th pixel of a frame (..., H, W), each as the mean of those that it stands for."""
+    """Return a frame (..., H, W) reduced by `step` along H and W; each pixel is a mean over its block."""
     if step == 1:
         return frame
     rows, columns = (np.arange(0, size, step) for size in frame.shape[-2:])
@@ -87,14 +88,14 @@ def reduced(frame: NDArray[Any], step: int) -> NDArray[Any]:
 
 
 def index_text(index: Any) -> str:
-    """Return a frame's own index as people read it: ``t 3  c 0``; empty where there is none."""
+    """Return a frame's index as text, such as ``t 3  c 0``; empty if it has none."""
     if isinstance(index, Mapping):
         index = "  ".join(f"{axis} {place}" for axis, place in index.items())
     return "" if index is None else str(index)[:LONGEST_TEXT]
 
 
 def _frame(given: Any, size: tuple[int, ...], step: int) -> tuple[list[int], str, NDArray[np.uint8]]:
-    """Return shape, dtype and grey values (`size`) of a frame; black for one that does not lie on the host."""
+    """Return shape, dtype and grey values, uint8 of `size`, of a frame; black if it is not in host memory."""
     try:
         frame = as_array(given)
     except FrameError:

@@ -1,11 +1,11 @@
-// A plot of the last minute: areas stacked on each other, or one line.
+// A plot of the last minute: stacked areas, or one line.
 
 const SPAN = 60; // seconds
-const LEFT = 46, BOTTOM = 18, TOP = 8; // CSS pixels beside the curves
+const LEFT = 46, BOTTOM = 18, TOP = 8; // margins in CSS pixels
 const STEPS = [1, 2, 2.5, 5, 10];
 
 export class Plot {
-  // series: [{ of: point => number, colour }], stacked from the first up; unit: number => text of the scale.
+  // series: [{ of: point => number, colour }], stacked from the first up; unit: number => tick label.
   constructor(canvas, series, unit) {
     Object.assign(this, { canvas, series, unit, points: [], now: 0 });
     new ResizeObserver(() => this.draw()).observe(canvas);

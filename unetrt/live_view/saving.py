@@ -1,6 +1,7 @@
-"""Where the labels of a live segmentation may go, asked before anything is loaded.
+"""Outputs of `unetrt live --save`: one file for all labels, or a folder with a label file for each replayed image.
 
-Label files of replayed images, named and made as `unetrt predict` does.
+`output_for` checks everything that can be checked before a model is loaded, and returns a `LabelWriter` (OME-Zarr or
+OME-TIFF) or `LabelFiles` (the files that `unetrt predict` writes).
 """
 
 import operator
@@ -25,29 +26,29 @@ if TYPE_CHECKING:
 
 
 class LabelFiles:
-    """An output of a live segmenter that writes NAME.tif for each replayed file, whole or not at all.
+    """An output of a live segmenter that writes NAME.tif for each replayed file, atomically.
 
-    A file without any labels is not written. A stack is written when the last of its results is there; frames that were
-    dropped or failed are empty in it.
+    A stack is written after its last result; frames that were dropped or failed hold background. A file without any
+    labels is not written.
 
     Parameters
     ----------
     folder
-        Where files go; made with the first.
+        Folder of the files; created with the first.
 
     Attributes
     ----------
     written
-        How many files were written.
+        Number of files written.
     partial
-        For each stack that has empty frames: its name and how many of how many they are.
+        A line for each stack with empty frames: its name and their number.
     """
 
     def __init__(self, folder: Path) -> None:
         self.written = 0
         self.partial: list[str] = []
         self._folder = folder
-        self._path: Path | None = None  # of the stack whose results are coming
+        self._path: Path | None = None  # of the current file
         self._planes: dict[int, NDArray[Any]] = {}
         self._frames = 0
 
@@ -58,7 +59,7 @@ class LabelFiles:
         """Do nothing."""
 
     def result(self, result: LiveResult) -> None:
-        """Take the labels of a frame."""
+        """Keep the labels of a frame, and write its file after the last one."""
         place: FileFrame = result.meta[FILE]
         if place.path != self._path:
             self.close()
@@ -69,7 +70,7 @@ class LabelFiles:
             self.close()
 
     def close(self) -> None:
-        """Write what there is of the file whose results were coming."""
+        """Write the current file, even if results are missing. Idempotent."""
         path, planes, self._path, self._planes = self._path, self._planes, None, {}
         if path is None or not planes:
             return
@@ -83,7 +84,7 @@ class LabelFiles:
             self.partial.append(f"{path.name}: {missing} of {self._frames} frames are empty")
 
 
-# Files that hold all labels of a run.
+# Suffixes of files that hold all labels of a run.
 SERIES = (".ome.zarr", ".ome.tiff", ".ome.tif")
 
 
@@ -95,31 +96,31 @@ def output_for(
     most: int | None = None,
     overwrite: bool = False,
 ) -> ResultOutput:
-    """Return what stores labels in `place`: one file for all, by its name, or a folder with one for each replayed file.
+    """Return the output that stores labels in `place`: one file, by its suffix, or a folder of files.
 
     Parameters
     ----------
     place
-        A name that ends in .ome.zarr, .ome.tiff or .ome.tif, or a folder.
+        A file that ends in .ome.zarr, .ome.tiff or .ome.tif, or a folder.
     files
-        The files that are replayed; None for a camera.
+        The replayed files; None for a camera.
     loop
-        Whether they come again and again.
+        Whether they are repeated endlessly.
     most
-        How many frames there are to be; None: all.
+        Maximum number of frames; None: no limit.
     overwrite
-        Whether to replace a file that holds all labels.
+        Whether to replace an existing file.
 
     Raises
     ------
     OutputError
-        Nothing can be written there, it would overwrite what is replayed, or there is such a file.
+        `place` cannot be written, exists, or contains a replayed file.
     OptionError
-        A folder of files has no meaning here, or a file cannot hold labels of several sizes.
+        A folder cannot hold labels of a camera or of a loop, or one file cannot hold labels of several sizes.
     """
     if place.name.lower().endswith(SERIES):
         _require_elsewhere(files or (), place)
-        _require_one_size((files or ())[:most], place)  # each file is a frame or more
+        _require_one_size((files or ())[:most], place)  # each file holds at least one frame
         return LabelWriter(place, overwrite=overwrite)
     if files is None:
         raise OptionError(f"{place} cannot hold a camera's labels: name a file that ends in {', '.join(SERIES)}")
@@ -133,12 +134,12 @@ def output_for(
 
 
 def size_of(file: Path) -> tuple[int, int]:
-    """Return height and width of a file's frames, from its head alone where it may be a long stack.
+    """Return (H, W) of a file's frames; reads only the header of a PNG or TIFF.
 
     Raises
     ------
     FrameError
-        It is no image that can be read.
+        The file cannot be read as an image.
     """
     kind = file.suffix.lower()
     if kind in (".npy", ".zarr") or kind not in SUFFIXES:
@@ -151,12 +152,12 @@ def size_of(file: Path) -> tuple[int, int]:
         with tifffile.TiffFile(file) as tiff:
             page = tiff.pages.first
             return operator.index(page.imagelength), operator.index(page.imagewidth)
-    except Exception as error:  # damage makes the readers of formats raise nearly anything
+    except Exception as error:  # readers raise nearly anything for a damaged file
         raise FrameError(f"{file} cannot be read: {error}") from error
 
 
 def _require_elsewhere(files: Sequence[Path], place: Path) -> None:
-    """Raise OutputError where labels would replace what is replayed, or lie in it."""
+    """Raise OutputError if `place` is a replayed file, or lies inside one, such as a Zarr folder."""
     inputs = {file.resolve() for file in files}
     for taken in (place.resolve(), *place.resolve().parents):
         if taken in inputs:
@@ -164,7 +165,7 @@ def _require_elsewhere(files: Sequence[Path], place: Path) -> None:
 
 
 def _require_one_size(files: Sequence[Path], place: Path) -> None:
-    """Raise OptionError where files have frames of several sizes; those that cannot be read are told elsewhere."""
+    """Raise OptionError if files have frames of several sizes; unreadable ones are reported by the replay."""
     first: tuple[Path, tuple[int, ...]] | None = None
     for file in files:
         with suppress(FrameError):
@@ -173,6 +174,6 @@ def _require_one_size(files: Sequence[Path], place: Path) -> None:
                 sizes = " and ".join(" x ".join(map(str, one)) for one in (first[1], size))
                 raise OptionError(
                     f"{first[0].name} and {file.name} have {sizes} pixels, and {place.name} holds one size: "
-                    f"name a folder, {stem_of(place)}, or replay those of one size"
+                    f"name a folder, {stem_of(place)}, or replay files of one size"
                 )
             first = first or (file, size)

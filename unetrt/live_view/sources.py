@@ -1,44 +1,67 @@
-"""A camera of Micro-Manager in live mode, as a source of frames.
+"""Sources of frames for `unetrt live`: a Micro-Manager camera in live mode, or image files at a camera's pace.
 
-Image files in the place of a camera.
+A `FrameSource` submits frames to a live segmenter on its own thread, until it ends or is asked to stop.
+
+    source = FileReplay(list_images("images"), fps=20)
+    source.feed(live, threading.Event())
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
 from threading import Event
 from time import perf_counter
-from typing import Any
+from typing import Any, Protocol
 
 from numpy.typing import NDArray
 
+from unetrt.runtime import LiveSegmenter
 from unetrt.runtime.closing import Closable
 from unetrt.runtime.errors import FrameError, OptionError, UnetrtError
 from unetrt.runtime.files.prediction import read_frames
-from unetrt.runtime.live.live_segmenter import LiveSegmenter
 
-# Seconds between two looks whether the camera still runs.
+# Seconds between two checks that the camera still runs.
 LOOK = 0.02
+# Key of the `FileFrame` in a replayed frame's metadata.
+FILE = "file"
+
+
+class FrameSource(Protocol):
+    """A source of frames.
+
+    Attributes
+    ----------
+    name
+        Its name, for display.
+    unread
+        Files that cannot be read -> why.
+    """
+
+    name: str
+    unread: dict[Path, FrameError]
+
+    def feed(self, live: LiveSegmenter, stop: Event) -> None:
+        """Submit frames until there are no more, or until soon after `stop` is set."""
 
 
 class CameraError(UnetrtError, RuntimeError):
-    """A camera that stopped, or failed, while it was to run."""
+    """A camera stopped or failed during a run."""
 
     exit_code = 1
 
 
 class Camera(Closable):
-    """The camera of a Micro-Manager configuration, in a core of its own.
+    """The camera of a Micro-Manager configuration, in its own core; a `FrameSource`.
 
     Parameters
     ----------
     config
-        A configuration file, or the name of one that lies beside Micro-Manager's devices: `MMConfig_demo.cfg`.
+        A configuration file, or the name of one in Micro-Manager's folder, such as `MMConfig_demo.cfg`.
     exposure
-        Milliseconds; None: as configured.
+        Exposure time in milliseconds; None: as configured.
     most
-        How many images there are to be; None: until it is stopped.
+        Maximum number of images; None: no limit.
 
     Attributes
     ----------
@@ -48,9 +71,9 @@ class Camera(Closable):
     Raises
     ------
     OptionError
-        There is no such configuration, its devices do not load, it has no camera, or no such exposure.
+        The configuration does not exist or load, or has no camera, or the exposure is out of range.
     ModuleNotFoundError
-        pymmcore-plus is missing.
+        pymmcore-plus is not installed.
     """
 
     def __init__(self, config: str, exposure: float | None = None, *, most: int | None = None) -> None:
@@ -67,20 +90,19 @@ class Camera(Closable):
         self.name = f"{self.core.getCameraDevice()} of {Path(config).name}"
 
     def feed(self, live: LiveSegmenter, stop: Event) -> None:
-        """Run the camera and submit its newest images, until there are enough or `stop` is set.
+        """Run the camera and submit its newest images, until `most` are submitted or `stop` is set.
 
         Raises
         ------
         CameraError
-            It stopped by itself, or failed.
+            The camera stopped by itself, or failed.
         """
         from unetrt.runtime.acquisition import LiveModeFeed
 
-        counted: Any = _FirstFrames(live, self._most)  # as much of a live segmenter as a feed calls
         try:
-            with LiveModeFeed(self.core, counted) as feed:
+            with LiveModeFeed(self.core, live, most=self._most) as feed:
                 self.core.startContinuousSequenceAcquisition(0)
-                while not (counted.enough or stop.wait(LOOK)):
+                while not (feed.status().submitted == self._most or stop.wait(LOOK)):
                     if not self.core.isSequenceRunning():
                         raise CameraError(f"{self.name} stopped by itself")
                     if error := feed.status().last_error:
@@ -92,33 +114,33 @@ class Camera(Closable):
             raise CameraError(f"{self.name} failed: {error}") from error
 
     def close(self) -> None:
-        """Let go of the devices; idempotent."""
-        from pymmcore import CMMCore  # noqa: TID251 - the method that pymmcore-plus hides
+        """Unload the devices; idempotent."""
+        from pymmcore import CMMCore  # noqa: TID251 - a method that pymmcore-plus hides
 
         if self.core.isSequenceRunning():
             self.core.stopSequenceAcquisition()
         self.core.unloadAllDevices()
-        # The core reports from a thread of its own, which aborts the process if it finds an interpreter that ends.
+        # The core's callback thread aborts the process if it finds the interpreter finalizing.
         CMMCore.registerCallback(self.core, None)
 
     def _load(self, config: str, exposure: float | None) -> None:
         try:
             self.core.loadSystemConfiguration(config)
         except FileNotFoundError as error:
-            raise OptionError(f"{config} does not exist, nor beside the devices: {error}{_no_devices()}") from error
+            raise OptionError(f"{config} does not exist, nor in Micro-Manager's folder: {error}{_advice()}") from error
         except (OSError, RuntimeError) as error:
-            raise OptionError(f"{config} does not load: {error}{_no_devices()}") from error
+            raise OptionError(f"{config} does not load: {error}{_advice()}") from error
         if not self.core.getCameraDevice():
-            raise OptionError(f"{config} names no camera: give a configuration of Micro-Manager that does")
+            raise OptionError(f"{config} names no camera: give a Micro-Manager configuration that does")
         try:
             if exposure is not None:
                 self.core.setExposure(exposure)
         except RuntimeError as error:
-            raise OptionError(f"exposure {exposure:g} ms does not work: {error}") from error
+            raise OptionError(f"the camera refuses an exposure of {exposure:g} ms: {error}") from error
 
 
-def _no_devices() -> str:
-    """Return what to do where Micro-Manager's devices are not installed; empty where they are."""
+def _advice() -> str:
+    """Return how to install Micro-Manager's devices, if they are missing; else an empty string."""
     from pymmcore_plus import find_micromanager
 
     if find_micromanager():
@@ -126,59 +148,35 @@ def _no_devices() -> str:
     return "; Micro-Manager's devices are missing: mmcore install, or pip install mm-test-adapters for the demo's"
 
 
-class _FirstFrames:
-    """A live segmenter for whoever feeds it, that takes so many frames and no more; None: all."""
-
-    def __init__(self, live: LiveSegmenter, most: int | None) -> None:
-        self._live, self._left = live, most
-        self.sequenceStarted, self.sequenceFinished = live.sequenceStarted, live.sequenceFinished
-        self.thread = live.thread
-
-    @property
-    def enough(self) -> bool:
-        return self._left == 0
-
-    def submit(self, frame: Any, index: Any, meta: Mapping[str, Any], *, copy: bool) -> None:
-        if self._left is None:
-            self._live.submit(frame, index, meta, copy=copy)
-        elif self._left:
-            self._live.submit(frame, index, meta, copy=copy)
-            self._left -= 1
-
-
-# The key in a frame's metadata under which its `FileFrame` lies.
-FILE = "file"
-
-
 @dataclass(frozen=True)
 class FileFrame:
-    """Which frame of which file one is: number `frame`, from 0, of the `frames` in `path`."""
+    """The origin of a replayed frame: frame `frame`, from 0, of the `frames` frames in `path`."""
 
     path: Path
     frame: int
     frames: int
 
 
-class Replay:
-    """Frames of files, one after the other, at a camera's pace; frames of a stack one by one.
+class FileReplay:
+    """The frames of image files, in order, at a camera's pace; a `FrameSource`. Stacks are replayed frame by frame.
 
     Parameters
     ----------
     paths
-        Image files, in the order in which they are shown.
+        Image files.
     fps
-        Frames a second; 0: each as soon as there is room for it.
+        Frames per second; 0: each as soon as the queue has room.
     loop
-        Whether to begin anew after the last.
+        Whether to repeat the files endlessly.
     most
-        How many frames there are to be; None: all.
+        Maximum number of frames; None: no limit.
 
     Attributes
     ----------
     name
-        What a person calls it.
+        The number of files, or the name of the only one.
     unread
-        Why files were left out, for each once.
+        Files that cannot be read -> why.
     """
 
     def __init__(self, paths: Sequence[Path], fps: float, *, loop: bool = False, most: int | None = None) -> None:
@@ -190,7 +188,7 @@ class Replay:
     def feed(self, live: LiveSegmenter, stop: Event) -> None:
         """Submit all frames, until there are no more or `stop` is set.
 
-        A frame whose file was not read in time comes late, and those after it at their pace from then on.
+        A frame whose file is read too late delays all later ones: the pace never exceeds `fps`.
         """
         due = perf_counter()
         for number, (place, frame) in enumerate(self._frames(live.segmenter.spec.channels)):

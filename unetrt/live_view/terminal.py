@@ -1,8 +1,11 @@
-"""A live segmentation at a terminal: a view that is drawn anew in its place, or plain lines where nobody sees it.
+"""A live segmentation at a terminal: a view updated in place, plain lines for a log, and a summary at the end.
 
-What a person is shown of a live segmentation, at one moment.
+An `Observer` takes results on any thread and combines them with a `LiveStatus` into `Figures`, a snapshot. A `View`
+shows figures: `TerminalView` in place at a terminal, else `PlainLines`.
 
-A live segmentation in plain words, for logs and for its end.
+    observer = Observer()
+    with LiveSegmenter(model, on_result=observer.result) as live, view_for(console, "title", "Ctrl-C ends it") as view:
+        view.show(observer.look(live.status()))
 """
 
 import threading
@@ -16,35 +19,37 @@ from rich.table import Table
 from rich.text import Text
 
 from unetrt.runtime.closing import Closable
-from unetrt.runtime.live.results import LiveResult, Outcome
-from unetrt.runtime.live.status import LiveStatus, Percentiles
+from unetrt.runtime.live.results import LiveResult, LiveStatus, Outcome, Percentiles
 
-# Results whose objects the history shows: as many as a line of a terminal has room for.
+# Number of results in the history of object counts: what fits the width of a terminal.
 HISTORY = 40
-# Seconds over which the camera's rate is taken.
+# Averaging window of the camera's rate, in seconds.
 SPAN = 5.0
+# Seconds between two plain lines.
+LINE_EVERY = 5.0
+BARS, ASCII_BARS = "▁▂▃▄▅▆▇█", "_.-=+*#@"
 
 
 @dataclass(frozen=True)
 class Figures:
-    """A live segmentation at one moment.
+    """Snapshot of a live segmentation.
 
     Attributes
     ----------
     status
-        Counts and times.
+        Counts and latencies.
     seconds
-        Since the first frame; 0 before it.
+        Seconds since the first frame; 0 before it.
     camera
-        Frames that came a second, over the last 5 seconds.
+        Frames submitted per second, over the last 5 seconds.
     frame
-        The last result's frame, such as "512 x 700 px, uint16"; empty before it.
+        Shape and dtype of the last segmented frame, such as "512 x 700 px, uint16"; empty before it.
     history
-        Objects in each of the last 40 results, the newest last; empty where labels name classes.
+        Number of objects in each of the last 40 results, newest last; empty for class labels.
     objects
-        Objects in all results together.
+        Number of objects in all results.
     covered
-        The share of the last labels that is not background, where they name classes; else None.
+        Fraction of the last class labels that is not background; None for object labels.
     """
 
     status: LiveStatus
@@ -57,7 +62,7 @@ class Figures:
 
 
 class Observer:
-    """Takes note of results, on any thread, for who asks from another.
+    """Collects results on one thread, and returns figures on another.
 
     Attributes
     ----------
@@ -71,11 +76,11 @@ class Observer:
         self._last: LiveResult | None = None
         self._history: deque[int] = deque(maxlen=HISTORY)
         self._objects = 0
-        self._came: deque[tuple[float, int]] = deque()
+        self._submitted: deque[tuple[float, int]] = deque()
         self._first: float | None = None
 
     def result(self, result: LiveResult) -> None:
-        """Take note of a result; quick."""
+        """Collect a result; takes microseconds."""
         with self._lock:
             if result.outcome is Outcome.FAILED:
                 self.failure = result.error
@@ -86,7 +91,7 @@ class Observer:
                 self._objects += result.objects
 
     def look(self, status: LiveStatus) -> Figures:
-        """Return the figures of this moment, for one thread, regularly."""
+        """Return the figures at this moment; call it regularly, on one thread, for the camera's rate."""
         now = perf_counter()
         if self._first is None and status.submitted:
             self._first = now
@@ -97,10 +102,10 @@ class Observer:
         return Figures(status, seconds, rate, _kind(last), history, objects, _covered(last))
 
     def _rate(self, now: float, submitted: int) -> float:
-        self._came.append((now, submitted))
-        while self._came[0][0] < now - SPAN:
-            self._came.popleft()
-        begin, before = self._came[0]
+        self._submitted.append((now, submitted))
+        while self._submitted[0][0] < now - SPAN:
+            self._submitted.popleft()
+        begin, before = self._submitted[0]
         return (submitted - before) / (now - begin) if now > begin else 0.0
 
 
@@ -115,16 +120,16 @@ def _covered(result: LiveResult | None) -> float | None:
 
 
 def accounting(figures: Figures) -> str:
-    """Return what became of the frames: the parts add up to the whole."""
+    """Return the number of frames and of each outcome; the parts add up to the whole."""
     status = figures.status
     parts = {"segmented": status.done, "dropped": status.dropped, "failed": status.failed, "pending": status.pending}
-    said = [f"{number} {name}" for name, number in parts.items() if number or name == "segmented"]
+    shown = [f"{number} {name}" for name, number in parts.items() if number or name == "segmented"]
     missed = f"; {counted(status.missed, 'more image')} of the camera missed" if status.missed else ""
-    return f"{counted(status.submitted, 'frame')}: {', '.join(said)}{missed}"
+    return f"{counted(status.submitted, 'frame')}: {', '.join(shown)}{missed}"
 
 
 def times(name: str, seconds: Percentiles) -> str:
-    """Return percentiles of a time in milliseconds; empty before the first frame was segmented."""
+    """Return percentiles of a duration in milliseconds; empty before the first segmented frame."""
     if seconds.p50 is None:
         return ""
     return (
@@ -133,7 +138,7 @@ def times(name: str, seconds: Percentiles) -> str:
 
 
 def milliseconds(seconds: float | None) -> str:
-    """Return seconds as milliseconds, to three figures."""
+    """Return a duration in milliseconds, to three significant digits."""
     if seconds is None:
         return "-"
     value = seconds * 1e3
@@ -141,12 +146,12 @@ def milliseconds(seconds: float | None) -> str:
 
 
 def counted(number: int, thing: str) -> str:
-    """Return a number with what it counts: `1 frame`, `2 frames`."""
+    """Return a number with its noun: `1 frame`, `2 frames`."""
     return f"{number} {thing}{'' if number == 1 else 's'}"
 
 
 def line(figures: Figures) -> str:
-    """Return everything that matters now, on one line."""
+    """Return the figures in one line, for a log."""
     status = figures.status
     parts = [
         f"{figures.seconds:.0f} s",
@@ -160,14 +165,14 @@ def line(figures: Figures) -> str:
 
 
 def found(figures: Figures) -> str:
-    """Return what is in the last labels; empty before them."""
+    """Return the content of the last labels; empty before the first."""
     if figures.history:
         return counted(figures.history[-1], "object")
     return "" if figures.covered is None else f"{figures.covered:.1%} not background"
 
 
 def summary(figures: Figures, session: str) -> list[str]:
-    """Return what there is to say when all is over: what became of the frames, how fast, and on what (`session`)."""
+    """Return the lines printed at the end: outcomes; objects, rate, latency and the name of the session."""
     status = figures.status
     speed = f"{status.done / figures.seconds:.1f} segmented a second" if status.done and figures.seconds else ""
     objects = counted(figures.objects, "object") if figures.history else ""
@@ -175,36 +180,31 @@ def summary(figures: Figures, session: str) -> list[str]:
     return [accounting(figures), ", ".join(rest)]
 
 
-# Seconds between two plain lines.
-LINE_EVERY = 5.0
-BARS, ASCII_BARS = "▁▂▃▄▅▆▇█", "_.-=+*#@"
-
-
 class View(Closable):
-    """What a person looks at during a run."""
+    """Shows figures during a run."""
 
     def show(self, figures: Figures) -> None:
-        """Show how it stands, if it is time to."""
+        """Show figures, if the last ones are old enough."""
         raise NotImplementedError
 
 
 def view_for(console: Console, title: str, hint: str) -> View:
-    """Return a view that updates in place where the console is a terminal, else one that writes plain lines.
+    """Return a view that updates in place if the console is a terminal, else one that writes plain lines.
 
     Parameters
     ----------
     console
-        Where it is shown.
+        Destination.
     title, hint
-        The first line, and the last one of a view in place.
+        First line, and last line of a view in place.
     """
-    if console.is_interactive and console.file.isatty():  # not where colours are merely forced upon a file
+    if console.is_interactive and console.file.isatty():  # not a file with forced colours
         return TerminalView(console, title, hint)
     return PlainLines(console, title)
 
 
 class TerminalView(View):
-    """Draws the figures in place, and takes them away at the end."""
+    """Draws figures in place, and erases them at the end."""
 
     def __init__(self, console: Console, title: str, hint: str) -> None:
         self._title, self._hint = title, hint
@@ -216,12 +216,12 @@ class TerminalView(View):
         self._live.update(drawing(figures, self._title, self._hint, self._live.console), refresh=True)
 
     def close(self) -> None:
-        """Leave the terminal as it was; idempotent."""
+        """Erase the figures; idempotent."""
         self._live.stop()
 
 
 class PlainLines(View):
-    """Writes a first line, and one every few seconds, without control characters."""
+    """Writes a title, and a line every few seconds, without control characters."""
 
     def __init__(self, console: Console, title: str, every: float = LINE_EVERY) -> None:
         self._console, self._every = console, every
@@ -229,20 +229,20 @@ class PlainLines(View):
         self._write(title)
 
     def show(self, figures: Figures) -> None:
-        """Write the figures, if the last line is a while ago."""
+        """Write the figures, if the last line is old enough."""
         if perf_counter() >= self._next:
             self._next = perf_counter() + self._every
-            print(line(figures), file=self._console.file, flush=True)
+            self._write(line(figures))
 
     def close(self) -> None:
         """Do nothing."""
 
-    def _write(self, said: str) -> None:
-        print(said, file=self._console.file, flush=True)
+    def _write(self, text: str) -> None:
+        print(text, file=self._console.file, flush=True)
 
 
 def drawing(figures: Figures, title: str, hint: str, console: Console) -> RenderableType:
-    """Draw figures, between a first and a last line, for a console of any width."""
+    """Return a drawing of figures between a title and a hint, for a console of any width."""
     status = figures.status
     rows = [_rates(figures), Text(), _times(status), Text()]
     bars = ASCII_BARS if console.options.ascii_only else BARS
@@ -252,14 +252,14 @@ def drawing(figures: Figures, title: str, hint: str, console: Console) -> Render
 
 
 def sparkline(numbers: tuple[int, ...], bars: str = BARS) -> str:
-    """Return numbers as a line of bars, from 0 to the highest."""
+    """Return numbers as a line of bars, scaled from 0 to their maximum."""
     top = max(numbers, default=0) or 1
     return "".join(bars[number * (len(bars) - 1) // top] for number in numbers)
 
 
 def _rates(figures: Figures) -> RenderableType:
     status = figures.status
-    # Short enough for half a screen: 45 columns.
+    # Fits 45 columns, half a screen.
     return _pairs(
         {
             "camera": f"{figures.camera:6.1f}/s  {status.submitted} came, {status.missed} missed",
@@ -286,6 +286,6 @@ def _pairs(rows: dict[str, str]) -> RenderableType:
     table = Table.grid(padding=(0, 2))
     table.add_column(min_width=10, style="cyan", no_wrap=True)
     table.add_column(no_wrap=True, overflow="ellipsis")
-    for name, said in rows.items():
-        table.add_row(name, Text(said))  # as text: an error may hold what looks like markup
+    for name, value in rows.items():
+        table.add_row(name, Text(value))  # as Text: an error may contain markup
     return table

@@ -1,4 +1,4 @@
-"""The napari plugin: a widget that segments layers, once or live.
+"""The napari plugin: a widget that segments image layers, once or live.
 
-Nothing else imports napari or Qt; this package without its modules does not either.
+Only this package imports napari and Qt; importing the package itself, without its modules, does not.
 """

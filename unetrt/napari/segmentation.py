@@ -1,9 +1,11 @@
-"""What the widget lets run off the GUI's thread: loading a model, segmenting an image. No Qt, no napari.
+"""What the widget does without Qt: the array of a layer, its segmentation, the placement of labels, and texts.
 
-Which array of a layer a model segments, and where the labels belong. Layers are only looked at: no Qt, no napari.
+Axes: for a model of one channel the last two axes of an image are (H, W), for one of C channels the last three are
+(C, H, W); the axes before are a stack. Layers are only read. Neither Qt nor napari is imported here, but for `notify`.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,30 +13,32 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from unetrt.runtime import LiveStatus, Segmenter, instances
 from unetrt.runtime.errors import FrameError, ModelFileError, UnetrtError
-from unetrt.runtime.live.status import LiveStatus, one_line
+from unetrt.runtime.live.results import one_line
 from unetrt.runtime.model.spec import Annotation
-from unetrt.runtime.pixels.instances import instances
-from unetrt.runtime.segment.segmenter import Progress, Segmenter
+from unetrt.runtime.segment.segmenter import Progress
 
-# What says where a layer lies, where labels have as many axes as the image.
-WHERE = ("scale", "translate", "rotate", "shear", "units")
+# Attributes that place a layer in the world, for labels with as many axes as the image.
+PLACEMENT = ("scale", "translate", "rotate", "shear", "units")
+# A call that reports its progress.
+Call = Callable[[Progress], Any]
 
 
 def image_of(layer: Any, channels: int) -> Any:
-    """Return what `Segmenter.segment` takes of an image layer, unread where it is lazy (dask, Zarr, memmap).
+    """Return the array of an image layer for `Segmenter.segment`; lazy arrays (dask, Zarr, memmap) are not read.
 
     Parameters
     ----------
     layer
-        An image layer (..., H, W), of colours (..., H, W, 3 or 4), or of several scales, of which the finest is taken.
+        An image layer (..., H, W) or, in colour, (..., H, W, 3 or 4); of a multiscale layer the finest level is used.
     channels
-        Those of the model: colours become (..., 3, H, W).
+        Number of channels of the model. A colour image becomes (..., 3, H, W).
 
     Raises
     ------
     FrameError
-        The layer is in colour, and the model takes no three channels.
+        The layer is in colour, and the model does not have three channels.
     """
     data = layer.data[0] if layer.multiscale else layer.data
     if not layer.rgb:
@@ -47,16 +51,16 @@ def image_of(layer: Any, channels: int) -> Any:
 
 
 def shown_frame(layer: Any, point: Sequence[float], channels: int) -> Any:
-    """Return the one frame of a layer that the viewer shows: (H, W), or (C, H, W) for a model of C channels.
+    """Return the frame of a layer that the viewer shows: (H, W), or (C, H, W) for a model of C channels.
 
     Parameters
     ----------
     layer
         As for `image_of`.
     point
-        Where the viewer's sliders are, in world units: `viewer.dims.point`.
+        Position of the viewer's sliders in world coordinates: `viewer.dims.point`.
     channels
-        Those of the model.
+        Number of channels of the model.
 
     Raises
     ------
@@ -72,33 +76,29 @@ def shown_frame(layer: Any, point: Sequence[float], channels: int) -> Any:
 
 
 def placement(layer: Any, axes: int) -> dict[str, Any]:
-    """Return the arguments of `viewer.add_labels` that put labels of so many axes upon an image layer.
+    """Return the arguments of `viewer.add_labels` that place labels with `axes` axes on an image layer.
 
-    Labels of fewer axes, of one frame or without the channels, lie in the plane of the last two.
+    Labels with fewer axes than the image (of one frame, or without channels) lie in the plane of its last two axes.
     """
     if axes == layer.ndim:
-        where = {name: getattr(layer, name) for name in WHERE if hasattr(layer, name)}
-        return {**where, "affine": layer.affine.affine_matrix}
+        placed = {name: getattr(layer, name) for name in PLACEMENT if hasattr(layer, name)}
+        return {**placed, "affine": layer.affine.affine_matrix}
     kept = [*range(axes - 2), layer.ndim - 2, layer.ndim - 1]
     return {"scale": layer.scale[kept], "translate": layer.translate[kept]}
 
 
-# Work that reports how far it is.
-Call = Callable[[Progress], Any]
-
-
 @dataclass(frozen=True, eq=False)
 class Request:
-    """What is to be segmented, and how.
+    """A segmentation to compute.
 
     Attributes
     ----------
     image
-        What `Segmenter.segment` takes.
+        The image, as `Segmenter.segment` takes it.
     kind
-        `instances`: labels number the objects; `classes`: they name the class of each pixel.
+        `instances`: labels are object numbers; `classes`: labels are class indices.
     min_area
-        Instances of fewer pixels are dropped.
+        Objects of fewer pixels are removed.
     """
 
     image: Any
@@ -107,12 +107,14 @@ class Request:
 
 
 def load(path: str) -> Segmenter:
-    """Open a model file; may build an engine first, for minutes.
+    """Open a model file; takes minutes if an engine is built first.
 
     Raises
     ------
+    ModelFileError
+        `path` is empty.
     UnetrtError
-        What `Segmenter` raises; ModelFileError where no file was chosen.
+        What `Segmenter` raises.
     """
     if not path.strip():
         raise ModelFileError("no model is chosen: give an ONNX file that unetrt export wrote, or an engine")
@@ -120,14 +122,14 @@ def load(path: str) -> Segmenter:
 
 
 def labels_of(segmenter: Segmenter, request: Request, progress: Progress) -> NDArray[Any]:
-    """Return the labels of an image, (..., H, W): int32 instances, or uint8 classes.
+    """Return the labels of an image, (..., H, W): int32 object numbers, or uint8 class indices.
 
     Parameters
     ----------
     segmenter, request
-        What segments, and what is segmented.
+        The model, and the segmentation to compute.
     progress
-        Called with the tiles done and all tiles; what it raises ends the call.
+        Called with the number of finished tiles and of all tiles; may raise to end the call.
 
     Raises
     ------
@@ -151,7 +153,7 @@ def labels_of(segmenter: Segmenter, request: Request, progress: Progress) -> NDA
 
 
 def about(segmenter: Segmenter) -> str:
-    """Return what a model says of itself, for people, on three lines."""
+    """Return a description of a model: classes, channels and tile, session; three lines."""
     spec = segmenter.spec
     height, width = spec.tile
     channels = "1 channel" if spec.channels == 1 else f"{spec.channels} channels"
@@ -159,7 +161,7 @@ def about(segmenter: Segmenter) -> str:
 
 
 def figures(status: LiveStatus, objects: int | None = None) -> str:
-    """Return what a live segmenter does and how fast, for people, on two lines, after the count of objects."""
+    """Return rate, latency and counts of a live segmenter, two lines, after the number of objects, if any."""
     count = "" if objects is None else f"{objects} objects\n"
     latency = "no frame yet" if status.latency.p50 is None else f"latency {status.latency.p50 * 1000:.0f} ms"
     failed = f", failed {status.failed}" if status.failed else ""
@@ -170,5 +172,21 @@ def figures(status: LiveStatus, objects: int | None = None) -> str:
 
 
 def explained(error: BaseException) -> str:
-    """Return an error as one line; its kind too, where the message was not written for people."""
+    """Return an error in one line, with its type unless it is a `UnetrtError`, whose message suffices."""
     return " ".join(str(error).split()) if isinstance(error, UnetrtError) else one_line(error)
+
+
+def notify(error: BaseException) -> None:
+    """Show an error as a napari notification of one line."""
+    from napari.utils.notifications import show_error
+
+    show_error(explained(error))
+
+
+@contextmanager
+def notified() -> Iterator[None]:
+    """Show a `UnetrtError` raised in the block as a notification, and continue after the block."""
+    try:
+        yield
+    except UnetrtError as error:
+        notify(error)

@@ -1,8 +1,7 @@
 """The dock widget "unetrt: segment".
 
-A list of the viewer's image layers to choose from.
-
-What the widget shows: fields and buttons, without what they do.
+`SegmentWidget` connects a `Form`, fields and buttons without behaviour, with a `Work`, which runs what takes time on
+other threads. `ImageChoice` is the list of the viewer's image layers.
 """
 
 from collections.abc import Callable
@@ -27,16 +26,24 @@ from qtpy.QtWidgets import (
     QWidget,
 )
 
-from unetrt.napari.live import LiveFeed, LiveLabels
-from unetrt.napari.segmentation import Request, about, image_of, labels_of, placement
-from unetrt.napari.work import Work, told
+from unetrt.napari.segmentation import Request, about, image_of, labels_of, notified, placement
+from unetrt.napari.work import LiveLabels, Work
+from unetrt.runtime import Segmenter
 from unetrt.runtime.errors import FrameError
 from unetrt.runtime.model.spec import Annotation
-from unetrt.runtime.segment.segmenter import Segmenter
+
+# Text in the list of kinds -> kind of labels; None for the kind the model was trained on.
+KINDS = {"as trained": None, "numbered objects": "instances", "classes": "classes"}
+# Minimum width in pixels: fits the longest line of figures.
+WIDTH = 290
+# Filter of the file dialog.
+FILES = "Models (*.onnx *.engine *.plan);;All files (*)"
+# Milliseconds between two updates of the live figures.
+TICK = 500
 
 
 class ImageChoice(QComboBox):
-    """The image layers of a viewer, as they come, go and are renamed; the newest is chosen where none was.
+    """A list of the image layers of a viewer, kept up to date; the newest is chosen by default.
 
     Parameters
     ----------
@@ -46,7 +53,7 @@ class ImageChoice(QComboBox):
 
     def __init__(self, layers: Any) -> None:
         super().__init__()
-        # A long name does not widen the dock.
+        # A long name must not widen the dock.
         self.setSizeAdjustPolicy(QComboBox.SizeAdjustPolicy.AdjustToMinimumContentsLengthWithIcon)
         self.setMinimumContentsLength(16)
         self._layers = layers
@@ -55,11 +62,11 @@ class ImageChoice(QComboBox):
         self.refresh()
 
     def layer(self) -> Any:
-        """Return the layer that is chosen, None where there is none."""
+        """Return the chosen layer; None if there is none."""
         return self.currentData()
 
     def refresh(self, event: Any = None) -> None:  # noqa: ARG002
-        """Show the layers that there are now."""
+        """Update the list."""
         from napari.layers import Image
 
         images = [layer for layer in reversed(self._layers) if isinstance(layer, Image)]
@@ -73,19 +80,12 @@ class ImageChoice(QComboBox):
             self.setCurrentIndex(images.index(chosen) if chosen in images else 0)
 
     def forget(self) -> None:
-        """Follow the viewer no more."""
+        """Stop following the viewer."""
         self._layers.events.disconnect(self.refresh)
 
 
-# What the list of results says -> what it means.
-KINDS = {"as trained": None, "numbered objects": "instances", "classes": "classes"}
-
-# In pixels: what the longest of these lines takes.
-WIDTH = 290
-
-
 class Form(QWidget):
-    """Fields and buttons, by name.
+    """The fields and buttons of the widget, as attributes.
 
     Parameters
     ----------
@@ -99,23 +99,23 @@ class Form(QWidget):
         self.model.setPlaceholderText("model.onnx, or an engine")
         self.browse.setText("…")
         self.browse.setToolTip("Choose a model file that unetrt export or unetrt build wrote")
-        self.about = _note("Loaded with its first use.")
+        self.about = _note("The model is loaded on first use.")
         self.image, self.kind, self.area = image, QComboBox(), QSpinBox()
         for text, kind in KINDS.items():
             self.kind.addItem(text, kind)
         self.area.setRange(0, 1_000_000)
         self.area.setSuffix(" px")
         self.area.setSizePolicy(QSizePolicy.Policy.Expanding, QSizePolicy.Policy.Fixed)
-        self.area.setToolTip("Segment leaves out objects of fewer pixels; live shows all")
+        self.area.setToolTip("Segment removes objects of fewer pixels; live labels keep all")
         self.segment, self.live = QPushButton("Segment"), QPushButton("Live")
         self.live.setCheckable(True)
-        self.live.setToolTip("Segment what the image layer shows, whenever it changes")
+        self.live.setToolTip("Segment the shown frame of the image layer whenever it changes")
         self.progress, self.figures = QProgressBar(), _note("")
         self.progress.setVisible(False)
         self._arrange()
 
     def show_state(self, running: str, live: bool) -> None:
-        """Show what runs, which the first button then cancels, and whether something is live."""
+        """Show the state: `running` describes the call in the background, which the first button then cancels."""
         self.segment.setText("Cancel" if running else "Segment")
         self.live.setChecked(live)
         self.live.setEnabled(not running)
@@ -128,7 +128,7 @@ class Form(QWidget):
             self.figures.setText(running)
 
     def show_progress(self, done: int, total: int) -> None:
-        """Move the bar."""
+        """Update the progress bar."""
         self.progress.setRange(0, total)
         self.progress.setValue(done)
 
@@ -172,18 +172,13 @@ def _line() -> QFrame:
     return line
 
 
-FILES = "Models (*.onnx *.engine *.plan);;All files (*)"
-# How often the figures of what is live are written, in milliseconds.
-TICK = 500
-
-
 class SegmentWidget(QWidget):
-    """Segments an image layer, once or live; what takes its time runs on other threads.
+    """Segments an image layer, once or live; long calls run on other threads.
 
     Parameters
     ----------
     napari_viewer
-        The viewer, which napari gives.
+        The viewer; napari passes it by this name.
     """
 
     def __init__(self, napari_viewer: Any) -> None:
@@ -199,12 +194,12 @@ class SegmentWidget(QWidget):
         self.form.model.setText(str(_settings().value("model", "")))
 
     def choose(self, path: str) -> None:
-        """Load a model, and remember it for the next time."""
+        """Load a model, and remember it for the next session."""
         self.form.model.setText(path)
         self.work.with_model(path.strip(), lambda _: None)
 
     def segment(self) -> None:
-        """Segment the chosen layer, or cancel what runs."""
+        """Segment the chosen layer, or cancel the call in the background."""
         if self.work.background.busy:
             self.work.cancel()
             self.form.figures.setText("cancelled")
@@ -212,7 +207,7 @@ class SegmentWidget(QWidget):
             self._with_model(self._segment)
 
     def set_live(self, on: bool) -> None:
-        """Begin to follow the chosen layer, or end it; the button follows."""
+        """Start or end live labels of the chosen layer, and update the button."""
         if on and self.work.live is None:
             self._with_model(self._follow)
         elif not on:
@@ -220,7 +215,7 @@ class SegmentWidget(QWidget):
         self._show_state()
 
     def event(self, event: QEvent) -> bool:
-        """End everything when the widget is closed, or taken out of its dock."""
+        """End everything when the widget is closed or removed from its dock."""
         removed = event.type() == QEvent.Type.ParentChange and self.parent() is None
         if removed or event.type() == QEvent.Type.Close:
             self._clock.stop()
@@ -238,12 +233,12 @@ class SegmentWidget(QWidget):
         work.loaded.connect(self._describe)
         work.background.progressed.connect(form.show_progress)
         self._clock.timeout.connect(self._show_figures)
-        # A viewer that is closed deletes what is docked without closing it.
+        # A viewer that closes deletes docked widgets without closing them.
         self.destroyed.connect(work.close)
 
     def _with_model(self, then: Callable[[Segmenter], None]) -> None:
-        """Go on with the model that the form names, once it is loaded, if there is a layer to segment."""
-        with told():
+        """Run `then` with the chosen model, once it is loaded, if a layer is chosen."""
+        with notified():
             self._chosen()
             self.work.with_model(self.form.model.text().strip(), then)
 
@@ -269,13 +264,13 @@ class SegmentWidget(QWidget):
         self.form.figures.setText(objects)
 
     def _follow(self, segmenter: Segmenter) -> None:
-        feed = LiveFeed(self._chosen(), lambda: self.viewer.dims.point, segmenter, self._kind(segmenter))
-        self.work.live = LiveLabels(self.viewer, feed, partial(self.set_live, False))
+        ended = partial(self.set_live, False)
+        self.work.live = LiveLabels(self.viewer, self._chosen(), segmenter, self._kind(segmenter), ended)
         self._clock.start(TICK)
         self._show_state()
 
     def _show_state(self, running: str = "") -> None:
-        """Let the buttons say what runs."""
+        """Update the form after a change of state."""
         busy, live = self.work.background.busy, self.work.live is not None
         self.form.show_state(running if busy else "", live)
         if not live:
@@ -283,7 +278,7 @@ class SegmentWidget(QWidget):
 
     def _show_figures(self) -> None:
         if self.work.live is not None and not self.work.background.busy:
-            self.form.figures.setText(self.work.live.feed.figures())
+            self.form.figures.setText(self.work.live.figures())
 
     def _describe(self, segmenter: Segmenter) -> None:
         _settings().setValue("model", self.work.path)

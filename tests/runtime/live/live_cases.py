@@ -30,7 +30,7 @@ class GatedSession(WorkerSession):
         scores[...] = frames[:, 0, halo:-halo, halo:-halo]
 
     def let(self, passes=None):
-        """Let so many passes go, or all from now on."""
+        """Release a number of passes, or all from now on."""
         self.open_for_all = passes is None
         self._go.release(passes or 1000)
 

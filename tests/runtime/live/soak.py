@@ -1,4 +1,4 @@
-"""Submits frames at twice the rate at which they can be segmented, and prints what became of them and of memory.
+"""Submits frames at twice the sustainable rate, and prints their outcomes and memory use.
 
 python soak.py MODEL SECONDS
 """
@@ -16,7 +16,7 @@ from unetrt.runtime import LiveSegmenter, Segmenter
 FRAMES = [np.random.default_rng(seed).integers(0, 4000, (200, 300)).astype(np.uint16) for seed in range(4)]
 # Seconds in which the sustainable rate is measured.
 MEASURED = 2.0
-# Seconds between two looks at memory.
+# Seconds between two measurements of memory.
 LOOK = 0.25
 
 
@@ -27,7 +27,7 @@ def resident() -> int:
 
 
 def sustainable(segmenter: Segmenter) -> float:
-    """Return how many frames a second are segmented when one always waits."""
+    """Return the sustainable rate, frames per second: one frame is always queued."""
     with LiveSegmenter(segmenter, policy="block", capacity=1) as live:
         live.submit(FRAMES[0]).result(60)
         begin, done = time.perf_counter(), 0
@@ -56,7 +56,7 @@ def soak(segmenter: Segmenter, policy: str, seconds: float, rate: float) -> dict
         if now < due:
             time.sleep(due - now)
         due += 1 / rate
-        # One in fifty is no frame at all.
+        # One in fifty is not a frame.
         live.submit(FRAMES[submitted % len(FRAMES)] if submitted % 50 else None, submitted)
         submitted += 1
     live.close()
@@ -70,7 +70,7 @@ def main() -> None:
     """Soak each policy that drops frames for half of the time, after a warm-up."""
     model, seconds = sys.argv[1], float(sys.argv[2])
     with Segmenter(model) as segmenter:
-        # What is measured must not be the first growth of anything.
+        # Warm-up: the first growth of caches is not measured.
         soak(segmenter, "latest", min(seconds / 6, 10), 2 * sustainable(segmenter))
         runs = [
             soak(segmenter, policy, seconds / 2, 2 * sustainable(segmenter)) for policy in ("latest", "drop_oldest")

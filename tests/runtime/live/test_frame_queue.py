@@ -24,7 +24,7 @@ def names(items):
         ("drop_oldest", None, [[], [], [], []], ["a", "b", "c", "d"]),
     ],
 )
-def test_who_gives_way(policy, capacity, dropped, kept):
+def test_the_policy_decides_which_frames_are_dropped(policy, capacity, dropped, kept):
     queue = FrameQueue(policy, capacity)
     assert [names(queue.put(frame(name))) for name in "abcd"] == dropped
     assert [queue.take().frame for _ in kept] == kept
@@ -44,7 +44,7 @@ def test_block_waits_for_room():
     assert queue.take().frame == "b"
 
 
-def test_who_is_blocked_goes_on_when_the_queue_closes():
+def test_closing_the_queue_releases_a_blocked_producer():
     queue, dropped = FrameQueue("block", 1), []
     queue.put(frame("a"))
     second = threading.Thread(target=lambda: dropped.extend(queue.put(frame("b"))))
@@ -56,19 +56,19 @@ def test_who_is_blocked_goes_on_when_the_queue_closes():
     assert queue.take() is None
 
 
-def test_notices_are_taken_in_turn_and_never_dropped():
+def test_notices_keep_their_order_and_are_never_dropped():
     queue, told = FrameQueue("latest"), []
     queue.put(frame("a"))
     queue.begin("plan", {}, None, told.append)
     queue.put(frame("b"))
     queue.end(lambda sequence: told.append((sequence, "over")))
-    queue.take().tell()
+    queue.take().deliver()
     (sequence,) = told
     assert (sequence.number, sequence.plan, sequence.first) == (0, "plan", 1)
     item = queue.take()
     assert (item.frame, item.sequence) == ("b", sequence)
     notice = queue.take()
-    notice.tell()
+    notice.deliver()
     assert (notice.number, told[1:]) == (2, [(sequence, "over")])
     queue.put(frame("c"))
     assert queue.take().sequence is None
@@ -90,9 +90,32 @@ def test_closing_drops_or_drains():
     assert (counts.submitted, counts.done, counts.dropped, counts.pending) == (4, 1, 3, 0)
 
 
+class Closes(int):
+    """A bound whose comparison closes a queue on the thread that holds its lock, as a finalizer can."""
+
+    def __gt__(self, number):
+        self.queue.close(drain=False)
+        return int(self) > number
+
+
+def test_a_queue_can_be_closed_by_the_thread_that_takes_dropped_frames():
+    queue = FrameQueue("drop_oldest", 1)
+    for name in "abc":
+        queue.put(frame(name))
+    bound = Closes(2)
+    bound.queue = queue
+    found = []
+    thread = threading.Thread(target=lambda: found.extend(queue.take_dropped(bound)), daemon=True)
+    thread.start()
+    thread.join(10)
+    assert not thread.is_alive()
+    assert [result.index for result in found] == ["a", "b"]
+    assert [result.index for result in queue.take_dropped(3)] == ["c"]
+
+
 @pytest.mark.parametrize("policy", ["latest", "drop_oldest", "block"])
 def test_the_counts_add_up_at_every_moment(policy):
-    """Several cameras, one worker, and a reader that looks all the time."""
+    """Several cameras, one worker, and a thread that reads counts continuously."""
     queue, stop, wrong = FrameQueue(policy, None if policy == "latest" else 3), threading.Event(), []
 
     def work():
@@ -127,11 +150,11 @@ def test_the_counts_add_up_at_every_moment(policy):
     ("policy", "capacity", "message"),
     [
         ("newest", None, "policy 'newest' is unknown: use one of latest, drop_oldest, block"),
-        ("block", 0, "a queue cannot hold 0 frames: use 1 or more"),
-        ("block", 1.5, "a queue cannot hold 1.5 frames"),
-        ("latest", 4, "latest keeps the newest frame alone, not 4: use drop_oldest"),
+        ("block", 0, "invalid queue capacity 0: use a whole number of frames, 1 or more"),
+        ("block", 1.5, "invalid queue capacity 1.5"),
+        ("latest", 4, "policy latest queues 1 frame, not 4: use drop_oldest"),
     ],
 )
-def test_what_makes_no_queue(policy, capacity, message):
+def test_invalid_queue_options_are_refused(policy, capacity, message):
     with pytest.raises(OptionError, match=message):
         FrameQueue(policy, capacity)

@@ -1,4 +1,4 @@
-"""What programs around a live segmenter do to it, and must not be able to."""
+"""What a host program may do to a live segmenter, and must not break."""
 
 import concurrent.futures
 import gc
@@ -13,13 +13,12 @@ import pytest
 
 from tests.runtime.live.live_cases import flat, gated
 from unetrt.runtime import LiveSegmenter
-from unetrt.runtime.live.frame_queue import MOST, DroppedFrames, WaitingFrame
-from unetrt.runtime.live.results import Outcome
+from unetrt.runtime.live.frame_queue import MAX_NOTICES
 
 
 @pytest.fixture
 def live():
-    """Segments whatever comes, one frame after the other."""
+    """A live segmenter whose model is always ready."""
     segmenter, session = gated()
     session.let()
     with LiveSegmenter(segmenter, policy="block") as live:
@@ -62,7 +61,7 @@ class Speechless(Exception):  # noqa: N818
         raise RuntimeError("no words")
 
 
-def test_an_error_without_words(live):
+def test_an_error_that_cannot_format_itself(live):
     live.segmenter.session.compute = None
 
     class Frame:
@@ -93,7 +92,7 @@ def test_a_log_that_cannot_be_written():
     assert live.status().output_errors == 2
 
 
-def test_a_frame_that_failed_is_let_go_at_once(live):
+def test_a_failed_frame_is_released_at_once(live):
     frame = np.full((12, 16), np.nan, np.float32)
     gone = weakref.ref(frame)
     gc.disable()
@@ -107,7 +106,7 @@ def test_a_frame_that_failed_is_let_go_at_once(live):
         gc.enable()
 
 
-def test_who_waits_for_a_cancelled_frame_that_is_dropped_hears_of_it():
+def test_threads_that_wait_for_a_cancelled_and_dropped_frame_are_released():
     segmenter, session = gated()
     with LiveSegmenter(segmenter, policy="drop_oldest", capacity=1) as live:
         live.submit(flat(1))
@@ -151,7 +150,7 @@ def test_frames_dropped_in_one_sequence_are_not_those_of_the_next():
 
 
 class Told:
-    """An output that keeps what it is told."""
+    """An output that records its calls."""
 
     def __init__(self):
         self.of = []
@@ -169,7 +168,7 @@ class Told:
         self.of.append("closed")
 
 
-def test_outputs_are_told_of_every_frame_in_its_turn_and_callbacks_of_those_that_were_segmented():
+def test_outputs_get_every_result_in_order_and_callbacks_those_of_segmented_frames():
     segmenter, session = gated()
     output, called = Told(), []
     live = LiveSegmenter(segmenter, policy="latest", outputs=[output], on_result=called.append)
@@ -205,20 +204,20 @@ def test_outputs_are_told_of_every_frame_in_its_turn_and_callbacks_of_those_that
     assert [result.number for result in called] == [result.number for result in stream] == [0, 4]
 
 
-def test_of_very_many_dropped_frames_the_last_are_told():
+def test_of_very_many_dropped_frames_the_last_are_delivered():
     segmenter, session = gated()
     output = Told()
     with LiveSegmenter(segmenter, policy="latest", outputs=[output]) as live:
         live.submit(flat(1))
         session.began.acquire(timeout=30)
-        for _ in range(MOST + 10):
+        for _ in range(MAX_NOTICES + 10):
             live.submit(flat(2))
         session.let()
     numbers = [told[0] for told in output.of[:-1]]
-    assert numbers == [0, *range(10, MOST + 11)]
+    assert numbers == [0, *range(10, MAX_NOTICES + 11)]
 
 
-def test_frames_that_come_while_it_closes_belong_to_nobody_s_table():
+def test_frames_submitted_while_closing_are_not_delivered_to_outputs():
     segmenter, session = gated()
     output = Told()
     live = LiveSegmenter(segmenter, policy="latest", outputs=[output])
@@ -237,23 +236,7 @@ def test_frames_that_come_while_it_closes_belong_to_nobody_s_table():
     assert live.status().dropped == 1
 
 
-def test_who_is_told_of_dropped_frames_can_drop_more():
-    """The collector may end a forgotten live segmenter on the very thread that asks, in the middle of that."""
-    frames, result = DroppedFrames(), WaitingFrame(None, None, {}, number=3).result(Outcome.DROPPED)
-
-    def drop():
-        with frames._lock:
-            frames.add(result)
-
-    thread = threading.Thread(target=drop, daemon=True)
-    thread.start()
-    thread.join(10)
-    assert not thread.is_alive()
-    assert frames.take(before=3) == []
-    assert frames.take(before=4) == [result]
-
-
-def test_giving_a_result_out_is_work_too():
+def test_delivering_a_result_counts_as_segmenting():
     segmenter, session = gated()
     session.let()
     went, go = threading.Event(), threading.Event()

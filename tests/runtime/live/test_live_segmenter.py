@@ -50,7 +50,7 @@ def rig():
         live.close(drain=False)
 
 
-def test_a_result_brings_back_what_came_with_the_frame(rig):
+def test_a_result_has_the_index_and_metadata_of_its_frame(rig):
     live, session = rig()
     session.let()
     meta = {"exposure_ms": 10}
@@ -122,7 +122,7 @@ def test_one_line_of_the_last_error(rig):
     assert live.status().last_error == "ValueError: the model broke on 13"
 
 
-def test_what_an_output_raises_is_counted_and_ends_nothing(rig, caplog):
+def test_an_exception_of_an_output_is_counted_and_contained(rig, caplog):
     seen = []
 
     def callback(result):
@@ -162,7 +162,7 @@ def test_instances_are_numbered_as_predict_does():
         assert live.submit(frame).result(30).labels.dtype == np.uint8
 
 
-def test_a_frame_is_copied_unless_it_need_not_be(rig):
+def test_a_frame_is_copied_by_default(rig):
     live, session = rig(policy="drop_oldest")
     camera = flat(1)
     copied, shared = live.submit(camera), live.submit(camera, copy=False)
@@ -199,7 +199,7 @@ def test_closing_can_abandon_even_the_frame_in_flight(rig):
     assert (status.dropped, status.pending, status.failed) == (3, 0, 0)
 
 
-def test_a_with_that_fails_abandons():
+def test_an_exception_in_a_with_block_abandons_queued_frames():
     segmenter, session = gated()
     with pytest.raises(KeyError), LiveSegmenter(segmenter, policy="drop_oldest") as live:
         futures = [live.submit(flat(n)) for n in range(3)]
@@ -248,7 +248,7 @@ def test_a_callback_may_submit_close_and_not_flush(rig):
     def callback(result):
         done.append(result.number)
         if result.number == 0:
-            for n in range(5):  # more than there is room for, and nobody else takes them
+            for n in range(5):  # more than the capacity; this thread is the worker
                 live.submit(flat(n))
         with pytest.raises(OptionError, match="cannot wait for results"):
             live.flush()
@@ -279,7 +279,7 @@ def test_a_forgotten_live_segmenter_ends_its_thread():
     assert not thread.is_alive()
 
 
-def test_what_was_opened_here_is_closed_and_what_was_given_is_not(tiny_model):
+def test_a_model_is_closed_only_if_it_was_opened_here(tiny_model):
     frame = np.zeros((64, 64), np.uint16)
     with LiveSegmenter(tiny_model) as live:
         assert live.submit(frame).result(60).outcome == "done"
@@ -300,7 +300,7 @@ def test_labels_are_those_of_the_segmenter(tiny_model):
             np.testing.assert_array_equal(live.submit(frame).result(60).labels, expected)
 
 
-def test_what_a_person_prints_is_short(rig):
+def test_results_and_statuses_print_short(rig):
     live, session = rig(policy="drop_oldest")
     session.let()
     result = live.submit(flat(7), {"t": 3}, {"much": "x" * 1000}).result(30)
@@ -318,13 +318,13 @@ def test_what_a_person_prints_is_short(rig):
     )
 
 
-def test_a_word_that_is_misspelt_is_named():
-    with pytest.raises(TypeError, match=r"LiveSegmenter\(\) got an unexpected keyword argument 'polcy'"):
+def test_a_misspelt_option_is_named():
+    with pytest.raises(TypeError, match="unexpected keyword argument 'polcy'"):
         LiveSegmenter("model.onnx", polcy="block")
 
 
 def test_an_interrupt_while_it_closes_leaves_the_next_close_to_wait():
-    """`Thread.join` would take the thread for one that has ended, in this version of Python."""
+    """After an interrupt, `Thread.join` takes a running thread for ended, in this version of Python."""
     segmenter, session = gated()
     live = LiveSegmenter(segmenter)
     live.submit(flat(1))
@@ -351,7 +351,7 @@ def test_an_interpreter_that_ends_without_close_ends(tiny_model):
 
 
 class Event:
-    """Has what a useq.MDAEvent has."""
+    """Has the attributes of a useq.MDAEvent."""
 
     def __init__(self, channel=None, **index):
         self.index = index
@@ -406,7 +406,7 @@ def test_gaps_in_the_cameras_numbers_are_counted():
     segmenter, session = gated()
     session.let()
     with LiveSegmenter(segmenter) as live:
-        for number in (0, 1, 4, 5, 0, 2):  # 2 and 3 are missing; then it begins anew, and 1 is
+        for number in (0, 1, 4, 5, 0, 2):  # 2 and 3 are missing; after the restart 1 is
             live.frameReady(flat(1), Event(), {"camera_metadata": {"ImageNumber": str(number), "Camera": "A"}})
         live.frameReady(flat(1), Event(), {"camera_metadata": {"ImageNumber": "7", "Camera": "B"}})
         live.frameReady(flat(1), Event(), {"camera_metadata": {"ImageNumber": "none"}})
@@ -445,7 +445,7 @@ def test_a_running_average_is_that_of_the_stream():
         ({"outputs": [print]}, "take no results: give a list, such as"),
     ],
 )
-def test_options_without_meaning(options, message):
+def test_invalid_options_are_refused(options, message):
     with pytest.raises(OptionError, match=message):
         LiveSegmenter(gated()[0], **options)
 

@@ -6,7 +6,7 @@ from unetrt.runtime.errors import OptionError
 from unetrt.runtime.live.results import ResultStream
 
 
-def test_what_waits_can_still_be_fetched_after_the_end():
+def test_buffered_results_can_be_fetched_after_the_end():
     stream = ResultStream(2)
     for result in "abc":
         stream.offer(result)
@@ -16,19 +16,19 @@ def test_what_waits_can_still_be_fetched_after_the_end():
     assert stream.get() is None
 
 
-def test_get_waits_so_long():
+def test_get_waits_for_its_timeout():
     stream = ResultStream(1)
     assert stream.get(timeout=0.01) is None
     threading.Timer(0.05, stream.offer, "a").start()
     assert stream.get(timeout=30) == "a"
 
 
-def test_the_end_wakes_who_waits():
+def test_closing_wakes_waiting_threads():
     stream = ResultStream(1)
     threading.Timer(0.05, stream.close).start()
     assert list(stream) == []
 
 
-def test_a_stream_of_nothing():
-    with pytest.raises(OptionError, match="0 results keeps nothing: use 1 or more"):
+def test_a_stream_needs_a_capacity():
+    with pytest.raises(OptionError, match="invalid stream capacity 0: use 1 or more"):
         ResultStream(0)

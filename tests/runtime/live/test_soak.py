@@ -12,9 +12,9 @@ import pytest
 pytestmark = pytest.mark.alone
 
 SECONDS = float(os.environ.get("UNETRT_SOAK_SECONDS", "30"))
-# By how much memory may grow once a run is warm, after this part of it.
+# Allowed growth of memory, and the part of a run that counts as warm-up.
 GROWTH, WARM = 0.01, 0.3
-# What is compared: of all that is in flight now and then, little.
+# Percentile of memory that is compared: a low one excludes frames in flight.
 LOW = 20
 
 
