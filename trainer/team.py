@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, distributed, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from unetrt.runtime.errors import OptionError, TrainingStopped
+from unetrt.runtime.errors import OptionError, TrainingStoppedError
 
 # How long processes wait for each other: one validates alone, on as many images as there are.
 PATIENCE = timedelta(hours=12)
@@ -96,7 +96,7 @@ def team() -> Iterator[Team]:
     try:
         yield Team(distributed.get_rank(), size, device)
         distributed.barrier()
-    except TrainingStopped:
+    except TrainingStoppedError:
         distributed.barrier()  # all of them stop after the same step
         raise
     finally:

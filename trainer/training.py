@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from unetrt.runtime.errors import DatasetError, ModelFileError, OptionError, TrainingStopped
+from unetrt.runtime.errors import DatasetError, ModelFileError, OptionError, TrainingStoppedError
 from unetrt.runtime.files.atomic import clear_unfinished
 from unetrt.trainer import sheet
 from unetrt.trainer.budget import Budget, ValidationClock
@@ -120,7 +120,7 @@ class Training:
         ------
         TrainingError
             The loss is not finite. The checkpoints written before it are whole.
-        TrainingStopped
+        TrainingStoppedError
             `should_stop` said so; the last checkpoint is up to date.
         OutputError
             The folder cannot be written to.
@@ -144,7 +144,9 @@ class Training:
                     scores = self._look_after(clock, spent, budget, stop > 0)
                     report(Progress(self.steps, min(spent, 1), loss, rate, scores))
                 if stop and spent < 1:
-                    raise TrainingStopped(f"stopped after step {self.steps}, all of it saved{self._how_to_go_on()}")
+                    raise TrainingStoppedError(
+                        f"stopped after step {self.steps}, all of it saved{self._how_to_go_on()}"
+                    )
         finally:
             if self._validator is not None:
                 self._validator.close()

@@ -8,6 +8,7 @@ import pytest
 import tifffile
 
 from tests.conftest import small_spec
+from unetrt._exit_codes import exit_code
 from unetrt.live_view.run import verdict
 from unetrt.live_view.saving import LabelFiles
 from unetrt.live_view.sources import FILE, FileFrame, Replay
@@ -146,7 +147,7 @@ VERDICTS = {
 def test_what_a_run_comes_to(fields, failure, unread, kind, code, message):
     found = verdict(status(**fields), failure, unread)
     assert type(found) is kind
-    assert found.exit_code == code
+    assert exit_code(found) == code
     with pytest.raises(kind, match=message):
         raise found
 

@@ -12,7 +12,15 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from unetrt.cli.options import backend_option, given_options
+from unetrt._exit_codes import STOPPED
+from unetrt.cli.options import (
+    backend_name_option,
+    backend_option,
+    device_option,
+    given_options,
+    kind_option,
+    lanes_option,
+)
 from unetrt.runtime.errors import OptionError
 
 if TYPE_CHECKING:
@@ -47,17 +55,15 @@ if TYPE_CHECKING:
     show_default=True,
     help="Of grey values: each frame as the model says, or an average over the stream.",
 )
-@click.option(
-    "--as", "kind", type=click.Choice(["instances", "classes"]), help="[default: what the model was trained on]"
-)
+@kind_option
 @click.option("--save", type=click.Path(path_type=Path), metavar="PATH", help="labels.ome.zarr, labels.ome.tiff, DIR.")
 @click.option("--overwrite", is_flag=True, help="Let --save replace an OME-Zarr or OME-TIFF.")
 @click.option("--view", is_flag=True, help="Show frames and labels in a browser on this machine.")
 @click.option("--port", type=click.IntRange(0, 65535), metavar="N", help="Of --view [default: any that is free].")
-@click.option("--backend", default="auto", show_default=True, help="tensorrt, onnxruntime-cuda, onnxruntime (CPU), ...")
+@backend_name_option
 @backend_option
-@click.option("--device", type=int, metavar="N", help="GPU, as CUDA counts [default: the first, or the CPU].")
-@click.option("--lanes", type=int, default=2, show_default=True, help="Passes in flight at once.")
+@device_option
+@lanes_option
 def command(model: Path, **choices: Any) -> None:
     """Segment with MODEL what a camera sees (--config), or image files in its place (--replay), while it comes.
 
@@ -105,10 +111,6 @@ def _require_sense(choices: dict[str, Any]) -> None:
             f"{choices['policy']}: leave out --policy, or give the camera's --fps"
         )
     choices["policy"] = choices["policy"] or ("block" if choices["fps"] == 0 else "latest")
-
-
-# Exit status of a run that Ctrl-C cut short, as of every command.
-CUT_SHORT = 130
 
 
 def run_live(model: Path, choices: dict[str, Any]) -> None:
@@ -170,12 +172,12 @@ def _run(
         for said in [*summary(observer.look(status), name), *_saved(output, choices["save"], status.done)]:
             click.echo(said)
     for error in source.unread.values() if len(source.unread) > 1 else ():
-        click.echo(f"left out: {error}", err=True)
+        click.echo(f"skipped: {error}", err=True)
     if failed := verdict(status, observer.failure, source.unread):
         raise failed
     endless = choices["frames"] is choices["seconds"] is None and (choices["config"] is not None or choices["loop"])
     if stopped and not endless:
-        raise click.exceptions.Exit(CUT_SHORT)
+        raise click.exceptions.Exit(STOPPED)
 
 
 def _live(model: Path, observer: "Observer", output: "ResultOutput | None", choices: dict[str, Any]) -> "LiveSegmenter":

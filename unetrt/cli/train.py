@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from unetrt._exit_codes import STOPPED
 from unetrt.cli.training_bar import run_with_bar
-from unetrt.runtime.errors import DatasetError, OptionError, OutputError, TrainingStopped
+from unetrt.runtime.errors import DatasetError, OptionError, OutputError, TrainingStoppedError
 from unetrt.runtime.files.atomic import require_writable
 from unetrt.runtime.pixels.normalisation import MODES
 
@@ -100,10 +101,10 @@ def command(exporting: bool, tensorboard: bool, **choices: Any) -> None:
     try:
         with team() as members:
             best = _train(job, members, tensorboard)
-    except TrainingStopped:
+    except TrainingStoppedError:
         if leads():
             raise
-        raise click.exceptions.Exit(TrainingStopped.exit_code) from None  # the leader says it
+        raise click.exceptions.Exit(STOPPED) from None  # the leader says it
     if exporting and leads():
         _export(best, job.run.folder / "model.onnx")
 

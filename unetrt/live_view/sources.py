@@ -14,18 +14,12 @@ from typing import Any
 from numpy.typing import NDArray
 
 from unetrt.runtime.closing import Closable
-from unetrt.runtime.errors import FrameError, OptionError, UnetrtError
+from unetrt.runtime.errors import CameraError, FrameError, OptionError
 from unetrt.runtime.files.prediction import read_frames
 from unetrt.runtime.live.live_segmenter import LiveSegmenter
 
 # Seconds between two looks whether the camera still runs.
 LOOK = 0.02
-
-
-class CameraError(UnetrtError, RuntimeError):
-    """A camera that stopped, or failed, while it was to run."""
-
-    exit_code = 1
 
 
 class Camera(Closable):
