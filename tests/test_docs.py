@@ -55,6 +55,13 @@ def test_the_api_reference_has_the_public_names_and_builds_without_warnings(tmp_
     assert "._" not in "".join(re.findall(r'href="(.*?)"', index))
 
 
+def test_files_that_guides_name_exist():
+    guides = [DOCS.parent / "CONTRIBUTING.md", DOCS / "architecture.md"]
+    named = re.findall(r"`((?:runtime|export|unetrt|tests)/[\w/.]*)`", "".join(guide.read_text() for guide in guides))
+    assert len(named) > 10
+    assert [name for name in named if not (DOCS.parent / name).exists()] == []
+
+
 def test_the_commands_run(tiny_run, drawn_folder, tmp_path, monkeypatch):
     """As printed, but for a smaller tile of the foreign network."""
     pytest.importorskip("tensorrt_rtx", reason=requirements.RTX)
