@@ -47,7 +47,7 @@ test-slow: $(READY)  ## the tests that train or measure for minutes
 # Steps, seconds and a host without a network: docs/gpu-check.md. STEPS: all by default. DRY=1: without a GPU, here.
 SECONDS :=
 STEPS :=
-gpu-check: $(if $(DRY),$(READY))  ## on a machine with a GPU, with the Python that has torch and unetrt: what a GPU is to show
+gpu-check: $(if $(DRY),$(READY))  ## the steps that need a GPU; PYTHON= names an interpreter with torch and unetrt
 	$(if $(DRY),$(BIN)/python,$(PYTHON)) -m unetrt.benchmarks.gpu_check $(if $(SECONDS),--seconds $(SECONDS)) \
 	  $(if $(OUT),--out "$(OUT)") $(if $(DRY),--dry) $(if $(filter-out 0,$(RESUME)),--resume) $(STEPS)
 

@@ -1,4 +1,4 @@
-"""What docs/ shows is run, and what it says is what is measured."""
+"""The programs and commands of docs/ run, and its tables hold the measured figures."""
 
 import json
 import re
@@ -63,7 +63,7 @@ def test_files_that_guides_name_exist():
 
 
 def test_the_commands_run(tiny_run, drawn_folder, tmp_path, monkeypatch):
-    """As printed, but for a smaller tile of the foreign network."""
+    """As printed, with a smaller tile for the other toolkit's network."""
     pytest.importorskip("tensorrt_rtx", reason=requirements.RTX)
     shutil.copytree(tiny_run, tmp_path / "run")
     shutil.copy(drawn_folder / "images" / "0.tif", tmp_path / "one.tif")
