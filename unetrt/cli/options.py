@@ -47,13 +47,10 @@ class Parsed(_ParamType):
 
 def size_of(text: str) -> Size:
     """Return (height, width) in pixels of `572`, a square, or `2048x1536`, height x width."""
-    match = re.fullmatch(r"(\d+)(?:[x\N{MULTIPLICATION SIGN}](\d+))?", text.lower())
+    match = re.fullmatch(r"0*([1-9]\d*)(?:[x\N{MULTIPLICATION SIGN}]0*([1-9]\d*))?", text.lower())
     if match is None:
-        raise OptionError(f"{text!r} is not a size: write 572, or 2048x1536 for height x width")
-    height, width = int(match[1]), int(match[2] or match[1])
-    if min(height, width) < 1:
-        raise OptionError(f"{text!r} is not a size: both sides are at least 1 px, such as 572 or 2048x1536")
-    return height, width
+        raise OptionError(f"{text!r} is not a size: write 572, or 2048x1536 for height x width, each at least 1 px")
+    return int(match[1]), int(match[2] or match[1])
 
 
 def bytes_of(text: str) -> int:
