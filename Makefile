@@ -11,7 +11,7 @@ NVRTC := nvidia-cuda-nvrtc-cu12==12.0.140
 # Each process loads torch, and a file runs in one process: more than 8 take memory and gain little.
 SIDE_BY_SIDE := -n auto --maxprocesses 8 --dist loadfile
 
-.PHONY: demo test test-portable test-without-bfloat16 test-without-vectors test-on-one-core test-slow gpu-check gpu-pack kernels lint format bench bench-weights bench-augmentation bench-host bench-live bench-cpu bench-small bench-small bench-page soak clean
+.PHONY: demo test test-portable test-without-bfloat16 test-without-vectors test-on-one-core test-slow gpu-check gpu-pack kernels docs lint format bench bench-weights bench-augmentation bench-host bench-live bench-cpu bench-small bench-page soak clean
 
 demo: $(READY)  ## draw cells, train, export, segment, check: leaves demo-out/
 	$(BIN)/unetrt demo --out demo-out
@@ -47,7 +47,7 @@ test-slow: $(READY)  ## the tests that train or measure for minutes
 # Steps, seconds and a host without a network: docs/gpu-check.md. STEPS: all by default. DRY=1: without a GPU, here.
 SECONDS :=
 STEPS :=
-gpu-check: $(if $(DRY),$(READY))  ## on a machine with a GPU, with the Python that has torch and unetrt: what a GPU is to show
+gpu-check: $(if $(DRY),$(READY))  ## the steps that need a GPU; PYTHON= names an interpreter with torch and unetrt
 	$(if $(DRY),$(BIN)/python,$(PYTHON)) -m unetrt.benchmarks.gpu_check $(if $(SECONDS),--seconds $(SECONDS)) \
 	  $(if $(OUT),--out "$(OUT)") $(if $(DRY),--dry) $(if $(filter-out 0,$(RESUME)),--resume) $(STEPS)
 
@@ -57,6 +57,9 @@ gpu-pack: $(READY)  ## parts for a GPU's host without a network, in .gpu; RTX=1:
 kernels:  ## runtime/cuda/kernels.ptx from kernels.cu, on Linux; needs no GPU
 	$(PYTHON) -m pip install -q --no-deps --upgrade --target build/nvrtc $(NVRTC)
 	$(PYTHON) docs/kernels.py build/nvrtc
+
+docs: $(READY)  ## the API reference, made from the docstrings: build/docs/index.html
+	$(BIN)/python docs/api.py build/docs
 
 lint: $(READY)  ## ruff, and mypy on the package as it installs
 	$(BIN)/ruff check .

@@ -9,13 +9,11 @@ from unetrt.benchmarks.contenders import Contender, Device
 from unetrt.benchmarks.figure import Figure
 from unetrt.benchmarks.result import SEGMENT, Measured, Result
 from unetrt.benchmarks.verdict import is_ours, leader
-from unetrt.runtime.errors import OptionError, UnetrtError
+from unetrt.runtime.errors import GateError, OptionError
 
 
-class FloorError(UnetrtError):
-    """A contender is slower than was asked for; exit status 1."""
-
-    exit_code = 1
+class FloorError(GateError):
+    """A contender is slower than its floor allows."""
 
 
 @dataclass(frozen=True)

@@ -4,10 +4,8 @@ from typing import Any
 
 import click
 
+from unetrt._exit_codes import STOPPED, exit_code
 from unetrt.runtime.errors import UnetrtError
-
-# Exit status after Ctrl-C: 128 + SIGINT, as shells have it.
-STOPPED = 130
 
 
 class OneLine(click.Command):
@@ -18,7 +16,7 @@ class OneLine(click.Command):
         try:
             return super().invoke(ctx)
         except UnetrtError as error:
-            raise _OneLineError(" ".join(str(error).split()), error.exit_code) from error
+            raise _OneLineError(" ".join(str(error).split()), exit_code(error)) from error
         except KeyboardInterrupt as error:
             raise _OneLineError("stopped by the user", STOPPED) from error
 

@@ -1,14 +1,13 @@
-"""Every error that unetrt raises on purpose.
+"""The errors that unetrt raises on purpose.
 
-One root, so that a host program can catch them all; each subclass also derives from the built-in that fits. A
-message says what was given, what the rule is, and the nearest thing that would work.
+They have one root, so that a host program can catch all of them; each subclass also derives from the built-in exception
+that fits. A message states what was given, the rule, and the nearest thing that works: "tile 512 is not legal at depth
+4: use 508 or 524".
 """
 
 
 class UnetrtError(Exception):
-    """Root of all errors of unetrt; `exit_code` is what the command line returns for it."""
-
-    exit_code = 2
+    """Root of all errors of unetrt."""
 
 
 class TileError(UnetrtError, ValueError):
@@ -16,64 +15,64 @@ class TileError(UnetrtError, ValueError):
 
 
 class FrameError(UnetrtError, ValueError):
-    """A frame the model cannot take: wrong shape, channel count, dtype, or pixels that are not finite."""
+    """A frame that the model cannot process: wrong shape, channel count or dtype, or pixels that are not finite."""
 
 
 class ModelFileError(UnetrtError, ValueError):
-    """A file that is not a model of ours: no ONNX, cut short, without a spec, or no safetensors checkpoint."""
+    """A file that is not a model file: not ONNX, truncated, without a spec, or not a safetensors checkpoint."""
 
 
 class DatasetError(UnetrtError, ValueError):
-    """Training or validation data that do not fit together."""
+    """Training or validation data that are inconsistent or incomplete."""
 
 
 class OptionError(UnetrtError, ValueError):
-    """An option, or a combination of options, with no meaning."""
+    """An invalid option, or an invalid combination of options."""
 
 
 class OutputError(UnetrtError, OSError):
-    """A place that cannot be written to, or that would overwrite the input."""
+    """A path that cannot be written, or whose writing would overwrite an input."""
 
 
 class BackendUnavailableError(UnetrtError, RuntimeError):
-    """An inference engine that is not installed or does not run here; the message says why."""
+    """An inference engine that is not installed or does not run on this machine; the message says why."""
 
 
 class InferenceError(UnetrtError, RuntimeError):
     """An inference engine failed while it loaded or ran a model."""
 
-    exit_code = 1
-
 
 class OutOfMemoryError(InferenceError, MemoryError):
-    """An inference engine reported that memory ran out."""
+    """An inference engine ran out of memory."""
 
 
 class CudaError(InferenceError):
-    """A call of CUDA's driver failed; the message names it."""
+    """A call of the CUDA driver failed; the message names the call."""
 
 
 class EngineError(UnetrtError, RuntimeError):
-    """A TensorRT engine that cannot be built, is not whole, or does not fit this machine."""
+    """A TensorRT engine that cannot be built, is damaged, or does not fit this machine."""
 
 
 class SessionClosedError(UnetrtError, RuntimeError):
     """A session, lane or segmenter was used after `close()`."""
 
 
+class CameraError(UnetrtError, RuntimeError):
+    """A camera stopped or failed during a run."""
+
+
 class TrainingError(UnetrtError, ArithmeticError):
-    """Training cannot go on: the loss is not finite."""
-
-    exit_code = 1
+    """Training cannot continue: the loss is not finite."""
 
 
-class TrainingStopped(UnetrtError):  # noqa: N818 - no error, but what the user asked for
-    """Training ended early because it was asked to; everything is saved."""
-
-    exit_code = 130
+class TrainingStoppedError(UnetrtError):
+    """Training stopped early on request; everything is saved."""
 
 
-class ParityError(UnetrtError, RuntimeError):
-    """The parity gate refused an export: its answer differs from the network it was made from."""
+class GateError(UnetrtError, RuntimeError):
+    """A result missed a limit that it has to meet."""
 
-    exit_code = 1
+
+class ParityError(GateError):
+    """The parity gate refused an export: its output differs from that of the network it was made from."""

@@ -1,4 +1,4 @@
-"""What many tests share: small specs, sessions that need no engine, one tiny trained network."""
+"""Fixtures and settings that tests share: small specs, drawn cells, tiny trained networks and their exports."""
 
 import logging
 import os
@@ -14,44 +14,47 @@ from tests.requirements import lines_about_skips
 from unetrt.runtime.machine import cores
 from unetrt.runtime.model.spec import ModelSpec
 
-# Fluorescent nuclei with instance labels, in train/ and val/; the variable names a copy elsewhere.
+# Fluorescent nuclei with instance labels, in train/ and val/; the environment variable names another copy.
 NUCLEI = Path(os.environ.get("UNETRT_NUCLEI", Path(__file__).parents[2] / "shared" / "data" / "nuclei"))
 
-# A GPU's host may have no network: its tests need neither of these two.
+# A GPU host without a network may lack hypothesis and pytest-timeout; the tests for GPUs need neither.
 if find_spec("hypothesis"):
     from hypothesis import settings
 
-    # Shared machines pause: an example that takes long once is no defect.
+    # On a shared machine a single example may take long, which is not a failure.
     settings.register_profile("unetrt", deadline=None)
     settings.load_profile("unetrt")
 
 
-# A job that a script starts in the background ignores Ctrl-C, and so do its children; tests send it.
+# A background job of a shell script ignores SIGINT, and its children inherit that; some tests send SIGINT.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_addoption(parser):
     if not find_spec("pytest_timeout"):
-        parser.addini("timeout", "what pytest-timeout would read")
+        parser.addini("timeout", "read by pytest-timeout where it is installed")
 
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_setupnodes(specs):
-    """Share the cores among the processes of `-n`: torch would use all of them in each."""
+    """Divide the cores among the processes of `-n`: torch would use all of them in each process."""
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, cores() // len(specs))))
 
 
 def pytest_terminal_summary(terminalreporter):
-    """Say at the end which tests were skipped and how to have them; with xdist, in the process that reports."""
+    """List the reasons of skipped tests at the end, with the command that installs what is missing.
+
+    With xdist, the reporting process has the reports of all workers.
+    """
     if skipped := terminalreporter.stats.get("skipped"):
-        terminalreporter.section(f"{len(skipped)} skipped, and what brings them")
+        terminalreporter.section(f"{len(skipped)} skipped, and how to run them")
         for line in lines_about_skips(skipped):
             terminalreporter.line(line)
 
 
 def small_spec(depth: int = 2, tile: tuple[int, int] | None = None, **fields) -> ModelSpec:
-    """A spec with the geometry of a small U-Net; the default tile has room for a stride."""
+    """Return a spec with the geometry of a small U-Net; the core of the default tile is larger than the grid."""
     from unetrt.runtime.geometry.unet_shape import UNetShape
 
     geometry = UNetShape(depth).geometry
@@ -60,13 +63,13 @@ def small_spec(depth: int = 2, tile: tuple[int, int] | None = None, **fields) ->
 
 
 def coordinate_frame(height: int, width: int) -> np.ndarray:
-    """A frame whose pixels are their own coordinates, so that a misplaced one names itself."""
+    """Return a frame (height, width) float32 whose pixels are row * 1000 + column: misplaced ones show their origin."""
     return (np.arange(height)[:, None] * 1000 + np.arange(width)).astype(np.float32)
 
 
 @pytest.fixture(scope="session", autouse=True)
 def own_cache(tmp_path_factory):
-    """Weight maps of tests are kept among the tests' files, in child processes too."""
+    """Use a cache folder of the test run, also in child processes."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
         yield
@@ -76,13 +79,13 @@ LOG_LEVELS = {None: logging.WARNING, "unetrt.live": logging.NOTSET}
 
 
 def pytest_collection_finish():
-    """pymmcore-plus sets the root logger to DEBUG when it is imported, which torch answers with a thousand lines."""
+    """Reset the log levels: importing pymmcore-plus sets the root logger to DEBUG, at which torch logs much."""
     usual_log_levels()
 
 
 @pytest.fixture(autouse=True)
 def own_log_levels():
-    """That, and `unetrt live` silences its own."""
+    """Reset the log levels after each test: `unetrt live` silences its logger."""
     yield
     usual_log_levels()
 
@@ -94,7 +97,7 @@ def usual_log_levels():
 
 @pytest.fixture(scope="session")
 def drawn_folder(tmp_path_factory):
-    """A folder with images/ and labels/, four drawn micrographs of different sizes."""
+    """A folder with images/ and labels/: four drawn micrographs, of different sizes."""
     from unetrt.runtime.files.images import write_labels
     from unetrt.trainer.drawn_cells import draw
 
@@ -110,7 +113,7 @@ def drawn_folder(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def tiny_run(drawn_folder, tmp_path_factory):
-    """The folder of a tiny training: depth 2, base 4, a few steps."""
+    """The run folder of a tiny training: depth 2, base 4, 12 steps."""
     return train(drawn_folder, tmp_path_factory.mktemp("run"), steps=12)
 
 
@@ -135,7 +138,7 @@ def tiny_checkpoint(tiny_run):
 
 @pytest.fixture(scope="session")
 def settled_checkpoint(drawn_folder, tmp_path_factory):
-    """The same network, trained until it is sure enough of most pixels to be put into 8 bits."""
+    """The same network, trained until its scores are far enough apart for INT8."""
     from unetrt.trainer.checkpoint import load
 
     return load(train(drawn_folder, tmp_path_factory.mktemp("settled"), steps=150))
@@ -143,7 +146,7 @@ def settled_checkpoint(drawn_folder, tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def tiny_model(tiny_checkpoint, tmp_path_factory):
-    """An exported ONNX file of the tiny network, FP32 logits, with an oblong tile."""
+    """The tiny network's ONNX file: FP32, logits, a tile that is not square."""
     from unetrt.export.exporter import Options, export
 
     path = tmp_path_factory.mktemp("model") / "tiny.onnx"

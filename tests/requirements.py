@@ -1,7 +1,6 @@
-"""What single tests need beside the packages that `make test` installs, and the command that brings each.
+"""Requirements of some tests beyond what `make test` installs, each with the command that installs it.
 
-A test that lacks one is skipped for the reason that stands here; `lines_about_skips` lists the reasons at the end of a
-run.
+A test without its requirement is skipped with one of these reasons; `lines_about_skips` lists them at the end of a run.
 """
 
 from collections import Counter
@@ -9,7 +8,7 @@ from collections.abc import Iterable, Iterator
 
 from _pytest.reports import BaseReport, CollectReport
 
-# Debian's packages are named there, for `.ci/run` too; `$(cat ...)` works in the clone's root.
+# .ci/debian-packages lists the packages, also for `.ci/run`; `$(cat ...)` works in the root of a clone.
 _DEBIAN = "apt-get install --no-install-recommends $(cat .ci/debian-packages)"
 
 C_COMPILER = "needs Linux and a C compiler: apt-get install gcc"
@@ -30,12 +29,12 @@ ZARR = "needs zarr: pip install -e '.[zarr]'"
 
 
 def lines_about_skips(reports: Iterable[BaseReport]) -> Iterator[str]:
-    """Yield how many tests were skipped for each reason, most first.
+    """Yield a line for each reason with the number of skipped tests, the most frequent first.
 
     Parameters
     ----------
     reports
-        pytest's reports of what was skipped: tests, and files skipped as a whole, whose tests nobody has counted.
+        pytest's reports of skipped tests, and of files skipped at import, whose tests are not counted.
     """
     skipped = Counter(
         (str(report.longrepr[2]).removeprefix("Skipped: "), isinstance(report, CollectReport))

@@ -1,4 +1,4 @@
-"""What the suite's own conftest does: the end of a run, and how processes side by side share the machine."""
+"""tests/conftest.py: the summary of skipped tests, and the division of cores among processes."""
 
 import os
 import re
@@ -35,7 +35,7 @@ WHOLE_FILE = "import pytest\npytest.importorskip('no_such_module', reason='needs
 
 
 def end_of_a_run(folder, *options):
-    """The last lines of a run in `folder` with this suite's own conftest."""
+    """Return the output lines of a run in `folder` with this suite's conftest."""
     command = [sys.executable, "-m", "pytest", "-p", "tests.conftest", "-p", "no:cacheprovider", "-c", "pyproject.toml"]
     fresh = {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"}
     done = subprocess.run(
@@ -51,7 +51,7 @@ def test_skips_are_grouped_by_what_they_need(tmp_path, options):
     (tmp_path / "test_some.py").write_text(SKIPPING)
     (tmp_path / "test_whole.py").write_text(WHOLE_FILE)
     lines = end_of_a_run(tmp_path, *options)
-    (title,) = (number for number, line in enumerate(lines) if "5 skipped, and what brings them" in line)
+    (title,) = (number for number, line in enumerate(lines) if "5 skipped, and how to run them" in line)
     assert lines[title + 1] == f"3 tests: {requirements.CHROMIUM}"
     assert sorted(lines[title + 2 : title + 4]) == [
         "1 file:  needs it: pip install it",

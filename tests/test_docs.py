@@ -1,4 +1,4 @@
-"""What docs/ shows is run, and what it says is what is measured."""
+"""The programs and commands of docs/ run, and its tables hold the measured figures."""
 
 import json
 import re
@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import unetrt.runtime.acquisition
 from tests import requirements
 from tests.export.adoption.foreign_nets import save, unpadded
 from unetrt.__main__ import main
@@ -41,8 +42,28 @@ def test_the_table_of_engines_shows_the_figures_that_were_measured():
     assert program["page"](EXPORT, results) == EXPORT
 
 
+def test_the_api_reference_has_the_public_names_and_builds_without_warnings(tmp_path):
+    command = [sys.executable, "-W", "error::UserWarning", DOCS / "api.py", tmp_path]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=240)
+    assert (done.returncode, done.stderr) == (0, "")
+    for module in (unetrt, unetrt.runtime, unetrt.runtime.acquisition):
+        page = (tmp_path / f"{module.__name__.replace('.', '/')}.html").read_text()
+        shown = set(re.findall(r'id="(\w+)"', page))
+        assert set(module.__all__) - {"__version__"} <= shown
+    index = (tmp_path / "index.html").read_text()
+    assert "unetrt.export" in index
+    assert "._" not in "".join(re.findall(r'href="(.*?)"', index))
+
+
+def test_files_that_guides_name_exist():
+    guides = [DOCS.parent / "CONTRIBUTING.md", DOCS / "architecture.md"]
+    named = re.findall(r"`((?:runtime|export|unetrt|tests)/[\w/.]*)`", "".join(guide.read_text() for guide in guides))
+    assert len(named) > 10
+    assert [name for name in named if not (DOCS.parent / name).exists()] == []
+
+
 def test_the_commands_run(tiny_run, drawn_folder, tmp_path, monkeypatch):
-    """As printed, but for a smaller tile of the foreign network."""
+    """As printed, with a smaller tile for the other toolkit's network."""
     pytest.importorskip("tensorrt_rtx", reason=requirements.RTX)
     shutil.copytree(tiny_run, tmp_path / "run")
     shutil.copy(drawn_folder / "images" / "0.tif", tmp_path / "one.tif")

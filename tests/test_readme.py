@@ -1,4 +1,4 @@
-"""What the README shows is run."""
+"""The README's commands and programs run, and its links resolve."""
 
 import re
 import shlex
@@ -13,9 +13,10 @@ import tifffile
 from tests import requirements
 from unetrt.__main__ import main
 
-README = (Path(__file__).parent.parent / "README.md").read_text()
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text()
 
-# Minutes of training become steps of a tiny network; the commands are otherwise as printed.
+# A few steps of a tiny network replace the minutes of training; the commands are otherwise as printed.
 SMALLER = {"--minutes 20": "--steps 4 --depth 2 --base 4 --tile 92"}
 
 
@@ -65,10 +66,14 @@ def test_every_command_of_the_table_exists(command, capsys):
     capsys.readouterr()
 
 
-def test_links_lead_somewhere():
-    for target in re.findall(r"\]\((?!http)([^)]+)\)", README):
+@pytest.mark.parametrize(
+    "page", [path.relative_to(ROOT) for path in (*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md"))], ids=str
+)
+def test_links_lead_somewhere(page):
+    for target in re.findall(r"\]\((?!http)([^)\s]+)\)", (ROOT / page).read_text()):
         path, _, section = target.partition("#")
-        text = (Path(__file__).parent.parent / path).read_text() if path.endswith(".md") else ""
-        assert (Path(__file__).parent.parent / path).exists(), target
-        headings = [heading.lower().replace(" ", "-") for heading in re.findall(r"^#+ (.+)$", text, flags=re.MULTILINE)]
-        assert not section or section in headings, target
+        linked = (ROOT / page).parent / path if path else ROOT / page
+        assert linked.exists(), target
+        text = linked.read_text() if section else ""
+        headings = [re.sub(r"[^\w\s-]", "", line).lower() for line in re.findall(r"^#+ (.+)$", text, re.MULTILINE)]
+        assert not section or section in [heading.replace(" ", "-") for heading in headings], target

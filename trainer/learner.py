@@ -17,7 +17,7 @@ from torch.amp.grad_scaler import GradScaler
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel
 
-from unetrt.runtime.errors import OptionError, TrainingError, TrainingStopped
+from unetrt.runtime.errors import OptionError, TrainingError, TrainingStoppedError
 from unetrt.runtime.geometry.unet_shape import UNetShape
 from unetrt.trainer.recipe import Recipe
 from unetrt.trainer.samples import DROPOUT, WEIGHTS, Batch, generator_for, seed_for
@@ -118,7 +118,7 @@ def team() -> Iterator[Team]:
     try:
         yield Team(distributed.get_rank(), size, device)
         distributed.barrier()
-    except TrainingStopped:
+    except TrainingStoppedError:
         distributed.barrier()  # all processes stop after the same step
         raise
     finally:

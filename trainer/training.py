@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from unetrt.runtime.errors import DatasetError, ModelFileError, OptionError, TrainingStopped
+from unetrt.runtime.errors import DatasetError, ModelFileError, OptionError, TrainingStoppedError
 from unetrt.runtime.files.atomic import clear_unfinished
 from unetrt.trainer.checkpoint import BEST, LAST, Checkpoint, state_of
 from unetrt.trainer.dataset import Dataset
@@ -129,7 +129,7 @@ class Training:
         ------
         TrainingError
             The loss is not finite. Checkpoints written before remain valid.
-        TrainingStopped
+        TrainingStoppedError
             `should_stop` returned true; the last checkpoint holds the state of this moment.
         OptionError
             The budget was spent before.
@@ -155,7 +155,9 @@ class Training:
                     scores = self._validate_and_save(clock, spent, budget, stop > 0)
                     report(TrainingProgress(self.steps, min(spent, 1), loss, rate, scores))
                 if stop and spent < 1:
-                    raise TrainingStopped(f"stopped after step {self.steps}, all of it saved{self._how_to_resume()}")
+                    raise TrainingStoppedError(
+                        f"stopped after step {self.steps}, all of it saved{self._how_to_resume()}"
+                    )
         finally:
             if self._validator is not None:
                 self._validator.close()

@@ -1,6 +1,16 @@
-"""unetrt: from a folder of annotated images to a segmenter inside the microscope's acquisition program.
+"""Train the 2015 U-Net on annotated images and segment microscope frames of any size with it, exactly.
 
-The public names load on first use, so that importing `unetrt` costs nothing.
+A model file carries everything that its use needs: the tile, the normalisation, the classes. A `Segmenter` opens one
+and stitches the tiles of a frame into the result of one pass over the whole frame:
+
+    from unetrt import Segmenter, instances
+
+    with Segmenter("model.onnx") as segmenter:
+        labels = segmenter.segment(frame).labels  # (H, W) uint8 class indices
+        cells = instances(labels, segmenter.spec.separation_border)  # (H, W) object numbers
+
+`unetrt.runtime` runs models, `unetrt.trainer` trains them, `unetrt.export` writes the model files. The public names
+load on first use: importing `unetrt` imports neither numpy nor an engine.
 """
 
 from importlib import import_module

@@ -3,6 +3,7 @@ from dataclasses import replace
 import pytest
 
 from tests.benchmarks.invented_results import result
+from unetrt._exit_codes import exit_code
 from unetrt.benchmarks.contenders import CONTENDERS
 from unetrt.benchmarks.floors import Floor, FloorError, check_all
 from unetrt.runtime.errors import OptionError
@@ -46,7 +47,7 @@ def test_a_floor_is_not_kept_by_others():
 def test_a_floor_that_is_missed_fails_the_gate():
     with pytest.raises(FloorError, match=r"bf16 is 5\.5. times .*; the floor is 6") as caught:
         Floor.parse("6").check(RESULT)
-    assert caught.value.exit_code == 1
+    assert exit_code(caught.value) == 1
 
 
 @pytest.mark.parametrize("text", ["", "fast", "a=b", "a/b/c=1", "=2", "-1", "1e3", "a=2 b=3"])

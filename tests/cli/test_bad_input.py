@@ -71,7 +71,7 @@ CASES = {
     "illegal tile": ("export best.safetensors -o new/m.onnx --tile 61", "tile 61 is not legal.*use 60 or 64"),
     "illegal oblong tile": ("export best.safetensors -o new/m.onnx --tile 60x61", "tile 61 is not legal"),
     "illegal tile to bench": ("bench --tile 573 --frame 300x300 --base 1", "tile 573 is not legal.*572 or 588"),
-    "no size": ("export best.safetensors -o new/m.onnx --tile big", "'big' is no size: write 572, or 2048x1536"),
+    "no size": ("export best.safetensors -o new/m.onnx --tile big", "'big' is not a size: write 572, or 2048x1536"),
     "tile and frame": ("export best.safetensors -o new/m.onnx --tile 60 --frame 60", "exclude each other"),
     "weights that are none": ("export fake.safetensors -o new/m.onnx", "not a safetensors checkpoint"),
     "weights that are missing": ("export none.safetensors -o new/m.onnx", "does not exist"),
@@ -159,7 +159,7 @@ CASES = {
     "an endless weight": ("train drawn --w0 inf -o new", "w0 inf does not work"),
     "an endless zoom": ("train drawn --zoom inf -o new", "zoom inf does not work"),
     "no prediction": ("eval good drawn/labels", "has no labels for 0.tif"),
-    "no memory": ("plan 2048 --memory lots", "'lots' is no amount of memory"),
+    "no memory": ("plan 2048 --memory lots", "'lots' is not an amount of memory"),
     "too little memory": ("plan 2048 --memory 1MiB", "no tile fits 1 MiB: the smallest, 204x204, needs"),
     "info on nothing": ("info none.onnx", "does not exist"),
     "a gate without a measurement": ("bench --list --floor 2", "--list takes no --floor: leave one of them out"),
@@ -198,7 +198,7 @@ def test_one_bad_image_does_not_stop_the_others(place, monkeypatch, capsys):
     assert main(["predict", "model.onnx", "text.tif", "nan", "good", "-o", "new"]) == 2
     out, err = capsys.readouterr()
     assert out.startswith("1 images")
-    assert [line.split(":")[0] for line in err.strip().splitlines()] == ["left out", "left out", "Error"]
+    assert [line.split(":")[0] for line in err.strip().splitlines()] == ["skipped", "skipped", "Error"]
     assert "2 of 3 images could not be segmented" in err
     assert sorted(path.name for path in (place / "new").iterdir()) == ["b.tif", "overlays"]
 

@@ -120,7 +120,7 @@ BAD = [
     (["MODEL", "-o", "report"], "report does not look like an engine: use report.engine"),
     (["FOLDER"], "is a folder: `unetrt export"),
     (["x.engine"], "is an engine: give the ONNX file that it was built from"),
-    (["MODEL", "--workspace", "much"], "'much' is no amount of memory"),
+    (["MODEL", "--workspace", "much"], "'much' is not an amount of memory"),
 ]
 
 

@@ -8,6 +8,7 @@ import onnxruntime
 import pytest
 import torch
 
+from unetrt._exit_codes import exit_code
 from unetrt.export import exporter
 from unetrt.export._inspection import LayerError, exploding, in_float32, tile_batches, with_layers
 from unetrt.export.exporter import Options, export
@@ -36,7 +37,7 @@ def test_a_wrong_weight_is_refused_and_its_layer_named(tiny_checkpoint, tmp_path
     )
     with pytest.raises(ParityError, match=wrong) as caught:
         export(tiny_checkpoint, tmp_path / "model.onnx", Options(TILE))
-    assert caught.value.exit_code == 1
+    assert exit_code(caught.value) == 1
     assert list(tmp_path.iterdir()) == []
 
 

@@ -8,6 +8,7 @@ import pytest
 import tifffile
 
 from tests.conftest import small_spec
+from unetrt._exit_codes import exit_code
 from unetrt.cli.live import verdict
 from unetrt.live_view.saving import LabelFiles
 from unetrt.live_view.sources import FILE, FileFrame, FileReplay
@@ -145,7 +146,7 @@ VERDICTS = {
 def test_the_error_that_a_run_ends_with(fields, failure, unread, kind, code, message):
     found = verdict(status(**fields), failure, unread)
     assert type(found) is kind
-    assert found.exit_code == code
+    assert exit_code(found) == code
     with pytest.raises(kind, match=message):
         raise found
 

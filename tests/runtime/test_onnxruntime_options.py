@@ -327,8 +327,8 @@ def test_the_command_line_refuses_them_too(tiny_model, drawn_folder, tmp_path, c
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        (["prefer_nhwc"], "'prefer_nhwc' is no option of a backend: write NAME=VALUE, such as prefer_nhwc=1"),
-        (["=1"], "'=1' is no option of a backend"),
+        (["prefer_nhwc"], "'prefer_nhwc' is not a backend option: write NAME=VALUE, such as prefer_nhwc=1"),
+        (["=1"], "'=1' is not a backend option"),
         (["prefer_nhwc=1", "prefer_nhwc=0"], "--backend-option prefer_nhwc is given twice"),
     ],
 )

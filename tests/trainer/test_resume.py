@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from unetrt.__main__ import main
-from unetrt.runtime.errors import DatasetError, ModelFileError, OptionError, TrainingStopped
+from unetrt.runtime.errors import DatasetError, ModelFileError, OptionError, TrainingStoppedError
 from unetrt.runtime.files.records import to_json, validated
 from unetrt.trainer.checkpoint import LAST, load
 from unetrt.trainer.dataset import read_dataset
@@ -49,7 +49,7 @@ def test_a_continued_run_is_the_uninterrupted_one_bit_for_bit(drawn_folder, tmp_
         if stop > 4:
             run.restore(load(tmp_path / "parts" / LAST))
         if stop < 10:
-            with pytest.raises(TrainingStopped, match=f"stopped after step {stop}, all of it saved"):
+            with pytest.raises(TrainingStoppedError, match=f"stopped after step {stop}, all of it saved"):
                 run.run(budget, should_stop=stopping_after(run, stop))
         else:
             run.run(budget)

@@ -1,4 +1,8 @@
-"""The command line. Each command is a module of this package, imported when it is called."""
+"""The command line: a click group whose commands are modules of this package, imported when they are called.
+
+`unetrt --help` imports none of them, and none of numpy, torch or an inference engine. `main` turns every expected error
+into one line on standard error and an exit code; other exceptions keep their traceback.
+"""
 
 import logging
 import sys
@@ -7,26 +11,28 @@ from importlib import import_module
 
 import click
 
+from unetrt._exit_codes import STOPPED, exit_code
 from unetrt._version import __version__
+from unetrt.runtime.errors import UnetrtError
 
-# name -> one line for `unetrt --help`, so that it imports none of the commands.
+# Command -> its line in `unetrt --help`.
 COMMANDS = {
-    "demo": "Draw cells, train, export, segment and check, without any data.",
+    "demo": "Draw cells, train, export, segment and check; needs no data.",
     "train": "Train a U-Net on a folder with images/ and labels/.",
-    "export": "Turn a checkpoint into a verified ONNX file.",
-    "adopt": "Turn an ONNX file of another toolkit into a model file.",
-    "build": "Build a TensorRT engine of a model.",
-    "package": "Put a model into the form that other programs load.",
-    "predict": "Segment images with an exported model.",
-    "live": "Segment what a camera sees, or a replay of files, while it comes.",
-    "eval": "Score predicted labels against true ones.",
-    "plan": "Show which tile segments frames of a size fastest.",
-    "info": "Show what a model file or a checkpoint says of itself.",
-    "cache": "List or clear engines and choices that are kept.",
-    "bench": "Time unetrt beside torch and MONAI on this machine.",
+    "export": "Convert a checkpoint to a verified ONNX file.",
+    "adopt": "Convert an ONNX file of another toolkit to a model file.",
+    "build": "Build the TensorRT engine of a model.",
+    "package": "Package a model for bioimage.io or NVIDIA Triton.",
+    "predict": "Segment images with a model.",
+    "live": "Segment the frames of a camera, or of image files, as they arrive.",
+    "eval": "Score predicted labels against true labels.",
+    "plan": "Show which tile segments frames of a given size fastest.",
+    "info": "Show the metadata of a model, an engine or a checkpoint.",
+    "cache": "List or clear cached engines and engine options.",
+    "bench": "Compare the speed of unetrt, torch and MONAI on this machine.",
 }
 
-# Packages that only some commands need -> the extra that brings them.
+# Package that only some commands need -> the extra that installs it.
 EXTRAS = {
     "bioimageio": "bioimageio",
     "edt": "train",
@@ -42,25 +48,23 @@ EXTRAS = {
     "torch": "train",
     "uvicorn": "view",
 }
-# Exit status of who was asked to stop: 128 and the number of SIGINT, as shells have it.
-STOPPED = 130
 
 
 class Commands(click.Group):
     """A group that knows its commands by name and imports one when it is used."""
 
-    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002
-        """Return the commands in the order in which a newcomer meets them."""
+    def list_commands(self, _ctx: click.Context) -> list[str]:
+        """Return the names of the commands, in the order of `COMMANDS`."""
         return list(COMMANDS)
 
-    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002
-        """Import a command."""
+    def get_command(self, _ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """Import a command; None where there is no such command."""
         if cmd_name not in COMMANDS:
             return None
         command: click.Command = import_module(f"unetrt.cli.{cmd_name}").command
         return command
 
-    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002
+    def format_commands(self, _ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """List the commands without importing them."""
         with formatter.section("Commands"):
             formatter.write_dl(list(COMMANDS.items()))
@@ -68,20 +72,18 @@ class Commands(click.Group):
 
 @click.command(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="unetrt")
-@click.option("--debug", is_flag=True, help="Show the traceback of an error.")
-def cli(debug: bool) -> None:
-    """From a folder of annotated images to a segmenter inside the microscope's acquisition program."""
-    if debug:
-        click.get_current_context().obj = "debug"
+@click.option("--debug", is_flag=True, expose_value=False, help="Show the traceback of an error.")
+def cli() -> None:
+    """Train a U-Net on annotated images, export it, and segment microscope frames of any size with it."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line and return the exit status: 0, 1 for a failed gate, 2 for bad input, 130 when interrupted.
+    """Run the command line and return the exit code, one of `unetrt._exit_codes`.
 
     Every error is one line on standard error, without a traceback unless `--debug` is given.
     """
     arguments = list(sys.argv[1:] if arguments is None else arguments)
-    # What tifffile notes of a damaged file is in the one line that the file gets.
+    # The error of a damaged file includes what tifffile logs about it.
     logging.getLogger("tifffile").setLevel(logging.CRITICAL + 1)
     try:
         status = cli.main(arguments, prog_name="unetrt", standalone_mode=False)
@@ -100,7 +102,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _interrupted(error: BaseException | None) -> bool:
-    """Tell whether an error is the user's, or came of it: an import that is interrupted fails in ways of its own."""
+    """Return whether an error is, or was caused by, Ctrl-C: an interrupted import can fail with any exception."""
     while error is not None:
         if isinstance(error, click.Abort | KeyboardInterrupt):
             return True
@@ -109,15 +111,13 @@ def _interrupted(error: BaseException | None) -> bool:
 
 
 def _explained(error: BaseException) -> tuple[str, int] | None:
-    """Return what to tell the user and the exit status; None for what only a traceback explains: a defect."""
-    from unetrt.runtime.errors import UnetrtError
-
+    """Return the message and exit code of an expected error; None for a defect, whose traceback is shown."""
     if _interrupted(error):
         return "stopped by the user", STOPPED
     if isinstance(error, click.ClickException):
         return error.format_message(), error.exit_code
     if isinstance(error, UnetrtError):
-        return str(error), error.exit_code
+        return str(error), exit_code(error)
     if isinstance(error, ModuleNotFoundError):
         package = (error.name or "").partition(".")[0]
         return (f"this needs {package}: pip install 'unetrt[{EXTRAS[package]}]'", 2) if package in EXTRAS else None

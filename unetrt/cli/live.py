@@ -21,9 +21,16 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
-from unetrt.cli import STOPPED
+from unetrt._exit_codes import STOPPED
 from unetrt.cli._shutdown import ShutdownRequest, shutdown_request
-from unetrt.cli.options import backend_option, given_options
+from unetrt.cli.options import (
+    backend_name_option,
+    backend_option,
+    device_option,
+    given_options,
+    kind_option,
+    lanes_option,
+)
 from unetrt.runtime.errors import FrameError, InferenceError, OptionError, OutputError, UnetrtError
 
 if TYPE_CHECKING:
@@ -93,21 +100,20 @@ class LiveOptions:
     show_default=True,
     help="Normalise each frame as the model specifies, or by averages over the stream.",
 )
+@kind_option
 @click.option(
-    "--as", "kind", type=click.Choice(["instances", "classes"]),
-    help="Kind of labels [default: what the model was trained on].",
-)  # fmt: skip
-@click.option(
-    "--save", type=click.Path(path_type=Path), metavar="PATH",
+    "--save",
+    type=click.Path(path_type=Path),
+    metavar="PATH",
     help="Save labels to a .ome.zarr or .ome.tiff file, or to a folder.",
-)  # fmt: skip
+)
 @click.option("--overwrite", is_flag=True, help="Let --save replace an existing file.")
 @click.option("--view", is_flag=True, help="Show frames and labels in a browser on this machine.")
 @click.option("--port", type=click.IntRange(0, 65535), metavar="N", help="Port of --view [default: any free port].")
-@click.option("--backend", default="auto", show_default=True, help="tensorrt, onnxruntime-cuda, onnxruntime (CPU), ...")
+@backend_name_option
 @backend_option
-@click.option("--device", type=int, metavar="N", help="CUDA device index [default: the first GPU, or the CPU].")
-@click.option("--lanes", type=int, default=2, show_default=True, help="Batches in flight at once.")
+@device_option
+@lanes_option
 def command(model: Path, **choices: Any) -> None:
     """Segment a camera (--config) or replayed image files (--replay) with MODEL, frame by frame.
 
@@ -206,7 +212,7 @@ def _run(
         for line in [*summary(observer.look(status), live.segmenter.session.name), *_saved(output, options, status)]:
             click.echo(line)
     for error in source.unread.values() if len(source.unread) > 1 else ():
-        click.echo(f"left out: {error}", err=True)
+        click.echo(f"skipped: {error}", err=True)
     if failed := verdict(status, observer.failure, source.unread):
         raise failed
     if stopped and not options.is_endless:

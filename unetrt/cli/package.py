@@ -13,7 +13,7 @@ from unetrt.runtime.errors import OptionError
 from unetrt.runtime.files.atomic import require_place, require_writable
 
 # Most images of a folder that are read, evenly spaced.
-MOST = 16
+SAMPLES = 16
 # Most frames that are searched for one in which the model finds something.
 SEARCHED = 4
 
@@ -96,13 +96,13 @@ def package_place(kind: str, out: Path | None) -> Path:
 
 
 def raw_frames(images: Path, channels: int) -> Iterator[Any]:
-    """Iterate over images of a file or folder as raw frames (C, H, W): at most `MOST`, the first frame of a stack."""
+    """Iterate over images of a file or folder as raw frames (C, H, W): at most `SAMPLES`, the first frame of a stack."""
     from unetrt.runtime.files.images import list_images
     from unetrt.runtime.files.prediction import read_frames
     from unetrt.runtime.pixels.frames import as_frame
 
     frame_axes = 2 if channels == 1 else 3
     paths = list_images(images)
-    for path in paths[:: -(-len(paths) // MOST)]:
+    for path in paths[:: -(-len(paths) // SAMPLES)]:
         stack = read_frames(path, channels)
         yield as_frame(stack if stack.ndim == frame_axes else stack[0], channels)

@@ -1,17 +1,22 @@
-"""`unetrt predict`."""
+"""`unetrt predict`: label TIFFs and overlays of image files."""
 
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from itertools import count
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from unetrt.cli.options import backend_option, given_options
+from unetrt.cli.options import EngineOptions, engine_options, kind_option
 from unetrt.runtime.errors import FrameError
 from unetrt.runtime.files.atomic import require_writable
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from unetrt.runtime.model.spec import Annotation
 
 
 @click.command("predict")
@@ -20,79 +25,76 @@ from unetrt.runtime.files.atomic import require_writable
 @click.option(
     "-o", "--out", type=click.Path(path_type=Path), required=True, metavar="DIR", help="Folder for labels and overlays."
 )
-@click.option(
-    "--as", "kind", type=click.Choice(["instances", "classes"]), help="[default: what the model was trained on]"
-)
-@click.option("--min-area", default=0, show_default=True, help="Drop instances of fewer pixels.")
+@kind_option
+@click.option("--min-area", default=0, show_default=True, metavar="PIXELS", help="Drop instances smaller than this.")
 @click.option("--tta", is_flag=True, help="Average over 8 rotated and reflected copies; takes 8 times as long.")
 @click.option("--overlays/--no-overlays", default=True, show_default=True, help="Write overlays/NAME.png.")
-@click.option("--backend", default="auto", show_default=True, help="tensorrt, onnxruntime-cuda, onnxruntime (CPU), ...")
-@backend_option
-@click.option("--device", type=int, metavar="N", help="GPU, as CUDA counts [default: the first, or the CPU].")
-@click.option("--lanes", type=int, default=2, show_default=True, help="Passes in flight at once.")
-def command(model: Path, images: tuple[Path, ...], out: Path, **choices: Any) -> None:
+@engine_options
+def command(
+    model: Path,
+    images: tuple[Path, ...],
+    out: Path,
+    kind: "Annotation | None",
+    min_area: int,
+    tta: bool,
+    overlays: bool,
+    engine: EngineOptions,
+) -> None:
     """Segment IMAGES, files or folders (TIFF, PNG, NPY, Zarr), with MODEL.
 
-    MODEL is an ONNX file that `unetrt export` wrote, or a TensorRT engine that `unetrt build` did. On a machine with a
-    GPU and TensorRT, the engine of an ONNX file is built first and kept.
+    MODEL is an ONNX file written by `unetrt export` or a TensorRT engine built by `unetrt build`. On a machine with a
+    GPU and TensorRT, the engine of an ONNX file is built first and cached.
 
-    Writes DIR/NAME.tif (labels) and DIR/overlays/NAME.png for each image. Stacks are segmented frame by frame. An image
-    that cannot be segmented is left out and named at the end.
+    Writes DIR/NAME.tif (labels) and DIR/overlays/NAME.png for each image. Stacks are segmented frame by frame. Images
+    that cannot be segmented are skipped and listed at the end.
     """
     from unetrt.runtime.files.images import list_images, require_distinct
     from unetrt.runtime.files.prediction import Output, predict_file
-    from unetrt.runtime.segment.segmenter import Segmenter
-    from unetrt.runtime.sessions import engines, unknown
 
-    place = {name: choices.pop(name) for name in ("backend", "device", "lanes")}
-    place["backend_options"] = given_options(choices.pop("backend_options"))
-    if place["backend"] not in engines():
-        raise unknown(place["backend"])
-    sources = [file for given in images for file in list_images(given)]
+    engine.require_backend()
+    sources = [file for place in images for file in list_images(place)]
     require_writable(out)
-    require_distinct(sources, out, overlays=choices["overlays"])
-    with Segmenter(model, **place) as segmenter:
-        kind = choices.pop("kind") or segmenter.spec.annotation
-        output = Output(out, kind, **choices)
+    require_distinct(sources, out, overlays=overlays)
+    failures: list[FrameError] = []
+    with engine.segmenter(model) as segmenter, _bar(len(sources)) as progress_of:
+        output = Output(out, kind or segmenter.spec.annotation, min_area, overlays, tta)
         begin, pixels, objects = time.perf_counter(), 0, 0
-        failures: list[FrameError] = []
-        with _bar(len(sources)) as progress_of:
-            for source in sources:
-                try:
-                    labels = predict_file(segmenter, source, output, progress_of(source.name))
-                except FrameError as error:
-                    failures.append(error)
-                    continue
-                pixels += labels.size
-                objects += _highest(labels)
+        for source in sources:
+            try:
+                labels = predict_file(segmenter, source, output, progress_of(source.name))
+            except FrameError as error:
+                failures.append(error)
+                continue
+            pixels += labels.size
+            objects += _objects(labels)
         seconds = time.perf_counter() - begin
-        found = f", {objects} objects" if kind == "instances" else ""
+        name = segmenter.session.name
+    if segmented := len(sources) - len(failures):
+        found = f", {objects} objects" if output.kind == "instances" else ""
         speed = f"{seconds:.1f} s, {pixels / seconds / 1e6:.1f} Mpixel/s"
-        if len(failures) < len(sources):
-            done = len(sources) - len(failures)
-            click.echo(f"{done} images{found} -> {out} ({speed}, {segmenter.session.name})")
+        click.echo(f"{segmented} images{found} -> {out} ({speed}, {name})")
     _report(failures, len(sources))
 
 
 def _report(failures: list[FrameError], images: int) -> None:
-    """Raise what went wrong with one image; with several, name each on a line and say how many."""
+    """Raise the error of a single image; of several, list each on a line and raise their number."""
     if len(failures) == images == 1:
         raise failures[0]
     for failure in failures:
-        click.echo(f"left out: {failure}", err=True)
+        click.echo(f"skipped: {failure}", err=True)
     if failures:
         rest = ", the others are done" if len(failures) < images else ""
         raise FrameError(f"{len(failures)} of {images} images could not be segmented{rest}")
 
 
-def _highest(labels: Any) -> int:
-    planes = labels[None] if labels.ndim == 2 else labels
-    return sum(int(plane.max()) for plane in planes)
+def _objects(labels: "NDArray[Any]") -> int:
+    """Return the number of instances in labels (H, W) or (N, H, W); each frame counts from 1."""
+    return sum(int(frame.max()) for frame in labels.reshape(-1, *labels.shape[-2:]))
 
 
 @contextmanager
 def _bar(images: int) -> Iterator[Callable[[str], Callable[[int, int], None]]]:
-    """Show a bar over images on standard error; what it yields makes the progress callback of one image."""
+    """Show a progress bar over images on standard error; yield what makes the progress callback of the next image."""
     from rich.console import Console
     from rich.progress import Progress
 

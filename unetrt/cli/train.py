@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from unetrt._exit_codes import STOPPED
 from unetrt.cli._shutdown import shutdown_request
-from unetrt.runtime.errors import DatasetError, OptionError, OutputError, TrainingStopped
+from unetrt.runtime.errors import DatasetError, OptionError, OutputError, TrainingStoppedError
 from unetrt.runtime.files.atomic import require_writable
 from unetrt.runtime.pixels.normalisation import MODES
 
@@ -140,10 +141,10 @@ def command(exporting: bool, tensorboard: bool, **choices: Any) -> None:
     try:
         with team() as members:
             best = _train(job, members, tensorboard)
-    except TrainingStopped:
+    except TrainingStoppedError:
         if is_leader():
             raise
-        raise click.exceptions.Exit(TrainingStopped.exit_code) from None  # the leader prints the message
+        raise click.exceptions.Exit(STOPPED) from None  # the leader prints the message
     if exporting and is_leader():
         _export(best, job.run.folder / "model.onnx")
 
@@ -236,7 +237,7 @@ def run_with_bar(
 ) -> Path:
     """Run a training with a progress bar on standard error; return the path of the best checkpoint.
 
-    On Ctrl-C and SIGTERM the training finishes the current step, saves, and raises TrainingStopped.
+    On Ctrl-C and SIGTERM the training finishes the current step, saves, and raises TrainingStoppedError.
     """
     with ExitStack() as stack:
         reporters: list[Callable[[TrainingProgress], None]] = [] if quiet else [stack.enter_context(_bar())]

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from unetrt.runtime import LiveSegmenter
 from unetrt.runtime.closing import Closable
-from unetrt.runtime.errors import FrameError, OptionError, UnetrtError
+from unetrt.runtime.errors import CameraError, FrameError, OptionError
 from unetrt.runtime.files.prediction import read_frames
 
 # Seconds between two checks that the camera still runs.
@@ -43,12 +43,6 @@ class FrameSource(Protocol):
 
     def feed(self, live: LiveSegmenter, stop: Event) -> None:
         """Submit frames until there are no more, or until soon after `stop` is set."""
-
-
-class CameraError(UnetrtError, RuntimeError):
-    """A camera stopped or failed during a run."""
-
-    exit_code = 1
 
 
 class Camera(Closable):
