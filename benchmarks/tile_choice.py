@@ -8,9 +8,9 @@ from random import Random
 import numpy as np
 
 from unetrt.runtime.errors import TileError
-from unetrt.runtime.geometry.geometry import Geometry
+from unetrt.runtime.geometry.plan import Geometry
 from unetrt.runtime.geometry.unet_shape import UNetShape
-from unetrt.runtime.machine import shown
+from unetrt.runtime.machine import format_bytes
 from unetrt.runtime.planner import Budget, FrameSize, candidates
 
 # Tiles that a model is fitted to, and tiles that it is held against.
@@ -46,7 +46,8 @@ def choose(
     wanted = FITTED + HELD_OUT
     if len(pool) < wanted:
         raise TileError(
-            f"{len(pool)} different tiles fit into {shown(budget.memory)} and take no longer than is measured, but "
+            f"{len(pool)} different tiles fit into {format_bytes(budget.memory)} and take no longer than is "
+            f"measured, but "
             f"{wanted} are needed: give more --memory, or a smaller --batch"
         )
     ends = np.linspace(0, len(pool), wanted + 1).astype(int)

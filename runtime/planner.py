@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from unetrt.runtime.cost_model import CostModel
 from unetrt.runtime.errors import OptionError, TileError
-from unetrt.runtime.geometry.geometry import Geometry
+from unetrt.runtime.geometry.plan import Geometry
 from unetrt.runtime.geometry.unet_shape import UNetShape
 
 FrameSize = tuple[int, int]

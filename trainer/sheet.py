@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from unetrt.runtime.files.atomic import whole_file
-from unetrt.runtime.pixels.overlay import overlay
+from unetrt.runtime.pixels.instances import overlay
 from unetrt.trainer.validation import Scores, Validated
 
 # Images on a sheet, in columns of two pictures each: the annotation and what was found.

@@ -19,8 +19,7 @@ from unetrt.runtime.errors import OutputError, ParityError
 from unetrt.runtime.files.atomic import whole_file, writable_folder
 from unetrt.runtime.files.images import write_labels, write_png
 from unetrt.runtime.model.spec import ModelSpec
-from unetrt.runtime.pixels.instances import instances
-from unetrt.runtime.pixels.overlay import overlay
+from unetrt.runtime.pixels.instances import instances, overlay
 from unetrt.runtime.segment.segmenter import Segmenter
 from unetrt.trainer import checkpoint as checkpoints
 from unetrt.trainer.budget import Budget

@@ -13,7 +13,7 @@ from unetrt.runtime.errors import FrameError
 from unetrt.runtime.geometry.plan import Tile, TilePlan
 from unetrt.runtime.model.spec import ModelSpec
 from unetrt.runtime.pixels.frames import as_frame, require_raw
-from unetrt.runtime.pixels.overlay import overlay
+from unetrt.runtime.pixels.instances import overlay
 from unetrt.runtime.pixels.scores import best_class, require_finite_scores
 from unetrt.runtime.sessions import Session
 

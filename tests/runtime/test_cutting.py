@@ -44,8 +44,7 @@ def test_raw_grey_values_stay_what_they_are(plan, dtype):
 
 def test_strips_are_as_high_as_they_fit(monkeypatch):
     """A tile of many strips is normalised in many calls, each of a few rows."""
-    from unetrt.runtime.geometry.geometry import Geometry
-    from unetrt.runtime.geometry.plan import TilePlan
+    from unetrt.runtime.geometry.plan import Geometry, TilePlan
 
     heights = []
     apply = Affine.apply

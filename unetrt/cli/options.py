@@ -96,8 +96,7 @@ MOST = 16
 
 def raw_frames(images: Path, channels: int) -> Iterator[Any]:
     """Iterate over images of a file or folder as raw frames (C, H, W), of a stack the first; at most `MOST`, spread."""
-    from unetrt.runtime.files.images import list_images
-    from unetrt.runtime.files.prediction import read_frames
+    from unetrt.runtime.files.images import list_images, read_frames
     from unetrt.runtime.pixels.frames import as_frame
 
     frame_axes = 2 if channels == 1 else 3

@@ -39,8 +39,7 @@ def command(model: Path, images: tuple[Path, ...], out: Path, **choices: Any) ->
     Writes DIR/NAME.tif (labels) and DIR/overlays/NAME.png for each image. Stacks are segmented frame by frame. An image
     that cannot be segmented is left out and named at the end.
     """
-    from unetrt.runtime.files.images import list_images, require_distinct
-    from unetrt.runtime.files.prediction import Output, predict_file
+    from unetrt.runtime.files.images import Output, list_images, predict_file, require_distinct
     from unetrt.runtime.segment.segmenter import Segmenter
     from unetrt.runtime.sessions import engines, unknown
 

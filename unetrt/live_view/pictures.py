@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from unetrt.runtime import LiveResult
 from unetrt.runtime.errors import FrameError
 from unetrt.runtime.pixels.frames import as_array
-from unetrt.runtime.pixels.overlay import COLOURS, outlines, stretched
+from unetrt.runtime.pixels.instances import COLOURS, outlines, stretched
 
 # The longest side of a picture, in pixels: what a screen shows of a frame beside plots.
 LONGEST = 1024

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from unetrt.runtime.closing import Closable
 from unetrt.runtime.errors import FrameError, OptionError, UnetrtError
-from unetrt.runtime.files.prediction import read_frames
+from unetrt.runtime.files.images import read_frames
 from unetrt.runtime.live.live_segmenter import LiveSegmenter
 
 # Seconds between two looks whether the camera still runs.
