@@ -141,6 +141,7 @@ def _left_in_group(group: Path) -> int | None:
 
 
 def _available_on_windows() -> int | None:
+    assert sys.platform == "win32"  # the type checker skips the rest elsewhere
     import ctypes
     from ctypes import wintypes
 
@@ -154,9 +155,8 @@ def _available_on_windows() -> int | None:
         )  # fmt: skip
 
     status = Status(length=ctypes.sizeof(Status))
-    if not ctypes.windll.kernel32.GlobalMemoryStatusEx(ctypes.byref(status)):  # type: ignore[attr-defined, unused-ignore]
-        return None
-    return int(status.available)
+    found = ctypes.windll.kernel32.GlobalMemoryStatusEx(ctypes.byref(status))
+    return int(status.available) if found else None
 
 
 def format_bytes(size: int) -> str:

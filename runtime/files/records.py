@@ -81,7 +81,7 @@ def validated(
             raise error(f"{name} is invalid: unknown key {extra[0]!r:.60}")
     try:
         return msgspec.convert(stored, kind)
-    except (msgspec.ValidationError, RecursionError) as cause:
+    except (msgspec.ValidationError, UnicodeEncodeError, RecursionError) as cause:  # Unicode: a lone surrogate
         raise error(f"{name} is invalid: {_located(cause, kind)}") from cause
 
 

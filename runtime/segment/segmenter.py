@@ -201,7 +201,8 @@ class Segmenter(Closable):
                 else HostCall(self.spec, given, labels, scores, SQUARE if tta else ONCE, timings, measure)
             )
             self._run(call.jobs(), _Count(len(call), progress), timings)
-        return Segmentation(labels if out is None else out, scores, timings)  # type: ignore[arg-type]
+        result: Any = labels if out is None else out
+        return Segmentation(result, scores, timings)
 
     def scores(self, frame: ArrayLike) -> NDArray[np.float32]:
         """Return the network's output for one frame, stitched: logits or probabilities, (classes, H, W) float32.
@@ -232,7 +233,7 @@ class Segmenter(Closable):
         """Take jobs through the lanes once these are free."""
         self._require_callable_here()
         begin = time.perf_counter()
-        # No statement between acquiring the lock and the `with` that releases it: an interrupt there would keep it.
+        # Acquired by `with`: an interrupt between acquire() and a `try` would leave it locked.
         try:
             with self._lock:
                 timings.add("queue", time.perf_counter() - begin)

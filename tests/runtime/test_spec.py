@@ -120,6 +120,7 @@ def test_what_is_no_count(name, value):
         (_changed(classes=["a", None, "c"]), r"classes\[\d\]: expected `str`"),
         (_changed(classes=["a", "two\nlines", "c"]), "invalid class name"),
         (_changed(classes=["a", "\ud800", "c"]), "invalid class name"),
+        (_changed(head="\ud800"), "surrogates not allowed"),
         (_changed(head=["logits"]), "head: expected `str`"),
         (_changed(precision=None), "precision: expected `str`, got `null`"),
         (_changed(written_by={}), "written_by: expected `str`"),
