@@ -27,13 +27,13 @@ from unetrt.runtime.errors import FrameError, OptionError, SessionClosedError
 from unetrt.runtime.pixels.frames import ArrayLike, array_of, labels_for, split_axes
 from unetrt.runtime.pixels.normalisation import Measure
 from unetrt.runtime.pixels.scores import ONCE, SQUARE
-from unetrt.runtime.segment.host import HostCall, TileJob, scores_jobs
+from unetrt.runtime.segment._host import HostCall, TileJob, scores_jobs
 from unetrt.runtime.segment.timings import Occupancy, Timings
 from unetrt.runtime.sessions import AUTO, Session, open_session
 from unetrt.runtime.sessions.protocol import Lane, Step
 
 if TYPE_CHECKING:
-    from unetrt.runtime.segment.device import DeviceCall, SideStream
+    from unetrt.runtime.segment._device import DeviceCall, SideStream
 
 
 # Called with the number of finished tiles and of all tiles.
@@ -200,7 +200,7 @@ class Segmenter(Closable):
                 if isinstance(given, DeviceArray) or isinstance(labels, DeviceArray)
                 else HostCall(self.spec, given, labels, scores, SQUARE if tta else ONCE, timings, measure)
             )
-            self._run(call.jobs(), _Count(len(call), progress), timings)
+            self._run(call.jobs(), _counter(len(call), progress), timings)
         result: Any = labels if out is None else out
         return Segmentation(result, scores, timings)
 
@@ -217,7 +217,7 @@ class Segmenter(Closable):
             raise FrameError(f"the image has shape {tuple(frame.shape)}: scores takes one frame, segment takes stacks")
         self._require_scores()
         scores = np.empty((len(self.spec.classes), *size), np.float32)
-        self._run(scores_jobs(self.spec, frame[()], scores), _Count(0, None), Timings())
+        self._run(scores_jobs(self.spec, frame[()], scores), _counter(0, None), Timings())
         return scores
 
     def close(self) -> None:
@@ -229,7 +229,7 @@ class Segmenter(Closable):
         self._closing = True
         self._free_if_idle()
 
-    def _run(self, jobs: Iterator[TileJob], count: "_Count", timings: Timings) -> None:
+    def _run(self, jobs: Iterator[TileJob], finished: Callable[[int], None], timings: Timings) -> None:
         """Take jobs through the lanes once these are free."""
         self._require_callable_here()
         begin = time.perf_counter()
@@ -241,7 +241,7 @@ class Segmenter(Closable):
                 self._caller = threading.get_ident()
                 try:
                     loop = TileLoop(self._lanes)
-                    loop.run(self._while_open(jobs), count)
+                    loop.run(self._while_open(jobs), finished)
                 finally:
                     self._caller = None
         finally:
@@ -276,7 +276,7 @@ class Segmenter(Closable):
 
     def _on_device(self, image: Any, labels: Any, timings: Timings, averaged: bool) -> "DeviceCall":
         """Return a call that reads or writes on the GPU; raises FrameError where the session is not on that GPU."""
-        from unetrt.runtime.segment.device import DeviceCall, SideStream, require_same_device
+        from unetrt.runtime.segment._device import DeviceCall, SideStream, require_same_device
 
         if averaged:
             raise OptionError("probabilities and averages are for arrays on the host: give tensor.cpu()")
@@ -300,16 +300,17 @@ class Segmenter(Closable):
             raise OptionError("this model's head gives labels only: export it with --head logits or probabilities")
 
 
-class _Count:
-    """Sums finished tiles for a progress callback."""
+def _counter(total: int, progress: Progress | None) -> Callable[[int], None]:
+    """Return a function that adds finished tiles and reports their sum to a progress callback."""
+    done = 0
 
-    def __init__(self, total: int, progress: Progress | None) -> None:
-        self.done, self.total, self.progress = 0, total, progress
+    def add(tiles: int) -> None:
+        nonlocal done
+        done += tiles
+        if progress is not None:
+            progress(done, total)
 
-    def __call__(self, tiles: int) -> None:
-        self.done += tiles
-        if self.progress is not None:
-            self.progress(self.done, self.total)
+    return add
 
 
 class TileLoop:

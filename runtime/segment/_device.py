@@ -26,7 +26,7 @@ from unetrt.runtime.model.spec import ModelSpec
 from unetrt.runtime.pixels.frames import require_raw
 from unetrt.runtime.pixels.normalisation import Affine
 from unetrt.runtime.pixels.scores import NOT_FINITE
-from unetrt.runtime.segment.host import (
+from unetrt.runtime.segment._host import (
     FramePass,
     HostSink,
     HostSource,
