@@ -265,7 +265,9 @@ class ModelSpec:
         """
         what = "the model's spec"
         stored = parse(text, what)
-        schema = stored.pop("schema", None)
+        if "schema" not in stored:
+            raise ModelFileError(f"{what} is invalid: missing schema; export the model again")
+        schema = stored.pop("schema")
         if type(schema) is not int or schema != SCHEMA:
             wrote = " ".join(str(stored.get("written_by") or "another version").split())[:60]
             raise ModelFileError(

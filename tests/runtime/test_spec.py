@@ -59,7 +59,7 @@ def _without(name):
     [
         ("", "the model's spec is not a JSON object: expecting value"),
         ("[]", "not a JSON object: expected `object`, got `array`"),
-        ("{}", "schema None"),
+        ("{}", "missing schema; export the model again"),
         (_changed(schema=99), "schema 99, written by another version; this version reads 1"),
         (_without("tile"), "missing required field `tile`"),
         (_without("halo"), "missing required field `halo`"),

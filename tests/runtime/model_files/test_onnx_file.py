@@ -48,7 +48,7 @@ def test_a_file_cut_anywhere_is_refused(model_file):
         (b"\x89PNG\r\n\x1a\n0000", "not an ONNX file: it has no graph"),
         (b"\x08\x0a" + b"\xff" * 12, "number of more than 64 bits"),
         (_model({}).SerializeToString(), "carries no unetrt spec.*unetrt export"),
-        (_model({KEY: "{}"}).SerializeToString(), "schema None"),
+        (_model({KEY: "{}"}).SerializeToString(), "missing schema"),
     ],
 )
 def test_what_is_no_model_of_ours(tmp_path, content, message):
