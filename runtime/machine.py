@@ -141,7 +141,6 @@ def _left_in_group(group: Path) -> int | None:
 
 
 def _available_on_windows() -> int | None:
-    assert sys.platform == "win32"  # the type checker skips the rest elsewhere
     import ctypes
     from ctypes import wintypes
 
@@ -155,8 +154,9 @@ def _available_on_windows() -> int | None:
         )  # fmt: skip
 
     status = Status(length=ctypes.sizeof(Status))
-    found = ctypes.windll.kernel32.GlobalMemoryStatusEx(ctypes.byref(status))
-    return int(status.available) if found else None
+    if sys.platform == "win32" and ctypes.windll.kernel32.GlobalMemoryStatusEx(ctypes.byref(status)):
+        return int(status.available)
+    return None
 
 
 def format_bytes(size: int) -> str:
