@@ -23,7 +23,7 @@ test: $(READY)  ## the tests, about ten minutes on 2 cores
 # The tests whose results depend on arithmetic: what trains, exports, infers and compares floats.
 ARITHMETIC := -m "not alone and not slow and not gpu" \
   tests/trainer tests/export tests/benchmarks tests/runtime/test_exactness.py tests/runtime/test_openvino.py \
-  tests/runtime/test_symmetries.py tests/cli/test_commands.py tests/test_docs.py tests/test_readme.py
+  tests/runtime/test_scores.py tests/cli/test_commands.py tests/test_docs.py tests/test_readme.py
 
 # torch without bfloat16 and AVX-512, as on older processors; torch and NumPy also without any vector instructions that
 # they can do without; a single core. oneDNN keeps AVX2: with less, OpenVINO 2026.4 loads no network with an ArgMax on a

@@ -24,7 +24,6 @@ from unetrt.benchmarks.one_line import OneLine
 from unetrt.benchmarks.record import Measure, Record
 from unetrt.runtime.files.atomic import require_writable
 from unetrt.runtime.machine import processor
-from unetrt.runtime.segment.host import plan_of
 
 NAME = "host-path"
 MEASURES = (
@@ -129,7 +128,7 @@ def _case(path: IdlePath, taken: Sequence[Seconds]) -> dict[str, Any]:
     phases = {phase: Figure.of(values) for phase, values in zip(Seconds._fields, zip(*taken, strict=True), strict=True)}
     return {
         "tile": path.side,
-        "tiles": len(plan_of(path.spec, path.labels.shape)),
+        "tiles": len(path.spec.plan(path.labels.shape)),
         "input": path.input_name,
         "head": path.head_name,
         "rate": path.labels.size / phases["total"].median / 1e6,

@@ -13,8 +13,7 @@ from unetrt.benchmarks.contenders import Contender
 from unetrt.benchmarks.job import Job
 from unetrt.benchmarks.ready import Ready, planned
 from unetrt.benchmarks.result import PREDICT, SEGMENT, SESSION
-from unetrt.runtime.files.images import write_labels
-from unetrt.runtime.files.prediction import Output, predict_file, read_frames
+from unetrt.runtime.files.images import Output, predict_file, read_frames, write_labels
 from unetrt.runtime.geometry.plan import TilePlan
 from unetrt.runtime.segment.segmenter import LANES, Segmentation, Segmenter
 from unetrt.runtime.sessions import Lane, Session

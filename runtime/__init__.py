@@ -1,6 +1,6 @@
-"""unetrt.runtime: frames in, label maps out. numpy and an inference engine; never torch.
+"""unetrt.runtime: frames in, label maps out, with numpy and an inference engine; never torch.
 
-The public names load on first use: an error class costs no numpy.
+The public names load on first use, so that importing an error class does not import numpy.
 """
 
 from importlib import import_module
@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from unetrt.runtime.errors import UnetrtError
     from unetrt.runtime.files.images import list_images, stem_of, write_labels
-    from unetrt.runtime.geometry.geometry import Geometry
-    from unetrt.runtime.geometry.plan import Tile, TilePlan
+    from unetrt.runtime.geometry.plan import Geometry, Tile, TilePlan
     from unetrt.runtime.live.live_segmenter import LiveSegmenter
     from unetrt.runtime.live.results import LiveResult, LiveSequence, LiveStatus, Outcome, ResultOutput, ResultStream
     from unetrt.runtime.model.spec import ModelSpec
@@ -41,9 +40,9 @@ __all__ = [
     "write_labels",
 ]
 
-# Which module a public name comes from.
+# Public name -> module.
 _HOMES = {
-    "Geometry": "geometry.geometry",
+    "Geometry": "geometry.plan",
     "LiveResult": "live.results",
     "LiveSegmenter": "live.live_segmenter",
     "LiveSequence": "live.results",

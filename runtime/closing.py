@@ -1,14 +1,14 @@
-"""What is closed at the end of a `with`."""
+"""Context managers that call `close`."""
 
 from types import TracebackType
 from typing import Self
 
 
 class Closable:
-    """Gives what has a `close` the form of a `with`."""
+    """Base class whose `with` statement calls `close` at the end."""
 
     def close(self) -> None:
-        """Free everything; calling it again does nothing."""
+        """Free all resources; idempotent."""
         raise NotImplementedError
 
     def __enter__(self) -> Self:

@@ -76,3 +76,52 @@ class GateError(UnetrtError, RuntimeError):
 
 class ParityError(GateError):
     """The parity gate refused an export: its output differs from that of the network it was made from."""
+
+
+# Messages of a failed allocation, in lower case: C++, OpenVINO and oneDNN, TensorRT, ONNX Runtime (its bfc_arena.cc),
+# cuBLAS and cuDNN, and torch's CPU allocator.
+OUT_OF_MEMORY = (
+    "out of memory",
+    "out_of_memory",
+    "bad_alloc",
+    "bad allocation",
+    "outofmemory",
+    "could not be allocated",
+    "failed to allocate",
+    "_alloc_failed",
+    "_allocation_failed",
+    "can't allocate memory",
+)
+
+
+def is_out_of_memory(error: BaseException | str) -> bool:
+    """Return whether an engine's error, or its message, reports a failed allocation on the host or on a device."""
+    if isinstance(error, MemoryError):
+        return True
+    text = str(error).lower()
+    return any(sign in text for sign in OUT_OF_MEMORY)
+
+
+def one_line(error: BaseException | str, limit: int | None = None, *, kind: bool = False, first: bool = False) -> str:
+    """Return an error, or its message, as one line of text; never raises.
+
+    Parameters
+    ----------
+    error
+        An exception without a message gives the name of its class.
+    limit
+        Maximum length in characters; a longer text ends in "...".
+    kind
+        Whether the name of the exception's class precedes the message.
+    first
+        Whether only the first line of the message is used; else all lines are joined.
+    """
+    try:
+        text = str(error)
+    except Exception:  # noqa: BLE001 - an exception class may fail to format itself
+        text = ""
+    lines = [" ".join(line.split()) for line in text.splitlines() if line.strip()]
+    text = " ".join(lines[:1] if first else lines)
+    if isinstance(error, BaseException) and (kind or not text):
+        text = f"{type(error).__name__}: {text}".removesuffix(": ")
+    return text if limit is None or len(text) <= limit else f"{text[: limit - 3].rstrip()}..."

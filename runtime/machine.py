@@ -1,10 +1,9 @@
-"""What a machine is, as far as engines care: its GPU, its driver and its system.
+"""The machine that this process runs on: its GPU and driver, processor, cores and free memory.
 
-The processor that this process computes on.
+`Machine` is part of what an engine depends on. Every function answers without a GPU too.
 
-How much of the host's memory is free.
-
-Numbers of bytes, for people.
+>>> format_bytes(312 * 2**20)
+'312 MiB'
 """
 
 import os
@@ -21,18 +20,18 @@ from unetrt.runtime.errors import BackendUnavailableError, InferenceError
 
 @dataclass(frozen=True)
 class Machine:
-    """A machine that engines are built or run on.
+    """A machine on which engines are built or run.
 
     Attributes
     ----------
     gpu
-        Name of the GPU, as the driver gives it; empty where there is none.
+        The driver's name of the GPU; empty without one.
     capability
-        Its CUDA compute capability, such as `8.9`; empty where there is none.
+        CUDA compute capability, such as `8.9`; empty without a GPU.
     driver
-        Version of its driver, such as `580.82`; empty where there is no GPU.
+        Version of the driver, such as `580.82`; empty without a GPU.
     os
-        System and processor, such as `Linux x86_64`.
+        System and processor architecture, such as `Linux x86_64`.
     """
 
     gpu: str = ""
@@ -48,10 +47,10 @@ class Machine:
 
 
 def this_machine(device: int = 0) -> Machine:
-    """Return what this machine is, with one GPU: by its number as CUDA counts, the first by default.
+    """Return this machine with one GPU, by CUDA's index.
 
-    The GPU is what CUDA's driver says; the version of the driver, NVIDIA's management library: where that is missing,
-    the newest CUDA that the driver knows stands for it, such as `CUDA 13.0`.
+    Name and compute capability are those of CUDA's driver. The driver's version is that of NVIDIA's management library
+    or, without the library, the newest version of CUDA that the driver supports, such as `CUDA 13.0`.
     """
     system = f"{platform.system()} {platform.machine()}"
     with suppress(BackendUnavailableError, InferenceError):
@@ -64,19 +63,19 @@ def this_machine(device: int = 0) -> Machine:
 
 
 def why_no_gpu() -> str:
-    """Return why `this_machine` has no GPU."""
-    return f"none is seen here: {why_not() or 'CUDA counts no device of that number'}"
+    """Return why `this_machine` found no GPU."""
+    return f"none is seen here: {why_not() or 'CUDA has no device of that index'}"
 
 
 def handle_of(nvml: Any, device: int) -> Any:
-    """Return the management library's handle of the GPU that CUDA counts so; it counts them in another order."""
+    """Return the management library's handle of a GPU by CUDA's index: the library orders GPUs differently."""
     with suppress(BackendUnavailableError, InferenceError, IndexError):
         return nvml.nvmlDeviceGetHandleByPciBusId(loaded_implementation().devices()[device].bus)
     return nvml.nvmlDeviceGetHandleByIndex(device)
 
 
 def _driver_version() -> str:
-    """Return the version of NVIDIA's driver, empty where the management library is missing or does not answer."""
+    """Return the version of NVIDIA's driver, empty where the management library is missing or fails."""
     with suppress(ImportError):
         import pynvml
 
@@ -90,7 +89,7 @@ def _driver_version() -> str:
 
 
 def processor() -> str:
-    """Return the processor's name, as far as the system tells."""
+    """Return the name of the processor."""
     cpuinfo = Path("/proc/cpuinfo")
     if cpuinfo.exists():
         for line in cpuinfo.read_text(encoding="utf-8", errors="replace").splitlines():
@@ -100,27 +99,27 @@ def processor() -> str:
 
 
 def cores() -> int:
-    """Return how many logical cores this process may use."""
+    """Return the number of logical cores that this process may use."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
 
 
 MEMINFO = Path("/proc/meminfo")
-# The memory of a container, as the second version of Linux's control groups tells it (kernel.org, cgroup-v2, memory).
+# Memory of a container, in version 2 of Linux's control groups (kernel.org, cgroup-v2, "Memory").
 GROUP = Path("/sys/fs/cgroup")
 
 
 def free_memory(meminfo: Path = MEMINFO, group: Path = GROUP) -> int | None:
-    """Return the bytes that can be used without swapping, those of a container's limit at most; None if unknown.
+    """Return the free host memory in bytes, within a container's limit; None if unknown.
 
     Parameters
     ----------
     meminfo, group
-        Where Linux tells of the machine and of the container.
+        Linux's file about the machine's memory, and its folder about the container's.
     """
     if sys.platform == "win32":
-        return _windows()
+        return _available_on_windows()
     known = [amount for amount in (_available(meminfo), _left_in_group(group)) if amount is not None]
     return min(known, default=None)
 
@@ -137,11 +136,11 @@ def _left_in_group(group: Path) -> int | None:
     with suppress(OSError, ValueError, KeyError):
         limit, used = (int((group / name).read_text()) for name in ("memory.max", "memory.current"))
         about = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
-        return max(0, limit - used + int(about["inactive_file"]))  # cached files give way
+        return max(0, limit - used + int(about["inactive_file"]))  # cached files are evicted
     return None
 
 
-def _windows() -> int | None:
+def _available_on_windows() -> int | None:
     import ctypes
     from ctypes import wintypes
 
@@ -155,13 +154,13 @@ def _windows() -> int | None:
         )  # fmt: skip
 
     status = Status(length=ctypes.sizeof(Status))
-    if not ctypes.windll.kernel32.GlobalMemoryStatusEx(ctypes.byref(status)):  # type: ignore[attr-defined, unused-ignore]
-        return None
-    return int(status.available)
+    if sys.platform == "win32" and ctypes.windll.kernel32.GlobalMemoryStatusEx(ctypes.byref(status)):
+        return int(status.available)
+    return None
 
 
-def shown(size: int) -> str:
-    """Return a number of bytes as people read it: `7 KiB`, `312 MiB`, `2.4 GiB`."""
+def format_bytes(size: int) -> str:
+    """Format a number of bytes: `7 KiB`, `312 MiB`, `2.4 GiB`."""
     if size >= 2**30:
         return f"{size / 2**30:.1f} GiB"
     return f"{size / 2**20:.0f} MiB" if size >= 2**20 else f"{size / 2**10:.0f} KiB"

@@ -15,9 +15,8 @@ from numpy.typing import NDArray
 from unetrt.runtime.files.atomic import whole_file
 from unetrt.runtime.geometry.planner import GIB, Budget, best_tile
 from unetrt.runtime.model.spec import ModelSpec
-from unetrt.runtime.pixels.instances import instances
+from unetrt.runtime.pixels.instances import instances, overlay
 from unetrt.runtime.pixels.normalisation import Normalisation
-from unetrt.runtime.pixels.overlay import overlay
 from unetrt.runtime.segment.segmenter import Segmenter
 from unetrt.trainer.checkpoint import Checkpoint
 from unetrt.trainer.dataset import AnnotatedImage, Dataset

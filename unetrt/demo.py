@@ -25,8 +25,7 @@ from unetrt.runtime.files.atomic import whole_file, writable_folder
 from unetrt.runtime.files.images import write_labels, write_png
 from unetrt.runtime.machine import processor
 from unetrt.runtime.model.spec import ModelSpec
-from unetrt.runtime.pixels.instances import instances
-from unetrt.runtime.pixels.overlay import overlay
+from unetrt.runtime.pixels.instances import instances, overlay
 from unetrt.runtime.segment.segmenter import Segmenter
 from unetrt.trainer import checkpoint as checkpoints
 from unetrt.trainer.drawn_cells import Drawing, draw

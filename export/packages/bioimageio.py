@@ -38,8 +38,8 @@ from unetrt.runtime.geometry.plan import Tile, TilePlan
 from unetrt.runtime.model.onnx_file import read_spec
 from unetrt.runtime.model.spec import INPUT, KEY, OUTPUT, ModelSpec
 from unetrt.runtime.pixels.frames import as_frame, require_raw
+from unetrt.runtime.pixels.instances import overlay
 from unetrt.runtime.pixels.normalisation import Normalisation
-from unetrt.runtime.pixels.overlay import overlay
 from unetrt.runtime.pixels.scores import best_class, require_finite_scores
 from unetrt.runtime.sessions import Session, open_session
 

@@ -19,8 +19,7 @@ from unetrt.runtime.cuda.driver import Extent
 from unetrt.runtime.errors import FrameError
 from unetrt.runtime.geometry.plan import Tile
 from unetrt.runtime.pixels.frames import not_finite
-from unetrt.runtime.pixels.normalisation import Affine, Normalisation
-from unetrt.runtime.pixels.statistics import from_sums
+from unetrt.runtime.pixels.normalisation import Affine, Normalisation, from_sums
 
 NAMES = ("cut", "histogram", "stitch_labels", "not_finite")
 # A warp along a row, so that its accesses are neighbours; 256 threads fill every GPU since compute capability 7.5.

@@ -11,9 +11,10 @@ from typing import Any, Literal, NamedTuple, get_args
 
 from unetrt.runtime.engines.flavours import CAPABILITIES, Flavour, named_flavour, rtx_serves
 from unetrt.runtime.errors import OptionError
+from unetrt.runtime.files.records import validated
 from unetrt.runtime.machine import Machine
 from unetrt.runtime.model.safety import sha256_of_model
-from unetrt.runtime.model.spec import COUNT, SPEC, TEXT, ModelSpec, Rule, is_list, is_text, require
+from unetrt.runtime.model.spec import ModelSpec
 
 Compatibility = Literal["none", "same-capability", "ampere-plus"]
 COMPATIBILITIES: tuple[Compatibility, ...] = get_args(Compatibility)
@@ -82,21 +83,6 @@ class BuildOptions:
                     f"{flavour.title} cannot build for compute capability {capability}: use {', '.join(CAPABILITIES)}"
                 )
 
-
-# What facts are as JSON.
-FLAG = Rule(lambda value: type(value) is bool, "true or false")
-FACTS = {
-    **dict.fromkeys(("model", "precision", "flavour", "version"), TEXT),
-    "tile": SPEC["tile"],
-    "batch": COUNT,
-}
-MACHINE = dict.fromkeys(("gpu", "capability", "driver", "os"), TEXT)
-OPTIONS = {
-    **dict.fromkeys(("workspace", "level"), Rule(lambda value: value is None or type(value) is int, "a whole number")),
-    **dict.fromkeys(("tf32", "version_compatible"), FLAG),
-    "hardware_compatible": TEXT,
-    "capabilities": Rule(lambda value: is_list(value, is_text), "a list of compute capabilities"),
-}
 
 # Part of every key: raised when the same facts no longer give the same engine.
 METHOD = 1
@@ -190,12 +176,7 @@ class Facts:
         KeyError, TypeError, UnetrtError
             They are no facts of this version.
         """
-        require(stored, FACTS, "")
-        require(stored["machine"], MACHINE, "the machine's ")
-        require(stored["options"], OPTIONS, "the options' ")
-        options = {**stored["options"], "capabilities": tuple(stored["options"]["capabilities"])}
-        parts = {"tile": tuple(stored["tile"]), "machine": Machine(**stored["machine"])}
-        facts = cls(**{**stored, **parts, "options": BuildOptions(**options)})
+        facts = validated(stored, cls, "the facts")
         named_flavour(facts.flavour)
         return facts
 

@@ -11,7 +11,7 @@ from unetrt.runtime.engines.build import collected, first_of, logger_of, tells_o
 from unetrt.runtime.engines.engine_file import Sidecar, bindings, rebuild_command
 from unetrt.runtime.engines.flavours import named_flavour
 from unetrt.runtime.errors import EngineError, InferenceError, OutOfMemoryError, UnetrtError
-from unetrt.runtime.machine import shown
+from unetrt.runtime.machine import format_bytes
 
 log = logging.getLogger("unetrt")
 
@@ -106,8 +106,8 @@ class LoadedEngine:
         free, total = self.device.memory()
         if self.sidecar.size > free:
             raise OutOfMemoryError(
-                f"{self._path} holds {shown(self.sidecar.size)} of weights, and {shown(free)} of {shown(total)} are "
-                f"free on {self.device}: free some, or choose another device"
+                f"{self._path} holds {format_bytes(self.sidecar.size)} of weights, and {format_bytes(free)} of "
+                f"{format_bytes(total)} are free on {self.device}: free some, or choose another device"
             )
 
     def _require_valid_header(self) -> None:

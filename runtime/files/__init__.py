@@ -1,1 +1,1 @@
-"""Files that unetrt reads and writes: images, JSON records, and atomic writes."""
+"""Files: images, labels and JSON records, read with checks and written atomically."""

@@ -1,6 +1,7 @@
-"""Files that are whole or not there: everything is written beside its place and renamed.
+"""Atomic file writes: a file appears complete or not at all. Also the user's cache folder, and locks.
 
-Where things are kept that can be made again.
+`whole_file` writes to a temporary path beside the target and renames it on success; `whole_folder` does the same for a
+folder. Functions named `require_...` check a target before long work, without creating anything.
 """
 
 import os
@@ -20,32 +21,32 @@ from platformdirs import user_cache_path
 
 from unetrt.runtime.errors import OutputError
 
-# How the names of folders begin in which files are written.
+# Prefix of the folders that hold temporary files.
 HIDDEN = ".unetrt-"
-# Seconds after which what is not finished was a killed process's: no writing takes a day.
+# Age in seconds from which a temporary file is known to be that of a killed process: no write takes a day.
 FORGOTTEN = 86400.0
 
 
 @contextmanager
 def whole_file(path: str | Path, durable: bool = False) -> Iterator[Path]:
-    """Yield a temporary path on the same disk; on success it becomes `path`, on any exception it is gone.
+    """Yield a temporary path on the same disk; it is renamed to `path` on success and removed on any exception.
 
-    The temporary file has the same name, in a hidden folder of its own beside the target, so that writers that look
-    at the name do what they would do at the final place. What killed processes left there a day ago is removed.
+    The temporary file has the name of the target, for writers that depend on it, and lies in a hidden folder beside
+    it. Temporary files that a killed process left there more than a day ago are removed.
 
     Parameters
     ----------
     path
         The target.
     durable
-        Whether to wait until the disk has it: what is whole then stays whole when the power fails.
+        Whether to wait until the disk has stored the file, so that it survives a power failure.
 
     Raises
     ------
     OutputError
         The folder cannot be written to, or the disk is full.
     """
-    path = Path(os.path.realpath(require_place(path)))  # behind a link lies what is meant
+    path = Path(os.path.realpath(require_place(path)))  # replace the file, not a link to it
     with _beside(path) as temporary:
         yield temporary
         _share(temporary)
@@ -56,7 +57,7 @@ def whole_file(path: str | Path, durable: bool = False) -> Iterator[Path]:
 
 @contextmanager
 def whole_folder(path: str | Path) -> Iterator[Path]:
-    """Yield a new, empty folder on the same disk; on success it becomes `path`, on any exception it is gone.
+    """Yield a new, empty folder on the same disk; it is renamed to `path` on success and removed on any exception.
 
     Raises
     ------
@@ -74,8 +75,8 @@ def whole_folder(path: str | Path) -> Iterator[Path]:
 
 @contextmanager
 def _beside(path: Path) -> Iterator[Path]:
-    """Yield a path named as `path` in a hidden folder beside it, which is gone afterwards with all it holds."""
-    made = [folder for folder in (path.parent, *path.parent.parents) if not os.path.lexists(folder)]
+    """Yield a path named as `path` in a hidden folder beside it, which is removed afterwards."""
+    missing = [folder for folder in (path.parent, *path.parent.parents) if not os.path.lexists(folder)]
     folder = writable_folder(path.parent)
     _forget(folder)
     try:
@@ -91,18 +92,20 @@ def _beside(path: Path) -> Iterator[Path]:
     finally:
         shutil.rmtree(hidden, ignore_errors=True)
         if not path.exists():
-            _remove_empty(made)
+            for made in missing:  # deepest first
+                with suppress(OSError):
+                    made.rmdir()
 
 
 def clear_unfinished(folder: str | Path, older: float = 0) -> None:
-    """Remove what killed processes had not finished writing to a folder.
+    """Remove temporary files that killed processes left in a folder.
 
     Parameters
     ----------
     folder
-        Where they wrote.
+        Folder of the targets.
     older
-        Seconds that it must be old; 0 where the folder is nobody else's now.
+        Minimum age in seconds; 0 is safe only where no other process writes to the folder.
     """
     for hidden in Path(folder).glob(f"{HIDDEN}*"):
         with suppress(OSError):
@@ -112,12 +115,12 @@ def clear_unfinished(folder: str | Path, older: float = 0) -> None:
 
 @cache
 def _forget(folder: Path) -> None:
-    """Remove what nobody will finish; once a process, as a folder may hold a hundred thousand files."""
+    """Remove abandoned temporary files, once per process and folder: a folder may hold a hundred thousand files."""
     clear_unfinished(folder, older=FORGOTTEN)
 
 
 def writable_folder(path: str | Path) -> Path:
-    """Return `path` as a folder that exists, created if need be; raises OutputError where that cannot be."""
+    """Create a folder where it is missing, and return its path; raises OutputError where it cannot be written to."""
     path = require_writable(path)
     try:
         path.mkdir(parents=True, exist_ok=True)
@@ -127,23 +130,21 @@ def writable_folder(path: str | Path) -> Path:
 
 
 def require_place(path: str | Path, sources: Iterable[str | Path] = ()) -> Path:
-    """Return `path`, or raise OutputError if no file can be written there; creates nothing.
-
-    To be asked before long work whose result goes there.
+    """Return `path`, or raise OutputError where no file can be written there; creates nothing.
 
     Parameters
     ----------
     path
-        Where a file is to appear, new or in the place of another.
+        The file to be written or replaced.
     sources
-        Files that the work reads.
+        Files that are read, which must not be overwritten.
     """
     path = Path(path)
-    there = os.path.exists(path)  # noqa: PTH110 - Path.exists() raises below a folder that may not be entered
+    there = _exists(path)
     if there and path.is_dir():
         raise OutputError(f"{path} is a folder: name a file in it")
     if there and not path.is_file():
-        raise OutputError(f"{path} is no regular file, and would be replaced by one: name another")
+        raise OutputError(f"{path} is not a regular file, and would be replaced by one: name another")
     for source in sources:
         if there and path.samefile(source):
             raise OutputError(f"{path} is read for this, and would be overwritten: give another name with -o")
@@ -152,13 +153,9 @@ def require_place(path: str | Path, sources: Iterable[str | Path] = ()) -> Path:
 
 
 def require_writable(path: str | Path) -> Path:
-    """Return `path`, or raise OutputError if it is no folder that can be written to or created; creates nothing.
-
-    To be asked before long work whose result goes there.
-    """
+    """Return `path`, or raise OutputError unless it is a folder that can be written to or created; creates nothing."""
     path = Path(path)
-    # Not Path.exists(): below a folder that may not be entered it raises.
-    there = next(part for part in (path, *path.absolute().parents) if os.path.exists(part))  # noqa: PTH110
+    there = next(part for part in (path, *path.absolute().parents) if _exists(part))
     if not there.is_dir():
         raise OutputError(f"cannot write to {path}: {there} is not a folder")
     if not os.access(there, os.W_OK | os.X_OK):
@@ -166,49 +163,53 @@ def require_writable(path: str | Path) -> Path:
     return path
 
 
+def _exists(path: Path) -> bool:
+    """Return whether a path exists; unlike Path.exists(), False below a folder without permission to enter."""
+    try:
+        return path.exists()
+    except OSError:
+        return False
+
+
 def _share(path: Path) -> None:
-    """Give a file the mode of any new file here: some writers make theirs readable for its owner alone."""
+    """Give a file the permissions of any new file there: some writers make theirs readable by the owner only."""
     usual = path.with_name(".mode")
     usual.touch()
     path.chmod(usual.stat().st_mode)
 
 
 def _sync(path: Path) -> None:
-    """Wait until a file's contents are on the disk."""
+    """Wait until the disk has stored a file."""
     with path.open("r+b") as file:
         os.fsync(file.fileno())
 
 
-def _remove_empty(folders: list[Path]) -> None:
-    """Remove folders, deepest first, that hold nothing."""
-    for folder in folders:
-        with suppress(OSError):
-            folder.rmdir()
-
-
 def cache_folder(part: str) -> Path:
-    """Return the folder of one part of the user's cache, such as `engines`; it may not exist yet."""
+    """Return the folder of one part of the user's cache, such as `engines`; it may not exist."""
     return user_cache_path("unetrt", appauthor=False) / part
 
 
 @contextmanager
 def locked(path: str | Path) -> Iterator[None]:
-    """Hold the lock of a file, whether or not that exists; one process of this user on this machine has it at a time.
+    """Hold the lock of a path, which need not exist, among the processes of this user on this machine.
 
-    The lock is a file in the user's cache, or in the folder of temporary files where that cannot be written to, so that
-    nothing is left beside `path`; it ends with its process.
+    The lock is a file in the user's cache, or in the system's temporary folder where the cache cannot be written to,
+    so nothing is left beside `path`. It is released when its process ends.
 
     Raises
     ------
     OutputError
-        Neither can be written to, or the disk has no locks.
+        Neither folder can be written to, or the disk does not support locks.
     """
     name = sha256(normcase(Path(path).resolve()).encode()).hexdigest()[:32]
     lock = FileLock(_folder_of_locks() / f"{name}.lock")
     try:
         lock.acquire()
     except (OSError, NotImplementedError) as error:
-        raise OutputError(f"cannot lock {lock.lock_file}: {error}; its disk has no locks") from error
+        raise OutputError(
+            f"cannot lock {lock.lock_file}: {error}; its disk does not support locks: use a cache folder on "
+            "another one (XDG_CACHE_HOME on Linux)"
+        ) from error
     try:
         yield
     finally:

@@ -1,30 +1,37 @@
-"""Image files: TIFF, PNG, NPY and Zarr in, label TIFFs and overlay PNGs out.
+"""Image files: TIFF, PNG, NPY and Zarr in; label TIFFs and overlay PNGs out.
 
-Image formats as one table: suffix -> what reads it. All give a stack (N, C, H, W) in the file's dtype.
+`READERS` is the table of formats: suffix -> function that reads a file as a stack (N, C, H, W) in the file's dtype.
+`predict_file` is what `unetrt predict` does with each image: read, segment, write.
 """
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import tifffile
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
-from unetrt.runtime.errors import FrameError, OutputError
+from unetrt.runtime.errors import FrameError, OutputError, one_line
 from unetrt.runtime.files.atomic import whole_file
+from unetrt.runtime.pixels.frames import stack_of
+
+if TYPE_CHECKING:
+    from unetrt.runtime.model.spec import Annotation
+    from unetrt.runtime.segment.segmenter import Progress, Segmenter
 
 Array = NDArray[Any]
 
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
-# Axes of an array that does not name them; colours last are told by their number.
+# Axes by the number of axes, where a file does not name them. Colours on the last axis are recognised by its length.
 UNNAMED = {2: "YX", 3: "NYX", 4: "NCYX"}
 COLOURS_LAST = {3: "YXC", 4: "NYXC"}
 
 
 def read_tiff(path: Path) -> Array:
-    """Read a TIFF; its own axes decide, OME's and ImageJ's too."""
+    """Read a TIFF; the axes are those that it names, as OME-TIFF and ImageJ do."""
     with tifffile.TiffFile(path) as tiff:
         if len(tiff.series) != 1:
             raise FrameError(f"holds {len(tiff.series)} images of different kinds: save each as a file")
@@ -40,13 +47,13 @@ def read_png(path: Path) -> Array:
     if header[:8] == PNG_SIGNATURE and header[24] == 16 and header[25] != 0:
         raise FrameError("is a PNG of 16-bit colours, which would be read as 8 bits: save it as TIFF")
     with Image.open(path) as image:
-        # A palette's indices are what a label file means; an image that is drawn with one has other colours.
+        # Palette indices, not colours: in a label file they are the labels.
         pixels = np.asarray(image)
     return arranged(pixels, "YX" if pixels.ndim == 2 else "YXC")
 
 
 def read_npy(path: Path) -> Array:
-    """Read a numpy array (`unnamed_axes` says which axes mean what); objects are never unpickled."""
+    """Read a numpy array, its axes as `unnamed_axes`; Python objects are never unpickled."""
     with path.open("rb") as file:
         magic = np.lib.format.read_magic(file)
         dtype = np.lib.format.read_array_header_1_0(file)[2] if magic == (1, 0) else None
@@ -73,7 +80,7 @@ def read_zarr(path: Path) -> Array:
 
 
 def _letter(axis: str | Mapping[str, str]) -> str:
-    """Return one letter for an axis of OME-Zarr, which names it and, from 0.4 on, says what type it is of."""
+    """Return one letter for an axis of OME-Zarr: a name or, from version 0.4 on, a name and a type."""
     if isinstance(axis, str):
         return axis[0].upper()
     return "C" if axis.get("type") == "channel" else axis["name"][0].upper()
@@ -89,9 +96,9 @@ READERS: Mapping[str, Callable[[Path], Array]] = {
 
 
 def unnamed_axes(shape: tuple[int, ...]) -> str:
-    """Return what the axes of an array mean that does not say: (H, W), a stack (N, H, W), or (N, C, H, W).
+    """Return the axes of an array without axis names: (H, W), a stack (N, H, W), or (N, C, H, W).
 
-    A last axis of 3 or 4 beside larger ones is colours: (H, W, C) or (N, H, W, C).
+    A last axis of length 3 or 4 next to longer ones is colours: (H, W, C) or (N, H, W, C).
     """
     if len(shape) not in UNNAMED:
         raise FrameError(f"has the shape {shape}: save (H, W), a stack (N, H, W), or (N, C, H, W)")
@@ -100,9 +107,9 @@ def unnamed_axes(shape: tuple[int, ...]) -> str:
 
 
 def arranged(pixels: Array, axes: str) -> Array:
-    """Return pixels as (N, C, H, W): channels and samples become C, all axes but those and Y and X become N."""
+    """Return pixels as (N, C, H, W): channels and samples become C, all other axes but Y and X become N."""
     if "Y" not in axes or "X" not in axes:
-        raise FrameError(f"has the axes {axes}, without rows and columns")
+        raise FrameError(f"has the axes {axes}, without rows (Y) and columns (X): save it with both")
     channel_axes = [index for index, axis in enumerate(axes) if axis in "CS"]
     others = [index for index, axis in enumerate(axes) if axis not in "CSYX"]
     ordered = pixels.transpose(*others, *channel_axes, axes.index("Y"), axes.index("X"))
@@ -112,7 +119,7 @@ def arranged(pixels: Array, axes: str) -> Array:
 
 
 SUFFIXES = tuple(READERS)
-# A format that is a folder.
+# The format whose files are folders.
 ZARR = ".zarr"
 
 
@@ -150,7 +157,7 @@ def read_stack(path: str | Path) -> Array:
     Raises
     ------
     FrameError
-        The file is no image that can be read.
+        The file cannot be read as an image.
     """
     path = Path(path)
     try:
@@ -162,12 +169,23 @@ def read_stack(path: str | Path) -> Array:
         raise FrameError(f"{path} {error}") from error
     except UnidentifiedImageError as error:
         raise FrameError(f"{path} is not an image: {', '.join(SUFFIXES)} are read") from error
-    except Exception as error:  # a damaged file makes the decoders fail in every way there is
+    except Exception as error:  # decoders raise all kinds of exceptions for a damaged file
         if "imagecodecs" in str(error):
-            raise FrameError(f"{path} is compressed in a way that needs: pip install 'unetrt[codecs]'") from error
+            raise FrameError(f"{path} has a compression that needs: pip install 'unetrt[codecs]'") from error
         if isinstance(error, ModuleNotFoundError) and error.name == "zarr":
             raise FrameError(f"{path} needs zarr: pip install 'unetrt[zarr]'") from error
-        raise FrameError(f"{path} cannot be read: {error or type(error).__name__}") from error
+        raise FrameError(f"{path} cannot be read: {one_line(error)}") from error
+
+
+def read_frames(source: Path, channels: int) -> Array:
+    """Read an image file for a model of `channels`: a frame, (H, W) or (C, H, W), or a stack of frames."""
+    stack = read_stack(source)
+    if stack.shape[1] != channels:
+        raise FrameError(
+            f"{source} has {stack.shape[1]} channels: this model takes {channels}; save those, or train on all"
+        )
+    frames = stack[:, 0] if channels == 1 else stack
+    return frames[0] if len(frames) == 1 else frames
 
 
 def read_labels(path: str | Path) -> Array:
@@ -176,7 +194,7 @@ def read_labels(path: str | Path) -> Array:
     Raises
     ------
     FrameError
-        The file is no image, has several frames or channels, or holds no integers.
+        The file is not an image, has several frames or channels, or values other than integers from 0.
     """
     planes = read_label_stack(path)
     if len(planes) > 1:
@@ -191,27 +209,27 @@ def read_label_stack(path: str | Path) -> Array:
     Raises
     ------
     FrameError
-        The file is no image, has several channels, or holds no integers.
+        The file is not an image, has several channels, or values other than integers from 0.
     """
     stack = read_stack(path)
     if stack.shape[1] in (3, 4) and (stack[:, 1:3] == stack[:, :1]).all():
-        stack = stack[:, :1]  # grey, saved as colours
+        stack = stack[:, :1]  # grey saved as colours
     if stack.shape[1] != 1:
         raise FrameError(f"{path} has {stack.shape[1]} channels: save labels as one grey plane")
     labels: Array = stack[:, 0]
     if labels.dtype.kind == "f" and np.array_equal(labels, np.rint(labels)):
         labels = labels.astype(np.int64)
     if labels.dtype.kind not in "ui" or labels.min() < 0:
-        raise FrameError(f"{path} holds {labels.dtype} values that are no labels: use whole numbers from 0")
+        raise FrameError(f"{path} holds {labels.dtype} values that are not labels: use whole numbers from 0")
     return labels
 
 
 def write_labels(path: str | Path, labels: Array) -> None:
-    """Write labels (..., H, W) as a TIFF of the smallest unsigned dtype that holds them, compressed, whole or not."""
+    """Write labels (..., H, W) atomically as a compressed TIFF of the smallest unsigned dtype that holds them."""
     highest = int(labels.max(initial=0))
     dtype = next(kind for kind in (np.uint8, np.uint16, np.uint32) if highest <= np.iinfo(kind).max)
     with whole_file(path) as temporary:
-        # Level 1: labels are large flat areas, so that more effort saves little.
+        # Level 1: labels are large flat areas, which higher levels hardly compress more.
         level = {"level": 1}
         tifffile.imwrite(
             temporary, labels.astype(dtype), photometric="minisblack", compression="zlib", compressionargs=level
@@ -219,9 +237,9 @@ def write_labels(path: str | Path, labels: Array) -> None:
 
 
 def write_png(path: str | Path, picture: NDArray[np.uint8]) -> None:
-    """Write a picture (H, W) or (H, W, 3), uint8, as a PNG, whole or not."""
+    """Write a picture (H, W) or (H, W, 3), uint8, atomically as a PNG."""
     with whole_file(path) as temporary:
-        # Level 1: a third of the default's time for a few percent more bytes.
+        # Level 1: a third of the time of the default level for a few percent more bytes.
         Image.fromarray(picture).save(temporary, compress_level=1)
 
 
@@ -237,3 +255,57 @@ def require_distinct(sources: list[Path], folder: Path, overlays: bool = True) -
         for path in written:
             if path.resolve() in taken:
                 raise OutputError(f"{path} is an input and would be overwritten: choose another output folder")
+
+
+@dataclass(frozen=True)
+class Output:
+    """What `predict_file` computes and writes.
+
+    Attributes
+    ----------
+    folder
+        Folder of NAME.tif and overlays/NAME.png.
+    kind
+        `instances`: objects are numbered; `classes`: the class map.
+    min_area
+        Instances of fewer pixels are dropped.
+    overlays
+        Whether overlays are written.
+    tta
+        Whether to average over the 8 rotated and reflected copies of each frame.
+    """
+
+    folder: Path
+    kind: "Annotation" = "instances"
+    min_area: int = 0
+    overlays: bool = True
+    tta: bool = False
+
+
+def predict_file(segmenter: "Segmenter", source: Path, output: Output, progress: "Progress | None" = None) -> Array:
+    """Segment one image file and write its labels, and its overlay, under the output folder.
+
+    Returns
+    -------
+    The labels, (H, W) or for a stack (N, H, W). The overlay shows a stack's first frame.
+
+    Raises
+    ------
+    FrameError
+        The image cannot be read or does not fit the model; nothing is written then.
+    """
+    from unetrt.runtime.pixels.instances import instances, overlay
+
+    channels = segmenter.spec.channels
+    frames = read_frames(source, channels)
+    try:
+        labels: Array = segmenter.segment(frames, tta=output.tta, progress=progress).labels
+    except FrameError as error:
+        raise FrameError(f"{source}: {error}") from error
+    if output.kind == "instances":
+        labels = instances(labels, segmenter.spec.separation_border, output.min_area)
+    write_labels(output.folder / f"{stem_of(source)}.tif", labels)
+    if output.overlays:
+        picture = overlay(stack_of(frames, channels)[0], stack_of(labels, 1)[0])
+        write_png(output.folder / "overlays" / f"{stem_of(source)}.png", picture)
+    return labels

@@ -17,7 +17,9 @@ unetrt.runtime.errors.ModelFileError: point.json is invalid: x: expected `int`, 
 """
 
 import dataclasses
-from typing import Any, TypeVar
+import json
+from contextlib import suppress
+from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 import msgspec
 
@@ -44,8 +46,9 @@ def parse(text: str | bytes, name: str, error: type[UnetrtError] = ModelFileErro
         As `error`: the text is not JSON, or not an object.
     """
     try:
-        return msgspec.json.decode(text, type=dict[str, Any])
-    except (msgspec.MsgspecError, UnicodeError, RecursionError) as cause:
+        # Not msgspec's decoder, which refuses the NaN that json.dumps writes.
+        return msgspec.convert(json.loads(text), dict[str, Any])
+    except (ValueError, RecursionError) as cause:
         raise error(f"{name} is not a JSON object: {_lower(cause)}") from cause
 
 
@@ -78,8 +81,8 @@ def validated(
             raise error(f"{name} is invalid: unknown key {extra[0]!r:.60}")
     try:
         return msgspec.convert(stored, kind)
-    except (msgspec.ValidationError, RecursionError) as cause:
-        raise error(f"{name} is invalid: {_located(cause)}") from cause
+    except (msgspec.ValidationError, UnicodeEncodeError, RecursionError) as cause:  # Unicode: a lone surrogate
+        raise error(f"{name} is invalid: {_located(cause, kind)}") from cause
 
 
 def from_json(text: str | bytes, kind: type[Kind], name: str, error: type[UnetrtError] = ModelFileError) -> Kind:
@@ -92,11 +95,22 @@ def to_json(record: Any, indent: int = 2) -> str:
     return msgspec.json.format(msgspec.json.encode(record), indent=indent).decode()
 
 
-def _located(cause: Exception) -> str:
+def _located(cause: Exception, kind: Any) -> str:
     """Return msgspec's message with the place in front: "tile[0]: expected `int`, got `str`"."""
     message, _, place = _lower(cause).partition(" - at `$")
     place = place.rstrip("`").lstrip(".")
+    if choices := _choices(kind, place):
+        message += f", use {', '.join(map(str, choices))}"
     return f"{place}: {message}" if place else message
+
+
+def _choices(kind: Any, place: str) -> tuple[Any, ...]:
+    """Return the values of a Literal at a place in a dataclass, such as `normalisation.mode`; else nothing."""
+    with suppress(KeyError, TypeError):
+        for name in place.split("."):
+            kind = get_type_hints(kind)[name]
+        return get_args(kind) if get_origin(kind) is Literal else ()
+    return ()
 
 
 def _lower(cause: Exception) -> str:

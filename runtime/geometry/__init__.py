@@ -1,1 +1,1 @@
-"""Tile geometry: which tiles are legal, where they lie in a frame, and which tile costs least."""
+"""Tile geometry: which tiles are legal, where they lie in a frame, and what a tile costs."""

@@ -1,13 +1,20 @@
-"""Tile plans: the only place that knows both frame and tile coordinates.
+"""Tile plans: which tiles a network accepts, and where they lie in a frame.
 
-A plan turns a frame's size into tiles; a tile is a value that says where to read and where to write. All tiles start
-at a multiple of the grid minus the halo, so that every one pools on the same lattice as a single tile over the whole
-frame would. That, and not any blending, makes the stitched result the whole-image result.
+The one module that knows both frame and tile coordinates. `Geometry` holds the arithmetic of tile sides: for a U-Net
+with two unpadded 3x3 convolutions per block they follow from the depth d, the number of poolings (Ronneberger et al.
+2015, section 2 and figure 1). `TilePlan` covers a frame with `Tile`s; a tile is a value that says where to read and
+where to write. All tiles start at a multiple of the grid minus the halo, so that each pools on the same lattice as a
+single tile over the whole frame. That makes the stitched result equal to the whole-image result, without blending.
 
-Mirrored borders as index arithmetic: a window may reach past the frame without a padded copy of it.
+A tile may reach past the frame. What lies there is mirrored by index arithmetic (`mirrored`, `spans`), without a padded
+copy of the frame: `reflect` does not repeat the edge pixel (... 2 1 0 1 2 ...), as in the paper's overlap-tile strategy
+(section 2, figure 2) and numpy.pad; `symmetric` does (... 1 0 0 1 ...). Both repeat as often as the tile needs.
 
-`reflect` does not repeat the edge pixel (... 2 1 0 1 2 ...), as in the paper's overlap-tile strategy (section 2,
-figure 2) and numpy.pad; `symmetric` does (... 1 0 0 1 ...). Both repeat for as far as the window reaches.
+>>> plan = TilePlan((512, 512), (444, 444), Geometry.unet(depth=4))
+>>> len(plan), next(iter(plan)).rows.core
+(4, slice(0, 256, None))
+
+All sizes are in pixels and hold for both axes.
 """
 
 from collections.abc import Iterator
@@ -19,30 +26,123 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from unetrt.runtime.errors import FrameError
-from unetrt.runtime.geometry.geometry import Geometry
+from unetrt.runtime.errors import FrameError, TileError
 
+Array = NDArray[Any]
 Border = Literal["reflect", "symmetric"]
 BORDERS: tuple[Border, ...] = ("reflect", "symmetric")
 
 
 @dataclass(frozen=True)
+class Geometry:
+    """Halo and pooling lattice of a network: where its output lies in its input.
+
+    Attributes
+    ----------
+    halo
+        Pixels of context on each side of an output pixel: input side = output side + 2 * halo.
+    grid
+        Period of the pooling lattice: two inputs shifted by a multiple of it give outputs shifted by the same.
+    remainder
+        A legal tile side equals this modulo `grid`.
+    """
+
+    halo: int
+    grid: int
+    remainder: int = 0
+
+    def __post_init__(self) -> None:
+        if self.halo < 0 or self.grid < 1 or not 0 <= self.remainder < self.grid:
+            raise TileError(
+                f"invalid geometry: halo {self.halo}, grid {self.grid}, remainder {self.remainder}; halo must be at "
+                "least 0, grid at least 1 and remainder from 0 to grid - 1, such as 92, 16 and 12 for the 2015 U-Net"
+            )
+
+    @classmethod
+    def unet(cls, depth: int) -> "Geometry":
+        """Return the geometry of the 2015 U-Net with `depth` poolings (4 in the paper: halo 92, grid 16)."""
+        if depth < 1:
+            raise TileError(f"invalid depth {depth}: a U-Net needs at least one pooling, use a depth of 1 or more")
+        period = 2**depth
+        return cls(halo=6 * period - 4, grid=period, remainder=-4 % period)
+
+    @property
+    def smallest(self) -> int:
+        """The smallest legal tile side."""
+        return self.side_for(1)
+
+    def side_for(self, core: int) -> int:
+        """Return the smallest legal tile side whose core has at least `core` pixels."""
+        side = 2 * self.halo + core
+        return side + (self.remainder - side) % self.grid
+
+    def is_legal(self, side: int) -> bool:
+        """Return whether the network accepts a tile of this side."""
+        return side > 2 * self.halo and side % self.grid == self.remainder
+
+    def require(self, side: int) -> int:
+        """Return `side`, or raise TileError naming the nearest legal sides."""
+        if self.is_legal(side):
+            return side
+        above = max(self.smallest, side + (self.remainder - side) % self.grid)
+        near = f"{above - self.grid} or {above}" if above > self.smallest else f"{above}"
+        rule = f"sides are {self.remainder} (mod {self.grid}) and at least {self.smallest}"
+        raise TileError(f"tile {side} is not legal for halo {self.halo} and grid {self.grid} ({rule}): use {near}")
+
+    def core(self, side: int) -> int:
+        """Return the side of the valid output of a tile."""
+        return side - 2 * self.halo
+
+    def stride(self, side: int) -> int:
+        """Return the distance between neighbouring tiles: the largest multiple of the grid within the core.
+
+        At any other distance, neighbours pool on different lattices and disagree with a whole-image pass. 0 means that
+        the core is smaller than the grid: such a tile can only cover a frame alone.
+        """
+        return self.core(side) // self.grid * self.grid
+
+    def count(self, side: int, length: int) -> int:
+        """Return how many tiles of this side cover an axis of `length` pixels.
+
+        Raises
+        ------
+        TileError
+            More than one tile is needed, and the stride is 0.
+        """
+        core, stride = self.core(side), self.stride(side)
+        if length <= core:
+            return 1
+        if stride == 0:
+            rule = f"its core of {core} px is smaller than the grid of {self.grid} px"
+            usable = f"use {self.side_for(self.grid)} or more"
+            raise TileError(f"tile {side} cannot be placed more than once ({rule}) on {length} px: {usable}")
+        return 1 + -(-(length - core) // stride)
+
+    def side_for_count(self, length: int, count: int) -> int:
+        """Return the smallest legal side of which `count` tiles cover an axis of `length` pixels."""
+        side = self.side_for(-(-length // count))
+        while self.core(side) + (count - 1) * self.stride(side) < length:
+            side += self.grid
+        return side
+
+
+@dataclass(frozen=True)
 class Span:
-    """A run of a window along one axis that reads the frame in one direction.
+    """Part of a window along one axis that reads consecutive pixels of the frame, forwards or backwards.
 
     Attributes
     ----------
     window
-        Where the run lies in the window.
+        Its pixels in the window.
     frame
-        The frame's pixels that it reads; step -1 where they are mirrored.
+        The pixels of the frame that it reads; step -1 where they are mirrored.
     """
 
     window: slice
     frame: slice
 
     def split(self, most: int) -> Iterator["Span"]:
-        """Iterate over the parts of this run, in the window's order, each of at most `most` pixels."""
+        """Split into spans of at most `most` pixels, in the window's order."""
         step = self.frame.step or 1
         for begin in range(self.window.start, self.window.stop, most):
             end = min(begin + most, self.window.stop)
@@ -51,7 +151,7 @@ class Span:
 
 
 def mirrored(start: int, stop: int, length: int, border: Border) -> NDArray[np.intp]:
-    """Return, for each coordinate in start ... stop - 1, the index in 0 ... length - 1 that it is read from."""
+    """Return the index in 0 ... length - 1 from which each coordinate in start ... stop - 1 is read."""
     at = np.arange(start, stop)
     if border == "symmetric":
         folded = at % (2 * length)
@@ -63,9 +163,9 @@ def mirrored(start: int, stop: int, length: int, border: Border) -> NDArray[np.i
 
 
 def spans(start: int, stop: int, length: int, border: Border) -> tuple[Span, ...]:
-    """Return the runs that read start ... stop - 1, as `mirrored` does, for a frame of at least 2 pixels.
+    """Return the spans that read start ... stop - 1 as `mirrored` does, for an axis of at least 2 pixels.
 
-    Coordinates fall into segments, each of `period` pixels; every other one is read backwards.
+    The coordinate line is divided into segments of `period` pixels; every second one is read backwards.
     """
     period = length - 1 if border == "reflect" else length
     segments = range(start // period, (stop - 1) // period + 1)
@@ -82,14 +182,11 @@ def _span(segment: int, period: int, start: int, stop: int, border: Border) -> S
     return Span(window, slice(first, None if last < 0 else last, -1))
 
 
-Array = NDArray[Any]
-
-
 @dataclass(frozen=True)
 class Axis:
-    """One axis of a tile: `length` pixels of the frame, read from `start` to `stop`, written at `core`.
+    """One axis of a tile: reads `start` to `stop` of the frame's `length` pixels, writes the output to `core`.
 
-    `start` and `stop` may lie outside the frame; `core` never does.
+    `start` and `stop` may lie outside the frame; `core` does not.
     """
 
     start: int
@@ -100,7 +197,7 @@ class Axis:
 
     @cached_property
     def spans(self) -> tuple[Span, ...]:
-        """The runs of this axis; none where a small frame is reflected more than once: one gather is cheaper."""
+        """The spans of this axis; empty where a small frame is reflected more than once: one gather is then faster."""
         reach = max(-self.start, self.stop - self.length)
         if reach >= self.length - 1:
             return ()
@@ -108,7 +205,7 @@ class Axis:
 
     @cached_property
     def indices(self) -> NDArray[np.intp]:
-        """The frame's index for each pixel of the tile."""
+        """The frame's index for each pixel of the tile, intp (stop - start,)."""
         return mirrored(self.start, self.stop, self.length, self.border)
 
 
@@ -119,9 +216,9 @@ class Tile:
     Attributes
     ----------
     index
-        Its number in the plan, row by row.
+        Index in the plan, from 0, row by row.
     rows, columns
-        Its two axes.
+        The two axes.
     """
 
     index: int
@@ -134,9 +231,9 @@ class Tile:
             pass
 
     def strips(self, frame: Array, out: Array, height: int) -> Iterator[Array]:
-        """Cut as `cut` does, and yield each strip of `out` (C, rows, w) of at most `height` rows when it is filled.
+        """Cut as `cut` does, and yield each strip of `out`, (C, rows, w) with at most `height` rows, once it is filled.
 
-        What is done to a strip at once finds it in the cache. A gathered tile is a single strip.
+        A caller that processes a strip right away finds it in the processor's cache. A gathered tile is one strip.
         """
         if not (self.rows.spans and self.columns.spans):
             out[...] = frame[:, self.rows.indices[:, None], self.columns.indices]
@@ -149,7 +246,7 @@ class Tile:
             yield strip
 
     def place(self, out: Array) -> Array:
-        """Return the part of `out` (..., H, W) that this tile's core covers, a view."""
+        """Return a view of the part of `out` (..., H, W) that this tile's core covers."""
         return out[..., self.rows.core, self.columns.core]
 
     def stitch(self, core: Array, out: Array) -> None:
@@ -170,7 +267,7 @@ class TilePlan:
     geometry
         The network's geometry.
     border
-        What lies beyond the frame.
+        How the frame continues beyond its edges.
 
     Raises
     ------
@@ -184,7 +281,9 @@ class TilePlan:
         self, frame: tuple[int, int], tile: tuple[int, int], geometry: Geometry, border: Border = "reflect"
     ) -> None:
         if min(frame) < 1:
-            raise FrameError(f"a frame of {frame[0]} x {frame[1]} px has no pixels")
+            raise FrameError(
+                f"a frame of {frame[0]} x {frame[1]} px has no pixels: height and width must be at least 1"
+            )
         self.frame, self.tile, self.geometry, self.border = frame, tile, geometry, border
         self.rows = _axes(frame[0], geometry.require(tile[0]), geometry, border)
         self.columns = _axes(frame[1], geometry.require(tile[1]), geometry, border)
@@ -197,7 +296,7 @@ class TilePlan:
         return (Tile(index, row, column) for index, (row, column) in enumerate(pairs))
 
     def batches(self, size: int) -> Iterator[tuple[Tile, ...]]:
-        """Iterate over the tiles, `size` at a time; the last batch may be smaller."""
+        """Iterate over batches of `size` tiles; the last one may be smaller."""
         tiles = iter(self)
         while batch := tuple(islice(tiles, size)):
             yield batch

@@ -20,9 +20,9 @@ from msgspec import Meta
 from numpy.typing import NDArray
 
 from unetrt.runtime.errors import OptionError, TileError
-from unetrt.runtime.geometry.geometry import Geometry
+from unetrt.runtime.geometry.plan import Geometry
 from unetrt.runtime.geometry.unet_shape import UNetShape
-from unetrt.runtime.machine import shown
+from unetrt.runtime.machine import format_bytes
 
 FrameSize = tuple[int, int]  # height and width, in pixels
 
@@ -167,8 +167,8 @@ def fitting(ranked: list[PlannedTile], memory: int) -> list[PlannedTile]:
     least = min(ranked, key=lambda one: one.memory)
     height, width = least.tile
     raise TileError(
-        f"no tile fits {shown(memory)}: the smallest, {height}x{width}, needs about {shown(least.memory)}; "
-        "give more memory, fewer lanes or a smaller batch"
+        f"no tile fits {format_bytes(memory)}: the smallest, {height}x{width}, needs about "
+        f"{format_bytes(least.memory)}; give more memory, fewer lanes or a smaller batch"
     )
 
 

@@ -1,10 +1,14 @@
-"""What a U-Net costs: multiply-accumulates and memory, from its shape alone."""
+"""Cost of a U-Net: multiply-accumulates and activation memory, from its shape alone.
+
+>>> f"{UNetShape().macs(572, 572) / 1e9:.1f} GMAC"
+'150.4 GMAC'
+"""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 from unetrt.runtime.errors import OptionError
-from unetrt.runtime.geometry.geometry import Geometry
+from unetrt.runtime.geometry.plan import Geometry
 
 # Labels are uint8.
 MAX_CLASSES = 256
@@ -12,7 +16,7 @@ MAX_CLASSES = 256
 
 @dataclass(frozen=True)
 class Layer:
-    """One convolution, as the sizes of what goes in and what comes out."""
+    """One convolution: channels in and out, height and width of the output, and taps per output pixel."""
 
     channels_in: int
     channels_out: int
@@ -27,15 +31,15 @@ class Layer:
 
     @property
     def outputs(self) -> int:
-        """Number of values that come out."""
+        """Number of output values."""
         return self.height * self.width * self.channels_out
 
 
 @dataclass(frozen=True)
 class UNetShape:
-    """The numbers that fix a U-Net: depth (poolings), base (feature channels of the first level), channels, classes.
+    """Parameters of a U-Net: depth (poolings), base (feature channels of the first level), channels and classes.
 
-    The defaults are the paper's (Ronneberger et al. 2015, figure 1).
+    The defaults are those of the paper (Ronneberger et al. 2015, figure 1).
     """
 
     depth: int = 4
@@ -46,13 +50,14 @@ class UNetShape:
     def __post_init__(self) -> None:
         if min(self.depth, self.base, self.channels) < 1 or not 2 <= self.classes <= MAX_CLASSES:
             raise OptionError(
-                f"depth {self.depth}, base {self.base}, channels {self.channels} and classes {self.classes} make no "
-                f"network: depth, base and channels are at least 1, classes 2 to {MAX_CLASSES} (background counts)"
+                f"invalid network: depth {self.depth}, base {self.base}, channels {self.channels}, classes "
+                f"{self.classes}; depth, base and channels must be at least 1, classes 2 to {MAX_CLASSES} (background "
+                "counts)"
             )
 
     @property
     def geometry(self) -> Geometry:
-        """Halo and grid that follow from the depth."""
+        """Halo and grid, which follow from the depth."""
         return Geometry.unet(self.depth)
 
     def widths(self) -> list[int]:
@@ -60,7 +65,7 @@ class UNetShape:
         return [self.base << level for level in range(self.depth + 1)]
 
     def layers(self, height: int, width: int) -> Iterator[Layer]:
-        """Iterate over the convolutions that a (height, width) tile passes, in order."""
+        """Iterate over the convolutions of a pass of a (height, width) tile, in order."""
         widths, incoming = self.widths(), self.channels
         for level, features in enumerate(widths):
             if level:
@@ -80,16 +85,16 @@ class UNetShape:
         return sum(layer.macs for layer in self.layers(height, width))
 
     def macs_per_pixel(self) -> float:
-        """Return the multiply-accumulates of one output pixel if there were no borders: the limit of large tiles."""
+        """Return the multiply-accumulates per output pixel in the limit of large tiles."""
         side = (1 << 24) * self.geometry.grid - 4
         return self.macs(side, side) / side**2
 
     def activation_bytes(self, height: int, width: int, itemsize: int = 4) -> int:
-        """Return about how much memory one pass of a (height, width) tile holds at its peak, weights left out.
+        """Estimate the peak memory of one pass of a (height, width) tile in bytes, without weights.
 
-        The peak lies at the first convolution of the last expanding block: the skip, its cropped half, the up-convolved
-        half, both side by side, and the result. Engines hold most of them twice, in their own layout too. ONNX Runtime
-        1.31 on a CPU: measured 2.46 GiB for 2236 x 2236 at depth 4, base 16, FP32, where this gives 2.61.
+        The peak is at the first convolution of the last expanding block: the skip, its cropped half, the up-convolved
+        half, their concatenation, and the result. Engines hold most of them a second time in their own layout. For 2236
+        x 2236 at depth 4, base 16, FP32, this gives 2.61 GiB; ONNX Runtime 1.31 on a CPU was measured to use 2.46.
         """
         layers = list(self.layers(height, width))
         skip, half, convolved = layers[1], layers[-4], layers[-3]

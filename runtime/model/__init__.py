@@ -1,1 +1,1 @@
-"""Model files, read without an ONNX library: what they say of themselves, and whether they are safe to open."""
+"""Model files, read without an ONNX library: the spec that they carry, and whether an engine may open them."""

@@ -1,6 +1,7 @@
-"""16-bit frames for TensorRT, which has no uint16: the graph takes their bytes, in pairs, and puts them together.
+"""16-bit frames for TensorRT, which has no uint16 tensors: the graph takes their bytes in pairs and combines them.
 
-What the host holds stays as it is: a uint16 array on a little-endian machine, seen as uint8, is (..., low, high).
+`as_byte_pairs` edits the ONNX file of a uint16 model. The host's memory stays the same: a uint16 array (N, C, h, w) on
+a little-endian machine, viewed as uint8, is (N, C, h, w, 2) with the low byte first.
 """
 
 from collections.abc import Callable
@@ -34,22 +35,22 @@ TENSOR_DIMS, TENSOR_TYPE_OF, TENSOR_NAME, TENSOR_RAW = 1, 2, 8, 9
 FLOAT, UINT8, UINT16 = 1, 2, 4
 
 FRAME = INPUT.encode()
-# One node, and of the ways to write low + 256 high the one with the fewest layers in TensorRT for RTX 1.7: 2, where Mul
-# and ReduceSum make 4 and MatMul 7. Exact in float32 and in TF32: each byte and each weight fits in 8 bits.
+# low + 256 high as one Einsum: 2 layers in TensorRT for RTX 1.7, where Mul and ReduceSum give 4 and MatMul 7. Exact in
+# float32 and TF32, as bytes and weights have at most 8 significant bits.
 EQUATION = b"nchwb,b->nchw"
 WEIGHTS = pack("<2f", 1, 256)
 
 
 def as_byte_pairs(model: bytes) -> bytes:
-    """Return a model that takes uint8 (N, C, h, w, 2), the little-endian bytes of the uint16 (N, C, h, w) it took.
+    """Return an ONNX model whose input, uint16 (N, C, h, w), is replaced by its bytes, uint8 (N, C, h, w, 2).
 
-    The input's Cast to float32 now casts the bytes, and a node after it computes low + 256 high, exactly. All else
-    stays byte for byte; the file's spec goes on to say uint16, which is what a frame is.
+    The Cast of the input to float32 then casts the bytes, and a new node after it computes low + 256 high, exactly. All
+    other bytes of the file stay the same; its spec still says uint16, the dtype of frames.
 
     Raises
     ------
     ModelFileError
-        The input is no uint16 of four axes, or anything but one Cast to float32 reads it.
+        The input is not uint16 with four axes, or is read by anything but one Cast to float32.
     """
     try:
         return _within(model, (GRAPH,), _paired)
@@ -58,7 +59,7 @@ def as_byte_pairs(model: bytes) -> bytes:
 
 
 def _paired(graph: bytes) -> bytes:
-    """Return the graph with another input, a node more and that node's weights."""
+    """Return the graph with its input changed, and a node and an initializer added."""
     message = Message.of(graph)
     fields = list(message.fields())
     changes = {
@@ -78,15 +79,15 @@ def _paired(graph: bytes) -> bytes:
 
 
 def _only_reader(graph: Message, fields: list[Field]) -> Field:
-    """Return the Cast that alone reads the input; nodes in subgraphs, which see the input too, are counted."""
+    """Return the Cast that is the only reader of the input, subgraphs included."""
     nodes = (message for kind, message in parts(graph, "graph") if kind == "node")
     readers = sum(_texts(node, NODE_INPUT).count(FRAME) for node in nodes)
     readers += sum(part.number == GRAPH_OUTPUT and _is_frame(graph, part) for part in fields)
     casts = [part for part in fields if part.number == NODE and _casts_frame(graph.inside(part))]
     if readers != 1 or len(casts) != 1:
         raise ModelFileError(
-            f"input {INPUT!r} is read {readers} times, {len(casts)} of them by a Cast to float32: to be given bytes it "
-            "must be read once, by such a Cast; export the model with unetrt"
+            f"input {INPUT!r} is read {readers} times, {len(casts)} of them by a Cast to float32: it must be read "
+            "once, by such a Cast; export the model with unetrt"
         )
     return casts[0]
 
@@ -106,7 +107,7 @@ def _is_frame(message: Message, info: Field) -> bool:
 
 
 def _of_pairs(info: bytes) -> bytes:
-    """Return a ValueInfoProto of uint16 (N, C, h, w) as one of uint8 (N, C, h, w, 2)."""
+    """Convert a ValueInfoProto of uint16 (N, C, h, w) to one of uint8 (N, C, h, w, 2)."""
     return _within(info, (VALUE_TYPE, TENSOR_TYPE), _tensor_of_pairs)
 
 
@@ -116,8 +117,8 @@ def _tensor_of_pairs(kind: bytes) -> bytes:
     axes = sum(part.number == DIM for part in shape.fields())
     if (element.kind, element.value, axes) != (VARINT, UINT16, 4):
         raise ModelFileError(
-            f"input {INPUT!r} has ONNX type {element.value} and {axes} axes: only uint16, type {UINT16}, of 4 axes "
-            "goes in as bytes; TensorRT takes float32 and uint8 as they are"
+            f"input {INPUT!r} has ONNX type {element.value} and {axes} axes: only uint16, type {UINT16}, with 4 "
+            "axes is converted to bytes; TensorRT has float32 and uint8 inputs"
         )
     kind = replace(kind, {element: number_field(ELEM_TYPE, UINT8)})
     return _within(kind, (SHAPE,), lambda dims: dims + field_of(DIM, number_field(DIM_VALUE, 2)))
@@ -142,7 +143,7 @@ def _weights(name: bytes) -> bytes:
 
 
 def _unused(name: bytes, graph: bytes) -> bytes:
-    """Return a name that the graph does not have: nowhere in its bytes."""
+    """Extend a name until it occurs nowhere in the graph's bytes."""
     while name in graph:
         name += b"_"
     return name
@@ -157,7 +158,7 @@ def _numbers(message: Message, number: int) -> list[int]:
 
 
 def _within(message: bytes, path: tuple[int, ...], change: Callable[[bytes], bytes]) -> bytes:
-    """Return a message in which what lies at `path`, field numbers from the outside in, went through `change`."""
+    """Return a message with `change` applied to the field at `path`, field numbers from the outside in."""
     if not path:
         return change(message)
     outer = Message.of(message)

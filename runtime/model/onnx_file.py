@@ -1,11 +1,14 @@
-"""What an ONNX file says, read without an ONNX library and without the weights.
+"""ONNX files, read without an ONNX library and without the weights.
 
-An ONNX file is one protobuf message, ModelProto. Field numbers are those of onnx-ml.proto, ONNX 1.23.
+An ONNX file is one protobuf message, ModelProto; field numbers are those of onnx-ml.proto, ONNX 1.23. A protobuf
+message is a sequence of fields: a tag (field number and wire type), for some types a length, then the content, which
+may be a message again; only the schema says which (protobuf.dev, "Encoding"). `Message` iterates over fields and skips
+contents with a seek, so reading a file's spec (`read_spec`) does not read its weights. `field_of`, `number_field` and
+`replace` encode single fields, to change a message byte for byte.
 
-Protobuf's wire format: enough to read an ONNX file without an ONNX library, and to change single fields of one.
-
-A message is a row of fields: a tag (number and wire type), for some types a length, then the content, which may again
-be a message; only the schema tells (protobuf.dev, "Encoding"). Contents that nobody asks for are skipped by a seek.
+>>> message = Message.of(number_field(1, 300) + field_of(2, b"text"))
+>>> [(part.number, part.value) for part in message.fields()], message.read(message.only(2))
+([(1, 300), (2, 0)], b'text')
 """
 
 from collections.abc import Iterator, Mapping
@@ -18,19 +21,19 @@ from typing import BinaryIO, NamedTuple, Self
 from unetrt.runtime.errors import ModelFileError
 from unetrt.runtime.model.spec import KEY, ModelSpec
 
-# Wire types, and how many bytes the fixed ones take. Groups (3, 4) are of proto1; no ONNX file has any.
+# Wire types, and the bytes of those of fixed size. Groups (3, 4) are of proto1; ONNX files have none.
 VARINT, DELIMITED = 0, 2
 FIXED = {1: 8, 5: 4}
 
 # Tags are 32 bits wide: 29 for the number, 3 for the type.
 MAX_TAG = 1 << 32
 
-# A U-Net's file has some thousands. More than this costs seconds to read, and is there for that alone.
+# Limit of fields that are read: a U-Net's file has some thousands, and a crafted one could take minutes to read.
 MAX_FIELDS = 1_000_000
 
 
 class WireError(ValueError):
-    """Bytes that are no protobuf message; the text begins with `it` and says what is wrong."""
+    """Bytes that are not a valid protobuf message; the text says why, and begins with `it`."""
 
 
 class Field(NamedTuple):
@@ -39,11 +42,11 @@ class Field(NamedTuple):
     Attributes
     ----------
     number, kind
-        What the schema calls it by, and its wire type.
+        Field number in the schema, and wire type.
     value
-        What a varint says, 0 to 2^64 - 1; of other wire types 0.
+        Value of a varint, 0 to 2^64 - 1; 0 for other wire types.
     begin, content, end
-        Where its tag begins, its content begins and the next field begins, in bytes from the start of the file.
+        Offsets in the file, in bytes, of the tag, the content and the next field.
     """
 
     number: int
@@ -55,22 +58,22 @@ class Field(NamedTuple):
 
     @property
     def size(self) -> int:
-        """Bytes of the content."""
+        """Size of the content in bytes."""
         return self.end - self.content
 
 
 @dataclass(frozen=True)
 class Message:
-    """A range of a file that holds a message.
+    """A message in a range of a file.
 
     Attributes
     ----------
     file
-        Read where it is asked to be, in any order.
+        A seekable file.
     begin, end
-        In bytes from the start of the file.
+        Range in the file, in bytes.
     budget
-        What is left of the fields that may be read; shared by the messages inside.
+        The number of fields that may still be read, shared with nested messages.
     """
 
     file: BinaryIO
@@ -80,11 +83,11 @@ class Message:
 
     @classmethod
     def of(cls, content: bytes) -> Self:
-        """Return the message that these bytes are."""
+        """Return a message of bytes in memory."""
         return cls(BytesIO(content), 0, len(content))
 
     def fields(self) -> Iterator[Field]:
-        """Iterate over the fields in their order in the file; raises WireError where one is malformed or cut short."""
+        """Iterate over the fields in file order; raises WireError where one is malformed or truncated."""
         position = self.begin
         while position < self.end:
             if next(self.budget, None) is None:
@@ -107,20 +110,20 @@ class Message:
         return Field(number, kind, value if kind == VARINT else 0, begin, content, end)
 
     def inside(self, part: Field) -> "Message":
-        """Return the message that a field holds."""
+        """Return the message in a field; raises WireError where the wire type rules that out."""
         if part.kind != DELIMITED:
             raise WireError(f"its field {part.number} at byte {part.begin} holds no message")
         return Message(self.file, part.content, part.end, self.budget)
 
     def read(self, part: Field, limit: int | None = None) -> bytes:
-        """Return the content of a field; raises WireError where it has more than `limit` bytes."""
+        """Return the content of a field; raises WireError where it is longer than `limit` bytes."""
         if part.kind != DELIMITED or (limit is not None and part.size > limit):
             raise WireError(f"its field {part.number} at byte {part.begin} is not one of up to {limit} bytes")
         self.file.seek(part.content)
         return self.file.read(part.size)
 
     def only(self, number: int) -> Field:
-        """Return the one field with this number; raises WireError where there is none, or several to choose from."""
+        """Return the field with this number; raises WireError unless there is exactly one."""
         found = [part for part in self.fields() if part.number == number]
         if len(found) != 1:
             raise WireError(f"its field {number} is there {len(found)} times, not once")
@@ -128,7 +131,7 @@ class Message:
 
 
 def read_varint(file: BinaryIO) -> int:
-    """Return the number at the file's position, 0 to 2^64 - 1; raises WireError where there is none."""
+    """Read a varint at the file's position, 0 to 2^64 - 1; raises WireError where it is truncated or too long."""
     value = 0
     for shift in range(0, 64, 7):
         byte = file.read(1)
@@ -141,12 +144,12 @@ def read_varint(file: BinaryIO) -> int:
 
 
 def signed(value: int) -> int:
-    """Return a varint's value as int64."""
+    """Interpret a varint's value as int64."""
     return value - (1 << 64) if value >> 63 else value
 
 
 def varint(value: int) -> bytes:
-    """Encode a number of 0 or more."""
+    """Encode a non-negative integer as a varint."""
     groups = []
     while value > 0x7F:
         groups.append(value & 0x7F | 0x80)
@@ -155,19 +158,19 @@ def varint(value: int) -> bytes:
 
 
 def number_field(number: int, value: int) -> bytes:
-    """Encode a field that holds a number of 0 or more."""
+    """Encode a varint field that holds a non-negative integer."""
     return varint(number << 3 | VARINT) + varint(value)
 
 
 def field_of(number: int, content: bytes) -> bytes:
-    """Encode a field that holds bytes, text or a message."""
+    """Encode a length-delimited field: bytes, text or a message."""
     return varint(number << 3 | DELIMITED) + varint(len(content)) + content
 
 
 def replace(message: bytes, changes: Mapping[Field, bytes]) -> bytes:
-    """Return a message whose fields `changes` are replaced by encoded ones; all else stays byte for byte.
+    """Return a message with some fields, those of `Message.of(message)`, replaced by encoded ones.
 
-    The fields are those of `Message.of(message)`.
+    All other bytes stay as they are.
     """
     parts, position = [], 0
     for part in sorted(changes, key=lambda part: part.begin):
@@ -180,10 +183,10 @@ def replace(message: bytes, changes: Mapping[Field, bytes]) -> bytes:
 GRAPH, METADATA = 7, 14
 ENTRY_KEY, ENTRY_VALUE = 1, 2
 
-# A spec is a few kilobytes; more than this, in bytes, is no metadata of ours.
+# Limit of metadata that is read, in bytes; a spec has a few kilobytes.
 MAX_METADATA = 1 << 24
 
-# Where messages lie in messages: kind -> field number -> kind. All ways that lead to a tensor, a node or an opset.
+# Nesting of messages: kind -> field number -> kind. All paths that lead to a tensor, a node or an opset.
 CHILDREN = {
     "model": {GRAPH: "graph", 8: "opset", 20: "training", 25: "function"},
     "training": {1: "graph", 2: "graph"},
@@ -193,20 +196,20 @@ CHILDREN = {
     "attribute": {5: "tensor", 6: "graph", 10: "tensor", 11: "graph", 22: "sparse tensor", 23: "sparse tensor"},
     "sparse tensor": {1: "tensor", 2: "tensor"},
 }
-# Those of which there is one. Given twice, an engine merges them; so that nobody is to guess how, they are refused.
+# Fields that occur once. Engines merge duplicates in ways of their own, so duplicates are refused.
 SINGLE = {"model": {GRAPH}, "training": {1, 2}, "attribute": {5, 6, 22}, "sparse tensor": {1, 2}}
 
-# Messages within messages; a subgraph is three deeper than its graph. Protobuf itself stops at 100.
+# Limit of nesting; a subgraph is 3 levels below its graph. Protobuf's own limit is 100.
 MAX_DEPTH = 32
 
 
 def read_spec(path: str | Path) -> ModelSpec:
-    """Return the spec that `path`, an ONNX file, carries.
+    """Return the spec in an ONNX file.
 
     Raises
     ------
     ModelFileError
-        There is no such file, it is no ONNX file, it is cut short, or it carries no spec.
+        The file does not exist, is not an ONNX file, is truncated, or has no valid spec.
     """
     path = Path(path)
     _require_model(path)
@@ -222,7 +225,7 @@ def read_spec(path: str | Path) -> ModelSpec:
 
 
 def _require_model(path: Path) -> None:
-    """Raise ModelFileError for what is easily taken for a model file."""
+    """Raise ModelFileError for paths that are easily confused with a model file."""
     if path.is_dir():
         model = path / "model.onnx"
         advice = f"give {model}" if model.is_file() else f"`unetrt export {path}` makes a model file of a training"
@@ -230,7 +233,7 @@ def _require_model(path: Path) -> None:
     if not path.exists():
         raise ModelFileError(f"{path} does not exist: `unetrt export CHECKPOINT -o {path.name}` writes a model")
     if not path.is_file():
-        raise ModelFileError(f"{path} is no regular file: give a model file")
+        raise ModelFileError(f"{path} is not a regular file: give a model file")
     if path.suffix == ".safetensors":
         raise ModelFileError(f"{path} is a checkpoint: give the model.onnx beside it, or `unetrt export {path}`")
     if path.suffix in (".engine", ".plan"):
@@ -238,11 +241,13 @@ def _require_model(path: Path) -> None:
 
 
 def read_metadata(path: Path) -> dict[str, str]:
-    """Return the metadata_props of an ONNX file; raises ModelFileError where it is none or is cut short."""
+    """Return the metadata_props of an ONNX file; raises ModelFileError where it is invalid or truncated."""
     with opened(path) as model:
         fields = list(model.fields())
         if not any(part.number == GRAPH for part in fields):
-            raise ModelFileError(f"{path} is not an ONNX file: it holds no graph")
+            raise ModelFileError(
+                f"{path} is not an ONNX file: it has no graph; give the model.onnx that `unetrt export` wrote"
+            )
         entries = [part for part in fields if part.number == METADATA]
         if sum(part.size for part in entries) > MAX_METADATA:
             raise WireError(f"it has more than {MAX_METADATA} bytes of metadata")
@@ -251,10 +256,10 @@ def read_metadata(path: Path) -> dict[str, str]:
 
 @contextmanager
 def opened(path: Path) -> Iterator[Message]:
-    """Yield the ModelProto of a file; what is wrong with it, found inside the `with` too, becomes a ModelFileError."""
-    if not path.is_file():  # opening a pipe would wait for its other end
+    """Yield the ModelProto of a file; converts a WireError or OSError, inside the `with` too, to ModelFileError."""
+    if not path.is_file():  # opening a pipe would block
         raise ModelFileError(
-            f"{path} does not exist or is no regular file: give the model.onnx that `unetrt export` wrote"
+            f"{path} does not exist or is not a regular file: give the model.onnx that `unetrt export` wrote"
         )
     try:
         with path.open("rb") as file:
@@ -266,12 +271,12 @@ def opened(path: Path) -> Iterator[Message]:
 
 
 def parts(message: Message, kind: str = "model", depth: int = 0) -> Iterator[tuple[str, Message]]:
-    """Iterate over a message and, depth first, all those inside it that `CHILDREN` leads to: kind and message.
+    """Iterate, depth first, over a message and those that `CHILDREN` leads to, as (kind, message).
 
     Raises
     ------
     WireError
-        A message is malformed, is nested too deeply, or is there twice where there can be one.
+        A message is malformed, is nested too deeply, or occurs twice where one is allowed.
     """
     yield kind, message
     if depth > MAX_DEPTH:
@@ -288,7 +293,7 @@ def parts(message: Message, kind: str = "model", depth: int = 0) -> Iterator[tup
 
 
 def read_entry(entry: Message, limit: int = MAX_METADATA) -> tuple[str, str]:
-    """Return key and value, of up to `limit` bytes, of a StringStringEntryProto; given twice, the last counts."""
+    """Return key and value, each up to `limit` bytes, of a StringStringEntryProto; of duplicates the last."""
     texts = {ENTRY_KEY: "", ENTRY_VALUE: ""}
     for part in entry.fields():
         if part.number in texts:

@@ -1,12 +1,10 @@
-"""How many inputs a node needs, by its operator: engines die of nodes that have fewer.
+"""Checks of a model file before any engine opens it: nodes, tensors, and files with weights.
 
-A tensor as an ONNX file stores it: what it claims to be, and whether its bytes fit that. The bytes stay unread.
-
-The files beside an ONNX file that hold its weights, checked before any engine opens one.
-
-A model file may come from anywhere, and names files for the engine to read. What is let through here is a plain
-relative path to a regular file in the model's own folder that holds what the tensors need. A file that is changed
-between this check and the engine's reading is not caught.
+A model file may come from anywhere, and engines crash on some malformed files and open any file that an ONNX file
+names. `require_safe` looks at every node, operator set and tensor: nodes need their inputs, the bytes of a tensor must
+fit its dims and type, and external data must be a plain relative path to a regular file in the model's folder that
+holds the bytes the tensor needs. Weights are not read. A file that changes between this check and the engine's reading
+is not detected.
 """
 
 import hashlib
@@ -33,13 +31,13 @@ from unetrt.runtime.model.onnx_file import (
 
 # NodeProto.
 INPUT, OUTPUT, OP_TYPE, DOMAIN = 1, 2, 4, 7
-# Names of ONNX's own set of operators.
+# Domains of ONNX's standard operators.
 ONNX = ("", "ai.onnx")
-# Bytes of a name that is read; those of operators are shorter.
+# Limit in bytes of an operator's name.
 LONGEST = 1 << 16
 
-# The fewest of any version, for operators of ONNX 1.23 (its docs/Operators.md) that do not need exactly one. Loop and
-# Scan may leave their first ones empty.
+# Fewest inputs in any version of the operators of ONNX 1.23 (docs/Operators.md) that do not need exactly one. The first
+# inputs of Loop and Scan may be empty.
 _FEWEST = {
     0: "Constant Loop Optional OptionalHasElement RandomNormal RandomUniform Scan SequenceEmpty",
     2: "Add AffineGrid And BitShift BitwiseAnd BitwiseOr BitwiseXor CastLike CausalConvWithState CenterCropPad "
@@ -57,36 +55,36 @@ FEWEST_INPUTS = {operator: count for count, operators in _FEWEST.items() for ope
 
 
 def require_node(node: Message) -> None:
-    """Refuse a node without operator or output (TensorRT for RTX 1.7 dies of one), or with too few inputs.
+    """Check that a node has an operator, an output and the inputs that it needs.
 
     Raises
     ------
     ModelFileError
-        It is such a node. OpenVINO 2026.4 dies of a convolution without weights.
+        It has not. TensorRT for RTX 1.7 crashes on a node without operator, OpenVINO 2026.4 on a convolution without
+        weights.
     WireError
         It is malformed.
     """
     fields = list(node.fields())
     if not {OUTPUT, OP_TYPE} <= {part.number for part in fields}:
-        raise ModelFileError("it has a node without operator or output; export or copy it again")
+        raise ModelFileError(f"it has a node without operator or output; {AGAIN}")
     named = [part for part in fields if part.number in (OP_TYPE, DOMAIN)]
     texts = {part.number: node.read(part, LONGEST).decode(errors="replace") for part in named}
     needed = FEWEST_INPUTS.get(texts[OP_TYPE], 1) if texts.get(DOMAIN, "") in ONNX else 0
     given = [part.size > 0 for part in fields if part.number == INPUT]
     if len(given) < needed or not all(given[:needed]):
         raise ModelFileError(
-            f"it has a {texts[OP_TYPE]} with {sum(given[:needed])} of the {needed} inputs that it needs; export or "
-            "copy it again"
+            f"it has a {texts[OP_TYPE]} with {sum(given[:needed])} of the {needed} inputs that it needs; {AGAIN}"
         )
 
 
-# Field numbers of TensorProto (onnx-ml.proto), and where its values may lie other than in raw_data.
+# Field numbers of TensorProto (onnx-ml.proto), and of its fields of typed values, the alternative to raw_data.
 DIMS, DATA_TYPE, NAME, RAW_DATA, EXTERNAL_DATA, DATA_LOCATION = 1, 2, 8, 9, 13, 14
 TYPED_DATA = (4, 5, 6, 7, 10, 11)
-# SparseTensorProto: the dims of the tensor that an engine makes of it.
+# SparseTensorProto: dims of the dense tensor.
 SPARSE_DIMS = 3
 
-# TensorProto.DataType -> bits of an element; strings have none.
+# TensorProto.DataType -> bits of an element; 0 for strings.
 FLOAT, STRING = 1, 8
 BITS = {
     **dict.fromkeys((25, 26), 2),
@@ -99,15 +97,17 @@ BITS = {
     15: 128,
     STRING: 0,
 }
-# One number of a typed field takes a byte or more, and holds up to four elements (those of 2 bits).
-ELEMENTS_A_BYTE = 4
+# A number in a typed field takes at least one byte, and holds up to four elements (of 2 bits).
+ELEMENTS_PER_BYTE = 4
 
-# Protobuf's own limit for a message, and more than any layer of a U-Net has.
+# Protobuf's limit for a message, which no layer of a U-Net reaches.
 MAX_BYTES = (1 << 31) - 1
 MAX_RANK = 64
-# Bytes of a name or a path, and how many characters of it an error shows.
+# Limit in bytes of a name or path, and in characters of what an error shows of it.
 MAX_TEXT = 1 << 16
 SHOWN = 60
+# Advice for a damaged file.
+AGAIN = "export or copy the model again"
 
 
 @dataclass
@@ -117,17 +117,17 @@ class StoredTensor:
     Attributes
     ----------
     name
-        What errors call it.
+        Its name, as errors show it.
     dims
-        Elements along each axis.
+        Lengths of the axes.
     data_type
         TensorProto.DataType.
     raw, typed
-        Bytes of raw_data, None where there is none, and of all typed fields together, their tags included.
+        Size in bytes of raw_data, None without it, and of all typed fields, tags included.
     external
         The entries of external_data: location, offset, length and others.
     is_external
-        Whether data_location says that the values lie in another file.
+        Whether data_location is EXTERNAL: the values are in another file.
     """
 
     name: str = ""
@@ -140,7 +140,7 @@ class StoredTensor:
 
     @classmethod
     def read(cls, message: Message) -> "StoredTensor":
-        """Return what a TensorProto says; raises WireError where it says something twice, or in no form ONNX has."""
+        """Read a TensorProto; raises WireError where a field is malformed, or occurs twice where one is allowed."""
         tensor = cls()
         seen: set[int] = set()
         for part in message.fields():
@@ -168,30 +168,30 @@ class StoredTensor:
 
     @property
     def size(self) -> int:
-        """Bytes that the values take: dims times the element's bits, rounded up; of strings 0."""
+        """Size of the values in bytes: elements times bits, rounded up; 0 for strings."""
         return -(-prod(self.dims) * BITS[self.data_type] // 8)
 
     def require_possible(self) -> None:
-        """Raise ModelFileError where type and dims describe no tensor, or one too large for any network of ours."""
+        """Raise ModelFileError where type or dims are invalid, or the tensor exceeds MAX_BYTES."""
         if self.data_type not in BITS:
-            raise self.wrong(f"data type {self.data_type}, which ONNX does not have")
+            raise self.invalid(f"data type {self.data_type}: it must be one of ONNX 1.23, 1 to 28; {AGAIN}")
         if min(self.dims, default=0) < 0 or len(self.dims) > MAX_RANK:
-            raise self.wrong(f"dims {self._shape()}: {MAX_RANK} numbers of 0 or more at most")
-        # With 1 for 0: an engine that multiplies all dims overflows although there are no elements.
+            raise self.invalid(f"dims {self._shape()}: they must be at most {MAX_RANK} numbers of 0 or more; {AGAIN}")
+        # 1 instead of 0: an engine that multiplies all dims overflows although there are no elements.
         if prod(max(side, 1) for side in self.dims) * max(BITS[self.data_type], 8) > 8 * MAX_BYTES:
-            raise self.wrong(f"dims {self._shape()}, more than {MAX_BYTES} bytes")
+            raise self.invalid(f"dims {self._shape()}, more than {MAX_BYTES} bytes; {AGAIN}")
 
     def require_inline(self) -> None:
-        """Raise ModelFileError where the values in the file are not as many as dims and type ask for."""
+        """Raise ModelFileError where the number of values in the file differs from that of dims and type."""
         if self.external:
-            raise self.wrong("external data, and says that its values are inside: export the model again")
+            raise self.invalid(f"entries of external data, but its values are in the file; {AGAIN}")
         if self.raw is not None and (self.data_type == STRING or self.typed or self.raw != self.size):
-            raise self.wrong(f"{self.raw + self.typed} bytes, but its dims {self._shape()} need {self.size}")
-        if self.raw is None and prod(self.dims) > ELEMENTS_A_BYTE * self.typed:
-            raise self.wrong(f"{self.typed} bytes, too few for its dims {self._shape()}")
+            raise self.invalid(f"{self.raw + self.typed} bytes, but its dims {self._shape()} need {self.size}; {AGAIN}")
+        if self.raw is None and prod(self.dims) > ELEMENTS_PER_BYTE * self.typed:
+            raise self.invalid(f"{self.typed} bytes, too few for its dims {self._shape()}; {AGAIN}")
 
-    def wrong(self, what: str) -> ModelFileError:
-        """Return the error that says what the tensor has."""
+    def invalid(self, what: str) -> ModelFileError:
+        """Return the error for a tensor that has `what`."""
         return ModelFileError(f"tensor {self.name!r} has {what}")
 
     def _shape(self) -> str:
@@ -200,16 +200,16 @@ class StoredTensor:
 
 
 def require_sparse(message: Message) -> None:
-    """Raise ModelFileError where a SparseTensorProto, made dense, is no tensor or too large for any network of ours."""
+    """Raise ModelFileError where the dense form of a SparseTensorProto has invalid dims, or exceeds MAX_BYTES."""
     dims = [side for part in message.fields() if part.number == SPARSE_DIMS for side in _dims(message, part)]
-    StoredTensor(name="of a sparse one", dims=dims, data_type=FLOAT).require_possible()
+    StoredTensor(name="(sparse)", dims=dims, data_type=FLOAT).require_possible()
 
 
 def _dims(message: Message, part: Field) -> list[int]:
-    """Return the dims of one field: one number, or several packed."""
+    """Return the dims in one field: one number, or several packed."""
     if part.kind == VARINT:
         return [signed(part.value)]
-    # Ten bytes are the longest varint there is.
+    # A varint has at most 10 bytes.
     packed, found = BytesIO(message.read(part, 10 * MAX_RANK)), []
     while packed.tell() < part.size:
         found.append(signed(read_varint(packed)))
@@ -218,42 +218,41 @@ def _dims(message: Message, part: Field) -> list[int]:
 
 def _number(part: Field) -> int:
     if part.kind != VARINT:
-        raise WireError(f"its field {part.number} at byte {part.begin} is no number")
+        raise WireError(f"its field {part.number} at byte {part.begin} is not a number")
     return part.value
 
 
 def _location(part: Field) -> bool:
     if _number(part) not in (0, 1):
-        raise WireError(f"its tensor's values at byte {part.begin} lie neither inside (0) nor outside (1)")
+        raise WireError(f"its tensor's data_location at byte {part.begin} is neither DEFAULT (0) nor EXTERNAL (1)")
     return part.value == 1
 
 
-# Characters that some file system reads as more than a name: Windows' separators, drives, streams and wildcards. ONNX
-# Runtime itself takes a location that begins with */_ORT_MEM_ADDR_ for an address in memory (its tensorprotoutils.h).
+# Characters with a meaning in some file system: Windows' separators, drives, streams and wildcards. ONNX Runtime also
+# interprets a location that begins with */_ORT_MEM_ADDR_ as an address in memory (its tensorprotoutils.h).
 SPECIAL = '\\:*?"<>|'
-# Digits of 2^63 - 1, the largest offset that engines can hold.
+# Digits of 2^63 - 1, the largest offset of a file.
 MAX_DIGITS = 19
 CHUNK = 1 << 20
-# OperatorSetIdProto. ONNX itself is at version 26.
+# OperatorSetIdProto; the latest version is 26.
 OPSET_VERSION, MAX_OPSET = 2, 1000
 
 
 def require_safe(path: str | Path) -> None:
-    """Raise ModelFileError, as `external_files` does, where an engine should not be given this ONNX file."""
+    """Raise ModelFileError, as `external_files` does, where no engine should open this ONNX file."""
     external_files(path)
 
 
 def external_files(path: str | Path) -> tuple[Path, ...]:
-    """Return the files that an ONNX file keeps weights in, sorted; none for most.
+    """Return the files that hold an ONNX file's external weights, sorted; most models have none.
 
-    Looks at every tensor: initializers, sparse ones, attributes, in subgraphs and functions too; and at every node. No
-    weights are read.
+    Checks every tensor (initializers, sparse tensors and attributes, in subgraphs and functions too) and every node.
 
     Raises
     ------
     ModelFileError
-        The file is no whole ONNX file; a tensor's bytes do not fit its dims and type; or its data lie outside the
-        folder, or in a file that is missing, irregular or too short.
+        The file is not a valid ONNX file; a tensor's bytes do not fit its dims and type; or its values are outside the
+        folder, or in a file that is missing, not a regular file, or too short.
     """
     path = Path(path)
     with opened(path) as model:
@@ -265,10 +264,10 @@ def external_files(path: str | Path) -> tuple[Path, ...]:
 
 
 def sha256_of_model(path: str | Path) -> str:
-    """Return the SHA-256 of a model, in hexadecimal: of its ONNX file and of the files with its weights.
+    """Return the SHA-256 of a model, in hexadecimal: of its ONNX file and of its external weights.
 
-    Without such files it is what `sha256sum` prints of the ONNX file. With them it is that of a list: the SHA-256 of
-    the ONNX file, then a line with SHA-256 and name, relative to its folder, for each file in their order.
+    Without external weights it is the SHA-256 of the ONNX file. With them it is that of a list: the SHA-256 of the ONNX
+    file, then for each file, sorted, a line with its SHA-256 and its name relative to the model's folder.
 
     Raises
     ------
@@ -296,26 +295,25 @@ def _tensors(model: Message) -> Iterator[StoredTensor]:
 
 
 def _require_opset(opset: Message) -> None:
-    """Refuse versions that there are none of: OpenVINO 2026.4 counts up to them, for ever."""
+    """Refuse versions of an operator set that do not exist: OpenVINO 2026.4 never returns from some."""
     for part in opset.fields():
         if part.number == OPSET_VERSION and not 1 <= signed(part.value) <= MAX_OPSET:
             raise ModelFileError(
-                f"it is written for version {signed(part.value)} of a set of operators, 1 to {MAX_OPSET} are possible; "
-                "export or copy it again"
+                f"it has version {signed(part.value)} of an operator set: 1 to {MAX_OPSET} are possible; {AGAIN}"
             )
 
 
 def _checked(tensor: StoredTensor, folder: Path) -> Path | None:
-    """Return the file with a tensor's values, None where they are inside; raises ModelFileError as promised above."""
+    """Return the file with a tensor's values, None where they are in the ONNX file; raises as `external_files`."""
     tensor.require_possible()
     if not tensor.is_external:
         tensor.require_inline()
         return None
     if tensor.data_type == STRING or tensor.raw is not None or tensor.typed:
-        raise tensor.wrong("values outside, which it may not: it holds strings, or values inside too")
+        raise tensor.invalid(f"external data, but is of strings or has values in the file too; {AGAIN}")
     entries = dict(tensor.external)
     if len(entries) < len(tensor.external):
-        raise tensor.wrong("an entry of its external data twice")
+        raise tensor.invalid(f"an entry of external data twice; {AGAIN}")
     file = _plain_path(tensor, entries.get("location", ""), folder)
     _require_range(tensor, entries, file, _regular_size(tensor, file, folder))
     return file
@@ -325,44 +323,42 @@ def _plain_path(tensor: StoredTensor, location: str, folder: Path) -> Path:
     odd = [character for character in location if character in SPECIAL or not character.isprintable()]
     relative = PurePosixPath(location)
     if odd or "\ufffd" in location or not relative.parts or relative.is_absolute() or ".." in relative.parts:
-        raise tensor.wrong(
-            f"its values at {location[:200]!r}: only a plain path within the model's own folder is opened; "
-            "keep the files together and export the model again"
+        raise tensor.invalid(
+            f"its values at {location[:200]!r}: only a plain path within the model's folder is opened; keep the files "
+            "together and export the model again"
         )
     return folder / relative
 
 
 def _regular_size(tensor: StoredTensor, file: Path, folder: Path) -> int:
-    """Return the bytes of a file, or raise ModelFileError where it is missing, no regular file, or elsewhere."""
+    """Return a file's size in bytes; raises ModelFileError where it is missing, not a regular file, or elsewhere."""
     try:
         real, status = file.resolve(strict=True), file.stat()
     except (OSError, RuntimeError) as error:  # RuntimeError: a loop of links, before Python 3.13
         reason = os.strerror(error.errno) if isinstance(error, OSError) and error.errno else str(error)
-        raise tensor.wrong(
+        raise tensor.invalid(
             f"its values in {file}, which cannot be read ({reason}): copy it beside the model"
         ) from error
     if not real.is_relative_to(folder.resolve()):
-        raise tensor.wrong(f"its values in {file}, a link out of the model's folder: copy the file itself there")
+        raise tensor.invalid(f"its values in {file}, a link out of the model's folder: copy the file itself there")
     if not S_ISREG(status.st_mode):
-        raise tensor.wrong(f"its values in {file}, which is no regular file: copy the weights there")
+        raise tensor.invalid(f"its values in {file}, which is not a regular file: copy the weights there")
     return status.st_size
 
 
 def _require_range(tensor: StoredTensor, entries: dict[str, str], file: Path, there: int) -> None:
-    """Raise ModelFileError unless length is what the tensor needs and the file has as much from offset on."""
+    """Raise ModelFileError unless the length is that of the tensor, and offset plus length lie within the file."""
     offset = _count(tensor, "offset", entries.get("offset", "0"))
     length = _count(tensor, "length", entries.get("length", str(tensor.size)))
     if length != tensor.size:
-        raise tensor.wrong(
-            f"{length} bytes in {file}, but its dims and type need {tensor.size}: export the model again"
-        )
+        raise tensor.invalid(f"{length} bytes in {file}, but its dims and type need {tensor.size}; {AGAIN}")
     if offset + length > there:
-        raise tensor.wrong(f"bytes {offset} to {offset + length} of {file}, which has {there}: copy the file again")
+        raise tensor.invalid(f"bytes {offset} to {offset + length} of {file}, which has {there}: copy the file again")
 
 
 def _count(tensor: StoredTensor, what: str, text: str) -> int:
     if not (text.isascii() and text.isdecimal() and len(text) <= MAX_DIGITS):
-        raise tensor.wrong(f"external data with {what} {text[:SHOWN]!r}: it must be a number of bytes")
+        raise tensor.invalid(f"external data with {what} {text[:SHOWN]!r}: it must be a number of bytes; {AGAIN}")
     return int(text)
 
 

@@ -1,20 +1,32 @@
-"""The model spec: what a model file says about itself, so that nothing about it has to be guessed.
+"""The model spec: what a runtime must know about a model, stored as JSON in the model file.
 
-Types and ranges of what a spec holds as JSON: a file may come from anywhere, and JSON can say anything.
+`ModelSpec` holds geometry, normalisation, classes and numeric types. Everything else follows from it: the tensors of
+the graph (`tensors`), and the tiles of a frame (`plan`). The annotations are the schema by which `from_json` validates
+a file, which may come from anywhere: types, ranges and choices first, then the rules of `__post_init__`.
+
+>>> spec = ModelSpec(tile=(572, 572), halo=92, grid=16, batch=2)
+>>> spec.tensors().output.shape
+(2, 2, 388, 388)
+>>> len(spec.plan((2048, 2048)))
+36
+>>> ModelSpec.from_json(spec.to_json()) == spec
+True
 """
 
 import json
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal, NamedTuple, get_args
+from functools import lru_cache
+from typing import Annotated, Any, Literal, NamedTuple, get_args
 
 import numpy as np
+from msgspec import Meta
 from numpy.typing import NDArray
 
-from unetrt.runtime.errors import ModelFileError, UnetrtError
-from unetrt.runtime.geometry.geometry import Geometry
-from unetrt.runtime.geometry.plan import BORDERS, Border, TilePlan
+from unetrt.runtime.errors import ModelFileError
+from unetrt.runtime.files.records import parse, validated
+from unetrt.runtime.geometry.plan import BORDERS, Border, Geometry, TilePlan
 from unetrt.runtime.geometry.unet_shape import MAX_CLASSES, UNetShape
 from unetrt.runtime.pixels.normalisation import Normalisation
 
@@ -24,12 +36,22 @@ Precision = Literal["fp32", "fp16", "bf16", "int8"]
 PRECISIONS: tuple[Precision, ...] = get_args(Precision)
 InputType = Literal["float32", "uint8", "uint16"]
 INPUT_TYPES: tuple[InputType, ...] = get_args(InputType)
-
-SCHEMA = 1
 Annotation = Literal["instances", "classes"]
 ANNOTATIONS: tuple[Annotation, ...] = get_args(Annotation)
+
+SCHEMA = 1
 KEY = "unetrt"  # in the ONNX file's metadata_props
 INPUT, OUTPUT = "frame", "scores"  # names of the graph's input and output
+
+# Upper limit of pixels, channels and tiles: above that of any model, and below what overflows an engine's sizes.
+MAX_COUNT = 1 << 20
+# Depth of the deepest U-Net that fits a tile of MAX_COUNT pixels: its halo is 6 * 2^depth - 4.
+MAX_DEPTH = 16
+# Elements of an array that ONNX Runtime and TensorRT can index with 32 bits.
+MAX_ELEMENTS = (1 << 31) - 1
+
+Count = Annotated[int, Meta(ge=0, le=MAX_COUNT)]
+PositiveCount = Annotated[int, Meta(ge=1, le=MAX_COUNT)]
 
 
 class Tensor(NamedTuple):
@@ -56,9 +78,13 @@ class Tensors(NamedTuple):
     output: Tensor
 
 
+# Plans by size: frames come by the thousand in a few sizes.
+_plan = lru_cache(maxsize=64)(TilePlan)
+
+
 @dataclass(frozen=True)
 class ModelSpec:
-    """All that a runtime must know of a model, JSON in the model file's metadata.
+    """Description of a model, stored as JSON in its file.
 
     Attributes
     ----------
@@ -75,90 +101,118 @@ class ModelSpec:
     batch
         Tiles in one pass.
     head
-        What comes out: `logits` and `probabilities` are (batch, classes, h, w) float32, `labels` (batch, h, w) uint8.
+        The graph's output: `logits` and `probabilities` are (batch, classes, h, w) float32, `labels` (batch, h, w)
+        uint8.
     precision
-        What the graph computes in.
+        Numeric type in which the graph computes.
     input_dtype
-        The graph's input: `float32` takes normalised grey values, `uint8` and `uint16` take raw ones and normalise them
-        in the graph, which only constants measured beforehand allow (mode `fixed`).
+        The graph's input: `float32` is normalised grey values; `uint8` and `uint16` are raw ones, which the graph
+        normalises. That requires constants measured beforehand (mode `fixed`).
     border
-        What lies beyond the frame.
+        How a frame continues beyond its edges.
     annotation
-        What the network was trained on: `instances`, whose class map is to be taken apart into objects, or `classes`.
+        The annotation that the network was trained on: `instances`, where the class map is to be split into objects,
+        or `classes`.
     separation_border
         Width in pixels of the background that training cut between touching objects; 0 for class maps.
     network
-        Depth and base of a U-Net of ours; empty for others.
+        `depth` and `base` of a U-Net that unetrt trained; empty for other networks.
     training
-        What is worth knowing of the training.
+        Summary of the training.
     weights_sha256
-        Hash of the weights, in hexadecimal.
+        SHA-256 of the weights, in hexadecimal.
     written_by
         Version of unetrt that wrote the file.
     """
 
-    tile: tuple[int, int]
-    halo: int
-    grid: int
-    channels: int = 1
+    tile: tuple[Count, Count]
+    halo: Count
+    grid: PositiveCount
+    channels: Count = 1
     classes: tuple[str, ...] = ("background", "foreground")
     normalisation: Normalisation = field(default_factory=Normalisation)
-    batch: int = 1
+    batch: Count = 1
     head: Head = "logits"
     precision: Precision = "fp32"
     input_dtype: InputType = "float32"
     border: Border = "reflect"
     annotation: Annotation = "instances"
-    separation_border: int = 0
-    network: Mapping[str, int] = field(default_factory=dict)
+    separation_border: Count = 0
+    network: Mapping[str, Count] = field(default_factory=dict)
     training: Mapping[str, Any] = field(default_factory=dict)
     weights_sha256: str = ""
     written_by: str = ""
 
     def __post_init__(self) -> None:
+        for name, least in (("grid", 1), ("batch", 1), ("channels", 1), ("separation_border", 0)):
+            if getattr(self, name) < least:
+                raise ModelFileError(f"{name} must be at least {least} (got {getattr(self, name)})")
         for side in self.tile:
             self.geometry.require(side)
-        known: tuple[tuple[str, str, tuple[str, ...]], ...] = (
-            ("head", self.head, HEADS),
-            ("precision", self.precision, PRECISIONS),
-            ("input dtype", self.input_dtype, INPUT_TYPES),
-            ("border", self.border, BORDERS),
-            ("annotation", self.annotation, ANNOTATIONS),
-        )
-        for what, value, choices in known:
-            if value not in choices:
-                raise ModelFileError(f"{what} {value!r} is unknown here: {', '.join(choices)}")
-        if (
-            min(self.batch, self.channels) < 1
-            or not 2 <= len(self.classes) <= MAX_CLASSES
-            or self.separation_border < 0
-        ):
+        self._require_choices()
+        self._require_texts()
+        if self.network and not (1 <= self.network.get("depth", 0) <= MAX_DEPTH and self.network.get("base", 0) >= 1):
             raise ModelFileError(
-                f"batch {self.batch}, channels {self.channels}, {len(self.classes)} classes and a separation border of "
-                f"{self.separation_border} px make no model"
+                f"network must be empty, or depth from 1 to {MAX_DEPTH} and base at least 1 (got {self.network!r:.60})"
             )
+        self._require_constants()
+        elements = self.batch * max(self.channels, len(self.classes)) * math.prod(self.tile)
+        if elements > MAX_ELEMENTS:
+            raise ModelFileError(
+                f"tile, batch, channels and classes make {elements} values: {MAX_ELEMENTS} at most; use a smaller tile "
+                "or batch"
+            )
+
+    def _require_choices(self) -> None:
+        choices: Mapping[str, tuple[str, ...]] = {
+            "head": HEADS,
+            "precision": PRECISIONS,
+            "input_dtype": INPUT_TYPES,
+            "border": BORDERS,
+            "annotation": ANNOTATIONS,
+        }
+        for name, known in choices.items():
+            if getattr(self, name) not in known:
+                raise ModelFileError(f"{name} {getattr(self, name)!r} is unknown: use {', '.join(known)}")
+
+    def _require_texts(self) -> None:
+        """Raise ModelFileError for class names that are missing, and for texts that do not fit on a terminal's line."""
+        if not 2 <= len(self.classes) <= MAX_CLASSES:
+            raise ModelFileError(f"classes must be 2 to {MAX_CLASSES}, background first (got {len(self.classes)})")
         for name in self.classes:
-            if not is_text(name) or not name.strip():
-                raise ModelFileError(f"class name {name!r} is none: use letters on one line")
+            if not name.strip() or not name.isprintable():
+                raise ModelFileError(f"invalid class name {name!r:.60}: use printable characters on one line")
+        for text in (self.weights_sha256, self.written_by):
+            if not text.isprintable():
+                raise ModelFileError(f"invalid text {text!r:.60}: use printable characters on one line")
+
+    def _require_constants(self) -> None:
+        """Raise ModelFileError where the normalisation does not fit the channels or the input."""
+        for name in ("offset", "scale"):
+            constants = getattr(self.normalisation, name)
+            if constants and len(constants) != self.channels:
+                raise ModelFileError(
+                    f"normalisation needs one {name} per channel: {self.channels} (got {len(constants)})"
+                )
         if self.takes_raw and self.normalisation.mode != "fixed":
             raise ModelFileError(
-                f"input {self.input_dtype} normalises in the graph, which sees one tile, but normalisation "
+                f"input {self.input_dtype} is normalised in the graph, which sees one tile, but normalisation "
                 f"{self.normalisation.mode} is measured on the whole frame: use input float32, or normalisation fixed"
             )
 
     @property
     def takes_raw(self) -> bool:
-        """Whether the graph takes raw grey values and normalises them itself."""
+        """Whether the graph takes raw grey values and normalises them."""
         return self.input_dtype != "float32"
 
     @property
     def geometry(self) -> Geometry:
-        """Halo and grid; the tile itself says which remainder is legal."""
+        """Halo, grid, and the remainder of legal sides, which follows from the tile."""
         return Geometry(self.halo, self.grid, self.tile[0] % self.grid)
 
     @property
     def shape(self) -> UNetShape | None:
-        """The U-Net's numbers, or None for a network that is not ours."""
+        """Shape of a U-Net that unetrt trained, None for other networks."""
         if not self.network:
             return None
         return UNetShape(self.network["depth"], self.network["base"], self.channels, len(self.classes))
@@ -181,9 +235,10 @@ class ModelSpec:
             Tensor(OUTPUT, scores, np.dtype(np.uint8 if labels else np.float32)),
         )
 
-    def plan(self, size: tuple[int, int]) -> TilePlan:
-        """Return the tile plan for frames of a height and width in pixels; raises TileError and FrameError."""
-        return TilePlan(size, self.tile, self.geometry, self.border)
+    def plan(self, size: tuple[int, ...]) -> TilePlan:
+        """Return the tile plan for frames of size (height, width) in pixels; raises TileError and FrameError."""
+        height, width = size
+        return _plan((height, width), self.tile, self.geometry, self.border)
 
     def new_input(self) -> NDArray[Any]:
         """Return an array of zeros for the network's input; see `tensors`."""
@@ -194,7 +249,7 @@ class ModelSpec:
         return self.tensors().output.zeros()
 
     def to_json(self) -> str:
-        """Return the spec as JSON, the form it has in a model file."""
+        """Return the spec as JSON, as it is stored in a model file."""
         fields = {name: getattr(self, name) for name in self.__dataclass_fields__}
         fields |= {"network": dict(self.network), "training": dict(self.training)}
         return json.dumps({"schema": SCHEMA, **fields, "normalisation": self.normalisation.to_dict()})
@@ -206,112 +261,20 @@ class ModelSpec:
         Raises
         ------
         ModelFileError
-            The text is not a spec, or of a schema that this version does not know.
+            The text is not a valid spec, or its schema is unknown to this version.
         """
-        try:
-            stored = json.loads(text)
-            schema = stored.pop("schema")
-        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-            raise ModelFileError(f"the model's spec is not readable: {error!r}") from error
+        what = "the model's spec"
+        stored = parse(text, what)
+        if "schema" not in stored:
+            raise ModelFileError(f"{what} is invalid: missing schema; export the model again")
+        schema = stored.pop("schema")
         if type(schema) is not int or schema != SCHEMA:
             wrote = " ".join(str(stored.get("written_by") or "another version").split())[:60]
-            raise ModelFileError(f"the spec has schema {schema!r:.60}, written by {wrote}; this version reads {SCHEMA}")
-        try:
-            require_types(stored)
-            pairs: dict[str, Any] = {"tile": tuple(stored.pop("tile")), "classes": tuple(stored.pop("classes"))}
-            return cls(**pairs, normalisation=Normalisation.from_dict(stored.pop("normalisation")), **stored)
-        except UnetrtError as error:
-            raise ModelFileError(f"the model's spec makes no sense: {error}") from error
-        except (KeyError, TypeError, ValueError, RecursionError) as error:
-            raise ModelFileError(f"the model's spec is not whole: {error!r}") from error
-
-
-# Above what any model has, and below what overflows an engine's sizes: pixels, channels, tiles.
-MAX_COUNT = 1 << 20
-# Of the deepest U-Net that fits a tile of MAX_COUNT pixels: its halo is 6 * 2^depth - 4.
-MAX_DEPTH = 16
-# float32's own limit: what is larger is infinite in the network.
-MAX_FLOAT = 3.4028234e38
-# Elements of an array that ONNX Runtime and TensorRT can count in 32 bits.
-MAX_ELEMENTS = (1 << 31) - 1
-# Characters of a wrong value that an error shows.
-SHOWN = 60
-
-
-class Rule(NamedTuple):
-    """What a value must be: a test and, for the error, words."""
-
-    holds: Callable[[Any], bool]
-    words: str
-
-
-def is_count(value: Any) -> bool:
-    """Tell whether a value is an integer, no bool, from 0 to MAX_COUNT."""
-    return type(value) is int and 0 <= value <= MAX_COUNT
-
-
-def is_text(value: Any) -> bool:
-    """Tell whether a value is text that fits on a line of a terminal: no control characters, no half of a pair."""
-    return isinstance(value, str) and value.isprintable()
-
-
-def is_real(value: Any) -> bool:
-    """Tell whether a value is a number, no bool, that float32 can hold: finite."""
-    return type(value) in (int, float) and -MAX_FLOAT <= value <= MAX_FLOAT
-
-
-def is_list(value: Any, holds: Callable[[Any], bool]) -> bool:
-    """Tell whether a value is a list whose elements all pass a test."""
-    return isinstance(value, list) and all(holds(element) for element in value)
-
-
-def is_network(value: Any) -> bool:
-    """Tell whether a value is empty or holds depth and base of a U-Net."""
-    if not isinstance(value, dict) or not all(is_count(number) for number in value.values()):
-        return False
-    return not value or (1 <= value.get("depth", 0) <= MAX_DEPTH and value.get("base", 0) >= 1)
-
-
-COUNT = Rule(is_count, f"a whole number from 0 to {MAX_COUNT}")
-TEXT = Rule(is_text, "text on one line")
-REAL = Rule(is_real, "a finite number")
-REALS = Rule(lambda value: is_list(value, is_real), "a list of finite numbers")
-SPEC: Mapping[str, Rule] = {
-    "tile": Rule(lambda value: is_list(value, is_count) and len(value) == 2, "height and width in pixels"),
-    "halo": COUNT,
-    "grid": Rule(lambda value: is_count(value) and value > 0, f"a whole number from 1 to {MAX_COUNT}"),
-    "channels": COUNT,
-    "classes": Rule(lambda value: is_list(value, is_text), "a list of names"),
-    "normalisation": Rule(lambda value: isinstance(value, dict), "a group of settings"),
-    "batch": COUNT,
-    **dict.fromkeys(("head", "precision", "input_dtype", "border", "annotation", "weights_sha256", "written_by"), TEXT),
-    "separation_border": COUNT,
-    "network": Rule(is_network, f"empty, or depth (1 to {MAX_DEPTH}) and base of a U-Net"),
-    "training": Rule(lambda value: isinstance(value, dict), "a group of facts"),
-}
-NORMALISATION: Mapping[str, Rule] = {"mode": TEXT, "low": REAL, "high": REAL, "offset": REALS, "scale": REALS}
-
-
-def require_types(stored: Mapping[str, Any]) -> None:
-    """Raise ModelFileError where a field of a spec, as JSON gave it, has a wrong type or is out of all range.
-
-    Fields that are missing or unknown are not its business.
-    """
-    require(stored, SPEC, "")
-    normalisation = stored.get("normalisation", {})
-    require(normalisation, NORMALISATION, "normalisation's ")
-    tile, channels, classes = stored.get("tile", [1, 1]), stored.get("channels", 1), stored.get("classes", [])
-    elements = math.prod((stored.get("batch", 1), max(channels, len(classes)), *tile))
-    if elements > MAX_ELEMENTS:
-        raise ModelFileError(f"tile, batch, channels and classes make {elements} values: {MAX_ELEMENTS} at most")
-    constants = [len(normalisation[name]) for name in ("offset", "scale") if name in normalisation]
-    if any(count != channels for count in constants):
-        raise ModelFileError(f"normalisation has {constants} constants: offset and scale are {channels} each")
-
-
-def require(stored: Mapping[str, Any], rules: Mapping[str, Rule], whose: str) -> None:
-    """Raise ModelFileError where a field, as JSON gave it, breaks its rule; `whose` is put before its name."""
-    for name, rule in rules.items():
-        if name in stored and not rule.holds(stored[name]):
-            given = repr(stored[name])
-            raise ModelFileError(f"{whose}{name} is {given[:SHOWN]}: it must be {rule.words}")
+            raise ModelFileError(
+                f"{what} has schema {schema!r:.60}, written by {wrote}; this version reads {SCHEMA}: install that "
+                "version, or export the model again"
+            )
+        for name, part in (("classes", stored), ("normalisation", stored), ("mode", stored.get("normalisation"))):
+            if isinstance(part, dict) and name not in part:  # no defaults in a file
+                raise ModelFileError(f"{what} is invalid: missing {name}; export the model again")
+        return validated(stored, cls, what)

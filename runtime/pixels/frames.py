@@ -1,6 +1,8 @@
-"""Which arrays are frames: shape, dtype and pixels, checked before anything is computed.
+"""Frames: the arrays that a caller gives, checked before anything is computed.
 
-The arrays that a caller gives: images to be read and labels to be written, on the host or on a GPU.
+A frame is (H, W) for a model of one channel and (C, H, W) for one of C channels (`frame_axes`); all axes before these
+are a stack. `array_of` and `labels_for` take images and label arrays on the host or on a GPU, `split_axes` checks the
+shape, and `as_frame` checks dtype and pixels of one frame that was read.
 """
 
 from typing import Any, Protocol
@@ -9,25 +11,33 @@ import numpy as np
 from numpy.typing import NDArray
 
 from unetrt.runtime.cuda.arrays import DeviceArray, device_array
-from unetrt.runtime.errors import FrameError
+from unetrt.runtime.errors import FrameError, one_line
 
 Array = NDArray[Any]
 Size = tuple[int, int]
 
 
+def frame_axes(channels: int) -> int:
+    """Return the number of axes of one frame: 2, (H, W), for one channel, else 3, (C, H, W)."""
+    return 2 if channels == 1 else 3
+
+
+def stack_of(frames: Array, channels: int) -> Array:
+    """Return a frame or a stack as a stack: (N, H, W) for one channel, else (N, C, H, W)."""
+    return frames if frames.ndim > frame_axes(channels) else frames[None]
+
+
 def split_axes(shape: tuple[int, ...], channels: int) -> tuple[tuple[int, ...], Size]:
     """Split an image's shape into the axes of a stack and the frame's height and width.
-
-    For one channel a frame is (H, W), for C channels (C, H, W).
 
     Raises
     ------
     FrameError
-        There are too few axes, the channel count is another, colours seem to come last, or an axis is empty.
+        There are too few axes, the channel count differs, the last axis seems to be colours, or an axis is empty.
     """
-    frame_axes = 2 if channels == 1 else 3
+    axes = frame_axes(channels)
     wanted = "(H, W)" if channels == 1 else f"({channels}, H, W)"
-    if len(shape) < frame_axes:
+    if len(shape) < axes:
         raise FrameError(f"the image has shape {tuple(shape)}: this model takes {wanted}, or a stack of them")
     if channels > 1 and shape[-3] != channels:
         raise FrameError(f"the image has shape {tuple(shape)}, {shape[-3]} channels: this model takes {wanted}")
@@ -35,11 +45,11 @@ def split_axes(shape: tuple[int, ...], channels: int) -> tuple[tuple[int, ...], 
         raise FrameError(f"the image has shape {tuple(shape)}, as if colours came last: this model takes {wanted}")
     if 0 in shape:
         raise FrameError(f"the image has shape {tuple(shape)}: it holds no pixels")
-    return tuple(shape[:-frame_axes]), (shape[-2], shape[-1])
+    return tuple(shape[:-axes]), (shape[-2], shape[-1])
 
 
 def as_frame(read: Any, channels: int) -> Array:
-    """Return one frame as an array (C, H, W); raises FrameError for a dtype or pixels that no camera gives."""
+    """Return one frame as an array (C, H, W), bool as uint8; raises FrameError for other dtypes and for NaN."""
     frame = as_array(read)
     if frame.dtype == bool:
         frame = frame.view(np.uint8)
@@ -51,18 +61,18 @@ def as_frame(read: Any, channels: int) -> Array:
 
 
 def as_array(given: Any) -> Array:
-    """Return what is given as a numpy array; raises FrameError where it cannot be."""
+    """Convert to a numpy array; raises FrameError where numpy cannot."""
     try:
         return np.asarray(given)
     except (NotImplementedError, RuntimeError, TypeError, ValueError) as error:
         raise FrameError(
-            f"a {type(given).__name__} does not become an array ({' '.join(str(error).split())}): give a numpy array, "
+            f"a {type(given).__name__} cannot be converted to an array ({one_line(error)}): give a numpy array, "
             "such as tensor.detach().cpu().numpy()"
         ) from error
 
 
 def require_raw(given: np.dtype[Any], dtype: str) -> None:
-    """Raise FrameError if the values of a frame's dtype are not all values of `dtype`, which the graph takes raw."""
+    """Raise FrameError unless a frame's dtype converts without loss to `dtype`, the graph's raw input."""
     if not np.can_cast(given, dtype, "safe"):
         raise FrameError(
             f"the image is {given}: this model takes raw {dtype} pixels; give those, or export it with --input float32"
@@ -71,7 +81,7 @@ def require_raw(given: np.dtype[Any], dtype: str) -> None:
 
 def require_finite(frame: Array) -> None:
     """Raise FrameError if a float frame (..., H, W) holds NaN or infinity, saying how many and where the first is."""
-    # The network computes in float32: a larger float64 is as good as infinite.
+    # The network computes in float32, where a larger float64 is infinite.
     usable = np.isfinite(frame) if frame.itemsize <= 4 else np.abs(frame) <= np.finfo(np.float32).max
     if usable.all():
         return
@@ -89,36 +99,36 @@ def not_finite(count: int, row: int, column: int) -> FrameError:
 
 
 class ArrayLike(Protocol):
-    """What an image must offer: numpy arrays, memmaps, Zarr and HDF5 arrays do."""
+    """The interface of an image; numpy arrays, memmaps, Zarr and HDF5 arrays have it."""
 
     @property
     def shape(self) -> tuple[int, ...]:
         """Sizes of all axes."""
 
     def __getitem__(self, index: Any, /) -> Any:
-        """Return the part of the image at `index`, as an array; () is the whole."""
+        """Return the part of the image at `index` as an array; () gives the whole image."""
 
 
 def array_of(given: Any) -> Any:
-    """Return a DeviceArray for what lies on a GPU, what has a shape unread as it is, and all else as a numpy array.
+    """Return a DeviceArray for an array on a GPU, other objects with a shape as they are, and the rest converted.
 
-    Raises FrameError for an array on a GPU that cannot be read.
+    Raises FrameError for an array on a GPU that cannot be read, and for what numpy cannot convert.
     """
     if not isinstance(given, np.ndarray) and (found := device_array(given)) is not None:
         return found
-    # A memoryview of several axes gives no parts of itself.
+    # A memoryview of several axes cannot be indexed by part.
     return given if hasattr(given, "shape") and not isinstance(given, memoryview) else as_array(given)
 
 
 def labels_for(image: Any, out: Any, shape: tuple[int, ...]) -> NDArray[np.uint8] | DeviceArray:
-    """Return where the labels of an image are written: `out`, or a new array on the host where that is None.
+    """Return the array that the labels of an image are written to: `out`, or a new array on the host if that is None.
 
     Parameters
     ----------
     image, out
-        What `array_of` returned.
+        Results of `array_of`.
     shape
-        (..., H, W), of the labels.
+        Shape of the labels, (..., H, W).
 
     Raises
     ------
@@ -144,7 +154,7 @@ def labels_for(image: Any, out: Any, shape: tuple[int, ...]) -> NDArray[np.uint8
 def _require_on_device(out: DeviceArray, image: Any, shape: tuple[int, ...]) -> None:
     _require(out.shape == shape and out.dtype == np.uint8 and not out.read_only, out, shape)
     if (out.strides[-1] != 1 and shape[-1] > 1) or min(out.strides) < 0:
-        raise FrameError("the rows of out are turned or have gaps between their pixels: give an array in C order")
+        raise FrameError("the rows of out are reversed or have gaps between pixels: give an array in C order")
     if isinstance(image, DeviceArray):
         (low, high), (begin, end) = out.bounds, image.bounds
         if low < end and begin < high:
@@ -160,4 +170,4 @@ def _require(fits: bool, out: Any, shape: tuple[int, ...]) -> None:
 
 
 def _shared() -> FrameError:
-    return FrameError("out shares memory with the image, which is still read while labels are written: give another")
+    return FrameError("out shares memory with the image, which is read while labels are written: give another array")

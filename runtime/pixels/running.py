@@ -1,8 +1,8 @@
 """Normalisation over a stream of frames: the `running` mode.
 
-Measured on each frame alone, percentiles flicker, and a frame without objects is stretched until its noise looks like
-some. Over a stream both can be averaged, and blank frames told apart, by the noise between neighbouring pixels: where
-the whole contrast of a frame is that of its noise, there is nothing in it.
+Measured on each frame alone, percentiles flicker, and the noise of a frame without objects is stretched to full
+contrast. Over a stream, offset and width are averaged (`Running`). Blank frames do not enter the average: their
+contrast is no larger than that of their noise, which is measured between neighbouring pixels.
 """
 
 from collections.abc import Mapping
@@ -15,30 +15,30 @@ from numpy.typing import NDArray
 from unetrt.runtime.errors import OptionError
 from unetrt.runtime.pixels.normalisation import Affine, Measure, Normalisation
 
-# The average follows the last so many frames, about a second of a camera.
+# Frames of the average: about one second of a camera.
 FRAMES = 32
-# A channel whose contrast is less than so many times what its noise alone would make is blank. Noise of a normal
-# distribution makes 1; faint objects at the limit of what a person sees about 2.
+# Ratio of a channel's contrast to that of its noise alone, below which the channel is blank. Normally distributed noise
+# gives 1; objects that are barely visible give about 2.
 BLANK = 1.5
-# What a stream shows before anything but blank frames came: noise, at this part of the range that objects would fill.
+# Output range, relative to that of objects, that noise fills while a stream has shown blank frames only.
 FAINT = 0.2
-# The standard deviation of a normal distribution as a multiple of its median absolute deviation from the median.
+# Standard deviation of a normal distribution relative to its median absolute deviation.
 FROM_MEDIAN = 1.4826
-# The noise, in grey values, below which integers do not show it.
+# Least noise of integers, in grey values: less does not show.
 SHOWN = 0.5
-# Rows that are looked at for noise.
+# Rows in which noise is measured.
 ROWS = 64
 
 
 class Running:
-    """The averages of one stream of frames, all taken of the same thing.
+    """Running average of the normalisation of one stream of frames.
 
     Parameters
     ----------
     normalisation
-        What is measured on each frame: percentiles, or mean and deviation.
+        Gives the measurement of each frame: percentiles, or mean and standard deviation.
     frames
-        How many frames the average follows: each counts as 1 in that many, the first ones evenly.
+        Length of the average: each frame has weight 1 / frames; the first `frames` have equal weights.
 
     Raises
     ------
@@ -49,19 +49,19 @@ class Running:
     def __init__(self, normalisation: Normalisation, frames: int = FRAMES) -> None:
         if normalisation.mode == "fixed":
             raise OptionError(
-                "a model with fixed normalisation measures nothing that could run: use the normalisation of the model"
+                "fixed normalisation is not measured, so it has no running average: use the normalisation of the model"
             )
         if frames < 1:
-            raise OptionError(f"an average over {frames} frames is none: use 1 or more")
+            raise OptionError(f"frames must be at least 1 (got {frames})")
         self._normalisation, self._frames = normalisation, frames
         self._quiet = normalisation.contrast_of_noise()
         self._channels: list[_Average] = []
         self._dtype: np.dtype[Any] | None = None
 
     def measure(self, frame: NDArray[Any]) -> Affine:
-        """Take note of a whole raw frame (C, H, W), integers or floats, and return how to normalise it.
+        """Add a whole raw frame (C, H, W) of integers or floats to the average, and return its affine map.
 
-        Another dtype than the last frame's begins a new average.
+        A change of dtype or channel count starts a new average.
         """
         if frame.dtype != self._dtype or len(frame) != len(self._channels):
             self._channels, self._dtype = [_Average() for _ in frame], frame.dtype
@@ -83,7 +83,7 @@ class Running:
 
 
 class _Average:
-    """Offset and width of a channel, averaged; the first frames count evenly, later ones 1 in so many."""
+    """Average offset and width of a channel; see `Running` for the weights."""
 
     def __init__(self) -> None:
         self.count, self.low, self.width = 0, 0.0, 0.0
@@ -95,24 +95,24 @@ class _Average:
 
 
 class Streams:
-    """The running averages of a live segmenter: one for each channel index of the acquisition's events.
+    """The running averages of a live segmenter, one per channel index of the acquisition's events.
 
     Parameters
     ----------
     normalisation
-        The model's.
+        The model's normalisation.
     way
-        `running`, or `model`: as the model says, which may be `running` too.
+        `running`, or `model`: the mode of the model, which may be `running` too.
 
     Raises
     ------
     OptionError
-        The model's normalisation is `fixed`, and was to run.
+        `way` is `running` and the model's normalisation is `fixed`.
     """
 
     def __init__(self, normalisation: Normalisation, way: Literal["model", "running"] = "model") -> None:
         if way not in ("model", "running"):
-            raise OptionError(f"normalisation {way!r} is unknown to a stream: use model or running")
+            raise OptionError(f"normalisation {way!r} is not one of a stream: use model or running")
         self._runs = way == "running" or normalisation.mode == "running"
         self._normalisation = normalisation
         if self._runs:
@@ -120,7 +120,7 @@ class Streams:
         self._streams: dict[Any, Running] = {}
 
     def measure_for(self, index: Any) -> Measure | None:
-        """Return how to measure the next frame, which has this index; None for the model's own way."""
+        """Return the function that measures the next frame, by its event index; None for the model's normalisation."""
         if not self._runs:
             return None
         key = index.get("c") if isinstance(index, Mapping) else None
@@ -129,15 +129,15 @@ class Streams:
         return self._streams[key].measure
 
     def restart(self) -> None:
-        """Forget all averages: what comes next is a new stream."""
+        """Discard all averages."""
         self._streams = {}
 
 
 def noise_of(channel: NDArray[Any]) -> float:
-    """Return the standard deviation of a channel's (H, W) noise, in grey values, from neighbours along a row.
+    """Estimate the standard deviation of a channel's (H, W) noise, in grey values, from differences along rows.
 
-    Exact for noise that differs from pixel to pixel and structure that does not. Integers have half a grey value at
-    least.
+    The median absolute difference of neighbours, which smooth structure does not change. At least half a grey value for
+    integers.
     """
     least = SHOWN if channel.dtype.kind in "iu" else 0.0
     rows = channel[:: max(1, len(channel) // ROWS)].astype(np.float32)

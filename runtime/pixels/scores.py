@@ -1,8 +1,10 @@
-"""From a network's scores to classes and probabilities.
+"""Scores of a network: classes, probabilities, and their average over rotated and reflected copies of a frame.
 
-The 8 symmetries of the square, over which a network's answer can be averaged.
+For test-time averaging, a frame is segmented in the 8 `SQUARE` symmetries; `Mean` turns the scores of each copy back
+and averages their probabilities.
 
-Probabilities averaged over turned copies of a frame.
+>>> best_class(np.array([[0.1, 0.9], [0.7, 0.2]], np.float32))
+array([1, 0], dtype=uint8)
 """
 
 from collections.abc import Callable
@@ -17,40 +19,47 @@ from unetrt.runtime.errors import InferenceError
 from unetrt.runtime.model.spec import ModelSpec
 from unetrt.runtime.pixels.frames import Size
 
-SPOILT = "the network gives NaN or infinity, as an activation leaves the range of its type: export it in fp32"
+Array = NDArray[Any]
+Labels = NDArray[np.uint8]
+Scores = NDArray[np.float32]
+
+NOT_FINITE = "the network gives NaN or infinity, as an activation exceeds the range of its type: export it in fp32"
 
 
-def best_class(scores: NDArray[Any]) -> NDArray[np.uint8]:
-    """Return the index of the highest score along the first axis of (classes, ...), the lowest one where they tie."""
+def best_class(scores: Array) -> Labels:
+    """Return the index of the highest score along the first axis of (classes, ...), uint8; the lowest index of ties."""
     if len(scores) == 2:
-        # Many times faster than argmax, which walks the far apart classes of each pixel.
+        # Many times faster than argmax, which strides over the classes of each pixel.
         higher: NDArray[np.bool_] = np.greater(scores[1], scores[0])
         return higher.view(np.uint8)
     best, labels = scores[0], np.zeros(scores.shape[1:], np.uint8)
     for index, score in enumerate(scores[1:], start=1):
         higher = np.greater(score, best).view(np.uint8)
-        # No label is as large as this index yet, so a maximum places it: a mask would cost a branch a pixel.
+        # Labels so far are smaller than this index, so a maximum writes it without a branch per pixel.
         np.maximum(labels, higher * np.uint8(index), out=labels)
         best = np.maximum(best, score)
     return labels
 
 
-def require_finite_scores(scores: NDArray[Any]) -> None:
-    """Raise InferenceError where scores of any shape hold NaN or infinity: compared, they would give the background."""
+def require_finite_scores(scores: Array) -> None:
+    """Raise InferenceError where scores of any shape hold NaN or infinity, which would compare as background."""
     # One sum instead of a mask: it is not finite if any term is not.
     if not np.isfinite(scores.sum()):
-        raise InferenceError(SPOILT)
+        raise InferenceError(NOT_FINITE)
 
 
-def softmax(logits: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Turn logits (classes, ...) float32 into probabilities, in place, and return them."""
+def require_sound(spec: ModelSpec, scores: Array) -> None:
+    """Raise InferenceError where scores are not finite, which only a lower precision than fp32 can cause."""
+    if spec.precision != "fp32":
+        require_finite_scores(scores)
+
+
+def softmax(logits: Scores) -> Scores:
+    """Convert logits (classes, ...) float32 to probabilities, in place, and return them."""
     logits -= logits.max(axis=0)
     np.exp(logits, out=logits)
     logits /= logits.sum(axis=0)
     return logits
-
-
-Array = NDArray[Any]
 
 
 @dataclass(frozen=True)
@@ -60,25 +69,24 @@ class Symmetry:
     Attributes
     ----------
     transpose
-        Whether rows and columns change places, before anything is flipped.
+        Whether rows and columns are exchanged, before the flips.
     flips
-        Which of the last two axes are then reversed.
+        Whether each of the last two axes is then reversed.
     """
 
     transpose: bool
     flips: tuple[bool, bool]
 
     def size(self, size: Size) -> Size:
-        """Return height and width of what is turned, from those of what is not."""
+        """Return height and width after `apply`, from those before."""
         return (size[1], size[0]) if self.transpose else size
 
     def apply(self, planes: Array) -> Array:
-        """Return a view of planes (..., H, W), turned: (..., H, W) or (..., W, H)."""
-        turned = planes.swapaxes(-2, -1) if self.transpose else planes
-        return self._flipped(turned)
+        """Return a transformed view of planes (..., H, W): (..., H, W) or (..., W, H)."""
+        return self._flipped(planes.swapaxes(-2, -1) if self.transpose else planes)
 
     def undo(self, planes: Array) -> Array:
-        """Return a view of turned planes as they were."""
+        """Return the view that undoes `apply`."""
         flipped = self._flipped(planes)
         return flipped.swapaxes(-2, -1) if self.transpose else flipped
 
@@ -88,19 +96,25 @@ class Symmetry:
 
 
 SQUARE = tuple(Symmetry(transpose, (down, right)) for transpose, down, right in product((False, True), repeat=3))
-# A frame as it is, which is the first of the eight.
+# The identity.
 ONCE = SQUARE[:1]
 
 
-Labels = NDArray[np.uint8]
-Scores = NDArray[np.float32]
-
-
 class Mean:
-    """The mean of probabilities over turned copies of a frame, and its labels.
+    """Mean of the probabilities of transformed copies of a frame, and the labels that follow from it.
 
-    `out`, float32 (classes, H, W), and `labels`, uint8 (H, W), are whole after `copies` calls of `add`; then `last` is
-    called.
+    Parameters
+    ----------
+    spec
+        The model's spec.
+    copies
+        Number of copies; after as many calls of `add`, `out` and `labels` are complete and `last` is called.
+    out
+        float32, (classes, H, W), to be written.
+    labels
+        uint8, (H, W), to be written.
+    last
+        Called at the end.
     """
 
     def __init__(self, spec: ModelSpec, copies: int, out: Scores, labels: Labels, last: Callable[[], None]) -> None:
@@ -108,24 +122,18 @@ class Mean:
         self._added = 0
 
     def room(self, size: tuple[int, ...]) -> Scores:
-        """Return where the scores of a copy of that size are put together."""
+        """Return an array (classes, h, w) for the scores of a copy with that height and width."""
         return self._out if self._copies == 1 else np.empty((len(self._out), *size), np.float32)
 
-    def add(self, copy: Symmetry, room: Scores) -> None:
-        """Count the scores of a copy in; `room` is what `room` returned for it."""
-        require_sound(self._spec, room)
+    def add(self, copy: Symmetry, scores: Scores) -> None:
+        """Add the scores of a copy, an array from `room`."""
+        require_sound(self._spec, scores)
         if self._spec.head == "logits":
-            softmax(room)
-        if room is not self._out:
-            share = copy.undo(room) / np.float32(self._copies)
+            softmax(scores)
+        if scores is not self._out:
+            share = copy.undo(scores) / np.float32(self._copies)
             self._out[:] = self._out + share if self._added else share
         self._added += 1
         if self._added == self._copies:
             self._labels[...] = best_class(self._out)
             self._last()
-
-
-def require_sound(spec: ModelSpec, scores: Array) -> None:
-    """Refuse what a lower precision's range has spoilt."""
-    if spec.precision != "fp32":
-        require_finite_scores(scores)

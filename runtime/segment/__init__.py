@@ -1,1 +1,1 @@
-"""Segmentation of frames of any size: tiles cut, computed on lanes, and stitched."""
+"""The segmenter, and what happens on the host and on a GPU around a session's lanes."""

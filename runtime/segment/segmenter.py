@@ -1,11 +1,20 @@
-"""The segmenter: frames of any size in, label maps without a seam out."""
+"""The segmenter: frames of any size in, label maps without seams out.
+
+`Segmenter.segment` makes a call (`HostCall`, or `DeviceCall` for arrays on a GPU) that yields the tiles of its frames,
+and `TileLoop` takes them through the lanes of the session.
+
+>>> with Segmenter("model.onnx") as segmenter:  # doctest: +SKIP
+...     labels = segmenter.segment(frame).labels
+"""
 
 import os
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,34 +27,34 @@ from unetrt.runtime.errors import FrameError, OptionError, SessionClosedError
 from unetrt.runtime.pixels.frames import ArrayLike, array_of, labels_for, split_axes
 from unetrt.runtime.pixels.normalisation import Measure
 from unetrt.runtime.pixels.scores import ONCE, SQUARE
-from unetrt.runtime.segment.host import HostCall, scores_jobs
-from unetrt.runtime.segment.loop import Job, TileLoop
-from unetrt.runtime.segment.timings import Timings
+from unetrt.runtime.segment._host import HostCall, TileJob, scores_jobs
+from unetrt.runtime.segment.timings import Occupancy, Timings
 from unetrt.runtime.sessions import AUTO, Session, open_session
+from unetrt.runtime.sessions.protocol import Lane, Step
 
 if TYPE_CHECKING:
-    from unetrt.runtime.segment.device import DeviceCall, SideStream
+    from unetrt.runtime.segment._device import DeviceCall, SideStream
 
 
+# Called with the number of finished tiles and of all tiles.
 Progress = Callable[[int, int], None]
-
-
-# Enough to cut the next tile and stitch the last one while one is computed.
+# Lanes by default: enough to cut the next tile and stitch the last one while one is computed.
 LANES = 2
 
 
 @dataclass(frozen=True)
 class Segmentation:
-    """The result for an image.
+    """The result of `Segmenter.segment`.
 
     Attributes
     ----------
     labels
-        uint8, (..., H, W): the index of the best class of each pixel; 0 is the background. `out`, where that was given.
+        uint8, (..., H, W): the index of the best class of each pixel; 0 is the background. The object given as `out`,
+        if any.
     probabilities
-        float32, (..., classes, H, W), or None where they were not asked for.
+        float32, (..., classes, H, W); None unless requested.
     timings
-        Where the time went.
+        Time spent in each phase.
     """
 
     labels: NDArray[np.uint8]
@@ -54,42 +63,42 @@ class Segmentation:
 
 
 class Segmenter(Closable):
-    """A model, ready for frames of any size.
+    """A loaded model that segments frames of any size.
 
-    Thread-safe: calls from several threads run one after another. Use it in a `with`, or call `close`. After a fork it
-    belongs to the parent.
+    Thread-safe: calls from several threads run one after another. Use it in a `with` statement, or call `close`. A
+    forked process cannot use it.
 
     Parameters
     ----------
     model
-        An ONNX file that `unetrt export` wrote, a TensorRT engine that `unetrt build` did, or an open session, which
-        `close` then leaves open.
+        An ONNX file written by `unetrt export`, a TensorRT engine written by `unetrt build`, or an open session, which
+        `close` leaves open.
     backend
-        Which engine loads the file; `auto` takes the first that is usable.
+        Name of the inference engine; `auto` takes the first that is usable.
     lanes
-        How many passes may be in flight; on a GPU each has a CUDA stream and memory of its own.
+        Number of passes that may be in flight; on a GPU, each has a CUDA stream and memory.
     device
-        The number of the GPU, as CUDA counts; None takes the first, or the CPU where no engine for a GPU is usable.
+        CUDA's index of the GPU; None is the first GPU, or the CPU where no engine for a GPU is usable.
     backend_options
-        Options of the backend's own, by name, in the place of what it chooses itself; as for `open_session`.
+        Options of the backend by name, which replace its own choice; see `open_session`.
 
     Attributes
     ----------
     spec
-        What the model says of itself.
+        The model's spec.
     session
         The loaded model; other segmenters can be opened on it.
 
     Raises
     ------
     ModelFileError
-        The file is not a model of ours.
+        The file is not a valid model file.
     EngineError
         The engine does not fit this machine.
     OptionError
-        There is no such backend, device or number of lanes.
+        The backend, device or number of lanes does not exist.
     BackendUnavailableError
-        The engine is not usable here; the message says why.
+        The backend is not usable on this machine; the message says why.
     OutOfMemoryError
         The lanes do not fit on the GPU; the message says what they need.
     """
@@ -104,11 +113,13 @@ class Segmenter(Closable):
         backend_options: Mapping[str, Any] | None = None,
     ) -> None:
         if not isinstance(lanes, int) or lanes < 1:
-            raise OptionError(f"{lanes} lanes compute nothing: use 1 or more")
+            raise OptionError(f"lanes must be an integer of at least 1 (got {lanes!r:.60})")
         if not isinstance(model, str | Path) and not hasattr(model, "lanes"):
-            raise OptionError(f"a {type(model).__name__} is no model: give the path of a file, or an open session")
+            raise OptionError(f"model must be the path of a file or an open session (got {type(model).__name__})")
         if backend_options and not isinstance(model, str | Path):
-            raise OptionError("options of a backend are for a model that is opened here: give them to open_session")
+            raise OptionError(
+                "backend_options cannot apply to a session that is open already: give them to open_session"
+            )
         with ExitStack() as opened:
             self.session = (
                 opened.enter_context(open_session(model, backend, device, backend_options))
@@ -122,7 +133,7 @@ class Segmenter(Closable):
                 opened.callback(lane.close)
             self._opened = opened.pop_all()
         self._lock, self._preparing = threading.Lock(), threading.Lock()
-        self._caller: int | None = None  # the thread whose call has the lanes
+        self._caller: int | None = None  # the thread whose call uses the lanes
         self._closing, self._process = False, os.getpid()
 
     def segment(
@@ -137,42 +148,42 @@ class Segmenter(Closable):
     ) -> Segmentation:
         """Segment one frame or a stack.
 
-        While the engine computes, the next tiles are cut and the last ones stitched, across the frames of a stack too.
+        While the engine computes, the next tiles are cut and the last ones stitched, also across the frames of a stack.
 
         Parameters
         ----------
         image
             Integers or finite floats. For a model of one channel the last two axes are (H, W), for one of C channels
             the last three are (C, H, W); all axes before these are a stack, read frame by frame.
-            For one channel a last axis of 3 or 4 is refused where it can only be colours.
+            For one channel, a last axis of length 3 or 4 that can only be colours is refused.
             An array on the session's GPU (of torch, CuPy, JAX and others, by DLPack or `__cuda_array_interface__`) is
-            read there, without passing the host.
+            read there, without a copy to the host.
         out
-            uint8, (..., H, W): where the labels are written. On the session's GPU they stay there.
+            uint8, (..., H, W): the array that labels are written to, on the host or on the session's GPU.
         probabilities
-            Whether to return the probabilities of all classes too.
+            Whether to return the probabilities of all classes as well.
         tta
             Test-time averaging: the probabilities are the mean over the 8 rotated and reflected copies of each frame,
             and labels follow from them. Takes 8 times as long.
         progress
-            Called with the number of tiles in place and of all tiles, after each batch, on the calling thread.
+            Called with the number of finished tiles and of all tiles, after each batch, on the calling thread.
         measure
-            Called with each whole raw frame (C, H, W), returns how to normalise it, in the place of what the model
-            says: `Running.measure`, over a stream. For frames on the host, and models that do not take raw pixels.
+            Called with each whole raw frame (C, H, W); returns its normalisation, which replaces that of the model:
+            `Running.measure` over a stream. For frames on the host, and models that do not take raw pixels.
 
         Raises
         ------
         FrameError
             Shape, dtype or pixels do not fit the model.
         OptionError
-            Probabilities, or an average over them, were asked of a model whose head gives labels only, or of arrays on
-            a GPU; or `measure` was given where it has no effect.
+            `probabilities` or `tta` with a model whose head is `labels`, or with arrays on a GPU; or `measure` where it
+            has no effect.
         InferenceError
             The engine failed; the segmenter can be used again.
         SessionClosedError
-            The segmenter was closed, before or meanwhile.
+            The segmenter was closed before or during the call.
 
-        Where it raises, `out` may be written in part. A progress callback that raises ends the call.
+        After an exception, `out` may be written in part. An exception of the progress callback ends the call.
         """
         timings = Timings()
         with timings.phase("total"):
@@ -189,11 +200,12 @@ class Segmenter(Closable):
                 if isinstance(given, DeviceArray) or isinstance(labels, DeviceArray)
                 else HostCall(self.spec, given, labels, scores, SQUARE if tta else ONCE, timings, measure)
             )
-            self._run(call.jobs(), _Count(len(call), progress), timings)
-        return Segmentation(labels if out is None else out, scores, timings)  # type: ignore[arg-type]
+            self._run(call.jobs(), _counter(len(call), progress), timings)
+        result: Any = labels if out is None else out
+        return Segmentation(result, scores, timings)
 
     def scores(self, frame: ArrayLike) -> NDArray[np.float32]:
-        """Return what the network itself says of one frame, stitched: logits or probabilities, (classes, H, W) float32.
+        """Return the network's output for one frame, stitched: logits or probabilities, (classes, H, W) float32.
 
         Raises as `segment` does.
         """
@@ -205,23 +217,23 @@ class Segmenter(Closable):
             raise FrameError(f"the image has shape {tuple(frame.shape)}: scores takes one frame, segment takes stacks")
         self._require_scores()
         scores = np.empty((len(self.spec.classes), *size), np.float32)
-        self._run(scores_jobs(self.spec, frame[()], scores), _Count(0, None), Timings())
+        self._run(scores_jobs(self.spec, frame[()], scores), _counter(0, None), Timings())
         return scores
 
     def close(self) -> None:
-        """Free the lanes, and the session if it was opened here; idempotent.
+        """Free the lanes, and the session if this segmenter opened it; idempotent.
 
-        Never waits for other threads: a call that is running there ends at its next tile, with SessionClosedError, as
-        do those that wait for it, and the last of them frees everything.
+        Does not wait for other threads: calls that run or wait there end at the next tile with SessionClosedError, and
+        the last of them frees everything.
         """
         self._closing = True
         self._free_if_idle()
 
-    def _run(self, jobs: Iterator[Job], count: "_Count", timings: Timings) -> None:
-        """Take jobs through the lanes, once they are free."""
+    def _run(self, jobs: Iterator[TileJob], finished: Callable[[int], None], timings: Timings) -> None:
+        """Take jobs through the lanes once these are free."""
         self._require_callable_here()
         begin = time.perf_counter()
-        # Nothing may come between taking the lock and what gives it back: an interrupt there would keep it for ever.
+        # Acquired by `with`: an interrupt between acquire() and a `try` would leave it locked.
         try:
             with self._lock:
                 timings.add("queue", time.perf_counter() - begin)
@@ -229,25 +241,25 @@ class Segmenter(Closable):
                 self._caller = threading.get_ident()
                 try:
                     loop = TileLoop(self._lanes)
-                    loop.run(self._while_open(jobs), count)
+                    loop.run(self._while_open(jobs), finished)
                 finally:
                     self._caller = None
         finally:
             self._free_if_idle()
         timings.sum_frames(loop.occupancy)
 
-    def _while_open(self, jobs: Iterator[Job]) -> Iterator[Job]:
+    def _while_open(self, jobs: Iterator[TileJob]) -> Iterator[TileJob]:
         for job in jobs:
             self._require_open()
             yield job
 
     def _free_if_idle(self) -> None:
-        """Free everything once `close` was called and no call runs; whoever is last comes here."""
+        """Free everything if `close` was called and no call runs."""
         if self._closing and self._lock.acquire(blocking=False):
             try:
                 self._lanes = []
                 if os.getpid() == self._process:
-                    with self._preparing:  # nothing is added to what is freed
+                    with self._preparing:  # no side stream is added meanwhile
                         self._opened.close()
             finally:
                 self._lock.release()
@@ -258,13 +270,13 @@ class Segmenter(Closable):
 
     def _require_callable_here(self) -> None:
         if self._caller == threading.get_ident():
-            raise OptionError("a progress callback cannot use the segmenter that calls it: do so afterwards")
+            raise OptionError("a progress callback cannot use the segmenter that calls it: use it after the call")
         if os.getpid() != self._process:
             raise SessionClosedError("the segmenter was opened before this process was forked: open the model here")
 
     def _on_device(self, image: Any, labels: Any, timings: Timings, averaged: bool) -> "DeviceCall":
-        """Return a call that reads or writes on the GPU; raises FrameError where the session cannot."""
-        from unetrt.runtime.segment.device import DeviceCall, SideStream, require_same_device
+        """Return a call that reads or writes on the GPU; raises FrameError where the session is not on that GPU."""
+        from unetrt.runtime.segment._device import DeviceCall, SideStream, require_same_device
 
         if averaged:
             raise OptionError("probabilities and averages are for arrays on the host: give tensor.cpu()")
@@ -281,20 +293,113 @@ class Segmenter(Closable):
         if self.spec.takes_raw:
             raise OptionError("this model normalises raw pixels itself: export it with --input float32 to measure them")
         if any(isinstance(array, DeviceArray) for array in arrays):
-            raise OptionError("only frames on the host can be measured in another way: give tensor.cpu()")
+            raise OptionError("measure is for frames on the host: give tensor.cpu()")
 
     def _require_scores(self) -> None:
         if self.spec.head == "labels":
             raise OptionError("this model's head gives labels only: export it with --head logits or probabilities")
 
 
-class _Count:
-    """Adds up finished tiles, of so many in all, for a progress callback."""
+def _counter(total: int, progress: Progress | None) -> Callable[[int], None]:
+    """Return a function that adds finished tiles and reports their sum to a progress callback."""
+    done = 0
 
-    def __init__(self, total: int, progress: Progress | None) -> None:
-        self.done, self.total, self.progress = 0, total, progress
+    def add(tiles: int) -> None:
+        nonlocal done
+        done += tiles
+        if progress is not None:
+            progress(done, total)
 
-    def __call__(self, tiles: int) -> None:
-        self.done += tiles
-        if self.progress is not None:
-            self.progress(self.done, self.total)
+    return add
+
+
+class TileLoop:
+    """The double-buffered loop: while lanes compute, the next batch is cut and the last result is stitched.
+
+    Tiles go through the lanes in order; a batch may hold tiles of several frames.
+
+    Parameters
+    ----------
+    lanes
+        At least one; nothing else uses them while `run` runs.
+
+    Attributes
+    ----------
+    occupancy
+        How long passes were in flight.
+    """
+
+    def __init__(self, lanes: Sequence[Lane]) -> None:
+        self.occupancy = Occupancy()
+        self._lanes = lanes
+        self._flying: deque[tuple[Lane, list[TileJob]]] = deque()
+
+    def run(self, jobs: Iterable[TileJob], finished: Callable[[int], None]) -> None:
+        """Compute all tiles.
+
+        Parameters
+        ----------
+        jobs
+            Advanced one by one, while the lanes compute earlier jobs.
+        finished
+            Called with the number of tiles of each batch after it is written.
+
+        Raises
+        ------
+        Exception
+            Any exception of `jobs`, a frame or a pass; no pass is in flight then.
+        """
+        free, rest = deque(self._lanes), iter(jobs)
+        self._lanes[0].restart_clock()
+        try:
+            while True:
+                if not free:
+                    free.append(self._finish(finished))
+                if not self._start(free[0], rest):
+                    break
+                free.popleft()
+            while self._flying:
+                self._finish(finished)
+        finally:
+            self._drain()
+
+    def _start(self, lane: Lane, jobs: Iterator[TileJob]) -> bool:
+        """Fill a lane and launch it; return False where no jobs are left."""
+        batch: list[TileJob] = []
+        before: list[Step | None] = []
+        for slot, job in enumerate(islice(jobs, len(lane.input))):
+            with job.frame.timings.phase("cut"):
+                before.append(job.frame.source.cut(job.tile, lane, slot))
+            batch.append(job)
+        if batch:
+            after = [job.frame.sink.place(job.tile, lane, slot) for slot, job in enumerate(batch)]
+            self._flying.append((lane, batch))  # before the launch: an interrupt may follow it at once
+            lane.launch(list(filter(None, before)), list(filter(None, after)))
+        return bool(batch)
+
+    def _finish(self, finished: Callable[[int], None]) -> Lane:
+        lane, batch = self._flying[0]
+        begin = time.perf_counter()
+        lane.wait()
+        waited = time.perf_counter() - begin
+        self._flying.popleft()
+        self.occupancy.add(lane.passed)
+        for slot, (tile, frame) in enumerate(batch):
+            frame.timings.add("wait", waited / len(batch))
+            frame.timings.passed(lane.passed, 1 / len(batch))
+            frame.timings.tiles += 1
+            with frame.timings.phase("stitch"):
+                frame.stitch(tile, lane, slot)
+        finished(len(batch))
+        return lane
+
+    def _drain(self) -> None:
+        """Wait for all passes in flight, which read arrays that the next call fills."""
+        try:
+            while self._flying:
+                with suppress(Exception):  # an earlier error is being raised
+                    self._flying[0][0].wait()
+                self._flying.popleft()
+        except BaseException:  # another interrupt
+            self._drain()
+            raise

@@ -1,6 +1,12 @@
-"""Where the time of a call went.
+"""Timings of a call: the time in each phase, and how long passes were in flight.
 
-Named ranges for NVIDIA's profilers (NVTX), where the package `nvtx` is installed; else nothing.
+Each phase is also a range for NVIDIA's profilers (NVTX), where the package `nvtx` is installed.
+
+>>> timings = Timings()
+>>> with timings.phase("cut"):
+...     pass
+>>> timings.cut > 0
+True
 """
 
 import time
@@ -18,10 +24,10 @@ class Passed(NamedTuple):
     Attributes
     ----------
     upload, queue, compute, download
-        Copying in (or cutting, where the frame lies on the device), waiting for a lane that has the scratch memory, the
-        engine's pass, copying out. On a GPU by CUDA events, in the order of the lane's stream; a CPU copies nothing.
+        Copy to the device (or cutting, for a frame on the device), wait for a lane that uses the shared scratch memory,
+        the engine's pass, copy from the device. On a GPU by CUDA events in the lane's stream; a CPU copies nothing.
     begin
-        When the engine began, on a clock that its session's lanes share.
+        Start of `compute`, on a clock that the session's lanes share.
     """
 
     upload: float = 0.0
@@ -32,16 +38,15 @@ class Passed(NamedTuple):
 
     @property
     def end(self) -> float:
-        """When the engine ended, on the clock of `begin`."""
+        """End of `compute`, on the clock of `begin`."""
         return self.begin + self.compute
 
 
 class Occupancy:
-    """Adds up how long at least one pass is in flight, from passes in the order of their begin.
+    """The time in which at least one pass is in flight: the union of intervals, in the order of their begin.
 
-    A pass is in flight from its begin to its end in the lane's stream. That is not how long the device computes: the
-    gaps between a pass's kernels count too, and so does waiting for kernels of another lane. How long kernels run is
-    what `unetrt bench --goals` measures, with CUPTI.
+    A pass is in flight from its begin to its end in the lane's stream. That includes gaps between its kernels, and
+    waits for kernels of another lane; `unetrt bench --goals` measures the time of kernels alone, with CUPTI.
     """
 
     def __init__(self) -> None:
@@ -49,7 +54,7 @@ class Occupancy:
         self._last = self.in_flight = 0.0
 
     def add(self, one: Passed) -> None:
-        """Count a pass."""
+        """Add a pass."""
         begin = one.begin if self._first is None else max(one.begin, self._last)
         self._first = one.begin if self._first is None else self._first
         self.in_flight += max(0.0, one.end - begin)
@@ -63,34 +68,34 @@ class Occupancy:
 
 @dataclass
 class Timings:
-    """Where the time of one call, or of one frame in it, went, in seconds.
+    """Time spent in the phases of a call, or of one frame of it, in seconds.
 
     Attributes
     ----------
     total
-        The whole call; for a frame from its reading to its last tile.
+        The whole call; for a frame, from reading it to its last tile.
     queue
-        Waiting for calls of other threads, and on a GPU for other lanes where they share scratch memory.
+        Waiting for calls of other threads, and on a GPU for other lanes that share scratch memory.
     normalise
         Reading and checking frames and measuring their grey values.
     cut
         Copying tiles out of the frame and normalising them.
     upload, download
-        Copies to and from a GPU, by its own clock.
+        Copies to and from a GPU, by its clock.
     compute
-        The engine's passes, by its own clock, each from its begin to its end: on a GPU with the gaps between kernels,
-        and the time in which another lane's kernels run. Passes in several lanes may overlap.
+        The engine's passes, by the clock of its device, each from its begin to its end: on a GPU including gaps between
+        kernels, and kernels of other lanes. Passes in several lanes may overlap.
     wait
-        Blocked until a pass ended: what is left of `compute` after the other phases overlapped with it.
+        Blocked until a pass ended: the part of `compute` that does not overlap with other phases.
     stitch
-        Turning scores into labels and copying them to their place.
+        Converting scores to labels and writing them.
     tiles
         Number of tiles computed.
     in_flight, span
         How long at least one pass was in flight (`Occupancy`), and the time from the begin of the first pass to the end
         of the last; of calls only.
     frames
-        The same for each frame, in the order of the stack; of calls only. A pass for tiles of several frames is divided
+        Timings of each frame, in the order of the stack; of calls only. A pass with tiles of several frames is divided
         among them.
     """
 
@@ -110,7 +115,7 @@ class Timings:
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
-        """Add the time spent inside to the phase `name`."""
+        """Add the time of the `with` block to the phase `name`."""
         begin = time.perf_counter()
         try:
             with named_range(name):
@@ -119,16 +124,16 @@ class Timings:
             self.add(name, time.perf_counter() - begin)
 
     def add(self, name: str, seconds: float) -> None:
-        """Add to the phase `name`."""
+        """Add seconds to the phase `name`."""
         setattr(self, name, getattr(self, name) + seconds)
 
     def passed(self, one: Passed, share: float) -> None:
-        """Add a share, 0 to 1, of a pass."""
+        """Add a share, 0 to 1, of the times of a pass."""
         for name in ("upload", "queue", "compute", "download"):
             self.add(name, share * getattr(one, name))
 
     def sum_frames(self, occupancy: Occupancy) -> None:
-        """Add up the phases of all frames, and take over how long passes were in flight."""
+        """Sum the phases of all frames, and copy the times in flight."""
         for name in ("normalise", "cut", "upload", "compute", "download", "wait", "stitch"):
             setattr(self, name, sum(getattr(frame, name) for frame in self.frames))
         self.queue += sum(frame.queue for frame in self.frames)
@@ -136,13 +141,10 @@ class Timings:
         self.in_flight, self.span = occupancy.in_flight, occupancy.span
 
 
-DOMAIN = "unetrt"
-
-
 def named_range(name: str) -> AbstractContextManager[Any]:
-    """Return a context that shows up as `name`, in the domain `unetrt`, on the calling thread's line of a profile."""
+    """Return an NVTX range of the domain `unetrt` on the calling thread; without the package `nvtx`, do nothing."""
     nvtx = _nvtx()
-    return nullcontext() if nvtx is None else nvtx.annotate(name, domain=DOMAIN)
+    return nullcontext() if nvtx is None else nvtx.annotate(name, domain="unetrt")
 
 
 @cache

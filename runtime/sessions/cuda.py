@@ -15,7 +15,7 @@ from functools import partial
 from unetrt.runtime.closing import Closable
 from unetrt.runtime.cuda.device import Buffer, CudaDevice
 from unetrt.runtime.errors import InferenceError, OutOfMemoryError, SessionClosedError
-from unetrt.runtime.machine import shown
+from unetrt.runtime.machine import format_bytes
 from unetrt.runtime.model.spec import ModelSpec
 from unetrt.runtime.sessions.cuda_lane import CudaLane, EnginePass, Place, Turn
 from unetrt.runtime.sessions.protocol import Lane
@@ -78,7 +78,7 @@ class Need:
         if may_share and self.shared + RESERVE <= free:
             log.info(
                 "%s: %d lanes take turns, as scratch memory for each needs %s and %s are free",
-                name, self.lanes, shown(self.apart), shown(free),
+                name, self.lanes, format_bytes(self.apart), format_bytes(free),
             )  # fmt: skip
             return (True,)
         raise self.refused(device, name)
@@ -87,12 +87,12 @@ class Need:
         """Return the error for lanes that do not fit, with numbers."""
         free, total = device.memory()
         need = "1 lane needs" if self.lanes == 1 else f"{self.lanes} lanes need"
-        parts = [f"{self.lanes} x {shown(self.staging)} for tiles"]
-        parts += [f"{self.lanes} x {shown(self.own)} for weights, activations and workspace"] if self.own else []
-        parts += [f"{shown(self.scratch)} for activations"] if self.scratch or not self.own else []
+        parts = [f"{self.lanes} x {format_bytes(self.staging)} for tiles"]
+        parts += [f"{self.lanes} x {format_bytes(self.own)} for weights, activations and workspace"] if self.own else []
+        parts += [f"{format_bytes(self.scratch)} for activations"] if self.scratch or not self.own else []
         return OutOfMemoryError(
-            f"{name}: {need} {shown(self.shared)} ({', '.join(parts)}) and {shown(RESERVE)} beside "
-            f"them, and {shown(free)} of {shown(total)} are free: {self._advice(free)}"
+            f"{name}: {need} {format_bytes(self.shared)} ({', '.join(parts)}) and {format_bytes(RESERVE)} beside "
+            f"them, and {format_bytes(free)} of {format_bytes(total)} are free: {self._advice(free)}"
         )
 
     def _advice(self, free: int) -> str:

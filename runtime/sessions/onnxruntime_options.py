@@ -27,7 +27,7 @@ from unetrt.runtime.cuda.device import CudaDevice
 from unetrt.runtime.engines.facts import key_of
 from unetrt.runtime.errors import OptionError, OutputError, UnetrtError
 from unetrt.runtime.files.atomic import cache_folder, locked, whole_file
-from unetrt.runtime.machine import Machine, shown, this_machine
+from unetrt.runtime.machine import Machine, format_bytes, this_machine
 from unetrt.runtime.model.safety import external_files, sha256_of_model
 from unetrt.runtime.model.spec import ModelSpec, Precision
 from unetrt.runtime.pixels.scores import best_class, softmax
@@ -210,7 +210,7 @@ class Choice:
     source: str
 
     def __str__(self) -> str:
-        return f"{self.chosen} ({', '.join(map(str, self.trials))}; a lane takes {shown(self.lane)})"
+        return f"{self.chosen} ({', '.join(map(str, self.trials))}; a lane takes {format_bytes(self.lane)})"
 
 
 def folder() -> Path:

@@ -6,7 +6,6 @@ from unetrt.benchmarks.history import read
 from unetrt.benchmarks.host_path import KEPT, command, figures, host_path
 from unetrt.benchmarks.idle_path import HEADS, INPUTS, IdlePath
 from unetrt.benchmarks.record import Record
-from unetrt.runtime.segment.host import plan_of
 
 pytestmark = pytest.mark.alone
 
@@ -20,7 +19,7 @@ def test_all_cases_are_timed_alike(result):
     cases = result["cases"]
     assert len({(case["tile"], case["input"], case["head"]) for case in cases}) == 2 * len(INPUTS) * len(HEADS)
     for side in (204, 300):
-        count = len(plan_of(IdlePath((100, 120), side, "fixed", "labels").spec, (100, 120)))
+        count = len(IdlePath((100, 120), side, "fixed", "labels").spec.plan((100, 120)))
         assert {case["tiles"] for case in cases if case["tile"] == side} == {count}
     for case in cases:
         seconds = case["seconds"]
@@ -66,7 +65,7 @@ def test_an_idle_path_does_all_of_the_work(name, head):
         np.testing.assert_array_equal(lane.input[0, :, 92:192, 92:212], expected)
         labels = lane.output[0] if head == "labels" else lane.output[0].argmax(axis=0)
     np.testing.assert_array_equal(path.labels, labels[:100, :120])
-    assert len(plan_of(path.spec, frame.shape)) == 1
+    assert len(path.spec.plan(frame.shape)) == 1
 
 
 def test_the_command_writes_what_it_measured(tmp_path):

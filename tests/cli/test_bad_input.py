@@ -111,8 +111,11 @@ CASES = {
     "no ONNX": ("predict text.tif good -o new", "text.tif is not a whole ONNX file"),
     "truncated ONNX": ("predict cut.onnx good -o new", "cut.onnx is not a whole ONNX file"),
     "ONNX without a spec": ("predict plain.onnx good -o new", "plain.onnx carries no unetrt spec"),
-    "ONNX with an odd spec": ("predict odd.onnx good -o new", "odd.onnx: the model's spec is not readable"),
-    "no lanes to predict in": ("predict model.onnx good -o new --lanes 0", "0 lanes compute nothing: use 1 or more"),
+    "ONNX with an odd spec": ("predict odd.onnx good -o new", "odd.onnx: the model's spec is invalid: missing schema"),
+    "no lanes to predict in": (
+        "predict model.onnx good -o new --lanes 0",
+        "lanes must be an integer of at least 1",
+    ),
     "an unknown backend": (
         "predict model.onnx good -o new --backend tpu",
         "is unknown: use one of auto, tensorrt,",

@@ -5,7 +5,7 @@ import pytest
 
 from unetrt.export.exporter import Options
 from unetrt.export.gate import DEFAULTS
-from unetrt.runtime.geometry.geometry import Geometry
+from unetrt.runtime.geometry.plan import Geometry
 from unetrt.runtime.segment.segmenter import Segmenter
 
 pytestmark = pytest.mark.gpu

@@ -179,7 +179,7 @@ def refused(spec, message, image, **options):
     [
         (np.zeros((40, 51), np.uint8), r"out is uint8 \(40, 51\): give uint8 \(40, 50\)"),
         (np.zeros((40, 50), np.int32), "out is int32"),
-        (np.zeros((40, 100), np.uint8)[:, ::2], "gaps between their pixels"),
+        (np.zeros((40, 100), np.uint8)[:, ::2], "gaps between pixels"),
     ],
 )
 def test_labels_that_cannot_be_written_are_refused(out, message):

@@ -10,8 +10,7 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from tests.conftest import small_spec
-from unetrt.runtime.geometry.geometry import Geometry
-from unetrt.runtime.geometry.plan import BORDERS
+from unetrt.runtime.geometry.plan import BORDERS, Geometry
 from unetrt.runtime.geometry.unet_shape import UNetShape
 from unetrt.runtime.segment.segmenter import Segmenter
 from unetrt.trainer.torch_session import TorchSession

@@ -83,7 +83,7 @@ def test_candidates_are_ordered_by_cost():
 
 @pytest.mark.parametrize("numbers", [{"depth": 0}, {"base": 0}, {"channels": 0}, {"classes": 1}])
 def test_numbers_that_make_no_network(numbers):
-    with pytest.raises(OptionError, match="make no network"):
+    with pytest.raises(OptionError, match="invalid network"):
         UNetShape(**numbers)
 
 

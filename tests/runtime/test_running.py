@@ -128,10 +128,10 @@ FIXED = Normalisation("fixed", offset=(0.0,), scale=(1.0,))
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: Running(FIXED), "fixed normalisation measures nothing that could run"),
-        (lambda: Running(Normalisation(), 0), "an average over 0 frames is none: use 1 or more"),
-        (lambda: Streams(FIXED, "running"), "fixed normalisation measures nothing that could run"),
-        (lambda: Streams(FIXED, "fixed"), "normalisation 'fixed' is unknown to a stream: use model or running"),
+        (lambda: Running(FIXED), "fixed normalisation is not measured"),
+        (lambda: Running(Normalisation(), 0), r"frames must be at least 1 \(got 0\)"),
+        (lambda: Streams(FIXED, "running"), "fixed normalisation is not measured"),
+        (lambda: Streams(FIXED, "fixed"), "normalisation 'fixed' is not one of a stream: use model or running"),
         (
             lambda: Segmenter(CropSession(small_spec(normalisation=FIXED, input_dtype="uint16"))).segment(
                 CELLS[0], measure=FIXED.measure

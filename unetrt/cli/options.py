@@ -24,8 +24,6 @@ else:
 
 Size = tuple[int, int]
 Command = TypeVar("Command", bound=Callable[..., Any])
-# At most this many images of a folder are read as samples, evenly spaced.
-SAMPLES = 16
 BYTES = {"": 1, "b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "kib": 2**10, "mib": 2**20, "gib": 2**30}
 
 

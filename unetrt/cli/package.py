@@ -96,13 +96,10 @@ def package_place(kind: str, out: Path | None) -> Path:
 
 
 def raw_frames(images: Path, channels: int) -> Iterator[Any]:
-    """Iterate over images of a file or folder as raw frames (C, H, W): at most `SAMPLES`, the first frame of a stack."""
-    from unetrt.runtime.files.images import list_images
-    from unetrt.runtime.files.prediction import read_frames
-    from unetrt.runtime.pixels.frames import as_frame
+    """Iterate over images of a file or folder as raw frames (C, H, W): at most `SAMPLES`, of a stack the first."""
+    from unetrt.runtime.files.images import list_images, read_frames
+    from unetrt.runtime.pixels.frames import as_frame, stack_of
 
-    frame_axes = 2 if channels == 1 else 3
     paths = list_images(images)
     for path in paths[:: -(-len(paths) // SAMPLES)]:
-        stack = read_frames(path, channels)
-        yield as_frame(stack if stack.ndim == frame_axes else stack[0], channels)
+        yield as_frame(stack_of(read_frames(path, channels), channels)[0], channels)

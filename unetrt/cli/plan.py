@@ -113,7 +113,7 @@ def _measure(network: "PlannedNetwork", options: PlanOptions, budget: "Budget", 
 
     from unetrt.runtime.geometry.measured import Setting, chosen_backend, keep, measure, within_free_memory
     from unetrt.runtime.geometry.planner import candidates, worth_timing
-    from unetrt.runtime.machine import shown
+    from unetrt.runtime.machine import format_bytes
 
     backend = chosen_backend(options.backend, options.device)
     setting = Setting.here(backend, network.shape, precision, budget, options.device)
@@ -133,7 +133,7 @@ def _measure(network: "PlannedNetwork", options: PlanOptions, budget: "Budget", 
         )  # fmt: skip
     click.echo(f"timed: {what}", err=True)
     if possible.memory < budget.memory:
-        click.echo(f"planned for {shown(possible.memory)}, as no more memory is free here", err=True)
+        click.echo(f"planned for {format_bytes(possible.memory)}, as no more memory is free here", err=True)
     return possible, setting, keep(setting, times)
 
 
@@ -162,7 +162,7 @@ def _print(
     from rich.console import Console
     from rich.table import Table
 
-    from unetrt.runtime.machine import shown
+    from unetrt.runtime.machine import format_bytes
 
     timed = any(row.seconds is not None for row in rows)
     time = "time" if frames == 1 else f"time, {frames} frames"
@@ -172,7 +172,7 @@ def _print(
         mark = "best" if row == best else ("the paper's" if row == usual else fits)
         table.add_row(
             f"{row.tile[0]}x{row.tile[1]}", str(row.passes), f"{row.macs / 1e9:.0f}", f"{row.useful:.1%}",
-            shown(row.memory), *([_time(row)] if timed else []), mark,
+            format_bytes(row.memory), *([_time(row)] if timed else []), mark,
         )  # fmt: skip
     Console().print(table)
     if usual:

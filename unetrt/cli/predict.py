@@ -48,8 +48,7 @@ def command(
     Writes DIR/NAME.tif (labels) and DIR/overlays/NAME.png for each image. Stacks are segmented frame by frame. Images
     that cannot be segmented are skipped and listed at the end.
     """
-    from unetrt.runtime.files.images import list_images, require_distinct
-    from unetrt.runtime.files.prediction import Output, predict_file
+    from unetrt.runtime.files.images import Output, list_images, predict_file, require_distinct
 
     engine.require_backend()
     sources = [file for place in images for file in list_images(place)]

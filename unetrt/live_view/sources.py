@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from unetrt.runtime import LiveSegmenter
 from unetrt.runtime.closing import Closable
 from unetrt.runtime.errors import CameraError, FrameError, OptionError
-from unetrt.runtime.files.prediction import read_frames
+from unetrt.runtime.files.images import read_frames
 
 # Seconds between two checks that the camera still runs.
 LOOK = 0.02

@@ -10,8 +10,7 @@ from unetrt.runtime.cuda.arrays import DTYPES
 from unetrt.runtime.cuda.device import CudaDevice
 from unetrt.runtime.cuda.kernels import FOUND, Kernels, bins_shape, measure_counts, require_none
 from unetrt.runtime.errors import FrameError, InferenceError
-from unetrt.runtime.geometry.geometry import Geometry
-from unetrt.runtime.geometry.plan import BORDERS, Axis, Tile, TilePlan
+from unetrt.runtime.geometry.plan import BORDERS, Axis, Geometry, Tile, TilePlan
 from unetrt.runtime.pixels.frames import as_frame, require_finite
 from unetrt.runtime.pixels.normalisation import Affine, Normalisation
 from unetrt.runtime.pixels.scores import best_class, require_finite_scores

@@ -109,7 +109,7 @@ def test_without_cuda_the_management_library_counts(install, monkeypatch):
     ("reason", "said"),
     [
         ("no NVIDIA driver is installed", "none is seen here: no NVIDIA driver is installed"),
-        (None, "none is seen here: CUDA counts no device of that number"),
+        (None, "none is seen here: CUDA has no device of that index"),
     ],
 )
 def test_why_there_is_no_gpu_is_what_cuda_says(monkeypatch, reason, said):

@@ -437,8 +437,8 @@ def test_a_running_average_is_that_of_the_stream():
     [
         ({"policy": "fastest"}, "policy 'fastest' is unknown"),
         ({"kind": "cells"}, "labels of kind 'cells' are unknown: use instances or classes"),
-        ({"normalisation": "fixed"}, "normalisation 'fixed' is unknown to a stream: use model or running"),
-        ({"normalisation": "running"}, "fixed normalisation measures nothing that could run"),
+        ({"normalisation": "fixed"}, "normalisation 'fixed' is not one of a stream: use model or running"),
+        ({"normalisation": "running"}, "fixed normalisation is not measured"),
         ({"lanes": 3}, "lanes"),
         ({"on_result": 3}, "on_result=3 cannot be called: give a function"),
         ({"outputs": "labels.ome.zarr"}, "outputs='labels.ome.zarr' take no results: give a list"),

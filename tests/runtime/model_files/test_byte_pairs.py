@@ -128,7 +128,7 @@ def _given_out():
     [
         (
             raw_model(dtype=TensorProto.UINT8),
-            "ONNX type 2 and 4 axes: only uint16.*takes float32 and uint8 as they are",
+            "ONNX type 2 and 4 axes: only uint16.*TensorRT has float32 and uint8 inputs",
         ),
         (raw_model(dtype=TensorProto.FLOAT), "ONNX type 1"),
         (raw_model(shape=(1, SIDE, SIDE)), "ONNX type 4 and 3 axes"),

@@ -91,7 +91,7 @@ def test_a_folder_is_no_place_for_a_file(tmp_path):
 
 def test_what_is_no_regular_file_is_not_replaced_by_one(tmp_path):
     os.mkfifo(tmp_path / "pipe")
-    with pytest.raises(OutputError, match="is no regular file"), whole_file(tmp_path / "pipe"):
+    with pytest.raises(OutputError, match="is not a regular file"), whole_file(tmp_path / "pipe"):
         pytest.fail("it was too late to say so")
 
 

@@ -1,10 +1,12 @@
+"""Objects of a class map, and their outlines."""
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from unetrt.runtime.errors import FrameError, OptionError
-from unetrt.runtime.pixels.instances import grow_between, instances
+from unetrt.runtime.pixels.instances import grow_between, instances, outlines, overlay
 
 
 def picture(*rows):
@@ -79,3 +81,25 @@ def test_what_holds_no_instances(classes, options, error):
 
 def test_an_empty_map_has_no_instances():
     assert not instances(np.zeros((4, 5), np.uint8), separation_border=2, min_area=3).any()
+
+
+def test_background_stays_grey_and_outlines_are_coloured():
+    frame = np.random.default_rng(0).integers(0, 4000, (30, 40)).astype(np.uint16)
+    labels = np.zeros((30, 40), np.int32)
+    labels[5:20, 5:15], labels[5:20, 15:30] = 1, 2
+    picture = overlay(frame, labels)
+    assert (picture.shape, picture.dtype) == ((30, 40, 3), np.uint8)
+    assert (picture[labels == 0].max(axis=1) == picture[labels == 0].min(axis=1)).all()
+    edge = outlines(labels)
+    assert edge[5, 5]
+    assert edge[10, 14]
+    assert edge[10, 15]
+    assert not edge[10, 10]
+    colours = [np.unique(picture[edge & (labels == number)], axis=0) for number in (1, 2)]
+    assert [len(colour) for colour in colours] == [1, 1]
+    assert (colours[0] != colours[1]).any()
+
+
+def test_a_frame_without_contrast_or_with_channels_is_drawn():
+    assert overlay(np.full((3, 4), 7, np.uint8), np.zeros((3, 4), np.int32)).shape == (3, 4, 3)
+    assert overlay(np.ones((2, 3, 4), np.float32), np.zeros((3, 4), np.int32)).shape == (3, 4, 3)

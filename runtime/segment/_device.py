@@ -1,6 +1,8 @@
-"""What a segmenter does on a GPU beside its lanes: it waits for whoever made an array, and measures frames.
+"""Frames and labels in GPU memory: measured, cut and stitched there, without a copy to the host.
 
-Frames in GPU memory: measured, cut and stitched there, without passing the host.
+`DeviceCall` is the counterpart of `HostCall`; source and sink of a frame are chosen separately, so that an image on the
+host can have labels on the device and vice versa. A `SideStream` waits for the streams that made the arrays, and
+measures grey values; lanes wait for it.
 """
 
 import time
@@ -23,37 +25,46 @@ from unetrt.runtime.geometry.plan import Tile
 from unetrt.runtime.model.spec import ModelSpec
 from unetrt.runtime.pixels.frames import require_raw
 from unetrt.runtime.pixels.normalisation import Affine
-from unetrt.runtime.pixels.scores import SPOILT
-from unetrt.runtime.segment.host import HostSink, HostSource, Labels, into_labels, measured, plan_of
-from unetrt.runtime.segment.loop import FramePass, Job, Sink, Source
+from unetrt.runtime.pixels.scores import NOT_FINITE
+from unetrt.runtime.segment._host import (
+    FramePass,
+    HostSink,
+    HostSource,
+    Labels,
+    TileJob,
+    TileSink,
+    TileSource,
+    into_labels,
+    measured,
+)
 from unetrt.runtime.segment.timings import Timings
 from unetrt.runtime.sessions.cuda import CudaSession
 from unetrt.runtime.sessions.cuda_lane import CudaLane
 from unetrt.runtime.sessions.protocol import Lane, Session, Step
 
-# The largest bins, for one channel: those of uint16.
+# Bytes of the histograms of one uint16 channel.
 BINS = COPIES[np.dtype(np.uint16)] * 65536 * 4
 
-# The counts that fixed constants are measured from.
-NOTHING = np.empty((0, 0), np.uint32)
+# Counts for `fixed` normalisation, which needs none.
+NO_COUNTS = np.empty((0, 0), np.uint32)
 
 
 class SideStream:
-    """A stream of a segmenter's own, with memory for what is measured there. Used by one thread at a time.
+    """A CUDA stream of a segmenter, with memory for its measurements. Used by one thread at a time.
 
     Parameters
     ----------
     device
-        The session's.
+        The session's device.
     channels
-        Of the model's frames.
+        Channels of the model's frames.
 
     Attributes
     ----------
     kernels
-        Loaded on the device.
-    spoilt
-        Address of an int32 on the device that kernels set where scores are not finite.
+        The kernels, loaded on the device.
+    not_finite
+        Device address of an int32 that kernels set where scores are not finite.
     """
 
     def __init__(self, device: CudaDevice, channels: int) -> None:
@@ -67,11 +78,11 @@ class SideStream:
             self._flag = owned.enter_context(device.buffer(np.dtype(np.int32).itemsize))
             owned.callback(self._stream.synchronize)
             self._owned = owned.pop_all()
-        self.spoilt = self._flag.handle
+        self.not_finite = self._flag.handle
 
     @property
     def driver(self) -> Driver:
-        """The device's."""
+        """The device's driver."""
         return self._device.driver
 
     def close(self) -> None:
@@ -80,29 +91,29 @@ class SideStream:
             self._owned.close()
 
     def begin(self, arrays: Iterable[DeviceArray]) -> None:
-        """Start a call: whoever `let_wait` lets wait, waits for whoever made these arrays."""
+        """Start a call: streams given to `let_wait` will wait for the streams that made these arrays."""
         with self._device.current() as driver:
             for array in arrays:
                 if array.stream is not None:
                     driver.record(self._made.handle, array.stream)
                     self._stream.wait_for(self._made)
-            driver.fill(self.spoilt, 0, np.dtype(np.int32).itemsize, self._stream.handle)
+            driver.fill(self.not_finite, 0, np.dtype(np.int32).itemsize, self._stream.handle)
             self._ready.record(self._stream)
 
     def let_wait(self, stream: int) -> None:
-        """Let a lane's stream wait until the call's arrays can be used; the device is current."""
+        """Make a lane's stream wait until the call's arrays are ready; the device is current."""
         self.driver.wait_for(stream, self._ready.handle)
 
     def measured(self, spec: ModelSpec, frame: DeviceArray) -> Affine | None:
-        """Return how to normalise a frame (C, H, W): None where the graph does.
+        """Return the normalisation of a frame (C, H, W): None where the graph normalises.
 
-        The grey values of uint8 and uint16 frames are counted on the device. For other dtypes, percentiles, means and
-        deviations are measured on a copy on the host.
+        For uint8 and uint16 it follows from histograms made on the device; for other dtypes it is measured on a copy on
+        the host.
 
         Raises
         ------
         FrameError
-            The network cannot take it.
+            The frame does not fit the model.
         """
         with self._device.current():
             if frame.dtype.kind == "f":
@@ -113,14 +124,14 @@ class SideStream:
                 return None
             if spec.normalisation.mode != "fixed" and frame.dtype not in COPIES:
                 return spec.normalisation.measure(self._on_host(frame))
-            counts = NOTHING if spec.normalisation.mode == "fixed" else self._counts(frame)
+            counts = NO_COUNTS if spec.normalisation.mode == "fixed" else self._counts(frame)
             return measure_counts(spec.normalisation, counts)
 
     def require_sound(self) -> None:
         """Raise InferenceError where a score of this call was not finite."""
         with self._device.current():
-            if self._read(self.spoilt, (1,), np.int32)[0]:
-                raise InferenceError(SPOILT)
+            if self._read(self.not_finite, (1,), np.int32)[0]:
+                raise InferenceError(NOT_FINITE)
 
     def _counts(self, frame: DeviceArray) -> NDArray[np.uint32]:
         shape = bins_shape(frame)
@@ -134,7 +145,7 @@ class SideStream:
         return np.ndarray(frame.shape, frame.dtype, content.data, frame.address - low, frame.strides)
 
     def _read(self, address: int, shape: tuple[int, ...], dtype: Any) -> NDArray[Any]:
-        """Return what the stream has left at an address; blocks."""
+        """Copy from a device address, after the stream's earlier work; blocks."""
         host = np.empty(shape, dtype)
         self.driver.copy_out(host.ctypes.data, address, host.nbytes, self._stream.handle)
         self._stream.synchronize()
@@ -147,11 +158,11 @@ class DeviceSource(NamedTuple):
     Attributes
     ----------
     spec, side
-        The model's spec, and what lanes wait for before they read the frame.
+        The model's spec, and the stream that lanes wait for before they read the frame.
     frame
         Raw grey values (C, H, W).
     affine
-        How to normalise them; None where the graph does.
+        The normalisation; None where the graph normalises.
     """
 
     spec: ModelSpec
@@ -160,7 +171,7 @@ class DeviceSource(NamedTuple):
     affine: Affine | None
 
     def cut(self, tile: Tile, lane: Lane, slot: int) -> Step:
-        """Return what cuts a tile and normalises it."""
+        """Return the step that cuts a tile and normalises it."""
         assert isinstance(lane, CudaLane)
         shape = (self.spec.channels, *self.spec.tile)
         target = _slot(lane.place.input, slot, shape, self.spec.input_dtype)
@@ -178,7 +189,7 @@ class DeviceSink(NamedTuple):
     Attributes
     ----------
     spec, side
-        The model's spec, and what lanes wait for before they write.
+        The model's spec, and the stream that lanes wait for before they write.
     labels
         uint8 (H, W).
     """
@@ -188,7 +199,7 @@ class DeviceSink(NamedTuple):
     labels: DeviceArray
 
     def place(self, tile: Tile, lane: Lane, slot: int) -> Step:
-        """Return what takes a slot of a lane's output to its place."""
+        """Return the step that writes a slot of a lane's output to its place."""
         assert isinstance(lane, CudaLane)
         if self.spec.head == "labels":
             return partial(self._copy, tile, _slot(lane.place.output, slot, self.spec.core, np.uint8))
@@ -196,7 +207,7 @@ class DeviceSink(NamedTuple):
         return partial(self._choose, tile, scores)
 
     def stitch(self, tile: Tile, lane: Lane, slot: int) -> None:
-        """Do nothing: the tile is in its place."""
+        """Do nothing: the tile is written on the device."""
 
     def _copy(self, tile: Tile, core: DeviceArray, stream: int) -> None:
         rows, columns = tile.rows.core, tile.columns.core
@@ -209,24 +220,24 @@ class DeviceSink(NamedTuple):
 
     def _choose(self, tile: Tile, scores: DeviceArray, stream: int) -> None:
         self.side.let_wait(stream)
-        spoilt = None if self.spec.precision == "fp32" else self.side.spoilt
-        self.side.kernels.stitch_labels(scores, tile, self.labels, spoilt, stream)
+        not_finite = None if self.spec.precision == "fp32" else self.side.not_finite
+        self.side.kernels.stitch_labels(scores, tile, self.labels, not_finite, stream)
 
 
 @dataclass
 class DeviceCall:
-    """One call for labels whose frames, or labels, or both, are on the device.
+    """A call for labels whose frames, or labels, or both, are on the device.
 
     Attributes
     ----------
     spec, side
-        The model's spec, and where frames are measured.
+        The model's spec, and the stream that measures frames.
     image
         Frames (..., H, W) or (..., C, H, W), on the device or the host.
     labels
         uint8 (..., H, W), on the device or the host, to be written.
     timings
-        The call's.
+        The call's timings.
     """
 
     spec: ModelSpec
@@ -236,29 +247,29 @@ class DeviceCall:
     timings: Timings = field(default_factory=Timings)
 
     def __len__(self) -> int:
-        """Count the tiles of all frames."""
-        return prod(self.labels.shape[:-2]) * len(plan_of(self.spec, self.labels.shape[-2:]))
+        """Return the number of tiles of all frames."""
+        return prod(self.labels.shape[:-2]) * len(self.spec.plan(self.labels.shape[-2:]))
 
-    def jobs(self) -> Iterator[Job]:
-        """Measure one frame after the other, and yield the tiles of each."""
+    def jobs(self) -> Iterator[TileJob]:
+        """Measure one frame after another, and yield the tiles of each."""
         self.side.begin([array for array in (self.image, self.labels) if isinstance(array, DeviceArray)])
-        plan = plan_of(self.spec, self.labels.shape[-2:])
+        plan = self.spec.plan(self.labels.shape[-2:])
         for index in np.ndindex(self.labels.shape[:-2]):
             timings, begin = Timings(), time.perf_counter()
             self.timings.frames.append(timings)
             source, sink = self._source(index, timings), self._sink(index)
             last = partial(self._finish, timings, begin)
-            on_its_way = FramePass(source, sink, len(plan), last, timings)
-            yield from (Job(tile, on_its_way) for tile in plan)
+            frame_pass = FramePass(source, sink, len(plan), last, timings)
+            yield from (TileJob(tile, frame_pass) for tile in plan)
 
-    def _source(self, index: tuple[int, ...], timings: Timings) -> Source:
+    def _source(self, index: tuple[int, ...], timings: Timings) -> TileSource:
         if not isinstance(self.image, DeviceArray):
             return HostSource(*measured(self.spec, self.image[index], timings))
         with timings.phase("normalise"):
             frame = self.image[index].as_frame(self.spec.channels)
             return DeviceSource(self.spec, self.side, frame, self.side.measured(self.spec, frame))
 
-    def _sink(self, index: tuple[int, ...]) -> Sink:
+    def _sink(self, index: tuple[int, ...]) -> TileSink:
         if isinstance(self.labels, DeviceArray):
             return DeviceSink(self.spec, self.side, self.labels[index])
         return HostSink(into_labels(self.spec, self.labels[index]))
@@ -270,7 +281,7 @@ class DeviceCall:
 
 
 def require_same_device(session: Session, arrays: Iterable[DeviceArray]) -> CudaDevice:
-    """Return the GPU that a session computes on; raises FrameError where it is none or the arrays lie on another."""
+    """Return the GPU of a session; raises FrameError where it computes on the CPU, or arrays lie on another GPU."""
     if not isinstance(session, CudaSession):
         raise FrameError(f"the image lies on a GPU, and the model on {session.name}: give tensor.cpu()")
     for array in arrays:
