@@ -5,9 +5,9 @@ import re
 from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
-from unetrt.runtime.engines.engine_file import Binding, bindings
+from unetrt.runtime.engines.engine_file import engine_tensors
 from unetrt.runtime.errors import OptionError
-from unetrt.runtime.model.spec import INPUT, KEY, OUTPUT, ModelSpec
+from unetrt.runtime.model.spec import KEY, ModelSpec, Tensor
 
 Engine = Literal["onnxruntime", "tensorrt"]
 # The backend's name -> platform and file name, as Triton's documentation of model repositories has them.
@@ -101,14 +101,10 @@ def contract(name: str, engine: Engine, spec: ModelSpec, batched: bool) -> str:
     first = 1 if batched else 0
     said = replace(spec, batch=1) if batched else spec
     called = {key: value for key, value in json.loads(said.to_json()).items() if key not in OF_THE_WEIGHTS}
-    arrays = {INPUT: spec.new_input(), OUTPUT: spec.new_output()}
-    ends = {name: Binding(array.shape, array.dtype.type) for name, array in arrays.items()}
-    if engine == "tensorrt":
-        ends = bindings(spec)
-    tensors = ((side, name, *ends[name]) for side, name in (("input", INPUT), ("output", OUTPUT)))
+    tensors = engine_tensors(spec) if engine == "tensorrt" else spec.tensors()
     return f'name: "{name}"\nplatform: "{platform}"\nbackend: "{engine}"\ndefault_model_filename: "{file}"\n' + "".join(
         [
-            *(_tensor(side, tensor, dtype.__name__, shape[first:]) for side, tensor, shape, dtype in tensors),
+            *(_tensor(side, tensor, first) for side, tensor in tensors._asdict().items()),
             # JSON in ASCII, quoted once more as JSON, is a string of protobuf's text format.
             f'parameters {{\n  key: "{KEY}"\n  value {{ string_value: {json.dumps(json.dumps(called))} }}\n}}\n',
         ]
@@ -127,6 +123,6 @@ def scheduling(serving: Serving, max_batch_size: int) -> str:
     return f"max_batch_size: {max_batch_size}\n{batcher}{group}"
 
 
-def _tensor(side: str, name: str, dtype: str, shape: tuple[int, ...]) -> str:
-    dims = ", ".join(str(length) for length in shape)
-    return f'{side} [ {{ name: "{name}" data_type: {TYPES[dtype]} dims: [ {dims} ] }} ]\n'
+def _tensor(side: str, tensor: Tensor, first: int) -> str:
+    dims = ", ".join(str(length) for length in tensor.shape[first:])
+    return f'{side} [ {{ name: "{tensor.name}" data_type: {TYPES[tensor.dtype.name]} dims: [ {dims} ] }} ]\n'

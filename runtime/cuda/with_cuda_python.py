@@ -1,7 +1,4 @@
-"""The CUDA contract over `cuda.bindings.driver` of NVIDIA's cuda-python, 12 and 13.
-
-How functions of `cuda.bindings.driver` are called, and how they fail.
-"""
+"""`Driver` on `cuda.bindings.driver` of NVIDIA's cuda-python, 12 and 13."""
 
 import ctypes
 import importlib
@@ -12,28 +9,28 @@ from unetrt.runtime.errors import CudaError, OutOfMemoryError
 
 
 def devices() -> tuple[DeviceProperties, ...]:
-    """Return CUDA's devices, in its order; makes no context. Raises CudaError."""
+    """Return CUDA's devices, in CUDA's order, without a context. Raises CudaError."""
     call("cuInit", 0)
     return tuple(_properties(call("cuDeviceGet", index)) for index in range(call("cuDeviceGetCount")))
 
 
 def cuda_version() -> int:
-    """Return the newest CUDA that the driver knows: 13000 is 13.0. Raises CudaError."""
+    """Return the newest CUDA version that the driver supports: 13000 is 13.0. Raises CudaError."""
     return int(call("cuDriverGetVersion"))
 
 
 def open_device(index: int) -> Driver:
-    """Return the device of that number, one of `devices`. Raises CudaError."""
+    """Return the device with that index in `devices`. Raises CudaError."""
     return CudaPythonDriver(index)
 
 
 class CudaPythonDriver:
-    """One CUDA device: see `contract.Driver`.
+    """One CUDA device; implements `Driver`.
 
     Parameters
     ----------
     index
-        The device's number, as CUDA counts.
+        CUDA's index of the device.
     """
 
     captures = True
@@ -47,19 +44,19 @@ class CudaPythonDriver:
         self._context = call("cuDevicePrimaryCtxRetain", self._device)
 
     def push(self) -> None:
-        """Make the primary context current."""
+        """Push the primary context."""
         call("cuCtxPushCurrent", self._context)
 
     def pop(self) -> None:
-        """Undo `push`."""
+        """Pop it."""
         call("cuCtxPopCurrent")
 
     def release(self) -> None:
-        """Give the primary context back."""
+        """Release the primary context."""
         call("cuDevicePrimaryCtxRelease", self._device)
 
     def memory(self) -> tuple[int, int]:
-        """Return free and all memory, in bytes."""
+        """Return free and total memory, in bytes."""
         free, total = call("cuMemGetInfo")
         return int(free), int(total)
 
@@ -72,7 +69,7 @@ class CudaPythonDriver:
         call("cuMemFree", address)
 
     def allocate_pinned(self, size: int) -> int:
-        """Return the address of `size` pinned bytes, pinned for every context."""
+        """Return the address of `size` page-locked bytes, portable to all contexts."""
         return int(call("cuMemHostAlloc", size, package().CU_MEMHOSTALLOC_PORTABLE))
 
     def free_pinned(self, address: int) -> None:
@@ -126,7 +123,7 @@ class CudaPythonDriver:
         call("cuEventRecord", event, stream)
 
     def wait_for(self, stream: int, event: int) -> None:
-        """Let a stream wait for an event."""
+        """Make a stream wait for an event."""
         call("cuStreamWaitEvent", stream, event, 0)
 
     def synchronize_event(self, event: int) -> None:
@@ -138,11 +135,11 @@ class CudaPythonDriver:
         return float(call("cuEventElapsedTime", begin, end)) / 1e3
 
     def begin_capture(self, stream: int) -> None:
-        """Begin to collect; other threads, and what they call, are left alone."""
+        """Begin to capture this thread's calls; other threads are not affected."""
         call("cuStreamBeginCapture", stream, package().CUstreamCaptureMode.CU_STREAM_CAPTURE_MODE_THREAD_LOCAL)
 
     def end_capture(self, stream: int) -> int:
-        """Return what was collected, ready to launch."""
+        """Return the captured work as an executable graph."""
         graph = call("cuStreamEndCapture", stream)
         try:
             return int(call("cuGraphInstantiate", graph, 0))
@@ -150,7 +147,7 @@ class CudaPythonDriver:
             call("cuGraphDestroy", graph)
 
     def launch_graph(self, graph: int, stream: int) -> None:
-        """Do what a graph holds."""
+        """Launch a graph."""
         call("cuGraphLaunch", graph, stream)
 
     def destroy_graph(self, graph: int) -> None:
@@ -170,7 +167,7 @@ class CudaPythonDriver:
         return int(call("cuModuleGetFunction", module, name.encode()))
 
     def launch(self, function: int, grid: Extent, block: Extent, argument: bytes, stream: int) -> None:
-        """Run a kernel."""
+        """Launch a kernel."""
         struct = ctypes.create_string_buffer(argument, len(argument))
         parameters = (ctypes.c_void_p * 1)(ctypes.addressof(struct))
         call("cuLaunchKernel", function, *grid, *block, 0, stream, ctypes.addressof(parameters), 0)
@@ -185,14 +182,14 @@ def _properties(device: Any) -> DeviceProperties:
 
 
 def call(name: str, *arguments: Any) -> Any:
-    """Call a function of the driver: return its one value, the list of them, or None where it has none.
+    """Call a function of the driver API; return its value, a list of several values, or None.
 
     Raises
     ------
     OutOfMemoryError
-        The driver says that memory ran out.
+        Memory ran out.
     CudaError
-        It failed with anything else, or the installed driver does not have it.
+        It failed for another reason, or the installed driver does not have it.
     """
     cuda = package()
     try:
@@ -206,7 +203,7 @@ def call(name: str, *arguments: Any) -> Any:
 
 
 def text_of(buffer: bytes) -> str:
-    """Return the text that the driver wrote to a buffer."""
+    """Return the text in a buffer that the driver filled."""
     return buffer.split(b"\0")[0].decode()
 
 

@@ -1,9 +1,7 @@
-"""The CUDA contract over `pycuda.driver`, 2024.1 and newer.
+"""`Driver` on `pycuda.driver`, 2024.1 and newer.
 
-PyCUDA's streams, events and memory are objects that free themselves when the last reference goes. They are kept
-here by their handle until they are asked to be freed. A failure while it frees is printed by PyCUDA, not raised.
-
-How functions of `pycuda.driver` are called, and how they fail.
+PyCUDA's streams, events and memory are objects that free themselves with their last reference; here they are kept by
+handle until they are freed explicitly. PyCUDA prints errors at freeing instead of raising them.
 """
 
 import ctypes
@@ -11,41 +9,41 @@ import importlib
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future
-from typing import Any
+from typing import Any, NoReturn
 
 from unetrt.runtime.cuda.driver import DeviceProperties, Driver, Extent, Rows
 from unetrt.runtime.errors import CudaError, OutOfMemoryError
 
-# cuda.h: CU_STREAM_NON_BLOCKING, for which PyCUDA has no name.
+# CU_STREAM_NON_BLOCKING of cuda.h, which PyCUDA does not define.
 NON_BLOCKING = 1
 # CU_STREAM_LEGACY, the default stream.
 LEGACY = 1
 
 
 def devices() -> tuple[DeviceProperties, ...]:
-    """Return CUDA's devices, in its order; makes no context. Raises CudaError."""
+    """Return CUDA's devices, in CUDA's order, without a context. Raises CudaError."""
     cuda = package()
     call(cuda.init)
     return tuple(_properties(call(cuda.Device, index)) for index in range(call(cuda.Device.count)))
 
 
 def cuda_version() -> int:
-    """Return the newest CUDA that the driver knows: 13000 is 13.0. Raises CudaError."""
+    """Return the newest CUDA version that the driver supports: 13000 is 13.0. Raises CudaError."""
     return int(call(package().get_driver_version))
 
 
 def open_device(index: int) -> Driver:
-    """Return the device of that number, one of `devices`. Raises CudaError."""
+    """Return the device with that index in `devices`. Raises CudaError."""
     return PyCudaDriver(index)
 
 
 class PyCudaDriver:
-    """One CUDA device: see `contract.Driver`.
+    """One CUDA device; implements `Driver`.
 
     Parameters
     ----------
     index
-        The device's number, as CUDA counts.
+        CUDA's index of the device.
     """
 
     captures = False
@@ -67,23 +65,23 @@ class PyCudaDriver:
         self._leave = threading.Event()
         self._left: Future[None] = Future()
         given = (self._context, self._leave, self._left)
-        threading.Thread(target=_give_back, args=given, name="unetrt-cuda-release", daemon=True).start()
+        threading.Thread(target=_release_on_request, args=given, name="unetrt-cuda-release", daemon=True).start()
 
     def push(self) -> None:
-        """Make the primary context current."""
+        """Push the primary context."""
         call(self._context.push)
 
     def pop(self) -> None:
-        """Undo `push`."""
+        """Pop it."""
         call(self._cuda.Context.pop)
 
     def release(self) -> None:
-        """Give the primary context back."""
+        """Release the primary context."""
         self._leave.set()
         call(self._left.result)
 
     def memory(self) -> tuple[int, int]:
-        """Return free and all memory, in bytes."""
+        """Return free and total memory, in bytes."""
         free, total = call(self._cuda.mem_get_info)
         return free, total
 
@@ -98,7 +96,7 @@ class PyCudaDriver:
         call(self._memory.pop(address).free)
 
     def allocate_pinned(self, size: int) -> int:
-        """Return the address of `size` pinned bytes, pinned for every context."""
+        """Return the address of `size` page-locked bytes, portable to all contexts."""
         array = call(self._cuda.pagelocked_empty, size, "u1", mem_flags=self._cuda.host_alloc_flags.PORTABLE)
         address = int(array.ctypes.data)
         self._pinned[address] = array.base
@@ -147,7 +145,7 @@ class PyCudaDriver:
     def create_event(self) -> int:
         """Return a new event."""
         event = call(self._cuda.Event, self._cuda.event_flags.BLOCKING_SYNC)
-        self._events[id(event)] = event  # PyCUDA keeps the driver's own handle to itself
+        self._events[id(event)] = event  # PyCUDA does not expose the driver's handle
         return id(event)
 
     def destroy_event(self, event: int) -> None:
@@ -155,14 +153,14 @@ class PyCudaDriver:
         del self._events[event]
 
     def record(self, event: int, stream: int) -> None:
-        """Record an event; PyCUDA cannot name another library's stream: all that is in flight is waited for instead."""
+        """Record an event; PyCUDA cannot use another library's stream, so the context is synchronised instead."""
         own = self._streams.get(stream)
         if own is None and stream != LEGACY:
             call(self._cuda.Context.synchronize)
-        call(self._events[event].record, own)  # without one: on the legacy default stream
+        call(self._events[event].record, own)  # None: the legacy default stream
 
     def wait_for(self, stream: int, event: int) -> None:
-        """Let a stream wait for an event."""
+        """Make a stream wait for an event."""
         call(self._streams[stream].wait_for_event, self._events[event])
 
     def synchronize_event(self, event: int) -> None:
@@ -173,21 +171,13 @@ class PyCudaDriver:
         """Return the seconds between two events."""
         return float(call(self._events[end].time_since, self._events[begin])) / 1e3
 
-    def begin_capture(self, stream: int) -> None:  # noqa: ARG002 - the contract's arguments
+    def begin_capture(self, *_: int) -> NoReturn:
         """Refuse: PyCUDA has no graphs."""
-        raise _no_graphs()
+        raise CudaError(
+            "pycuda has no CUDA graphs: use cuda-python (pip install 'unetrt[rtx]', UNETRT_CUDA=cuda-python)"
+        )
 
-    def end_capture(self, stream: int) -> int:  # noqa: ARG002 - the contract's arguments
-        """Refuse: PyCUDA has no graphs."""
-        raise _no_graphs()
-
-    def launch_graph(self, graph: int, stream: int) -> None:  # noqa: ARG002 - the contract's arguments
-        """Refuse: PyCUDA has no graphs."""
-        raise _no_graphs()
-
-    def destroy_graph(self, graph: int) -> None:  # noqa: ARG002 - the contract's arguments
-        """Refuse: PyCUDA has no graphs."""
-        raise _no_graphs()
+    end_capture = launch_graph = destroy_graph = begin_capture
 
     def load_module(self, ptx: bytes) -> int:
         """Return a module of kernels."""
@@ -208,7 +198,7 @@ class PyCudaDriver:
         return id(function)
 
     def launch(self, function: int, grid: Extent, block: Extent, argument: bytes, stream: int) -> None:
-        """Run a kernel."""
+        """Launch a kernel."""
         _, kernel = self._functions[function]
         kernel.prepare([f"{len(argument)}s"])
         call(kernel.prepared_async_call, grid, block, self._streams[stream], argument)
@@ -219,11 +209,11 @@ def _properties(device: Any) -> DeviceProperties:
     return DeviceProperties(call(device.name), f"{major}.{minor}", call(device.pci_bus_id))
 
 
-def _give_back(context: Any, leave: threading.Event, left: "Future[None]") -> None:
-    """Release the context once asked to, on a thread that does nothing else.
+def _release_on_request(context: Any, leave: threading.Event, left: "Future[None]") -> None:
+    """Release the context on request, on a thread that does nothing else.
 
-    PyCUDA releases only a context that is current, and leaves it current afterwards. On this thread that hides
-    nobody else's context; and at interpreter exit, when a release may come, no thread can be started any more.
+    PyCUDA releases only a context that is current, and leaves it current afterwards: on this thread that hides no other
+    context. The thread starts early, as no thread can be started at interpreter exit.
     """
     leave.wait()
     try:
@@ -239,19 +229,15 @@ def _host_bytes(address: int, size: int) -> Any:
     return (ctypes.c_char * size).from_address(address)
 
 
-def _no_graphs() -> CudaError:
-    return CudaError("pycuda has no CUDA graphs: use cuda-python (pip install 'unetrt[rtx]', UNETRT_CUDA=cuda-python)")
-
-
 def call(function: Callable[..., Any], *arguments: Any, **named: Any) -> Any:
-    """Call a function of PyCUDA; its errors, which name the driver's call, become ours.
+    """Call a function of PyCUDA and translate its errors, whose messages name the driver's call.
 
     Raises
     ------
     OutOfMemoryError
-        The driver says that memory ran out.
+        Memory ran out.
     CudaError
-        It failed with anything else.
+        It failed for another reason.
     """
     cuda = package()
     try:

@@ -5,7 +5,7 @@ Types and ranges of what a spec holds as JSON: a file may come from anywhere, an
 
 import json
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple, get_args
 
@@ -39,6 +39,9 @@ class Tensor(NamedTuple):
     shape: tuple[int, ...]
     dtype: np.dtype[Any]
 
+    def __str__(self) -> str:
+        return f"{self.name} {self.shape} {self.dtype}"
+
     @property
     def nbytes(self) -> int:
         """Size in bytes."""
@@ -54,6 +57,21 @@ class Tensors(NamedTuple):
 
     input: Tensor
     output: Tensor
+
+    @property
+    def nbytes(self) -> int:
+        """Size of both in bytes."""
+        return self.input.nbytes + self.output.nbytes
+
+    def mismatch(self, given: Iterable[str]) -> str | None:
+        """Return how a graph's tensors differ from these, None where they are the same.
+
+        `given` are the graph's inputs, then its outputs, as `str(Tensor)` writes them: name, shape, dtype.
+        """
+        found, expected = list(given), [str(tensor) for tensor in self]
+        if found == expected:
+            return None
+        return f"its graph has {', '.join(found) or 'no tensors'}, its spec says {', '.join(expected)}"
 
 
 @dataclass(frozen=True)

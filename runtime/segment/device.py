@@ -28,8 +28,8 @@ from unetrt.runtime.segment.host import HostSink, HostSource, Labels, into_label
 from unetrt.runtime.segment.loop import FramePass, Job, Sink, Source
 from unetrt.runtime.segment.timings import Timings
 from unetrt.runtime.sessions.cuda import CudaSession
-from unetrt.runtime.sessions.cuda_lane import CudaLane
-from unetrt.runtime.sessions.protocol import Lane, Session, Step
+from unetrt.runtime.sessions.cuda_lane import CudaLane, Step
+from unetrt.runtime.sessions.protocol import Lane, Session
 
 # The largest bins, for one channel: those of uint16.
 BINS = COPIES[np.dtype(np.uint16)] * 65536 * 4

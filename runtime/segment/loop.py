@@ -9,24 +9,27 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import islice
-from typing import NamedTuple, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol, cast
 
 from unetrt.runtime.geometry.plan import Tile
 from unetrt.runtime.segment.timings import Occupancy, Timings
-from unetrt.runtime.sessions.protocol import Lane, Step
+from unetrt.runtime.sessions.protocol import Lane
+
+if TYPE_CHECKING:
+    from unetrt.runtime.sessions.cuda_lane import CudaLane, Step
 
 
 class Source(Protocol):
     """Where a frame's tiles are cut from."""
 
-    def cut(self, tile: Tile, lane: Lane, slot: int) -> Step | None:
+    def cut(self, tile: Tile, lane: Lane, slot: int) -> "Step | None":
         """Fill a slot of a lane's input, or return what does so on the device. Runs before the launch."""
 
 
 class Sink(Protocol):
     """Where a frame's results go."""
 
-    def place(self, tile: Tile, lane: Lane, slot: int) -> Step | None:
+    def place(self, tile: Tile, lane: Lane, slot: int) -> "Step | None":
         """Return what takes a slot of a lane's output to its place on the device; None where `stitch` does it."""
 
     def stitch(self, tile: Tile, lane: Lane, slot: int) -> None:
@@ -132,7 +135,11 @@ class TileLoop:
         if batch:
             after = [job.frame.sink.place(job.tile, lane, slot) for slot, job in enumerate(batch)]
             self._flying.append((lane, batch))  # before the launch, for an interrupt may come right after it
-            lane.launch(list(filter(None, before)), list(filter(None, after)))
+            steps = list(filter(None, before)), list(filter(None, after))
+            if any(steps):  # only frames and labels on the device have them, and their lanes are on it
+                cast("CudaLane", lane).launch_with(*steps)
+            else:
+                lane.launch()
         return bool(batch)
 
     def _finish(self, finished: Callable[[int], None]) -> Lane:

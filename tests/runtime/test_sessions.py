@@ -167,7 +167,7 @@ def test_a_graph_that_an_engine_cannot_load_is_one_line(tiny_model, tmp_path, ba
     ("text", "damaged", "message"),
     [
         (b"Conv", b"Co\xffv", "not a model that ONNX Runtime can load"),
-        (b"scores", b"sc\xffres", "a name in its graph is no text"),
+        (b"scores", b"sc\xffres", "a name in its graph is not UTF-8"),
     ],
 )
 def test_bytes_that_are_no_text_are_one_line_too(tmp_path, text, damaged, message):

@@ -129,7 +129,7 @@ def test_a_runtime_cache_of_no_use_is_replaced(bench, tiny_model, caplog):
         session.lanes(1)
     with caplog.at_level("INFO", "unetrt"), open_session(engine) as session:
         session.lanes(1)
-    assert "of no use to this TensorRT" in caplog.text
+    assert "this TensorRT cannot use" in caplog.text
 
 
 def test_segmenters_share_the_weights(bench, tiny_model):
@@ -158,8 +158,8 @@ def test_the_same_engine_on_another_device_is_another(bench, tiny_model):
     [
         ("load", EngineError, r"TensorRT cannot load .*tiny-tensorrt.engine: the engine was built for another device; "
                               "rebuild it with `unetrt build"),
-        ("context", InferenceError, "TensorRT makes no context: no room for a context"),
-        ("address", InferenceError, "TensorRT takes no address for its tensors: no such tensor"),
+        ("context", InferenceError, "TensorRT cannot create an execution context: no room for a context"),
+        ("address", InferenceError, "TensorRT rejects the address of tensor frame: no such tensor"),
         ("enqueue", InferenceError, "TensorRT did not start a pass: a kernel is missing"),
     ],
 )  # fmt: skip

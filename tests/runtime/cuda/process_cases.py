@@ -8,7 +8,7 @@ import threading
 
 from tests.runtime.cuda.bench_cases import there_and_back
 from tests.runtime.cuda.workbench import DEVICE, Workbench, raised
-from unetrt.runtime.cuda.driver import DeviceProperties, loaded_implementation, open_driver, why_not
+from unetrt.runtime.cuda.driver import DeviceProperties, loaded_binding, open_driver, why_not
 from unetrt.runtime.errors import CudaError, OutOfMemoryError
 
 
@@ -132,7 +132,7 @@ def chosen_without_the_variable():
 
 def only_probed():
     assert why_not() is None
-    implementation = loaded_implementation()
+    implementation = loaded_binding()
     assert implementation.devices() == (
         DeviceProperties("Fake GPU A", "8.6", "0000:01:00.0"),
         DeviceProperties("Fake GPU B", "12.0", "0000:02:00.0"),
