@@ -13,10 +13,9 @@ import os
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from importlib.util import find_spec
 from typing import NamedTuple, Protocol
 
-from unetrt.runtime.candidates import first_usable
+from unetrt.runtime.candidates import first_usable, why_not_importable
 from unetrt.runtime.errors import BackendUnavailableError, InferenceError, OptionError
 
 Extent = tuple[int, int, int]
@@ -212,13 +211,7 @@ class Binding:
 
     def why_not_loaded(self) -> str | None:
         """Return None where its package can be called, with or without a GPU, else one sentence that says why not."""
-        if not _is_installed(self.package):
-            return f"{self.name} is not installed: pip install 'unetrt[{self.extra}]'"
-        try:
-            importlib.import_module(self.package)
-        except (ImportError, OSError) as error:
-            return f"{self.name} does not load ({error}): pip install --force-reinstall 'unetrt[{self.extra}]'"
-        return None
+        return why_not_importable(self.package, self.name, self.extra)
 
     def devices(self) -> tuple[DeviceProperties, ...]:
         """Return CUDA's devices, in CUDA's order; raises CudaError."""
@@ -300,13 +293,6 @@ def _first(environ: Mapping[str, str], probe: Callable[[Binding], str | None]) -
     if missing := _missing_library():
         raise BackendUnavailableError(missing)  # no binding works without it
     return first_usable((binding for binding in BINDINGS if name in (None, "", binding.name)), probe)
-
-
-def _is_installed(package: str) -> bool:
-    try:
-        return find_spec(package) is not None
-    except ModuleNotFoundError:  # its parent package is missing
-        return False
 
 
 def _missing_library() -> str | None:

@@ -37,8 +37,8 @@ def open_device(index: int) -> Driver:
     return PyCudaDriver(index)
 
 
-class PyCudaDriver:
-    """One CUDA device; implements `Driver`.
+class PyCudaDriver(Driver):
+    """One CUDA device. Methods are documented in `Driver`.
 
     Parameters
     ----------
@@ -68,54 +68,43 @@ class PyCudaDriver:
         threading.Thread(target=_release_on_request, args=given, name="unetrt-cuda-release", daemon=True).start()
 
     def push(self) -> None:
-        """Push the primary context."""
         call(self._context.push)
 
     def pop(self) -> None:
-        """Pop it."""
         call(self._cuda.Context.pop)
 
     def release(self) -> None:
-        """Release the primary context."""
         self._leave.set()
         call(self._left.result)
 
     def memory(self) -> tuple[int, int]:
-        """Return free and total memory, in bytes."""
         free, total = call(self._cuda.mem_get_info)
         return free, total
 
     def allocate(self, size: int) -> int:
-        """Return the address of `size` bytes on the device."""
         memory = call(self._cuda.mem_alloc, size)
         self._memory[int(memory)] = memory
         return int(memory)
 
     def free(self, address: int) -> None:
-        """Free what `allocate` returned."""
         call(self._memory.pop(address).free)
 
     def allocate_pinned(self, size: int) -> int:
-        """Return the address of `size` page-locked bytes, portable to all contexts."""
         array = call(self._cuda.pagelocked_empty, size, "u1", mem_flags=self._cuda.host_alloc_flags.PORTABLE)
         address = int(array.ctypes.data)
         self._pinned[address] = array.base
         return address
 
     def free_pinned(self, address: int) -> None:
-        """Free what `allocate_pinned` returned."""
         call(self._pinned.pop(address).free)
 
     def copy_in(self, device: int, host: int, size: int, stream: int) -> None:
-        """Copy from host to device."""
         call(self._cuda.memcpy_htod_async, device, _host_bytes(host, size), self._streams[stream])
 
     def copy_out(self, host: int, device: int, size: int, stream: int) -> None:
-        """Copy from device to host."""
         call(self._cuda.memcpy_dtoh_async, _host_bytes(host, size), device, self._streams[stream])
 
     def copy_rows(self, target: Rows, source: Rows, width: int, height: int, stream: int) -> None:
-        """Copy rows on the device."""
         copy = self._cuda.Memcpy2D()
         copy.set_src_device(source.address)
         copy.src_pitch = source.pitch
@@ -125,54 +114,44 @@ class PyCudaDriver:
         call(copy, self._streams[stream])
 
     def fill(self, address: int, byte: int, size: int, stream: int) -> None:
-        """Set bytes on the device."""
         call(self._cuda.memset_d8_async, address, byte, size, self._streams[stream])
 
     def create_stream(self) -> int:
-        """Return a new stream."""
         stream = call(self._cuda.Stream, NON_BLOCKING)
         self._streams[stream.handle] = stream
         return int(stream.handle)
 
     def destroy_stream(self, stream: int) -> None:
-        """Free a stream."""
         del self._streams[stream]
 
     def synchronize_stream(self, stream: int) -> None:
-        """Wait for a stream."""
         call(self._streams[stream].synchronize)
 
     def create_event(self) -> int:
-        """Return a new event."""
         event = call(self._cuda.Event, self._cuda.event_flags.BLOCKING_SYNC)
         self._events[id(event)] = event  # PyCUDA does not expose the driver's handle
         return id(event)
 
     def destroy_event(self, event: int) -> None:
-        """Free an event."""
         del self._events[event]
 
     def record(self, event: int, stream: int) -> None:
-        """Record an event; PyCUDA cannot use another library's stream, so the context is synchronised instead."""
+        # PyCUDA cannot use the stream of another library: the context is synchronised instead.
         own = self._streams.get(stream)
         if own is None and stream != LEGACY:
             call(self._cuda.Context.synchronize)
         call(self._events[event].record, own)  # None: the legacy default stream
 
     def wait_for(self, stream: int, event: int) -> None:
-        """Make a stream wait for an event."""
         call(self._streams[stream].wait_for_event, self._events[event])
 
     def synchronize_event(self, event: int) -> None:
-        """Wait for an event."""
         call(self._events[event].synchronize)
 
     def elapsed(self, begin: int, end: int) -> float:
-        """Return the seconds between two events."""
         return float(call(self._events[end].time_since, self._events[begin])) / 1e3
 
     def begin_capture(self, *_: int) -> NoReturn:
-        """Refuse: PyCUDA has no graphs."""
         raise CudaError(
             "pycuda has no CUDA graphs: use cuda-python (pip install 'unetrt[rtx]', UNETRT_CUDA=cuda-python)"
         )
@@ -180,25 +159,21 @@ class PyCudaDriver:
     end_capture = launch_graph = destroy_graph = begin_capture
 
     def load_module(self, ptx: bytes) -> int:
-        """Return a module of kernels."""
         module = call(self._cuda.module_from_buffer, ptx + b"\0")
         self._modules[id(module)] = module
         return id(module)
 
     def unload_module(self, module: int) -> None:
-        """Free a module."""
         for handle in [handle for handle, (owner, _) in self._functions.items() if owner == module]:
             del self._functions[handle]  # a function keeps its module alive
         del self._modules[module]
 
     def function(self, module: int, name: str) -> int:
-        """Return a kernel."""
         function = call(self._modules[module].get_function, name)
         self._functions[id(function)] = (module, function)
         return id(function)
 
     def launch(self, function: int, grid: Extent, block: Extent, argument: bytes, stream: int) -> None:
-        """Launch a kernel."""
         _, kernel = self._functions[function]
         kernel.prepare([f"{len(argument)}s"])
         call(kernel.prepared_async_call, grid, block, self._streams[stream], argument)

@@ -6,10 +6,9 @@ for several GPUs, and compiles the rest at run time. `FLAVOURS` is the order of 
 
 import importlib
 from dataclasses import dataclass
-from importlib.util import find_spec
 from typing import Any
 
-from unetrt.runtime.candidates import first_usable
+from unetrt.runtime.candidates import first_usable, why_not_importable
 from unetrt.runtime.errors import BackendUnavailableError, OptionError
 from unetrt.runtime.machine import Machine, why_no_gpu
 
@@ -68,12 +67,8 @@ class Flavour:
 
     def probe(self, machine: Machine) -> str | None:
         """Return None where it can build, else one sentence that says why not and what helps."""
-        if find_spec(self.module) is None:
-            return f"{self.title} is not installed: pip install 'unetrt[{self.extra}]'"
-        try:
-            importlib.import_module(self.module)
-        except (ImportError, OSError) as error:
-            return f"{self.title} does not load ({error}): pip install --force-reinstall 'unetrt[{self.extra}]'"
+        if reason := why_not_importable(self.module, self.title, self.extra):
+            return reason
         if not (self.portable or machine.gpu):
             return f"{self.title} builds on the GPU that the engine is for, and {why_no_gpu()}"
         return None
@@ -91,12 +86,9 @@ class Flavour:
 
     def load(self) -> Any:
         """Return the Python module; raises BackendUnavailableError where it is not installed."""
-        try:
-            return importlib.import_module(self.module)
-        except (ImportError, OSError) as error:
-            raise BackendUnavailableError(
-                f"{self.title} does not load ({error}): pip install 'unetrt[{self.extra}]'"
-            ) from error
+        if reason := why_not_importable(self.module, self.title, self.extra):
+            raise BackendUnavailableError(reason)
+        return importlib.import_module(self.module)
 
     @property
     def version(self) -> str:

@@ -107,12 +107,10 @@ class CudaLane(Lane):
         with ExitStack() as owned, device.current():
             stream = owned.enter_context(device.stream())
             events = _Events(*(owned.enter_context(device.event()) for _ in _Events._fields))
-            addresses, arrays = [], []
-            for tensor in spec.tensors():
-                arrays.append(device.pinned(tensor.shape, tensor.dtype))
-                addresses.append(owned.enter_context(device.buffer(tensor.nbytes)).handle)
-            self.input, self.output = arrays
-            self.place = Place(*addresses, stream)
+            tensors = spec.tensors()
+            self.input, self.output = (device.pinned(tensor.shape, tensor.dtype) for tensor in tensors)
+            source, target = (owned.enter_context(device.buffer(tensor.nbytes)) for tensor in tensors)
+            self.place = Place(source.handle, target.handle, stream)
             engine_pass = owned.enter_context(closing(new_pass(self.place)))
             self._open = _Open(device, stream, events, clock, turn, engine_pass, owned.pop_all())
         # Also for a lane that is dropped while a pass is in flight.

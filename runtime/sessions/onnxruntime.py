@@ -6,11 +6,10 @@ Shared are loading a file, comparing its graph with its spec, and translating er
 
 import re
 from collections.abc import Mapping, Sequence
-from importlib import import_module
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from unetrt.runtime.candidates import why_not_importable
 from unetrt.runtime.errors import BackendUnavailableError, InferenceError, ModelFileError, OutOfMemoryError
 from unetrt.runtime.model.onnx_file import read_spec
 from unetrt.runtime.model.safety import require_safe
@@ -32,23 +31,6 @@ OUT_OF_MEMORY = (
 )
 # The error of a call to NVIDIA's libraries, without host name and location in ONNX Runtime's source.
 FAILED_CALL = re.compile(r"\w+ failure -?\d+: [^;\n]*[^;\s]")
-
-
-def why_not_importable(package: str, extra: str) -> str | None:
-    """Return None where ONNX Runtime can be imported, else why not and what to install.
-
-    Parameters
-    ----------
-    package, extra
-        The package to install, and the extra of unetrt that installs it.
-    """
-    if find_spec("onnxruntime") is None:
-        return f"ONNX Runtime is not installed: pip install 'unetrt[{extra}]'"
-    try:
-        import_module("onnxruntime")
-    except (ImportError, OSError) as error:
-        return f"ONNX Runtime does not load ({first_line(error)}): pip install --force-reinstall {package}"
-    return None
 
 
 def session_options(threads: int) -> Any:
@@ -141,7 +123,7 @@ def first_line(error: Exception) -> str:
 
 def probe() -> str | None:
     """Return None where ONNX Runtime can be imported, else why not and what to install."""
-    return why_not_importable("onnxruntime", "cpu")
+    return why_not_importable("onnxruntime", "ONNX Runtime", "cpu", "onnxruntime")
 
 
 def open_session(path: Path) -> "OnnxRuntimeSession":

@@ -13,6 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from unetrt.runtime.candidates import why_not_importable
 from unetrt.runtime.cuda.device import Buffer, CudaDevice, Stream
 from unetrt.runtime.cuda.driver import open_driver, why_not
 from unetrt.runtime.errors import BackendUnavailableError, ModelFileError, OptionError, UnetrtError
@@ -39,7 +40,7 @@ __all__ = ["open_session", "probe", "require_options"]
 
 def probe(device: int = 0) -> str | None:  # noqa: ARG001 - one answer for all devices
     """Return None where the provider is usable, else one sentence that says why not and what helps."""
-    if reason := ort.why_not_importable("onnxruntime-gpu", "gpu"):
+    if reason := why_not_importable("onnxruntime", "ONNX Runtime", "gpu", "onnxruntime-gpu"):
         return reason
     import onnxruntime
 

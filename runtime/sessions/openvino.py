@@ -10,11 +10,11 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from functools import cache
 from importlib import import_module
-from importlib.util import find_spec
 from pathlib import Path
 from threading import Lock
 from typing import Any
 
+from unetrt.runtime.candidates import why_not_importable
 from unetrt.runtime.errors import InferenceError, ModelFileError, OutOfMemoryError
 from unetrt.runtime.model.onnx_file import read_spec
 from unetrt.runtime.model.safety import require_safe
@@ -39,13 +39,7 @@ DTYPES = {"f32": "float32", "u8": "uint8", "u16": "uint16"}
 
 def probe() -> str | None:
     """Return None where OpenVINO can be imported, else why not and what to install."""
-    if find_spec("openvino") is None:
-        return "OpenVINO is not installed: pip install 'unetrt[cpu]'"
-    try:
-        _imported()
-    except (ImportError, OSError) as error:
-        return f"OpenVINO does not load ({_first_line(error)}): pip install --force-reinstall openvino"
-    return None
+    return why_not_importable("openvino", "OpenVINO", "cpu", "openvino", lambda _: _imported())
 
 
 def open_session(path: Path) -> "OpenVinoSession":

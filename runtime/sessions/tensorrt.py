@@ -6,10 +6,10 @@ compiles in a runtime cache.
 """
 
 import os
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from unetrt.runtime.candidates import is_installed
 from unetrt.runtime.cuda.device import Buffer, CudaDevice, LibraryObjects
 from unetrt.runtime.cuda.driver import open_driver, why_not
 from unetrt.runtime.engines import SUFFIXES
@@ -28,7 +28,7 @@ def probe(device: int = 0) -> str | None:
     """Return None where an installed TensorRT runs on the GPU, else why not and what helps."""
     reason = why_not()
     machine = Machine() if reason else this_machine(device)
-    if not any(find_spec(flavour.module) for flavour in FLAVOURS):
+    if not any(is_installed(flavour.module) for flavour in FLAVOURS):
         extras = [f"'unetrt[{flavour.extra}]'" for flavour in FLAVOURS if flavour.why_not_on(machine) is None]
         return f"no TensorRT is installed: pip install {' or '.join(extras)}"
     if reason:

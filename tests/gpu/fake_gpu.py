@@ -72,7 +72,7 @@ def fake_gpu(tmp_path_factory):
 
     PATCH.setattr(tensorrt, "open_driver", open_driver)
     PATCH.setattr(tensorrt, "why_not", lambda: None)
-    PATCH.setattr(tensorrt, "find_spec", lambda name: True)
+    PATCH.setattr(tensorrt, "is_installed", lambda name: True)
     PATCH.setattr(tensorrt, "_obtained", obtained(tmp_path_factory.mktemp("engines")))
     PATCH.setattr(engines, "open_driver", open_driver)
     PATCH.setattr(torch.cuda, "mem_get_info", lambda: (DRIVER.total - DRIVER.taken, DRIVER.total))

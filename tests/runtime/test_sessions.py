@@ -89,21 +89,19 @@ def test_auto_never_takes_the_reference(monkeypatch, tiny_model):
 
 
 def test_a_missing_engine_says_what_to_install(monkeypatch, tiny_model):
-    for module in ("onnxruntime", "openvino"):
-        monkeypatch.setattr(f"unetrt.runtime.sessions.{module}.find_spec", lambda _: None)
+    monkeypatch.setattr("unetrt.runtime.candidates.find_spec", lambda _: None)
     for backend in ("auto", "openvino", "onnxruntime"):
         with pytest.raises(BackendUnavailableError, match=r"not installed: pip install 'unetrt\[cpu\]'"):
             open_session(tiny_model, backend)
 
 
-def test_an_engine_that_does_not_load_says_so(monkeypatch, tiny_model):
-    def broken(name):
-        raise ImportError("DLL load failed")
-
-    for backend, module in {"onnxruntime": "onnxruntime", "openvino": "openvino"}.items():
-        monkeypatch.setattr(f"unetrt.runtime.sessions.{module}.import_module", broken)
+def test_an_engine_that_does_not_load_says_so(monkeypatch, tiny_model, tmp_path):
+    monkeypatch.syspath_prepend(tmp_path)
+    for name in ("onnxruntime", "openvino"):
+        (tmp_path / f"{name}.py").write_text("raise ImportError('DLL load failed')")
+        monkeypatch.delitem(sys.modules, name, raising=False)
         with pytest.raises(BackendUnavailableError, match=r"does not load \(DLL load failed\)"):
-            open_session(tiny_model, backend)
+            open_session(tiny_model, name)
 
 
 def test_an_unknown_backend_names_those_that_compute(tiny_model):

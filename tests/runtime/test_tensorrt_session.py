@@ -253,13 +253,13 @@ def test_a_model_file_is_built_for_the_device_and_its_engine_kept(bench, tiny_mo
 def test_without_tensorrt_or_a_driver_the_probe_says_what_helps(monkeypatch):
     monkeypatch.setattr(tensorrt, "why_not", lambda: "no driver")
     assert tensorrt.probe() == "no driver"
-    monkeypatch.setattr(tensorrt, "find_spec", lambda name: None)
+    monkeypatch.setattr(tensorrt, "is_installed", lambda name: False)
     assert tensorrt.probe() == "no TensorRT is installed: pip install 'unetrt[tensorrt]' or 'unetrt[rtx]'"
 
 
 def test_where_tensorrt_for_rtx_does_not_run_it_is_not_to_be_installed(monkeypatch):
     monkeypatch.setattr(tensorrt, "why_not", lambda: None)
-    monkeypatch.setattr(tensorrt, "find_spec", lambda name: None)
+    monkeypatch.setattr(tensorrt, "is_installed", lambda name: False)
     monkeypatch.setattr(tensorrt, "this_machine", lambda device: (HOPPER, ADA)[device])
     assert tensorrt.probe(0) == "no TensorRT is installed: pip install 'unetrt[tensorrt]'"
     assert tensorrt.probe(1) == "no TensorRT is installed: pip install 'unetrt[tensorrt]' or 'unetrt[rtx]'"
