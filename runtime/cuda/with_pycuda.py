@@ -156,7 +156,9 @@ class PyCudaDriver(Driver):
             "pycuda has no CUDA graphs: use cuda-python (pip install 'unetrt[rtx]', UNETRT_CUDA=cuda-python)"
         )
 
-    end_capture = launch_graph = destroy_graph = begin_capture
+    end_capture: Any = begin_capture
+    launch_graph: Any = begin_capture
+    destroy_graph: Any = begin_capture
 
     def load_module(self, ptx: bytes) -> int:
         module = call(self._cuda.module_from_buffer, ptx + b"\0")

@@ -90,7 +90,7 @@ class EngineCache:
         same = [entry.sidecar for entry in self.entries() if entry.sidecar and Path(entry.sidecar.source) == model]
         differences = [facts.differences(sidecar.facts) for sidecar in same]
         if not differences:
-            return f"there is none of {model} yet"
+            return f"{model} has no engine yet"
         fewest: list[Difference] = min(differences, key=len)
         changed = ", ".join(map(str, fewest))
         return f"changed since the last one: {changed}" if changed else "built anew"

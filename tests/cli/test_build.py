@@ -40,7 +40,7 @@ def test_without_a_place_engines_are_kept_listed_and_cleared(tiny_model, own_cac
     assert run("build", tiny_model) == 0
     assert run("build", tiny_model, "--level", 1) == 0
     first, second = capsys.readouterr().out.splitlines()
-    assert f"(there is none of {tiny_model} yet)" in first
+    assert f"({tiny_model} has no engine yet)" in first
     assert "(changed since the last one: option level None -> 1)" in second
     keys = {path.stem for path in own_cache_folder.glob("*.engine")}
     assert run("cache", "list") == 0

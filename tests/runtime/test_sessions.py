@@ -12,7 +12,7 @@ import pytest
 from tests.runtime.cuda.conftest import fake_libcuda, python  # noqa: F401
 from tests.runtime.model_files import small_models
 from unetrt.runtime import sessions
-from unetrt.runtime.errors import BackendUnavailableError, InferenceError, ModelFileError, OptionError
+from unetrt.runtime.errors import BackendUnavailableError, FrameError, InferenceError, ModelFileError, OptionError
 from unetrt.runtime.model.spec import KEY
 from unetrt.runtime.segment.segmenter import Segmenter
 from unetrt.runtime.sessions import BACKENDS, open_session
@@ -114,6 +114,19 @@ def test_the_reference_reads_the_spec_of_a_file(tiny_model):
     with Segmenter(tiny_model, backend="numpy") as segmenter:
         expected = segmenter.spec.normalisation(frame[None])[0]
         np.testing.assert_array_equal(segmenter.scores(frame)[0], expected)
+
+
+@pytest.mark.parametrize("backend", ["onnxruntime", "openvino"])
+def test_a_batch_runs_in_one_call(tiny_model, backend):
+    with open_session(tiny_model, backend) as session:
+        shape = session.spec.tensors().input.shape
+        batch = np.random.default_rng(0).random(shape, np.float32)
+        (lane,) = session.lanes(1)
+        expected = lane.run(batch)
+        np.testing.assert_array_equal(session.run(batch), expected)
+        np.testing.assert_array_equal(session.run(batch[0]), expected)
+        with pytest.raises(FrameError, match=r"shape \(2, 3\) does not fit: the model takes \(1, 1, 60, 76\), or"):
+            session.run(batch[0, 0, :2, :3])
 
 
 def test_closing_ends_the_worker_and_is_idempotent(tiny_model):

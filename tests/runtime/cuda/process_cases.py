@@ -1,4 +1,4 @@
-"""Cases of the CUDA contract about a whole process: its contexts, its end, what is chosen in it."""
+"""Cases of `Driver` that need a process each: contexts, process exit, choice of the binding."""
 
 import atexit
 import ctypes
@@ -23,7 +23,7 @@ def device():
 
 
 class Host:
-    """A host program with a context of its own, made and seen past the Python packages."""
+    """A host program with its own context, which calls the driver library directly."""
 
     def __init__(self):
         libcuda = ctypes.CDLL("libcuda.so.1")
