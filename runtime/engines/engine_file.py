@@ -154,7 +154,7 @@ def require_fit(path: Path, sidecar: Sidecar, machine: Machine, version: str | N
     if misfit is None:
         return
     if misfit.name == "GPU":
-        raise EngineError(f"{path} needs a GPU, {misfit.there}, and {why_no_gpu()}")
+        raise EngineError(f"{path} needs a GPU ({misfit.there}), and {why_no_gpu()}")
     raise EngineError(
         f"{path} does not fit this machine: built with {misfit.name} {misfit.there or 'none'}, here "
         f"{misfit.here or 'none'}; rebuild it with `{rebuild_command(path, sidecar, machine)}`"

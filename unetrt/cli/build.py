@@ -33,13 +33,13 @@ if TYPE_CHECKING:
 @click.option("--workspace", type=MEMORY, help="Largest workspace of a layer, such as 2GiB. [default: no limit]")
 @click.option("--level", type=int, help="Optimisation level, 0 to 5: higher searches longer. [default: 3]")
 @click.option("--tf32", is_flag=True, help="Let FP32 convolutions round their factors to 10 bits of mantissa.")
-@click.option("--version-compatible", is_flag=True, help="Also for newer releases of the same major version.")
+@click.option("--version-compatible", is_flag=True, help="Allow newer releases of the same major version to load it.")
 @click.option(
     "--hardware-compatible",
     type=click.Choice(COMPATIBILITIES),
     default="none",
     show_default=True,
-    help="Also for other GPUs (TensorRT).",
+    help="Allow other GPUs to load it (TensorRT).",
 )
 @click.option(
     "--capability",

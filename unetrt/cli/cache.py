@@ -20,7 +20,7 @@ def command() -> None:
 
 @command.command("list")
 def listed() -> None:
-    """List cached engines, the last used first, then the options of ONNX Runtime that were chosen by trial."""
+    """List engines, the last used first, then options of ONNX Runtime."""
     from unetrt.runtime.engines.cache import EngineCache
     from unetrt.runtime.sessions import onnxruntime_options
 
@@ -47,7 +47,7 @@ def _day(path: "Path") -> str:
 @command.command("clear")
 @click.argument("keys", nargs=-1)
 def clear(keys: tuple[str, ...]) -> None:
-    """Delete the engines and choices of options whose keys begin with one of KEYS, or all."""
+    """Delete entries whose keys begin with one of KEYS, or all."""
     from unetrt.runtime.engines.cache import EngineCache
     from unetrt.runtime.sessions import onnxruntime_options
 

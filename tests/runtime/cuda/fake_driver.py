@@ -1,7 +1,7 @@
-"""A fake of the CUDA contract: memory is the host's, streams run late and in a random order, and everything is noted.
+"""A fake of `Driver`: memory is the host's, streams run late and in a random order, and every call is recorded.
 
-What a stream is given runs only when somebody waits, or by chance meanwhile: a copy that is read too early, memory that
-is used twice at once or a missing wait all show. What is wrong is collected in `violations`.
+Work of a stream runs only when somebody waits for it, or by chance at other calls: premature reads of a copy, memory
+that is used twice at once and missing waits all show. Errors of use are collected in `violations`.
 """
 
 import ctypes

@@ -158,7 +158,7 @@ def test_dlpack_is_asked_first_and_the_interface_where_it_refuses():
     ("image", "message"),
     [
         (Refusing(FRAME), r"Refusing does not export its memory \(not the current device\)"),
-        (Exported(FRAME, kind=10), "no CUDA GPU, type 10 of DLPack: copy it to the host"),
+        (Exported(FRAME, kind=10), r"not a CUDA GPU \(DLPack type 10\): copy it to the host"),
         (Exported(SimpleNamespace(__dlpack__=lambda max_version: "text")), "a str without an unconsumed tensor"),
         (Exported(torch.zeros(3, requires_grad=True)), r"require gradient, use tensor.detach\(\)"),
     ],
