@@ -19,8 +19,8 @@ from unetrt.benchmarks.figure import Figure
 from unetrt.benchmarks.gpu_goals import frame_flops, rates
 from unetrt.runtime.geometry.unet_shape import UNetShape
 from unetrt.runtime.segment.segmenter import Segmenter
-from unetrt.runtime.segment.timings import Timings
 from unetrt.runtime.sessions import Session
+from unetrt.runtime.timings import Timings
 
 # Runs of a contender in each round: uncounted, then counted.
 WARM_UP, COUNTED = 1, 2

@@ -1,20 +1,18 @@
 """A session that computes nothing: what a Segmenter does around it is the host's path of a frame, and no more."""
 
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from unetrt.runtime.closing import Closable
 from unetrt.runtime.model.spec import ModelSpec
-from unetrt.runtime.segment.timings import Passed
-from unetrt.runtime.sessions.protocol import Lane, Step
+from unetrt.runtime.sessions.protocol import Lane, Session
+from unetrt.runtime.timings import Passed
 
 Array = NDArray[Any]
 
 
-class IdleLane:
+class IdleLane(Lane):
     """The arrays of a lane; what it gives is there from the start: random scores, or their labels."""
 
     def __init__(self, spec: ModelSpec) -> None:
@@ -23,10 +21,7 @@ class IdleLane:
         self.output: Array = (scores[:, 1] > scores[:, 0]).view(np.uint8) if spec.head == "labels" else scores
         self.passed = Passed()
 
-    def restart_clock(self) -> None:
-        """Do nothing."""
-
-    def launch(self, before: Sequence[Step] = (), after: Sequence[Step] = ()) -> None:
+    def launch(self) -> None:
         """Do nothing."""
 
     def wait(self) -> None:
@@ -36,7 +31,7 @@ class IdleLane:
         """Keep the arrays."""
 
 
-class IdleSession(Closable):
+class IdleSession(Session):
     """Lanes that compute nothing, of two classes where they give labels."""
 
     device: int | None = None

@@ -1,4 +1,4 @@
-"""Measures what docs/export.md says of engines: sizes and build times. Run it on a quiet machine.
+"""Measures the engine sizes and build times in docs/export.md. Run it on an idle machine.
 
 python docs/engines.py      builds real engines, and writes benchmarks/results/engines.json and the table
 """
@@ -32,7 +32,7 @@ RESULTS = Path(__file__).parents[1] / "benchmarks" / "results" / "engines.json"
 PAGE = Path(__file__).with_name("export.md")
 MARKS = ("<!-- engines -->\n", "<!-- /engines -->\n")
 
-# The recipes' networks, with the tile of the paper and one of about the same size.
+# Networks of the recipes, with the tile of the paper.
 NETWORKS = {"modern": (UNetShape(3, 16), (572, 572)), "paper": (UNetShape(), (572, 572))}
 VARIANTS: tuple[dict[str, Any], ...] = (
     {},
@@ -40,12 +40,12 @@ VARIANTS: tuple[dict[str, Any], ...] = (
     {"input_dtype": "uint16"},
     {"batch": 4},
 )
-# Times of this many builds; the median is told.
+# Number of builds; the median time is reported.
 REPEATS = 5
 
 
 def measured() -> dict[str, Any]:
-    """Build every variant, and return sizes in bytes and times in seconds with what they were measured on."""
+    """Build every variant; return sizes in bytes, times in seconds, machine and versions."""
     machine = this_machine()
     flavour = usable_flavour(AUTO, machine)
     versions = {flavour.title: flavour.version, "torch": torch.__version__, "onnx": onnx.__version__}
@@ -70,7 +70,7 @@ def _spec(shape: UNetShape, tile: tuple[int, int]) -> ModelSpec:
 
 
 def _model(shape: UNetShape, spec: ModelSpec) -> onnx.ModelProto:
-    """Return a network with drawn weights: neither size nor time depends on them."""
+    """Return a network with random weights, which affect neither size nor time."""
     model = build_graph(UNet(shape).initialise(torch.Generator().manual_seed(0)).eval(), spec)
     if spec.precision == "int8":
         drawn = np.random.default_rng(0).integers(0, 4000, (1, *spec.core)).astype(np.uint16)
@@ -103,7 +103,7 @@ def table(results: dict[str, Any]) -> str:
 
 
 def page(text: str, results: dict[str, Any]) -> str:
-    """Return the page with the table of these results in its place."""
+    """Return the page with its table replaced by one of these results."""
     before, rest = text.split(MARKS[0])
     return before + MARKS[0] + table(results) + MARKS[1] + rest.split(MARKS[1])[1]
 

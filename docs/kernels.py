@@ -1,7 +1,7 @@
-"""Compiles runtime/cuda/kernels.cu into runtime/cuda/kernels.ptx, which the package carries: run `make kernels`.
+"""Compiles runtime/cuda/kernels.cu to runtime/cuda/kernels.ptx, which is part of the package: run `make kernels`.
 
-The compiler is NVRTC 12.0, from its wheel: it needs neither a GPU nor a driver. It writes PTX ISA 8.0, which drivers
-from 525 on compile for their GPU, and its target is compute capability 7.5, the oldest that TensorRT 10 runs on.
+The compiler is NVRTC 12.0 from its wheel, which needs neither a GPU nor a driver. It emits PTX ISA 8.0, which drivers
+from 525 on compile for their GPU; the target is compute capability 7.5, the oldest that TensorRT 10 supports.
 
 python docs/kernels.py FOLDER      the folder into which nvidia-cuda-nvrtc-cu12 was installed
 """
@@ -18,7 +18,7 @@ OPTIONS = (b"--gpu-architecture=compute_75", b"--fmad=false")
 
 
 def main(folder: Path) -> None:
-    """Write the PTX beside its source, after a line that names the source's SHA-256."""
+    """Write the PTX beside its source, after a comment line with the source's SHA-256."""
     source = SOURCE.read_text(encoding="utf-8")
     line = f"// kernels.cu, SHA-256 {hashlib.sha256(source.encode()).hexdigest()}\n"
     ptx = compiled(_library(folder), source.encode())
@@ -44,7 +44,7 @@ def _text(size_of: Call, text_of: Call, program: ctypes.c_void_p) -> str:
 
 
 def _library(folder: Path) -> ctypes.CDLL:
-    # The library finds its built-in headers by name, among what is loaded already.
+    # NVRTC finds its built-in headers by name among the loaded libraries.
     builtins, nvrtc = (
         next(folder.glob(f"nvidia/cuda_nvrtc/lib/{name}.so.12*")) for name in ("libnvrtc-builtins", "libnvrtc")
     )

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from unetrt.runtime.cuda.driver import loaded_implementation, why_not
+from unetrt.runtime.cuda.driver import loaded_binding, why_not
 from unetrt.runtime.errors import BackendUnavailableError, InferenceError
 
 
@@ -54,7 +54,7 @@ def this_machine(device: int = 0) -> Machine:
     """
     system = f"{platform.system()} {platform.machine()}"
     with suppress(BackendUnavailableError, InferenceError):
-        cuda = loaded_implementation()
+        cuda = loaded_binding()
         found = cuda.devices()
         if 0 <= device < len(found):
             driver = _driver_version() or f"CUDA {cuda.cuda_version()}"
@@ -70,7 +70,7 @@ def why_no_gpu() -> str:
 def handle_of(nvml: Any, device: int) -> Any:
     """Return the management library's handle of a GPU by CUDA's index: the library orders GPUs differently."""
     with suppress(BackendUnavailableError, InferenceError, IndexError):
-        return nvml.nvmlDeviceGetHandleByPciBusId(loaded_implementation().devices()[device].bus)
+        return nvml.nvmlDeviceGetHandleByPciBusId(loaded_binding().devices()[device].bus)
     return nvml.nvmlDeviceGetHandleByIndex(device)
 
 

@@ -18,7 +18,7 @@ import onnx
 
 from unetrt.export.onnx_model import copy_file, tensors, with_batch
 from unetrt.runtime.engines import SUFFIXES
-from unetrt.runtime.engines.engine_file import bindings, read_sidecar
+from unetrt.runtime.engines.engine_file import engine_tensors, read_sidecar
 from unetrt.runtime.engines.flavours import named_flavour
 from unetrt.runtime.errors import ModelFileError, OptionError, OutputError
 from unetrt.runtime.files.atomic import whole_folder
@@ -210,7 +210,7 @@ def _interface(name: str, engine: Engine, spec: ModelSpec, batched: bool) -> str
     parameter = json.dumps({key: value for key, value in described.items() if key not in OF_THE_WEIGHTS})
     ends = tensors(spec)
     if engine == "tensorrt":
-        ends = {end: (shape, np.dtype(dtype)) for end, (shape, dtype) in bindings(spec).items()}
+        ends = {end: (shape, np.dtype(dtype)) for end, (shape, dtype) in engine_tensors(spec).items()}
     lines = [
         f'name: "{name}"',
         f'platform: "{platform}"',

@@ -1,15 +1,11 @@
-"""Arrays in GPU memory, as values: where their elements are, what must be waited for, who owns them.
+"""Arrays in GPU memory, without a copy: `DeviceArray`, and other libraries' arrays as `DeviceArray`.
 
-Other libraries' arrays in GPU memory, taken as they lie there, without a copy.
+Two protocols exist for arrays of torch, CuPy, JAX and others. DLPack names the device and makes the producer
+synchronise; the CUDA Array Interface names no device, and no stream before its version 3, which torch does not
+implement. So `device_array` asks for DLPack first.
 
-Two protocols exist. DLPack names the device and makes the producer synchronise; the CUDA Array Interface names no
-device, and no stream before its version 3, which torch does not speak. So DLPack is asked first; torch, CuPy and JAX
-offer both.
-
-DLPack: takes over the tensor that a producer hands out in a capsule.
-
-The structs are those of dlpack.h, before version 1 and of version 1. Who takes a tensor renames its capsule, so that
-the capsule no longer frees it, and calls the tensor's deleter once when done.
+The DLPack structs are those of dlpack.h, before version 1 and of version 1. The consumer of a tensor renames its
+capsule, so that the capsule no longer frees it, and calls the tensor's deleter once when done.
 """
 
 import ctypes
@@ -24,10 +20,22 @@ import numpy as np
 
 from unetrt.runtime.errors import FrameError
 
-DTYPES = tuple(
-    np.dtype(name)
-    for name in "bool uint8 int8 uint16 int16 uint32 int32 uint64 int64 float16 float32 float64".split()  # noqa: SIM905
-)
+NAMES = (
+    "bool", "uint8", "int8", "uint16", "int16", "uint32", "int32", "uint64", "int64", "float16", "float32", "float64"
+)  # fmt: skip
+DTYPES = tuple(map(np.dtype, NAMES))
+# CU_STREAM_LEGACY of cuda.h; both protocols use the same number.
+LEGACY_STREAM = 1
+# DLDeviceType of dlpack.h: kDLCPU and kDLCUDAHost (pinned); kDLCUDA and kDLCUDAManaged.
+HOST = (1, 3)
+CUDA = (2, 13)
+# DLDataTypeCode of dlpack.h; bfloat and complex are named in errors only.
+KINDS = {0: "int", 1: "uint", 2: "float", 4: "bfloat", 5: "complex", 6: "bool"}
+# DLPACK_FLAG_BITMASK_READ_ONLY of dlpack.h.
+READ_ONLY = 1
+MAJOR_VERSION = 1
+# Exceptions of producers that do not export an array, such as a tensor that requires a gradient.
+REFUSALS = (BufferError, RuntimeError, TypeError, ValueError)
 
 
 @dataclass(frozen=True)
@@ -37,26 +45,26 @@ class DeviceArray:
     Attributes
     ----------
     address
-        Of its first element.
+        Address of the first element.
     shape
-        Elements along each axis.
+        Number of elements along each axis.
     strides
-        Bytes from one element to the next along each axis, of either sign.
+        Bytes from one element to the next along each axis, positive or negative.
     dtype
         One of DTYPES.
     device
-        The device's number, as CUDA counts; None where the protocol does not say.
+        CUDA's index of the device; None where the protocol does not state it.
     stream
-        The CUDA stream whose work so far must be waited for before the array is read; None where nothing must be.
+        The CUDA stream whose work so far must complete before the array is read; None: no stream.
     read_only
         Whether it must not be written to.
     owner
-        Kept alive, and with it the memory.
+        Object that keeps the memory alive.
 
     Raises
     ------
     FrameError
-        The dtype is none of DTYPES, or an element does not lie at a multiple of its size, which no GPU reads.
+        The dtype is not one of DTYPES, or elements are not aligned to their size, as GPUs require.
     """
 
     address: int
@@ -73,24 +81,24 @@ class DeviceArray:
         steps = (stride for stride, length in zip(self.strides, self.shape, strict=True) if length > 1)
         if any(place % self.dtype.itemsize for place in (self.address, *steps)):
             raise FrameError(
-                f"the image on the GPU begins at byte {self.address} and has strides {self.strides}: for {self.dtype} "
-                f"all must be multiples of its {self.dtype.itemsize} bytes; copy it"
+                f"the image on the GPU has address {self.address} and strides {self.strides}: for {self.dtype} all "
+                f"must be multiples of {self.dtype.itemsize} bytes; copy it"
             )
 
     @classmethod
     def packed(cls, address: int, shape: tuple[int, ...], dtype: Any, owner: object = None) -> "DeviceArray":
-        """Return the array in C order without gaps that begins at `address`."""
+        """Return the C-contiguous array at `address`."""
         dtype = np.dtype(dtype)
         return cls(address, shape, packed_strides(shape, dtype.itemsize), dtype, owner=owner)
 
     @property
     def nbytes(self) -> int:
-        """Bytes of its elements, gaps between them not counted."""
+        """Bytes of its elements, without gaps between them."""
         return prod(self.shape) * self.dtype.itemsize
 
     @property
     def bounds(self) -> tuple[int, int]:
-        """The lowest address that it touches, and the one after the highest; both its own where it is empty."""
+        """Lowest address of an element byte, and one past the highest; equal where the array is empty."""
         if 0 in self.shape:
             return self.address, self.address
         reaches = [stride * (length - 1) for stride, length in zip(self.strides, self.shape, strict=True)]
@@ -99,13 +107,13 @@ class DeviceArray:
 
     @property
     def __cuda_array_interface__(self) -> dict[str, Any]:
-        """Version 3 of the protocol, for torch, CuPy, Numba and the like."""
+        """Version 3 of the CUDA Array Interface, for torch, CuPy, Numba and others."""
         data = (self.address, self.read_only)
         words = {"shape": self.shape, "strides": self.strides, "typestr": self.dtype.str, "data": data, "version": 3}
         return words if self.stream is None else {**words, "stream": self.stream}
 
     def __getitem__(self, index: int | tuple[int, ...]) -> "DeviceArray":
-        """Return the part at an index, 0 ... n - 1, of each of the first axes; () is the whole. Nothing is copied."""
+        """Return a view at an index, 0 ... n - 1, of each of the first axes; () is the whole array."""
         at = index if isinstance(index, tuple) else (index,)
         if len(at) > len(self.shape) or not all(0 <= i < length for i, length in zip(at, self.shape, strict=False)):
             raise IndexError(f"{at} lies outside shape {self.shape}")
@@ -126,41 +134,32 @@ class DeviceArray:
 
 
 def require_dtype(name: str) -> np.dtype[Any]:
-    """Return the dtype of DTYPES of this name; raises FrameError, which names them, for any other."""
+    """Return the dtype of DTYPES with this name; raises FrameError for any other."""
     if name not in map(str, DTYPES):
         raise FrameError(f"the image on the GPU is {name}: use one of {', '.join(map(str, DTYPES))}")
     return np.dtype(name)
 
 
 def packed_strides(shape: tuple[int, ...], itemsize: int) -> tuple[int, ...]:
-    """Return the strides, in bytes, of an array in C order without gaps."""
+    """Return the strides of a C-contiguous array, in bytes."""
     return tuple(itemsize * prod(shape[axis + 1 :]) for axis in range(len(shape)))
 
 
-# CU_STREAM_LEGACY of cuda.h; the protocols number it alike.
-LEGACY_STREAM = 1
-# DLDeviceType of dlpack.h: kDLCPU and kDLCUDAHost (pinned); kDLCUDA and kDLCUDAManaged.
-HOST = (1, 3)
-CUDA = (2, 13)
-# What producers raise for arrays that they do not hand out, such as tensors that require a gradient.
-REFUSALS = (BufferError, RuntimeError, TypeError, ValueError)
-
-
 def device_array(image: Any, stream: int = LEGACY_STREAM) -> DeviceArray | None:
-    """Return another library's array as it lies in GPU memory, or None where it lies on the host.
+    """Return another library's array in GPU memory, or None for an array on the host.
 
     Parameters
     ----------
     image
-        Any object; one that speaks neither protocol counts as on the host.
+        Any object; one without either protocol is on the host.
     stream
-        The CUDA stream that is going to read the array, by its handle. A producer that speaks DLPack makes it wait;
-        the result's `stream` is then this one, and only others must still wait for it.
+        Handle of the CUDA stream that will read the array. A producer of DLPack makes it wait for the array; the
+        result's `stream` is then this one, and only other streams must wait for it.
 
     Raises
     ------
     FrameError
-        Dtype, alignment or device are none that can be read, or the protocol is broken or refused.
+        Dtype, alignment or device are not supported, or the producer violates or refuses the protocol.
     """
     if isinstance(image, DeviceArray):
         return image
@@ -168,11 +167,11 @@ def device_array(image: Any, stream: int = LEGACY_STREAM) -> DeviceArray | None:
     if kind in HOST:
         return None
     if kind is not None and kind not in CUDA:
-        raise FrameError(f"the image lies on a device that is no CUDA GPU, type {kind} of DLPack: copy it to the host")
+        raise FrameError(f"the image is on a device that is not a CUDA GPU (DLPack type {kind}): copy it to the host")
     try:
         capsule = None if kind is None else _capsule(image, stream)
     except REFUSALS as error:
-        # Such as torch, for a device that is not its current one.
+        # torch refuses a device that is not its current one.
         if (described := from_interface(image)) is not None:
             return replace(described, device=number)
         raise _refused(image, error) from error
@@ -180,7 +179,7 @@ def device_array(image: Any, stream: int = LEGACY_STREAM) -> DeviceArray | None:
 
 
 def from_interface(image: Any) -> DeviceArray | None:
-    """Return an array by its `__cuda_array_interface__`, version 2 or 3; None where it has none.
+    """Return an array by its `__cuda_array_interface__`, version 2 or 3; None where it does not have it.
 
     Raises FrameError as `device_array` does.
     """
@@ -194,7 +193,7 @@ def from_interface(image: Any) -> DeviceArray | None:
         return _described(described, image)
     except (AttributeError, KeyError, TypeError) as error:
         raise FrameError(
-            f"the __cuda_array_interface__ of a {type(image).__name__} is broken, {type(error).__name__} ({error}): "
+            f"the __cuda_array_interface__ of a {type(image).__name__} is invalid, {type(error).__name__} ({error}): "
             "give an array of torch, CuPy, JAX or Numba"
         ) from error
 
@@ -202,7 +201,7 @@ def from_interface(image: Any) -> DeviceArray | None:
 def _described(described: dict[str, Any], owner: object) -> DeviceArray:
     version = described["version"]
     if version not in (2, 3):
-        raise FrameError(f"the image speaks version {version} of the CUDA Array Interface: 2 and 3 can be read")
+        raise FrameError(f"the image has version {version} of the CUDA Array Interface: use version 2 or 3, or DLPack")
     if described.get("mask") is not None:
         raise FrameError("the image on the GPU is masked: fill the masked pixels first")
     dtype = require_dtype(str(np.dtype(described["typestr"])))
@@ -211,7 +210,7 @@ def _described(described: dict[str, Any], owner: object) -> DeviceArray:
     strides = packed_strides(shape, dtype.itemsize) if strides is None else tuple(map(int, strides))
     if len(strides) != len(shape):
         raise FrameError(
-            f"the image on the GPU has shape {shape} but strides {strides}: one stride an axis is the rule"
+            f"the image on the GPU has shape {shape} but strides {strides}: it needs one stride for each axis"
         )
     (address, read_only), stream = described["data"], _stream(described, version)
     return DeviceArray(int(address or 0), shape, strides, dtype, None, stream, bool(read_only), owner)
@@ -219,7 +218,7 @@ def _described(described: dict[str, Any], owner: object) -> DeviceArray:
 
 def _stream(described: dict[str, Any], version: int) -> int | None:
     if version < 3:
-        # Nothing is said of streams: the one that libraries work on unless told otherwise.
+        # Version 2 has no stream: assume the default stream.
         return LEGACY_STREAM
     stream = described.get("stream")
     if stream == 0:
@@ -228,7 +227,7 @@ def _stream(described: dict[str, Any], version: int) -> int | None:
 
 
 def _dlpack_device(image: Any) -> tuple[int | None, int | None]:
-    """Return type and number of the DLPack device that an array lies on, None where it does not speak DLPack."""
+    """Return type and index of an array's DLPack device; None where it does not implement DLPack."""
     ask = getattr(image, "__dlpack_device__", None)
     if ask is None or not hasattr(image, "__dlpack__"):
         return None, None
@@ -248,20 +247,13 @@ def _capsule(image: Any, stream: int) -> Any:
 
 def _refused(image: Any, error: Exception) -> FrameError:
     return FrameError(
-        f"the {type(image).__name__} does not give its pixels away ({' '.join(str(error).split())}): "
+        f"the {type(image).__name__} does not export its memory ({' '.join(str(error).split())}): "
         "give a plain array, such as tensor.detach()"
     )
 
 
-# DLDataTypeCode of dlpack.h; bfloat and complex are named only to be refused by name.
-KINDS = {0: "int", 1: "uint", 2: "float", 4: "bfloat", 5: "complex", 6: "bool"}
-# DLPACK_FLAG_BITMASK_READ_ONLY of dlpack.h.
-READ_ONLY = 1
-MAJOR_VERSION = 1
-
-
 class _Tensor(Structure):
-    """DLTensor, with DLDevice and DLDataType in line: strides count elements, and may be missing."""
+    """DLTensor, with DLDevice and DLDataType inlined; strides are in elements, and may be null."""
 
     _fields_ = (
         ("data", address),
@@ -296,14 +288,14 @@ class _ManagedVersioned(Structure):
     )
 
 
-# Prototypes of our own: those that ctypes.pythonapi hands out are shared with everybody in the process.
+# Private prototypes: the functions of ctypes.pythonapi are shared by the whole process.
 _is_valid = PYFUNCTYPE(c_int, ctypes.py_object, c_char_p)(("PyCapsule_IsValid", ctypes.pythonapi))
 _pointer = PYFUNCTYPE(address, ctypes.py_object, c_char_p)(("PyCapsule_GetPointer", ctypes.pythonapi))
 _rename = PYFUNCTYPE(c_int, ctypes.py_object, c_char_p)(("PyCapsule_SetName", ctypes.pythonapi))
-# Called with Python's lock held, as when a capsule that nobody took is freed.
+# Called with the GIL, as a capsule's own destructor is.
 _Deleter = PYFUNCTYPE(None, address)
 
-# By the capsule's name: its struct, and the name of a capsule that was taken. A capsule keeps the pointer to its name.
+# Capsule name -> its struct, and the name of a consumed capsule. A capsule stores the pointer to its name.
 CAPSULES: dict[bytes, tuple[Any, bytes]] = {
     b"dltensor": (_Managed, b"used_dltensor"),
     b"dltensor_versioned": (_ManagedVersioned, b"used_dltensor_versioned"),
@@ -311,14 +303,14 @@ CAPSULES: dict[bytes, tuple[Any, bytes]] = {
 
 
 def take(capsule: Any, stream: int | None = None) -> DeviceArray:
-    """Take over the tensor in a capsule, on whatever device; it is freed with the last array that holds its owner.
+    """Consume the tensor in a capsule, on any device; it is freed with the last array that holds its owner.
 
-    `stream` is the CUDA stream that the producer was told of.
+    `stream` is the CUDA stream that was passed to the producer.
 
     Raises
     ------
     FrameError
-        This is no capsule of DLPack or one that was taken before, or its version or dtype is unknown.
+        It is not an unconsumed DLPack capsule, or its version or dtype is unknown.
     """
     for name, (struct, used) in CAPSULES.items():
         if _is_valid(capsule, name):
@@ -326,11 +318,13 @@ def take(capsule: Any, stream: int | None = None) -> DeviceArray:
             _rename(capsule, used)
             managed = struct.from_address(place)
             return _array(managed, _Owner(place, managed.deleter), stream)
-    raise FrameError(f"__dlpack__ gives a {type(capsule).__name__} that holds no tensor: give the array itself again")
+    raise FrameError(
+        f"__dlpack__ returned a {type(capsule).__name__} without an unconsumed tensor: pass the array itself"
+    )
 
 
 class _Owner:
-    """Frees a tensor when nobody holds this any more, or when Python ends."""
+    """Frees a tensor with its last reference, or at interpreter exit."""
 
     def __init__(self, place: int, deleter: int | None) -> None:
         if deleter:
@@ -339,7 +333,7 @@ class _Owner:
 
 def _array(managed: Any, owner: _Owner, stream: int | None) -> DeviceArray:
     if getattr(managed, "major", MAJOR_VERSION) != MAJOR_VERSION:
-        raise FrameError(f"the image comes as DLPack {managed.major}.{managed.minor}: {MAJOR_VERSION}.x can be read")
+        raise FrameError(f"the image has DLPack {managed.major}.{managed.minor}: use version {MAJOR_VERSION}.x")
     tensor = managed.tensor
     dtype = require_dtype(_dtype_name(tensor))
     shape = tuple(tensor.shape[: tensor.ndim])

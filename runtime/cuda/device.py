@@ -1,9 +1,8 @@
-"""A CUDA device, and its primary context.
+"""A CUDA device and what is allocated on it: streams, events, memory, graphs, other libraries' objects.
 
-What is made on a CUDA device: streams, events, memory and graphs that are freed by themselves.
-
-Each holds its device, so the device's context outlives all of them, whatever is closed first. At interpreter exit the
-youngest go first.
+Each object holds its device, so the device's primary context outlives all of them, in any order of closing. An object
+is freed by `close`, or with its last reference; at interpreter exit the youngest are freed first. A process that was
+forked from the one that opened the device frees nothing.
 """
 
 import gc
@@ -24,16 +23,70 @@ from unetrt.runtime.errors import InferenceError
 log = logging.getLogger("unetrt.cuda")
 
 
+class CudaDevice:
+    """One device. Its driver holds the primary context as long as this object lives.
+
+    Attributes
+    ----------
+    driver
+        The driver API, to be called within `current`.
+    """
+
+    def __init__(self, driver: Driver) -> None:
+        self.driver, self._process = driver, os.getpid()
+        self._release = weakref.finalize(self, _release, driver, self._process)
+
+    @property
+    def is_inherited(self) -> bool:
+        """Whether this process was forked from the one that opened the device, and can neither use nor free it."""
+        return os.getpid() != self._process
+
+    def __str__(self) -> str:
+        return f"{self.driver.name} (device {self.driver.index}, {self.driver.implementation})"
+
+    @contextmanager
+    def current(self) -> Iterator[Driver]:
+        """Make the device's context current on this thread in the body, and the previous one afterwards."""
+        self.driver.push()
+        try:
+            yield self.driver
+        finally:
+            self.driver.pop()
+
+    def memory(self) -> tuple[int, int]:
+        """Return free and total memory, in bytes."""
+        with self.current() as driver:
+            return driver.memory()
+
+    def stream(self) -> "Stream":
+        """Return a new stream."""
+        return Stream(self, self.driver.create_stream, self.driver.destroy_stream)
+
+    def event(self) -> "Event":
+        """Return a new event."""
+        return Event(self, self.driver.create_event, self.driver.destroy_event)
+
+    def buffer(self, size: int) -> "Buffer":
+        """Return `size` bytes of device memory; raises OutOfMemoryError."""
+        return Buffer(self, lambda: self.driver.allocate(max(size, 1)), self.driver.free)
+
+    def pinned(self, shape: tuple[int, ...], dtype: DTypeLike) -> NDArray[Any]:
+        """Return an array of zeros in page-locked host memory, which is freed with its last view."""
+        array = np.asarray(Pinned(self, shape, np.dtype(dtype)))
+        array[...] = 0
+        return array
+
+
 class Owned:
-    """Something of a device: freed by `close`, or when nothing refers to it any more.
+    """A resource of a device, freed by `close` or with its last reference.
 
     Attributes
     ----------
     handle
-        Its number, or its address.
+        CUDA's handle, or an address.
     """
 
-    def __init__(self, device: "CudaDevice", make: Callable[[], int], free: Callable[[int], None]) -> None:
+    def __init__(self, device: CudaDevice, make: Callable[[], int], free: Callable[[int], None]) -> None:
         self.device = device
         with device.current():
             self.handle = make()
@@ -51,66 +104,66 @@ class Owned:
 
 
 class Stream(Owned):
-    """Work in order; `handle` is the CUstream. Its methods need the device to be current."""
+    """A CUDA stream; `handle` is the CUstream. Its methods need the device to be current."""
 
     def wait_for(self, event: "Event") -> None:
-        """Let further work wait for an event."""
+        """Make further work wait for an event."""
         self.device.driver.wait_for(self.handle, event.handle)
 
     def synchronize(self) -> None:
-        """Block until all work is done."""
+        """Block until the stream is idle."""
         self.device.driver.synchronize_stream(self.handle)
 
 
 class Event(Owned):
-    """A point in a stream's work. Its methods need the device to be current."""
+    """A CUDA event. Its methods need the device to be current."""
 
     def record(self, stream: Stream) -> None:
-        """Come to pass once the stream's present work is done."""
+        """Record the event after the work enqueued on a stream so far."""
         self.device.driver.record(self.handle, stream.handle)
 
     def synchronize(self) -> None:
-        """Block until it has come to pass."""
+        """Block until the event has completed."""
         self.device.driver.synchronize_event(self.handle)
 
     def since(self, earlier: "Event") -> float:
-        """Return the seconds since another event; both have come to pass."""
+        """Return the seconds since another event; both have completed."""
         return self.device.driver.elapsed(earlier.handle, self.handle)
 
 
 class Buffer(Owned):
-    """Memory on the device; `handle` is its address."""
+    """Device memory; `handle` is its address."""
 
 
 class Graph(Owned):
-    """Work that was captured, to be launched at once. Its methods need the device to be current."""
+    """An executable CUDA graph. Its methods need the device to be current."""
 
     @classmethod
     def of(cls, stream: Stream, work: Callable[[], None]) -> "Graph":
-        """Capture what `work` gives to a stream; nothing of it is done yet. Whatever it raises ends the capture."""
+        """Capture what `work` enqueues on a stream, without executing it; an exception ends the capture."""
         device = stream.device
-        # Garbage that is collected while a thread captures would be freed on that thread, which the driver refuses.
+        # Garbage collection during a capture would free objects on the capturing thread, which the driver refuses.
         with _no_collection():
             return cls(device, lambda: _captured(device.driver, stream.handle, work), device.driver.destroy_graph)
 
     def launch(self, stream: Stream) -> None:
-        """Give the work to a stream."""
+        """Launch the graph on a stream."""
         self.device.driver.launch_graph(self.handle, stream.handle)
 
 
 class LibraryObjects:
     """Objects of another library that must be freed while the device is current, the youngest first.
 
-    They are freed by `close`, or when nothing refers to this any more. Hold them nowhere else.
+    They are freed by `close`, or with this object's last reference. Nothing else may hold them.
     """
 
-    def __init__(self, device: "CudaDevice") -> None:
+    def __init__(self, device: CudaDevice) -> None:
         self._device = device
         self._things: list[Any] = []
         self._finalizer = weakref.finalize(self, _free_objects, device, self._things)
 
     def add(self, make: Callable[[], Any]) -> "LibraryObjects":
-        """Add what `make` returns; it runs with the device current, and what it raises is passed on."""
+        """Append what `make` returns; it runs with the device current."""
         with self._device.current():
             self._things.append(make())
         return self
@@ -124,9 +177,9 @@ class LibraryObjects:
 
 
 class Pinned(Owned):
-    """Pinned memory; arrays made of it hold it."""
+    """Page-locked host memory; arrays over it hold it."""
 
-    def __init__(self, device: "CudaDevice", shape: tuple[int, ...], dtype: np.dtype[Any]) -> None:
+    def __init__(self, device: CudaDevice, shape: tuple[int, ...], dtype: np.dtype[Any]) -> None:
         size = max(math.prod(shape) * dtype.itemsize, 1)
         super().__init__(device, lambda: device.driver.allocate_pinned(size), device.driver.free_pinned)
         self.__array_interface__ = {
@@ -159,15 +212,15 @@ def _captured(driver: Driver, stream: int, work: Callable[[], None]) -> int:
 
 
 def _discard(driver: Driver, stream: int) -> None:
-    """End a capture whose work failed; the driver may have ended it already."""
+    """End a failed capture; the driver may have ended it already."""
     try:
         driver.destroy_graph(driver.end_capture(stream))
     except InferenceError as error:
-        log.debug("a capture was given up: %s", str(error))
+        log.debug("a capture was abandoned: %s", str(error))
 
 
-def _free(device: "CudaDevice", free: Callable[[int], None], handle: int) -> None:
-    """Free a handle. What fails here has nobody left to tell, and must not keep the rest from being freed."""
+def _free(device: CudaDevice, free: Callable[[int], None], handle: int) -> None:
+    """Free a handle; an error is logged, as no caller is left, and the rest must be freed too."""
     if device.is_inherited:
         return
     try:
@@ -177,7 +230,7 @@ def _free(device: "CudaDevice", free: Callable[[int], None], handle: int) -> Non
         log.warning("not freed: %s", str(error))
 
 
-def _free_objects(device: "CudaDevice", things: list[Any]) -> None:
+def _free_objects(device: CudaDevice, things: list[Any]) -> None:
     if device.is_inherited:
         return
     try:
@@ -186,60 +239,6 @@ def _free_objects(device: "CudaDevice", things: list[Any]) -> None:
                 things.pop()
     except InferenceError as error:
         log.warning("not freed in their context: %s", str(error))
-
-
-class CudaDevice:
-    """One device, through a driver that holds its primary context for as long as this lives.
-
-    Attributes
-    ----------
-    driver
-        The calls; made within `current`.
-    """
-
-    def __init__(self, driver: Driver) -> None:
-        self.driver, self._process = driver, os.getpid()
-        self._release = weakref.finalize(self, _release, driver, self._process)
-
-    @property
-    def is_inherited(self) -> bool:
-        """Whether this process was forked from the one that opened the device: nothing of it can be used or freed."""
-        return os.getpid() != self._process
-
-    def __str__(self) -> str:
-        return f"{self.driver.name} (device {self.driver.index}, {self.driver.implementation})"
-
-    @contextmanager
-    def current(self) -> Iterator[Driver]:
-        """Make the device's context current on this thread inside, and what was current again after."""
-        self.driver.push()
-        try:
-            yield self.driver
-        finally:
-            self.driver.pop()
-
-    def memory(self) -> tuple[int, int]:
-        """Return the free memory and all of it, in bytes."""
-        with self.current() as driver:
-            return driver.memory()
-
-    def stream(self) -> Stream:
-        """Return a new stream."""
-        return Stream(self, self.driver.create_stream, self.driver.destroy_stream)
-
-    def event(self) -> Event:
-        """Return a new event."""
-        return Event(self, self.driver.create_event, self.driver.destroy_event)
-
-    def buffer(self, size: int) -> Buffer:
-        """Return `size` bytes of device memory; raises OutOfMemoryError."""
-        return Buffer(self, lambda: self.driver.allocate(max(size, 1)), self.driver.free)
-
-    def pinned(self, shape: tuple[int, ...], dtype: DTypeLike) -> NDArray[Any]:
-        """Return an array of zeros on the host that the device copies by itself; freed with its last view."""
-        array = np.asarray(Pinned(self, shape, np.dtype(dtype)))
-        array[...] = 0
-        return array
 
 
 def _release(driver: Driver, process: int) -> None:

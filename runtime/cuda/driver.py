@@ -1,9 +1,10 @@
-"""What unetrt asks of CUDA: the few calls of the driver API that it makes, for one device.
+"""The CUDA driver API as unetrt uses it, and the table of Python bindings that implement it.
 
-Handles and addresses are plain integers. An implementation is thin: a method is a call. Who owns what, what is freed
-and in which order, is written once, in `device`.
+`Driver` is one device through its primary context. Handles and addresses are plain integers, and an implementation is
+thin: a method is a call. Ownership, and the order of freeing, are written once, in `device`. `BINDINGS` is data:
+importing this module imports no CUDA package::
 
-The packages through which CUDA is called, in the order in which they are tried; importing this imports none.
+    driver = open_driver(0, os.environ)
 """
 
 import ctypes
@@ -12,25 +13,25 @@ import os
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from importlib.util import find_spec
-from typing import NamedTuple, Protocol, cast
+from typing import NamedTuple, Protocol
 
+from unetrt.runtime.candidates import first_usable, why_not_importable
 from unetrt.runtime.errors import BackendUnavailableError, InferenceError, OptionError
 
 Extent = tuple[int, int, int]
 
 
 class DeviceProperties(NamedTuple):
-    """What the driver says of a device without a context on it.
+    """Properties of a device that need no context on it.
 
     Attributes
     ----------
     name
-        Its name.
+        The device's name.
     capability
-        Its compute capability, such as `8.9`.
+        Compute capability, such as `8.9`.
     bus
-        Its PCI bus, such as `0000:01:00.0`: the management library knows it by that.
+        PCI bus ID, such as `0000:01:00.0`, by which the management library identifies it.
     """
 
     name: str
@@ -44,7 +45,7 @@ class Rows(NamedTuple):
     Attributes
     ----------
     address
-        Of its first byte.
+        Address of the first byte.
     pitch
         Bytes from one row to the next.
     """
@@ -56,16 +57,17 @@ class Rows(NamedTuple):
 class Driver(Protocol):
     """One CUDA device, through its primary context.
 
-    All methods but `push` and `release` need that context to be current on the calling thread; every method may be
-    called on any thread. What ends in "asynchronous" returns at once, and its memory must live until the stream is
-    there. A call that fails raises CudaError, or OutOfMemoryError where memory ran out, and names itself.
+    All methods except `push` and `release` need that context to be current on the calling thread; every method may be
+    called on any thread. Methods marked asynchronous return at once, and the memory they use must live until the stream
+    has executed them. A failed call raises CudaError, or OutOfMemoryError where memory ran out; the message names the
+    call.
 
     Attributes
     ----------
     implementation
-        What is called, such as `pycuda 2026.1`.
+        The binding and its version, such as `pycuda 2026.1`.
     index
-        The device's number, as CUDA counts.
+        CUDA's index of the device.
     name
         The device's name.
     captures
@@ -78,34 +80,34 @@ class Driver(Protocol):
     captures: bool
 
     def push(self) -> None:
-        """Make the primary context current on this thread, above the one that is."""
+        """Push the primary context onto this thread's context stack."""
 
     def pop(self) -> None:
-        """Undo `push`: what was current before is current again."""
+        """Undo `push`: the previous context is current again."""
 
     def release(self) -> None:
-        """Give the primary context back; the last who does so ends it. Nothing is called afterwards."""
+        """Release the primary context, which CUDA destroys with its last reference. No call may follow."""
 
     def memory(self) -> tuple[int, int]:
-        """Return the device's free memory and all of it, in bytes."""
+        """Return the device's free and total memory, in bytes."""
 
     def allocate(self, size: int) -> int:
-        """Return the address of `size` bytes on the device, aligned to 256."""
+        """Return the address of `size` bytes of device memory, aligned to 256."""
 
     def free(self, address: int) -> None:
         """Free what `allocate` returned."""
 
     def allocate_pinned(self, size: int) -> int:
-        """Return the address of `size` bytes on the host that the device can copy from and to by itself."""
+        """Return the address of `size` bytes of page-locked host memory."""
 
     def free_pinned(self, address: int) -> None:
         """Free what `allocate_pinned` returned."""
 
     def copy_in(self, device: int, host: int, size: int, stream: int) -> None:
-        """Copy `size` bytes from host to device; asynchronous where the host's memory is pinned."""
+        """Copy `size` bytes from host to device; asynchronous for pinned memory."""
 
     def copy_out(self, host: int, device: int, size: int, stream: int) -> None:
-        """Copy `size` bytes from device to host; asynchronous where the host's memory is pinned."""
+        """Copy `size` bytes from device to host; asynchronous for pinned memory."""
 
     def copy_rows(self, target: Rows, source: Rows, width: int, height: int, stream: int) -> None:
         """Copy `height` rows of `width` bytes on the device; asynchronous."""
@@ -114,81 +116,82 @@ class Driver(Protocol):
         """Set `size` bytes on the device; asynchronous."""
 
     def create_stream(self) -> int:
-        """Return a new stream that does not wait for the default stream."""
+        """Return a new stream that does not synchronise with the default stream."""
 
     def destroy_stream(self, stream: int) -> None:
-        """Free a stream, once it has done its work."""
+        """Free a stream after its work is complete."""
 
     def synchronize_stream(self, stream: int) -> None:
-        """Block, without holding Python's lock, until the stream has done its work."""
+        """Block until the stream is idle, without the GIL."""
 
     def create_event(self) -> int:
-        """Return a new event that takes times, and on which a thread waits asleep."""
+        """Return a new timing event with blocking synchronisation."""
 
     def destroy_event(self, event: int) -> None:
         """Free an event."""
 
     def record(self, event: int, stream: int) -> None:
-        """Record an event after the work that the stream has now; asynchronous.
+        """Record an event after the work enqueued on the stream so far; asynchronous.
 
-        The stream may be another library's, by its handle; 1 is the legacy default stream. For others PyCUDA blocks.
+        The stream may belong to another library; 1 is the legacy default stream. For other streams of other libraries
+        PyCUDA blocks.
         """
 
     def wait_for(self, stream: int, event: int) -> None:
-        """Let the stream's further work wait for the last record of an event, of whatever stream; asynchronous."""
+        """Make the stream's further work wait for the last record of an event, on any stream; asynchronous."""
 
     def synchronize_event(self, event: int) -> None:
-        """Block, without holding Python's lock, until the last record of an event has come to pass."""
+        """Block until the last record of an event has completed, without the GIL."""
 
     def elapsed(self, begin: int, end: int) -> float:
-        """Return the seconds between two events that have come to pass."""
+        """Return the seconds between two completed events."""
 
     def begin_capture(self, stream: int) -> None:
-        """Collect what this thread now gives to the stream, instead of doing it."""
+        """Begin to capture the work that this thread enqueues on the stream, instead of executing it."""
 
     def end_capture(self, stream: int) -> int:
-        """Return what was collected since `begin_capture`, as a graph that can be launched."""
+        """Return the work captured since `begin_capture`, as an executable graph."""
 
     def launch_graph(self, graph: int, stream: int) -> None:
-        """Do what a graph holds; asynchronous."""
+        """Launch an executable graph; asynchronous."""
 
     def destroy_graph(self, graph: int) -> None:
         """Free a graph."""
 
     def load_module(self, ptx: bytes) -> int:
-        """Return a module of kernels, compiled by the driver from PTX text."""
+        """Return a module of kernels, which the driver compiles from PTX."""
 
     def unload_module(self, module: int) -> None:
-        """Free a module; its functions are gone."""
+        """Free a module and its functions."""
 
     def function(self, module: int, name: str) -> int:
         """Return a kernel of a module."""
 
     def launch(self, function: int, grid: Extent, block: Extent, argument: bytes, stream: int) -> None:
-        """Run a kernel with `grid` blocks of `block` threads, (x, y, z); asynchronous.
+        """Launch a kernel with `grid` blocks of `block` threads, each (x, y, z); asynchronous.
 
-        Its one parameter is a struct, given by its bytes, which may be freed at once.
+        Its only parameter is a struct, given as bytes, which may be freed when the call returns.
         """
 
 
-# Names the implementation to use, instead of the first that is usable.
+# Environment variable that names the binding to use, instead of the first usable one.
 VARIABLE = "UNETRT_CUDA"
 
 
 @dataclass(frozen=True)
-class Implementation:
-    """One implementation of the contract.
+class Binding:
+    """A Python binding of the CUDA driver API.
 
     Attributes
     ----------
     name
-        What the user writes, and what its package is called.
+        Name in `UNETRT_CUDA`, and of the package.
     package
-        The Python module that it calls.
+        The Python module that is called.
     extra
-        The extra of ours that installs it.
+        The extra of unetrt that installs it.
     module
-        Our module, with `devices()`, `cuda_version()` and `open_device(index)`.
+        The module of unetrt that implements `Driver` with it: `devices()`, `cuda_version()`, `open_device(index)`.
     """
 
     name: str
@@ -197,50 +200,45 @@ class Implementation:
     module: str
 
     def probe(self) -> str | None:
-        """Return None where it is usable, else one sentence that says why not; makes no context on any GPU."""
-        return self.why_not_loaded() or self._why_no_device()
-
-    def why_not_loaded(self) -> str | None:
-        """Return None where its package can be called, with or without a GPU, else one sentence that says why not."""
-        if not _is_installed(self.package):
-            return f"{self.name} is not installed: pip install 'unetrt[{self.extra}]'"
-        try:
-            importlib.import_module(self.package)
-        except (ImportError, OSError) as error:
-            return f"{self.name} does not load ({error}): pip install --force-reinstall 'unetrt[{self.extra}]'"
-        return None
-
-    def devices(self) -> tuple[DeviceProperties, ...]:
-        """Return CUDA's devices, in its order; raises CudaError."""
-        return tuple(importlib.import_module(self.module).devices())
-
-    def cuda_version(self) -> str:
-        """Return the newest CUDA that the driver knows, such as `13.0`; raises CudaError."""
-        version = importlib.import_module(self.module).cuda_version()
-        return f"{version // 1000}.{version % 1000 // 10}"
-
-    def open(self, index: int) -> Driver:
-        """Return the device of that number; raises OptionError where there is none, and CudaError."""
-        found = self.devices()
-        if not 0 <= index < len(found):
-            known = ", ".join(f"{number} ({device.name})" for number, device in enumerate(found))
-            raise OptionError(f"there is no CUDA device {index}; there {_counted(len(found))}: {known}")
-        return cast("Driver", importlib.import_module(self.module).open_device(index))
-
-    def _why_no_device(self) -> str | None:
+        """Return None where it can be used, else one sentence that says why not; makes no context on any GPU."""
+        if reason := self.why_not_loaded():
+            return reason
         try:
             found = self.devices()
         except InferenceError as error:
             return f"{self.name} finds no GPU that it can use: {error}"
         return None if found else f"{self.name} finds no GPU"
 
+    def why_not_loaded(self) -> str | None:
+        """Return None where its package can be called, with or without a GPU, else one sentence that says why not."""
+        return why_not_importable(self.package, self.name, self.extra)
+
+    def devices(self) -> tuple[DeviceProperties, ...]:
+        """Return CUDA's devices, in CUDA's order; raises CudaError."""
+        return tuple(importlib.import_module(self.module).devices())
+
+    def cuda_version(self) -> str:
+        """Return the newest CUDA version that the driver supports, such as `13.0`; raises CudaError."""
+        version = importlib.import_module(self.module).cuda_version()
+        return f"{version // 1000}.{version % 1000 // 10}"
+
+    def open(self, index: int) -> Driver:
+        """Return the device with an index; raises OptionError where there is none, and CudaError."""
+        found = self.devices()
+        if not 0 <= index < len(found):
+            known = ", ".join(f"{number} ({device.name})" for number, device in enumerate(found))
+            count = "is 1" if len(found) == 1 else f"are {len(found)}"
+            raise OptionError(f"there is no CUDA device {index}; there {count}: {known}")
+        driver: Driver = importlib.import_module(self.module).open_device(index)
+        return driver
+
 
 # cuda-python first: it has graphs, and its wheels need no compiler.
-IMPLEMENTATIONS = (
-    Implementation("cuda-python", "cuda.bindings.driver", "rtx", "unetrt.runtime.cuda.with_cuda_python"),
-    Implementation("pycuda", "pycuda.driver", "tensorrt", "unetrt.runtime.cuda.with_pycuda"),
+BINDINGS = (
+    Binding("cuda-python", "cuda.bindings.driver", "rtx", "unetrt.runtime.cuda.with_cuda_python"),
+    Binding("pycuda", "pycuda.driver", "tensorrt", "unetrt.runtime.cuda.with_pycuda"),
 )
-NAMES = tuple(implementation.name for implementation in IMPLEMENTATIONS)
+NAMES = tuple(binding.name for binding in BINDINGS)
 
 
 def open_driver(index: int, environ: Mapping[str, str]) -> Driver:
@@ -249,86 +247,58 @@ def open_driver(index: int, environ: Mapping[str, str]) -> Driver:
     Parameters
     ----------
     index
-        The device's number, as CUDA counts.
+        CUDA's index of the device.
     environ
-        The environment; `UNETRT_CUDA` in it names an implementation.
+        The environment; `UNETRT_CUDA` in it names a binding.
 
     Raises
     ------
     OptionError
-        There is no such implementation, or no such device.
+        There is no such binding, or no such device.
     BackendUnavailableError
-        The named one, or each, cannot be used here; the message says why.
+        The named binding, or each, cannot be used here; the message says why.
     CudaError
-        The device's context cannot be had.
+        The device's context cannot be retained.
     """
-    return _usable(environ).open(index)
+    return _first(environ, Binding.probe).open(index)
 
 
-def loaded_implementation(environ: Mapping[str, str] = os.environ) -> Implementation:
-    """Return the first implementation whose package can be called, whether there is a GPU or not.
+def loaded_binding(environ: Mapping[str, str] = os.environ) -> Binding:
+    """Return the first binding whose package can be called, with or without a GPU.
 
     Raises
     ------
     OptionError
-        There is no implementation of the name in `UNETRT_CUDA`.
+        There is no binding of the name in `UNETRT_CUDA`.
     BackendUnavailableError
         None can be called, or there is no driver; the message says why.
     """
-    return _first(environ, Implementation.why_not_loaded)
+    return _first(environ, Binding.why_not_loaded)
 
 
 def why_not(environ: Mapping[str, str] = os.environ) -> str | None:
-    """Return None where `open_driver` has an implementation to use, else why it has none, in one line."""
+    """Return None where `open_driver` has a usable binding, else one sentence that says why not."""
     try:
-        _usable(environ)
+        _first(environ, Binding.probe)
     except (OptionError, BackendUnavailableError) as error:
         return str(error)
     return None
 
 
-def _usable(environ: Mapping[str, str]) -> Implementation:
-    return _first(environ, Implementation.probe)
-
-
-def _first(environ: Mapping[str, str], probe: Callable[[Implementation], str | None]) -> Implementation:
-    """Return the first implementation for which a probe has no reason against it."""
-    reasons: list[str] = []
-    asked_for = _asked_for(environ)
-    if missing := _missing_library():
-        raise BackendUnavailableError(missing)  # whatever is installed
-    for implementation in asked_for:
-        reason = probe(implementation)
-        if reason is None:
-            return implementation
-        reasons.append(reason)
-    raise BackendUnavailableError("; ".join(reasons))
-
-
-def _asked_for(environ: Mapping[str, str]) -> tuple[Implementation, ...]:
+def _first(environ: Mapping[str, str], probe: Callable[[Binding], str | None]) -> Binding:
+    """Return the first binding that a probe accepts, of those that the environment allows."""
     name = environ.get(VARIABLE)
-    if not name:
-        return IMPLEMENTATIONS
-    if name not in NAMES:
-        raise OptionError(f"{VARIABLE} is {name!r}, and there is no such way to call CUDA: use {' or '.join(NAMES)}")
-    return tuple(implementation for implementation in IMPLEMENTATIONS if implementation.name == name)
-
-
-def _is_installed(package: str) -> bool:
-    try:
-        return find_spec(package) is not None
-    except ModuleNotFoundError:  # the package that it lies in is missing
-        return False
+    if name and name not in NAMES:
+        raise OptionError(f"{VARIABLE} is {name!r}, which is not a CUDA binding: use {' or '.join(NAMES)}")
+    if missing := _missing_library():
+        raise BackendUnavailableError(missing)  # no binding works without it
+    return first_usable((binding for binding in BINDINGS if name in (None, "", binding.name)), probe)
 
 
 def _missing_library() -> str | None:
-    """Return that the driver's library does not load, the same for every package; None where it does."""
+    """Return one sentence where the driver's library does not load, else None."""
     try:
         ctypes.CDLL("nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1")
     except OSError as error:
         return f"no NVIDIA driver is installed ({error})"
     return None
-
-
-def _counted(devices: int) -> str:
-    return "is 1" if devices == 1 else f"are {devices}"

@@ -1,8 +1,8 @@
-"""Cutting, measuring, checking and stitching in GPU memory: what numpy does on the host, bit for bit.
+"""CUDA kernels that cut, measure, check and stitch frames in device memory: bit for bit what numpy does on the host.
 
-The structs that the kernels of kernels.cu take, field by field as there.
-
-What is measured and checked of a frame in GPU memory: the host reads some counts, never the frame.
+`Kernels` loads `kernels.ptx` on a device and launches it; the structs below are the kernels' arguments, field by field
+as in `kernels.cu`. What a frame needs to be measured (a histogram, a count of non-finite pixels) is reduced on the
+device; the host reads the counts, never the frame.
 """
 
 from ctypes import Structure, c_float, c_int64, c_uint64
@@ -22,16 +22,20 @@ from unetrt.runtime.pixels.frames import not_finite
 from unetrt.runtime.pixels.normalisation import Affine, Normalisation, from_sums
 
 NAMES = ("cut", "histogram", "stitch_labels", "not_finite")
-# A warp along a row, so that its accesses are neighbours; 256 threads fill every GPU since compute capability 7.5.
+# A warp along a row, for coalesced access; 256 threads fill every GPU since compute capability 7.5.
 BLOCK: Extent = (32, 8, 1)
-# Blocks along y that a grid can have (CUDA programming guide, technical specifications); threads stride over the rest.
+# Largest grid along y (CUDA programming guide, technical specifications); threads stride over the rest.
 MAX_BLOCKS_Y = 65535
+# Copies of the bins by dtype, as blocks that count the same grey value contend for it: 32 KiB, and 1 MiB.
+COPIES = {np.dtype(np.uint8): 32, np.dtype(np.uint16): 4}
+# Result of `Kernels.not_finite`: number of pixels, and C-order index of the first.
+FOUND = np.dtype([("count", np.uint64), ("first", np.uint64)])
 
 
 class Kernels:
-    """The kernels on one device. All that they touch lies in its memory, and all calls are asynchronous.
+    """The kernels on one device. Their arguments lie in its memory, and all launches are asynchronous.
 
-    The device must be current wherever one of them is launched. Calls may come from several threads.
+    The device must be current at each launch. Thread-safe.
 
     Parameters
     ----------
@@ -51,7 +55,7 @@ class Kernels:
             self._functions = {name: driver.function(self._module.handle, name) for name in NAMES}
 
     def close(self) -> None:
-        """Unload the kernels, once nothing runs them; calling it again does nothing."""
+        """Unload the kernels, which must not be running; idempotent."""
         self._module.close()
 
     def cut(self, frame: DeviceArray, tile: Tile, affine: Affine | None, slot: DeviceArray, stream: int) -> None:
@@ -60,12 +64,12 @@ class Kernels:
         Parameters
         ----------
         frame
-            (C, H, W), of the size that the tile was planned for; for a raw slot of a dtype that the slot holds
+            (C, H, W), of the size that the tile was planned for; for a raw slot, of a dtype that it can hold
             (`frames.require_raw`).
         tile
-            Which window.
+            The window.
         affine
-            How to normalise it; None where the graph does.
+            The normalisation; None where the graph normalises.
         slot
             (C, h, w): float32, or raw uint8 or uint16.
         stream
@@ -81,13 +85,14 @@ class Kernels:
     def histogram(self, frame: DeviceArray, bins: DeviceArray, stream: int) -> None:
         """Count the grey values of a frame (C, H, W), uint8 or uint16, into packed uint32 `bins`.
 
-        Their shape is `measure.bins_shape(frame)`; what they held is overwritten. Raises FrameError where a channel has
-        more pixels than a bin can count.
+        Their shape is `bins_shape(frame)`; they are zeroed first. Raises FrameError where a channel has more pixels
+        than a bin can count.
         """
         channels, copies, values = bins.shape
         if frame[0].nbytes >= frame.dtype.itemsize << 32:
             raise FrameError(
-                f"the frame has shape {frame.shape}: on the GPU fewer than 2^32 pixels a channel are counted"
+                f"the frame has shape {frame.shape}: on the GPU a channel must have fewer than 2^32 pixels; give it on "
+                "the host"
             )
         self._driver.fill(bins.address, 0, bins.nbytes, stream)
         for channel in range(channels):
@@ -97,19 +102,19 @@ class Kernels:
     def stitch_labels(
         self, scores: DeviceArray, tile: Tile, labels: DeviceArray, spoilt: int | None, stream: int
     ) -> None:
-        """Write the best class of each pixel of a slot of a lane's output to the tile's place.
+        """Write the class of the largest score of each pixel of a slot into the tile's core.
 
         Parameters
         ----------
         scores
             (classes, h', w') float32, of at most 256 classes.
         tile
-            Which window.
+            The window.
         labels
             (H, W) uint8, of the whole frame.
         spoilt
-            Address of an int32 in device memory, set to 1 where a score of the slot is NaN or infinite and else left
-            alone; None where it need not be looked for.
+            Address of an int32 in device memory that is set to 1 where a score of the slot is NaN or infinite, and else
+            not written; None to skip the check.
         stream
             Handle of the CUDA stream.
         """
@@ -121,11 +126,11 @@ class Kernels:
     def not_finite(self, frame: DeviceArray, found: int, stream: int) -> None:
         """Count the pixels of a float frame (C, H, W) that are NaN or infinite, in float32.
 
-        The result is a `measure.FOUND` at address `found`, of 8-byte alignment.
+        The result is a `FOUND` at the 8-byte aligned address `found`.
         """
         count, first = found, found + 8
         self._driver.fill(count, 0, 8, stream)
-        self._driver.fill(first, 0xFF, 8, stream)  # above every index
+        self._driver.fill(first, 0xFF, 8, stream)  # larger than every index
         for channel in range(frame.shape[0]):
             start = channel * frame.shape[1] * frame.shape[2]
             self._launch("not_finite", NotFinite(plane(frame[channel]), found, start), frame[channel], stream)
@@ -135,7 +140,7 @@ class Kernels:
 
 
 def ptx() -> bytes:
-    """Return the kernels as PTX text."""
+    """Return the kernels as PTX."""
     return files("unetrt.runtime.cuda").joinpath("kernels.ptx").read_bytes()
 
 
@@ -147,6 +152,59 @@ def _core(tile: Tile, labels: DeviceArray) -> DeviceArray:
 
 def _grid(height: int, width: int) -> Extent:
     return -(-width // BLOCK[0]), min(-(-height // BLOCK[1]), MAX_BLOCKS_Y), 1
+
+
+def bins_shape(frame: DeviceArray) -> tuple[int, int, int]:
+    """Return the shape of the bins (C, copies, grey values) for a frame (C, H, W), uint8 or uint16."""
+    return frame.shape[0], COPIES[frame.dtype], 256**frame.dtype.itemsize
+
+
+def require_none(found: NDArray[Any], frame: DeviceArray) -> None:
+    """Raise FrameError, as `frames.require_finite` does, where the FOUND of a frame (C, H, W) counts any pixels."""
+    if found["count"]:
+        height, width = frame.shape[1:]
+        row, column = divmod(int(found["first"]) % (height * width), width)
+        raise not_finite(int(found["count"]), row, column)
+
+
+def measure_counts(normalisation: Normalisation, counts: NDArray[np.integer[Any]]) -> Affine:
+    """Return, bit for bit, what `normalisation.measure` gives for a uint8 or uint16 frame.
+
+    Parameters
+    ----------
+    normalisation
+        Of any mode; `fixed` needs no counts.
+    counts
+        (C, ..., 256) or (C, ..., 65536) integers: histograms as `Kernels.histogram` writes them, summed over the axes
+        in between.
+    """
+    if normalisation.mode == "fixed":
+        return normalisation.measure(np.empty((0, 0, 0)))  # which reads no pixels
+    totals = counts.reshape(len(counts), -1, counts.shape[-1]).sum(axis=1, dtype=np.int64)
+    return Affine.between([_limits(normalisation, total) for total in totals])
+
+
+def _limits(normalisation: Normalisation, counts: NDArray[np.int64]) -> tuple[float, float]:
+    """Return the grey value that becomes 0, and its distance to the one that becomes 1."""
+    if normalisation.mode == "zscore":
+        return _mean_and_deviation(counts)
+    low, high = (_percentile(counts, rank) for rank in (normalisation.low, normalisation.high))
+    return low, high - low
+
+
+def _percentile(counts: NDArray[np.int64], rank: float) -> float:
+    upto = np.cumsum(counts)
+    last = int(upto[-1]) - 1
+    position = rank / 100 * last
+    below = int(position)
+    lower, upper = (float(np.searchsorted(upto, at, side="right")) for at in (below, min(below + 1, last)))
+    return lower + (upper - lower) * (position - below)
+
+
+def _mean_and_deviation(counts: NDArray[np.int64]) -> tuple[float, float]:
+    # No overflow: fewer than 2^32 pixels of less than 2^16 sum up to less than 2^64.
+    values, counted = np.arange(len(counts), dtype=np.uint64), counts.astype(np.uint64)
+    return from_sums(int((counted * values).sum()), int((counted * values**2).sum()), int(counts.sum()))
 
 
 # `enum Dtype` of kernels.cu.
@@ -210,64 +268,5 @@ class NotFinite(Structure):
 
 
 def plane(array: DeviceArray) -> Plane:
-    """Return an array (H, W) as kernels take it."""
+    """Return an array (H, W) as an argument of kernels."""
     return Plane(array.address, *array.shape, *array.strides, CODES[array.dtype])
-
-
-# How often bins are kept, by dtype: blocks that count the same grey value wait for each other. 32 KiB, and 1 MiB.
-COPIES = {np.dtype(np.uint8): 32, np.dtype(np.uint16): 4}
-# What `Kernels.not_finite` leaves: how many pixels, and the index of the first in C order.
-FOUND = np.dtype([("count", np.uint64), ("first", np.uint64)])
-
-
-def bins_shape(frame: DeviceArray) -> tuple[int, int, int]:
-    """Return the shape of the bins (C, copies, grey values) for a frame (C, H, W), uint8 or uint16."""
-    return frame.shape[0], COPIES[frame.dtype], 256**frame.dtype.itemsize
-
-
-def require_none(found: NDArray[Any], frame: DeviceArray) -> None:
-    """Raise FrameError, as `frames.require_finite` does, for the FOUND that a frame (C, H, W) has left."""
-    if found["count"]:
-        height, width = frame.shape[1:]
-        row, column = divmod(int(found["first"]) % (height * width), width)
-        raise not_finite(int(found["count"]), row, column)
-
-
-def measure_counts(normalisation: Normalisation, counts: NDArray[np.integer[Any]]) -> Affine:
-    """Return, bit for bit, what `normalisation.measure` gives for a uint8 or uint16 frame.
-
-    Parameters
-    ----------
-    normalisation
-        Of whatever mode; `fixed` needs no counts.
-    counts
-        (C, ..., 256) or (C, ..., 65536), integers: how often each grey value occurs, to be summed over the axes
-        between, as `Kernels.histogram` leaves them.
-    """
-    if normalisation.mode == "fixed":
-        return normalisation.measure(np.empty((0, 0, 0)))  # which reads no pixels
-    totals = counts.reshape(len(counts), -1, counts.shape[-1]).sum(axis=1, dtype=np.int64)
-    return Affine.between([_limits(normalisation, total) for total in totals])
-
-
-def _limits(normalisation: Normalisation, counts: NDArray[np.int64]) -> tuple[float, float]:
-    """Return what becomes 0, and how much above it becomes 1."""
-    if normalisation.mode == "zscore":
-        return _mean_and_deviation(counts)
-    low, high = (_percentile(counts, rank) for rank in (normalisation.low, normalisation.high))
-    return low, high - low
-
-
-def _percentile(counts: NDArray[np.int64], rank: float) -> float:
-    upto = np.cumsum(counts)
-    last = int(upto[-1]) - 1
-    position = rank / 100 * last
-    below = int(position)
-    lower, upper = (float(np.searchsorted(upto, at, side="right")) for at in (below, min(below + 1, last)))
-    return lower + (upper - lower) * (position - below)
-
-
-def _mean_and_deviation(counts: NDArray[np.int64]) -> tuple[float, float]:
-    # Less than 2^64: there are fewer than 2^32 pixels, of less than 2^16.
-    values, counted = np.arange(len(counts), dtype=np.uint64), counts.astype(np.uint64)
-    return from_sums(int((counted * values).sum()), int((counted * values**2).sum()), int(counts.sum()))

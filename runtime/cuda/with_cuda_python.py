@@ -1,7 +1,4 @@
-"""The CUDA contract over `cuda.bindings.driver` of NVIDIA's cuda-python, 12 and 13.
-
-How functions of `cuda.bindings.driver` are called, and how they fail.
-"""
+"""`Driver` on `cuda.bindings.driver` of NVIDIA's cuda-python, 12 and 13."""
 
 import ctypes
 import importlib
@@ -12,28 +9,28 @@ from unetrt.runtime.errors import CudaError, OutOfMemoryError
 
 
 def devices() -> tuple[DeviceProperties, ...]:
-    """Return CUDA's devices, in its order; makes no context. Raises CudaError."""
+    """Return CUDA's devices, in CUDA's order, without a context. Raises CudaError."""
     call("cuInit", 0)
     return tuple(_properties(call("cuDeviceGet", index)) for index in range(call("cuDeviceGetCount")))
 
 
 def cuda_version() -> int:
-    """Return the newest CUDA that the driver knows: 13000 is 13.0. Raises CudaError."""
+    """Return the newest CUDA version that the driver supports: 13000 is 13.0. Raises CudaError."""
     return int(call("cuDriverGetVersion"))
 
 
 def open_device(index: int) -> Driver:
-    """Return the device of that number, one of `devices`. Raises CudaError."""
+    """Return the device with that index in `devices`. Raises CudaError."""
     return CudaPythonDriver(index)
 
 
-class CudaPythonDriver:
-    """One CUDA device: see `contract.Driver`.
+class CudaPythonDriver(Driver):
+    """One CUDA device. Methods are documented in `Driver`.
 
     Parameters
     ----------
     index
-        The device's number, as CUDA counts.
+        CUDA's index of the device.
     """
 
     captures = True
@@ -47,48 +44,37 @@ class CudaPythonDriver:
         self._context = call("cuDevicePrimaryCtxRetain", self._device)
 
     def push(self) -> None:
-        """Make the primary context current."""
         call("cuCtxPushCurrent", self._context)
 
     def pop(self) -> None:
-        """Undo `push`."""
         call("cuCtxPopCurrent")
 
     def release(self) -> None:
-        """Give the primary context back."""
         call("cuDevicePrimaryCtxRelease", self._device)
 
     def memory(self) -> tuple[int, int]:
-        """Return free and all memory, in bytes."""
         free, total = call("cuMemGetInfo")
         return int(free), int(total)
 
     def allocate(self, size: int) -> int:
-        """Return the address of `size` bytes on the device."""
         return int(call("cuMemAlloc", size))
 
     def free(self, address: int) -> None:
-        """Free what `allocate` returned."""
         call("cuMemFree", address)
 
     def allocate_pinned(self, size: int) -> int:
-        """Return the address of `size` pinned bytes, pinned for every context."""
         return int(call("cuMemHostAlloc", size, package().CU_MEMHOSTALLOC_PORTABLE))
 
     def free_pinned(self, address: int) -> None:
-        """Free what `allocate_pinned` returned."""
         call("cuMemFreeHost", address)
 
     def copy_in(self, device: int, host: int, size: int, stream: int) -> None:
-        """Copy from host to device."""
         call("cuMemcpyHtoDAsync", device, host, size, stream)
 
     def copy_out(self, host: int, device: int, size: int, stream: int) -> None:
-        """Copy from device to host."""
         call("cuMemcpyDtoHAsync", host, device, size, stream)
 
     def copy_rows(self, target: Rows, source: Rows, width: int, height: int, stream: int) -> None:
-        """Copy rows on the device."""
         cuda = package()
         copy = cuda.CUDA_MEMCPY2D()
         copy.srcMemoryType = copy.dstMemoryType = cuda.CUmemorytype.CU_MEMORYTYPE_DEVICE
@@ -98,51 +84,39 @@ class CudaPythonDriver:
         call("cuMemcpy2DAsync", copy, stream)
 
     def fill(self, address: int, byte: int, size: int, stream: int) -> None:
-        """Set bytes on the device."""
         call("cuMemsetD8Async", address, byte, size, stream)
 
     def create_stream(self) -> int:
-        """Return a new stream."""
         return int(call("cuStreamCreate", int(package().CUstream_flags.CU_STREAM_NON_BLOCKING)))
 
     def destroy_stream(self, stream: int) -> None:
-        """Free a stream."""
         call("cuStreamDestroy", stream)
 
     def synchronize_stream(self, stream: int) -> None:
-        """Wait for a stream."""
         call("cuStreamSynchronize", stream)
 
     def create_event(self) -> int:
-        """Return a new event."""
         return int(call("cuEventCreate", int(package().CUevent_flags.CU_EVENT_BLOCKING_SYNC)))
 
     def destroy_event(self, event: int) -> None:
-        """Free an event."""
         call("cuEventDestroy", event)
 
     def record(self, event: int, stream: int) -> None:
-        """Record an event."""
         call("cuEventRecord", event, stream)
 
     def wait_for(self, stream: int, event: int) -> None:
-        """Let a stream wait for an event."""
         call("cuStreamWaitEvent", stream, event, 0)
 
     def synchronize_event(self, event: int) -> None:
-        """Wait for an event."""
         call("cuEventSynchronize", event)
 
     def elapsed(self, begin: int, end: int) -> float:
-        """Return the seconds between two events."""
         return float(call("cuEventElapsedTime", begin, end)) / 1e3
 
     def begin_capture(self, stream: int) -> None:
-        """Begin to collect; other threads, and what they call, are left alone."""
         call("cuStreamBeginCapture", stream, package().CUstreamCaptureMode.CU_STREAM_CAPTURE_MODE_THREAD_LOCAL)
 
     def end_capture(self, stream: int) -> int:
-        """Return what was collected, ready to launch."""
         graph = call("cuStreamEndCapture", stream)
         try:
             return int(call("cuGraphInstantiate", graph, 0))
@@ -150,27 +124,21 @@ class CudaPythonDriver:
             call("cuGraphDestroy", graph)
 
     def launch_graph(self, graph: int, stream: int) -> None:
-        """Do what a graph holds."""
         call("cuGraphLaunch", graph, stream)
 
     def destroy_graph(self, graph: int) -> None:
-        """Free a graph."""
         call("cuGraphExecDestroy", graph)
 
     def load_module(self, ptx: bytes) -> int:
-        """Return a module of kernels."""
         return int(call("cuModuleLoadData", ptx + b"\0"))
 
     def unload_module(self, module: int) -> None:
-        """Free a module."""
         call("cuModuleUnload", module)
 
     def function(self, module: int, name: str) -> int:
-        """Return a kernel."""
         return int(call("cuModuleGetFunction", module, name.encode()))
 
     def launch(self, function: int, grid: Extent, block: Extent, argument: bytes, stream: int) -> None:
-        """Run a kernel."""
         struct = ctypes.create_string_buffer(argument, len(argument))
         parameters = (ctypes.c_void_p * 1)(ctypes.addressof(struct))
         call("cuLaunchKernel", function, *grid, *block, 0, stream, ctypes.addressof(parameters), 0)
@@ -185,14 +153,14 @@ def _properties(device: Any) -> DeviceProperties:
 
 
 def call(name: str, *arguments: Any) -> Any:
-    """Call a function of the driver: return its one value, the list of them, or None where it has none.
+    """Call a function of the driver API; return its value, a list of several values, or None.
 
     Raises
     ------
     OutOfMemoryError
-        The driver says that memory ran out.
+        Memory ran out.
     CudaError
-        It failed with anything else, or the installed driver does not have it.
+        It failed for another reason, or the installed driver does not have it.
     """
     cuda = package()
     try:
@@ -206,7 +174,7 @@ def call(name: str, *arguments: Any) -> Any:
 
 
 def text_of(buffer: bytes) -> str:
-    """Return the text that the driver wrote to a buffer."""
+    """Return the text in a buffer that the driver filled."""
     return buffer.split(b"\0")[0].decode()
 
 

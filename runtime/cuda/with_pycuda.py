@@ -1,9 +1,7 @@
-"""The CUDA contract over `pycuda.driver`, 2024.1 and newer.
+"""`Driver` on `pycuda.driver`, 2024.1 and newer.
 
-PyCUDA's streams, events and memory are objects that free themselves when the last reference goes. They are kept
-here by their handle until they are asked to be freed. A failure while it frees is printed by PyCUDA, not raised.
-
-How functions of `pycuda.driver` are called, and how they fail.
+PyCUDA's streams, events and memory are objects that free themselves with their last reference; here they are kept by
+handle until they are freed explicitly. PyCUDA prints errors at freeing instead of raising them.
 """
 
 import ctypes
@@ -11,41 +9,41 @@ import importlib
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future
-from typing import Any
+from typing import Any, NoReturn
 
 from unetrt.runtime.cuda.driver import DeviceProperties, Driver, Extent, Rows
 from unetrt.runtime.errors import CudaError, OutOfMemoryError
 
-# cuda.h: CU_STREAM_NON_BLOCKING, for which PyCUDA has no name.
+# CU_STREAM_NON_BLOCKING of cuda.h, which PyCUDA does not define.
 NON_BLOCKING = 1
 # CU_STREAM_LEGACY, the default stream.
 LEGACY = 1
 
 
 def devices() -> tuple[DeviceProperties, ...]:
-    """Return CUDA's devices, in its order; makes no context. Raises CudaError."""
+    """Return CUDA's devices, in CUDA's order, without a context. Raises CudaError."""
     cuda = package()
     call(cuda.init)
     return tuple(_properties(call(cuda.Device, index)) for index in range(call(cuda.Device.count)))
 
 
 def cuda_version() -> int:
-    """Return the newest CUDA that the driver knows: 13000 is 13.0. Raises CudaError."""
+    """Return the newest CUDA version that the driver supports: 13000 is 13.0. Raises CudaError."""
     return int(call(package().get_driver_version))
 
 
 def open_device(index: int) -> Driver:
-    """Return the device of that number, one of `devices`. Raises CudaError."""
+    """Return the device with that index in `devices`. Raises CudaError."""
     return PyCudaDriver(index)
 
 
-class PyCudaDriver:
-    """One CUDA device: see `contract.Driver`.
+class PyCudaDriver(Driver):
+    """One CUDA device. Methods are documented in `Driver`.
 
     Parameters
     ----------
     index
-        The device's number, as CUDA counts.
+        CUDA's index of the device.
     """
 
     captures = False
@@ -67,57 +65,46 @@ class PyCudaDriver:
         self._leave = threading.Event()
         self._left: Future[None] = Future()
         given = (self._context, self._leave, self._left)
-        threading.Thread(target=_give_back, args=given, name="unetrt-cuda-release", daemon=True).start()
+        threading.Thread(target=_release_on_request, args=given, name="unetrt-cuda-release", daemon=True).start()
 
     def push(self) -> None:
-        """Make the primary context current."""
         call(self._context.push)
 
     def pop(self) -> None:
-        """Undo `push`."""
         call(self._cuda.Context.pop)
 
     def release(self) -> None:
-        """Give the primary context back."""
         self._leave.set()
         call(self._left.result)
 
     def memory(self) -> tuple[int, int]:
-        """Return free and all memory, in bytes."""
         free, total = call(self._cuda.mem_get_info)
         return free, total
 
     def allocate(self, size: int) -> int:
-        """Return the address of `size` bytes on the device."""
         memory = call(self._cuda.mem_alloc, size)
         self._memory[int(memory)] = memory
         return int(memory)
 
     def free(self, address: int) -> None:
-        """Free what `allocate` returned."""
         call(self._memory.pop(address).free)
 
     def allocate_pinned(self, size: int) -> int:
-        """Return the address of `size` pinned bytes, pinned for every context."""
         array = call(self._cuda.pagelocked_empty, size, "u1", mem_flags=self._cuda.host_alloc_flags.PORTABLE)
         address = int(array.ctypes.data)
         self._pinned[address] = array.base
         return address
 
     def free_pinned(self, address: int) -> None:
-        """Free what `allocate_pinned` returned."""
         call(self._pinned.pop(address).free)
 
     def copy_in(self, device: int, host: int, size: int, stream: int) -> None:
-        """Copy from host to device."""
         call(self._cuda.memcpy_htod_async, device, _host_bytes(host, size), self._streams[stream])
 
     def copy_out(self, host: int, device: int, size: int, stream: int) -> None:
-        """Copy from device to host."""
         call(self._cuda.memcpy_dtoh_async, _host_bytes(host, size), device, self._streams[stream])
 
     def copy_rows(self, target: Rows, source: Rows, width: int, height: int, stream: int) -> None:
-        """Copy rows on the device."""
         copy = self._cuda.Memcpy2D()
         copy.set_src_device(source.address)
         copy.src_pitch = source.pitch
@@ -127,88 +114,68 @@ class PyCudaDriver:
         call(copy, self._streams[stream])
 
     def fill(self, address: int, byte: int, size: int, stream: int) -> None:
-        """Set bytes on the device."""
         call(self._cuda.memset_d8_async, address, byte, size, self._streams[stream])
 
     def create_stream(self) -> int:
-        """Return a new stream."""
         stream = call(self._cuda.Stream, NON_BLOCKING)
         self._streams[stream.handle] = stream
         return int(stream.handle)
 
     def destroy_stream(self, stream: int) -> None:
-        """Free a stream."""
         del self._streams[stream]
 
     def synchronize_stream(self, stream: int) -> None:
-        """Wait for a stream."""
         call(self._streams[stream].synchronize)
 
     def create_event(self) -> int:
-        """Return a new event."""
         event = call(self._cuda.Event, self._cuda.event_flags.BLOCKING_SYNC)
-        self._events[id(event)] = event  # PyCUDA keeps the driver's own handle to itself
+        self._events[id(event)] = event  # PyCUDA does not expose the driver's handle
         return id(event)
 
     def destroy_event(self, event: int) -> None:
-        """Free an event."""
         del self._events[event]
 
     def record(self, event: int, stream: int) -> None:
-        """Record an event; PyCUDA cannot name another library's stream: all that is in flight is waited for instead."""
+        # PyCUDA cannot use the stream of another library: the context is synchronised instead.
         own = self._streams.get(stream)
         if own is None and stream != LEGACY:
             call(self._cuda.Context.synchronize)
-        call(self._events[event].record, own)  # without one: on the legacy default stream
+        call(self._events[event].record, own)  # None: the legacy default stream
 
     def wait_for(self, stream: int, event: int) -> None:
-        """Let a stream wait for an event."""
         call(self._streams[stream].wait_for_event, self._events[event])
 
     def synchronize_event(self, event: int) -> None:
-        """Wait for an event."""
         call(self._events[event].synchronize)
 
     def elapsed(self, begin: int, end: int) -> float:
-        """Return the seconds between two events."""
         return float(call(self._events[end].time_since, self._events[begin])) / 1e3
 
-    def begin_capture(self, stream: int) -> None:  # noqa: ARG002 - the contract's arguments
-        """Refuse: PyCUDA has no graphs."""
-        raise _no_graphs()
+    def begin_capture(self, *_: int) -> NoReturn:
+        raise CudaError(
+            "pycuda has no CUDA graphs: use cuda-python (pip install 'unetrt[rtx]', UNETRT_CUDA=cuda-python)"
+        )
 
-    def end_capture(self, stream: int) -> int:  # noqa: ARG002 - the contract's arguments
-        """Refuse: PyCUDA has no graphs."""
-        raise _no_graphs()
-
-    def launch_graph(self, graph: int, stream: int) -> None:  # noqa: ARG002 - the contract's arguments
-        """Refuse: PyCUDA has no graphs."""
-        raise _no_graphs()
-
-    def destroy_graph(self, graph: int) -> None:  # noqa: ARG002 - the contract's arguments
-        """Refuse: PyCUDA has no graphs."""
-        raise _no_graphs()
+    end_capture: Any = begin_capture
+    launch_graph: Any = begin_capture
+    destroy_graph: Any = begin_capture
 
     def load_module(self, ptx: bytes) -> int:
-        """Return a module of kernels."""
         module = call(self._cuda.module_from_buffer, ptx + b"\0")
         self._modules[id(module)] = module
         return id(module)
 
     def unload_module(self, module: int) -> None:
-        """Free a module."""
         for handle in [handle for handle, (owner, _) in self._functions.items() if owner == module]:
             del self._functions[handle]  # a function keeps its module alive
         del self._modules[module]
 
     def function(self, module: int, name: str) -> int:
-        """Return a kernel."""
         function = call(self._modules[module].get_function, name)
         self._functions[id(function)] = (module, function)
         return id(function)
 
     def launch(self, function: int, grid: Extent, block: Extent, argument: bytes, stream: int) -> None:
-        """Run a kernel."""
         _, kernel = self._functions[function]
         kernel.prepare([f"{len(argument)}s"])
         call(kernel.prepared_async_call, grid, block, self._streams[stream], argument)
@@ -219,11 +186,11 @@ def _properties(device: Any) -> DeviceProperties:
     return DeviceProperties(call(device.name), f"{major}.{minor}", call(device.pci_bus_id))
 
 
-def _give_back(context: Any, leave: threading.Event, left: "Future[None]") -> None:
-    """Release the context once asked to, on a thread that does nothing else.
+def _release_on_request(context: Any, leave: threading.Event, left: "Future[None]") -> None:
+    """Release the context on request, on a thread that does nothing else.
 
-    PyCUDA releases only a context that is current, and leaves it current afterwards. On this thread that hides
-    nobody else's context; and at interpreter exit, when a release may come, no thread can be started any more.
+    PyCUDA releases only a context that is current, and leaves it current afterwards: on this thread that hides no other
+    context. The thread starts early, as no thread can be started at interpreter exit.
     """
     leave.wait()
     try:
@@ -239,19 +206,15 @@ def _host_bytes(address: int, size: int) -> Any:
     return (ctypes.c_char * size).from_address(address)
 
 
-def _no_graphs() -> CudaError:
-    return CudaError("pycuda has no CUDA graphs: use cuda-python (pip install 'unetrt[rtx]', UNETRT_CUDA=cuda-python)")
-
-
 def call(function: Callable[..., Any], *arguments: Any, **named: Any) -> Any:
-    """Call a function of PyCUDA; its errors, which name the driver's call, become ours.
+    """Call a function of PyCUDA and translate its errors, whose messages name the driver's call.
 
     Raises
     ------
     OutOfMemoryError
-        The driver says that memory ran out.
+        Memory ran out.
     CudaError
-        It failed with anything else.
+        It failed for another reason.
     """
     cuda = package()
     try:

@@ -1,7 +1,8 @@
-"""TensorRT engines: built from a model file for one kind of machine, kept in a cache, never used where they do not fit.
+"""TensorRT engines: built from a model file for one kind of GPU, cached, and refused on machines they do not fit.
 
-Importing this package imports no TensorRT.
+`facts` is everything an engine depends on; `build` makes one, `cache` finds it again, `engine_file` reads and writes it
+with its sidecar, `loaded` puts it on a GPU. Importing this package imports no TensorRT.
 """
 
-# What engine files are called.
+# Suffixes of engine files.
 SUFFIXES = (".engine", ".plan")

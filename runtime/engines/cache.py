@@ -1,6 +1,7 @@
-"""Engines that were built before, found again by all that they depend on.
+"""Caches on disk: engines under a hash of their facts, and the kernels that TensorRT for RTX compiled for a GPU.
 
-What TensorRT for RTX has compiled for a GPU, kept on disk: without it every start compiles again.
+`EngineCache.obtain` returns a cached engine or builds it, and logs which fact changed. `place` builds an engine at a
+path of the user's. `RuntimeCache` saves TensorRT for RTX from compiling an engine's kernels again at each start.
 """
 
 import logging
@@ -11,7 +12,7 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-from unetrt.runtime.engines.build import Progress, Within, build
+from unetrt.runtime.engines.build import DeviceContext, Progress, build
 from unetrt.runtime.engines.engine_file import Sidecar, read_sidecar, sidecar_path, write_engine
 from unetrt.runtime.engines.facts import Difference, Facts
 from unetrt.runtime.errors import EngineError, OutputError
@@ -21,10 +22,11 @@ from unetrt.runtime.model.onnx_file import read_spec
 from unetrt.runtime.model.safety import external_files
 
 log = logging.getLogger("unetrt")
+tensorrt_log = logging.getLogger("unetrt.tensorrt")
 
-# Bytes of engines that are kept; the longest unused go first.
+# Bytes of engines that are kept; the least recently used are deleted first.
 KEEP = 20 * 2**30
-# Seconds after which what is not finished is nobody's any more.
+# Seconds after which an unfinished build is considered abandoned.
 UNFINISHED = 3600.0
 
 
@@ -37,9 +39,9 @@ class Entry:
     path
         The engine file.
     sidecar
-        What it is; None where that cannot be told.
+        Its sidecar; None where it is missing or damaged.
     used
-        When it was last used, in seconds since 1970.
+        Time of the last use, in seconds since 1970.
     size
         Of the engine file, in bytes.
     """
@@ -51,7 +53,7 @@ class Entry:
 
 
 class EngineCache:
-    """The engines of one folder, each under its key.
+    """A folder of engines, each under its key.
 
     Parameters
     ----------
@@ -68,33 +70,33 @@ class EngineCache:
         facts: Facts,
         progress: Progress | None = None,
         force: bool = False,
-        within: Within = nullcontext,
+        device_context: DeviceContext = nullcontext,
     ) -> tuple[Path, bool]:
-        """Return the engine of a model file and whether it was built now; why that was needed is logged.
+        """Return the engine of a model file, and whether it was built now; the reason for a build is logged.
 
-        Raises as `place` does.
+        Parameters and exceptions are those of `place`.
         """
         path = self.folder / f"{facts.key}.engine"
         if not current(path, facts):
             log.info("an engine is built: %s", self.reason(model, facts))
-        built = place(path, model, facts, progress, force, within)
+        built = place(path, model, facts, progress, force, device_context)
         with suppress(OSError):
             os.utime(path)
         self.prune()
         return path, built
 
     def reason(self, model: Path, facts: Facts) -> str:
-        """Return why there is no engine yet: what the most similar one of the same model file differs by."""
+        """Return why there is no engine yet: the facts that differ from the most similar one of the same model file."""
         same = [entry.sidecar for entry in self.entries() if entry.sidecar and Path(entry.sidecar.source) == model]
         differences = [facts.differences(sidecar.facts) for sidecar in same]
         if not differences:
-            return f"there is none of {model} yet"
+            return f"{model} has no engine yet"
         fewest: list[Difference] = min(differences, key=len)
         changed = ", ".join(map(str, fewest))
         return f"changed since the last one: {changed}" if changed else "built anew"
 
     def entries(self) -> list[Entry]:
-        """Return the engines, the last used first; another process may delete some meanwhile."""
+        """Return the engines, the last used first; other processes may delete some at any time."""
         found = []
         for path in self.folder.glob("*.engine"):
             with suppress(OSError):
@@ -103,11 +105,11 @@ class EngineCache:
         return sorted(found, key=lambda entry: entry.used, reverse=True)
 
     def clear(self, keys: tuple[str, ...] = ()) -> list[Path]:
-        """Delete the engines whose keys begin with one of `keys`, or all, and what killed builds left.
+        """Delete the engines whose keys begin with one of `keys`, or all, and leftovers of killed builds.
 
         Returns
         -------
-        What is gone: not what another process has open, where the system protects that.
+        The deleted engines: without those that another process has open, where the system protects them.
         """
         chosen = [path for path in self.folder.glob("*.engine") if not keys or path.name.startswith(keys)]
         gone = [path for path in chosen if _delete(path)]
@@ -118,7 +120,7 @@ class EngineCache:
         return gone
 
     def prune(self, keep: int = KEEP) -> None:
-        """Delete the longest unused engines beyond `keep` bytes; never the one used last."""
+        """Delete the least recently used engines beyond `keep` bytes; never the last used one."""
         kept = 0
         for number, entry in enumerate(self.entries()):
             kept += entry.size
@@ -132,42 +134,42 @@ def place(
     facts: Facts,
     progress: Progress | None = None,
     force: bool = False,
-    within: Within = nullcontext,
+    device_context: DeviceContext = nullcontext,
 ) -> bool:
-    """Build an engine at a place of one's own, unless it is there; return whether it was built.
+    """Build an engine at a path, unless the file there is that engine; return whether it was built.
 
-    What another process builds at the same place meanwhile is waited for.
+    A build of another process at the same path is waited for.
 
     Parameters
     ----------
     path
-        The engine file; its sidecar goes beside it.
+        The engine file; its sidecar is written beside it.
     model, facts
         What to build.
     progress
-        Told of every step.
+        Receives every step.
     force
-        Build even where it is there.
-    within
-        As `build` has it.
+        Whether to build in any case.
+    device_context
+        See `build`.
 
     Raises
     ------
     OutputError
-        The place cannot be written to.
+        The path cannot be written to.
     EngineError, ModelFileError, OutOfMemoryError
-        As `build` raises them; nothing is left behind.
+        See `build`; no file is left.
     """
     require_place(path, (model, *external_files(model)))
     with locked(path):
         if not force and current(path, facts):
             return False
-        write_engine(path, build(model, facts, progress, within), facts, read_spec(model), model)
+        write_engine(path, build(model, facts, progress, device_context), facts, read_spec(model), model)
         return True
 
 
 def current(path: Path, facts: Facts) -> bool:
-    """Tell whether an engine file is there, whole, and what would be built with these facts."""
+    """Return whether an undamaged engine with these facts is at a path."""
     with suppress(EngineError):
         return read_sidecar(path).facts == facts
     return False
@@ -180,25 +182,22 @@ def _sidecar(engine: Path) -> Sidecar | None:
 
 
 def _delete(engine: Path) -> bool:
-    """Delete an engine and then its sidecar; return whether it is gone."""
+    """Delete an engine and then its sidecar; return whether the engine is gone."""
     with suppress(OSError):
         engine.unlink(missing_ok=True)
         sidecar_path(engine).unlink(missing_ok=True)
     return not engine.exists()
 
 
-tensorrt_log = logging.getLogger("unetrt.tensorrt")
-
-
 class RuntimeCache:
-    """A file of compiled kernels, for one engine on one kind of GPU with one driver.
+    """The runtime cache of TensorRT for RTX: a file of compiled kernels, for one engine, kind of GPU and driver.
 
-    A file that is damaged, or cannot be written, costs the time to compile again and nothing else.
+    Where it is damaged or cannot be written, kernels are compiled again.
 
     Parameters
     ----------
     facts, machine
-        Of the engine, and of where it runs.
+        Of the engine, and of the machine where it runs.
     """
 
     def __init__(self, facts: Facts, machine: Machine) -> None:
@@ -207,14 +206,14 @@ class RuntimeCache:
         self._known = b""
 
     def restore(self, cache: Any) -> None:
-        """Give a TensorRT IRuntimeCache what is known so far."""
+        """Load the file into a TensorRT IRuntimeCache."""
         with suppress(OSError):
             self._known = self.path.read_bytes()
             if not cache.deserialize(self._known):
-                tensorrt_log.info("%s is of no use to this TensorRT: kernels are compiled again", self.path)
+                tensorrt_log.info("this TensorRT cannot use %s: kernels are compiled again", self.path)
 
     def keep(self, cache: Any) -> None:
-        """Write what has been compiled since; nothing where nothing was."""
+        """Write the file, if kernels were compiled since it was read."""
         with suppress(OutputError, OSError):
             serialized = cache.serialize()
             if serialized is None or bytes(serialized) == self._known:

@@ -1,18 +1,18 @@
-"""An engine file and its sidecar: the plan as TensorRT wrote it, and beside it, as JSON, what must be known of it.
+"""An engine file and its sidecar, and whether the engine runs on a machine.
 
-Whether an engine runs on a machine; where not, what stands against it, and the command that builds one that does.
-
-What an engine's input and output look like.
+The engine file is the plan as TensorRT wrote it, which the vendor's tools load. Beside it, `model.engine.json` holds
+what a plan cannot: the facts that the engine depends on, and the model's spec. Where an engine does not fit a machine,
+the error names the fact that differs and the command that rebuilds it.
 """
 
 import json
 import os
 import shlex
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from hashlib import file_digest, sha256
 from pathlib import Path
 from subprocess import list2cmdline
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
@@ -27,24 +27,25 @@ from unetrt.runtime.engines.flavours import (
 )
 from unetrt.runtime.errors import BackendUnavailableError, EngineError, UnetrtError
 from unetrt.runtime.files.atomic import whole_file
+from unetrt.runtime.files.records import parse, to_json, validated
 from unetrt.runtime.machine import Machine, why_no_gpu
-from unetrt.runtime.model.spec import INPUT, OUTPUT, ModelSpec
+from unetrt.runtime.model.spec import ModelSpec, Tensors
 
 SCHEMA = 1
 
 
 @dataclass(frozen=True)
 class Sidecar:
-    """What stands beside an engine.
+    """The contents of an engine's sidecar.
 
     Attributes
     ----------
     facts
-        All that the engine depends on.
+        Everything that the engine depends on.
     spec
-        The model's spec, which a plan cannot hold.
+        The model's spec.
     source
-        The model file that it was built from.
+        Path of the model file that it was built from.
     sha256, size
         Of the engine file, in hexadecimal and in bytes.
     written_by
@@ -59,35 +60,48 @@ class Sidecar:
     written_by: str = ""
 
     def to_json(self) -> str:
-        """Return the form in which it is stored."""
-        parts = {"schema": SCHEMA, "facts": asdict(self.facts), "spec": json.loads(self.spec.to_json())}
-        return json.dumps({**parts, **{name: getattr(self, name) for name in PLAIN}}, indent=2)
+        """Return the text of the sidecar file."""
+        return to_json({"schema": SCHEMA, **vars(self), "spec": json.loads(self.spec.to_json())})
 
     @classmethod
     def from_json(cls, text: str) -> "Sidecar":
-        """Return what `to_json` wrote; raises EngineError for anything else."""
+        """Return what `to_json` wrote; raises EngineError for any other text."""
+        stored = parse(text, "it", EngineError)
+        if stored.pop("schema", None) != SCHEMA:
+            raise EngineError(f"it does not have schema {SCHEMA}, which this version reads")
+        record = validated(stored, _Stored, "it", EngineError)
+        facts = validated(record.facts, Facts, "its facts", EngineError)
+        if not all(text.isprintable() for text in facts.described().values()):
+            raise EngineError("its facts are invalid: they must be text on one line")
         try:
-            stored = json.loads(text)
-            if stored["schema"] != SCHEMA:
-                raise EngineError(f"it has schema {stored['schema']}, this version reads {SCHEMA}")
-            plain: dict[str, Any] = {name: _typed(stored[name], kind) for name, kind in PLAIN.items()}
-            return cls(Facts.from_dict(stored["facts"]), ModelSpec.from_json(json.dumps(stored["spec"])), **plain)
-        except (UnetrtError, KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
-            raise EngineError(f"it is not readable: {error}") from error
+            named_flavour(facts.flavour)
+            spec = ModelSpec.from_json(json.dumps(record.spec))
+        except UnetrtError as error:
+            raise EngineError(f"it is invalid: {error}") from error
+        return cls(facts, spec, record.source, record.sha256, record.size, record.written_by)
 
 
-PLAIN = {"source": str, "sha256": str, "size": int, "written_by": str}
+@dataclass(frozen=True)
+class _Stored:
+    """The JSON object of a sidecar, without its schema."""
+
+    facts: dict[str, Any]
+    spec: dict[str, Any]
+    source: str
+    sha256: str
+    size: int
+    written_by: str = ""
 
 
 def sidecar_path(engine: Path) -> Path:
-    """Return where the sidecar of an engine file lies: `model.engine.json`."""
+    """Return the path of an engine's sidecar: `model.engine.json`."""
     return engine.with_name(f"{engine.name}.json")
 
 
 def write_engine(path: Path, content: bytes, facts: Facts, spec: ModelSpec, source: Path) -> Sidecar:
-    """Write an engine and its sidecar, in this order: where the first cannot be replaced, both stay.
+    """Write an engine and then its sidecar; where the engine cannot be replaced, both old files stay.
 
-    What a kill between the two leaves is refused by `read_sidecar`.
+    If the process is killed between the two, `read_sidecar` refuses the pair.
 
     Raises
     ------
@@ -103,16 +117,16 @@ def write_engine(path: Path, content: bytes, facts: Facts, spec: ModelSpec, sour
 
 
 def read_sidecar(path: str | Path) -> Sidecar:
-    """Return what stands beside an engine file, which is whole and the one that it speaks of.
+    """Return the sidecar of an engine file whose hash it states.
 
     Raises
     ------
     EngineError
-        There is no such engine or no sidecar, it is not readable, or it is another engine's.
+        The engine or its sidecar is missing or damaged, or the sidecar is that of another engine.
     """
     path = Path(path)
     if not path.is_file():
-        raise EngineError(f"{path} does not exist: `unetrt build model.onnx -o {path}` writes engines")
+        raise EngineError(f"{path} does not exist: `unetrt build model.onnx -o {path}` writes it")
     beside = sidecar_path(path)
     again = f"`unetrt build model.onnx -o {path}` writes both"
     try:
@@ -120,33 +134,27 @@ def read_sidecar(path: str | Path) -> Sidecar:
         with path.open("rb") as file:
             digest = file_digest(file, "sha256").hexdigest()
     except FileNotFoundError as error:
-        raise EngineError(f"{path} has no {beside.name} beside it, so what it is stays unknown: {again}") from error
+        raise EngineError(f"{path} needs its sidecar {beside.name} beside it, which does not exist: {again}") from error
     except (EngineError, OSError, UnicodeDecodeError) as error:
         raise EngineError(f"{beside}: {error}; {again}") from error
     if digest != sidecar.sha256:
-        raise EngineError(f"{path} is not the engine that {beside.name} speaks of, or is damaged: {again}")
+        raise EngineError(f"{path} is damaged, or not the engine that {beside.name} describes: {again}")
     return sidecar
 
 
-def _typed(value: object, kind: type) -> object:
-    if type(value) is not kind:
-        raise TypeError(f"{value!r} is no {kind.__name__}")
-    return value
-
-
 def require_fit(path: Path, sidecar: Sidecar, machine: Machine, version: str | None = None) -> None:
-    """Raise EngineError where an engine cannot run on `machine` with a version of its TensorRT, by default that here.
+    """Raise EngineError where an engine cannot run on `machine` with a version of TensorRT, by default the installed.
 
-    The message names the fact that differs, what the engine was built with, what is here, and how to build it anew.
+    The message names the fact that differs, its value at the build and here, and the command that rebuilds the engine.
     """
     flavour = named_flavour(sidecar.facts.flavour)
     if reason := flavour.why_not_on(machine):
-        raise EngineError(f"{path} does not fit this machine: {reason}, and give it {sidecar.source}")
+        raise EngineError(f"{path} does not fit this machine: {reason}, and open {sidecar.source} with it")
     misfit = first_misfit(sidecar.facts, machine, version or flavour.version)
     if misfit is None:
         return
     if misfit.name == "GPU":
-        raise EngineError(f"{path} runs on a GPU, {misfit.there}, and {why_no_gpu()}")
+        raise EngineError(f"{path} needs a GPU ({misfit.there}), and {why_no_gpu()}")
     raise EngineError(
         f"{path} does not fit this machine: built with {misfit.name} {misfit.there or 'none'}, here "
         f"{misfit.here or 'none'}; rebuild it with `{rebuild_command(path, sidecar, machine)}`"
@@ -163,7 +171,7 @@ def misfit_here(path: Path, sidecar: Sidecar, machine: Machine) -> str | None:
 
 
 def first_misfit(facts: Facts, machine: Machine, version: str) -> Difference | None:
-    """Return the first fact that stands against running an engine, if there is one."""
+    """Return the first fact because of which an engine does not run on a machine, or None."""
     flavour, built = named_flavour(facts.flavour), facts.machine
     if not _version_fits(facts, version):
         return Difference(f"{flavour.title} version", facts.version, version)
@@ -181,14 +189,14 @@ def first_misfit(facts: Facts, machine: Machine, version: str) -> Difference | N
 
 
 def rebuild_command(path: Path, sidecar: Sidecar, machine: Machine | None = None) -> str:
-    """Return the command that builds an engine as it was built, but for what keeps it from running on `machine`."""
+    """Return the command that rebuilds an engine, with the options changed that keep it from running on `machine`."""
     facts = sidecar.facts if machine is None else _fitting(sidecar.facts, machine)
     words = ["unetrt", "build", sidecar.source, "-o", str(path), *arguments(facts)]
     return list2cmdline(words) if os.name == "nt" else shlex.join(words)
 
 
 def arguments(facts: Facts) -> list[str]:
-    """Return the options of `unetrt build` that ask for what `facts` hold."""
+    """Return the options of `unetrt build` that give these facts."""
     options, usual = facts.options, BuildOptions()
     given = ["--flavour", facts.flavour]
     given += [] if options.workspace is None else ["--workspace", str(options.workspace)]
@@ -226,36 +234,16 @@ def _version_fits(facts: Facts, version: str) -> bool:
 
 
 def _is_ampere_or_newer(machine: Machine) -> bool:
-    """Tell whether TensorRT's AMPERE_PLUS is for the GPU of `machine`: unlike TensorRT for RTX, it leaves none out."""
+    """Return whether TensorRT's AMPERE_PLUS supports the GPU of `machine`: all from compute capability 8.0 on."""
     return version_numbers(machine.capability) >= (8, 0)
 
 
-class Binding(NamedTuple):
-    """One end of an engine.
+def engine_tensors(spec: ModelSpec) -> Tensors:
+    """Return an engine's input and output: those of the model file, except for a uint16 input.
 
-    Attributes
-    ----------
-    shape
-        Lengths of its axes.
-    dtype
-        The numpy type of its elements.
+    TensorRT has no uint16. There the input is the bytes of the same memory, (batch, C, h, w, 2) uint8, low byte first.
     """
-
-    shape: tuple[int, ...]
-    dtype: type[np.generic]
-
-
-def bindings(spec: ModelSpec) -> dict[str, Binding]:
-    """Return an engine's input and output by name.
-
-    They are those of the model file, but for uint16, which TensorRT does not have: there the input is the bytes of the
-    same memory, (batch, C, h, w, 2) uint8, the lower byte first.
-    """
-    ends = {name: _of(array) for name, array in ((INPUT, spec.new_input()), (OUTPUT, spec.new_output()))}
-    if spec.input_dtype == "uint16":
-        ends[INPUT] = Binding((*ends[INPUT].shape, 2), np.uint8)
-    return ends
-
-
-def _of(array: Any) -> Binding:
-    return Binding(array.shape, array.dtype.type)
+    tensors = spec.tensors()
+    if spec.input_dtype != "uint16":
+        return tensors
+    return tensors._replace(input=tensors.input._replace(shape=(*tensors.input.shape, 2), dtype=np.dtype(np.uint8)))

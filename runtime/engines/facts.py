@@ -1,17 +1,18 @@
-"""All that an engine depends on: its key in the cache, and whether it fits a machine.
+"""Facts: everything that an engine depends on. They give its key in the cache, and say what changed since the last one.
 
-What a build is asked for.
+`BuildOptions` are what the user asks for; `facts_of` adds the model file, the TensorRT flavour and the machine.
 """
 
 import json
 from dataclasses import asdict, dataclass
 from hashlib import sha256
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Annotated, Any, Literal, NamedTuple, get_args
 
-from unetrt.runtime.engines.flavours import CAPABILITIES, Flavour, named_flavour, rtx_serves
+from msgspec import Meta
+
+from unetrt.runtime.engines.flavours import CAPABILITIES, Flavour, rtx_serves
 from unetrt.runtime.errors import OptionError
-from unetrt.runtime.files.records import validated
 from unetrt.runtime.machine import Machine
 from unetrt.runtime.model.safety import sha256_of_model
 from unetrt.runtime.model.spec import ModelSpec
@@ -19,25 +20,30 @@ from unetrt.runtime.model.spec import ModelSpec
 Compatibility = Literal["none", "same-capability", "ampere-plus"]
 COMPATIBILITIES: tuple[Compatibility, ...] = get_args(Compatibility)
 
+Count = Annotated[int, Meta(ge=0, le=1 << 20)]
+
+# Part of every engine's key: increased when the same facts no longer give the same engine.
+METHOD = 1
+
 
 @dataclass(frozen=True)
 class BuildOptions:
-    """What a build is asked for; what a flavour does not have is refused.
+    """Options of a build; those that a flavour does not have are refused.
 
     Attributes
     ----------
     workspace
-        Bytes that a layer may use for itself; None leaves it to TensorRT.
+        Bytes of workspace that a layer may use; None is TensorRT's default.
     level
-        How long to look for faster kernels, 0 to 5; None is TensorRT's default, 3.
+        Builder optimisation level, 0 to 5: how long to search for faster kernels; None is TensorRT's default, 3.
     tf32
-        Whether FP32 convolutions may round their factors to 10 bits; without, FP32 is FP32.
+        Whether FP32 convolutions may round their factors to 10 bits of mantissa.
     version_compatible
-        Whether newer releases of the same major version can load it (TensorRT).
+        Whether newer releases of the same major version can load the engine (TensorRT).
     hardware_compatible
-        Whether other GPUs can: those of the same compute capability, or all from Ampere on (TensorRT).
+        Whether other GPUs can load it: those of the same compute capability, or all from Ampere on (TensorRT).
     capabilities
-        Compute capabilities to build for (TensorRT for RTX); none: `flavours.DEFAULT_CAPABILITIES` and newer.
+        Compute capabilities to build for (TensorRT for RTX); empty: `flavours.DEFAULT_CAPABILITIES` and newer.
     """
 
     workspace: int | None = None
@@ -49,23 +55,23 @@ class BuildOptions:
 
     @classmethod
     def for_gpu(cls, flavour: Flavour, machine: Machine) -> "BuildOptions":
-        """Return what is asked for by default so that the engine runs on the GPU of `machine`."""
+        """Return the default options of an engine for the GPU of `machine`."""
         named = flavour.portable and machine.capability in CAPABILITIES and not rtx_serves(machine.capability)
         return cls(capabilities=(machine.capability,) if named else ())
 
     def require_for(self, flavour: Flavour, machine: Machine) -> None:
-        """Raise OptionError where an option has no meaning, or none for `flavour`, or one is missing for `machine`.
+        """Raise OptionError where an option is invalid, or not one of `flavour`, or one is missing for `machine`.
 
         An engine that does not run on the GPU at hand is only built where the GPUs that it is for are named.
         """
         if self.workspace is not None and self.workspace < 1:
-            raise OptionError(f"a workspace of {self.workspace} bytes is none: use 1GiB or more")
+            raise OptionError(f"workspace must be at least 1 byte (got {self.workspace}): use 1GiB or more")
         if self.level is not None and not 0 <= self.level <= 5:
-            raise OptionError(f"optimisation level {self.level} does not exist: use 0 to 5")
+            raise OptionError(f"optimisation level must be 0 to 5 (got {self.level})")
         if flavour.portable and (self.version_compatible or self.hardware_compatible != "none"):
             raise OptionError(
-                f"{flavour.title} builds for several GPUs by itself, and only for its own version: use --capability, "
-                "not --version-compatible and --hardware-compatible"
+                f"{flavour.title} builds for several GPUs by default, and only for its own version: use --capability "
+                "instead of --version-compatible and --hardware-compatible"
             )
         if self.capabilities and not flavour.portable:
             raise OptionError(
@@ -75,7 +81,7 @@ class BuildOptions:
         if not self.capabilities and (missing := BuildOptions.for_gpu(flavour, machine).capabilities):
             raise OptionError(
                 f"{flavour.title} builds for compute capability {missing[0]} ({machine.gpu}) only where it is named: "
-                f"use --capability {missing[0]}, or name those of the GPUs that the engine is for"
+                f"use --capability {missing[0]}, or name the capabilities of the GPUs that the engine is for"
             )
         for capability in self.capabilities:
             if capability not in CAPABILITIES:
@@ -84,32 +90,97 @@ class BuildOptions:
                 )
 
 
-# Part of every key: raised when the same facts no longer give the same engine.
-METHOD = 1
+@dataclass(frozen=True)
+class ModelFacts:
+    """What results for a model file depend on, as far as the file goes.
+
+    Attributes
+    ----------
+    model
+        SHA-256 of the ONNX file and its external data, in hexadecimal.
+    tile, batch, precision
+        Of the model: covered by the hash, but readable.
+    """
+
+    model: str
+    tile: tuple[Count, Count]
+    batch: Count
+    precision: str
+
+
+def model_facts(path: Path, spec: ModelSpec) -> tuple[str, tuple[int, int], int, str]:
+    """Return the fields of `ModelFacts` for a model file, in their order."""
+    return sha256_of_model(path), spec.tile, spec.batch, spec.precision
+
+
+@dataclass(frozen=True)
+class Facts(ModelFacts):
+    """Everything that an engine depends on; part of its sidecar's JSON.
+
+    Attributes
+    ----------
+    flavour, version
+        The TensorRT that builds it.
+    machine
+        Where it is built.
+    options
+        Options of the build.
+    """
+
+    flavour: str
+    version: str
+    machine: Machine
+    options: BuildOptions
+
+    @property
+    def key(self) -> str:
+        """The engine's name in the cache: 32 hexadecimal digits."""
+        return key_of(METHOD, self)
+
+    def differences(self, other: "Facts") -> list["Difference"]:
+        """Return the facts that another engine does not share."""
+        mine, its = self.described(), other.described()
+        return [Difference(name, its[name], value) for name, value in mine.items() if its[name] != value]
+
+    def described(self) -> dict[str, str]:
+        """Return all facts as text, by readable names."""
+        height, width = self.tile
+        texts = {"tile": f"{height}x{width}", "batch": str(self.batch), "precision": self.precision}
+        texts |= {"weights or graph": self.model[:12], "TensorRT": self.flavour, "TensorRT version": self.version}
+        for name, value in asdict(self.machine).items():
+            texts[{"gpu": "GPU", "capability": "compute capability", "os": "system"}.get(name, name)] = value
+        for name, value in asdict(self.options).items():
+            texts[f"option {name}"] = ", ".join(value) if isinstance(value, tuple) else str(value)
+        return texts
+
+
+def facts_of(model: Path, spec: ModelSpec, flavour: Flavour, machine: Machine, options: BuildOptions) -> Facts:
+    """Return the facts of an engine to be built from a model file."""
+    return Facts(*model_facts(model, spec), flavour.name, flavour.version, machine, options)
 
 
 def key_of(method: int, facts: Any) -> str:
-    """Return the key in a cache of what follows from facts, a dataclass: 32 hexadecimal digits.
+    """Return a hash of facts as a cache key: 32 hexadecimal digits.
 
     Parameters
     ----------
     method
-        Raised when the same facts no longer give the same thing.
+        A number that is increased when the same facts no longer give the same result.
     facts
-        All that it depends on.
+        A dataclass of everything that the result depends on.
     """
     return sha256(json.dumps({"method": method, **asdict(facts)}, sort_keys=True).encode()).hexdigest()[:32]
 
 
 class Difference(NamedTuple):
-    """A fact of which two engines, or an engine and a machine, differ.
+    """A fact in which two engines, or an engine and a machine, differ.
 
     Attributes
     ----------
     name
         The fact, in words.
     there, here
-        What the other, or the engine, has; what is wanted, or the machine, has.
+        Its value for the other engine, and for this one; or for the engine, and for this machine.
     """
 
     name: str
@@ -118,71 +189,3 @@ class Difference(NamedTuple):
 
     def __str__(self) -> str:
         return f"{self.name} {self.there or 'none'} -> {self.here or 'none'}"
-
-
-@dataclass(frozen=True)
-class Facts:
-    """All that an engine depends on.
-
-    Attributes
-    ----------
-    model
-        SHA-256 of the ONNX file and its external data, in hexadecimal.
-    tile, batch, precision
-        Of the model; its hash covers them, but says nothing to people.
-    flavour, version
-        Which TensorRT.
-    machine
-        Where it is built.
-    options
-        What was asked for.
-    """
-
-    model: str
-    tile: tuple[int, int]
-    batch: int
-    precision: str
-    flavour: str
-    version: str
-    machine: Machine
-    options: BuildOptions
-
-    @property
-    def key(self) -> str:
-        """What the engine is called in the cache: 32 hexadecimal digits."""
-        return key_of(METHOD, self)
-
-    def differences(self, other: "Facts") -> list[Difference]:
-        """Return the facts that another engine does not share."""
-        mine, its = self._flat(), other._flat()
-        return [Difference(name, its[name], value) for name, value in mine.items() if its[name] != value]
-
-    def _flat(self) -> dict[str, str]:
-        height, width = self.tile
-        shown = {"tile": f"{height}x{width}", "batch": str(self.batch), "precision": self.precision}
-        shown |= {"weights or graph": self.model[:12], "TensorRT": self.flavour, "TensorRT version": self.version}
-        for name, value in asdict(self.machine).items():
-            shown[{"gpu": "GPU", "capability": "compute capability", "os": "system"}.get(name, name)] = value
-        for name, value in asdict(self.options).items():
-            shown[f"option {name}"] = ", ".join(value) if isinstance(value, tuple) else str(value)
-        return shown
-
-    @classmethod
-    def from_dict(cls, stored: dict[str, Any]) -> "Facts":
-        """Return what `dataclasses.asdict` made of facts, read from JSON.
-
-        Raises
-        ------
-        KeyError, TypeError, UnetrtError
-            They are no facts of this version.
-        """
-        facts = validated(stored, cls, "the facts")
-        named_flavour(facts.flavour)
-        return facts
-
-
-def facts_of(model: Path, spec: ModelSpec, flavour: Flavour, machine: Machine, options: BuildOptions) -> Facts:
-    """Return the facts of an engine to be built from a model file."""
-    return Facts(
-        sha256_of_model(model), spec.tile, spec.batch, spec.precision, flavour.name, flavour.version, machine, options
-    )

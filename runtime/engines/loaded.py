@@ -1,4 +1,8 @@
-"""Engines in a GPU's memory, shared by all sessions of this process that run them."""
+"""Engines in GPU memory: loaded once for each device and shared by all sessions of the process.
+
+An engine is checked before its weights are uploaded (free memory, and for TensorRT for RTX its header) and after
+(tensors against the spec). It is freed when the last session that holds it is closed.
+"""
 
 import logging
 import threading
@@ -6,16 +10,19 @@ import weakref
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from unetrt.runtime.cuda.device import CudaDevice, LibraryObjects
-from unetrt.runtime.engines.build import collected, first_of, logger_of, tells_of_memory
-from unetrt.runtime.engines.engine_file import Sidecar, bindings, rebuild_command
+from unetrt.runtime.engines.build import collected, first_error, is_out_of_memory, logger_of
+from unetrt.runtime.engines.engine_file import Sidecar, engine_tensors, rebuild_command
 from unetrt.runtime.engines.flavours import named_flavour
 from unetrt.runtime.errors import EngineError, InferenceError, OutOfMemoryError, UnetrtError
 from unetrt.runtime.machine import format_bytes
+from unetrt.runtime.model.spec import Tensor
 
 log = logging.getLogger("unetrt")
 
-# Why TensorRT for RTX refuses an engine by its header: EngineInvalidityDiagnostics, but for CUDA_ERROR, which it logs.
+# Why TensorRT for RTX refuses an engine's header: EngineInvalidityDiagnostics except CUDA_ERROR, which it logs.
 CAUSES = {
     "VERSION_MISMATCH": "another version of TensorRT for RTX built it",
     "UNSUPPORTED_CC": "it was built for other compute capabilities",
@@ -30,12 +37,12 @@ _loading = threading.Lock()
 
 
 def load(path: Path, sidecar: Sidecar, device: CudaDevice) -> "LoadedEngine":
-    """Return an engine on a device: the one that another session has loaded there, or loaded now.
+    """Return an engine on a device, shared with other sessions that loaded it there.
 
     Raises
     ------
     EngineError
-        TensorRT cannot load it; the message is its own.
+        TensorRT cannot load it; the message quotes TensorRT and names the command that rebuilds the engine.
     OutOfMemoryError
         Its weights do not fit.
     """
@@ -48,19 +55,19 @@ def load(path: Path, sidecar: Sidecar, device: CudaDevice) -> "LoadedEngine":
 
 
 class LoadedEngine:
-    """An engine with its weights on a device; freed when no session holds it any more.
+    """An engine with its weights on a device.
 
     Parameters
     ----------
     path, sidecar
-        The engine.
+        The engine file and its sidecar.
     device
-        Where it goes.
+        Where it is loaded.
 
     Attributes
     ----------
     lock
-        To be held while contexts are made of it.
+        Must be held while execution contexts are created.
     """
 
     def __init__(self, path: Path, sidecar: Sidecar, device: CudaDevice) -> None:
@@ -76,8 +83,8 @@ class LoadedEngine:
         with collected() as errors:
             self._objects.add(lambda: self._objects[0].deserialize_cuda_engine(path.read_bytes()))
         if self.engine is None:
-            raise self._refused(first_of(errors))
-        self._require_ends()
+            raise self._refused(first_error(errors))
+        self._require_tensors()
 
     @property
     def engine(self) -> Any:
@@ -86,19 +93,19 @@ class LoadedEngine:
 
     @property
     def scratch(self) -> int:
-        """Bytes that a pass needs for activations."""
+        """Bytes of scratch memory that a pass needs for activations."""
         return int(self.engine.device_memory_size_v2)
 
     def failed(self, what: str, errors: list[str]) -> InferenceError:
-        """Return the error for something that TensorRT failed to do, with these messages."""
-        first = first_of(errors)
-        if tells_of_memory(first):
+        """Return the error for a failed call of TensorRT, which logged these errors."""
+        first = first_error(errors)
+        if is_out_of_memory(first):
             return OutOfMemoryError(f"{self.flavour.title} {what}: {first}; use fewer lanes or a smaller tile")
         return InferenceError(f"{self.flavour.title} {what}: {first}")
 
     def _refused(self, reason: str) -> UnetrtError:
         what = f"{self.flavour.title} cannot load {self._path}: {reason}"
-        if tells_of_memory(reason):
+        if is_out_of_memory(reason):
             return OutOfMemoryError(f"{what}; free some memory on {self.device}, or choose another device")
         return EngineError(f"{what}; rebuild it with `{rebuild_command(self._path, self.sidecar)}`")
 
@@ -111,7 +118,7 @@ class LoadedEngine:
             )
 
     def _require_valid_header(self) -> None:
-        """Let TensorRT for RTX judge the engine by its header, before its weights are read; TensorRT cannot."""
+        """Let TensorRT for RTX check the engine's header before its weights are read; TensorRT has no such check."""
         runtime = self._objects[0]
         if not hasattr(runtime, "get_engine_validity"):
             return
@@ -121,22 +128,21 @@ class LoadedEngine:
             validity, causes = runtime.get_engine_validity(header)
         if validity == self.trt.EngineValidity.INVALID:
             kinds = self.trt.EngineInvalidityDiagnostics
-            said = [text for name, text in CAUSES.items() if causes & int(getattr(kinds, name))]
-            raise self._refused("; ".join(said) or first_of(errors))
+            reasons = [text for name, text in CAUSES.items() if causes & int(getattr(kinds, name))]
+            raise self._refused("; ".join(reasons) or first_error(errors))
         if validity == self.trt.EngineValidity.SUBOPTIMAL:
             release = f"{self.flavour.title} {self.flavour.version}"
             log.warning("%s may be slow: %s is newer than %s; use a newer release", self._path, self.device, release)
 
-    def _require_ends(self) -> None:
-        """Hold the engine against its spec: lanes allocate by the spec."""
-        engine, trt = self.engine, self.trt
-        given = {}
-        for index in range(engine.num_io_tensors):
-            name = engine.get_tensor_name(index)
-            given[name] = (tuple(engine.get_tensor_shape(name)), trt.nptype(engine.get_tensor_dtype(name)))
-        expected = {name: tuple(end) for name, end in bindings(self.sidecar.spec).items()}
-        if given != expected:
+    def _require_tensors(self) -> None:
+        """Compare the engine's tensors with its spec: lanes allocate memory by the spec."""
+        engine, expected = self.engine, engine_tensors(self.sidecar.spec)
+        given = []
+        for name in map(engine.get_tensor_name, range(engine.num_io_tensors)):
+            dtype = np.dtype(self.trt.nptype(engine.get_tensor_dtype(name)))
+            given.append(Tensor(name, tuple(engine.get_tensor_shape(name)), dtype))
+        given.sort(key=lambda tensor: tensor.name != expected.input.name)  # the input first
+        if mismatch := expected.mismatch(map(str, given)):
             raise EngineError(
-                f"{self._path} has {given}, its spec says {expected}; rebuild it with "
-                f"`{rebuild_command(self._path, self.sidecar)}`"
+                f"{self._path}: {mismatch}; rebuild it with `{rebuild_command(self._path, self.sidecar)}`"
             )

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from unetrt.runtime.closing import Closable
 from unetrt.runtime.errors import OptionError
-from unetrt.runtime.segment.timings import Timings
+from unetrt.runtime.timings import Timings
 
 
 class Outcome(StrEnum):

@@ -15,7 +15,7 @@ True
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Annotated, Any, Literal, NamedTuple, get_args
@@ -61,6 +61,9 @@ class Tensor(NamedTuple):
     shape: tuple[int, ...]
     dtype: np.dtype[Any]
 
+    def __str__(self) -> str:
+        return f"{self.name} {self.shape} {self.dtype}"
+
     @property
     def nbytes(self) -> int:
         """Size in bytes."""
@@ -76,6 +79,21 @@ class Tensors(NamedTuple):
 
     input: Tensor
     output: Tensor
+
+    @property
+    def nbytes(self) -> int:
+        """Size of both in bytes."""
+        return self.input.nbytes + self.output.nbytes
+
+    def mismatch(self, given: Iterable[str]) -> str | None:
+        """Return how a graph's tensors differ from these, None where they are the same.
+
+        `given` are the graph's inputs, then its outputs, as `str(Tensor)` writes them: name, shape, dtype.
+        """
+        found, expected = list(given), [str(tensor) for tensor in self]
+        if found == expected:
+            return None
+        return f"its graph has {', '.join(found) or 'no tensors'}, its spec says {', '.join(expected)}"
 
 
 # Plans by size: frames come by the thousand in a few sizes.

@@ -37,10 +37,10 @@ from unetrt.runtime.segment._host import (
     into_labels,
     measured,
 )
-from unetrt.runtime.segment.timings import Timings
 from unetrt.runtime.sessions.cuda import CudaSession
-from unetrt.runtime.sessions.cuda_lane import CudaLane
-from unetrt.runtime.sessions.protocol import Lane, Session, Step
+from unetrt.runtime.sessions.cuda_lane import CudaLane, Step
+from unetrt.runtime.sessions.protocol import Lane, Session
+from unetrt.runtime.timings import Timings
 
 # Bytes of the histograms of one uint16 channel.
 BINS = COPIES[np.dtype(np.uint16)] * 65536 * 4

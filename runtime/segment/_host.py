@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
 from math import prod
-from typing import Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,8 +24,11 @@ from unetrt.runtime.model.spec import ModelSpec
 from unetrt.runtime.pixels.frames import as_frame, require_raw
 from unetrt.runtime.pixels.normalisation import Affine, Measure
 from unetrt.runtime.pixels.scores import ONCE, Mean, Symmetry, best_class, require_sound
-from unetrt.runtime.segment.timings import Timings
-from unetrt.runtime.sessions.protocol import Lane, Step
+from unetrt.runtime.sessions.protocol import Lane
+from unetrt.runtime.timings import Timings
+
+if TYPE_CHECKING:
+    from unetrt.runtime.sessions.cuda_lane import Step
 
 Array = NDArray[Any]
 Labels = NDArray[np.uint8]
@@ -38,14 +41,14 @@ STRIP = 1 << 19
 class TileSource(Protocol):
     """Where a frame's tiles are cut from."""
 
-    def cut(self, tile: Tile, lane: Lane, slot: int) -> Step | None:
+    def cut(self, tile: Tile, lane: Lane, slot: int) -> "Step | None":
         """Fill a slot of a lane's input, or return the step that does so on the device. Runs before the launch."""
 
 
 class TileSink(Protocol):
     """Where a frame's results are written."""
 
-    def place(self, tile: Tile, lane: Lane, slot: int) -> Step | None:
+    def place(self, tile: Tile, lane: Lane, slot: int) -> "Step | None":
         """Return the step that writes a slot of a lane's output on the device; None where `stitch` writes it."""
 
     def stitch(self, tile: Tile, lane: Lane, slot: int) -> None:

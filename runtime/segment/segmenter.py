@@ -16,7 +16,7 @@ from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,12 +28,13 @@ from unetrt.runtime.pixels.frames import ArrayLike, array_of, labels_for, split_
 from unetrt.runtime.pixels.normalisation import Measure
 from unetrt.runtime.pixels.scores import ONCE, SQUARE
 from unetrt.runtime.segment._host import HostCall, TileJob, scores_jobs
-from unetrt.runtime.segment.timings import Occupancy, Timings
 from unetrt.runtime.sessions import AUTO, Session, open_session
-from unetrt.runtime.sessions.protocol import Lane, Step
+from unetrt.runtime.sessions.protocol import Lane
+from unetrt.runtime.timings import Occupancy, Timings
 
 if TYPE_CHECKING:
     from unetrt.runtime.segment._device import DeviceCall, SideStream
+    from unetrt.runtime.sessions.cuda_lane import CudaLane, Step
 
 
 # Called with the number of finished tiles and of all tiles.
@@ -374,7 +375,11 @@ class TileLoop:
         if batch:
             after = [job.frame.sink.place(job.tile, lane, slot) for slot, job in enumerate(batch)]
             self._flying.append((lane, batch))  # before the launch: an interrupt may follow it at once
-            lane.launch(list(filter(None, before)), list(filter(None, after)))
+            steps = list(filter(None, before)), list(filter(None, after))
+            if any(steps):  # only frames and labels on the device have them, and their lanes are on it
+                cast("CudaLane", lane).launch_with(*steps)
+            else:
+                lane.launch()
         return bool(batch)
 
     def _finish(self, finished: Callable[[int], None]) -> Lane:

@@ -1,15 +1,20 @@
-"""Sessions: a loaded model on one device, and the table of engines that can load one.
+"""Sessions: models loaded on a device, and the ordered table of inference engines that load them.
 
-Importing this package imports no engine.
+`BACKENDS` is data: importing this package imports no engine. `open_session` loads a model with a named backend, or with
+the first usable one of the table::
+
+    with open_session("model.onnx", "openvino") as session:
+        scores = session.run(tiles)
 """
 
 import importlib
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from unetrt.runtime.candidates import first_usable
 from unetrt.runtime.engines import SUFFIXES
 from unetrt.runtime.errors import BackendUnavailableError, CudaError, EngineError, OptionError
 from unetrt.runtime.sessions.protocol import Lane, Session
@@ -28,21 +33,21 @@ class Backend:
     Attributes
     ----------
     name
-        What the user writes.
+        Name in `backend=` and `--backend`.
     module
-        The module in this package, with `probe()` and `open_session(path)`, or for a GPU `probe(device)` and
-        `open_session(path, device)`. Where it takes options, it has `require_options(options)`, and `open_session`
-        takes them last.
+        Module in this package. It has `probe()` and `open_session(path)`; with `gpu`, `probe(device)` and
+        `open_session(path, device)`; with `takes_options`, `open_session` takes options last, and there is
+        `require_options(options)`.
     gpu
         Whether it computes on a GPU.
     automatic
         Whether `auto` may choose it.
     computes
-        Whether it is for users.
+        Whether users may choose it.
     runs_engines
-        Whether it runs TensorRT's engine files.
+        Whether it runs TensorRT engine files.
     takes_options
-        Whether it has options of its own that a user may give.
+        Whether users may give it options.
     """
 
     name: str
@@ -54,37 +59,37 @@ class Backend:
     takes_options: bool = False
 
     def probe(self, device: int | None = None) -> str | None:
-        """Return None where the engine is usable on a GPU, the first unless its number is given, or on the CPU.
+        """Return None where the backend is usable, else one sentence that says why not and what helps.
 
-        Else one sentence that says why not and what helps.
+        `device` is CUDA's index of the GPU, by default 0; backends on the CPU ignore it.
         """
-        return self._implementation().probe(*self._place(device))  # type: ignore[no-any-return]
+        reason: str | None = self._implementation().probe(*self._place(device))
+        return reason
 
     def open(self, path: Path, device: int | None = None, options: Mapping[str, Any] | None = None) -> Session:
-        """Load a model; raises BackendUnavailableError where the engine is not usable."""
+        """Load a model; raises BackendUnavailableError where the backend is not usable."""
         if path.suffix.lower() in SUFFIXES and not self.runs_engines:
             raise OptionError(
-                f"{path} is a TensorRT engine, which {self.name} does not run: use backend tensorrt, or give the ONNX "
+                f"{path} is a TensorRT engine, which {self.name} does not run: use backend tensorrt, or open the ONNX "
                 "file that it was built from"
             )
         if device is not None and not self.gpu:
-            raise OptionError(f"{self.name} computes on the CPU and has no device {device}: leave the device out")
+            raise OptionError(f"{self.name} computes on the CPU and has no device {device}: omit the device")
         given = self._options(options or {})
         if reason := self.probe(device):
             raise BackendUnavailableError(reason)
-        return self._implementation().open_session(path, *self._place(device), *given)  # type: ignore[no-any-return]
+        session: Session = self._implementation().open_session(path, *self._place(device), *given)
+        return session
 
     def _place(self, device: int | None) -> tuple[int, ...]:
         return (device or 0,) if self.gpu else ()
 
     def _options(self, options: Mapping[str, Any]) -> tuple[dict[str, str], ...]:
-        """Return options as the module takes them, texts by name; nothing for one that takes none."""
+        """Return the module's options argument, strings by name; an empty tuple where it takes no options."""
         if not self.takes_options:
             if options:
                 having = " or ".join(one.name for one in BACKENDS if one.takes_options)
-                raise OptionError(
-                    f"{self.name} has no backend options: leave out {', '.join(options)}, or use {having}"
-                )
+                raise OptionError(f"{self.name} has no backend options: omit {', '.join(options)}, or use {having}")
             return ()
         given = {name: str(int(value) if isinstance(value, bool) else value) for name, value in options.items()}
         self._implementation().require_options(given)
@@ -102,8 +107,8 @@ BACKENDS = (
     Backend("onnxruntime", "onnxruntime"),
     Backend("numpy", "cpu", automatic=False, computes=False),
 )
-# Backends of earlier development versions -> what does the same.
-INSTEAD = dict.fromkeys(("onnxruntime-tensorrt", "onnxruntime-tensorrt-rtx"), "tensorrt")
+# Backends of earlier development versions -> their replacement.
+REPLACEMENTS = dict.fromkeys(("onnxruntime-tensorrt", "onnxruntime-tensorrt-rtx"), "tensorrt")
 
 
 def open_session(
@@ -117,24 +122,24 @@ def open_session(
     Parameters
     ----------
     path
-        An ONNX file that `unetrt export` wrote, or a TensorRT engine that `unetrt build` did.
+        An ONNX file that `unetrt export` wrote, or a TensorRT engine that `unetrt build` wrote.
     backend
-        A name from `BACKENDS`, or `auto`: the first that is usable, which is logged. One that is usable but refuses the
-        file is logged as a warning, and the next is tried.
+        A name from `BACKENDS`, or `auto`: the first usable backend, which is logged. A usable backend that refuses the
+        file is logged as a warning, and the next one is tried.
     device
-        The number of the GPU, as CUDA counts; None takes the first, and lets `auto` fall back to a CPU.
+        CUDA's index of the GPU. None selects GPU 0, and lets `auto` fall back to the CPU.
     backend_options
-        Options of the backend's own, by name, such as `{"prefer_nhwc": "1"}` for `onnxruntime-cuda`, where they take
-        the place of those that it chooses by trial. Only with a named backend.
+        Options of a named backend, such as `{"prefer_nhwc": "1"}` for `onnxruntime-cuda`. They replace the options that
+        the backend chooses by trial.
 
     Raises
     ------
     BackendUnavailableError
         The backend, or for `auto` every backend, is not usable; the message says why.
     OptionError
-        There is no such backend, or it does not run such files or on such a device, or has no such options.
+        The backend is unknown, does not run such files, has no such device, or has no such options.
     ModelFileError
-        The file is not a model of ours.
+        The file is not a unetrt model.
     EngineError
         The engine does not fit this machine.
     OutOfMemoryError
@@ -142,35 +147,54 @@ def open_session(
     """
     path = Path(path)
     if device is not None and (not isinstance(device, int) or device < 0):
-        raise OptionError(
-            f"there is no device {device!r}: GPUs are counted 0, 1, 2 as CUDA does; leave it out for the CPU"
-        )
+        raise OptionError(f"invalid device {device!r}: GPUs are counted 0, 1, 2 as CUDA does; omit it for the CPU")
     _require_names(backend_options)
     if backend != AUTO:
         return _named(backend).open(path, device, backend_options)
     if backend_options:
         raise OptionError(
-            f"options of a backend ({', '.join(backend_options)}) are for one that is named: give its name too, "
-            "such as onnxruntime-cuda"
+            f"backend options ({', '.join(backend_options)}) need a named backend: give its name too, such as "
+            "onnxruntime-cuda"
         )
-    reasons = []
-    for candidate in _automatic(path, device):
-        if reason := candidate.probe(device):
-            log.info("auto passes over %s: %s", candidate.name, reason)
-            reasons.append(f"{candidate.name}: {reason}")
-            continue
+    return _opened_automatically(path, device)
+
+
+def engines() -> list[str]:
+    """Return what users may choose: `auto` and the names of the backends that compute."""
+    return [AUTO, *(candidate.name for candidate in BACKENDS if candidate.computes)]
+
+
+def unknown(name: str) -> OptionError:
+    """Return the error for a backend that does not exist, or that users may not choose."""
+    instead = f"; instead of {name}, use {REPLACEMENTS[name]}" if name in REPLACEMENTS else ""
+    return OptionError(f"backend {name!r} is unknown: use one of {', '.join(engines())}{instead}")
+
+
+def _opened_automatically(path: Path, device: int | None) -> Session:
+    """Load a file with the first backend that is usable and does not refuse it."""
+    engine = path.suffix.lower() in SUFFIXES
+    sessions: list[Session] = []
+
+    def refusal(backend: Backend) -> str | None:
+        if reason := backend.probe(device):
+            log.info("auto passes over %s: %s", backend.name, reason)
+            return f"{backend.name}: {reason}"
         try:
-            session = candidate.open(path, device)
+            sessions.append(backend.open(path, device))
         except (BackendUnavailableError, CudaError, EngineError) as error:
-            if path.suffix.lower() in SUFFIXES:
-                raise  # no other could run it
-            log.warning("%s is usable but does not run %s: %s", candidate.name, path, str(error))
-            reasons.append(f"{candidate.name}: {error}")
-            continue
-        log.info("auto chose %s", session.name)
-        return session
-    what = "no inference engine" if device is None else f"no inference engine for GPU {device}"
-    raise BackendUnavailableError(f"{what} is usable; {'; '.join(reasons)}")
+            if engine:
+                raise  # no other backend could run it
+            log.warning("%s is usable but does not run %s: %s", backend.name, path, str(error))
+            return f"{backend.name}: {error}"
+        return None
+
+    candidates = [
+        one for one in BACKENDS if one.automatic and (one.runs_engines or not engine) and (one.gpu or device is None)
+    ]
+    place = "" if device is None else f" for GPU {device}"
+    first_usable(candidates, refusal, f"no inference engine{place} is usable")
+    log.info("auto chose %s", sessions[0].name)
+    return sessions[0]
 
 
 def _require_names(options: object) -> None:
@@ -178,16 +202,8 @@ def _require_names(options: object) -> None:
     if options is None or (isinstance(options, Mapping) and all(isinstance(name, str) and name for name in options)):
         return
     raise OptionError(
-        f"options of a backend are values by name, such as {{'prefer_nhwc': '1'}}, not {repr(options)[:60]}"
+        f"backend options must be values by name, such as {{'prefer_nhwc': '1'}}, not {repr(options)[:60]}"
     )
-
-
-def _automatic(path: Path, device: int | None) -> Iterator[Backend]:
-    """Yield what `auto` may take for a file and a device."""
-    engine = path.suffix.lower() in SUFFIXES
-    for candidate in BACKENDS:
-        if candidate.automatic and (candidate.runs_engines or not engine) and (candidate.gpu or device is None):
-            yield candidate
 
 
 def _named(name: str) -> Backend:
@@ -195,14 +211,3 @@ def _named(name: str) -> Backend:
         if candidate.name == name:
             return candidate
     raise unknown(name)
-
-
-def unknown(name: str) -> OptionError:
-    """Return the error for a backend that does not exist, or is not for users."""
-    instead = f"; in the place of {name} use {INSTEAD[name]}" if name in INSTEAD else ""
-    return OptionError(f"backend {name!r} is unknown: use one of {', '.join(engines())}{instead}")
-
-
-def engines() -> list[str]:
-    """Return what a user may ask for: `auto` and the names of the backends that compute."""
-    return [AUTO, *(candidate.name for candidate in BACKENDS if candidate.computes)]

@@ -1,17 +1,16 @@
-"""Sessions that compute on the CPU: one worker thread, so that the caller cuts and stitches while it computes.
+"""Sessions on the CPU: one worker thread computes, so that the caller cuts and stitches in the meantime.
 
-One thread for all lanes: the engines spread a pass over all cores by themselves, and two passes at once would only
-take twice the memory.
+All lanes share the thread: the engines spread a pass over all cores themselves, and two passes at once would only take
+twice the memory. An engine derives from `WorkerSession` and implements `compute`.
 
-The reference session: no engine, no arithmetic; its output is its input without the halo.
-
-It shows where every pixel of a frame goes, and what the work around the network costs.
+`CropSession`, the backend `numpy`, is the reference: its output is its input without the halo. It shows where every
+pixel of a frame goes, and what the work around the network costs.
 """
 
 import time
 import weakref
-from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from abc import abstractmethod
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
@@ -20,33 +19,67 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from unetrt.runtime.closing import Closable
-from unetrt.runtime.errors import OptionError, SessionClosedError
+from unetrt.runtime.errors import SessionClosedError
 from unetrt.runtime.model.onnx_file import read_spec
 from unetrt.runtime.model.spec import ModelSpec
-from unetrt.runtime.segment.timings import Passed
-from unetrt.runtime.sessions.protocol import Lane, Step
+from unetrt.runtime.sessions.protocol import Lane, Session
+from unetrt.runtime.timings import Passed
 
 Array = NDArray[Any]
 
 
-class WorkerLane:
-    """A lane whose pass is a function on the session's worker thread."""
+class WorkerSession(Session):
+    """A session that computes on its worker thread; an engine implements `compute`.
 
-    def __init__(self, session: "WorkerSession") -> None:
+    Parameters
+    ----------
+    spec
+        The model's spec.
+    name
+        Engine and device, for messages.
+    """
+
+    device: int | None = None
+
+    def __init__(self, spec: ModelSpec, name: str) -> None:
+        self.spec, self.name = spec, name
+        self._worker = ThreadPoolExecutor(1, thread_name_prefix="unetrt")
+        # Without waiting: the last reference may be dropped on the worker thread itself.
+        self._finalizer = weakref.finalize(self, self._worker.shutdown, wait=False)
+
+    @abstractmethod
+    def compute(self, frames: Array, scores: Array) -> None:
+        """Fill a lane's `output` from its `input`; runs on the worker thread, one call at a time."""
+
+    def lanes(self, count: int) -> list[Lane]:
+        """Return `count` lanes, each with its own arrays."""
+        return [WorkerLane(self) for _ in range(count)]
+
+    def submit(self, work: Callable[[], Passed]) -> Future[Passed]:
+        """Queue `work` on the worker thread; raises SessionClosedError after `close`."""
+        try:
+            return self._worker.submit(work)
+        except RuntimeError as error:  # what an executor raises after its shutdown
+            raise SessionClosedError(f"the session ({self.name}) is closed: open the model again") from error
+
+    def close(self) -> None:
+        """Wait for passes in flight and end the worker thread; idempotent."""
+        self._finalizer.detach()
+        self._worker.shutdown(wait=True)
+
+
+class WorkerLane(Lane):
+    """A lane whose pass is `WorkerSession.compute` on the worker thread."""
+
+    def __init__(self, session: WorkerSession) -> None:
         self.input: Array = session.spec.new_input()
         self.output: Array = session.spec.new_output()
         self.passed = Passed()
         self._session: WorkerSession | None = session
         self._pending: Future[Passed] | None = None
 
-    def restart_clock(self) -> None:
-        """Do nothing: the host's clock keeps its digits."""
-
-    def launch(self, before: Sequence[Step] = (), after: Sequence[Step] = ()) -> None:
-        """Queue the pass on the worker thread, after one that nobody waited for."""
-        if before or after:
-            raise OptionError("a lane on the CPU takes no steps for a CUDA stream: give arrays on the host")
+    def launch(self) -> None:
+        """Queue the pass; a pass in flight is waited for first."""
         self.wait()
         if self._session is None:
             raise SessionClosedError("the lane is closed: ask the session for another")
@@ -64,7 +97,7 @@ class WorkerLane:
                 self._pending = None
 
     def close(self) -> None:
-        """Wait for the pass, whatever comes of it; idempotent."""
+        """Wait for the pass, ignoring its error; idempotent."""
         with suppress(Exception):
             self.wait()
         self._session = None
@@ -74,56 +107,6 @@ class WorkerLane:
         begin = time.perf_counter()
         self._session.compute(self.input, self.output)
         return Passed(compute=time.perf_counter() - begin, begin=begin)
-
-
-class WorkerSession(Closable, ABC):
-    """A session that computes on one thread of its own; an engine says how in `compute`.
-
-    Parameters
-    ----------
-    spec
-        The model's spec.
-    name
-        Engine and device, for people.
-    """
-
-    device: int | None = None
-
-    def __init__(self, spec: ModelSpec, name: str) -> None:
-        self.spec, self.name = spec, name
-        self._worker = ThreadPoolExecutor(1, thread_name_prefix="unetrt")
-        # Without waiting: the last reference may go on the worker thread itself.
-        self._finalizer = weakref.finalize(self, self._worker.shutdown, wait=False)
-
-    @abstractmethod
-    def compute(self, frames: Array, scores: Array) -> None:
-        """Fill a lane's output from its input; runs on the worker thread, one call at a time."""
-
-    def lanes(self, count: int) -> list[Lane]:
-        """Return `count` lanes with staging arrays of their own."""
-        return [WorkerLane(self) for _ in range(count)]
-
-    def submit(self, work: Callable[[], Passed]) -> Future[Passed]:
-        """Queue `work` on the worker thread; raises SessionClosedError after `close`."""
-        try:
-            return self._worker.submit(work)
-        except RuntimeError as error:  # what an executor raises after its shutdown
-            raise SessionClosedError(f"the session ({self.name}) is closed: open the model again") from error
-
-    def close(self) -> None:
-        """Wait for passes in flight and end the worker thread; idempotent."""
-        self._finalizer.detach()
-        self._worker.shutdown(wait=True)
-
-
-def probe() -> str | None:
-    """Return None: it always works."""
-    return None
-
-
-def open_session(path: Path) -> WorkerSession:
-    """Return a reference session with the spec of an ONNX file, whose graph is not looked at."""
-    return CropSession(read_spec(path))
 
 
 class CropSession(WorkerSession):
@@ -140,3 +123,13 @@ class CropSession(WorkerSession):
             core = self.spec.normalisation.measure(core[0]).apply(core.astype(np.float32))
         core = core[:, :1]
         scores[...] = core if scores.ndim == core.ndim else core[:, 0]
+
+
+def probe() -> str | None:
+    """Return None: the reference is always usable."""
+    return None
+
+
+def open_session(path: Path) -> WorkerSession:
+    """Return a reference session with the spec of an ONNX file, whose graph is not read."""
+    return CropSession(read_spec(path))

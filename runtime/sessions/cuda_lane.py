@@ -1,11 +1,14 @@
-"""One lane on a GPU: a CUDA stream, the memory that it copies between, and the events that time it.
+"""One lane on a GPU: a CUDA stream, the memory it copies between, and the events that time it.
 
-A launch gives the stream all it has to do, asynchronously: copy in, the engine's pass, copy out. The host waits for the
-last event alone.
+A launch enqueues everything asynchronously on the lane's stream::
 
-Turns of lanes that share memory.
+    begin | copy input to the device | uploaded | wait for the turn | started | engine | computed | copy output | done
 
-An engine's pass as a CUDA graph: launched at once instead of kernel by kernel.
+where words in the row of events are records of `_Events`. The host waits for `done` alone. `launch_with` replaces the
+copies by other work on the stream, for frames and labels that stay on the device.
+
+Lanes that share an engine's scratch memory take turns (`Turn`). An engine's pass is replayed as a CUDA graph where it
+can be captured (`CapturedPass`).
 """
 
 import logging
@@ -14,47 +17,22 @@ import weakref
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol
+from typing import NamedTuple, Protocol
 
-from numpy.typing import NDArray
-
-from unetrt.runtime.cuda.device import Buffer, CudaDevice, Event, Graph, Stream
+from unetrt.runtime.cuda.device import CudaDevice, Event, Graph, Stream
 from unetrt.runtime.errors import CudaError, InferenceError, SessionClosedError
 from unetrt.runtime.model.spec import ModelSpec
-from unetrt.runtime.segment.timings import Passed
-from unetrt.runtime.sessions.protocol import Step
+from unetrt.runtime.sessions.protocol import Lane
+from unetrt.runtime.timings import Passed
 
+log = logging.getLogger("unetrt")
 
-class Turn:
-    """Lets lanes that share an engine's scratch memory compute one after another, each in its own stream."""
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._last: Event | None = None
-
-    @contextmanager
-    def taken(self, stream: Stream, computed: Event) -> Iterator[None]:
-        """Let what the stream is given inside wait for the turn before; it ends with the record of `computed`."""
-        with self._lock:
-            if self._last is not None:
-                stream.wait_for(self._last)
-            try:
-                yield
-            except BaseException:
-                with suppress(CudaError):  # nobody else will wait for what was given so far
-                    stream.synchronize()
-                raise
-            self._last = computed
-
-    def forget(self, computed: Event) -> None:
-        """Let go of an event that has come to pass and is about to be freed."""
-        with self._lock:
-            if self._last is computed:
-                self._last = None
+# Enqueues work on the CUDA stream with this handle.
+Step = Callable[[int], None]
 
 
 class Place(NamedTuple):
-    """Where an engine works for one lane: addresses of its input and output on the device, and the lane's stream."""
+    """Where an engine works for one lane: device addresses of its input and output, and the lane's stream."""
 
     input: int
     output: int
@@ -65,37 +43,53 @@ class EnginePass(Protocol):
     """What an engine computes in one lane, at one place."""
 
     def enqueue(self) -> None:
-        """Give a pass to the lane's stream; asynchronous. The device is current. Raises InferenceError."""
+        """Enqueue a pass on the lane's stream; asynchronous. The device is current. Raises InferenceError."""
 
     def close(self) -> None:
-        """Free what belongs to this lane alone; its stream has done its work, and the device is current."""
+        """Free what belongs to this lane alone; its stream is idle, and the device is current."""
 
 
-class _Points(NamedTuple):
-    """A lane's events, in the order in which they come to pass."""
+class Turn:
+    """Serialises the passes of lanes that share an engine's scratch memory, each in its own stream."""
 
-    begin: Event
-    uploaded: Event
-    started: Event
-    computed: Event
-    done: Event
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._last: Event | None = None
+
+    @contextmanager
+    def taken(self, stream: Stream, computed: Event) -> Iterator[None]:
+        """Make what is enqueued inside wait for the previous turn; the body must record `computed` at its end."""
+        with self._lock:
+            if self._last is not None:
+                stream.wait_for(self._last)
+            try:
+                yield
+            except BaseException:
+                with suppress(CudaError):  # no event marks the end of what was enqueued so far
+                    stream.synchronize()
+                raise
+            self._last = computed
+
+    def forget(self, computed: Event) -> None:
+        """Drop the reference to a completed event that is about to be destroyed."""
+        with self._lock:
+            if self._last is computed:
+                self._last = None
 
 
-class CudaLane:
-    """A lane of a session on a GPU; what `Lane` promises.
-
-    `place` says where the engine works for it: steps before and after a pass write to its input and read its output.
+class CudaLane(Lane):
+    """A lane of a session on a GPU. Attributes: see `Lane`, and `place`, which `launch_with` reads and writes.
 
     Parameters
     ----------
     device
-        Where all of it lies.
+        The device of all memory, events and the stream.
     spec
-        Says how large input and output are.
+        Gives the shapes and dtypes of input and output.
     clock
         The event from which the begin of each pass is counted.
     turn
-        Shared with the lanes that share the engine's scratch memory; None where this lane has its own.
+        Shared by the lanes that share the engine's scratch memory; None where this lane has its own.
     new_pass
         Makes the engine's part.
     """
@@ -112,46 +106,64 @@ class CudaLane:
         self._flying, self._lock = False, threading.RLock()
         with ExitStack() as owned, device.current():
             stream = owned.enter_context(device.stream())
-            points = _Points(*(owned.enter_context(device.event()) for _ in _Points._fields))
-            self.input, device_input = _staged(device, spec.new_input(), owned)
-            self.output, device_output = _staged(device, spec.new_output(), owned)
-            self.place = Place(device_input.handle, device_output.handle, stream)
+            events = _Events(*(owned.enter_context(device.event()) for _ in _Events._fields))
+            tensors = spec.tensors()
+            self.input, self.output = (device.pinned(tensor.shape, tensor.dtype) for tensor in tensors)
+            source, target = (owned.enter_context(device.buffer(tensor.nbytes)) for tensor in tensors)
+            self.place = Place(source.handle, target.handle, stream)
             engine_pass = owned.enter_context(closing(new_pass(self.place)))
-            self._open = _Open(device, stream, points, clock, turn, engine_pass, owned.pop_all())
-        # Also for a lane that is dropped in the middle of a pass.
+            self._open = _Open(device, stream, events, clock, turn, engine_pass, owned.pop_all())
+        # Also for a lane that is dropped while a pass is in flight.
         self._finalizer = weakref.finalize(self, self._open.close)
 
-    def restart_clock(self) -> None:
-        """Record the event from which the begin of a pass is counted; no lane that shares it is in flight."""
-        with self._lock, self._opened().device.current():
-            self._open.clock.record(self._open.stream)
-            self._open.clock.synchronize()
+    def launch(self) -> None:
+        """Enqueue copy in, pass and copy out; where a call fails, what was enqueued is waited for."""
+        self.launch_with()
 
-    def launch(self, before: Sequence[Step] = (), after: Sequence[Step] = ()) -> None:
-        """Give a pass to the stream; what was given is waited for if one of the calls fails."""
+    def launch_with(self, before: Sequence[Step] = (), after: Sequence[Step] = ()) -> None:
+        """Launch a pass whose input or output stays on the device.
+
+        Parameters
+        ----------
+        before
+            Steps that write to `place.input`, instead of the copy of `input`; empty: the copy.
+        after
+            Steps that read `place.output`, instead of the copy to `output`; empty: the copy.
+
+        Raises
+        ------
+        SessionClosedError, InferenceError
+            As `Lane.launch` does.
+        """
         with self._lock:
             self.wait()
             opened = self._opened()
             self._flying = True
             with self._settled_if_it_fails(opened):
-                opened.give(before or [self._upload], after or [self._download])
+                opened.enqueue(before or [self._upload], after or [self._download])
 
     def wait(self) -> None:
-        """Sleep until the last event has come to pass; raises SessionClosedError where the lane was closed."""
+        """Block until the last event has completed; raises SessionClosedError where the lane was closed."""
         with self._lock:
             opened = self._opened()
             if not self._flying:
                 return
             with self._settled_if_it_fails(opened):
-                opened.points.done.synchronize()
+                opened.events.done.synchronize()
                 self.passed = opened.times()
             self._flying = False
 
     def close(self) -> None:
-        """Wait for the stream, then free all but the arrays, the youngest first; idempotent."""
+        """Wait for the stream, then free everything but the arrays, in reverse order; idempotent."""
         with self._lock:
             self._flying = False
             self._finalizer()
+
+    def restart_clock(self) -> None:
+        """Record the clock event again: CUDA's times are float32 milliseconds, coarse after hours."""
+        with self._lock, self._opened().device.current():
+            self._open.clock.record(self._open.stream)
+            self._open.clock.synchronize()
 
     def _opened(self) -> "_Open":
         if not self._finalizer.alive:
@@ -177,47 +189,60 @@ class CudaLane:
         driver.copy_out(self.output.ctypes.data, self.place.output, self.output.nbytes, stream)
 
 
+class _Events(NamedTuple):
+    """A lane's events, in the order in which they complete."""
+
+    begin: Event
+    uploaded: Event
+    started: Event
+    computed: Event
+    done: Event
+
+
 @dataclass
 class _Open:
-    """What a lane has until it is closed. Its methods, but for `close`, need the device to be current."""
+    """The resources of a lane until it is closed. All methods but `close` need the device to be current.
+
+    Separate from the lane, so that the lane's finalizer can hold it.
+    """
 
     device: CudaDevice
     stream: Stream
-    points: _Points
+    events: _Events
     clock: Event
     turn: Turn | None
     engine_pass: EnginePass
     owned: ExitStack
 
-    def give(self, before: Sequence[Step], after: Sequence[Step]) -> None:
-        """Give the stream all that a pass is."""
-        points, stream = self.points, self.stream
-        points.begin.record(stream)
+    def enqueue(self, before: Sequence[Step], after: Sequence[Step]) -> None:
+        """Enqueue a whole pass on the stream."""
+        events, stream = self.events, self.stream
+        events.begin.record(stream)
         for step in before:
             step(stream.handle)
-        points.uploaded.record(stream)
-        with nullcontext() if self.turn is None else self.turn.taken(stream, points.computed):
-            points.started.record(stream)
+        events.uploaded.record(stream)
+        with nullcontext() if self.turn is None else self.turn.taken(stream, events.computed):
+            events.started.record(stream)
             self.engine_pass.enqueue()
-            points.computed.record(stream)
+            events.computed.record(stream)
         for step in after:
             step(stream.handle)
-        points.done.record(stream)
+        events.done.record(stream)
 
     def times(self) -> Passed:
-        """Return the times of the pass that has come to an end."""
-        points = self.points
+        """Return the times of the completed pass, in seconds."""
+        events = self.events
         return Passed(
-            upload=points.uploaded.since(points.begin),
-            queue=points.started.since(points.uploaded),
-            compute=points.computed.since(points.started),
-            download=points.done.since(points.computed),
-            begin=points.started.since(self.clock),
+            upload=events.uploaded.since(events.begin),
+            queue=events.started.since(events.uploaded),
+            compute=events.computed.since(events.started),
+            download=events.done.since(events.computed),
+            begin=events.started.since(self.clock),
         )
 
     def settle(self) -> None:
-        """Leave nothing in the stream, whatever it is; the arrays are the caller's again."""
-        with suppress(CudaError):  # the first error is already on its way, or the device is lost
+        """Wait until the stream is idle; the arrays are then the caller's again."""
+        with suppress(CudaError):  # the first error is already being raised, or the device is lost
             self.stream.synchronize()
 
     def close(self) -> None:
@@ -227,29 +252,22 @@ class _Open:
         with self.device.current():
             self.settle()
             if self.turn is not None:
-                self.turn.forget(self.points.computed)
+                self.turn.forget(self.events.computed)
             self.owned.close()
 
 
-def _staged(device: CudaDevice, like: NDArray[Any], owned: ExitStack) -> tuple[NDArray[Any], Buffer]:
-    """Return memory on the host and on the device for an array like that."""
-    return device.pinned(like.shape, like.dtype), owned.enter_context(device.buffer(like.nbytes))
-
-
-log = logging.getLogger("unetrt")
-
-
 class CapturedPass:
-    """A pass that is captured when it is given to its stream for the second time, as the first may allocate and load.
+    """A pass that replays as a CUDA graph: one launch instead of one a kernel.
 
-    An engine that cannot be captured goes on as it is, and the log says so.
+    It is captured when it is enqueued for the second time, as the first pass may allocate memory and load kernels. An
+    engine that cannot be captured keeps running kernel by kernel, which is logged.
 
     Parameters
     ----------
     inner
         The engine's pass.
     place
-        Where it works: a graph keeps the addresses.
+        Where it works: a graph stores the addresses.
     """
 
     def __init__(self, inner: EnginePass, place: Place) -> None:
@@ -259,7 +277,7 @@ class CapturedPass:
         self._ran = False
 
     def enqueue(self) -> None:
-        """Launch the graph, or what is not one yet."""
+        """Launch the graph, or the pass itself while there is no graph."""
         if self._graph is None and self._ran and self._may_capture:
             self._capture()
         if self._graph is not None:
@@ -279,4 +297,4 @@ class CapturedPass:
             self._graph = Graph.of(self._stream, self._inner.enqueue)
         except InferenceError as error:
             self._may_capture = False
-            log.info("no CUDA graph: %s", str(error))  # a record of the error itself would hold the lane
+            log.info("no CUDA graph: %s", str(error))  # a log record of the error itself would hold the lane

@@ -1,6 +1,6 @@
-"""CUDA and cuDNN for ONNX Runtime: found wherever NVIDIA's wheels are, loaded in order, named where they are missing.
+"""Loads CUDA and cuDNN for ONNX Runtime from NVIDIA's wheels, and names the libraries that are missing.
 
-ONNX Runtime's CUDA provider refers to these libraries by name alone, and NVIDIA's wheels put them where no loader
+ONNX Runtime's CUDA provider refers to these libraries by name alone, and NVIDIA's wheels install them where no loader
 looks. A library that is already loaded satisfies such a reference, so each is loaded here first, by its absolute path::
 
     site-packages/nvidia/cu13/lib/libcublas.so.13         CUDA 13, one folder for all of CUDA
@@ -8,11 +8,9 @@ looks. A library that is already loaded satisfies such a reference, so each is l
     site-packages/nvidia/cudnn/lib/libcudnn.so.9          cuDNN
     site-packages/nvidia/cu13/bin/x86_64/cublas64_13.dll  the same on Windows; bin/ with CUDA 12
 
-There may be several such `nvidia` folders, and both CUDA majors in one of them. What the process has loaded already,
-such as torch's, is taken as it is: two copies of a library would not share their state. What no wheel has is looked for
-where the system's loader looks.
-
-The libraries are loaded for references by name, which does not need their symbols to be global (RTLD_GLOBAL).
+There may be several such `nvidia` folders, and both CUDA majors in one of them. Libraries that the process has already
+loaded, such as torch's, are used: two copies of a library would not share their state. Libraries that no wheel has are
+looked up by the system's loader. References by name do not need the symbols to be global (RTLD_GLOBAL).
 """
 
 import ctypes
@@ -34,20 +32,20 @@ WINDOWS = sys.platform == "win32"
 
 @dataclass(frozen=True)
 class Library:
-    """One library of CUDA's, or cuDNN.
+    """One library of CUDA, or cuDNN.
 
     Attributes
     ----------
     stem
-        Its name, without prefix, version and suffix.
+        Its name without prefix, version and suffix.
     folder
-        The folder of its wheel below `nvidia`, where that is not CUDA's common one.
+        The folder of its wheel below `nvidia`, where that is not CUDA's common folder.
     package
         The wheel for CUDA 13; for CUDA 12 its name ends in `-cu12`.
     versions
-        CUDA's major version -> its own, which is part of its file's name.
+        CUDA's major version -> the library's version, which is part of its file name.
     required
-        Whether no model runs without it. The others are needed by some builds of ONNX Runtime, or some operators.
+        Whether every model needs it. Others are needed by some builds of ONNX Runtime, or some operators.
     """
 
     stem: str
@@ -57,21 +55,21 @@ class Library:
     required: bool = True
 
     def file(self, major: int, windows: bool = WINDOWS) -> str:
-        """Return its file's name for CUDA `major`."""
+        """Return its file name for CUDA `major`."""
         version = self.versions[major]
         if not windows:
             return f"lib{self.stem}.so.{version}"
-        # NVRTC's has the minor version, which stays 0, and a place for another.
+        # NVRTC's name also has the minor version, which stays 0, and another digit.
         return f"{self.stem}64_{version}0_0.dll" if self.stem == "nvrtc" else f"{self.stem}64_{version}.dll"
 
     def requirement(self, major: int) -> str:
-        """Return what pip is to install for CUDA `major`."""
+        """Return pip's requirement for CUDA `major`."""
         package = self.package if major == 13 else f"{self.package.removesuffix('-cu13')}-cu{major}"
         return f"'{package}=={self.versions[major]}.*'"
 
 
 _OWN = {12: "12", 13: "13"}
-# In the order in which they refer to each other.
+# In the order of their references to each other.
 CUDA = (
     Library("cudart", "cuda_runtime", "nvidia-cuda-runtime", _OWN),
     Library("cublasLt", "cublas", "nvidia-cublas", _OWN),
@@ -81,14 +79,14 @@ CUDA = (
     Library("cufft", "cufft", "nvidia-cufft", {12: "11", 13: "12"}, required=False),
 )
 CUDNN = Library("cudnn", "cudnn", "nvidia-cudnn-cu13", {12: "9", 13: "9"})
-# What cuDNN itself opens by name for convolutions, from its own folder (listing of nvidia-cudnn-cu13 9.28).
+# Libraries that cuDNN opens by name for convolutions, from its folder (listing of nvidia-cudnn-cu13 9.28).
 SUBLIBRARIES = ("graph", "ops", "cnn", "heuristic", "engines_precompiled", "engines_runtime_compiled")
 
 
 def load_libraries() -> str | None:
     """Load what ONNX Runtime's CUDA provider needs; return None, or one sentence that names what is missing.
 
-    To be called before the provider is loaded for the first time; calling it again does no harm.
+    Call it before the provider is loaded for the first time; idempotent.
     """
     import onnxruntime
 
@@ -99,7 +97,7 @@ def load_libraries() -> str | None:
 
 
 def cudnn_version() -> str:
-    """Return the version of the cuDNN that the process has loaded, such as `92801`; empty where it has none."""
+    """Return the version of the cuDNN that the process has loaded, such as `92801`; empty without one."""
     with suppress(OSError, AttributeError, KeyError):
         name = CUDNN.file(13)  # the same for each CUDA
         if _is_loaded(name):
@@ -115,7 +113,7 @@ class Loader:
     major
         CUDA's major version.
     places
-        Folders called `nvidia`, in the order to look in.
+        Folders named `nvidia`, in the order of search.
     """
 
     def __init__(self, major: int, places: Sequence[Path]) -> None:
@@ -144,7 +142,7 @@ class Loader:
     def _cudnn(self) -> list[str]:
         """Load cuDNN; return the names of its files that are missing."""
         name = CUDNN.file(self._major)
-        if WINDOWS and not _is_loaded(name):  # which does not look for a library's parts in the library's folder
+        if WINDOWS and not _is_loaded(name):  # Windows does not search the folder of the library that refers to parts
             for path in self._files(CUDNN)[:1]:
                 for part in SUBLIBRARIES:
                     self._open(path.parent / _part(part))
@@ -165,14 +163,14 @@ class Loader:
             ctypes.CDLL(str(library))
         except OSError as error:
             if isinstance(library, Path) and library.exists():
-                said = str(error).removeprefix(f"{library}: ")
-                self._damaged[library.name] = f"{library} does not load: {said}"
+                reason = str(error).removeprefix(f"{library}: ")
+                self._damaged[library.name] = f"{library} does not load: {reason}"
             return False
         return True
 
 
 def candidates(library: Library, major: int, places: Iterable[Path], windows: bool = WINDOWS) -> list[Path]:
-    """Return the files that may be a library, in the order to try them."""
+    """Return the files of a library, in the order to try them."""
     name, common = library.file(major, windows), f"cu{major}"
     folders = [common, library.folder] if library is not CUDNN else [library.folder]
     below = ("bin/x86_64", "bin") if windows else ("lib",)
@@ -181,11 +179,11 @@ def candidates(library: Library, major: int, places: Iterable[Path], windows: bo
 
 
 def locations(major: int) -> list[Path]:
-    """Return the folders called `nvidia` in which Python finds packages, those with a cuDNN for this CUDA first.
+    """Return the folders named `nvidia` on Python's path, those with a cuDNN for this CUDA first.
 
-    `nvidia` is a namespace, of which `find_spec` knows all portions. But older wheels bring an `nvidia/__init__.py`,
-    which hides the portions after it: so the whole path is looked through. cuDNN's file is called the same for each
-    CUDA: a folder with none but another CUDA's comes last.
+    `nvidia` is a namespace package, of which `find_spec` knows all portions. But older wheels contain an
+    `nvidia/__init__.py`, which hides later portions, so all of `sys.path` is searched. cuDNN's file has the same name
+    for each CUDA: folders with a cuDNN for another CUDA come last.
     """
     given: list[str] = []
     with suppress(ImportError, ValueError):
@@ -197,7 +195,7 @@ def locations(major: int) -> list[Path]:
 
 
 def _rank(place: Path, major: int) -> int:
-    """Return 0 for a place with cuDNN for this CUDA, 1 where that is not known, 2 with one for another CUDA."""
+    """Return 0 for a folder with cuDNN for this CUDA, 1 where that is unknown, 2 with cuDNN for another CUDA."""
     installed = {path.name.partition("-")[0] for path in place.parent.glob("nvidia_cudnn_cu*-*.dist-info")}
     if f"nvidia_cudnn_cu{major}" in installed:
         return 0
@@ -205,7 +203,7 @@ def _rank(place: Path, major: int) -> int:
 
 
 def _major(version: str) -> int | None:
-    """Return the major of a CUDA version such as `13.0`, None where this module does not know it."""
+    """Return the major of a CUDA version such as `13.0`; None for one that this module does not know."""
     major = version.partition(".")[0]
     return int(major) if major.isdigit() and int(major) in _OWN else None
 
@@ -215,7 +213,7 @@ def _part(name: str) -> str:
 
 
 def _is_loaded(name: str) -> bool:
-    """Tell whether the process has a library of that name, from wherever."""
+    """Return whether the process has loaded a library of that name, from any folder."""
     if WINDOWS:
         return bool(_windows_kernel().GetModuleHandleW(name))
     try:
@@ -233,7 +231,7 @@ def _windows_kernel() -> Any:
 
 
 def _folder_of(name: str) -> Path | None:
-    """Return the folder from which a library was loaded; None where that cannot be told."""
+    """Return the folder from which a library was loaded; None if unknown."""
     if WINDOWS:
         kernel, path = _windows_kernel(), ctypes.create_unicode_buffer(32768)
         length = kernel.GetModuleFileNameW(kernel.GetModuleHandleW(name), path, len(path))
@@ -247,25 +245,24 @@ def _folder_of(name: str) -> Path | None:
 
 
 def _preload(onnxruntime: Any, known: bool) -> None:
-    """Let ONNX Runtime load its other libraries, and all of them where this module does not know its CUDA."""
+    """Let ONNX Runtime load its other libraries, or all of them where this module does not know its CUDA."""
     if hasattr(onnxruntime, "preload_dlls"):  # since 1.21
-        said = StringIO()
-        with redirect_stdout(said):  # it prints what it does not find
+        printed = StringIO()
+        with redirect_stdout(printed):  # it prints what it does not find
             onnxruntime.preload_dlls(cuda=not known, cudnn=not known)
-        if said.getvalue():
-            log.debug("ONNX Runtime: %s", said.getvalue().strip())
+        if printed.getvalue():
+            log.debug("ONNX Runtime: %s", printed.getvalue().strip())
 
 
 def why_not_loaded(library: str) -> str | None:
-    """Return what the system says of a provider's library that ONNX Runtime could not load; None if it loads.
+    """Return the loader's error for a provider's library that ONNX Runtime could not load; None if it loads.
 
-    ONNX Runtime itself tells this to its log alone. To be called after its own attempt, as the library asks for its
-    host while it loads.
+    ONNX Runtime only logs this error. Call it after ONNX Runtime's attempt: the library needs its host when it loads.
 
     Parameters
     ----------
     library
-        The library's name without prefix and suffix, such as `onnxruntime_providers_cuda`.
+        Name of the library without prefix and suffix, such as `onnxruntime_providers_cuda`.
     """
     import onnxruntime
 

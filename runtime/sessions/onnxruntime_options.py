@@ -1,37 +1,38 @@
-"""Options of ONNX Runtime's CUDA provider: sets of them are tried once for a model on a GPU, and the fastest is kept.
+"""Options of ONNX Runtime's CUDA provider: chosen once for each model and GPU, by trial.
 
-Which layout of activations, and whether a fused convolution, is the fastest depends on the GPU, cuDNN and the network.
-So each set of `SETS` computes the same structured tile, after a warm-up, `PASSES` times; the median counts. A set whose
-answer is not that of the first set within `TOLERANCES`, which fails, or which this ONNX Runtime does not know, is
-passed over. The choice is a JSON file in the user's cache, under a key over all that it depends on, as that of an
-engine. It also says how much memory a warm lane takes on the device.
+The fastest layout of activations, and whether fused convolutions help, depend on GPU, cuDNN and network. So each set of
+`SETS` computes the same structured tile `PASSES` times; the fastest median wins. A set is passed over where its answer
+differs from that of the first set by more than `TOLERANCES`, where it fails, or where this ONNX Runtime does not know
+it. The choice is a JSON file in the user's cache, under a hash of all that it depends on. It also records the device
+memory of a warm lane.
 
-Options that the user gives are taken as they are, on top of the first set: then nothing is compared.
+Options that the user gives are added to the first set and used as they are, without comparison.
 """
 
-import json
 import logging
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
-from math import inf, isfinite
+from math import inf
 from pathlib import Path
 from statistics import median
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import numpy as np
+from msgspec import Meta
 from numpy.typing import NDArray
 
 from unetrt.runtime.cuda.device import CudaDevice
-from unetrt.runtime.engines.facts import key_of
-from unetrt.runtime.errors import OptionError, OutputError, UnetrtError
+from unetrt.runtime.engines.facts import ModelFacts, key_of, model_facts
+from unetrt.runtime.errors import ModelFileError, OptionError, OutputError, UnetrtError
 from unetrt.runtime.files.atomic import cache_folder, locked, whole_file
+from unetrt.runtime.files.records import parse, to_json, validated
 from unetrt.runtime.machine import Machine, format_bytes, this_machine
-from unetrt.runtime.model.safety import external_files, sha256_of_model
+from unetrt.runtime.model.safety import external_files
 from unetrt.runtime.model.spec import ModelSpec, Precision
 from unetrt.runtime.pixels.scores import best_class, softmax
-from unetrt.runtime.sessions.cuda import CudaSession, Need
+from unetrt.runtime.sessions.cuda import CudaSession
 from unetrt.runtime.sessions.onnxruntime_libraries import cudnn_version
 from unetrt.runtime.sessions.protocol import Lane
 
@@ -40,8 +41,8 @@ log = logging.getLogger("unetrt")
 Options = Mapping[str, str]
 Array = NDArray[Any]
 
-# What a user may give: the options of ONNX Runtime 1.31 (cuda_execution_provider_info.cc), except those for device,
-# stream and allocator, which are the lane's.
+# Options that users may give: those of ONNX Runtime 1.31 (cuda_execution_provider_info.cc) except device, stream and
+# allocator, which the lane sets.
 KNOWN = (
     "arena_extend_strategy", "cudnn_conv1d_pad_to_nc1d", "cudnn_conv_algo_search", "cudnn_conv_use_max_workspace",
     "do_copy_in_default_stream", "enable_cuda_graph", "enable_cudnn", "enable_skip_layer_norm_strict_mode",
@@ -49,45 +50,45 @@ KNOWN = (
     "tunable_op_max_tuning_duration_ms", "tunable_op_tuning_enable", "use_ep_level_unified_stream", "use_tf32",
 )  # fmt: skip
 PLAIN = {
-    # No more than is asked for: each lane has an arena of its own, and powers of two would waste up to half of it.
+    # Each lane has its own arena; growing it by powers of two would waste up to half of it.
     "arena_extend_strategy": "kSameAsRequested",
-    # A rule, not a measurement: all lanes take the same algorithm, so a tile's result is the same in each. With cuDNN 9
-    # EXHAUSTIVE is a rule too, cuDNN's slower one (HeurMode B in place of A, in ONNX Runtime's conv.cc).
+    # A heuristic, not a measurement: all lanes use the same algorithm, so a tile has the same result in each. With
+    # cuDNN 9, EXHAUSTIVE is a heuristic too, a slower one (HeurMode B instead of A, in ONNX Runtime's conv.cc).
     "cudnn_conv_algo_search": "HEURISTIC",
 }
-# Fused only in NHWC: in NCHW ONNX Runtime adds the output's memory to the bias (conv.cc hands it to cuDNN as Z).
-NHWC, FUSED, SLOWER_RULE = {"prefer_nhwc": "1"}, {"fuse_conv_bias": "1"}, {"cudnn_conv_algo_search": "EXHAUSTIVE"}
-# Name -> what it adds to `PLAIN`. The first is what the others are held against.
+# Fused only in NHWC: in NCHW ONNX Runtime adds the output's memory to the bias (conv.cc passes it to cuDNN as Z).
+NHWC, FUSED, SLOWER_HEURISTIC = {"prefer_nhwc": "1"}, {"fuse_conv_bias": "1"}, {"cudnn_conv_algo_search": "EXHAUSTIVE"}
+# Name -> options added to `PLAIN`. The first is the reference for the others' answers.
 SETS: dict[str, Options] = {
     "plain": {},
     "nhwc": NHWC,
     "nhwc-fused": NHWC | FUSED,
-    "nhwc-exhaustive": NHWC | SLOWER_RULE,
-    "nhwc-fused-exhaustive": NHWC | FUSED | SLOWER_RULE,
+    "nhwc-exhaustive": NHWC | SLOWER_HEURISTIC,
+    "nhwc-fused-exhaustive": NHWC | FUSED | SLOWER_HEURISTIC,
 }
 REFERENCE = next(iter(SETS))
-GIVEN = "given"  # the name of a user's own set
+GIVEN = "given"  # name of the set of a user's options
 
 # Timed passes of each set.
 PASSES = 10
-# A set that has ended so many processes is passed over.
+# A set during whose trial this many processes ended is passed over.
 DEATHS = 2
-# Bytes by which a lane's arena may grow at least beyond what it took when it was measured.
+# Bytes by which a lane's arena may at least grow beyond its measured size.
 MARGIN = 64 * 2**20
-# Part of every key: raised when the same conditions no longer give the same choice.
+# Part of every key: increased when the same conditions no longer give the same choice.
 METHOD = 1
 SCHEMA = 1
 
 
 class Tolerance(NamedTuple):
-    """What a set's answer may differ by.
+    """How far a set's answer may differ from the reference.
 
     Attributes
     ----------
     error, mean
         Largest and mean difference of a probability.
     flips
-        Share of pixels that change class.
+        Fraction of pixels that change class.
     """
 
     error: float
@@ -95,9 +96,9 @@ class Tolerance(NamedTuple):
     mean: float = inf
 
 
-# Those of the export's parity gate: two ways to compute a network in 16 bits are as far apart as each is from FP32.
-# In FP32 the mean tells TF32: where cuDNN has no kernel without tensor cores, ONNX Runtime takes one with them after
-# all (conv.cc, "Try fallback").
+# Those of the export's parity gate: two 16-bit computations differ as much as each differs from FP32. In FP32 the mean
+# reveals TF32: where cuDNN has no kernel without tensor cores, ONNX Runtime uses one with them (conv.cc, "Try
+# fallback").
 TOLERANCES: dict[Precision, Tolerance] = {
     "fp32": Tolerance(1e-3, 1e-4, mean=1e-5),
     "fp16": Tolerance(5e-2, 2e-3),
@@ -107,44 +108,36 @@ TOLERANCES: dict[Precision, Tolerance] = {
 
 
 def require_options(options: Options) -> None:
-    """Raise OptionError where ONNX Runtime's CUDA provider has no option of a name, or it is not the user's to set."""
+    """Raise OptionError for an option that the CUDA provider does not have, or that users may not set."""
     for name in options:
         if name not in KNOWN:
             raise OptionError(f"onnxruntime-cuda has no backend option {name!r}: use one of {', '.join(KNOWN)}")
 
 
 def base(precision: Precision) -> dict[str, str]:
-    """Return the options of the first set, for what a graph computes in.
+    """Return the options of the first set for a graph's precision.
 
-    Without TF32 FP32 is FP32, and is not computed with 10 bits of mantissa. But ONNX Runtime then keeps cuDNN from
-    tensor cores for all types (conv_transpose.cc and conv.cc deselect cuDNN's note TENSOR_CORE): 16-bit graphs, whose
-    convolutions TF32 does not concern, leave it as it is.
+    TF32 is disabled for FP32 graphs: it rounds factors to 10 bits of mantissa. ONNX Runtime then keeps cuDNN from
+    tensor cores for all types (conv_transpose.cc and conv.cc deselect cuDNN's note TENSOR_CORE), so 16-bit graphs,
+    which TF32 does not affect, keep the default.
     """
     return PLAIN if precision in ("fp16", "bf16") else PLAIN | {"use_tf32": "0"}
 
 
 @dataclass(frozen=True)
-class Conditions:
-    """All that a choice depends on.
+class Conditions(ModelFacts):
+    """Everything that a choice depends on.
 
     Attributes
     ----------
-    model
-        SHA-256 of the ONNX file and its external data, in hexadecimal.
-    tile, batch, precision
-        Of the model; its hash covers them, but says nothing to people.
     onnxruntime, cudnn
-        Their versions; cuDNN's is empty where it is not known.
+        Their versions; cuDNN's is empty where unknown.
     machine
         The GPU, its driver and the system.
     given
         The user's options, sorted.
     """
 
-    model: str
-    tile: tuple[int, int]
-    batch: int
-    precision: str
     onnxruntime: str
     cudnn: str
     machine: Machine
@@ -157,31 +150,32 @@ class Conditions:
 
         machine = this_machine(device.driver.index)
         machine = replace(machine, gpu=machine.gpu or device.driver.name)
-        about = (sha256_of_model(path), spec.tile, spec.batch, spec.precision)
-        return cls(*about, onnxruntime.__version__, cudnn_version(), machine, tuple(sorted(given.items())))
+        return cls(
+            *model_facts(path, spec), onnxruntime.__version__, cudnn_version(), machine, tuple(sorted(given.items()))
+        )
 
     @property
     def path(self) -> Path:
-        """Where the choice is kept."""
+        """The file of the choice."""
         return folder() / f"{key_of(METHOD, self)}.json"
 
 
 @dataclass(frozen=True)
 class Trial:
-    """What became of one set.
+    """The result of trying one set.
 
     Attributes
     ----------
     name
-        The set's.
+        The set.
     seconds
-        Median of a pass; None where the set is not usable.
+        Median time of a pass; None where the set is not usable.
     why_not
-        One sentence, where it is not.
+        One sentence where it is not usable, else empty.
     """
 
     name: str
-    seconds: float | None
+    seconds: Annotated[float, Meta(gt=0)] | None
     why_not: str = ""
 
     def __str__(self) -> str:
@@ -190,32 +184,82 @@ class Trial:
 
 @dataclass(frozen=True)
 class Choice:
-    """What the trials came to.
+    """The result of all trials, a JSON record.
 
     Attributes
     ----------
     chosen
-        The name of the set to use.
+        Name of the set to use.
     lane
-        Bytes that a warm lane takes on the device, without its tiles: weights, activations, workspace; 0 if unknown.
+        Device memory of a warm lane without its input and output (weights, activations, workspace), in bytes; 0 if
+        unknown.
     trials
-        Of each set.
+        One for each set.
     source
-        The model file, as it was called.
+        Path of the model file.
     """
 
     chosen: str
-    lane: int
+    lane: Annotated[int, Meta(ge=0)]
     trials: tuple[Trial, ...]
     source: str
+
+    def __post_init__(self) -> None:
+        if self.chosen not in [trial.name for trial in self.trials if trial.seconds is not None]:
+            raise ValueError(f"chosen {self.chosen!r:.60} was not tried with success")
 
     def __str__(self) -> str:
         return f"{self.chosen} ({', '.join(map(str, self.trials))}; a lane takes {format_bytes(self.lane)})"
 
+    def save(self, path: Path, conditions: Conditions) -> None:
+        """Write the record; failure to do so is logged."""
+        stored = {"schema": SCHEMA, **asdict(self), "conditions": conditions}
+        try:
+            with whole_file(path) as temporary:
+                temporary.write_text(to_json(stored) + "\n", encoding="utf-8")
+        except (OutputError, OSError) as error:
+            log.info("the choice of ONNX Runtime's options is not kept: %s", error)
+
+    @classmethod
+    def load(cls, path: Path) -> "Choice":
+        """Return the record in a file; raises OSError, or ModelFileError where it is damaged."""
+        stored = parse(path.read_bytes(), path.name)
+        if stored.pop("schema", None) != SCHEMA:
+            raise ModelFileError(f"{path.name} does not have schema {SCHEMA}: it is made again")
+        return validated(stored, cls, path.name, unknown=True)
+
 
 def folder() -> Path:
-    """Return where choices are kept."""
+    """Return the folder of choices."""
     return cache_folder("onnxruntime")
+
+
+def choices() -> list[tuple[Path, Choice | None]]:
+    """Return the files of the cache and their choices, None for a damaged one."""
+    found = []
+    for path in sorted(folder().glob("*.json")):
+        choice = None
+        with suppress(OSError, ModelFileError):
+            choice = Choice.load(path)
+        found.append((path, choice))
+    return found
+
+
+def clear(keys: Sequence[str] = ()) -> list[Path]:
+    """Delete the choices whose keys begin with one of `keys`, or all, and the notes of killed trials.
+
+    Returns
+    -------
+    The deleted files of choices; a file that cannot be deleted does not keep others from being deleted.
+    """
+    gone = []
+    for path in (*folder().glob("*.trying"), *folder().glob("*.json")):
+        if keys and not path.name.startswith(tuple(keys)):
+            continue
+        with suppress(OSError):
+            path.unlink(missing_ok=True)
+            gone += [path] if path.suffix == ".json" else []
+    return gone
 
 
 class Trials:
@@ -226,11 +270,11 @@ class Trials:
     path, spec
         The model file.
     device
-        Where it is to run.
+        Where it runs.
     given
-        The user's options; then there is one set, of these.
+        The user's options; if any, they are the only set.
     opened
-        Opens a session with options, and so many bytes that each of its lanes is known to take.
+        Opens a session, given options and the device memory that each lane is known to take, in bytes.
     """
 
     def __init__(
@@ -247,65 +291,66 @@ class Trials:
 
     def kept(self) -> Choice | None:
         """Return the choice of earlier trials; None where there is none, or it is damaged."""
+        path = self._conditions.path
         try:
-            choice = _read(self._conditions.path)
+            choice = Choice.load(path)
         except FileNotFoundError:
             return None
-        except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-            log.info("%s is not usable (%s): the options are tried again", self._conditions.path, repr(error)[:80])
+        except (OSError, ModelFileError) as error:
+            log.info("%s is not usable (%s): the options are tried again", path, str(error)[:80])
             return None
         return choice if choice.chosen in self._sets else None
 
     def choice(self) -> Choice:
-        """Try the sets, unless another process does so meanwhile, and keep what they come to.
+        """Try the sets and save the choice; another process that does so at the same time is waited for.
 
         Raises
         ------
         UnetrtError
-            What the first set raises: the model does not run here.
+            The first set failed: the model does not run here.
         """
         path = self._conditions.path
         with ExitStack() as stack:
-            with suppress(OutputError):  # no place for locks: at worst two processes try the same
+            with suppress(OutputError):  # without a lock, two processes may both try
                 stack.enter_context(locked(path))
             if kept := self.kept():
                 return kept
-            choice = self._tried(_Unfinished(path.with_suffix(".trying")))
-            _keep(path, choice, self._conditions)
+            choice = self._tried(_Attempts(path.with_suffix(".trying")))
+            choice.save(path, self._conditions)
             return choice
 
     def options(self, choice: Choice) -> dict[str, str]:
-        """Return all options of a lane: the chosen set's, and a bound of its arena."""
+        """Return all options of a lane: the chosen set, and a limit of its arena."""
         bound = {"gpu_mem_limit": str(choice.lane + max(choice.lane // 4, MARGIN))} if choice.lane else {}
         return bound | self._options(choice.chosen)
 
     def _options(self, name: str) -> dict[str, str]:
         return {**base(self._spec.precision), **self._sets[name]}
 
-    def _tried(self, unfinished: "_Unfinished") -> Choice:
+    def _tried(self, attempts: "_Attempts") -> Choice:
         if len(self._sets) > 1:
-            log.info("%d sets of ONNX Runtime's options are tried for %s, this once", len(self._sets), self._path)
+            log.info("trying %d sets of ONNX Runtime's options for %s, once", len(self._sets), self._path)
         first, *others = self._sets
         trial, reference = self._first(first)
         trials = [trial]
         for name in others:
             if blind := reference.blind:
                 trials.append(Trial(name, None, blind))
-            elif unfinished.deaths[name] >= DEATHS:
+            elif attempts.deaths[name] >= DEATHS:
                 trials.append(Trial(name, None, "the process ended twice while it was tried"))
             else:
-                with unfinished.noted(name):
+                with attempts.recorded(name):
                     trials.append(self._attempt(name, reference))
             if trials[-1].why_not:
                 log.info("options %s are passed over: %s", name, trials[-1].why_not)
-        unfinished.forget()
+        attempts.forget()
         chosen = min(trials, key=lambda one: one.seconds or np.inf).name
         choice = Choice(chosen, self._measured(chosen), tuple(trials), str(self._path))
         log.info("ONNX Runtime's options for %s: %s", self._path, choice)
         return choice
 
     def _first(self, name: str) -> tuple[Trial, "_Reference"]:
-        """Return how fast the first set is, and what it answers to the first tile that shows something."""
+        """Return the time of the first set, and its answer to the first tile that discriminates."""
         with self._lane(name) as lane:
             for tile in tiles_for(self._spec):
                 seconds = _timed(lane, tile)
@@ -314,46 +359,46 @@ class Trials:
             return Trial(name, seconds), _Reference(self._spec, tile, lane.output.copy())
 
     def _attempt(self, name: str, reference: "_Reference") -> Trial:
-        """Return how fast another set is, or why it is not usable."""
+        """Return the time of another set, or why it is not usable."""
         try:
             with self._lane(name) as lane:
                 seconds = _timed(lane, reference.tile)
                 why_not = difference(self._spec, reference.answer, lane.output)
                 return Trial(name, None if why_not else seconds, why_not)
         except UnetrtError as error:
-            return Trial(name, None, str(error))  # the error itself would hold what is on the device
+            return Trial(name, None, str(error))  # the error itself would hold device memory
 
     @contextmanager
     def _lane(self, name: str) -> Iterator[Lane]:
-        """Yield a warm lane of a set; nothing of it is left on the device afterwards."""
+        """Yield a warm lane of a set; afterwards all its device memory is free."""
         with self._opened(self._options(name), self._weights()) as session:
             (lane,) = session.lanes(1)
             yield lane
 
     def _measured(self, name: str) -> int:
-        """Return the bytes that a warm lane takes, without its tiles; libraries have loaded their kernels before."""
+        """Return the bytes of a warm lane without input and output; libraries have loaded their kernels before."""
         with self._opened(self._options(name), 0) as session:
             before, _ = self._device.memory()
             lanes = session.lanes(1)
             after, _ = self._device.memory()
             del lanes
-        taken = before - after - Need.of(self._spec, 0, 1).staging
-        # Another program may have freed memory meanwhile.
+        taken = before - after - self._spec.tensors().nbytes
+        # Another program may have freed memory in the meantime.
         return taken if taken >= self._weights() else self._estimated()
 
     def _weights(self) -> int:
-        """Return about the bytes of the weights: those of the files that hold them."""
+        """Return the approximate bytes of the weights: the size of the files that hold them."""
         return sum(file.stat().st_size for file in (self._path, *external_files(self._path)))
 
     def _estimated(self) -> int:
-        """Return about what a lane takes, from the network's shape; the weights alone where that is not known."""
+        """Return the approximate bytes of a lane, from the network's shape; weights alone where that is unknown."""
         shape, itemsize = self._spec.shape, 2 if self._spec.precision in ("fp16", "bf16") else 4
         activations = shape.activation_bytes(*self._spec.tile, itemsize) * self._spec.batch if shape else 0
         return self._weights() + activations
 
 
 class _Reference(NamedTuple):
-    """A tile, and the first set's answer, which the others are held against."""
+    """A tile, and the first set's answer to it, with which the others are compared."""
 
     spec: ModelSpec
     tile: Array
@@ -361,33 +406,32 @@ class _Reference(NamedTuple):
 
     @property
     def blind(self) -> str:
-        """Why a wrong answer might not differ from it; empty where it would."""
+        """Why a wrong answer might not differ from this one; empty where it would."""
         if self.spec.head == "labels" and self.spec.precision == "fp32":
             return "labels do not show whether FP32 was computed with TF32"
         shows = shows_classes(self.spec, self.answer)
-        return "" if shows else f"the answer of {REFERENCE} shows nothing that could be compared"
+        return "" if shows else f"the answer of {REFERENCE} has nothing to compare"
 
 
 def _timed(lane: Lane, tile: Array) -> float:
-    """Return the median of `PASSES` passes of a tile, in seconds of the device's clock."""
-    lane.input[...] = tile
+    """Return the median time of `PASSES` passes of a batch (batch, C, h, w), in seconds by CUDA events."""
     seconds = []
     for _ in range(PASSES):
-        lane.launch()
-        lane.wait()
+        lane.run(tile)
         seconds.append(lane.passed.compute)
     return median(seconds)
 
 
 def difference(spec: ModelSpec, expected: Array, given: Array) -> str:
-    """Return one phrase that says how an answer differs by more than it may; empty where it does not.
+    """Return one phrase that says how an answer differs by more than the tolerance; empty where it does not.
 
     Parameters
     ----------
     spec
-        The model's: its head and precision.
+        Gives head and precision.
     expected, given
-        What two sets of options make of the same tiles, as `ModelSpec.new_output` has it. `expected` is finite.
+        Answers of two sets to the same tiles: the spec's output tensor, (batch, classes, h, w) float32 or (batch, h, w)
+        uint8 labels. `expected` is finite.
     """
     limits = TOLERANCES[spec.precision]
     if spec.head == "labels":
@@ -413,21 +457,21 @@ def _probabilities(spec: ModelSpec, scores: NDArray[np.float32]) -> NDArray[np.f
 
 
 def shows_classes(spec: ModelSpec, answer: Array) -> bool:
-    """Tell whether an answer is one that others can be held against.
+    """Return whether an answer can serve as the reference: finite scores, or labels of at least two classes.
 
-    Scores must be finite. Labels of one class alone are also what NaN gives, so there must be two.
+    Labels of a single class are also what NaN scores give.
     """
     return len(np.unique(answer)) > 1 if spec.head == "labels" else bool(np.isfinite(answer.sum()))
 
 
 def tiles_for(spec: ModelSpec) -> Iterator[Array]:
-    """Yield structured tiles, (batch, C, h, w) of the input's dtype, that differ in their grey values: deterministic.
+    """Yield structured batches (batch, C, h, w) of the input dtype, with different grey values; deterministic.
 
-    Discs of several sizes on a background with a slope and grain, another one for each tile and channel.
+    Discs of several sizes on a background with a gradient and noise, different for each tile and channel.
     """
     height, width = spec.tile
     y, x = np.mgrid[:height, :width].astype(np.float32)
-    pattern = np.empty(spec.new_input().shape, np.float32)
+    pattern = np.empty(spec.tensors().input.shape, np.float32)
     for number in np.ndindex(pattern.shape[:2]):
         phase = 1 + sum(number)
         discs = np.cos(2 * np.pi * x / (17 + 4 * phase)) * np.cos(2 * np.pi * y / (23 + 2 * phase))
@@ -440,17 +484,17 @@ def tiles_for(spec: ModelSpec) -> Iterator[Array]:
 
 
 def _raw(spec: ModelSpec, normalised: NDArray[np.float32]) -> Array:
-    """Return the raw grey values that a graph normalises to these, as far as their type has them."""
+    """Return the raw grey values that the graph normalises to these, clipped to the input dtype."""
     offset, scale = (np.array(side, np.float32) for side in (spec.normalisation.offset, spec.normalisation.scale))
     raw = normalised / scale[:, None, None] + offset[:, None, None]
     pixels: Array = np.clip(raw, 0, np.iinfo(spec.input_dtype).max).astype(spec.input_dtype)
     return pixels
 
 
-class _Unfinished:
-    """Notes in a file which set is being tried: one that kills the process `DEATHS` times is not tried again.
+class _Attempts:
+    """Records in a file which set is being tried, so that one that kills the process `DEATHS` times is passed over.
 
-    Once is forgiven: the process may have been ended for another reason.
+    The first time is forgiven: the process may have ended for another reason.
     """
 
     def __init__(self, path: Path) -> None:
@@ -460,7 +504,8 @@ class _Unfinished:
             self.deaths.update(path.read_text(encoding="utf-8").split())
 
     @contextmanager
-    def noted(self, name: str) -> Iterator[None]:
+    def recorded(self, name: str) -> Iterator[None]:
+        """Count a death of this set unless the body ends, with or without an exception."""
         self._write(self.deaths + Counter([name]))
         try:
             yield
@@ -468,65 +513,10 @@ class _Unfinished:
             self._write(self.deaths)
 
     def forget(self) -> None:
+        """Delete the file."""
         with suppress(OSError):
             self._path.unlink(missing_ok=True)
 
     def _write(self, deaths: Counter[str]) -> None:
         with suppress(OutputError, OSError), whole_file(self._path) as temporary:
             temporary.write_text("\n".join(sorted(deaths.elements())), encoding="utf-8")
-
-
-def _keep(path: Path, choice: Choice, conditions: Conditions) -> None:
-    stored = {"schema": SCHEMA, **asdict(choice), "conditions": asdict(conditions)}
-    try:
-        with whole_file(path) as temporary:
-            temporary.write_text(json.dumps(stored, indent=2) + "\n", encoding="utf-8")
-    except (OutputError, OSError) as error:
-        log.info("the choice of ONNX Runtime's options is not kept: %s", error)
-
-
-def _read(path: Path) -> Choice:
-    """Return a choice; raises OSError, ValueError, KeyError or TypeError where the file is not a whole one."""
-    stored = json.loads(path.read_text(encoding="utf-8"))
-    if stored["schema"] != SCHEMA:
-        raise ValueError(f"schema {stored['schema']!r:.20}")
-    trials = tuple(Trial(str(one["name"]), _seconds(one["seconds"]), str(one["why_not"])) for one in stored["trials"])
-    choice = Choice(str(stored["chosen"]), stored["lane"], trials, str(stored["source"]))
-    usable = [one.name for one in trials if one.seconds is not None]
-    if choice.chosen not in usable or type(choice.lane) is not int or choice.lane < 0:
-        raise ValueError("it contradicts itself")
-    return choice
-
-
-def _seconds(stored: Any) -> float | None:
-    if stored is not None and not (isinstance(stored, float) and isfinite(stored) and stored > 0):
-        raise ValueError(f"{stored!r:.20} seconds")
-    return stored
-
-
-def choices() -> list[tuple[Path, Choice | None]]:
-    """Return the files of the cache and their choices, None for a damaged one."""
-    found = []
-    for path in sorted(folder().glob("*.json")):
-        choice = None
-        with suppress(OSError, ValueError, KeyError, TypeError, RecursionError):
-            choice = _read(path)
-        found.append((path, choice))
-    return found
-
-
-def clear(keys: Sequence[str] = ()) -> list[Path]:
-    """Delete the choices whose keys begin with one of `keys`, or all, and what trials that were killed left.
-
-    Returns
-    -------
-    The files of choices that are gone: one that cannot be deleted keeps no other.
-    """
-    gone = []
-    for path in (*folder().glob("*.trying"), *folder().glob("*.json")):
-        if keys and not path.name.startswith(tuple(keys)):
-            continue
-        with suppress(OSError):
-            path.unlink(missing_ok=True)
-            gone += [path] if path.suffix == ".json" else []
-    return gone

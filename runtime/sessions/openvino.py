@@ -1,4 +1,8 @@
-"""OpenVINO on the CPU: float32, and bfloat16 for files that were exported and verified in it."""
+"""OpenVINO on the CPU: float32, and bfloat16 for files that were exported and verified in it.
+
+The process loads OpenVINO's CPU plugin once and keeps it. OpenVINO is imported without its telemetry. Input and output
+are tensors over the lane's arrays: nothing is copied.
+"""
 
 import os
 import sys
@@ -6,66 +10,60 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from functools import cache
 from importlib import import_module
-from importlib.util import find_spec
 from pathlib import Path
 from threading import Lock
 from typing import Any
 
+from unetrt.runtime.candidates import why_not_importable
 from unetrt.runtime.errors import InferenceError, ModelFileError, OutOfMemoryError
 from unetrt.runtime.model.onnx_file import read_spec
 from unetrt.runtime.model.safety import require_safe
-from unetrt.runtime.model.spec import INPUT, OUTPUT, ModelSpec
+from unetrt.runtime.model.spec import ModelSpec
 from unetrt.runtime.sessions.cpu import Array, WorkerSession
 
-# What it says where an allocation failed: the C++ library's, and oneDNN's status.
+# What OpenVINO's errors contain where an allocation failed: from the C++ library, and oneDNN's status.
 OUT_OF_MEMORY = ("bad_alloc", "bad allocation", "out_of_memory", "out of memory")
-# What it raises for a model; a name in a damaged file is not always UTF-8.
+# What OpenVINO raises for a model; a name in a damaged file is not always UTF-8.
 FAILURES = (RuntimeError, TypeError, UnicodeDecodeError)
-# What `OPTIMIZATION_CAPABILITIES` calls bfloat16, where the processor multiplies it: AVX512_BF16, AMX and such.
+# bfloat16 in `OPTIMIZATION_CAPABILITIES`: the processor multiplies it (AVX512_BF16, AMX).
 BFLOAT16 = "BF16"
-# What it calls the precisions that it is asked for.
+# Values of INFERENCE_PRECISION_HINT -> their names.
 HINTS = {"bf16": "bfloat16", "f32": "float32"}
-# The package that OpenVINO tells its maker with.
+# The package with which OpenVINO sends usage data.
 TELEMETRY = "openvino_telemetry"
-# Threads that import OpenVINO, or ask for its core, at once wait for one of them.
+# Only one thread imports OpenVINO, or loads its core; others wait for it.
 IMPORTING, LOADING = Lock(), Lock()
-# OpenVINO's names of our dtypes.
-DTYPES = {"float32": "f32", "uint8": "u8", "uint16": "u16"}
+# OpenVINO's element types -> numpy's dtypes.
+DTYPES = {"f32": "float32", "u8": "uint8", "u16": "uint16"}
 
 
 def probe() -> str | None:
     """Return None where OpenVINO can be imported, else why not and what to install."""
-    if find_spec("openvino") is None:
-        return "OpenVINO is not installed: pip install 'unetrt[cpu]'"
-    try:
-        _imported()
-    except (ImportError, OSError) as error:
-        return f"OpenVINO does not load ({_first_line(error)}): pip install --force-reinstall openvino"
-    return None
+    return why_not_importable("openvino", "OpenVINO", "cpu", "openvino", lambda _: _imported())
 
 
 def open_session(path: Path) -> "OpenVinoSession":
-    """Load an ONNX file; raises ModelFileError where it is not a whole model of ours."""
+    """Load an ONNX file; raises ModelFileError where it is damaged or not a unetrt model."""
     return OpenVinoSession(path)
 
 
 class OpenVinoSession(WorkerSession):
     """A model in OpenVINO's CPU plugin.
 
-    It computes in float32, whatever it prefers by itself: a float32 file was not verified in anything less. A bfloat16
-    file was, and is computed in that where the processor multiplies it and oneDNN may, else in float32.
+    It computes in float32, whatever OpenVINO prefers: a float32 file was not verified in a lower precision. A bfloat16
+    file was, and is computed in bfloat16 where processor and oneDNN support it, else in float32.
 
     Parameters
     ----------
     path
         The ONNX file.
     threads
-        Threads of one pass; 0 leaves the choice to OpenVINO: one a physical core of one socket.
+        Threads of one pass; 0 is OpenVINO's default: one for each physical core of one socket.
 
     Raises
     ------
     ModelFileError
-        The file is not a model of ours, or OpenVINO cannot load it.
+        The file is not a unetrt model, or OpenVINO cannot load it.
     """
 
     def __init__(self, path: Path, threads: int = 0) -> None:
@@ -74,10 +72,10 @@ class OpenVinoSession(WorkerSession):
         core, _ = _loaded()
         hints = ["bf16", "f32"] if spec.precision == "bf16" and has_bfloat16() else ["f32"]
         options = {
-            # One pass at a time, on all cores: its latency is a frame's.
+            # One pass at a time, on all cores.
             "PERFORMANCE_HINT": "LATENCY",
             "NUM_STREAMS": "1",
-            # INT8 as the file has it: what OpenVINO would make of it by itself moved 3.5 % of the pixels, this 0.5 %.
+            # INT8 as in the file: OpenVINO's own low-precision transformations changed 3.5 % of the pixels, this 0.5 %.
             **({"LP_TRANSFORMS_MODE": "NO"} if spec.precision == "int8" else {}),
             **({"INFERENCE_NUM_THREADS": str(threads)} if threads else {}),
         }
@@ -108,7 +106,7 @@ class OpenVinoSession(WorkerSession):
 
 
 def has_bfloat16() -> bool:
-    """Tell whether OpenVINO computes in bfloat16 on this processor."""
+    """Return whether OpenVINO computes in bfloat16 on this processor."""
     return BFLOAT16 in _loaded()[1]
 
 
@@ -119,33 +117,33 @@ def _loaded() -> tuple[Any, frozenset[str]]:
 
 @cache
 def _loaded_once() -> tuple[Any, frozenset[str]]:
-    """Return OpenVINO's core with its CPU plugin, and what that can do: one for the process, which stays.
+    """Return OpenVINO's core with its CPU plugin, and the plugin's capabilities; both live as long as the process.
 
-    The plugin of 2026.4 gives the thread that loads it another stack for signals, and where it ends puts back what it
-    found: perhaps that of a plugin which has ended before. The next signal, Ctrl-C for one, then kills the process. So
-    there is one that does not end, loaded by a thread that does.
+    The plugin of OpenVINO 2026.4 replaces the alternate signal stack of the thread that loads it, and restores the
+    previous one when it is unloaded: perhaps that of a plugin that was unloaded before. The next signal, such as
+    Ctrl-C, then kills the process. So one plugin is loaded and never unloaded, by a thread that ends.
     """
-    with ThreadPoolExecutor(1, thread_name_prefix="unetrt-openvino") as elsewhere:
-        return elsewhere.submit(_load).result()
+    with ThreadPoolExecutor(1, thread_name_prefix="unetrt-openvino") as loader:
+        return loader.submit(_load).result()
 
 
 def _imported() -> Any:
     """Import OpenVINO without its telemetry, and return it.
 
-    Where `openvino_telemetry` is installed, as it is beside OpenVINO, importing OpenVINO 2026.4 starts a thread and a
-    fork of this process, which tell Google Analytics. Without it nobody is told. A program that has imported OpenVINO
-    before us has made its own choice.
+    Where `openvino_telemetry` is installed, as it is with OpenVINO, importing OpenVINO 2026.4 starts a thread and forks
+    this process to report to Google Analytics. A program that imported OpenVINO before has made its own choice.
     """
     if "openvino" in sys.modules:
         return import_module("openvino")
+    modules: dict[str, Any] = sys.modules
     with IMPORTING:
-        before = {TELEMETRY: sys.modules[TELEMETRY]} if TELEMETRY in sys.modules else {}
-        sys.modules[TELEMETRY] = None  # type: ignore[assignment]  # what an import takes for not installed
+        before = {TELEMETRY: modules[TELEMETRY]} if TELEMETRY in modules else {}
+        modules[TELEMETRY] = None  # makes its import fail
         try:
             return import_module("openvino")
         finally:
-            del sys.modules[TELEMETRY]
-            sys.modules.update(before)
+            del modules[TELEMETRY]
+            modules.update(before)
 
 
 def _load() -> tuple[Any, frozenset[str]]:
@@ -154,9 +152,9 @@ def _load() -> tuple[Any, frozenset[str]]:
 
 
 def _first_request(core: Any, model: Any, options: dict[str, str], hints: list[str]) -> tuple[str, Any]:
-    """Compile a model in the first precision that oneDNN has kernels for; return that precision and a request.
+    """Compile a model in the first precision that oneDNN has kernels for; return that precision and an infer request.
 
-    The capabilities are the processor's. oneDNN's are fewer where ONEDNN_MAX_CPU_ISA says so.
+    The plugin's capabilities are the processor's; oneDNN has fewer where ONEDNN_MAX_CPU_ISA restricts it.
     """
     *preferred, last = hints
     for hint in preferred:
@@ -170,39 +168,28 @@ def _request(core: Any, model: Any, options: dict[str, str], hint: str) -> Any:
 
 
 def _require_fit(model: Any, spec: ModelSpec, path: Path) -> None:
-    """Hold the graph against its spec: a file whose two halves disagree would be read or written out of bounds."""
-    given = [
-        (node.get_any_name(), str(node.get_partial_shape()), node.get_element_type().get_type_name())
-        for node in (*model.inputs, *model.outputs)
-    ]
-    expected = [
-        (INPUT, _text((spec.batch, spec.channels, *spec.tile)), DTYPES[spec.input_dtype]),
-        (OUTPUT, *_answer(spec)),
-    ]
-    if given != expected:
-        raise ModelFileError(f"{path}: its graph has {given}, its spec says {expected}; export it again")
+    """Compare the graph with its spec: where they disagree, a pass would access memory out of bounds."""
+    mismatch = spec.tensors().mismatch(_tensor(node) for node in (*model.inputs, *model.outputs))
+    if mismatch:
+        raise ModelFileError(f"{path}: {mismatch}; export it again")
 
 
-def _answer(spec: ModelSpec) -> tuple[str, str]:
-    if spec.head == "labels":
-        return _text((spec.batch, *spec.core)), DTYPES["uint8"]
-    return _text((spec.batch, len(spec.classes), *spec.core)), DTYPES["float32"]
-
-
-def _text(shape: tuple[int, ...]) -> str:
-    """Return a shape as OpenVINO writes it."""
-    return f"[{','.join(map(str, shape))}]"
+def _tensor(node: Any) -> str:
+    """Return an input or output as `str(Tensor)` writes it; a dimension that is not fixed is `?`."""
+    dtype = node.get_element_type().get_type_name()
+    shape = ", ".join(str(length) for length in node.get_partial_shape())
+    return f"{node.get_any_name()} ({shape}) {DTYPES.get(dtype, dtype)}"
 
 
 def _translated(error: Exception) -> Exception | None:
-    """Return the error that an allocation failed, if that is what it was."""
+    """Return OutOfMemoryError where an allocation failed, else None."""
     if any(sign in str(error).lower() for sign in OUT_OF_MEMORY):
         return OutOfMemoryError(f"OpenVINO ran out of memory: {_first_line(error)}; use a smaller --tile")
     return None
 
 
 def _first_line(error: Exception) -> str:
-    """Return what OpenVINO says, without the places in its source that it went through."""
-    said = [line.strip() for line in str(error).splitlines()]
-    told = [line for line in said if line and not line.startswith(("Exception from", "Check "))]
-    return (told or said or [type(error).__name__])[0]
+    """Return the first line of a message that is not a location in OpenVINO's source."""
+    lines = [line.strip() for line in str(error).splitlines()]
+    telling = [line for line in lines if line and not line.startswith(("Exception from", "Check "))]
+    return (telling or lines or [type(error).__name__])[0]

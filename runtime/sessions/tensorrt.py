@@ -1,10 +1,15 @@
-"""TensorRT 10 and 11, and TensorRT for RTX: one engine, a context for each lane."""
+"""TensorRT 10 and 11, and TensorRT for RTX: one engine, shared by the lanes; each lane has an execution context.
+
+A model file is built into an engine for the GPU at hand first, unless the engine cache has it. TensorRT's passes are
+captured as CUDA graphs by `CapturedPass`; TensorRT for RTX captures graphs itself, and keeps the kernels that it
+compiles in a runtime cache.
+"""
 
 import os
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from unetrt.runtime.candidates import is_installed
 from unetrt.runtime.cuda.device import Buffer, CudaDevice, LibraryObjects
 from unetrt.runtime.cuda.driver import open_driver, why_not
 from unetrt.runtime.engines import SUFFIXES
@@ -15,30 +20,35 @@ from unetrt.runtime.engines.flavours import AUTO, FLAVOURS, usable_flavour
 from unetrt.runtime.engines.loaded import LoadedEngine, load
 from unetrt.runtime.errors import BackendUnavailableError
 from unetrt.runtime.machine import Machine, this_machine
-from unetrt.runtime.model.spec import INPUT, OUTPUT
 from unetrt.runtime.sessions.cuda import CudaSession
 from unetrt.runtime.sessions.cuda_lane import CapturedPass, EnginePass, Place
 
 
 def probe(device: int = 0) -> str | None:
-    """Return None where a TensorRT is installed that runs on a GPU, by its number, else why not and what helps."""
+    """Return None where an installed TensorRT runs on the GPU, else why not and what helps."""
     reason = why_not()
     machine = Machine() if reason else this_machine(device)
-    if not any(find_spec(flavour.module) for flavour in FLAVOURS):
+    if not any(is_installed(flavour.module) for flavour in FLAVOURS):
         extras = [f"'unetrt[{flavour.extra}]'" for flavour in FLAVOURS if flavour.why_not_on(machine) is None]
         return f"no TensorRT is installed: pip install {' or '.join(extras)}"
-    return reason or _why_no_flavour(machine)
+    if reason:
+        return reason
+    try:
+        usable_flavour(AUTO, machine)
+    except BackendUnavailableError as error:
+        return str(error)
+    return None
 
 
 def open_session(path: Path, device: int) -> "TensorRtSession":
-    """Load an engine, or the engine of an ONNX file of ours, which is built first where the cache has none.
+    """Load an engine, or the engine of a model file, which is built first where the cache does not have it.
 
     Raises
     ------
     EngineError
         It cannot be built, does not fit this machine, or TensorRT cannot load it.
     ModelFileError
-        The file is not a model of ours.
+        The file is not a unetrt model.
     OutOfMemoryError
         Its weights do not fit on the device.
     """
@@ -50,26 +60,18 @@ def open_session(path: Path, device: int) -> "TensorRtSession":
 
 
 def _obtained(model: Path, machine: Machine, device: CudaDevice) -> Path:
-    """Return the engine of a model file from the cache, built for the device where there is none."""
+    """Return the engine of a model file from the cache; builds it on the device where it is missing."""
     from unetrt.runtime.engines.cache import EngineCache
     from unetrt.runtime.engines.facts import BuildOptions, facts_of
     from unetrt.runtime.model.onnx_file import read_spec
 
     model, flavour = model.absolute(), usable_flavour(AUTO, machine)
     facts = facts_of(model, read_spec(model), flavour, machine, BuildOptions.for_gpu(flavour, machine))
-    return EngineCache().obtain(model, facts, within=device.current)[0]
-
-
-def _why_no_flavour(machine: Machine) -> str | None:
-    try:
-        usable_flavour(AUTO, machine)
-    except BackendUnavailableError as error:
-        return str(error)
-    return None
+    return EngineCache().obtain(model, facts, device_context=device.current)[0]
 
 
 class TensorRtSession(CudaSession):
-    """An engine whose lanes have a context each.
+    """A session whose lanes have an execution context each.
 
     Parameters
     ----------
@@ -86,7 +88,7 @@ class TensorRtSession(CudaSession):
         self._contexts = _ContextsForRtx(loaded, machine) if loaded.flavour.portable else _Contexts(loaded)
 
     def scratch(self) -> int:
-        """Return what the engine says."""
+        """Return the engine's device memory size."""
         assert self._loaded is not None
         return self._loaded.scratch
 
@@ -97,25 +99,25 @@ class TensorRtSession(CudaSession):
         return CapturedPass(engine_pass, place) if self._contexts.capturable else engine_pass
 
     def warmed(self) -> None:
-        """Keep what has been compiled."""
+        """Save compiled kernels."""
         self._contexts.keep()
 
     def unload(self) -> None:
-        """Let go of the engine, which is freed unless another session has it."""
+        """Drop the reference to the engine, which is freed unless another session holds it."""
         self._contexts.keep()
         self._loaded = None
         del self._contexts
 
 
 class TensorRtPass:
-    """One context, at fixed addresses.
+    """One execution context, at fixed addresses.
 
     Parameters
     ----------
     loaded
         The engine.
     settings
-        What its context is made with.
+        Argument of `create_execution_context`.
     scratch
         Memory for activations; None where the engine needs none.
     place
@@ -125,13 +127,14 @@ class TensorRtPass:
     def __init__(self, loaded: LoadedEngine, settings: Any, scratch: Buffer | None, place: Place) -> None:
         self._loaded, self._scratch, self._stream = loaded, scratch, place.stream
         self._objects = LibraryObjects(loaded.device)
+        tensors = loaded.sidecar.spec.tensors()
         with loaded.lock, collected() as errors:
             self._objects.add(lambda: loaded.engine.create_execution_context(settings))
             if self._context is None:
-                raise loaded.failed("makes no context", errors)
-            for name, address in ((INPUT, place.input), (OUTPUT, place.output)):
-                if not self._context.set_tensor_address(name, address):
-                    raise loaded.failed("takes no address for its tensors", errors)
+                raise loaded.failed("cannot create an execution context", errors)
+            for tensor, address in ((tensors.input, place.input), (tensors.output, place.output)):
+                if not self._context.set_tensor_address(tensor.name, address):
+                    raise loaded.failed(f"rejects the address of tensor {tensor.name}", errors)
         if scratch is not None:
             self._context.set_device_memory(scratch.handle, loaded.scratch)
 
@@ -140,7 +143,7 @@ class TensorRtPass:
         return self._objects[0]
 
     def enqueue(self) -> None:
-        """Give a pass to the stream."""
+        """Enqueue a pass on the stream."""
         with collected() as errors:
             if not self._context.execute_async_v3(self._stream.handle):
                 raise self._loaded.failed("did not start a pass", errors)
@@ -152,25 +155,25 @@ class TensorRtPass:
 
 
 class _Contexts:
-    """How contexts of TensorRT are made; their passes are captured as CUDA graphs by us."""
+    """How TensorRT's execution contexts are made."""
 
     capturable = True
 
     def __init__(self, loaded: LoadedEngine) -> None:
-        # Memory for activations is ours: how much it is, is known before.
+        # We allocate the scratch memory, so that its size is known in advance.
         self._strategy = loaded.trt.ExecutionContextAllocationStrategy.USER_MANAGED
 
     @property
     def settings(self) -> Any:
-        """What a context is made with."""
+        """Argument of `create_execution_context`."""
         return self._strategy
 
     def keep(self) -> None:
-        """Keep nothing: nothing outlives a context."""
+        """Do nothing: TensorRT compiles nothing at run time."""
 
 
 class _ContextsForRtx(_Contexts):
-    """How contexts of TensorRT for RTX are made, which captures graphs by itself and keeps what it compiles."""
+    """How execution contexts of TensorRT for RTX are made, with its own CUDA graphs and a runtime cache."""
 
     capturable = False
 
@@ -191,5 +194,5 @@ class _ContextsForRtx(_Contexts):
         return self._objects[0]
 
     def keep(self) -> None:
-        """Keep what has been compiled for this device."""
+        """Save the kernels that were compiled for this device."""
         self._file.keep(self._objects[1])

@@ -29,8 +29,8 @@ from unetrt.benchmarks.planned_tiles import PlannedTiles
 from unetrt.export.exporter import Options
 from unetrt.runtime.errors import BackendUnavailableError, OptionError, OutOfMemoryError, ParityError
 from unetrt.runtime.segment.segmenter import Segmenter
-from unetrt.runtime.segment.timings import Timings
 from unetrt.runtime.sessions import open_session
+from unetrt.runtime.timings import Timings
 
 CPU = torch.device("cpu")
 CASE = Case((96, 130), "uint16", lanes=(1, 2), frames=2)

@@ -32,7 +32,7 @@ def test_build_writes_an_engine_and_its_sidecar_once(tiny_model, own_cache_folde
     assert run(*command, "--force") == 0
     lines = capsys.readouterr().out.splitlines()
     assert ["built:" in line for line in lines] == [True, False, True]
-    assert "is up to date (--force builds anew)" in lines[1]
+    assert "is up to date (--force rebuilds it)" in lines[1]
     assert not own_cache_folder.exists()
 
 
@@ -40,7 +40,7 @@ def test_without_a_place_engines_are_kept_listed_and_cleared(tiny_model, own_cac
     assert run("build", tiny_model) == 0
     assert run("build", tiny_model, "--level", 1) == 0
     first, second = capsys.readouterr().out.splitlines()
-    assert f"(there is none of {tiny_model} yet)" in first
+    assert f"({tiny_model} has no engine yet)" in first
     assert "(changed since the last one: option level None -> 1)" in second
     keys = {path.stem for path in own_cache_folder.glob("*.engine")}
     assert run("cache", "list") == 0
@@ -63,7 +63,7 @@ def test_info_tells_of_an_engine_and_whether_it_fits(tiny_model, own_cache_folde
     about = json.loads(capsys.readouterr().out)
     assert about["flavour"] == "tensorrt-rtx"
     assert about["spec"]["tile"] == [60, 76]
-    assert about["fits this machine"] == "yes" or "runs on a GPU, of compute capability 8" in about["fits this machine"]
+    assert about["fits this machine"] == "yes" or "needs a GPU (of compute capability 8" in about["fits this machine"]
 
 
 @pytest.fixture
@@ -76,11 +76,11 @@ def here(monkeypatch):
     ("machine", "flavour", "message"),
     [
         (HOPPER, "auto", "compute capability 9.0 (NVIDIA H100 80GB HBM3), only on"),
-        (HOPPER, "tensorrt-rtx", "(pip install 'unetrt[gpu]'); for other GPUs, name theirs, such as --capability 8.9"),
+        (HOPPER, "tensorrt-rtx", "(pip install 'unetrt[gpu]'); to build for others, name them, such as --capability"),
         (
             TURING,
             "tensorrt-rtx",
-            "only where it is named: use --capability 7.5, or name those of the GPUs that the engine",
+            "only where it is named: use --capability 7.5, or name the capabilities of the GPUs",
         ),
     ],
 )
@@ -106,18 +106,18 @@ def test_info_names_what_runs_where_an_engine_cannot(tiny_model, own_cache_folde
     assert run("info", out, "--json") == 0
     fits = json.loads(capsys.readouterr().out)["fits this machine"]
     assert "does not run on compute capability 9.0" in fits
-    assert f"or backend onnxruntime-cuda (pip install 'unetrt[gpu]'), and give it {tiny_model}" in fits
+    assert f"onnxruntime-cuda (pip install 'unetrt[gpu]'), and open {tiny_model} with it" in fits
 
 
 BAD = [
     (["none.onnx"], "none.onnx does not exist"),
     (["MODEL", "--flavour", "tensorrt"], "TensorRT"),
-    (["MODEL", "--level", "7"], "optimisation level 7 does not exist: use 0 to 5"),
+    (["MODEL", "--level", "7"], "optimisation level must be 0 to 5 (got 7)"),
     (["MODEL", "--capability", "9.0", "--flavour", "tensorrt-rtx"], "cannot build for compute capability 9.0: use 7.5"),
     (["MODEL", "--version-compatible", "--flavour", "tensorrt-rtx"], "use --capability"),
     (["MODEL", "-o", "/dev/null/a.engine"], "cannot write to"),
     (["MODEL", "-o", "FOLDER"], "is a folder: name a file in it"),
-    (["MODEL", "-o", "report"], "report does not look like an engine: use report.engine"),
+    (["MODEL", "-o", "report"], "report is not the name of an engine file: use report.engine"),
     (["FOLDER"], "is a folder: `unetrt export"),
     (["x.engine"], "is an engine: give the ONNX file that it was built from"),
     (["MODEL", "--workspace", "much"], "'much' is not an amount of memory"),
@@ -152,4 +152,4 @@ def test_info_reads_a_renamed_model(tiny_model, tmp_path, capsys):
     assert run("info", tmp_path / "renamed.thing", "--json") == 0
     assert json.loads(capsys.readouterr().out)["tile"] == [60, 76]
     assert run("info", tmp_path / "none.thing") == 2
-    assert "does not exist, or is no file" in capsys.readouterr().err
+    assert "is not an existing file: give a model file" in capsys.readouterr().err

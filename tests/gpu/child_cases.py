@@ -1,4 +1,4 @@
-"""Runs one case in a process of its own: python -m tests.gpu.child_cases CASE BACKEND MODEL [DEVICE]."""
+"""Runs one case in a separate process: python -m tests.gpu.child_cases CASE BACKEND MODEL [DEVICE]."""
 
 import ctypes
 import sys
@@ -14,7 +14,7 @@ READY, DONE = "ready", "done"
 
 
 def left_open(backend, model, device):
-    """At the end of the process everything is freed, whoever forgot to."""
+    """Everything that was not closed is freed at the end of the process."""
     global kept  # noqa: PLW0603
     session = opened(backend, model, device)
     kept = session, Segmenter(session), session.lanes(1)[0].input
@@ -36,7 +36,7 @@ def interrupted(backend, model, device):
 
 
 def interrupted_and_gone(backend, model, device):
-    """Ctrl-C that nobody catches ends the process, with everything open."""
+    """An uncaught Ctrl-C ends the process with everything open."""
     global kept  # noqa: PLW0603
     kept = Segmenter(opened(backend, model, device))
     sys.stdout.write(f"{READY}\n")

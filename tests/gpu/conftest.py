@@ -25,7 +25,7 @@ def gpu():
 
 @pytest.fixture(scope="session")
 def exported(gpu, steady, tmp_path_factory):  # noqa: F811
-    """Exports each kind of file once, of a network for frames of a type (that of its input, unless told otherwise)."""
+    """Exports each kind of file once, of a network for frames of a type (by default that of its input)."""
     return cache(partial(_export, steady, tmp_path_factory.mktemp("models")))
 
 
@@ -40,7 +40,7 @@ def _export(steady, folder, options, frames=None):  # noqa: F811
 
 @pytest.fixture(scope="session")
 def plain(exported):
-    """A model file with nothing special about it."""
+    """A model file with default options."""
     return exported(PLAIN)
 
 
@@ -76,7 +76,7 @@ def _usable(backend, model):
 
 @pytest.fixture(scope="session")
 def frames():
-    """Returns a stack of drawn frames (N, H, W) of a type, each another one."""
+    """Returns a stack of different synthetic frames (N, H, W) of a dtype."""
     from unetrt.trainer.drawn_cells import draw
 
     @cache

@@ -1,7 +1,7 @@
-"""Puts a fake GPU under the tests of this folder, where there is none: a plugin for pytest, `-p tests.gpu.fake_gpu`.
+"""Runs the tests of this folder on a fake GPU: a plugin for pytest, `-p tests.gpu.fake_gpu`.
 
-It shows that the tests ask what a working runtime answers. TensorRT is the fake that computes with ONNX Runtime, on the
-fake driver, which is late and out of order. Figures, processes and torch on the GPU stay what a GPU alone can show.
+It shows that the tests expect what a working runtime answers. TensorRT is the fake that computes with ONNX Runtime, on
+the fake driver, which executes late and out of order. Speed, processes and torch on the GPU still need a GPU.
 """
 
 import gc
@@ -47,7 +47,7 @@ def obtained(folder):
 
 
 def loaded_or_none(runtime, content):
-    """TensorRT's way to refuse: it logs, and returns nothing."""
+    """As TensorRT refuses: log the error, and return None."""
     try:
         onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
     except Exception as error:  # noqa: BLE001 - whatever ONNX Runtime makes of a damaged file
@@ -72,7 +72,7 @@ def fake_gpu(tmp_path_factory):
 
     PATCH.setattr(tensorrt, "open_driver", open_driver)
     PATCH.setattr(tensorrt, "why_not", lambda: None)
-    PATCH.setattr(tensorrt, "find_spec", lambda name: True)
+    PATCH.setattr(tensorrt, "is_installed", lambda name: True)
     PATCH.setattr(tensorrt, "_obtained", obtained(tmp_path_factory.mktemp("engines")))
     PATCH.setattr(engines, "open_driver", open_driver)
     PATCH.setattr(torch.cuda, "mem_get_info", lambda: (DRIVER.total - DRIVER.taken, DRIVER.total))

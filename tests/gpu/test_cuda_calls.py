@@ -4,7 +4,7 @@ import pytest
 
 from tests.gpu.children import child
 from tests.runtime.cuda.workbench import VARIABLE
-from unetrt.runtime.cuda.driver import IMPLEMENTATIONS
+from unetrt.runtime.cuda.driver import BINDINGS
 
 pytestmark = pytest.mark.gpu
 
@@ -27,14 +27,14 @@ IN_ONE = (("cuda-python", "graph"), ("pycuda", "no_graphs"), ("pycuda", "host_pr
 
 
 def run(case, name):
-    (implementation,) = (one for one in IMPLEMENTATIONS if one.name == name)
+    (implementation,) = (one for one in BINDINGS if one.name == name)
     if reason := implementation.probe():
         pytest.skip(reason)
     done = child("tests.runtime.cuda.driver_cases", case, UNETRT_CUDA=name, **{VARIABLE: "0"})
     assert (done.returncode, done.stderr) == (0, "")
 
 
-@pytest.mark.parametrize("name", [one.name for one in IMPLEMENTATIONS])
+@pytest.mark.parametrize("name", [one.name for one in BINDINGS])
 @pytest.mark.parametrize("case", CASES)
 def test_the_contract(name, case):
     run(case, name)

@@ -29,7 +29,7 @@ VIEWS = {
 
 
 class DlpackOnly:
-    """A producer that speaks nothing but DLPack, as some libraries do."""
+    """A producer with DLPack only, as some libraries have."""
 
     def __init__(self, tensor):
         self.tensor, self.shape = tensor, tuple(tensor.shape)
@@ -42,7 +42,7 @@ class DlpackOnly:
 
 
 class InterfaceOnly:
-    """A producer that speaks nothing but the CUDA Array Interface."""
+    """A producer with the CUDA Array Interface only."""
 
     def __init__(self, tensor):
         self.shape, self.__cuda_array_interface__ = tuple(tensor.shape), tensor.__cuda_array_interface__

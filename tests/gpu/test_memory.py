@@ -12,7 +12,7 @@ from unetrt.benchmarks.networks import untrained, write_model
 from unetrt.export.exporter import Options
 from unetrt.runtime.errors import OutOfMemoryError
 from unetrt.runtime.segment.segmenter import Segmenter
-from unetrt.runtime.sessions.cuda import RESERVE, Need
+from unetrt.runtime.sessions.cuda import RESERVE, LaneMemory
 
 pytestmark = pytest.mark.gpu
 
@@ -27,7 +27,7 @@ def test_what_does_not_fit_is_refused_before_it_is_taken(backend, plain, frames)
     stack = frames(2, SIZE)
     with opened(backend, plain) as session, Segmenter(session) as segmenter:
         expected, before = segmenter.scores(stack[0]), used()
-        too_many = 2 * session.cuda.memory()[1] // Need.of(session.spec, 0, 1).staging
+        too_many = 2 * session.cuda.memory()[1] // session.spec.tensors().nbytes
         with pytest.raises(OutOfMemoryError, match=rf"{too_many} lanes need .* [MG]iB .* are free: use \d+ lanes"):
             session.lanes(too_many)
         assert used() - before < SLACK
@@ -63,7 +63,7 @@ def test_segmenters_share_their_weights(tensorrt, tmp_path):
         assert weights > 2 * SLACK
         with Segmenter(model, backend=tensorrt, lanes=1) as other:
             other.segment(np.zeros((100, 100), np.uint16))
-            need = Need.of(other.spec, other.session.scratch(), 1)
+            need = LaneMemory(1, other.spec.tensors().nbytes, other.session.scratch())
             assert used() - alone < need.apart + SLACK
         assert used() - alone < SLACK
 

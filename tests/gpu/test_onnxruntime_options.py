@@ -6,7 +6,6 @@ from tests.gpu.engines import used
 from unetrt.export.exporter import Options
 from unetrt.export.gate import DEFAULTS, compare
 from unetrt.runtime.sessions import BACKENDS, open_session
-from unetrt.runtime.sessions.cuda import Need
 from unetrt.runtime.sessions.onnxruntime_options import SETS
 
 pytestmark = pytest.mark.gpu
@@ -37,7 +36,7 @@ def test_each_set_answers_as_the_cpu_does(exported, frames, name, precision):
 
 def test_a_lane_takes_what_was_measured(exported):
     with open_session(exported(Options((60, 76), "fp16", head="labels", input="uint16")), CUDA) as session:
-        own, staging = session.own_memory(), Need.of(session.spec, 0, 1).staging
+        own, staging = session.own_memory(), session.spec.tensors().nbytes
         first = session.lanes(1)  # libraries load what they keep
         before = used()
         more = session.lanes(3)

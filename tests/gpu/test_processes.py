@@ -10,12 +10,12 @@ from tests.gpu.child_cases import CASES as OTHERS
 from tests.gpu.child_cases import DONE, READY
 from tests.gpu.children import child, said, started
 from tests.gpu.torch_cases import CASES as TORCH
-from unetrt.runtime.cuda.driver import IMPLEMENTATIONS
+from unetrt.runtime.cuda.driver import BINDINGS
 
 pytestmark = pytest.mark.gpu
 
 
-@pytest.fixture(params=IMPLEMENTATIONS, ids=lambda one: one.name)
+@pytest.fixture(params=BINDINGS, ids=lambda one: one.name)
 def cuda(request):
     if reason := request.param.probe():
         pytest.skip(reason)

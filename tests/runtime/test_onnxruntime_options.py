@@ -125,7 +125,7 @@ def test_where_the_first_answer_shows_nothing_the_first_set_is_taken(bench, labe
     behave(bench, plain=Behaviour(seconds=1.0, answer=answer), nhwc=Behaviour(answer=answer))
     with caplog.at_level("INFO", "unetrt"):
         assert opened(bench, labels_model) == "plain"
-    assert "nhwc are passed over: the answer of plain shows nothing that could be compared" in caplog.text
+    assert "nhwc are passed over: the answer of plain has nothing to compare" in caplog.text
 
 
 def test_labels_of_fp32_would_not_show_tf32(bench, tiny_checkpoint, tmp_path, caplog):
@@ -158,7 +158,7 @@ def test_answers_are_those_of_the_cpu_whichever_is_taken(bench, labels_model):
 def test_trials_show_both_classes(bench, labels_model, caplog):
     with caplog.at_level("INFO", "unetrt"):
         opened(bench, labels_model)
-    assert "shows nothing" not in caplog.text
+    assert "nothing to compare" not in caplog.text
     ((_, choice),) = onnxruntime_options.choices()
     assert [trial.name for trial in choice.trials if trial.seconds] == list(SETS)
 
@@ -293,10 +293,10 @@ REFUSED = [
     (
         "onnxruntime",
         {"prefer_nhwc": 1},
-        "onnxruntime has no backend options: leave out prefer_nhwc, or use onnx.*-cuda",
+        "onnxruntime has no backend options: omit prefer_nhwc, or use onnx.*-cuda",
     ),
-    ("openvino", {"a": 1, "b": 2}, "openvino has no backend options: leave out a, b, or use"),
-    ("auto", {"prefer_nhwc": 1}, r"options of a backend \(prefer_nhwc\) are for one that is named: give its name too"),
+    ("openvino", {"a": 1, "b": 2}, "openvino has no backend options: omit a, b, or use"),
+    ("auto", {"prefer_nhwc": 1}, r"backend options \(prefer_nhwc\) need a named backend: give its name too"),
 ]
 
 
@@ -310,7 +310,7 @@ def test_options_that_a_backend_does_not_have_are_refused(tiny_model, backend, o
 @pytest.mark.parametrize("backend", [CUDA, "onnxruntime", "auto"])
 @pytest.mark.parametrize("options", [1, True, "prefer_nhwc=1", ["prefer_nhwc"], [("a", 1)], {1: 2}, {"": 1}, 0, ""])
 def test_options_of_odd_types_are_refused(tiny_model, backend, options):
-    with pytest.raises(OptionError, match="options of a backend are values by name, such as {'prefer_nhwc': '1'}, not"):
+    with pytest.raises(OptionError, match="backend options must be values by name, such as {'prefer_nhwc': '1'}, not"):
         open_session(tiny_model, backend, backend_options=options)
 
 
@@ -357,7 +357,7 @@ def test_an_open_session_takes_no_options(bench, tiny_model):
 
 def test_an_option_that_this_version_lacks_is_no_fault_of_the_file(bench, tiny_model):
     bench.build.options = bench.build.options - {"enable_cudnn"}
-    with pytest.raises(OptionError, match='Unknown provider option: "enable_cudnn"; leave that backend option out'):
+    with pytest.raises(OptionError, match='Unknown provider option: "enable_cudnn"; omit that backend option'):
         open_session(tiny_model, CUDA, backend_options={"enable_cudnn": 1})
     bench.check()
 
@@ -378,7 +378,7 @@ def test_a_lane_is_measured_refused_with_numbers_and_bounded(bench, tiny_model):
             loaded, taken = len(bench.build.loaded), bench.driver.taken
             message = (
                 r"9 lanes need 90\d MiB \(9 x \d+ KiB for tiles, 9 x 100 MiB for weights, activations and workspace\) "
-                rf"and 128 MiB beside them, and \d+ MiB of 1.1 GiB are free: use {fitting} lanes$"
+                rf"and a reserve of 128 MiB, and \d+ MiB of 1.1 GiB are free: use {fitting} lanes$"
             )
             with pytest.raises(OutOfMemoryError, match=message):
                 other.lanes(9)

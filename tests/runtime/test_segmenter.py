@@ -10,8 +10,8 @@ from tests.conftest import coordinate_frame, small_spec
 from unetrt.runtime.errors import FrameError, InferenceError, OptionError, SessionClosedError
 from unetrt.runtime.pixels.normalisation import Normalisation
 from unetrt.runtime.segment.segmenter import Segmenter
-from unetrt.runtime.segment.timings import Timings
 from unetrt.runtime.sessions.cpu import CropSession, WorkerSession
+from unetrt.runtime.timings import Timings
 
 AS_IT_IS = Normalisation("fixed", offset=(0.0,), scale=(1.0,))
 

@@ -12,7 +12,7 @@ import pytest
 from tests.runtime.cuda.conftest import fake_libcuda, python  # noqa: F401
 from tests.runtime.model_files import small_models
 from unetrt.runtime import sessions
-from unetrt.runtime.errors import BackendUnavailableError, InferenceError, ModelFileError, OptionError
+from unetrt.runtime.errors import BackendUnavailableError, FrameError, InferenceError, ModelFileError, OptionError
 from unetrt.runtime.model.spec import KEY
 from unetrt.runtime.segment.segmenter import Segmenter
 from unetrt.runtime.sessions import BACKENDS, open_session
@@ -89,21 +89,19 @@ def test_auto_never_takes_the_reference(monkeypatch, tiny_model):
 
 
 def test_a_missing_engine_says_what_to_install(monkeypatch, tiny_model):
-    for module in ("onnxruntime", "openvino"):
-        monkeypatch.setattr(f"unetrt.runtime.sessions.{module}.find_spec", lambda _: None)
+    monkeypatch.setattr("unetrt.runtime.candidates.find_spec", lambda _: None)
     for backend in ("auto", "openvino", "onnxruntime"):
         with pytest.raises(BackendUnavailableError, match=r"not installed: pip install 'unetrt\[cpu\]'"):
             open_session(tiny_model, backend)
 
 
-def test_an_engine_that_does_not_load_says_so(monkeypatch, tiny_model):
-    def broken(name):
-        raise ImportError("DLL load failed")
-
-    for backend, module in {"onnxruntime": "onnxruntime", "openvino": "openvino"}.items():
-        monkeypatch.setattr(f"unetrt.runtime.sessions.{module}.import_module", broken)
+def test_an_engine_that_does_not_load_says_so(monkeypatch, tiny_model, tmp_path):
+    monkeypatch.syspath_prepend(tmp_path)
+    for name in ("onnxruntime", "openvino"):
+        (tmp_path / f"{name}.py").write_text("raise ImportError('DLL load failed')")
+        monkeypatch.delitem(sys.modules, name, raising=False)
         with pytest.raises(BackendUnavailableError, match=r"does not load \(DLL load failed\)"):
-            open_session(tiny_model, backend)
+            open_session(tiny_model, name)
 
 
 def test_an_unknown_backend_names_those_that_compute(tiny_model):
@@ -116,6 +114,19 @@ def test_the_reference_reads_the_spec_of_a_file(tiny_model):
     with Segmenter(tiny_model, backend="numpy") as segmenter:
         expected = segmenter.spec.normalisation(frame[None])[0]
         np.testing.assert_array_equal(segmenter.scores(frame)[0], expected)
+
+
+@pytest.mark.parametrize("backend", ["onnxruntime", "openvino"])
+def test_a_batch_runs_in_one_call(tiny_model, backend):
+    with open_session(tiny_model, backend) as session:
+        shape = session.spec.tensors().input.shape
+        batch = np.random.default_rng(0).random(shape, np.float32)
+        (lane,) = session.lanes(1)
+        expected = lane.run(batch)
+        np.testing.assert_array_equal(session.run(batch), expected)
+        np.testing.assert_array_equal(session.run(batch[0]), expected)
+        with pytest.raises(FrameError, match=r"shape \(2, 3\) does not fit: the model takes \(1, 1, 60, 76\), or"):
+            session.run(batch[0, 0, :2, :3])
 
 
 def test_closing_ends_the_worker_and_is_idempotent(tiny_model):
@@ -167,7 +178,7 @@ def test_a_graph_that_an_engine_cannot_load_is_one_line(tiny_model, tmp_path, ba
     ("text", "damaged", "message"),
     [
         (b"Conv", b"Co\xffv", "not a model that ONNX Runtime can load"),
-        (b"scores", b"sc\xffres", "a name in its graph is no text"),
+        (b"scores", b"sc\xffres", "a name in its graph is not UTF-8"),
     ],
 )
 def test_bytes_that_are_no_text_are_one_line_too(tmp_path, text, damaged, message):

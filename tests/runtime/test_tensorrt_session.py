@@ -129,7 +129,7 @@ def test_a_runtime_cache_of_no_use_is_replaced(bench, tiny_model, caplog):
         session.lanes(1)
     with caplog.at_level("INFO", "unetrt"), open_session(engine) as session:
         session.lanes(1)
-    assert "of no use to this TensorRT" in caplog.text
+    assert "this TensorRT cannot use" in caplog.text
 
 
 def test_segmenters_share_the_weights(bench, tiny_model):
@@ -158,8 +158,8 @@ def test_the_same_engine_on_another_device_is_another(bench, tiny_model):
     [
         ("load", EngineError, r"TensorRT cannot load .*tiny-tensorrt.engine: the engine was built for another device; "
                               "rebuild it with `unetrt build"),
-        ("context", InferenceError, "TensorRT makes no context: no room for a context"),
-        ("address", InferenceError, "TensorRT takes no address for its tensors: no such tensor"),
+        ("context", InferenceError, "TensorRT cannot create an execution context: no room for a context"),
+        ("address", InferenceError, "TensorRT rejects the address of tensor frame: no such tensor"),
         ("enqueue", InferenceError, "TensorRT did not start a pass: a kernel is missing"),
     ],
 )  # fmt: skip
@@ -253,13 +253,13 @@ def test_a_model_file_is_built_for_the_device_and_its_engine_kept(bench, tiny_mo
 def test_without_tensorrt_or_a_driver_the_probe_says_what_helps(monkeypatch):
     monkeypatch.setattr(tensorrt, "why_not", lambda: "no driver")
     assert tensorrt.probe() == "no driver"
-    monkeypatch.setattr(tensorrt, "find_spec", lambda name: None)
+    monkeypatch.setattr(tensorrt, "is_installed", lambda name: False)
     assert tensorrt.probe() == "no TensorRT is installed: pip install 'unetrt[tensorrt]' or 'unetrt[rtx]'"
 
 
 def test_where_tensorrt_for_rtx_does_not_run_it_is_not_to_be_installed(monkeypatch):
     monkeypatch.setattr(tensorrt, "why_not", lambda: None)
-    monkeypatch.setattr(tensorrt, "find_spec", lambda name: None)
+    monkeypatch.setattr(tensorrt, "is_installed", lambda name: False)
     monkeypatch.setattr(tensorrt, "this_machine", lambda device: (HOPPER, ADA)[device])
     assert tensorrt.probe(0) == "no TensorRT is installed: pip install 'unetrt[tensorrt]'"
     assert tensorrt.probe(1) == "no TensorRT is installed: pip install 'unetrt[tensorrt]' or 'unetrt[rtx]'"

@@ -4,8 +4,8 @@ from contextlib import contextmanager
 import pytest
 
 from tests import requirements
-from unetrt.runtime.segment import timings
-from unetrt.runtime.segment.timings import Occupancy, Passed, Timings
+from unetrt.runtime import timings
+from unetrt.runtime.timings import Occupancy, Passed, Timings
 
 
 @pytest.mark.parametrize(

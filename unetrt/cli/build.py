@@ -1,4 +1,4 @@
-"""`unetrt build`."""
+"""The command `unetrt build`: a TensorRT engine from a model file."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -23,33 +23,38 @@ if TYPE_CHECKING:
 @click.command("build")
 @click.argument("model", type=click.Path(path_type=Path))
 @click.option("-o", "--out", type=click.Path(path_type=Path), help="The engine file. [default: kept in the cache]")
-@click.option("--flavour", type=click.Choice([AUTO, *NAMES]), default=AUTO, show_default=True, help="Which TensorRT.")
-@click.option("--workspace", type=MEMORY, help="What a layer may use for itself, such as 2GiB.")
-@click.option("--level", type=int, help="How long to look for fast kernels, 0 to 5. [default: 3]")
-@click.option("--tf32", is_flag=True, help="Let FP32 convolutions round their factors to 10 bits.")
-@click.option("--version-compatible", is_flag=True, help="Let newer releases of TensorRT load it too.")
+@click.option(
+    "--flavour",
+    type=click.Choice([AUTO, *NAMES]),
+    default=AUTO,
+    show_default=True,
+    help="TensorRT or TensorRT for RTX.",
+)
+@click.option("--workspace", type=MEMORY, help="Largest workspace of a layer, such as 2GiB. [default: no limit]")
+@click.option("--level", type=int, help="Optimisation level, 0 to 5: higher searches longer. [default: 3]")
+@click.option("--tf32", is_flag=True, help="Let FP32 convolutions round their factors to 10 bits of mantissa.")
+@click.option("--version-compatible", is_flag=True, help="Allow newer releases of the same major version to load it.")
 @click.option(
     "--hardware-compatible",
     type=click.Choice(COMPATIBILITIES),
     default="none",
     show_default=True,
-    help="Let other GPUs load it too (TensorRT).",
+    help="Allow other GPUs to load it (TensorRT).",
 )
 @click.option(
     "--capability",
     "capabilities",
     multiple=True,
     metavar="X.Y",
-    help="Build for GPUs of this compute capability (TensorRT for RTX); may be repeated. [default: 8.0, 8.6, 8.9, 12.0 "
-    "and newer]",
+    help="Build for GPUs of this compute capability (TensorRT for RTX); repeatable. [default: 8.0, 8.6, 8.9, 12.0 and "
+    "newer]",
 )
-@click.option("--force", is_flag=True, help="Build even where there is such an engine.")
-def command(model: Path, out: Path | None, flavour: str, force: bool, **wanted: Any) -> None:
-    """Build a TensorRT engine of MODEL, an ONNX file that `unetrt export` wrote.
+@click.option("--force", is_flag=True, help="Build even if the engine exists.")
+def command(model: Path, out: Path | None, flavour: str, force: bool, **requested: Any) -> None:
+    """Build a TensorRT engine from MODEL, an ONNX file that `unetrt export` wrote.
 
-    TensorRT builds on the GPU that the engine is for. TensorRT for RTX needs none, and builds for many. Beside the
-    engine, OUT.json says what it is. Without -o it goes to the cache, where it is found by all that it depends on.
-    `unetrt predict` runs it.
+    TensorRT builds on the GPU that the engine is for. TensorRT for RTX builds without a GPU, for several GPUs. The
+    sidecar OUT.json describes the engine. Without -o, the engine is kept in the cache, where `unetrt predict` finds it.
     """
     from unetrt.runtime.engines.cache import EngineCache, place
     from unetrt.runtime.engines.facts import BuildOptions, facts_of
@@ -59,7 +64,7 @@ def command(model: Path, out: Path | None, flavour: str, force: bool, **wanted: 
     if out is not None:
         _require_engine_place(out, model)
     spec, machine = read_spec(model), this_machine()
-    options = BuildOptions(**wanted)
+    options = BuildOptions(**requested)
     chosen = _flavour(flavour, machine, options.capabilities)
     options.require_for(chosen, machine)
     model = model.absolute()
@@ -73,12 +78,12 @@ def command(model: Path, out: Path | None, flavour: str, force: bool, **wanted: 
             why = ""
             path, built = out, place(out, model, facts, progress, force)
     size = f"{path.stat().st_size / 1e6:.1f} MB"
-    how = f"built{why}" if built else "is up to date (--force builds anew)"
+    how = f"built{why}" if built else "is up to date (--force rebuilds it)"
     click.echo(f"{path} {how}: {size}, {spec.precision}, {chosen.title} {chosen.version}")
 
 
 def _flavour(name: str, machine: "Machine", capabilities: tuple[str, ...]) -> "Flavour":
-    """Return the flavour that builds; where none is for the GPU at hand, say how to build for others."""
+    """Return the flavour that builds; the error for a GPU that none supports says how to build for other GPUs."""
     from unetrt.runtime.engines.flavours import FLAVOURS, usable_flavour
 
     try:
@@ -87,7 +92,7 @@ def _flavour(name: str, machine: "Machine", capabilities: tuple[str, ...]) -> "F
         others = [one for one in FLAVOURS if name in (AUTO, one.name) and one.why_not_on(machine)]
         if capabilities or not others or others[0].probe(machine):
             raise
-        raise BackendUnavailableError(f"{error}; for other GPUs, name theirs, such as --capability 8.9") from error
+        raise BackendUnavailableError(f"{error}; to build for others, name them, such as --capability 8.9") from error
 
 
 def _require_engine_place(out: Path, model: Path) -> None:
@@ -95,12 +100,12 @@ def _require_engine_place(out: Path, model: Path) -> None:
 
     require_place(out, (model, *external_files(model)) if model.is_file() else ())
     if out.suffix.lower() not in SUFFIXES:
-        raise OptionError(f"{out} does not look like an engine: use {out.with_suffix('.engine')}")
+        raise OptionError(f"{out} is not the name of an engine file: use {out.with_suffix('.engine')}")
 
 
 @contextmanager
 def _bar() -> Iterator["Progress"]:
-    """Show the phases of a build as bars on standard error, one below the other."""
+    """Show the phases of a build as progress bars on standard error."""
     from rich.console import Console
     from rich.progress import BarColumn, TextColumn, TimeElapsedColumn
     from rich.progress import Progress as Bars

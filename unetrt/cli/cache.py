@@ -1,4 +1,4 @@
-"""`unetrt cache`."""
+"""The command `unetrt cache`: list and clear cached engines, and choices of ONNX Runtime's options."""
 
 import time
 from typing import TYPE_CHECKING
@@ -15,12 +15,12 @@ if TYPE_CHECKING:
 
 @click.group("cache")
 def command() -> None:
-    """List or clear what is kept: engines, and choices of ONNX Runtime's options."""
+    """List or clear the caches of engines and of ONNX Runtime's options."""
 
 
 @command.command("list")
 def listed() -> None:
-    """List the engines of the cache, the last used first, then what ONNX Runtime's options were chosen by trial."""
+    """List engines, the last used first, then options of ONNX Runtime."""
     from unetrt.runtime.engines.cache import EngineCache
     from unetrt.runtime.sessions import onnxruntime_options
 
@@ -37,7 +37,7 @@ def listed() -> None:
 
 
 def _day(path: "Path") -> str:
-    """Return when a file was written; empty where another process has deleted it meanwhile."""
+    """Return the time of a file's last write; empty where another process has deleted it."""
     try:
         return time.strftime("%Y-%m-%d %H:%M", time.localtime(path.stat().st_mtime))
     except OSError:
@@ -47,13 +47,13 @@ def _day(path: "Path") -> str:
 @command.command("clear")
 @click.argument("keys", nargs=-1)
 def clear(keys: tuple[str, ...]) -> None:
-    """Delete the engines and choices of options whose keys begin with KEYS, or all."""
+    """Delete entries whose keys begin with one of KEYS, or all."""
     from unetrt.runtime.engines.cache import EngineCache
     from unetrt.runtime.sessions import onnxruntime_options
 
     cache = EngineCache()
     if "" in keys:
-        raise OptionError("an empty key is that of every engine: give none to delete all")
+        raise OptionError("an empty key matches every engine: to delete all, give no keys")
     before = {entry.path for entry in cache.entries()}
     gone = cache.clear(keys)
     known = [path for path, _ in onnxruntime_options.choices()]
@@ -61,7 +61,7 @@ def clear(keys: tuple[str, ...]) -> None:
     left = [path for path in (*before, *known) if path not in {*gone, *choices}]
     left = [path for path in left if not keys or path.name.startswith(keys)]
     if keys and not gone and not left and not choices:
-        raise OptionError(f"no engine's key begins with {' or '.join(keys)}: `unetrt cache list` shows them")
+        raise OptionError(f"no key begins with {' or '.join(keys)}: `unetrt cache list` shows the keys")
     click.echo(f"{len(gone)} engines deleted from {cache.folder}")
     if choices:
         click.echo(f"{len(choices)} choices of ONNX Runtime's options deleted from {onnxruntime_options.folder()}")

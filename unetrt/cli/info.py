@@ -1,4 +1,4 @@
-"""`unetrt info`."""
+"""The command `unetrt info`: what a model file, an engine or a checkpoint contains."""
 
 import json
 from collections.abc import Callable
@@ -14,7 +14,7 @@ from unetrt.runtime.errors import ModelFileError
 @click.argument("model", type=click.Path(path_type=Path))
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def command(model: Path, as_json: bool) -> None:
-    """Show what MODEL, an ONNX file, an engine or a checkpoint, says of itself."""
+    """Describe MODEL: an ONNX file, an engine or a checkpoint."""
     about = _reader(model)(model)
     if as_json:
         click.echo(json.dumps(about, indent=2))
@@ -25,7 +25,7 @@ def command(model: Path, as_json: bool) -> None:
 
 
 def _reader(path: Path) -> Callable[[Path], dict[str, Any]]:
-    """Return what reads a file, by its name or else by what it holds."""
+    """Return the reader of a file, by its suffix or else by its content."""
     from unetrt.runtime.engines import SUFFIXES
 
     by_name = {".onnx": _of_onnx, ".safetensors": _of_checkpoint, **dict.fromkeys(SUFFIXES, _of_engine)}
@@ -34,7 +34,7 @@ def _reader(path: Path) -> Callable[[Path], dict[str, Any]]:
     if path.is_dir():
         return _of_checkpoint
     if not path.is_file():
-        raise ModelFileError(f"{path} does not exist, or is no file: give a model file, an engine or a checkpoint")
+        raise ModelFileError(f"{path} is not an existing file: give a model file, an engine or a checkpoint")
     return _of_onnx if _holds_a_graph(path) else _of_checkpoint
 
 

@@ -109,7 +109,7 @@ def test_an_engine_keeps_its_batch_and_is_not_batched(plan, tmp_path):
 
 
 ENGINES = [
-    ({"spec": None}, EngineError, "has no cells.engine.json beside it"),
+    ({"spec": None}, EngineError, "needs its sidecar cells.engine.json beside it"),
     ({"serving": triton.Serving(max_batch_size=4)}, OptionError, "runs on a GPU with the batch it was built for"),
     ({"serving": triton.Serving(device="cpu")}, OptionError, "runs on a GPU"),
     ({"model": "none.plan"}, ModelFileError, "none.plan does not exist"),

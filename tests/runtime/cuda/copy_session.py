@@ -22,9 +22,6 @@ class CopySession(CudaSession):
     def new_pass(self, scratch, place):
         return CapturedPass(CopyPass(self.spec, self.cuda.driver, place), place)
 
-    def warmed(self):
-        pass
-
     def unload(self):
         pass
 

@@ -2,7 +2,7 @@
 
     python -m tests.runtime.cuda.driver_cases CASE
 
-A process of its own for each: what is left over when it ends is written down by the library.
+Each runs in a separate process: the stub library records what is not freed when it ends.
 """
 
 import os

@@ -1,7 +1,7 @@
-"""A fake of the CUDA contract: memory is the host's, streams run late and in a random order, and everything is noted.
+"""A fake of `Driver`: memory is the host's, streams run late and in a random order, and every call is recorded.
 
-What a stream is given runs only when somebody waits, or by chance meanwhile: a copy that is read too early, memory that
-is used twice at once or a missing wait all show. What is wrong is collected in `violations`.
+Work of a stream runs only when somebody waits for it, or by chance at other calls: premature reads of a copy, memory
+that is used twice at once and missing waits all show. Errors of use are collected in `violations`.
 """
 
 import ctypes
@@ -215,7 +215,7 @@ class FakeDriver:
         self._note("elapsed", 0, begin, end)
         marks = self._marks[begin], self._marks[end]
         if not all(mark and mark.done for mark in marks):
-            raise CudaError("elapsed failed: an event has not come to pass")
+            raise CudaError("elapsed failed: an event has not completed")
         return marks[1].time - marks[0].time
 
     # Graphs
@@ -291,7 +291,7 @@ class FakeDriver:
     # Inside
 
     def _note(self, name, stream=0, *arguments):
-        """Note a call, fail if it is its turn, and let a little of the work be done meanwhile."""
+        """Record a call, fail if it is the chosen one, and execute some pending work."""
         with self._lock:
             self.calls.append(Call(name, stream, arguments))
             self.require_current(name)
@@ -351,9 +351,7 @@ class FakeDriver:
 
     def _free(self, name, address):
         self._note(name, 0, address)
-        self._graves[address] = self._memory.pop(
-            address
-        )  # kept, so that whoever uses it afterwards is caught, not killed
+        self._graves[address] = self._memory.pop(address)  # kept, so that a later use is detected instead of crashing
         self._gone(address)
 
     def _gone(self, handle):

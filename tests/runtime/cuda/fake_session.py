@@ -23,9 +23,6 @@ class FakeCudaSession(CudaSession):
     def new_pass(self, scratch, place):
         return FakePass(self, scratch, place)
 
-    def warmed(self):
-        pass
-
     def unload(self):
         self.loaded = False
 

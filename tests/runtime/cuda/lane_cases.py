@@ -42,7 +42,7 @@ def threads():
 
 
 def left_open():
-    """At the end of the process everything is freed, whoever forgot to."""
+    """Everything that was not closed is freed at the end of the process."""
     global kept  # noqa: PLW0603
     opened = session()
     kept = opened, Segmenter(opened), opened.lanes(1)[0].input
@@ -50,7 +50,7 @@ def left_open():
 
 
 def ended_in_the_middle_of_a_frame():
-    """The process ends while a thread that nobody waits for segments."""
+    """The process ends while a daemon thread segments."""
     opened = session()
     begun = threading.Event()
 

@@ -1,4 +1,4 @@
-"""Cases of the CUDA contract about a whole process: its contexts, its end, what is chosen in it."""
+"""Cases of `Driver` that need a process each: contexts, process exit, choice of the binding."""
 
 import atexit
 import ctypes
@@ -8,7 +8,7 @@ import threading
 
 from tests.runtime.cuda.bench_cases import there_and_back
 from tests.runtime.cuda.workbench import DEVICE, Workbench, raised
-from unetrt.runtime.cuda.driver import DeviceProperties, loaded_implementation, open_driver, why_not
+from unetrt.runtime.cuda.driver import DeviceProperties, loaded_binding, open_driver, why_not
 from unetrt.runtime.errors import CudaError, OutOfMemoryError
 
 
@@ -23,7 +23,7 @@ def device():
 
 
 class Host:
-    """A host program with a context of its own, made and seen past the Python packages."""
+    """A host program with its own context, which calls the driver library directly."""
 
     def __init__(self):
         libcuda = ctypes.CDLL("libcuda.so.1")
@@ -132,7 +132,7 @@ def chosen_without_the_variable():
 
 def only_probed():
     assert why_not() is None
-    implementation = loaded_implementation()
+    implementation = loaded_binding()
     assert implementation.devices() == (
         DeviceProperties("Fake GPU A", "8.6", "0000:01:00.0"),
         DeviceProperties("Fake GPU B", "12.0", "0000:02:00.0"),

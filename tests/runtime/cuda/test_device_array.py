@@ -52,8 +52,8 @@ def test_what_checks_frames_on_the_host_checks_them_here():
 @pytest.mark.parametrize(
     ("address", "strides", "dtype", "message"),
     [
-        (2, (8, 4), "float32", "begins at byte 2.*multiples of its 4 bytes"),
-        (0, (9, 2), "uint16", r"strides \(9, 2\).*for uint16 all must be multiples of its 2 bytes"),
+        (2, (8, 4), "float32", "has address 2.*multiples of 4 bytes"),
+        (0, (9, 2), "uint16", r"strides \(9, 2\).*for uint16 all must be multiples of 2 bytes"),
         (0, (32, 16), "complex128", "is complex128: use one of bool, uint8"),
         (0, (8, 2), ">u2", "is >u2: use one of"),
     ],

@@ -1,4 +1,4 @@
-"""Machines that engines are told they are on: nothing here runs on a GPU."""
+"""Simulated machines: nothing here runs on a GPU."""
 
 from dataclasses import replace
 

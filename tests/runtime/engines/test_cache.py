@@ -125,7 +125,7 @@ def test_it_is_said_what_changed_since_the_last_engine(cache, tiny_model, facts,
         cache.obtain(tiny_model, facts)
     said = [message for message in caplog.messages if message.startswith("an engine is built")]
     assert said == [
-        f"an engine is built: there is none of {tiny_model} yet",
+        f"an engine is built: {tiny_model} has no engine yet",
         "an engine is built: changed since the last one: option level None -> 1",
     ]
 

@@ -27,13 +27,16 @@ def test_the_plan_is_untouched_and_all_else_stands_beside_it(engine):
 
 def test_a_damaged_engine_is_noticed(engine):
     engine.write_bytes(PLAN[:-1])
-    with pytest.raises(EngineError, match="is not the engine that model.engine.json speaks of, or is damaged"):
+    with pytest.raises(EngineError, match="is damaged, or not the engine that model.engine.json describes"):
         read_sidecar(engine)
 
 
 def test_a_missing_half(engine):
     sidecar_path(engine).unlink()
-    with pytest.raises(EngineError, match="has no model.engine.json beside it.*`unetrt build model.onnx -o"):
+    with pytest.raises(
+        EngineError,
+        match="needs its sidecar model.engine.json beside it, which .*`unetrt build",
+    ):
         read_sidecar(engine)
     engine.unlink()
     with pytest.raises(EngineError, match="does not exist: `unetrt build"):
@@ -56,18 +59,18 @@ def _changed(engine, path, value):
 @pytest.mark.parametrize(
     ("path", "value", "message"),
     [
-        (["schema"], 2, "schema 2, this version reads 1"),
-        (["facts"], None, "'facts'"),
-        (["facts", "tile"], [1, 2, 3], "not readable"),
-        (["facts", "options", "capabilities"], 5, "not readable"),
+        (["schema"], 2, "it does not have schema 1, which this version reads"),
+        (["facts"], None, "it is invalid: object missing required field `facts`"),
+        (["facts", "tile"], [1, 2, 3], "tile: expected `array` of length 2"),
+        (["facts", "options", "capabilities"], 5, "options.capabilities: expected `array`, got `int`"),
         (["facts", "colour"], "blue", "colour"),
-        (["facts", "model"], 5, "model: expected `str`, got `int`"),
-        (["facts", "flavour"], "foo", "no flavour 'foo' of TensorRT"),
-        (["facts", "machine", "driver"], 5, "machine.driver: expected `str`"),
-        (["facts", "options", "tf32"], 1, "options.tf32: expected `bool`"),
-        (["facts", "options", "capabilities"], "8.6", "options.capabilities: expected `array`"),
+        (["facts", "model"], 5, "its facts is invalid: model: expected `str`, got `int`"),
+        (["facts", "flavour"], "foo", "TensorRT flavour 'foo' is unknown: use one of"),
+        (["facts", "machine", "driver"], 5, "machine.driver: expected `str`, got `int`"),
+        (["facts", "options", "tf32"], 1, "options.tf32: expected `bool`, got `int`"),
+        (["facts", "options", "capabilities"], "8.6", "options.capabilities: expected `array`, got `str`"),
         (["spec", "tile"], [60, 61], "tile 61 is not legal"),
-        (["size"], "5", "'5' is no int"),
+        (["size"], "5", "size: expected `int`, got `str`"),
         (["sha256"], None, "sha256"),
     ],
 )
@@ -80,7 +83,7 @@ def test_a_sidecar_that_is_none(engine, path, value, message):
 @pytest.mark.parametrize("text", ["", "[]", "nonsense", "[" * 100_000, '{"schema": 1}', "null"])
 def test_a_sidecar_that_is_no_json_of_ours(engine, text):
     sidecar_path(engine).write_text(text)
-    with pytest.raises(EngineError, match="it is not readable"):
+    with pytest.raises(EngineError, match="model.engine.json: it (is|does) .*; `unetrt build"):
         read_sidecar(engine)
 
 

@@ -9,6 +9,7 @@ from tests.runtime.engines.machines import ADA, FACTS, NONE
 from unetrt.export.exporter import Options, export
 from unetrt.runtime.engines.facts import BuildOptions, Facts, facts_of
 from unetrt.runtime.engines.flavours import FLAVOURS
+from unetrt.runtime.files.records import validated
 from unetrt.runtime.model.onnx_file import read_spec
 
 CHANGES = {
@@ -48,7 +49,7 @@ def test_the_changes_above_cover_every_fact():
 
 
 def test_the_same_facts_have_the_same_key_in_any_process():
-    again = Facts.from_dict(json.loads(json.dumps(asdict(FACTS))))
+    again = validated(json.loads(json.dumps(asdict(FACTS))), Facts, "facts")
     assert again == FACTS
     assert again.key == FACTS.key == "59b2d88166ce92a84dc98b32ea87aeca"
 

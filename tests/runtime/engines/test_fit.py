@@ -96,7 +96,7 @@ def test_where_no_engine_of_its_kind_runs_nothing_is_to_be_rebuilt():
     assert said.startswith(
         "model.engine does not fit this machine: TensorRT for RTX does not run on compute capability 9."
     )
-    assert said.endswith("or backend onnxruntime-cuda (pip install 'unetrt[gpu]'), and give it my cells/model.onnx")
+    assert said.endswith("onnxruntime-cuda (pip install 'unetrt[gpu]'), and open my cells/model.onnx with it")
     assert "rebuild" not in said
     assert "\n" not in said
     with pytest.raises(EngineError, match="does not run on compute capability 9.0"):
@@ -118,7 +118,7 @@ def options_of(command):
 )
 def test_where_there_is_no_gpu_nothing_is_to_be_rebuilt(facts, gpu):
     sidecar = Sidecar(facts, SPEC, SOURCE, "", 0)
-    with pytest.raises(EngineError, match=f"^model.engine runs on a GPU, {gpu}, and none is seen here: "):
+    with pytest.raises(EngineError, match=f"^model.engine needs a GPU \\({gpu}\\), and none is seen here: "):
         require_fit(Path("model.engine"), sidecar, NONE, facts.version)
 
 

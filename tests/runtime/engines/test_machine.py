@@ -58,7 +58,7 @@ class FakeNvml(ModuleType):
 @pytest.fixture
 def install(monkeypatch):
     def of(cuda, nvml):
-        monkeypatch.setattr(module, "loaded_implementation", lambda: cuda)
+        monkeypatch.setattr(module, "loaded_binding", lambda: cuda)
         monkeypatch.setitem(sys.modules, "pynvml", nvml)
 
     return of
@@ -100,7 +100,7 @@ def test_without_cuda_the_management_library_counts(install, monkeypatch):
     def missing():
         raise BackendUnavailableError("cuda-python is not installed")
 
-    monkeypatch.setattr(module, "loaded_implementation", missing)
+    monkeypatch.setattr(module, "loaded_binding", missing)
     assert handle_of(FakeNvml(), 0) == "RTX 4090"
     assert this_machine().gpu == ""
 

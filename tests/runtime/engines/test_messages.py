@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import pytest
 
 from tests import requirements
-from unetrt.runtime.engines.build import collected, first_of, logger_of, tells_of_memory
+from unetrt.runtime.engines.build import collected, first_error, is_out_of_memory, logger_of
 
 AT_ONCE = """
 import logging, sys, threading, time
@@ -103,9 +103,9 @@ def test_threads_that_collect_hear_only_their_own(tell):
     [("Requested amount of GPU memory could not be allocated", True), ("out of memory", True), ("no kernel", False)],
 )
 def test_messages_about_memory(message, memory):
-    assert tells_of_memory(message) == memory
+    assert is_out_of_memory(message) == memory
 
 
 def test_a_line_is_short():
-    assert first_of([]) == "it gives no reason"
-    assert len(first_of(["word " * 500])) <= 240
+    assert first_error([]) == "it gives no reason"
+    assert len(first_error(["word " * 500])) <= 240
