@@ -8,11 +8,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from unetrt.benchmarks.contenders import Contender
-from unetrt.benchmarks.job import Job
-from unetrt.benchmarks.ready import Ready, planned
+from unetrt.benchmarks.contenders import BenchJob, Contender, Ready, planned
+from unetrt.benchmarks.limits import timed
 from unetrt.benchmarks.result import SEGMENT
-from unetrt.benchmarks.synchronised import timed
 from unetrt.runtime.model_files.onnx_file import read_spec
 from unetrt.runtime.plan import TilePlan
 from unetrt.runtime.spec import ModelSpec
@@ -20,7 +18,7 @@ from unetrt.trainer.checkpoint import load
 from unetrt.trainer.unet import UNet
 
 
-def ready(job: Job, contender: Contender) -> Ready:
+def ready(job: BenchJob, contender: Contender) -> Ready:
     """Load the network and the tiles of the exported file."""
     checkpoint, frame, precision = load(job.checkpoint), job.read_frame(), contender.precision_on(job.device)
     spec = read_spec(job.model(precision))

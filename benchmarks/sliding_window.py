@@ -1,7 +1,7 @@
-"""MONAI's sliding window at the overlap that its users take, around the padded twin of the network.
+"""MONAI's sliding window with an overlap of 0.5, around the padded twin of the network.
 
-The twin has the same weights, and convolutions that keep the size by padding with zeros, as MONAI's networks have: so a
-window gives scores up to its own border, where they are wrong, and overlap and averaging are to hide that.
+The twin has the same weights, and convolutions that keep the size by padding with zeros, as MONAI's networks have. A
+window's scores reach up to its border, where they are wrong; overlap and averaging hide that.
 """
 
 import numpy as np
@@ -10,9 +10,7 @@ from monai.inferers.utils import sliding_window_inference
 from numpy.typing import NDArray
 from torch import nn
 
-from unetrt.benchmarks.contenders import Contender
-from unetrt.benchmarks.job import Job
-from unetrt.benchmarks.ready import About, Ready
+from unetrt.benchmarks.contenders import About, BenchJob, Contender, Ready
 from unetrt.benchmarks.result import SEGMENT
 from unetrt.runtime.cost import UNetShape
 from unetrt.runtime.errors import ParityError
@@ -23,14 +21,14 @@ from unetrt.trainer.unet import UNet
 # 12 to 13 s for 2048 x 2048, base 16; 2 or 4 windows a pass 18 to 19 s, windows of 256 px 12 to 14 s.
 WINDOW = 512
 OVERLAP = 0.5
-# The twin pools on another lattice: its window begins so many pixels before the network's tile.
+# The twin pools on another lattice: its window begins this many pixels before the network's tile.
 SHIFT = 2
-# Scores of the twin and the network may differ by so much, in units of the scores' spread.
+# Largest difference between the scores of the twin and of the network, in units of their standard deviation.
 CLOSE = 1e-2
 
 
-def ready(job: Job, contender: Contender) -> Ready:  # noqa: ARG001 - it has one way
-    """Load the twin, and hold it against the network where borders do not reach."""
+def ready(job: BenchJob, _: Contender) -> Ready:
+    """Load the twin, and compare it with the network where borders do not reach."""
     checkpoint, frame = load(job.checkpoint), job.read_frame()
     planes = frame if frame.ndim == 3 else frame[None]
     net, twin = (checkpoint.network().to(job.torch_device) for _ in range(2))
@@ -49,7 +47,7 @@ def ready(job: Job, contender: Contender) -> Ready:  # noqa: ARG001 - it has one
 
 
 def about(shape: UNetShape, frame: tuple[int, int]) -> About:
-    """Return what it says of itself for a frame (H, W)."""
+    """Return its description for a frame (H, W)."""
     stride = int(WINDOW * (1 - OVERLAP))
     rows, columns = (1 + max(0, -(-(side - WINDOW) // stride)) for side in frame)
     flops = round(2 * rows * columns * shape.macs_per_pixel() * WINDOW**2)
@@ -58,7 +56,7 @@ def about(shape: UNetShape, frame: tuple[int, int]) -> About:
 
 
 def padded(net: UNet) -> UNet:
-    """Return the network with 3x3 convolutions that keep the size; changed in place."""
+    """Return the network with zero padding in its 3x3 convolutions; changed in place."""
     for layer in net.modules():
         if isinstance(layer, nn.Conv2d) and layer.kernel_size == (3, 3):
             layer.padding = (1, 1)

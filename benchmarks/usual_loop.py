@@ -1,8 +1,8 @@
-"""The loop that most labs write: eager torch, the paper's 572-tiles, laid as far apart as their core is wide.
+"""The loop that most labs write: eager torch and the paper's 572-tiles with a stride of their core's width.
 
-That is 388 px at depth 4: no multiple of the pooling lattice's 16, so that the result depends on where the tiles lie.
-It is what unetrt is measured against, and is written as carefully as it can be: one padded copy, no gradients, one pass
-a tile.
+The stride is 388 px at depth 4, no multiple of the pooling lattice's 16, so that the labels depend on where the tiles
+lie. It is the reference of all speed-ups and as efficient as such a loop can be: one padded copy, no gradients, one
+pass a tile.
 """
 
 from contextlib import nullcontext
@@ -12,9 +12,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from unetrt.benchmarks.contenders import USUAL_TILE, Contender
-from unetrt.benchmarks.job import Job
-from unetrt.benchmarks.ready import About, Ready
+from unetrt.benchmarks.contenders import USUAL_TILE, About, BenchJob, Contender, Ready
 from unetrt.benchmarks.result import SEGMENT
 from unetrt.runtime.cost import UNetShape
 from unetrt.runtime.normalisation import Normalisation
@@ -22,8 +20,8 @@ from unetrt.trainer.checkpoint import load
 from unetrt.trainer.unet import UNet
 
 
-def ready(job: Job, contender: Contender) -> Ready:
-    """Load the loop in the contender's way."""
+def ready(job: BenchJob, contender: Contender) -> Ready:
+    """Load the loop with the contender's options of torch."""
     checkpoint, frame = load(job.checkpoint), job.read_frame()
     net = checkpoint.network().to(job.torch_device)
     if contender.channels_last:
@@ -37,7 +35,7 @@ def _about(shape: UNetShape, frame: tuple[int, int]) -> About:
     core = USUAL_TILE - 2 * shape.geometry.halo
     tiles = -(-frame[0] // core) * -(-frame[1] // core)
     flops = 2 * tiles * shape.macs(USUAL_TILE, USUAL_TILE)
-    # The others lie on other lattices than one pass over the whole frame does.
+    # All tiles but the first lie off the pooling lattice of one pass over the whole frame.
     return About((USUAL_TILE, USUAL_TILE), tiles, flops, (core, core), "the labels of its first tile")
 
 
@@ -49,9 +47,9 @@ class UsualLoop:
     net
         The network, on the CPU or a GPU.
     normalisation
-        As in training.
+        That of training.
     autocast
-        What torch's autocast computes in; None leaves it off.
+        Data type of torch's autocast; None leaves it off.
     """
 
     def __init__(self, net: UNet, normalisation: Normalisation, autocast: torch.dtype | None = None) -> None:

@@ -1,25 +1,27 @@
 """The demo: the whole path without any data, each step as a user would take it."""
 
 import json
+import platform
 import shutil
 import time
 from collections.abc import Callable
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import tifffile
 
-from unetrt.benchmarks.environment import environment
-from unetrt.benchmarks.whole_frame import whole_frame_scores, wrong_pixels
 from unetrt.cli.training_bar import run_with_bar
 from unetrt.export.exporter import export, planned_tile
 from unetrt.export.options import Options
+from unetrt.export.whole_frame import whole_frame_scores, wrong_pixels
 from unetrt.runtime.artifacts import whole_file, writable_folder
 from unetrt.runtime.errors import OutputError, ParityError
 from unetrt.runtime.images import write_labels, write_png
 from unetrt.runtime.instance_labels import instances
 from unetrt.runtime.overlay import overlay
+from unetrt.runtime.processor import cores, processor
 from unetrt.runtime.segmenter import Segmenter
 from unetrt.runtime.spec import ModelSpec
 from unetrt.trainer import checkpoint as checkpoints
@@ -92,7 +94,7 @@ class Demo:
                 "parity": str(parity),
                 "training": trained.training["validation"] | {"steps": trained.training["steps"]},
             }
-        report |= {"frame": FRAME, "tile": tile, "environment": environment()}
+        report |= {"frame": FRAME, "tile": tile, "environment": _environment()}
         self._leave(scene, found)
         report["seconds"]["everything"] = round(time.perf_counter() - begin, 1)
         with whole_file(self._out / "report.json") as temporary:
@@ -127,6 +129,17 @@ class Demo:
         tifffile.imwrite(self._out / "frame.tif", scene.frame, photometric="minisblack")
         write_labels(self._out / "instances.tif", found)
         write_png(self._out / "overlay.png", overlay(scene.frame, found))
+
+
+def _environment() -> dict[str, Any]:
+    """Return the facts that the report's seconds depend on."""
+    return {
+        "processor": processor(),
+        "processors": cores(),
+        "system": platform.platform(),
+        "python": platform.python_version(),
+        "versions": {name: version(name) for name in ("unetrt", "torch", "numpy")},
+    }
 
 
 def exactness(stitched: Any, whole: Any, spec: ModelSpec) -> dict[str, Any]:

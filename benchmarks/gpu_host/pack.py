@@ -39,6 +39,7 @@ RTX_LIBRARY = "libtensorrt_rtx.so.1"
 OPTIONAL = {
     "edt": "edt",
     "filelock": "filelock",
+    "msgspec": "msgspec",
     "onnx_ir": "onnx-ir",
     "onnxscript": "onnxscript",
     "platformdirs": "platformdirs",

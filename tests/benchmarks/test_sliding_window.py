@@ -7,8 +7,7 @@ from unetrt.benchmarks.networks import untrained
 from unetrt.runtime.errors import ParityError
 
 pytest.importorskip("monai", reason=requirements.MONAI)
-from unetrt.benchmarks.contenders import CONTENDERS
-from unetrt.benchmarks.job import Job
+from unetrt.benchmarks.contenders import CONTENDERS, BenchJob
 from unetrt.benchmarks.result import SEGMENT
 from unetrt.benchmarks.sliding_window import OVERLAP, WINDOW, about, padded, ready, require_twin
 
@@ -31,7 +30,7 @@ def test_another_network_is_no_twin():
 def test_windows_are_counted_as_they_run(tmp_path, monkeypatch):
     checkpoint, ran = untrained(base=2, depth=2), []
     frame = np.random.default_rng(0).integers(0, 999, (900, 530)).astype(np.uint16)
-    job = Job(tmp_path)
+    job = BenchJob(tmp_path)
     checkpoint.save(job.checkpoint)
     job.write_frame(frame)
     loaded = ready(job, MONAI)

@@ -94,9 +94,9 @@ def test_the_natural_stride_would_fail():
 @pytest.mark.parametrize("head", ["logits", "probabilities", "labels"])
 def test_an_exported_file_is_exact_too(tiny_checkpoint, tmp_path, size, head):
     """The same through the engines of a CPU, against torch over the whole image."""
-    from unetrt.benchmarks.whole_frame import whole_frame_scores
     from unetrt.export.exporter import export
     from unetrt.export.options import Options
+    from unetrt.export.whole_frame import whole_frame_scores
 
     frame = np.random.default_rng(5).integers(0, 4096, size).astype(np.uint16)
     whole = whole_frame_scores(tiny_checkpoint, frame)

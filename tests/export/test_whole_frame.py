@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from unetrt.benchmarks.whole_frame import TIE, wrong_pixels
+from unetrt.export.whole_frame import TIE, wrong_pixels
 
 
 @pytest.mark.parametrize("scale", [1.0, 100.0])

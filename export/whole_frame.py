@@ -1,4 +1,4 @@
-"""The truth that tiled results are held against: one pass of eager torch over the whole frame, as a single tile."""
+"""The reference for tiled results: one FP32 pass of eager torch over the whole frame, as a single tile."""
 
 from typing import Any
 
@@ -11,8 +11,8 @@ from unetrt.runtime.segmenter import Segmenter
 from unetrt.trainer.checkpoint import Checkpoint
 from unetrt.trainer.torch_session import TorchSession
 
-# Scores closer than this are a tie, which summation order decides; where they spread over more than 1, this share of
-# their deviation.
+# Scores closer than this are a tie, which the order of summation decides: an absolute difference, or relative to the
+# standard deviation of the scores where that is above 1.
 TIE = 1e-4
 
 
