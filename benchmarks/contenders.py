@@ -1,9 +1,9 @@
 """The table of contenders, and how one is loaded, checked and timed in a process without the others.
 
-A contender is a row of data: its module's `ready(job, contender)` loads it and returns the runs that are timed. A probe
-answers with None, or with one sentence that says why the contender cannot be timed here. Importing the table imports
-no engine and no torch. `check` and `time_round` are the two pieces of work that `unetrt.benchmarks.processes.fresh`
-does in a new process.
+A contender is a row of data; the function that it names loads it and returns the runs that are timed. A probe answers
+with None, or with one sentence that says why the contender cannot be timed here. Importing the table imports no engine
+and no torch. `check` and `time_round` are the two pieces of work that `unetrt.benchmarks.processes.fresh` does in a new
+process.
 """
 
 import os
@@ -78,8 +78,8 @@ class Contender:
     ----------
     name, title
         Name on the command line, and the title in tables.
-    module
-        Module whose `ready(job, contender)` loads the contender.
+    module, load
+        Module and the name of its function that loads the contender, called with a `BenchJob` and the contender.
     precision
         Data type of its arithmetic on the CPU, and on a GPU.
     devices
@@ -97,6 +97,7 @@ class Contender:
     name: str
     title: str
     module: str
+    load: str = "ready"
     precision: tuple[Precision, Precision] = ("fp32", "fp32")
     devices: tuple[Device, ...] = DEVICES
     backend: str = ""
@@ -120,49 +121,35 @@ class Contender:
         return (torch_gpu() if device == "gpu" else None) or self.probe()
 
 
-_LOOP, _TILES, _OURS = (f"unetrt.benchmarks.{module}" for module in ("usual_loop", "planned_tiles", "ours"))
+_TORCH, _OURS = "unetrt.benchmarks.torch_contenders", "unetrt.benchmarks.ours"
 REFERENCE = "torch"
+
+
+def _torch(name: str, title: str, load: str = "usual_loop", **options: Any) -> Contender:
+    return Contender(name, title, _TORCH, load, **options)
+
+
+def _unetrt(name: str, title: str, device: Device, precision: Precision, backend: str, **options: Any) -> Contender:
+    fields = {"precision": (precision, precision), "devices": (device,), "planned": True} | options
+    return Contender(name, f"unetrt, {title}", _OURS, backend=backend, **fields)
+
+
 # In the order of all tables. The first is the reference of speed-ups.
 CONTENDERS = (
-    Contender(REFERENCE, f"eager torch, {USUAL_TILE}-tiles at their core (the usual loop)", _LOOP),
-    Contender("torch-channels-last", "eager torch, the usual loop in channels_last", _LOOP, channels_last=True),
-    Contender(
-        "torch-amp",
-        "eager torch, the usual loop under autocast",
-        _LOOP,
-        ("bf16", "fp16"),
-        channels_last=True,
-        autocast=True,
-    ),
-    Contender("torch-planned", "eager torch, unetrt's tiles", _TILES, planned=True),
-    Contender(
-        "torch-compile",
-        "torch.compile, unetrt's tiles",
-        _TILES,
-        ("fp32", "fp16"),
-        planned=True,
-        channels_last=True,
-        compiled=True,
-        probe=compiler,
-    ),
-    Contender("monai", "MONAI, sliding window at overlap 0.5", "unetrt.benchmarks.sliding_window", probe=monai),
-    Contender("onnxruntime", "unetrt, ONNX Runtime", _OURS, ("fp32", "fp32"), ("cpu",), "onnxruntime", True),
-    Contender("openvino", "unetrt, OpenVINO", _OURS, ("fp32", "fp32"), ("cpu",), "openvino", True),
-    Contender(
-        "openvino-bf16",
-        "unetrt, OpenVINO in bfloat16",
-        _OURS,
-        ("bf16", "bf16"),
-        ("cpu",),
-        "openvino",
-        True,
-        probe=bfloat16,
-    ),
-    Contender(
-        "onnxruntime-cuda", "unetrt, ONNX Runtime on CUDA", _OURS, ("fp16", "fp16"), ("gpu",), "onnxruntime-cuda", True
-    ),
-    Contender("tensorrt", "unetrt, TensorRT", _OURS, ("fp16", "fp16"), ("gpu",), "tensorrt", True),
-)
+    _torch(REFERENCE, f"eager torch, {USUAL_TILE}-tiles at their core (the usual loop)"),
+    _torch("torch-channels-last", "eager torch, the usual loop in channels_last", channels_last=True),
+    _torch("torch-amp", "eager torch, the usual loop under autocast", precision=("bf16", "fp16"), channels_last=True,
+           autocast=True),
+    _torch("torch-planned", "eager torch, unetrt's tiles", "planned_tiles", planned=True),
+    _torch("torch-compile", "torch.compile, unetrt's tiles", "planned_tiles", precision=("fp32", "fp16"), planned=True,
+           channels_last=True, compiled=True, probe=compiler),
+    _torch("monai", "MONAI, sliding window at overlap 0.5", "sliding_window", probe=monai),
+    _unetrt("onnxruntime", "ONNX Runtime", "cpu", "fp32", "onnxruntime"),
+    _unetrt("openvino", "OpenVINO", "cpu", "fp32", "openvino"),
+    _unetrt("openvino-bf16", "OpenVINO in bfloat16", "cpu", "bf16", "openvino", probe=bfloat16),
+    _unetrt("onnxruntime-cuda", "ONNX Runtime on CUDA", "gpu", "fp16", "onnxruntime-cuda"),
+    _unetrt("tensorrt", "TensorRT", "gpu", "fp16", "tensorrt"),
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -300,7 +287,7 @@ def time_round(contender: Contender, job: BenchJob) -> Round:
 
 
 def _load(contender: Contender, job: BenchJob) -> Ready:
-    loaded: Ready = import_module(contender.module).ready(job, contender)
+    loaded: Ready = getattr(import_module(contender.module), contender.load)(job, contender)
     return loaded
 
 

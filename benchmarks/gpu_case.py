@@ -6,10 +6,8 @@ runs. Exported models and compiled networks are shared between cases of one tile
 """
 
 import gc
-import json
 import time
-from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property, partial
@@ -21,19 +19,18 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch.profiler import ProfilerActivity, profile, supported_activities
 
 from unetrt.benchmarks.bench import MOST_WRONG
 from unetrt.benchmarks.environment import gpu_environment, gpu_state, require_gpu
 from unetrt.benchmarks.figures import Figure
 from unetrt.benchmarks.gpu_goals import BUSY, COMPILED, EAGER, MATMUL, frame_flops, rates, useful_flops, verdicts
+from unetrt.benchmarks.gpu_profile import profiled
 from unetrt.benchmarks.journal import REASON, Journal, Patience
 from unetrt.benchmarks.limits import Matmul, timed
 from unetrt.benchmarks.networks import drawn_frame, undecided, write_model
 from unetrt.benchmarks.ours import PHASES
-from unetrt.benchmarks.planned_tiles import PlannedTiles
 from unetrt.benchmarks.processes import summary
-from unetrt.benchmarks.usual_loop import UsualLoop
+from unetrt.benchmarks.torch_contenders import PlannedTiles, UsualLoop
 from unetrt.export.exporter import spec_for
 from unetrt.export.options import Options
 from unetrt.export.whole_frame import wrong_pixels
@@ -59,10 +56,6 @@ FEWER = 8
 LATENCIES = 100
 # Share of the free memory that the planner may fill; engines need some for themselves, torch for its contenders.
 FILLED = 0.4
-# Kernels that a profile names, those with the longest total time first.
-NAMED = 15
-# Category and unit of time of kernels in Kineto's traces.
-KERNEL, MICROSECOND = "kernel", 1e-6
 
 Show = Callable[[dict[str, Any]], None]
 
@@ -473,68 +466,6 @@ def _left_out(name: str, reasons: dict[str, str]) -> Iterator[None]:
 def _round_of(run: Callable[[], float]) -> float:
     """Return the median seconds of the counted runs of a round."""
     return median([run() for _ in range(WARM_UP + COUNTED)][WARM_UP:])
-
-
-def profiled(
-    run: Callable[[], object], activity: ProfilerActivity = ProfilerActivity.CUDA, category: str = KERNEL
-) -> dict[str, Any]:
-    """Run twice under torch's profiler, and return what CUPTI recorded of the second run.
-
-    CUPTI sees all kernels of the process, those of TensorRT, ONNX Runtime and torch alike. The first run lets it
-    initialise.
-
-    Parameters
-    ----------
-    run
-        Returns when the device has done its work.
-    activity, category
-        What is recorded, and which events count: the GPU's kernels.
-
-    Returns
-    -------
-    `busy`: the union of all kernels' intervals over the wall time of the run, 0 to 1; `wall`: that time, in seconds;
-    `kernels`: their number; `by_kernel`: name, seconds and launches of those with the longest total time. `busy` is
-    None, and `reason` says why, where no kernel was recorded.
-    """
-    if activity not in supported_activities():  # type: ignore[no-untyped-call]
-        return {"busy": None, "reason": "torch's profiler sees no GPU here"}
-    try:
-        for _ in range(2):
-            with profile(activities=[activity]) as profiler:
-                begin = time.perf_counter()
-                run()
-                wall = time.perf_counter() - begin
-        with TemporaryDirectory(prefix="unetrt-trace-") as folder:
-            trace = Path(folder) / "trace.json"
-            profiler.export_chrome_trace(str(trace))
-            events = json.loads(trace.read_text(encoding="utf-8"))["traceEvents"]
-    except (RuntimeError, ValueError, KeyError) as error:  # the profiler's; the other figures stand
-        return {"busy": None, "reason": f"the profiler failed: {error}"}
-    return kernels_of([event for event in events if event.get("cat") == category], wall)
-
-
-def kernels_of(kernels: Sequence[dict[str, Any]], wall: float) -> dict[str, Any]:
-    """Return what `profiled` does, from the kernels of a Chrome trace and the wall time of the run in seconds."""
-    if not kernels:
-        return {"busy": None, "reason": "the profile holds no kernel: may this user read the GPU's counters?"}
-    busy = MICROSECOND * union((event["ts"], event["ts"] + event["dur"]) for event in kernels)
-    spent: dict[str, float] = defaultdict(float)
-    launches: dict[str, int] = defaultdict(int)
-    for event in kernels:
-        spent[event["name"]] += MICROSECOND * event["dur"]
-        launches[event["name"]] += 1
-    longest = sorted(spent, key=lambda name: -spent[name])[:NAMED]
-    by_kernel = [{"name": name, "seconds": spent[name], "launches": launches[name]} for name in longest]
-    return {"busy": busy / wall, "wall": wall, "kernels": len(kernels), "by_kernel": by_kernel}
-
-
-def union(intervals: Iterable[tuple[float, float]]) -> float:
-    """Return the length of the union of intervals (begin, end)."""
-    covered, last = 0.0, float("-inf")
-    for begin, end in sorted(intervals):
-        covered += max(0.0, end - max(begin, last))
-        last = max(last, end)
-    return covered
 
 
 def goals(

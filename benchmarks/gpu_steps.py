@@ -171,8 +171,7 @@ def torch_alone() -> None:
     from unetrt.benchmarks.gpu_case import per_frame
     from unetrt.benchmarks.limits import Matmul
     from unetrt.benchmarks.networks import drawn_frame
-    from unetrt.benchmarks.planned_tiles import PlannedTiles
-    from unetrt.benchmarks.usual_loop import UsualLoop
+    from unetrt.benchmarks.torch_contenders import PlannedTiles, UsualLoop
     from unetrt.export.exporter import spec_for
     from unetrt.export.options import Options
 
@@ -273,7 +272,7 @@ def ort_variants() -> None:
 def _time_variant(name: str, settings: dict[str, str], model: Path, frame: Any, flops: int) -> None:
     import onnxruntime as ort
 
-    from unetrt.benchmarks.gpu_case import profiled
+    from unetrt.benchmarks.gpu_profile import profiled
 
     options = ort.SessionOptions()
     provider: Any = "CPUExecutionProvider"

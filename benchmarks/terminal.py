@@ -65,7 +65,7 @@ class OneLine(click.Command):
         except KeyboardInterrupt:
             text, status = "stopped by the user", STOPPED
         click.echo(f"Error: {text}", err=True)
-        ctx.exit(status)
+        return ctx.exit(status)
 
 
 class FoldingTable:

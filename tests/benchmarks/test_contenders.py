@@ -14,11 +14,9 @@ from unetrt.benchmarks import processes
 from unetrt.benchmarks.contenders import CONTENDERS, MOST, REFERENCE, BenchJob, Ready, check, time_round, timed
 from unetrt.benchmarks.networks import drawn_frame, undecided, untrained, write_model
 from unetrt.benchmarks.ours import ready as ours
-from unetrt.benchmarks.planned_tiles import ready as planned_tiles
 from unetrt.benchmarks.processes import fresh
 from unetrt.benchmarks.result import PREDICT, SEGMENT, SESSION
-from unetrt.benchmarks.usual_loop import UsualLoop
-from unetrt.benchmarks.usual_loop import ready as usual_loop
+from unetrt.benchmarks.torch_contenders import UsualLoop, planned_tiles, usual_loop
 from unetrt.export.options import Options
 from unetrt.export.whole_frame import whole_frame_scores, wrong_pixels
 from unetrt.runtime.errors import InferenceError

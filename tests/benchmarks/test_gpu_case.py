@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from unetrt.__main__ import main
-from unetrt.benchmarks import gpu_case
+from unetrt.benchmarks import gpu_case, gpu_profile
 from unetrt.benchmarks.environment import QUERY, parse_state
 from unetrt.benchmarks.gpu_case import (
     ALONE,
@@ -22,18 +22,16 @@ from unetrt.benchmarks.gpu_case import (
     GoalsBench,
     Ours,
     first_session,
-    kernels_of,
     measured,
-    profiled,
     require_right,
     stack_of,
-    union,
 )
 from unetrt.benchmarks.gpu_goals import lines, table
+from unetrt.benchmarks.gpu_profile import kernels_of, profiled, union
 from unetrt.benchmarks.journal import Patience
 from unetrt.benchmarks.limits import Matmul
 from unetrt.benchmarks.networks import drawn_frame, undecided, write_model
-from unetrt.benchmarks.planned_tiles import PlannedTiles
+from unetrt.benchmarks.torch_contenders import PlannedTiles
 from unetrt.export.options import Options
 from unetrt.runtime.errors import BackendUnavailableError, OptionError, OutOfMemoryError, ParityError
 from unetrt.runtime.segmenter import Segmenter
@@ -169,8 +167,8 @@ def test_a_contender_that_fails_costs_no_other_its_figures(monkeypatch, tmp_path
         raise RuntimeError("CUPTI is not to be had")
 
     monkeypatch.setattr(gpu_case, "PlannedTiles", tiles)
-    monkeypatch.setattr(gpu_case, "supported_activities", lambda: [gpu_case.ProfilerActivity.CUDA])
-    monkeypatch.setattr(gpu_case, "profile", profiler)
+    monkeypatch.setattr(gpu_profile, "supported_activities", lambda: [gpu_profile.ProfilerActivity.CUDA])
+    monkeypatch.setattr(gpu_profile, "profile", profiler)
     result = bench(tmp_path, latencies=0).measure(replace(CASE, lanes=(2,)))
     assert set(result["torch"]) == {LOOP}
     assert set(result["left_out"]) == {COMPILED_TILES, ALONE}
