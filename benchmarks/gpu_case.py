@@ -31,9 +31,8 @@ from unetrt.benchmarks.networks import drawn_frame, undecided, write_model
 from unetrt.benchmarks.ours import PHASES
 from unetrt.benchmarks.processes import summary
 from unetrt.benchmarks.torch_contenders import PlannedTiles, UsualLoop
-from unetrt.export.exporter import spec_for
 from unetrt.export.options import Options
-from unetrt.export.whole_frame import wrong_pixels
+from unetrt.export.whole_frame import whole_frame_scores, wrong_pixels
 from unetrt.runtime.cost import UNetShape
 from unetrt.runtime.errors import BackendUnavailableError, OptionError, OutOfMemoryError, ParityError, UnetrtError
 from unetrt.runtime.planner import Budget, best_tile
@@ -42,7 +41,6 @@ from unetrt.runtime.sessions import Session, open_session
 from unetrt.runtime.spec import InputType, ModelSpec
 from unetrt.runtime.timings import Timings
 from unetrt.trainer.checkpoint import Checkpoint
-from unetrt.trainer.torch_session import TorchSession
 
 KIND, SCHEMA = "unetrt bench --goals", 2
 LOOP, COMPILED_TILES, ALONE, PRODUCT = "eager", "compiled", "compiled, pass alone", "matmul"
@@ -242,7 +240,7 @@ class GoalsBench:
     compiled: bool = True
     side: int = 8192
     _tiles: dict[tuple[int, int], PlannedTiles] = field(default_factory=dict, init=False)
-    _truths: dict[tuple[int, int], NDArray[Any]] = field(default_factory=dict, init=False)
+    _truths: dict[tuple[int, ...], NDArray[Any]] = field(default_factory=dict, init=False)
 
     def __post_init__(self) -> None:
         for name in self.backends:
@@ -287,15 +285,10 @@ class GoalsBench:
 
     def truth(self, frame: NDArray[Any]) -> NDArray[Any]:
         """Return the scores (classes, H, W) of one FP32 pass over a drawn frame (H, W); computed once for each size."""
-        height, width = frame.shape
-        if (height, width) not in self._truths:
-            geometry = self.checkpoint.shape.geometry
-            whole = spec_for(self.checkpoint, Options((geometry.side_for(height), geometry.side_for(width))))
-            exactly = torch.backends.cudnn.flags(enabled=True, allow_tf32=False)
-            with exactly, TorchSession(self.checkpoint.network().to(self.device), whole) as session:
-                self._truths[height, width] = Segmenter(session, lanes=1).scores(frame)
+        if frame.shape not in self._truths:
+            self._truths[frame.shape] = whole_frame_scores(self.checkpoint, frame, self.device)
             self.settle()
-        return self._truths[height, width]
+        return self._truths[frame.shape]
 
     def settle(self) -> None:
         """Return the memory that torch caches to the device: engines allocate theirs outside of torch."""
@@ -318,15 +311,16 @@ class GoalsBench:
         A contender that fails, of torch or for lack of memory, is left out with the reason.
         """
         stack, spec = ours[0].stack, ours[0].session.spec
-        runs: dict[str, Callable[[], float]] = {PRODUCT: lambda: _round_of(self._product)}
-        runs |= self._torch(spec, stack)
+        runs = self._torch(spec, stack)
         runs |= {one.name: partial(self._round, one) for one in ours if one.name not in left_out}
+        steps: dict[str, Callable[[], Any]] = {PRODUCT: lambda: _round_of(self._product)}
+        steps |= {name: partial(self._attempted, name, run) for name, run in runs.items()}
         journal = Journal()
-        journal.take_turns(self.rounds, {name: partial(self._attempted, name, run) for name, run in runs.items()})
+        journal.take_turns(self.rounds, steps)
         left_out |= {name: reason for name in runs if (reason := journal.reason(name)) is not None}
         if all(one.name in left_out for one in ours):
             raise OutOfMemoryError("; ".join(left_out.values()))
-        return {name: Figure.of(journal.rounds(name)) for name in runs if name not in left_out}
+        return {name: Figure.of(journal.rounds(name)) for name in steps if name not in left_out}
 
     def _round(self, one: Ours) -> float:
         """Return the seconds of one frame in a round of ours; the last round measures latencies too."""

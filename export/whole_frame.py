@@ -3,6 +3,7 @@
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from unetrt.export.exporter import spec_for
@@ -16,11 +17,14 @@ from unetrt.trainer.torch_session import TorchSession
 TIE = 1e-4
 
 
-def whole_frame_scores(checkpoint: Checkpoint, frame: NDArray[Any]) -> NDArray[np.float32]:
-    """Return the logits (classes, H, W) of a raw frame (H, W) or (C, H, W)."""
+def whole_frame_scores(
+    checkpoint: Checkpoint, frame: NDArray[Any], device: torch.device | str = "cpu"
+) -> NDArray[np.float32]:
+    """Return the logits (classes, H, W) of a raw frame (H, W) or (C, H, W), computed on a device without TF32."""
     geometry = checkpoint.shape.geometry
     tile = (geometry.side_for(frame.shape[-2]), geometry.side_for(frame.shape[-1]))
-    with TorchSession(checkpoint.network(), spec_for(checkpoint, Options(tile))) as session:
+    exactly = torch.backends.cudnn.flags(enabled=True, allow_tf32=False)
+    with exactly, TorchSession(checkpoint.network().to(device), spec_for(checkpoint, Options(tile))) as session:
         return Segmenter(session, lanes=1).scores(frame)
 
 

@@ -5,8 +5,8 @@
 
 Parts are written to .gpu/, for Python 3.12 on x86-64 Linux:
 
-part-01   go.sh, unpack.py, wheels of unetrt and of packages that a host may lack, the first half of ONNX Runtime's wheel
-part-02   the second half
+part-01   go.sh, unpack.py, wheels of unetrt and of packages that a host may lack, half of ONNX Runtime's wheel
+part-02   the other half
 part-03   and further, with --rtx: TensorRT for RTX, its library compressed
 
 ONNX Runtime's wheel is cut down to the machine code of one compute capability: 108 instead of 244 MiB. The other
