@@ -130,8 +130,9 @@ def _torch(name: str, title: str, load: str = "usual_loop", **options: Any) -> C
 
 
 def _unetrt(name: str, title: str, device: Device, precision: Precision, backend: str, **options: Any) -> Contender:
-    fields = {"precision": (precision, precision), "devices": (device,), "planned": True} | options
-    return Contender(name, f"unetrt, {title}", _OURS, backend=backend, **fields)
+    both, where = (precision, precision), (device,)
+    fields: dict[str, Any] = {"precision": both, "devices": where, "backend": backend, "planned": True}
+    return Contender(name, f"unetrt, {title}", _OURS, **fields, **options)
 
 
 # In the order of all tables. The first is the reference of speed-ups.
