@@ -73,37 +73,37 @@ format: $(READY)
 	$(BIN)/ruff format .
 
 # One after the other, and the page even where one missed its floor.
-bench: $(READY)  ## all benchmarks, on a machine that does nothing else: JSON in benchmarks/results, and docs/benchmarks.md
+bench: $(READY)  ## all benchmarks, on a machine without other load: JSON in benchmarks/results, and docs/benchmarks.md
 	$(MAKE) --keep-going -j1 bench-weights bench-augmentation bench-host bench-live bench-cpu bench-small bench-page
 
 bench-weights: $(READY)  ## the weight map, beside a distance transform for each object
-	$(BIN)/python -m unetrt.benchmarks.weight_map --json benchmarks/results/weight-map.json
+	$(BIN)/python -m unetrt.benchmarks weight-map --json benchmarks/results/weight-map.json
 
-bench-augmentation: $(READY)  ## the drawing of training tiles, beside SciPy
-	$(BIN)/python -m unetrt.benchmarks.augmentation --json benchmarks/results/augmentation.json
+bench-augmentation: $(READY)  ## augmented training tiles, beside SciPy
+	$(BIN)/python -m unetrt.benchmarks augmentation --json benchmarks/results/augmentation.json
 
-bench-host: $(READY)  ## what the host itself does to each frame, on one core of a machine that does nothing else
-	$(BIN)/python -m unetrt.benchmarks.host_path --json benchmarks/results/host.json
+bench-host: $(READY)  ## the host's work on each frame, on one core
+	$(BIN)/python -m unetrt.benchmarks host-path --json benchmarks/results/host.json
 
 demo-out/model.onnx:
 	$(MAKE) demo
 
-bench-live: $(READY) demo-out/model.onnx  ## how long a camera waits for `submit` while the model computes all the time
-	$(BIN)/python -m unetrt.benchmarks.live_submit demo-out/model.onnx --json benchmarks/results/live.json
+bench-live: $(READY) demo-out/model.onnx  ## how long `submit` blocks a camera while the model computes without a pause
+	$(BIN)/python -m unetrt.benchmarks live demo-out/model.onnx --json benchmarks/results/live.json
 
-# How many times as fast as the usual loop, and as MONAI, unetrt is at least.
+# Least speed-ups over the usual loop, and over MONAI.
 FLOORS := onnxruntime=2.6 openvino-bf16=5.5 onnxruntime/monai=4.5 openvino-bf16/monai=9
 
-# What was measured is kept in the history even where it missed the floor; what already is there is not added again.
+# The history keeps a run even if it missed a floor, and each run once.
 bench-cpu: $(READY)  ## the usual loop and other engines against unetrt, on this machine
 	$(BIN)/unetrt bench --device cpu --frame 2048x2048 $(FLOORS:%=--floor %) --json benchmarks/results/cpu.json \
 	  --png docs/benchmarks.png; \
-	status=$$?; $(BIN)/python -m unetrt.benchmarks.history benchmarks/results/cpu.json && exit $$status
+	status=$$?; $(BIN)/python -m unetrt.benchmarks history benchmarks/results/cpu.json && exit $$status
 
 bench-small: $(READY)  ## the same for small frames, where overhead shows
 	$(BIN)/unetrt bench --device cpu --frame 512x512 --only onnxruntime --only openvino --only openvino-bf16 \
 	  --floor onnxruntime=2 --floor openvino-bf16=2 --json benchmarks/results/cpu-512.json; \
-	status=$$?; $(BIN)/python -m unetrt.benchmarks.history benchmarks/results/cpu-512.json && exit $$status
+	status=$$?; $(BIN)/python -m unetrt.benchmarks history benchmarks/results/cpu-512.json && exit $$status
 
 bench-page: $(READY)  ## docs/benchmarks.md from benchmarks/results
 	$(BIN)/python docs/benchmarks.py

@@ -1,42 +1,68 @@
-"""The benchmark behind `unetrt bench`: all contenders checked, then timed in turn, round by round."""
+"""The benchmark behind `unetrt bench`: all contenders are checked, then timed in turn, round by round.
 
+1. The network and a drawn frame are written to a folder (`BenchJob`).
+2. Each contender labels the frame in a fresh process. Labels that are not those of one FP32 pass over the whole frame
+   leave it out; if they are the reference's or unetrt's, nothing is timed.
+3. Each round measures the machine's peak rates, then starts every contender in a fresh process and times it.
+4. The figures of all complete rounds make the `BenchResult`. A journal stores every step, so that a run can be resumed.
+"""
+
+import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from datetime import UTC, datetime
+from functools import cached_property, partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, TypeVar
 
+import numpy as np
 from numpy.typing import NDArray
 
-from unetrt.benchmarks.checks import Checked, Checks
-from unetrt.benchmarks.contenders import CONTENDERS, REFERENCE, USUAL_TILE, Contender, Device
+from unetrt.benchmarks.contenders import (
+    CONTENDERS,
+    REFERENCE,
+    USUAL_TILE,
+    About,
+    BenchJob,
+    Contender,
+    Device,
+    Round,
+    check,
+    time_round,
+)
 from unetrt.benchmarks.environment import environment
-from unetrt.benchmarks.figure import Figure
-from unetrt.benchmarks.fresh import fresh
-from unetrt.benchmarks.job import Job
-from unetrt.benchmarks.journal import Journal, Patience
-from unetrt.benchmarks.limits import BYTES, COPY, FLOPS, SIDES, Limits
+from unetrt.benchmarks.figures import Figure
+from unetrt.benchmarks.journal import REASON, Journal, Patience
+from unetrt.benchmarks.limits import BYTES, COPY, FLOPS, SIDES, Limits, product_of
 from unetrt.benchmarks.networks import drawn_frame, write_model
-from unetrt.benchmarks.result import KIND, REASON, SCHEMA, LeftOut, Limit, Result
-from unetrt.benchmarks.summary import Summary
-from unetrt.benchmarks.worker import Round, Worker
+from unetrt.benchmarks.processes import fresh
+from unetrt.benchmarks.result import SEGMENT, BenchResult, LeftOut, Limit, Measured, now
 from unetrt.export.exporter import Options, planned_tile
-from unetrt.runtime.errors import InferenceError, OptionError
+from unetrt.runtime.errors import InferenceError, OptionError, ParityError, UnetrtError
+from unetrt.runtime.files.records import validated
 from unetrt.runtime.model.spec import Head, Precision
 from unetrt.trainer.checkpoint import Checkpoint
+from unetrt.trainer.validation import whole_frame_scores, wrong_pixels
 
-Told = Callable[[str], None]
+Progress = Callable[[str], None]
+T = TypeVar("T")
 
-# A round of a contender takes no further turn after this time, in seconds.
+# Seconds after which a round of a contender takes no further turn.
 ENOUGH = 5.0
+# Name of the machine's peak rates among the steps of a round.
+LIMITS = "the machine's limits"
+TIME_IS_UP = "not measured: the time was up"
+# Largest share of labels that may differ from those of one FP32 pass in less precision, ties left out. Another network
+# differs in more, and in an untrained one rounding decides many pixels. In FP32 none may differ.
+MOST_WRONG = 0.05
 
-# In a journal: the machine's limits beside the contenders of a round; and why a contender was not timed.
-LIMITS, TIME_IS_UP = "the machine's limits", "not measured: the time was up"
 
+@dataclass(frozen=True)
+class Checked:
+    """The check of a contender: its description, and the share of pixels whose class is wrong."""
 
-def _silent(_: str) -> None:
-    """Say nothing."""
+    about: About
+    pixels_off: float
 
 
 @dataclass(frozen=True)
@@ -48,19 +74,19 @@ class Bench:
     checkpoint
         The network that all contenders run.
     size
-        Height and width of the drawn frame, uint16, in pixels.
+        Height and width of the drawn uint16 frame, in pixels.
     rounds
         Fresh starts of each contender.
     device
         Where they compute.
     tile
-        unetrt's tile; planned by default.
+        unetrt's tile (H, W); planned by default.
     only
-        Names of contenders, besides the reference; all that can be timed by default.
+        Names of contenders to time besides the reference; all by default.
     sides
-        Of the matrices of the yardstick; those that the device likes best by default.
+        Sides of the matrices whose product is the yardstick; by default those that suit the device.
     contenders
-        To choose from.
+        The table to choose from.
     enough
         Seconds of a round of each contender; `ENOUGH` by default.
     """
@@ -90,202 +116,253 @@ class Bench:
         for side in self.tile or ():
             shape.geometry.require(side)
 
-    def wanted(self) -> list[Contender]:
-        """Return the contenders that were asked for."""
+    @property
+    def chosen(self) -> list[Contender]:
+        """The contenders to time, the reference among them."""
         return [one for one in self.contenders if not self.only or one.name in (*self.only, REFERENCE)]
 
+    @property
+    def steps(self) -> int:
+        """Number of calls of `progress`, if no contender is left out and no step is stored."""
+        return 1 + len(self.chosen) + self.rounds * (1 + len(self.chosen))
+
     def measure(
-        self, told: Told = _silent, path: Path | None = None, patience: Patience | None = None
-    ) -> Result | None:
+        self, progress: Progress = lambda _: None, path: Path | None = None, patience: Patience | None = None
+    ) -> BenchResult | None:
         """Check all contenders, and time them.
 
         Parameters
         ----------
-        told
-            Called before each step with what it is; there are at most `steps` of them.
+        progress
+            Called before each step with a description of it.
         path
-            Where what is known is stored after each step; None: nowhere.
+            File of the journal, which a later run can resume; None for none.
         patience
-            No step starts when it is over; what the file holds is not measured again, except what failed.
+            Time limit, and whether to resume; stored failures are tried again.
 
         Returns
         -------
-        The figures of all rounds that are complete, or of what there is of the first; None where the time was up before
-        the usual loop had been timed.
+        The figures of all complete rounds, or of an incomplete first one; None where the time was up before the
+        reference had been timed.
 
         Raises
         ------
         ParityError
-            The labels of the usual loop or of unetrt are another network's; nothing is timed then.
+            The labels of the reference or of unetrt are another network's; nothing is timed then.
         InferenceError
-            The usual loop failed.
+            The reference failed.
         OptionError
-            What the file holds is of another run.
+            The file to resume holds another run.
         """
-        about = environment(self.device)
-        journal = Journal(path, self._about(about), patience, lambda journal: self._document(journal, about))
-        for name in [name for name, result in journal.results.items() if REASON in result]:
-            del journal.results[name]  # what failed is tried again
-        frame = drawn_frame(self.size, self.checkpoint.shape.channels)
+        here = environment(self.device)
+        journal = Journal(path, self._facts(here), patience, lambda journal: self._document(journal, here))
+        journal.forget_failures()
         with TemporaryDirectory(prefix="unetrt-bench-") as scratch:
-            job = Job(Path(scratch), self.device, self.enough or ENOUGH)
-            told("exporting")
-            self._write(job, frame)
-            checks = Checks(job, self.checkpoint, frame)
-            for one in self.wanted():
-                journal.take(_check(one), lambda one=one: checks.of(one, told).to_dict())  # type: ignore[misc]
-            passed = [one.contender for one in self._known(journal).passed]
-            limits = Limits(self.device, self.sides or SIDES[self.device], _precisions(passed, self.device))
-            for number in range(self.rounds):
-                self._round(number, journal, job, limits, told)
-        return self._result(journal, about)
+            job = BenchJob(Path(scratch), self.device, self.enough or ENOUGH)
+            progress("exporting")
+            frame = self._write(job)
+            checks = _Checks(job, self.checkpoint, frame)
+            for one in self.chosen:
+                journal.take(_check(one), partial(_stored, one, partial(self._check, checks, progress)))
+            passed = [one for one in self.chosen if self._checked(journal, one)]
+            limits = Limits(self.device, self.sides or SIDES[self.device], self._precisions(passed))
+            steps: dict[str, Callable[[], Any]] = {LIMITS: partial(self._rates, limits, progress)}
+            for one in passed:
+                steps[one.name] = partial(_stored, one, partial(self._time, job, progress))
+            journal.take_turns(self.rounds, steps)
+        return self._result(journal, here)
 
-    def steps(self) -> int:
-        """Return how often `measure` tells of a step, where no contender is left out and no step is known."""
-        return 1 + len(self.wanted()) + self.rounds * (1 + len(self.wanted()))
-
-    def _about(self, about: dict[str, Any]) -> dict[str, Any]:
-        """Return what results must be of so that they can be taken up; more rounds may be asked for."""
+    def _facts(self, here: dict[str, Any]) -> dict[str, Any]:
+        """Return what must be equal for results to be resumed; the number of rounds may differ."""
         return {
             "network": asdict(self.checkpoint.shape),
             "weights": self.checkpoint.weights_sha256(),
             "frame": self.size,
             "tile": self.tile,
-            "device": about.get("gpu", self.device),
-            "processor": about["processor"],
-            "contenders": [one.name for one in self.wanted()],
-            "versions": about["versions"],
+            "device": here.get("gpu", self.device),
+            "processor": here["processor"],
+            "contenders": [one.name for one in self.chosen],
+            "versions": here["versions"],
         }
 
-    def _write(self, job: Job, frame: NDArray[Any]) -> None:
+    def _write(self, job: BenchJob) -> NDArray[Any]:
+        """Write the files that contenders load; return the frame, (H, W) or (C, H, W)."""
         self.checkpoint.save(job.checkpoint)
+        frame = drawn_frame(self.size, self.checkpoint.shape.channels)
         job.write_frame(frame)
         tile = self.tile or planned_tile(self.checkpoint, [self.size])
         head: Head = "labels" if self.device == "gpu" else "logits"
-        here = [one for one in self.wanted() if self.device in one.devices]
-        for precision in {one.precision_on(self.device) for one in here if one.planned}:
+        planned = [one for one in self.chosen if one.planned and self.device in one.devices]
+        for precision in self._precisions(planned):
             write_model(self.checkpoint, Options(tile, precision, head), job.model(precision))
+        return frame
 
-    def _round(self, number: int, journal: Journal, job: Job, limits: Limits, told: Told) -> None:
-        """Start every contender anew: how fast a process runs depends on where its memory happens to lie.
+    def _precisions(self, contenders: Sequence[Contender]) -> tuple[Precision, ...]:
+        return tuple(dict.fromkeys(one.precision_on(self.device) for one in contenders))
 
-        A contender that fails is left out from then on; the usual loop raises InferenceError.
-        """
+    def _check(self, checks: "_Checks", progress: Progress, one: Contender) -> Checked:
+        progress(f"checking: {one.title}")
+        return checks.of(one)
 
-        def rates() -> dict[str, float]:
-            told("timing: what the machine can do")
-            return _apart(limits.rates)
+    def _time(self, job: BenchJob, progress: Progress, one: Contender) -> Round:
+        progress(f"timing: {one.title}")
+        return _in_process(time_round, one, job)
 
-        journal.take(_of_round(number, LIMITS), rates)
-        for one in self._known(journal).passed:
-            name = _of_round(number, one.contender.name)
-            journal.take(name, lambda one=one: self._timed(one.contender, job, told))  # type: ignore[misc]
-
-    def _timed(self, contender: Contender, job: Job, told: Told) -> dict[str, Any]:
-        """Return what a contender's process measured, or why it failed."""
-        told(f"timing: {contender.title}")
+    def _rates(self, limits: Limits, progress: Progress) -> dict[str, float]:
+        progress("timing: what the machine can do")
         try:
-            with Worker(contender, job) as worker:
-                return asdict(worker.round())
-        except InferenceError as error:
-            if contender.name == REFERENCE:
-                raise
-            return LeftOut(contender.name, contender.title, str(error)).to_dict()
+            return fresh(limits.rates)
+        except UnetrtError as error:
+            raise InferenceError(f"the machine's limits could not be measured: {error}") from error
 
-    def _known(self, journal: Journal) -> "_Known":
-        """Return what a journal holds: of its rounds, the results of all contenders that did not fail."""
-        known, results = _Known([], [], []), journal.results
-        for one in self.wanted():
-            stored = [results.get(_check(one), {REASON: TIME_IS_UP})]
-            stored += [results.get(_of_round(number, one.name), {}) for number in range(self.rounds)]
-            if reasons := [each[REASON] for each in stored if REASON in each]:
-                known.left_out.append(LeftOut(one.name, one.title, reasons[0]))
-            else:
-                known.passed.append(Checked.from_dict(one, stored[0]))
-        for number in range(self.rounds):
-            timed = {one.contender.name: results.get(_of_round(number, one.contender.name)) for one in known.passed}
-            rounds = {name: Round(**measured) for name, measured in timed.items() if measured is not None}
-            known.rounds.append(_Rounds(results.get(_of_round(number, LIMITS)), rounds))
-        return known
+    def _checked(self, journal: Journal, one: Contender) -> Checked | None:
+        """Return the stored check of a contender; None where it was not taken, or the contender is left out."""
+        stored = journal.results.get(_check(one), {REASON: TIME_IS_UP})
+        return None if REASON in stored else validated(stored, Checked, _check(one), OptionError)
 
-    def _document(self, journal: Journal, about: dict[str, Any]) -> dict[str, Any]:
-        """Return the result as far as it goes: a file that was never finished can be read all the same."""
-        result = self._result(journal, about)
-        return {"kind": KIND, "schema": SCHEMA} if result is None else result.to_dict()
+    def _reason(self, journal: Journal, one: Contender) -> str | None:
+        """Return why a contender is left out; None where it is not."""
+        reason: str | None = journal.results.get(_check(one), {REASON: TIME_IS_UP}).get(REASON)
+        return reason or journal.reason(one.name)
 
-    def _result(self, journal: Journal, about: dict[str, Any]) -> Result | None:
-        known = self._known(journal).counted()
-        if known is None:
-            return None
-        shape, rounds = self.checkpoint.shape, known.rounds
-        units = {name: BYTES if name == COPY else FLOPS for name in rounds[0].limits or ()}
-        limits = {name: Figure.of([one.limits[name] for one in rounds if one.limits]) for name in units}
-        summary = Summary(self.device, about.get("gpu", "cpu"), [one.contenders[REFERENCE] for one in rounds], limits)
-        return Result(
-            when=datetime.now(UTC).isoformat(timespec="seconds"),
+    def _document(self, journal: Journal, here: dict[str, Any]) -> dict[str, Any]:
+        """Return the result so far: an unfinished file can be read as a result all the same."""
+        result = self._result(journal, here)
+        return {"kind": BenchResult.KIND, "schema": BenchResult.SCHEMA} if result is None else result.to_dict()
+
+    def _result(self, journal: Journal, here: dict[str, Any]) -> BenchResult | None:
+        reasons = {one.name: self._reason(journal, one) for one in self.chosen}
+        passed = [one for one in self.chosen if reasons[one.name] is None]
+        names = [LIMITS, *(one.name for one in passed)]
+        rounds = [number for number in range(self.rounds) if all(journal.has(number, name) for name in names)]
+        if not rounds:
+            if not (journal.has(0, LIMITS) and journal.has(0, REFERENCE)):
+                return None
+            rounds = [0]
+            reasons |= {one.name: TIME_IS_UP for one in passed if not journal.has(0, one.name)}
+            passed = [one for one in passed if reasons[one.name] is None]
+        rates = [validated(journal.round(number, LIMITS), dict[str, float], LIMITS, OptionError) for number in rounds]
+        timed = {
+            one.name: [validated(journal.round(number, one.name), Round, one.name, OptionError) for number in rounds]
+            for one in passed
+        }
+        limits = {name: Figure.of(one[name] for one in rates) for name in rates[0]}
+        reference = _seconds(timed[REFERENCE], SEGMENT)
+        checks = {one.name: self._checked(journal, one) for one in passed}
+        return BenchResult(
+            when=now(),
+            environment=here,
             frame=self.size,
-            network=asdict(shape),
+            network=asdict(self.checkpoint.shape),
             reference=REFERENCE,
             contenders=tuple(
-                summary.measured(one, [each.contenders[one.contender.name] for each in rounds]) for one in known.passed
+                self._measured(one, checked, timed[one.name], reference, limits, here.get("gpu", "cpu"))
+                for one in passed
+                if (checked := checks[one.name])
             ),
-            left_out=tuple(known.left_out),
-            limits=tuple(Limit(name, unit, limits[name]) for name, unit in units.items()),
-            environment=about,
+            left_out=tuple(LeftOut(one.name, one.title, why) for one in self.chosen if (why := reasons[one.name])),
+            limits=tuple(Limit(name, BYTES if name == COPY else FLOPS, rate) for name, rate in limits.items()),
             missing=tuple(journal.missing),
         )
 
+    def _measured(
+        self,
+        one: Contender,
+        checked: Checked,
+        rounds: Sequence[Round],
+        reference: Figure,
+        limits: dict[str, Figure],
+        device: str,
+    ) -> Measured:
+        """Return all that is stored of a contender."""
+        about, precision = checked.about, one.precision_on(self.device)
+        seconds = {way: _seconds(rounds, way) for way in rounds[0].seconds}
+        joules = [each.joules for each in rounds if each.joules is not None]
+        return Measured(
+            name=one.name,
+            title=one.title,
+            device=device,
+            precision=precision,
+            tile=about.tile,
+            tiles=about.tiles,
+            flops=about.flops,
+            pixels_off=checked.pixels_off,
+            checked=about.checked,
+            seconds=seconds,
+            speedup=reference / seconds[SEGMENT],
+            latencies=tuple(seconds for each in rounds for seconds in each.seconds[SEGMENT]),
+            phases={name: statistics.median(each.phases[name] for each in rounds) for name in rounds[0].phases},
+            limit=product_of(precision),
+            share=about.flops / seconds[SEGMENT] / limits[product_of(precision)],
+            host_memory=max((each.host_memory for each in rounds if each.host_memory is not None), default=None),
+            device_memory=max((each.device_memory for each in rounds if each.device_memory is not None), default=None),
+            joules=Figure.of(joules) if joules else None,
+            engine=about.engine,
+        )
 
-@dataclass(frozen=True)
-class _Rounds:
-    """One round: the machine's rates, if they were measured, and what each contender's process measured."""
 
-    limits: dict[str, float] | None
-    contenders: dict[str, Round]
+class _Checks:
+    """Compares labels with those of one FP32 pass over the whole frame."""
 
-    def is_complete(self, passed: Sequence[Checked]) -> bool:
-        """Tell whether nothing of it is missing."""
-        return self.limits is not None and all(one.contender.name in self.contenders for one in passed)
+    def __init__(self, job: BenchJob, checkpoint: Checkpoint, frame: NDArray[Any]) -> None:
+        self._job, self._checkpoint, self._frame = job, checkpoint, frame
+
+    @cached_property
+    def _truth(self) -> NDArray[np.float32]:
+        return whole_frame_scores(self._checkpoint, self._frame)
+
+    def of(self, contender: Contender) -> Checked:
+        """Check a contender.
+
+        Raises
+        ------
+        ParityError
+            Its labels are another network's.
+        InferenceError
+            It cannot be loaded, or failed.
+        """
+        if reason := contender.why_not(self._job.device):
+            raise InferenceError(reason)
+        about, labels = _in_process(check, contender, self._job)
+        if about.right_within is not None:
+            height, width = about.right_within
+            wrong = wrong_pixels(labels[:height, :width], self._truth[:, :height, :width])
+            if wrong > self._most(contender):
+                raise ParityError(
+                    f"{wrong:.2%} of the labels of {contender.title} are not those of one FP32 pass over the frame: "
+                    "nothing is timed"
+                )
+        return Checked(about, wrong_pixels(labels, self._truth))
+
+    def _most(self, contender: Contender) -> float:
+        """Return the share of labels that may be wrong; on a GPU torch's FP32 is TF32 by default."""
+        exact = self._job.device == "cpu" and contender.precision_on("cpu") == "fp32"
+        return 0.0 if exact else MOST_WRONG
 
 
-@dataclass(frozen=True)
-class _Known:
-    """What is known of a run so far."""
+def _in_process(work: Callable[[Contender, BenchJob], T], contender: Contender, job: BenchJob) -> T:
+    """Work on a contender in a fresh process; raises InferenceError, with its title, where it fails."""
+    try:
+        return fresh(work, contender, job)
+    except UnetrtError as error:
+        raise InferenceError(f"{contender.title}: {error}") from error
 
-    passed: list[Checked]
-    left_out: list[LeftOut]
-    rounds: list[_Rounds]
 
-    def counted(self) -> "_Known | None":
-        """Return what figures are made of: the complete rounds, or what there is of the first; None without either."""
-        if complete := [one for one in self.rounds if one.is_complete(self.passed)]:
-            return _Known(self.passed, self.left_out, complete)
-        first = self.rounds[0]
-        if first.limits is None or REFERENCE not in first.contenders:
-            return None
-        timed = [one for one in self.passed if one.contender.name in first.contenders]
-        missing = [one.contender for one in self.passed if one not in timed]
-        left_out = [LeftOut(one.name, one.title, TIME_IS_UP) for one in missing]
-        return _Known(timed, [*self.left_out, *left_out], [first])
+def _stored(contender: Contender, step: Callable[[Contender], Any]) -> dict[str, Any]:
+    """Return a step's result as JSON, or why it failed; what makes the whole run worthless is raised."""
+    try:
+        return asdict(step(contender))
+    except UnetrtError as error:
+        if contender.name == REFERENCE or (contender.backend and isinstance(error, ParityError)):
+            raise
+        return {REASON: str(error)}
 
 
 def _check(contender: Contender) -> str:
-    """Return what the check of a contender is called in a journal."""
+    """Return the name of a contender's check among the steps."""
     return f"check: {contender.name}"
 
 
-def _of_round(number: int, name: str) -> str:
-    """Return what a contender, or the machine's limits, is called in a journal, in the round of a number from 0."""
-    return f"round {number + 1}: {name}"
-
-
-def _apart(measure: Callable[[], dict[str, float]]) -> dict[str, float]:
-    """Return what a function returns in a process of its own; raises InferenceError where it fails."""
-    try:
-        return fresh(measure)
-    except (RuntimeError, MemoryError) as error:  # torch's, and that of a process that died
-        raise InferenceError(f"the machine's limits could not be measured: {error}") from error
-
-
-def _precisions(passed: list[Contender], device: Device) -> tuple[Precision, ...]:
-    return tuple(dict.fromkeys(one.precision_on(device) for one in passed))
+def _seconds(rounds: Sequence[Round], way: str) -> Figure:
+    """Return the figure of a section: the median of its runs in each round."""
+    return Figure.of(statistics.median(each.seconds[way]) for each in rounds)

@@ -1,62 +1,79 @@
-"""One case of the GPU benchmark: frames of a size and a kind of input, through all contenders in the same rounds."""
+"""The runtime's speed on a GPU, against its goals: what `unetrt bench --goals` measures.
 
-from collections import defaultdict
+A case is a size of frames and a kind of input. All its contenders take turns round by round: unetrt with each number
+of lanes (`Ours`), torch eager and compiled, and a dense product as the yardstick. Each is alone on the device while it
+runs. Exported models and compiled networks are shared between cases of one tile (`GoalsBench`).
+"""
+
+import gc
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property, partial
 from pathlib import Path
 from statistics import median
+from tempfile import TemporaryDirectory
 from typing import Any
 
+import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from unetrt.benchmarks.checks import MOST_WRONG
-from unetrt.benchmarks.figure import Figure
-from unetrt.benchmarks.gpu_goals import BUSY, COMPILED, EAGER, MATMUL, useful_flops, verdicts
-from unetrt.benchmarks.gpu_ours import COUNTED, WARM_UP, Ours, stack_of
-from unetrt.benchmarks.networks import drawn_frame, write_model
-from unetrt.benchmarks.planned_tiles import PlannedTiles
-from unetrt.benchmarks.synchronised import timed
-from unetrt.benchmarks.usual_loop import UsualLoop
-from unetrt.export.exporter import Options, spec_for
+from unetrt.benchmarks.bench import MOST_WRONG
+from unetrt.benchmarks.environment import gpu_environment, gpu_state, require_gpu
+from unetrt.benchmarks.figures import Figure
+from unetrt.benchmarks.gpu_goals import BUSY, COMPILED, EAGER, MATMUL, frame_flops, rates, useful_flops, verdicts
+from unetrt.benchmarks.gpu_profile import profiled
+from unetrt.benchmarks.journal import REASON, Journal, Patience
+from unetrt.benchmarks.limits import Matmul, timed
+from unetrt.benchmarks.networks import drawn_frame, undecided, write_model
+from unetrt.benchmarks.ours import PHASES
+from unetrt.benchmarks.processes import summary
+from unetrt.benchmarks.torch_contenders import PlannedTiles, UsualLoop
+from unetrt.export.exporter import Options
 from unetrt.runtime.errors import BackendUnavailableError, OptionError, OutOfMemoryError, ParityError, UnetrtError
 from unetrt.runtime.geometry.planner import Budget, best_tile
+from unetrt.runtime.geometry.unet_shape import UNetShape
 from unetrt.runtime.model.spec import InputType, ModelSpec
 from unetrt.runtime.segment.segmenter import Segmenter
 from unetrt.runtime.sessions import Session, open_session
+from unetrt.runtime.timings import Timings
 from unetrt.trainer.checkpoint import Checkpoint
-from unetrt.trainer.torch_session import TorchSession
-from unetrt.trainer.validation import wrong_pixels
+from unetrt.trainer.validation import whole_frame_scores, wrong_pixels
 
+KIND, SCHEMA = "unetrt bench --goals", 2
 LOOP, COMPILED_TILES, ALONE, PRODUCT = "eager", "compiled", "compiled, pass alone", "matmul"
 # In the order in which they are tried.
 BACKENDS = ("tensorrt", "onnxruntime-cuda")
-# The eager loop takes this share of a stack: it is slow, and its frames are all alike to it.
+# Runs of a contender in each round: uncounted, then counted.
+WARM_UP, COUNTED = 1, 2
+# The eager loop segments this share of a stack: it is slow, and its time does not depend on the frames.
 FEWER = 8
-# Products that are timed together.
-PRODUCTS = 10
-# Letters of an error of torch's that are kept: a compiler says pages.
-QUOTED = 300
+# Single frames, for latencies: enough for a 99th percentile.
+LATENCIES = 100
+# Share of the free memory that the planner may fill; engines need some for themselves, torch for its contenders.
+FILLED = 0.4
+
+Show = Callable[[dict[str, Any]], None]
 
 
 @dataclass(frozen=True)
-class Case:
+class GoalCase:
     """What is measured together.
 
     Attributes
     ----------
     size
-        Height and width of the frames, in pixels; they are uint16.
+        Height and width of the uint16 frames, in pixels.
     input
-        What the network takes.
+        Data type of the network's input.
     lanes
-        Each number is measured.
+        Numbers of lanes, each of which is measured.
     batch
         Tiles in a pass.
     frames
-        In a stack.
+        Frames in a stack.
     """
 
     size: tuple[int, int]
@@ -71,6 +88,122 @@ class Case:
         return f"{self.size[0]} x {self.size[1]}, {self.input} input, batch {self.batch}"
 
 
+LARGE, SMALL = (2048, 2048), (1024, 1024)
+CASES = (
+    GoalCase(LARGE, "uint16", frames=16),
+    GoalCase(SMALL, "uint16", frames=48),
+    GoalCase(LARGE, "float32", frames=16),
+    GoalCase(SMALL, "float32", frames=48),
+    GoalCase(SMALL, "uint16", lanes=(2,), batch=4, frames=48),
+)
+
+
+@dataclass
+class Ours:
+    """A session with a number of lanes, which are open only while they are measured.
+
+    Attributes
+    ----------
+    session
+        The loaded model.
+    stack
+        Raw frames (N, H, W).
+    lanes
+        Number of lanes.
+    timings
+        Of each counted run of the stack.
+    latencies
+        Seconds of each frame that was segmented alone.
+    """
+
+    session: Session
+    stack: NDArray[Any]
+    lanes: int
+    timings: list[Timings] = field(default_factory=list)
+    latencies: list[float] = field(default_factory=list)
+
+    @property
+    def name(self) -> str:
+        """The contender's name."""
+        return f"unetrt, {self.lanes} {'lane' if self.lanes == 1 else 'lanes'}"
+
+    def open(self) -> Segmenter:
+        """Open the lanes; the Segmenter, as a context, closes them and frees their memory on the device."""
+        return Segmenter(self.session, lanes=self.lanes)
+
+    def labels(self, frame: NDArray[Any]) -> NDArray[np.uint8]:
+        """Return the labels of a frame (H, W), uint8."""
+        with self.open() as segmenter:
+            return segmenter.segment(frame).labels
+
+    def round(self, latencies: int = 0) -> float:
+        """Segment the stack, warmed up, and then single frames, as a camera delivers them.
+
+        Parameters
+        ----------
+        latencies
+            Number of single frames.
+
+        Returns
+        -------
+        Seconds of one frame of the stack, the median of the counted runs.
+        """
+        with self.open() as segmenter:
+            runs = [segmenter.segment(self.stack).timings for _ in range(WARM_UP + COUNTED)][WARM_UP:]
+            for number in range(latencies):
+                begin = time.perf_counter()
+                segmenter.segment(self.stack[number % len(self.stack)])
+                self.latencies.append(time.perf_counter() - begin)
+        self.timings += runs
+        return median(timings.total for timings in runs) / len(self.stack)
+
+    def kernels(self) -> dict[str, Any]:
+        """Return the profile (`profiled`) of one more run of the stack, as profiling would slow a timed one."""
+        with self.open() as segmenter:
+            segmenter.segment(self.stack)
+            return profiled(lambda: segmenter.segment(self.stack))
+
+    def phases(self) -> dict[str, float]:
+        """Return the median seconds of a frame in each phase; those in lanes overlap."""
+        return {
+            phase: median(getattr(timings, phase) / len(self.stack) for timings in self.timings) for phase in PHASES
+        }
+
+    def in_flight(self) -> float:
+        """Return the median share of time in which a pass is in flight, from a run's first pass to its last."""
+        return median(timings.in_flight / timings.span for timings in self.timings)
+
+    def to_dict(self, seconds: Figure, shape: UNetShape, matmul: float) -> dict[str, Any]:
+        """Return what JSON stores.
+
+        Parameters
+        ----------
+        seconds
+            Of one frame of the stack.
+        shape
+            The network.
+        matmul
+            Rate of the dense FP16 product in the same rounds, in FLOP/s.
+        """
+        spec, frame = self.session.spec, (self.stack.shape[-2], self.stack.shape[-1])
+        flops = frame_flops(spec, shape, frame)
+        passes = median(timings.in_flight / len(self.stack) for timings in self.timings)
+        p50, p99 = np.percentile(self.latencies, [50, 99]).tolist() if self.latencies else (None, None)
+        return {
+            "lanes": self.lanes,
+            "batch": spec.batch,
+            "tile": spec.tile,
+            "input": spec.input_dtype,
+            "seconds": asdict(seconds),
+            "per_second": rates(seconds, flops, frame),
+            "in_flight": self.in_flight(),
+            "matmul_share": flops / seconds.median / matmul,
+            "matmul_share_in_flight": flops / passes / matmul,
+            "phases": self.phases(),
+            "latency": {"p50": p50, "p99": p99, "frames": len(self.latencies)},
+        }
+
+
 @dataclass(frozen=True)
 class GoalsBench:
     """What all cases share: the network, and what was exported, compiled or computed of it before.
@@ -78,23 +211,23 @@ class GoalsBench:
     Attributes
     ----------
     checkpoint
-        The network, with a fixed normalisation: no contender spends its time on measuring grey values.
+        The network, with a fixed normalisation: no contender spends time on measuring grey values.
     device
         torch's.
     folder
-        Where the exported models lie; it outlives the cases.
+        For the exported models; it outlives the cases.
     rounds
-        Of all contenders in turn.
+        Rounds of all contenders in turn.
     latencies
         Frames that are segmented one by one.
     memory
-        Bytes that the planner may fill with the lanes that are open at once: those of one contender.
+        Bytes that the planner may fill with the lanes of one contender.
     backends
         In the order in which they are tried.
     compiled
         Whether torch.compile is used.
     side
-        Of the square matrices of the yardstick: large enough that a GPU computes at its full rate.
+        Side of the square matrices of the yardstick: large enough that a GPU reaches its full rate.
     """
 
     checkpoint: Checkpoint
@@ -107,14 +240,14 @@ class GoalsBench:
     compiled: bool = True
     side: int = 8192
     _tiles: dict[tuple[int, int], PlannedTiles] = field(default_factory=dict, init=False)
-    _truths: dict[tuple[int, int], NDArray[Any]] = field(default_factory=dict, init=False)
+    _truths: dict[tuple[int, ...], NDArray[Any]] = field(default_factory=dict, init=False)
 
     def __post_init__(self) -> None:
         for name in self.backends:
             if name not in BACKENDS and self.device.type == "cuda":
                 raise OptionError(f"{name} does not compute on a GPU: use {' or '.join(BACKENDS)}")
 
-    def measure(self, case: Case) -> dict[str, Any]:
+    def measure(self, case: GoalCase) -> dict[str, Any]:
         """Return all that JSON stores of a case.
 
         Raises
@@ -141,8 +274,8 @@ class GoalsBench:
                 **self._result(case, figures, [one for one in ours if one.name in figures]),
             }
 
-    def model(self, case: Case) -> Path:
-        """Return the exported file of a case; of cases with the same tile, batch and input it is one file."""
+    def model(self, case: GoalCase) -> Path:
+        """Return the exported file of a case; cases with the same tile, batch and input share it."""
         budget = Budget(self.memory, case.batch, max(case.lanes), itemsize=2)
         height, width = best_tile([case.size], self.checkpoint.shape, budget).tile
         path = self.folder / f"{height}x{width}-{case.batch}-{case.input}.onnx"
@@ -151,19 +284,14 @@ class GoalsBench:
         return path
 
     def truth(self, frame: NDArray[Any]) -> NDArray[Any]:
-        """Return the scores (classes, H, W) of one FP32 pass over a drawn frame (H, W); made once for each size."""
-        height, width = frame.shape
-        if (height, width) not in self._truths:
-            geometry = self.checkpoint.shape.geometry
-            whole = spec_for(self.checkpoint, Options((geometry.side_for(height), geometry.side_for(width))))
-            exactly = torch.backends.cudnn.flags(enabled=True, allow_tf32=False)
-            with exactly, TorchSession(self.checkpoint.network().to(self.device), whole) as session:
-                self._truths[height, width] = Segmenter(session, lanes=1).scores(frame)
+        """Return the scores (classes, H, W) of one FP32 pass over a drawn frame (H, W); computed once for each size."""
+        if frame.shape not in self._truths:
+            self._truths[frame.shape] = whole_frame_scores(self.checkpoint, frame, self.device)
             self.settle()
-        return self._truths[height, width]
+        return self._truths[frame.shape]
 
     def settle(self) -> None:
-        """Give the memory that torch keeps for later back to the device: engines take theirs past torch."""
+        """Return the memory that torch caches to the device: engines allocate theirs outside of torch."""
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
 
@@ -183,20 +311,31 @@ class GoalsBench:
         A contender that fails, of torch or for lack of memory, is left out with the reason.
         """
         stack, spec = ours[0].stack, ours[0].session.spec
-        values: dict[str, list[float]] = defaultdict(list)
-        for number in range(self.rounds):
-            latencies = self.latencies if number == self.rounds - 1 else 0
-            values[PRODUCT].append(_round_of(self._product))
-            runs: dict[str, Callable[[], float]] = self._torch(spec, stack)
-            runs |= {one.name: partial(one.round, latencies) for one in ours}
-            for name, run in runs.items():
-                if name not in left_out:
-                    with _left_out(name, left_out):
-                        values[name].append(run())
-                self.settle()
-        if not any(one.name not in left_out for one in ours):
+        runs = self._torch(spec, stack)
+        runs |= {one.name: partial(self._round, one) for one in ours if one.name not in left_out}
+        steps: dict[str, Callable[[], Any]] = {PRODUCT: lambda: _round_of(self._product)}
+        steps |= {name: partial(self._attempted, name, run) for name, run in runs.items()}
+        journal = Journal()
+        journal.take_turns(self.rounds, steps)
+        left_out |= {name: reason for name in runs if (reason := journal.reason(name)) is not None}
+        if all(one.name in left_out for one in ours):
             raise OutOfMemoryError("; ".join(left_out.values()))
-        return {name: Figure.of(rounds) for name, rounds in values.items() if name not in left_out}
+        return {name: Figure.of(journal.rounds(name)) for name in steps if name not in left_out}
+
+    def _round(self, one: Ours) -> float:
+        """Return the seconds of one frame in a round of ours; the last round measures latencies too."""
+        is_last = len(one.timings) == COUNTED * (self.rounds - 1)
+        return one.round(self.latencies if is_last else 0)
+
+    def _attempted(self, name: str, run: Callable[[], float]) -> float | dict[str, str]:
+        """Return the seconds of a run, or why the contender fails."""
+        reasons: dict[str, str] = {}
+        try:
+            with _left_out(name, reasons):
+                return run()
+        finally:
+            self.settle()
+        return {REASON: reasons[name]}
 
     def _torch(self, spec: ModelSpec, stack: NDArray[Any]) -> dict[str, Callable[[], float]]:
         """Return a round of each of torch's contenders: it returns the seconds of one frame of (N, H, W)."""
@@ -212,7 +351,7 @@ class GoalsBench:
         return UsualLoop(self.checkpoint.network().to(self.device), self.checkpoint.normalisation)
 
     @cached_property
-    def _product(self) -> "Matmul":
+    def _product(self) -> Matmul:
         return Matmul(self.device, self.side)
 
     def _compiled(self, spec: ModelSpec) -> PlannedTiles:
@@ -223,13 +362,13 @@ class GoalsBench:
             self._tiles[spec.tile] = PlannedTiles(net, fed, torch.float16, compiled=self.compiled)
         return self._tiles[spec.tile]
 
-    def _result(self, case: Case, figures: Mapping[str, Figure], ours: list[Ours]) -> dict[str, Any]:
-        """Return the figures, and the goals held against the fastest of ours."""
+    def _result(self, case: GoalCase, figures: Mapping[str, Figure], ours: list[Ours]) -> dict[str, Any]:
+        """Return the figures, and the verdicts on the goals of the fastest of ours."""
         shape, rate = self.checkpoint.shape, self._product.flops / figures[PRODUCT].median
-        told = {one.name: one.to_dict(figures[one.name], shape, rate) for one in ours}
+        found = {one.name: one.to_dict(figures[one.name], shape, rate) for one in ours}
         best = min(ours, key=lambda one: figures[one.name].median)
         kernels = best.kernels()
-        reached = {BUSY: kernels["busy"], MATMUL: told[best.name]["matmul_share"]}
+        reached = {BUSY: kernels["busy"], MATMUL: found[best.name]["matmul_share"]}
         for goal, other in ((EAGER, LOOP), (COMPILED, COMPILED_TILES)):
             reached[goal] = (figures[other] / figures[best.name]).median if other in figures else None
         return {
@@ -237,7 +376,7 @@ class GoalsBench:
             **asdict(case),
             "tile": best.session.spec.tile,
             "useful_flops": useful_flops(shape, case.size),
-            "unetrt": told,
+            "unetrt": found,
             "torch": {name: asdict(figures[name]) for name in (LOOP, COMPILED_TILES, ALONE) if name in figures},
             "matmul_teraflops": asdict(self._product.flops / 1e12 / figures[PRODUCT]),
             "fastest": best.name,
@@ -246,42 +385,14 @@ class GoalsBench:
         }
 
 
-class Matmul:
-    """A dense product of random FP16 matrices, as fast as torch's library does it.
-
-    Parameters
-    ----------
-    device
-        Where.
-    side
-        Rows and columns.
-    """
-
-    def __init__(self, device: torch.device, side: int) -> None:
-        generator = torch.Generator(device).manual_seed(0)
-        self._a, self._b = (
-            torch.randn(side, side, generator=generator, device=device, dtype=torch.float16) for _ in range(2)
-        )
-        self.flops = 2 * side**3
-
-    def __call__(self) -> float:
-        """Return the seconds of one product."""
-
-        def products() -> None:
-            for _ in range(PRODUCTS):
-                self._a @ self._b
-
-        return timed(products, self._a.device) / PRODUCTS
-
-
 def per_frame(segment: Callable[[NDArray[Any]], object], frames: NDArray[Any], device: torch.device) -> float:
-    """Return the seconds that a contender takes for one of the frames (N, H, W)."""
+    """Return a contender's seconds for one of the frames (N, H, W)."""
 
-    def all_of_them() -> None:
+    def segment_all() -> None:
         for frame in frames:
             segment(frame)
 
-    return timed(all_of_them, device) / len(frames)
+    return timed(segment_all, device) / len(frames)
 
 
 def first_session(model: Path, backends: Sequence[str] = BACKENDS) -> tuple[Session, dict[str, str]]:
@@ -307,12 +418,17 @@ def require_right(name: str, labels: NDArray[Any], truth: NDArray[Any]) -> float
     Raises
     ------
     ParityError
-        They are more than `MOST_WRONG`.
+        It is above `MOST_WRONG`.
     """
     wrong = wrong_pixels(labels, truth)
     if wrong > MOST_WRONG:
         raise ParityError(f"{wrong:.2%} of the labels of {name} are not those of one FP32 pass over the frame")
     return wrong
+
+
+def stack_of(frame: NDArray[Any], count: int) -> NDArray[Any]:
+    """Return a stack (count, H, W) of a frame (H, W) shifted sideways, so that no two are the same."""
+    return np.stack([np.roll(frame, 37 * number, axis=1) for number in range(count)])
 
 
 def _proven(session: Session) -> Session:
@@ -330,7 +446,7 @@ def _proven(session: Session) -> Session:
 
 @contextmanager
 def _left_out(name: str, reasons: dict[str, str]) -> Iterator[None]:
-    """Note why a contender fails inside: torch's own errors, and lack of memory; anything else of ours is raised."""
+    """Note why a contender fails inside: torch's errors, and lack of memory; other errors of ours are raised."""
     try:
         yield
     except OutOfMemoryError as error:
@@ -338,9 +454,105 @@ def _left_out(name: str, reasons: dict[str, str]) -> Iterator[None]:
     except RuntimeError as error:
         if isinstance(error, UnetrtError):
             raise
-        reasons[name] = f"{type(error).__name__}: {' '.join(str(error).split())[:QUOTED]}"
+        reasons[name] = summary(error)
 
 
 def _round_of(run: Callable[[], float]) -> float:
     """Return the median seconds of the counted runs of a round."""
     return median([run() for _ in range(WARM_UP + COUNTED)][WARM_UP:])
+
+
+def goals(
+    base: int,
+    depth: int,
+    rounds: int,
+    backends: Sequence[str],
+    show: Show,
+    cases: Sequence[GoalCase] = CASES,
+    **kept: Any,
+) -> dict[str, Any]:
+    """Return what JSON stores of all cases on the GPU, shown one by one.
+
+    Parameters
+    ----------
+    base, depth, rounds
+        Of the network; of all contenders in turn.
+    backends
+        Engines in the order in which they are tried; all of them if empty.
+    show
+        Called with each case.
+    cases
+        What is measured.
+    kept
+        `path` and `patience` of `measured`.
+
+    Raises
+    ------
+    BackendUnavailableError
+        torch finds no GPU.
+    OptionError
+        An engine does not compute on a GPU.
+    """
+    device = require_gpu()
+    free, _ = torch.cuda.mem_get_info(device)
+    with TemporaryDirectory(prefix="unetrt-bench-") as folder:
+        network = undecided(base, depth, fixed=True)
+        filled = int(FILLED * free)
+        bench = GoalsBench(network, device, Path(folder), rounds, LATENCIES, filled, tuple(backends) or BACKENDS)
+        return measured(bench, cases, show, **kept)
+
+
+def measured(
+    bench: GoalsBench,
+    cases: Sequence[GoalCase],
+    show: Show,
+    path: Path | None = None,
+    patience: Patience | None = None,
+) -> dict[str, Any]:
+    """Return what JSON stores; a case that fails is named and the others run.
+
+    Parameters
+    ----------
+    bench, cases, show
+        What is measured, and the callback for each case.
+    path
+        File of the journal, which a later run can resume; None for none.
+    patience
+        Time limit, and whether to resume; stored failures are tried again.
+    """
+    environment = gpu_environment(bench.device) if bench.device.type == "cuda" else {}
+    about = {
+        "network": asdict(bench.checkpoint.shape),
+        **{name: environment.get(name) for name in ("gpu", "capability", "versions")},
+        "rounds": bench.rounds,
+        "backends": bench.backends,
+        "cases": [asdict(case) for case in cases],
+    }
+    fixed = {"kind": KIND, "schema": SCHEMA, "environment": environment}
+    journal = Journal(path, about, patience, lambda journal: {**fixed, "failed": _failures(journal.results)})
+    for name in _failures(journal.results):
+        del journal.results[name]
+    for case in cases:
+        result = journal.take(case.name, partial(_attempted, bench, case))
+        if result and "failed" not in result:
+            show(result)
+    return journal.to_dict()
+
+
+def _failures(results: dict[str, Any]) -> dict[str, str]:
+    """Return why cases could not be measured, by their names."""
+    return {name: case["failed"] for name, case in results.items() if "failed" in case}
+
+
+def _attempted(bench: GoalsBench, case: GoalCase) -> dict[str, Any]:
+    """Return a case's figures with the device's state before and after, or why it failed."""
+    cuda = bench.device.type == "cuda"
+    before = gpu_state(bench.device) if cuda else {}
+    try:
+        result = bench.measure(case)
+    except (UnetrtError, RuntimeError) as error:  # RuntimeError: torch's own, out of memory among them
+        return {"failed": f"{type(error).__name__}: {error}", "states": [before]}
+    finally:
+        gc.collect()  # what a failed case held
+        bench.settle()
+    return {**result, "states": [before, gpu_state(bench.device) if cuda else {}]}

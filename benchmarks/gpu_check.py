@@ -1,12 +1,11 @@
-"""The check of a GPU, in steps: each in a process of its own with its own limit, each result on disk at once.
+"""The check of a GPU, in steps: each in a separate process with a time limit, each result on disk at once.
 
     python -m unetrt.benchmarks.gpu_check --seconds 265 facts ptx calls copies torch
 
 Run it in the root of a clone, as some steps are tests of `tests/gpu`. A step leaves `STEP.json` (exit status, seconds,
-what it measured) and `STEP.log` (all its output) in the folder of results. A step that reaches its limit is ended, and
-the next one runs; what it has measured by then is kept, in `STEP-figures.json` too, from which `--resume` goes on.
-With `--dry` everything runs without a GPU, on small data: what a step would do there is shown to work before a GPU's
-time is spent on it.
+measurements) and `STEP.log` (all its output) in the folder of results. A step that reaches its limit is killed, and the
+next one runs; its measurements so far are kept, in `STEP-figures.json` too, from which `--resume` continues. With
+`--dry` everything runs without a GPU, on small data, which shows that the steps work before a GPU's time is spent.
 """
 
 import ctypes
@@ -28,24 +27,25 @@ import click
 from filelock import FileLock, Timeout
 
 from unetrt.benchmarks.journal import Patience
-from unetrt.benchmarks.one_line import OneLine
+from unetrt.benchmarks.terminal import OneLine
 from unetrt.runtime.errors import InferenceError, OptionError, OutputError
 from unetrt.runtime.files.atomic import cache_folder, whole_file, writable_folder
+from unetrt.runtime.files.records import parse, to_json, validated
 
 SCHEMA = 1
 RESULTS = Path("benchmarks", "results", "gpu-check")
 TESTS = Path("tests", "gpu")
-# A line of a step that begins so is data; the rest is for people.
+# Prefix of a step's lines that hold data.
 DATA = "JSON "
-# Set for steps that are to run without a GPU, and the folder where they may leave files.
+# Environment variables: set for a dry run; the folder where steps may leave files.
 DRY, FOLDER = "UNETRT_CHECK_DRY", "UNETRT_CHECK_FOLDER"
-# Seconds of every step in a dry run: it shows that things work, on machines of any speed.
+# Limit in seconds of every step in a dry run, on machines of any speed.
 DRY_LIMIT = 600.0
-# A step is not begun with fewer seconds left.
+# A step does not start with fewer seconds left.
 LEAST = 5.0
 # Characters of the log of a failed step that are shown.
 SHOWN = 1500
-# A warning of a library's other version is no reason to lose a step.
+# Warnings are not errors here: another version of a library may warn.
 PYTEST = ("-m", "pytest", "-p", "no:cacheprovider", "-o", "timeout=60", "-W", "default", "-m", "gpu", "-q", "-ra")
 
 
@@ -56,13 +56,13 @@ class Step:
     Attributes
     ----------
     name
-        What the user writes.
+        Name on the command line.
     limit
-        Seconds after which it is ended.
+        Seconds after which it is killed.
     shows
-        What it shows, in a few words.
+        What it checks, in a few words.
     tests
-        Files of tests, and pytest's expression that chooses among their tests; None for a function of `gpu_steps`.
+        Test files, and pytest's `-k` expression that selects among their tests; None for a function of `gpu_steps`.
     """
 
     name: str
@@ -72,14 +72,14 @@ class Step:
 
     @property
     def command(self) -> list[str]:
-        """The words to run."""
+        """The command line."""
         if self.tests is None:
             return [sys.executable, "-m", "unetrt.benchmarks.gpu_steps", self.name]
         files, chosen = self.tests
         return [sys.executable, *PYTEST, "--tb=short", *files.split(), "-k", chosen]
 
 
-# What of tests/gpu a step takes.
+# The tests of tests/gpu that each step selects.
 _COPIES = "(copies and not ten_thousand and not pycuda) or does_not_fit or take_turns or memory_ran_out or machine_is"
 _EXACT = "tests/gpu/test_parity.py tests/gpu/test_exactness.py"
 _OPTIONS, _MEMORY = "tests/gpu/test_onnxruntime_options.py", "tests/gpu/test_memory.py tests/gpu/test_wrong_engines.py"
@@ -89,7 +89,7 @@ _TENSORRT = (
     "(tensorrt or test_engines or test_wrong_engines or test_runtime_cache or rtx or share_their_weights) "
     "and not onnxruntime and not pycuda and not ten_thousand"
 )
-# In this order: what needs no engine, ONNX Runtime, TensorRT, what TensorRT for RTX says, and what takes long.
+# In this order: without an engine, ONNX Runtime, TensorRT, TensorRT for RTX, and the longest.
 STEPS = (
     Step("facts", 30, "driver, libraries, versions, which backends are usable"),
     Step("ptx", 40, "the kernels load on this driver and cut as numpy does; rates of cutting and copies"),
@@ -118,22 +118,22 @@ NAMES = tuple(step.name for step in STEPS)
 
 @dataclass(frozen=True)
 class StepOutcome:
-    """What came of a step.
+    """The outcome of a step.
 
     Attributes
     ----------
     step, command
-        What ran, without the interpreter.
+        Name of the step, and its command line without the interpreter.
     dry
-        Whether it was to run without a GPU.
+        Whether it ran without a GPU.
     status
-        Its exit status; None where it was ended at its limit.
+        Its exit status; None where it was killed at its limit.
     seconds
-        How long it took.
+        Its duration.
     data
-        What it measured.
+        Its measurements.
     skipped
-        Whether all its tests were skipped: nothing was shown.
+        Whether all its tests were skipped, so that nothing was checked.
     """
 
     step: str
@@ -152,7 +152,7 @@ class StepOutcome:
 
 
 def run(steps: Sequence[Step], folder: Path, patience: Patience, dry: bool) -> list[StepOutcome]:
-    """Run steps one after another, and return the outcomes of those that were begun or are known.
+    """Run steps one after another, and return the outcomes of those that started or are stored.
 
     Parameters
     ----------
@@ -161,8 +161,8 @@ def run(steps: Sequence[Step], folder: Path, patience: Patience, dry: bool) -> l
     folder
         For the results.
     patience
-        No step starts when it is over, and the one that runs then is ended. If it says so, steps that have passed are
-        not run again, and others go on from their figures; else they start anew.
+        Time limit, at which the running step is killed. With `resume`, steps that have passed are not run again, and
+        others continue from their figures; otherwise all start anew.
     dry
         Whether to run without a GPU.
 
@@ -178,7 +178,7 @@ def run(steps: Sequence[Step], folder: Path, patience: Patience, dry: bool) -> l
 
 @contextmanager
 def _alone(folder: Path) -> Iterator[None]:
-    """Keep a second check from writing to the same folder; raises OptionError where one does."""
+    """Lock the folder against a second check; raises OptionError where one runs."""
     lock = FileLock(folder / ".lock", timeout=0)
     try:
         lock.acquire()
@@ -202,7 +202,7 @@ def _outcomes(steps: Sequence[Step], folder: Path, patience: Patience, dry: bool
                 figures_path(folder, step.name, dry).unlink(missing_ok=True)
             known = _outcome(step, folder, limit, dry)
             with whole_file(folder / f"{step.name}.json") as temporary:
-                temporary.write_text(json.dumps({"schema": SCHEMA, **asdict(known)}, indent=1) + "\n", encoding="utf-8")
+                temporary.write_text(to_json({"schema": SCHEMA, **asdict(known)}, indent=1) + "\n", encoding="utf-8")
         click.echo(str(known))
         if known.status != 0:
             click.echo((folder / f"{step.name}.log").read_text(encoding="utf-8", errors="replace")[-SHOWN:])
@@ -210,7 +210,7 @@ def _outcomes(steps: Sequence[Step], folder: Path, patience: Patience, dry: bool
 
 
 def figures_path(folder: Path, step: str, dry: bool) -> Path:
-    """Return where a step stores its figures one by one."""
+    """Return the file in which a step stores its figures one by one."""
     return folder / f"{step}-figures{'-dry' if dry else ''}.json"
 
 
@@ -219,23 +219,20 @@ def _known(path: Path, dry: bool) -> StepOutcome | None:
     if not path.exists():
         return None
     try:
-        stored = json.loads(path.read_text(encoding="utf-8"))
-        if stored.pop("schema") != SCHEMA or stored["step"] != path.stem:
-            raise ValueError
-        known = StepOutcome(**stored)
-        of_types = (known.status is None or type(known.status) is int) and type(known.seconds) in (int, float)
-        if not (of_types and isinstance(known.data, list)):
-            raise TypeError
-    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+        stored = parse(path.read_bytes(), str(path), OptionError)
+        known = validated(stored, StepOutcome, str(path), OptionError, unknown=True)
+        if (stored.get("schema"), known.step) != (SCHEMA, path.stem):
+            raise OptionError(f"{path} is of schema {stored.get('schema')} and step {known.step}")
+    except (OSError, OptionError) as error:
         raise OptionError(f"{path} holds no outcome of step {path.stem}: remove it, or leave --resume out") from error
-    shown = known.status == 0 and known.dry == dry and (dry or not known.skipped)
-    return known if shown else None
+    passed = known.status == 0 and known.dry == dry and (dry or not known.skipped)
+    return known if passed else None
 
 
 def _outcome(step: Step, folder: Path, limit: float, dry: bool) -> StepOutcome:
-    """Run a step, and return what came of it."""
+    """Run a step, and return its outcome."""
     begin, log = time.monotonic(), folder / f"{step.name}.log"
-    # Its own folder for temporary files, as a step that is ended does not remove what it made.
+    # A separate folder for temporary files, as a killed step does not remove its own.
     with _new(log) as file, TemporaryDirectory(prefix="unetrt-check-", ignore_cleanup_errors=True) as temporary:
         status = _status(step.command, file, limit, _environment(folder, dry) | {"TMPDIR": temporary})
     said = log.read_text(encoding="utf-8", errors="replace")
@@ -253,14 +250,14 @@ def _new(log: Path) -> Any:
 
 
 def _environment(folder: Path, dry: bool) -> dict[str, str]:
-    # What torch compiles lies among temporary files by default: kept, so that no step compiles what one before it has.
+    # torch caches compiled kernels among temporary files by default; kept here, so that steps share them.
     compiled = {"TORCHINDUCTOR_CACHE_DIR": str(cache_folder("inductor"))}
     variables = compiled | os.environ | {FOLDER: str(folder.absolute()), "PYTHONUNBUFFERED": "1"}
     return variables | {DRY: "1", "CUDA_VISIBLE_DEVICES": ""} if dry else variables
 
 
 def _status(command: list[str], log: Any, limit: float, environment: dict[str, str]) -> int | None:
-    """Return the exit status of a command; None where it had to be ended, with all processes that it started."""
+    """Return the exit status of a command; None where it was killed, with all processes that it started."""
     group: dict[str, Any] = {}
     if os.name == "posix":
         group = {"start_new_session": True, "preexec_fn": _end_with_parent if sys.platform == "linux" else None}
@@ -282,12 +279,12 @@ def _end(process: "subprocess.Popen[bytes]") -> None:
 
 
 def _end_with_parent() -> None:
-    """Ask Linux to end this process when its parent is killed: nobody else would (prctl(2), PR_SET_PDEATHSIG)."""
+    """Let Linux kill this process when its parent dies (prctl(2), PR_SET_PDEATHSIG)."""
     ctypes.CDLL(None).prctl(1, signal.SIGKILL)
 
 
 def _data(said: str) -> list[Any]:
-    """Return what a step measured; a line that was cut off is left out."""
+    """Return the measurements in a log; a line that was cut off is left out."""
     found = []
     for line in said.splitlines():
         if line.startswith(DATA):
@@ -300,10 +297,10 @@ def _data(said: str) -> list[Any]:
 
 @click.command(cls=OneLine)
 @click.argument("steps", nargs=-1, metavar="[STEP]...")
-@click.option("--seconds", type=float, help="Start no step after this time, and end the one that runs then.")
+@click.option("--seconds", type=float, help="Start no step after this time, and kill the running one.")
 @click.option("--out", type=click.Path(path_type=Path), default=RESULTS, show_default=True, help="Folder for results.")
-@click.option("--resume", is_flag=True, help="Leave out the steps that have passed, go on from figures of others.")
-@click.option("--dry", is_flag=True, help="Run without a GPU, on small data: shows that the steps work.")
+@click.option("--resume", is_flag=True, help="Skip steps that have passed, and continue from the figures of others.")
+@click.option("--dry", is_flag=True, help="Run without a GPU, on small data, to show that the steps work.")
 @click.option("--list", "listed", is_flag=True, help="List the steps.")
 def command(steps: tuple[str, ...], seconds: float | None, out: Path, resume: bool, dry: bool, listed: bool) -> None:
     """Check a GPU in steps, all of them by default; each leaves STEP.json and STEP.log."""
@@ -316,7 +313,7 @@ def command(steps: tuple[str, ...], seconds: float | None, out: Path, resume: bo
         meant = f"; did you mean {near[0]}?" if near else ""
         raise OptionError(f"there is no step {unknown[0]!r}: the steps are {', '.join(NAMES)}{meant}")
     if out == Path():
-        raise OptionError("the root of the clone is no place for results: name a folder with --out")
+        raise OptionError("the root of the clone cannot hold the results: name a folder with --out")
     if not TESTS.is_dir():
         raise OptionError(f"there is no {TESTS} here: run this in the root of a clone of unetrt")
     for number in (getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)):

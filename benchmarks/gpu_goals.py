@@ -1,4 +1,4 @@
-"""What a GPU's figures are held against, how they follow from what was measured, and how they are shown.
+"""The goals of a GPU's figures, how these follow from the measurements, and how they are shown.
 
 Nothing here needs a GPU.
 """
@@ -7,12 +7,12 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from unetrt.benchmarks.figure import Figure
+from unetrt.benchmarks.figures import Figure
 from unetrt.runtime.geometry.plan import TilePlan
 from unetrt.runtime.geometry.unet_shape import UNetShape
 from unetrt.runtime.model.spec import ModelSpec
 
-# Phases by the GPU's clock; they overlap with the others, which are by the host's, one after another.
+# Phases by the GPU's clock; they overlap with the others, which follow one another on the host's clock.
 ON_GPU = ("upload", "compute", "download")
 # Kernels that are shown where a goal is missed, and characters of their names.
 LONGEST, NAME = 8, 60
@@ -20,14 +20,14 @@ LONGEST, NAME = 8, 60
 
 @dataclass(frozen=True)
 class Goal:
-    """A figure that was set as a goal.
+    """A value to reach.
 
     Attributes
     ----------
     name
-        What is measured.
+        The measured quantity.
     least
-        What reaches it.
+        The least value that reaches it.
     unit
         `%` for shares, `x` for ratios.
     """
@@ -49,15 +49,15 @@ GOALS = (BUSY, MATMUL, EAGER, COMPILED)
 
 
 @dataclass(frozen=True)
-class Verdict:
-    """A goal, and what was reached.
+class GoalVerdict:
+    """A goal, and the measured value.
 
     Attributes
     ----------
     goal
-        What was to be reached.
+        The value to reach.
     value
-        What was; None where it was not measured.
+        The value reached; None where it was not measured.
     """
 
     goal: Goal
@@ -65,7 +65,7 @@ class Verdict:
 
     @property
     def met(self) -> bool:
-        """Whether it was reached; not where it was not measured."""
+        """Whether the goal is reached; False where it was not measured."""
         return self.value is not None and self.value >= self.goal.least
 
     def __str__(self) -> str:
@@ -80,32 +80,32 @@ class Verdict:
         return {"goal": self.goal.name, "least": self.goal.least, "value": self.value, "met": self.met}
 
     @classmethod
-    def from_dict(cls, stored: Mapping[str, Any]) -> "Verdict":
+    def from_dict(cls, stored: Mapping[str, Any]) -> "GoalVerdict":
         """Return what `to_dict` gave."""
         (goal,) = (goal for goal in GOALS if goal.name == stored["goal"])
         return cls(goal, stored["value"])
 
 
-def verdicts(values: Mapping[Goal, float | None]) -> tuple[Verdict, ...]:
+def verdicts(values: Mapping[Goal, float | None]) -> tuple[GoalVerdict, ...]:
     """Return one verdict a goal, in order; goals without a value are not measured."""
-    return tuple(Verdict(goal, values.get(goal)) for goal in GOALS)
+    return tuple(GoalVerdict(goal, values.get(goal)) for goal in GOALS)
 
 
 def frame_flops(spec: ModelSpec, shape: UNetShape, frame: tuple[int, int]) -> int:
-    """Return the floating-point operations that the tiles of a frame (H, W) take, borders included.
+    """Return the floating-point operations of the tiles of a frame (H, W), borders included.
 
-    Two for each multiply-accumulate. Tiles that only fill a batch are left out: a batch holds tiles of several frames.
+    A multiply-accumulate counts as two. Padding of the last batch does not count: batches span frames.
     """
     return 2 * shape.macs(*spec.tile) * len(TilePlan(frame, spec.tile, spec.geometry, spec.border))
 
 
 def useful_flops(shape: UNetShape, frame: tuple[int, int]) -> float:
-    """Return what a frame (H, W) would take if there were no borders."""
+    """Return the floating-point operations of a frame (H, W) without tile borders."""
     return 2 * shape.macs_per_pixel() * frame[0] * frame[1]
 
 
 def rates(seconds: Figure, flops: int, frame: tuple[int, int]) -> dict[str, float]:
-    """Return what follows from the seconds of a frame (H, W) of so many operations: per second, of the median."""
+    """Return frames, Mpixel and TFLOP per second from the median seconds of a frame (H, W) and its operations."""
     return {
         "frames": 1 / seconds.median,
         "megapixels": frame[0] * frame[1] / seconds.median / 1e6,
@@ -132,21 +132,21 @@ def table(case: Mapping[str, Any]) -> Any:
 
 
 def lines(case: Mapping[str, Any]) -> Iterator[str]:
-    """Yield each goal with its figure, why something was not measured, and where the time goes if a goal is missed."""
-    told = [Verdict.from_dict(stored) for stored in case["verdicts"]]
-    yield from map(str, told)
+    """Yield each goal with its value, why something was not measured, and phases and kernels if a goal is missed."""
+    goals = [GoalVerdict.from_dict(stored) for stored in case["verdicts"]]
+    yield from map(str, goals)
     for name, reason in case["left_out"].items():
         yield f"{name}: not measured: {reason}"
     kernels = case["kernels"]
     if kernels["busy"] is None:
         yield f"{BUSY.name}: {kernels['reason']}"
-    if not all(verdict.met for verdict in told):
+    if not all(verdict.met for verdict in goals):
         yield from phase_lines(case["unetrt"][case["fastest"]])
         yield from kernel_lines(kernels)
 
 
 def phase_lines(one: Mapping[str, Any]) -> Iterator[str]:
-    """Yield where the time of a frame goes; what the GPU's clock says overlaps with what the host's does."""
+    """Yield the phases of a frame; those by the GPU's clock overlap with those by the host's."""
     yield f"where the {_milliseconds(one['seconds']['median'])} of a frame go:"
     for phase, seconds in one["phases"].items():
         clock = "GPU" if phase in ON_GPU else "host"
@@ -155,7 +155,7 @@ def phase_lines(one: Mapping[str, Any]) -> Iterator[str]:
 
 
 def kernel_lines(kernels: Mapping[str, Any]) -> Iterator[str]:
-    """Yield the kernels that take longest, as shares of the profiled run."""
+    """Yield the kernels with the longest total time, as shares of the profiled run."""
     for one in kernels.get("by_kernel", ())[:LONGEST]:
         share = one["seconds"] / kernels["wall"]
         yield f"  {100 * share:5.1f} %  {one['launches']:5d} x  {one['name'][:NAME]}"

@@ -1,9 +1,8 @@
-"""The steps of the check of a GPU that are no tests: what each measures, printed as JSON as soon as it is known.
+"""The steps of the check of a GPU that are not tests: each prints its measurements as JSON as soon as it has them.
 
     python -m unetrt.benchmarks.gpu_steps STEP
 
-`unetrt.benchmarks.gpu_check` runs them, each in a process of its own. In a dry run the CPU takes the GPU's place, with
-a small network and small frames.
+`unetrt.benchmarks.gpu_check` runs each in a separate process. A dry run uses the CPU, a small network and small frames.
 """
 
 import json
@@ -31,9 +30,9 @@ IS_DRY = os.environ.get(DRY) == "1"
 LARGE = (256, 256) if IS_DRY else (2048, 2048)
 # Base and depth of the network: the paper's.
 BASE, DEPTH = (2, 2) if IS_DRY else (64, 4)
-# What logits in FP16 may differ by, of the largest: far more than rounding, far less than a wrong kernel.
+# Largest difference of FP16 logits, relative to the largest logit: above rounding, below the error of a wrong kernel.
 LARGEST = 0.05
-# Packages whose versions decide what can run.
+# Packages whose versions are reported.
 PACKAGES = (
     "torch", "triton", "numpy", "onnx", "onnxscript", "onnxruntime", "onnxruntime-gpu", "tensorrt", "tensorrt-rtx-cu13",
     "tensorrt-rtx-cu13-libs", "cuda-bindings", "pycuda", "nvidia-cudnn-cu13", "nvidia-cublas", "nvidia-ml-py", "edt",
@@ -49,10 +48,10 @@ def say(**what: Any) -> None:
 
 @contextmanager
 def going_on(name: str) -> Iterator[None]:
-    """Say what fails inside, and go on: the next measurement may succeed. The step fails in the end."""
+    """Report an error inside, and continue with the next measurement; the step fails at its end."""
     try:
         yield
-    except Exception as error:  # noqa: BLE001 - whatever it is, the next measurement is to run
+    except Exception as error:  # noqa: BLE001 - whatever it is, the next measurement runs
         traceback.print_exc()
         FAILED.append(name)
         say(failed=name, error=f"{type(error).__name__}: {' '.join(str(error).split())[:600]}")
@@ -69,14 +68,14 @@ def network() -> "Checkpoint":
 
 
 def facts() -> None:
-    """Say what is here: driver, libraries, versions, GPU, and which of unetrt's backends are usable."""
+    """Report driver, libraries, versions, GPU, and which backends are usable."""
     import shutil
     import subprocess
 
     for program, *arguments in (("nvidia-smi",), ("ldconfig", "-p")):
         if path := shutil.which(program):
-            told = subprocess.run([path, *arguments], capture_output=True, text=True, check=False, timeout=20).stdout
-            wanted = [line.strip() for line in told.splitlines() if program != "ldconfig" or "lib/libcu" in line]
+            output = subprocess.run([path, *arguments], capture_output=True, text=True, check=False, timeout=20).stdout
+            wanted = [line.strip() for line in output.splitlines() if program != "ldconfig" or "lib/libcu" in line]
             sys.stdout.write("\n".join(wanted[:60]) + "\n")
     from unetrt.benchmarks.environment import versions
 
@@ -88,10 +87,10 @@ def facts() -> None:
     from unetrt.runtime.sessions import BACKENDS
 
     if torch.cuda.is_available():
-        from unetrt.benchmarks.gpu_machine import gpu_environment, state
+        from unetrt.benchmarks.environment import gpu_environment, gpu_state
 
         device = torch.device("cuda")
-        say(environment=gpu_environment(device), state=state(device), free=torch.cuda.mem_get_info()[0])
+        say(environment=gpu_environment(device), state=gpu_state(device), free=torch.cuda.mem_get_info()[0])
     say(cuda=why_not() or "usable", machine=str(this_machine()))
     for backend in BACKENDS:
         if backend.gpu:
@@ -99,7 +98,7 @@ def facts() -> None:
 
 
 def kernels() -> None:
-    """Load the kernels on this driver, hold `cut` against numpy bit for bit, and time it and the copies."""
+    """Load the kernels on this driver, compare `cut` with numpy bit for bit, and time it and the copies."""
     from unetrt.runtime.cuda.kernels import NAMES, ptx
 
     text = ptx().decode()
@@ -166,13 +165,13 @@ def _event_seconds(device: Any, stream: Any, run: Callable[[], None]) -> float:
 
 
 def torch_alone() -> None:
-    """Measure the yardstick and torch's contenders, so that figures are there even if no engine runs."""
+    """Measure the dense product and torch's contenders, which need no engine."""
     import torch
 
-    from unetrt.benchmarks.gpu_case import Matmul, per_frame
+    from unetrt.benchmarks.gpu_case import per_frame
+    from unetrt.benchmarks.limits import Matmul
     from unetrt.benchmarks.networks import drawn_frame
-    from unetrt.benchmarks.planned_tiles import PlannedTiles
-    from unetrt.benchmarks.usual_loop import UsualLoop
+    from unetrt.benchmarks.torch_contenders import PlannedTiles, UsualLoop
     from unetrt.export.exporter import Options, spec_for
 
     device = torch.device("cpu" if IS_DRY else "cuda")
@@ -201,9 +200,9 @@ def torch_alone() -> None:
 
 
 def ort_load() -> None:
-    """Say whether the CUDA provider loads without torch, and hold the network in FP16 against the CPU.
+    """Check that the CUDA provider loads without torch, and compare the network in FP16 with the CPU.
 
-    A wheel that was cut down to one architecture is proved here.
+    This validates a wheel that was cut down to one architecture.
     """
     import numpy as np
     import onnxruntime as ort
@@ -256,7 +255,7 @@ def ort_variants() -> None:
     side = net.shape.geometry.side_for(LARGE[0])
     flops = 2 * net.shape.macs(side, side)
     frame = np.random.default_rng(0).integers(0, 65536, (1, 1, side, side), dtype=np.uint16)
-    # Without TF32 as well, as ONNX Runtime then keeps FP16 from tensor cores too: what that costs is to be seen.
+    # Without TF32 too, to see its cost: ONNX Runtime then does not use tensor cores for FP16 either.
     variants = {name: {**base("fp16"), **extra} for name, extra in SETS.items()}
     variants["plain, no TF32"] = {**base("fp16"), "use_tf32": "0"}
     with tempfile.TemporaryDirectory() as folder:
@@ -272,7 +271,7 @@ def ort_variants() -> None:
 def _time_variant(name: str, settings: dict[str, str], model: Path, frame: Any, flops: int) -> None:
     import onnxruntime as ort
 
-    from unetrt.benchmarks.gpu_ours import profiled
+    from unetrt.benchmarks.gpu_profile import profiled
 
     options = ort.SessionOptions()
     provider: Any = "CPUExecutionProvider"
@@ -302,13 +301,12 @@ def _time_variant(name: str, settings: dict[str, str], model: Path, frame: Any, 
 
 
 def goals(step: str, backend: str) -> None:
-    """Measure the goals with one engine: what `unetrt bench --goals` does, one round, two lanes at most."""
+    """Measure the goals with one engine, as `unetrt bench --goals` does, in one round with up to two lanes."""
     from dataclasses import replace
 
     import torch
 
-    from unetrt.benchmarks import gpu_runtime
-    from unetrt.benchmarks.gpu_case import Case, GoalsBench
+    from unetrt.benchmarks import gpu_case
     from unetrt.benchmarks.gpu_goals import lines
 
     def show(case: dict[str, Any]) -> None:
@@ -319,19 +317,19 @@ def goals(step: str, backend: str) -> None:
     if IS_DRY:
         with tempfile.TemporaryDirectory() as folder:
             device, small = torch.device("cpu"), {"backends": ("onnxruntime",), "compiled": False, "side": 64}
-            bench = GoalsBench(network(), device, Path(folder), 1, 2, **small)  # type: ignore[arg-type]
-            cases = [Case((96, 130), "uint16", (1, 2), frames=2)]
-            result = gpu_runtime.measured(bench, cases, show, path, patience)
+            bench = gpu_case.GoalsBench(network(), device, Path(folder), 1, 2, **small)  # type: ignore[arg-type]
+            cases = [gpu_case.GoalCase((96, 130), "uint16", (1, 2), frames=2)]
+            result = gpu_case.measured(bench, cases, show, path, patience)
     else:
-        cases = [replace(case, lanes=case.lanes[:2]) for case in gpu_runtime.CASES]
-        result = gpu_runtime.goals(BASE, DEPTH, 1, (backend,), show, cases=cases, path=path, patience=patience)
+        cases = [replace(case, lanes=case.lanes[:2]) for case in gpu_case.CASES]
+        result = gpu_case.goals(BASE, DEPTH, 1, (backend,), show, cases=cases, path=path, patience=patience)
     for name, reason in result["failed"].items():
         FAILED.append(name)
         say(failed=name, error=reason)
 
 
 def rtx_attempts() -> None:
-    """Say how far engines of TensorRT for RTX get on this device; without a GPU they are built and refused."""
+    """Report how far engines of TensorRT for RTX get on this device; without a GPU they are built and refused."""
     from unetrt.benchmarks import rtx_attempts as attempts
     from unetrt.runtime.machine import this_machine
 
@@ -348,7 +346,7 @@ def rtx_attempts() -> None:
 
 
 def contenders() -> None:
-    """Time unetrt beside torch and MONAI, one round: what `unetrt bench --device gpu` does."""
+    """Time unetrt beside torch and MONAI in one round, as `unetrt bench --device gpu` does."""
     from unetrt.benchmarks.bench import Bench
     from unetrt.benchmarks.networks import undecided
 
@@ -367,24 +365,23 @@ def contenders() -> None:
 
 
 def training_speed() -> None:
-    """Time steps of training: what `unetrt bench --training` does."""
-    from unetrt.benchmarks import training_speed as training
+    """Time training steps, as `unetrt bench --training` does."""
+    from unetrt.benchmarks.cases import measure
+    from unetrt.benchmarks.training_cases import WAYS, TrainingSteps
     from unetrt.trainer.recipe import RECIPES
 
-    recipe, ways = RECIPES["paper"].with_options(depth=DEPTH, base=BASE), tuple(training.WAYS)
+    recipe, ways = RECIPES["paper"].with_options(depth=DEPTH, base=BASE), tuple(WAYS)
     if IS_DRY:
         recipe, ways = recipe.with_options(tile=60), ways[:1]
     for number, way in enumerate(ways):  # a way that fails, such as the compiled one, costs no other
         with going_on(way):
-            place = {"path": _place("training-speed"), "patience": Patience(resume=True)}
-            told = training.training_speed(recipe, 2 if IS_DRY else 20, 1, ways[: number + 1], **place)["ways"]  # type: ignore[arg-type]
-            figure = told[way]
-            seconds, waiting = figure["seconds"]["median"], figure["waiting"]
-            say(way=way, dtype=figure["dtype"], seconds=seconds, waiting=waiting)
+            case = TrainingSteps(recipe, 2 if IS_DRY else 20, ways[: number + 1])
+            figure = measure(case, 1, _place("training-speed"), Patience(resume=True)).detail["ways"][way]
+            say(way=way, dtype=figure["dtype"], seconds=figure["seconds"]["median"], waiting=figure["waiting"])
 
 
 def _place(step: str) -> Path | None:
-    """Return where a step's figures are stored one by one: those that are there are taken up."""
+    """Return the file in which a step stores its figures one by one, and from which it continues."""
     folder = os.environ.get(FOLDER)
     return figures_path(Path(folder), step, IS_DRY) if folder else None
 

@@ -1,49 +1,44 @@
-"""What the benchmarks gave, run by run: benchmarks/results/history.jsonl, one line a run.
+"""The history of all benchmarks: benchmarks/results/history.jsonl, one line a run.
 
-What the repository's own benchmarks measure is added as they write their JSON. For the contenders of `unetrt bench`::
+A benchmark of this repository adds its line when it writes its JSON. For the contenders of `unetrt bench`::
 
-    python -m unetrt.benchmarks.history benchmarks/results/cpu.json
+    python -m unetrt.benchmarks.cases history benchmarks/results/cpu.json
 """
 
-import json
-from collections.abc import Iterator, Mapping
+import subprocess
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Self
+from shutil import which
+from typing import Self
 
-import click
-
-from unetrt.benchmarks.commit import commit_of
-from unetrt.benchmarks.figure import Figure
-from unetrt.benchmarks.one_line import OneLine
-from unetrt.benchmarks.record import Measure, Record
-from unetrt.benchmarks.result import Result, load
+from unetrt.benchmarks.result import BenchResult, CaseResult, Measure
 from unetrt.runtime.errors import OptionError
 from unetrt.runtime.files.atomic import locked, whole_file
+from unetrt.runtime.files.records import from_json, to_json
 
 FILE = "history.jsonl"
-# Name of the runs of `unetrt bench` on a processor.
-CPU = "cpu"
+# Paths in a clone that a measurement itself changes.
+NOT_CODE = (":(exclude,top)benchmarks/results", ":(exclude,top)docs")
 
 
 @dataclass(frozen=True)
-class Run:
+class HistoryEntry:
     """A line.
 
     Attributes
     ----------
     name
-        Of the benchmark.
+        Name of the benchmark.
     when
         ISO 8601, UTC.
     version
-        Of unetrt; None where it was not noted.
+        Version of unetrt; None where it was not noted.
     commit
-        What git calls the code, with `-dirty` where it had changes; None outside a clone.
+        Git's short hash of the code, with `-dirty` where it had changes; None outside a clone.
     processor
-        Its name.
+        Name of the processor.
     figures
-        Without their rounds.
+        The key figures, without their rounds.
     """
 
     name: str
@@ -54,93 +49,74 @@ class Run:
     figures: tuple[Measure, ...]
 
     @classmethod
-    def of(
-        cls, name: str, when: str, environment: Mapping[str, Any], figures: tuple[Measure, ...], commit: str | None
-    ) -> Self:
-        """Return the line of a run on a machine."""
-        version = environment.get("versions", {}).get("unetrt")
-        few = tuple(replace(figure, rounds=()) for figure in figures)
-        return cls(name, when, version, commit, environment.get("processor"), few)
+    def of(cls, name: str, result: BenchResult | CaseResult) -> Self:
+        """Return the line of a result of this code."""
+        version = result.environment.get("versions", {}).get("unetrt")
+        figures = tuple(replace(figure, rounds=()) for figure in result.figures)
+        processor = result.environment.get("processor")
+        return cls(name, result.when, version, commit_of(Path(__file__)), processor, figures)
 
     def line(self) -> str:
-        """Return the line, with its end."""
-        told = asdict(self)
-        for figure in told["figures"]:
+        """Return the line of JSON, with its line break."""
+        stored = asdict(self)
+        for figure in stored["figures"]:
             del figure["rounds"]
-        return json.dumps(told) + "\n"
+        return to_json(stored, indent=0) + "\n"
 
 
-def keep(record: Record, path: Path) -> None:
-    """Write a record as JSON, and add its line to the history beside it."""
-    with whole_file(path) as temporary:
-        temporary.write_text(json.dumps(record.to_dict(), indent=1) + "\n", encoding="utf-8")
-    run = Run.of(record.name, record.when, record.environment, record.figures, commit_of(Path(__file__)))
-    add(run, path.with_name(FILE))
+def keep(result: CaseResult, path: Path) -> None:
+    """Write a result as JSON, and add its line to the history in the same folder."""
+    result.save(path)
+    add(HistoryEntry.of(result.name, result), path.with_name(FILE))
 
 
-def add(run: Run, path: Path) -> bool:
-    """Add a run to a history, once; return whether it was new.
+def add(entry: HistoryEntry, path: Path) -> bool:
+    """Add a run to a history unless it is there; return whether it was new.
 
-    The file is written anew beside its place and renamed, one process at a time: no line is ever cut off or lost.
+    The file is replaced atomically, under a lock: no line is ever cut off or lost.
 
     Raises
     ------
     OptionError
-        What is there is damaged; it is left as it is.
+        The file is damaged; it is left as it is.
     OutputError
         The folder cannot be written to, or the disk is full.
     """
     with locked(path):
-        if any((known.name, known.when) == (run.name, run.when) for known in read(path)):
+        if any((known.name, known.when) == (entry.name, entry.when) for known in read(path)):
             return False
         before = path.read_text(encoding="utf-8") if path.exists() else ""
         with whole_file(path, durable=True) as temporary:
-            temporary.write_text(before + run.line(), encoding="utf-8")
+            temporary.write_text(before + entry.line(), encoding="utf-8")
     return True
 
 
-def read(path: Path) -> list[Run]:
-    """Return all runs in the order of the file, none where there is no file; raises OptionError where it is damaged."""
+def read(path: Path) -> list[HistoryEntry]:
+    """Return all runs in the order of the file, [] without a file; raises OptionError where it is damaged."""
     if not path.exists():
         return []
     text = path.read_text(encoding="utf-8")
     if text and not text.endswith("\n"):
         raise OptionError(f"the last line of {path} is cut off: end it with a line break, or remove it")
-    return [_run(line, f"line {number} of {path}") for number, line in enumerate(text.splitlines(), 1)]
+    return [_entry(line, f"line {number} of {path}") for number, line in enumerate(text.splitlines(), 1)]
 
 
-def figures_of(result: Result) -> Iterator[Measure]:
-    """Yield the key figures of `unetrt bench`: seconds in each way, times the reference, share of the limit."""
-    for one in result.contenders:
-        for way, seconds in one.seconds.items():
-            yield _named(f"{one.name}, {way}", "s", seconds)
-        if one.name != result.reference:
-            yield _named(f"{one.name} against {result.reference}", "x", one.speedup)
-        if one.share is not None:
-            yield _named(f"{one.name}, of {one.limit}", "x", one.share)
-
-
-@click.command(cls=OneLine)
-@click.argument("path", type=click.Path(path_type=Path))
-def command(path: Path) -> None:
-    """Add what `unetrt bench --json PATH` measured to the history beside PATH, once, under the name of the file."""
-    result, history = load(path), path.with_name(FILE)
-    figures = tuple(figures_of(result))
-    new = add(Run.of(path.stem, result.when, result.environment, figures, commit_of(Path(__file__))), history)
-    click.echo(f"{history} {'now has' if new else 'already had'} the run of {result.when}")
-
-
-def _run(line: str, where: str) -> Run:
+def _entry(line: str, name: str) -> HistoryEntry:
     try:
-        told = json.loads(line)
-        return Run(**{**told, "figures": tuple(map(Measure.from_dict, told["figures"]))})
-    except (ValueError, KeyError, TypeError) as error:
-        raise OptionError(f"{where} is no run of a benchmark: remove that line") from error
+        return from_json(line, HistoryEntry, name, OptionError)
+    except OptionError as error:
+        raise OptionError(f"{error}; each line is a run of a benchmark: remove this one") from error
 
 
-def _named(name: str, unit: str, figure: Figure) -> Measure:
-    return Measure.of(name, unit, asdict(figure))
+def commit_of(file: Path) -> str | None:
+    """Return git's name of the code that holds a file; None without git, outside a clone, or for an untracked file."""
+    git = which("git")
+    if git is None or _git(git, file, "ls-files", "--error-unmatch", file.name) is None:
+        return None
+    changed = _git(git, file, "status", "--porcelain", "--untracked-files=no", "--", ":/", *NOT_CODE)
+    return f"{_git(git, file, 'rev-parse', '--short=10', 'HEAD')}{'-dirty' if changed else ''}"
 
 
-if __name__ == "__main__":
-    command()
+def _git(git: str, file: Path, *arguments: str) -> str | None:
+    done = subprocess.run([git, *arguments], cwd=file.parent, capture_output=True, text=True, check=False)
+    return done.stdout.strip() if done.returncode == 0 else None

@@ -1,4 +1,4 @@
-"""What is measured on: drawn frames, untrained networks, and their files."""
+"""Inputs of benchmarks: drawn frames, untrained networks, and their model files."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -15,7 +15,7 @@ from unetrt.trainer.checkpoint import Checkpoint, untrained_checkpoint
 from unetrt.trainer.drawn_cells import draw
 from unetrt.trainer.validation import whole_frame_scores
 
-# Where the classes of an untrained network are told apart, and its parameter that decides how often each is found.
+# Size of the frame that balances an untrained network, and the parameter that decides how often it finds a class.
 PROBED, LAST_BIAS = (256, 256), "classify.bias"
 
 
@@ -31,16 +31,16 @@ def untrained(base: int, depth: int, seed: int = 0) -> Checkpoint:
 
 
 def undecided(base: int, depth: int, seed: int = 0, *, fixed: bool = False) -> Checkpoint:
-    """Return an untrained network that finds either class as often as the other.
+    """Return an untrained network that finds both classes equally often.
 
-    Most find one class nearly everywhere, so that labels would show nothing.
+    Most find one class nearly everywhere, so that wrong labels would not show.
 
     Parameters
     ----------
     base, depth, seed
-        As `untrained` takes them.
+        As in `untrained`.
     fixed
-        Whether its normalisation is fixed, so that nobody spends time on measuring grey values.
+        Whether its normalisation is fixed, so that no contender spends time on measuring grey values.
     """
     plain, frame = untrained(base, depth, seed), drawn_frame(PROBED, 1)
     if fixed:

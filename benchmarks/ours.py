@@ -1,17 +1,14 @@
-"""unetrt as a contender: the engine by itself, the segmenter around it, and files in and out around that."""
+"""unetrt as a contender: the engine alone, the segmenter around it, and files in and out around that."""
 
 import time
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass, replace
 from itertools import cycle
 
 import numpy as np
 from numpy.typing import NDArray
 
-from unetrt.benchmarks.contenders import Contender
-from unetrt.benchmarks.job import Job
-from unetrt.benchmarks.ready import Ready, planned
+from unetrt.benchmarks.contenders import BenchJob, Contender, Ready, planned
 from unetrt.benchmarks.result import PREDICT, SEGMENT, SESSION
 from unetrt.runtime.files.images import Output, predict_file, read_frames, write_labels
 from unetrt.runtime.geometry.plan import TilePlan
@@ -22,48 +19,39 @@ from unetrt.runtime.sessions import Lane, Session
 PHASES = ("normalise", "cut", "upload", "compute", "download", "wait", "stitch")
 
 
-def ready(job: Job, contender: Contender) -> Ready:
-    """Load the exported file, once for all three ways."""
+def ready(job: BenchJob, contender: Contender) -> Ready:
+    """Load the exported file, once for all three sections."""
     segmenter = Segmenter(job.model(contender.precision_on(job.device)), backend=contender.backend)
-    frame, last = job.read_frame(), Last()
+    frame = job.read_frame()
+    last: deque[Segmentation] = deque(maxlen=1)
     size, shape = (frame.shape[-2], frame.shape[-1]), segmenter.spec.shape
     assert shape is not None, "what was exported is a U-Net"
-    # Class maps, as the usual loop gives; telling instances apart is another task.
+    # Class maps, as the usual loop yields them; separating instances is another task.
     output = Output(job.folder / f"labels-{contender.name}", "classes", overlays=False)
 
     def segment() -> NDArray[np.uint8]:
-        last.result = segmenter.segment(frame, progress=lambda *_: None)
-        return last.result.labels
+        last.append(segmenter.segment(frame, progress=lambda *_: None))
+        return last[0].labels
+
+    def phases() -> dict[str, float]:
+        """Return the seconds of the last frame's phases, and of reading and writing files once more."""
+        begin = time.perf_counter()
+        read_frames(job.frame, segmenter.spec.channels)
+        read = time.perf_counter()
+        write_labels(output.folder / "written.tif", last[0].labels)
+        written = time.perf_counter() - read
+        return {"read": read - begin, **{name: getattr(last[0].timings, name) for name in PHASES}, "write": written}
 
     ways = {
         SEGMENT: segment,
         SESSION: passes(segmenter.session, size),
         PREDICT: lambda: predict_file(segmenter, job.frame, output),
     }
-    about = replace(planned(shape, segmenter.spec, size), engine=segmenter.session.name)
-    return Ready(about, ways, lambda: _phases(last.result, job, segmenter, output))
-
-
-@dataclass
-class Last:
-    """The result of the last frame; there is none before the first."""
-
-    result: Segmentation | None = None
-
-
-def _phases(result: Segmentation | None, job: Job, segmenter: Segmenter, output: Output) -> dict[str, float]:
-    """Return the seconds of a frame's phases, from reading its file to writing its labels."""
-    assert result is not None, "phases are asked for after a frame"
-    begin = time.perf_counter()
-    read_frames(job.frame, segmenter.spec.channels)
-    read = time.perf_counter()
-    write_labels(output.folder / "written.tif", result.labels)
-    written = time.perf_counter() - read
-    return {"read": read - begin, **{name: getattr(result.timings, name) for name in PHASES}, "write": written}
+    return Ready(planned(shape, segmenter.spec, size, segmenter.session.name), ways, phases)
 
 
 def passes(session: Session, size: tuple[int, int]) -> Callable[[], None]:
-    """Return a run of all passes for a frame (H, W), on lanes of its own, without cutting or stitching."""
+    """Return a run of all passes for a frame (H, W), on separate lanes, without cutting or stitching."""
     lanes = session.lanes(LANES)
     for lane in lanes:
         lane.input[...] = np.random.default_rng(0).random(lane.input.shape, np.float32)
@@ -71,13 +59,13 @@ def passes(session: Session, size: tuple[int, int]) -> Callable[[], None]:
     count = len(list(plan.batches(session.spec.batch)))
 
     def run() -> None:
-        flying: deque[Lane] = deque()
+        in_flight: deque[Lane] = deque()
         for _, lane in zip(range(count), cycle(lanes), strict=False):
-            if len(flying) == len(lanes):
-                flying.popleft().wait()
+            if len(in_flight) == len(lanes):
+                in_flight.popleft().wait()
             lane.launch()
-            flying.append(lane)
-        for lane in flying:
+            in_flight.append(lane)
+        for lane in in_flight:
             lane.wait()
 
     return run

@@ -1,13 +1,12 @@
-"""What TensorRT for RTX says of the GPU at hand: engines for each capability, how far they get, in its own words.
+"""Attempts to run TensorRT for RTX on the GPU at hand: an engine for each capability, and the errors it reports.
 
 python -m unetrt.benchmarks.rtx_attempts       writes benchmarks/results/tensorrt-rtx-on-DEVICE.json
 
 Its library has entries for compute capabilities 7.5, 8.0, 8.6, 8.9, 12.0, 12.1 and newer. On 9.0 (Hopper), for which it
-has none, each attempt is expected to fail, and shows with which words. Each attempt runs in a process of its own,
-whose death is an outcome too, and is stored before the next begins.
+has none, each attempt is expected to fail, and its messages are kept. Each attempt runs in a separate process, whose
+death is an outcome too, and is stored before the next begins.
 """
 
-import json
 import logging
 import os
 import re
@@ -17,6 +16,7 @@ import time
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -24,45 +24,46 @@ from typing import Any
 import click
 
 from unetrt.benchmarks.journal import Journal, Patience
-from unetrt.benchmarks.one_line import OneLine
+from unetrt.benchmarks.terminal import OneLine
 from unetrt.runtime.cuda.device import Buffer, CudaDevice, LibraryObjects, Stream
 from unetrt.runtime.cuda.driver import open_driver
 from unetrt.runtime.engines.build import collected, logger_of
 from unetrt.runtime.engines.flavours import CAPABILITIES, named_flavour
-from unetrt.runtime.errors import BackendUnavailableError, EngineError, UnetrtError
+from unetrt.runtime.errors import BackendUnavailableError, EngineError, OptionError, UnetrtError
+from unetrt.runtime.files.records import from_json, to_json, validated
 from unetrt.runtime.geometry.unet_shape import UNetShape
 from unetrt.runtime.machine import Machine, this_machine, why_no_gpu
 
 KIND, SCHEMA = "TensorRT for RTX on a device", 2
 RTX = named_flavour("tensorrt-rtx")
 RESULTS = Path("benchmarks", "results")
-# In the words of ComputeCapability; for the first nothing is named.
+# Names of ComputeCapability; the first attempt names none.
 UNNAMED = "none named"
-# In the order in which they are tried: all at once, this device, then each by its number.
+# In the order in which they are tried: TensorRT's default, this device, then each by its number.
 ATTEMPTS = (UNNAMED, "CURRENT", *(f"SM{capability.replace('.', '')}" for capability in CAPABILITIES))
 BUILD, LOAD, CONTEXT, PASS = "build", "deserialise", "context", "pass"
 # Seconds after which an attempt is given up.
 PATIENCE = 60
-# Small, so that what is tried is the device and nothing else.
+# Small, so that a failure is due to the device.
 SHAPE = UNetShape(depth=3, base=16)
 
 
 @dataclass
 class AttemptOutcome:
-    """What came of an attempt.
+    """The outcome of an attempt.
 
     Attributes
     ----------
     capability
-        What the engine was built for.
+        Compute capability for which the engine was built.
     seconds
-        Of each step that succeeded, by its name.
+        Duration of each step that succeeded, by its name.
     failed
-        The step that did not; empty where all did.
+        The step that failed; empty where none did.
     messages
         TensorRT's errors, and ours, in order.
     validity
-        What TensorRT says of the engine's header on this device; empty where it was not asked.
+        TensorRT's verdict on the engine's header on this device; empty where it was not asked.
     """
 
     capability: str
@@ -72,7 +73,7 @@ class AttemptOutcome:
     validity: str = ""
 
     def take(self, name: str, step: Callable[[], Any]) -> None:
-        """Take a step, unless one failed before; it fails by raising or by returning None, as TensorRT does."""
+        """Run a step, unless one failed before; it fails by raising or by returning None, as in TensorRT."""
         if self.failed:
             return
         begin = time.perf_counter()
@@ -87,7 +88,7 @@ class AttemptOutcome:
             self.seconds[name] = round(time.perf_counter() - begin, 4)
 
 
-class Attempt:
+class RtxAttempt:
     """The steps from a model file to one pass.
 
     Parameters
@@ -127,7 +128,7 @@ class Attempt:
         return self.objects[1]
 
     def context(self) -> Any:
-        """Make a context, which compiles for the device."""
+        """Create an execution context, which compiles for the device."""
         self.objects.add(self.objects[1].create_execution_context)
         return self.objects[2]
 
@@ -141,7 +142,7 @@ class Attempt:
         return started or None
 
     def _bound(self, index: int, stream: Stream) -> Buffer:
-        """Return zeros for one end of the engine."""
+        """Return zeros for one input or output of the engine."""
         engine = self.objects[1]
         name = engine.get_tensor_name(index)
         size = self.trt.volume(engine.get_tensor_shape(name)) * engine.get_tensor_dtype(name).itemsize
@@ -152,11 +153,11 @@ class Attempt:
 
 
 def attempt(model: Path, capability: str) -> AttemptOutcome:
-    """Return how far a model gets that is built for a capability."""
+    """Return the outcome for a model and a capability, in this process."""
     import tensorrt_rtx
 
     outcome = AttemptOutcome(capability)
-    tried = Attempt(tensorrt_rtx)
+    tried = RtxAttempt(tensorrt_rtx)
     outcome.take(BUILD, lambda: tried.build(model, capability))
     outcome.take(LOAD, tried.load)
     outcome.validity = tried.validity
@@ -166,22 +167,22 @@ def attempt(model: Path, capability: str) -> AttemptOutcome:
 
 
 def in_a_child(model: Path, capability: str) -> AttemptOutcome:
-    """Attempt it in a process of its own, whose death is an outcome too."""
+    """Return the outcome for a model and a capability in a separate process, whose death is an outcome too."""
     command = [sys.executable, "-m", "unetrt.benchmarks.rtx_attempts", "--one", capability, str(model)]
     try:
         done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=PATIENCE)
     except subprocess.TimeoutExpired:
         return AttemptOutcome(capability, failed="process", messages=[f"it did not end within {PATIENCE} s"])
     if done.returncode == 0:
-        return AttemptOutcome(**json.loads(done.stdout))
-    last = (done.stderr.strip().splitlines() or ["it says nothing"])[-1]
-    return AttemptOutcome(capability, failed="process", messages=[f"it ended with {done.returncode}: {last}"])
+        return from_json(done.stdout, AttemptOutcome, "the outcome of an attempt", EngineError)
+    last = (done.stderr.strip().splitlines() or ["no message"])[-1]
+    return AttemptOutcome(capability, failed="process", messages=[f"it exited with {done.returncode}: {last}"])
 
 
 def attempts(
     path: Path, model: Path, machine: Machine, version: str, patience: Patience | None = None
 ) -> dict[str, AttemptOutcome]:
-    """Return what came of each capability with one version of TensorRT for RTX; the file keeps those of others.
+    """Return the outcome of each capability with one version of TensorRT for RTX; the file keeps those of others.
 
     Parameters
     ----------
@@ -190,9 +191,9 @@ def attempts(
     model
         A model file.
     machine, version
-        What is tried.
+        The machine, and the version of TensorRT for RTX.
     patience
-        No attempt begins when it is over; those of this version that the file holds are kept if it says so.
+        Time limit, and whether the stored attempts of this version are kept.
     """
     patience = patience or Patience()
     about = {"device": machine.gpu, "capability": machine.capability}
@@ -203,10 +204,14 @@ def attempts(
         journal.results.pop(name, None)
     outcomes = {}
     for capability, name in names.items():
-        stored = journal.take(name, lambda capability=capability: asdict(in_a_child(model, capability)))  # type: ignore[misc]
+        stored = journal.take(name, partial(_attempted, model, capability))
         if stored is not None:
-            outcomes[capability] = AttemptOutcome(**stored)
+            outcomes[capability] = validated(stored, AttemptOutcome, name, OptionError)
     return outcomes
+
+
+def _attempted(model: Path, capability: str) -> dict[str, Any]:
+    return asdict(in_a_child(model, capability))
 
 
 def write_model(path: Path) -> None:
@@ -225,32 +230,34 @@ def write_model(path: Path) -> None:
 
 
 def result_path(folder: Path, machine: Machine) -> Path:
-    """Return where the results of a device lie."""
+    """Return the file of a device's results."""
     name = re.sub(r"[^a-z0-9]+", "-", machine.gpu.lower()).strip("-")
     return folder / f"tensorrt-rtx-on-{name or 'no-gpu'}.json"
 
 
-def told(outcome: AttemptOutcome) -> str:
+def in_one_line(outcome: AttemptOutcome) -> str:
     """Return an outcome in one line."""
     if not outcome.failed:
         return f"{outcome.capability}: runs"
-    reason = outcome.messages[0] if outcome.messages else "it gives no reason"
+    reason = outcome.messages[0] if outcome.messages else "no reason given"
     return f"{outcome.capability}: failed ({outcome.failed}): {' '.join(reason.split())}"
 
 
 @click.command(cls=OneLine)
-@click.option("--folder", type=click.Path(path_type=Path), default=RESULTS, show_default=True, help="For the result.")
-@click.option("--seconds", type=float, help="Begin no attempt after so many.")
+@click.option(
+    "--folder", type=click.Path(path_type=Path), default=RESULTS, show_default=True, help="Folder for the result."
+)
+@click.option("--seconds", type=float, help="Start no attempt after this time.")
 @click.option("--resume", is_flag=True, help="Keep the attempts of this version that the result holds.")
-@click.option("--one", metavar="CAPABILITY", hidden=True, help="Attempt this one here, and print what came of it.")
+@click.option("--one", metavar="CAPABILITY", hidden=True, help="Attempt this one here, and print its outcome.")
 @click.argument("model", type=click.Path(path_type=Path), required=False)
 def command(folder: Path, seconds: float | None, resume: bool, one: str | None, model: Path | None) -> None:
-    """Try to run engines of TensorRT for RTX on the first GPU, and keep what each attempt said.
+    """Try to run engines of TensorRT for RTX on the first GPU, and keep the messages of each attempt.
 
     MODEL is the file to try; a small untrained network otherwise.
     """
     if one is not None and model is not None:
-        click.echo(json.dumps(asdict(attempt(model, one))))
+        click.echo(to_json(attempt(model, one)))
         return
     machine, patience = this_machine(), Patience(seconds, resume)
     if not machine.gpu:
@@ -265,9 +272,9 @@ def command(folder: Path, seconds: float | None, resume: bool, one: str | None, 
             write_model(model)
         outcomes = attempts(path, model, machine, RTX.version, patience)
     for outcome in outcomes.values():
-        click.echo(f"  {told(outcome)}")
+        click.echo(f"  {in_one_line(outcome)}")
     if missing := [capability for capability in ATTEMPTS if capability not in outcomes]:
-        click.echo(f"the time was up before: {', '.join(missing)} (--resume goes on)", err=True)
+        click.echo(f"the time was up before: {', '.join(missing)} (--resume continues)", err=True)
     click.echo(f"written to {path}")
 
 

@@ -8,43 +8,17 @@ import shutil
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import onnx
-from numpy.typing import NDArray
 from onnx import ModelProto, ValueInfoProto
 
 from unetrt.runtime.errors import ModelFileError
 from unetrt.runtime.model.onnx_file import read_spec
 from unetrt.runtime.model.safety import external_files, require_safe
-from unetrt.runtime.model.spec import INPUT, KEY, OUTPUT, ModelSpec
-from unetrt.runtime.sessions import Session
+from unetrt.runtime.model.spec import KEY, ModelSpec
 
 FREE = "batch"  # name of a first axis of any length
 Axis = int | str
-Tensors = dict[str, tuple[tuple[int, ...], np.dtype[Any]]]
-
-
-def tensors(spec: ModelSpec) -> Tensors:
-    """Return the shape and dtype of a model's input and output by name, the input first.
-
-    The input is (batch, C, h, w) of the spec's input dtype; the output (batch, classes, h', w') float32, or
-    (batch, h', w') uint8 with a labels head.
-    """
-    return {
-        name: (array.shape, array.dtype) for name, array in ((INPUT, spec.new_input()), (OUTPUT, spec.new_output()))
-    }
-
-
-def run_batch(session: Session, batch: NDArray[Any]) -> NDArray[Any]:
-    """Return a session's output for one batch (batch, C, h, w) of its input dtype, as a new array."""
-    (lane,) = session.lanes(1)
-    lane.input[...] = batch
-    lane.launch()
-    lane.wait()
-    output: NDArray[Any] = lane.output.copy()
-    return output
 
 
 def describe(model: ModelProto, spec: ModelSpec) -> None:
@@ -137,10 +111,9 @@ def with_batch(path: Path, batch: int | None) -> ModelProto:
     except onnx.shape_inference.InferenceError as error:
         reason = str(error).strip().splitlines()[0]
         raise ModelFileError(f"{path}: its graph cannot take another batch ({reason}); export it again") from error
-    expected = tensors(spec)
+    expected = {tensor.name: tensor.shape[1:] for tensor in spec.tensors()}
     for value in (*model.graph.input, *model.graph.output):
-        shape, _ = expected.get(value.name, ((), None))
-        wanted = (batch or FREE, *shape[1:])
+        wanted = (batch or FREE, *expected.get(value.name, ()))
         if axes_of(value) != wanted:
             raise ModelFileError(
                 f"{path}: with batch {batch or 'free'} its {value.name} has shape {axes_of(value)}, not {wanted}: its "

@@ -3,22 +3,23 @@
 import json
 import re
 import runpy
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from tests.benchmarks.results_of_bench import RESULT
-from unetrt.benchmarks.figure import Figure
-from unetrt.benchmarks.history import Run, add, keep, read
-from unetrt.benchmarks.markdown import LAST, changed, history, interval
-from unetrt.benchmarks.record import Measure, Record
+from unetrt.benchmarks.environment import environment
+from unetrt.benchmarks.figures import Figure
+from unetrt.benchmarks.history import HistoryEntry, add, keep, read
+from unetrt.benchmarks.result import CaseResult, Measure, now
 from unetrt.runtime.errors import OptionError
 
 ROOT = Path(__file__).parents[1]
 PROGRAM = runpy.run_path(str(ROOT / "docs" / "benchmarks.py"), run_name="benchmarks")
-SECONDS = Measure.of("512: unetrt", "s", asdict(Figure.of([2.0, 1.0, 4.0])))
-RECORD = Record.now("weight-map", "It measures something.", (SECONDS,), {})
+changed, history, interval, LAST = (PROGRAM[name] for name in ("changed", "history", "interval", "LAST"))
+SECONDS = Measure.of("512: unetrt", "s", Figure.of([2.0, 1.0, 4.0]))
+RECORD = CaseResult(now(), environment(), "weight-map", "It measures something.", (SECONDS,))
 
 
 def measure(low, median, high, unit="s", coverage=0.95):
@@ -42,7 +43,7 @@ def test_the_history_has_every_result_that_lies_there():
     for path in (ROOT / "benchmarks" / "results").glob("*.json"):
         told = json.loads(path.read_text(encoding="utf-8"))
         if told.get("kind") == "unetrt repository benchmark":
-            record = Record.load(path)
+            record = CaseResult.load(path)
             figures = tuple(replace(figure, rounds=()) for figure in record.figures)
             assert known[record.name, record.when].figures == figures
         elif told.get("kind") == "unetrt bench":
@@ -134,11 +135,11 @@ def test_the_history_shows_the_last_runs_and_compares_one_machine_with_itself(tm
     path = tmp_path / "history.jsonl"
     for number in range(LAST + 1):
         figure = replace(SECONDS, median=1.0 + number, low=0.9 + number, high=1.1 + number)
-        add(Run("some", f"2026-01-0{number + 1}T10:00:00+00:00", "1", None, "P", (figure,)), path)
+        add(HistoryEntry("some", f"2026-01-0{number + 1}T10:00:00+00:00", "1", None, "P", (figure,)), path)
     _, told = history(read(path))
     assert told.splitlines()[0] == "|  | " + " | ".join(f"2026-01-0{n} 10:00, 1" for n in (2, 3, 4, 5)) + " | change |"
     assert told.splitlines()[2] == "| 512: unetrt | 2.00 s | 3.00 s | 4.00 s | 5.00 s | **+25.0 %, worse** |"
-    add(Run("some", "later", "1", "abc", "Q", (figure, replace(figure, name="new"))), path)
+    add(HistoryEntry("some", "later", "1", "abc", "Q", (figure, replace(figure, name="new"))), path)
     _, told = history(read(path))
     assert told.splitlines()[2].endswith("| 5.00 s | 5.00 s |  |")
     assert told.splitlines()[3] == "| new |  |  |  | 5.00 s |  |"

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from unetrt.runtime.files.atomic import whole_file
@@ -180,12 +181,15 @@ def draw_sheet(path: Path, results: Sequence[ValidatedImage]) -> None:
         figure.savefig(temporary, dpi=130)
 
 
-def whole_frame_scores(checkpoint: Checkpoint, frame: NDArray[Any]) -> NDArray[np.float32]:
-    """Return the logits (classes, H, W) of a raw frame (H, W) or (C, H, W) from one pass of torch, as a single tile."""
-    geometry, net = checkpoint.shape.geometry, checkpoint.network()
+def whole_frame_scores(
+    checkpoint: Checkpoint, frame: NDArray[Any], device: torch.device | str = "cpu"
+) -> NDArray[np.float32]:
+    """Return the logits (classes, H, W) of a raw frame (H, W) or (C, H, W) from one pass of torch, without TF32."""
+    geometry, net = checkpoint.shape.geometry, checkpoint.network().to(device)
     tile = (geometry.side_for(frame.shape[-2]), geometry.side_for(frame.shape[-1]))
     spec = spec_of(net, tile, checkpoint.class_names, checkpoint.normalisation, checkpoint.separation_border)
-    with TorchSession(net, spec) as session:
+    exactly = torch.backends.cudnn.flags(enabled=True, allow_tf32=False)
+    with exactly, TorchSession(net, spec) as session:
         return Segmenter(session, lanes=1).scores(frame)
 
 

@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
-# On the GPU's host, in the root of the clone: install what was carried so far, then run steps of the check.
+# On the GPU's host, in the root of the clone: install the transferred parts, then run steps of the check.
 #   bash .gpu/part-01/go.sh SECONDS STEP...
-# RESUME=1 leaves out the steps that have passed, and goes on from the figures of others.
-# LIBRARIES=1 lets the system's loader find NVIDIA's wheels too: for when unetrt does not find them by itself.
+# RESUME=1 skips the steps that have passed, and continues from the figures of others.
+# LIBRARIES=1 adds NVIDIA's wheels to the system loader's path, for hosts where unetrt does not find them.
 set -o pipefail
 export PYTHONUNBUFFERED=1 XDG_CACHE_HOME=/tmp/cache PYTHONSAFEPATH=1 PYTHONPATH=/tmp/site:$PWD ORT_DISABLE_TELEMETRY=1
 if [ -n "$LIBRARIES" ]; then

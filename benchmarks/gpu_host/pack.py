@@ -1,18 +1,18 @@
 #!/usr/bin/env python3
-"""Pack what the check needs on a GPU's host without a network, in parts that are each small enough for one transfer.
+"""Pack the check's packages for a GPU's host without a network, in parts that are each small enough for one transfer.
 
     python3 benchmarks/gpu_host/pack.py [--rtx] [--capability 90]       in the root of a clone, with a network
 
-Parts lie in .gpu/, for Python 3.12 on x86-64 Linux:
+Parts are written to .gpu/, for Python 3.12 on x86-64 Linux:
 
-part-01   go.sh, unpack.py, wheels of unetrt and of what a host may lack, the first half of ONNX Runtime's wheel
-part-02   the second half
+part-01   go.sh, unpack.py, wheels of unetrt and of packages that a host may lack, half of ONNX Runtime's wheel
+part-02   the other half
 part-03   and further, with --rtx: TensorRT for RTX, its library compressed
 
 ONNX Runtime's wheel is cut down to the machine code of one compute capability: 108 instead of 244 MiB. The other
-architectures' code is overwritten with zeros where it lies, so that no offset moves, and zeros compress to nothing.
-That the driver accepts such a library is not shown yet: step `ort-load` will. If it refuses, carry the whole wheel.
-The hashes in the wheel's RECORD no longer fit then, which pip does not look at when it installs.
+architectures' code is overwritten in place with zeros, so that no offset changes, and zeros compress to nothing.
+Step `ort-load` checks whether the driver accepts such a library, which is not known yet. If not, transfer the whole
+wheel. The hashes in the wheel's RECORD no longer match, which pip does not check when it installs.
 """
 
 import argparse
@@ -39,6 +39,7 @@ RTX_LIBRARY = "libtensorrt_rtx.so.1"
 OPTIONAL = {
     "edt": "edt",
     "filelock": "filelock",
+    "msgspec": "msgspec",
     "onnx_ir": "onnx-ir",
     "onnxscript": "onnxscript",
     "platformdirs": "platformdirs",
@@ -46,7 +47,7 @@ OPTIONAL = {
     "safetensors": "safetensors",
 }
 PLATFORMS = ("manylinux_2_28", "manylinux_2_27", "manylinux_2_24", "manylinux_2_17", "manylinux2014")
-# What nobody needs there: other providers, tools and texts of ONNX Runtime's wheel.
+# Left out of ONNX Runtime's wheel: other providers, tools and texts.
 LEFT_OUT = re.compile(
     r"onnxruntime/(transformers|quantization|tools|datasets)/|libonnxruntime_providers_tensorrt\.so|ThirdPartyNotices"
 )
@@ -179,7 +180,7 @@ def download(name: str, folder: Path) -> Path:
 
 
 def parts(count: int) -> list[Path]:
-    """Return so many new, empty parts."""
+    """Return `count` new, empty parts."""
     for old in ROOT.glob("part-*"):
         shutil.rmtree(old)
     made = [ROOT / f"part-{number + 1:02}" for number in range(count)]

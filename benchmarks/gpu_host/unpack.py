@@ -1,10 +1,10 @@
 #!/usr/bin/env python3
-"""On the GPU's host: collect the parts that were carried so far, and install what is whole.
+"""On the GPU's host: collect the transferred parts, and install the complete packages.
 
-    python3 .gpu/part-01/unpack.py        prints what is installed; to be run again after each part
+    python3 .gpu/part-01/unpack.py        prints the installed packages; run it again after each part
 
-Needs Python and pip alone. Wheels go to $SITE (/tmp/site); what came in pieces is put together in $STORE (/tmp/gpu).
-Those below optional/ are installed only where the host has no such module.
+Needs only Python and pip. Wheels are installed in $SITE (/tmp/site); files in pieces are joined in $STORE (/tmp/gpu).
+Wheels below optional/ are installed only where the host lacks the module.
 """
 
 import filecmp
@@ -22,7 +22,7 @@ RTX = "libtensorrt_rtx.so.1"
 
 
 def collect() -> None:
-    """Copy what was carried to the store, what is newer in place of what is there: parts may come one by one."""
+    """Copy the parts to the store, and replace files that changed: parts may arrive one by one."""
     for part in sorted(PARTS.glob("part-*")):
         for file in part.rglob("*"):
             target = STORE / file.relative_to(part)
@@ -34,7 +34,7 @@ def collect() -> None:
 
 
 def install(name: str, wheels: list[Path]) -> None:
-    """Install wheels, once for each content, without looking at anything but them."""
+    """Install wheels, once for each content, without an index and without dependencies."""
     done, digest = STORE / "installed" / name, sha256()
     for wheel in sorted(wheels):
         digest.update(wheel.read_bytes())
@@ -47,13 +47,13 @@ def install(name: str, wheels: list[Path]) -> None:
 
 
 def missing() -> list[Path]:
-    """Return the optional wheels, each in a folder called as its module, that the host lacks."""
+    """Return the optional wheels, each in a folder named after its module, that the host lacks."""
     wheels = STORE.glob("optional/*/*.whl")
     return [wheel for wheel in wheels if find_spec(wheel.parent.name) is None or (SITE / wheel.parent.name).exists()]
 
 
 def joined(name: str) -> Path | None:
-    """Return a file that came in pieces NAME.1, NAME.2 ..., put together; None where some are still missing.
+    """Join the pieces NAME.1, NAME.2 ... of a file, and return it; None where some are missing.
 
     NAME.pieces has their number and the whole file's SHA-256.
     """
@@ -71,7 +71,7 @@ def joined(name: str) -> Path | None:
 
 
 def unpack_rtx(packed: Path) -> None:
-    """Install TensorRT for RTX, whose library came compressed by zstd."""
+    """Install TensorRT for RTX, whose library is compressed with zstd."""
     install("rtx", [*STORE.glob("zstandard-*.whl"), *STORE.glob("tensorrt_rtx_cu13*.whl")])
     sys.path.insert(0, str(SITE))
     import zstandard
@@ -85,7 +85,7 @@ def unpack_rtx(packed: Path) -> None:
 
 
 def main() -> None:
-    """Install what is whole."""
+    """Install the complete packages."""
     if not list(PARTS.glob("part-*")):
         raise SystemExit(f"there are no parts in {PARTS.absolute()}: carry .gpu/part-01, which `make gpu-pack` makes")
     STORE.mkdir(parents=True, exist_ok=True)
@@ -94,7 +94,7 @@ def main() -> None:
     for wheel in missing():
         try:
             install(wheel.parent.name, [wheel])
-        except subprocess.CalledProcessError:  # steps that need it will say so
+        except subprocess.CalledProcessError:  # steps that need it will report it
             print(f"not installed: {wheel.name}, on Python {sys.version_info.major}.{sys.version_info.minor}")
     for pieces in STORE.glob("*.whl.pieces"):
         if wheel := joined(pieces.name.removesuffix(".pieces")):

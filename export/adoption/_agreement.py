@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from onnx import ModelProto, TensorProto, helper, numpy_helper
 
 from unetrt.export.adoption._foreign import Runner, Size, Sizes, output_shape
-from unetrt.export.onnx_model import describe, inferred, run_batch, strip, tensors
+from unetrt.export.onnx_model import describe, inferred, strip
 from unetrt.runtime.errors import OptionError, ParityError, TileError
 from unetrt.runtime.model.spec import INPUT, OUTPUT, ModelSpec
 from unetrt.runtime.sessions import Session
@@ -109,8 +109,8 @@ class _Edges:
 
     def finished(self, spec: ModelSpec) -> ModelProto:
         """Declare input and output as the spec promises them, and return the model."""
-        ends = zip((self._graph.input, self._graph.output), tensors(spec).items(), strict=True)
-        for declared, (name, (shape, dtype)) in ends:
+        ends = zip((self._graph.input, self._graph.output), spec.tensors(), strict=True)
+        for declared, (name, shape, dtype) in ends:
             del declared[:]
             declared.append(helper.make_tensor_value_info(name, helper.np_dtype_to_tensor_dtype(dtype), shape))
         return self._model
@@ -146,7 +146,7 @@ def _one_probability(edges: _Edges, core: str, _spec: ModelSpec) -> None:
 
 def _labels(edges: _Edges, core: str, spec: ModelSpec) -> None:
     """Make uint8 (batch, h', w') of labels of any type, with or without an axis of channels."""
-    shape = edges.constant(np.array(tensors(spec)[OUTPUT][0], np.int64))
+    shape = edges.constant(np.array(spec.tensors().output.shape, np.int64))
     edges.add("Cast", [edges.add("Reshape", [core, shape], "flat")], OUTPUT, to=TensorProto.UINT8)
 
 
@@ -256,7 +256,7 @@ def _answer(session: Session, image: Array, origin: Size) -> Array:
     # The other slots of the batch must not matter: they hold another part of the image each time.
     batch[:] = image[:, ::-1, ::-1][window]
     batch[-1] = image[window]
-    answer: Array = run_batch(session, batch)[-1]
+    answer: Array = session.run(batch)[-1]
     return answer
 
 

@@ -31,7 +31,7 @@ from bioimageio.spec.model.v0_5 import ModelDescr
 from numpy.typing import NDArray
 from PIL import Image
 
-from unetrt.export.onnx_model import copy_file, run_batch, tensors, with_batch
+from unetrt.export.onnx_model import copy_file, with_batch
 from unetrt.runtime.errors import FrameError, ModelFileError, OptionError
 from unetrt.runtime.files.atomic import whole_file
 from unetrt.runtime.geometry.plan import Tile, TilePlan
@@ -240,7 +240,7 @@ def _test_pair(session: Session, frames: Sequence[Array]) -> tuple[Array, Array]
     spec = session.spec
     for frame in frames:
         tile = _tile_of_contrast(spec, frame)
-        output = run_batch(session, tile if spec.takes_raw else spec.normalisation(tile))
+        output = session.run(tile if spec.takes_raw else spec.normalisation(tile))
         if spec.head != "labels":
             require_finite_scores(output)
         if np.ptp(tile) > 0 and np.ptp(output) > 0:
@@ -329,7 +329,6 @@ def _tolerance(spec: ModelSpec, largest: float) -> dict[str, Any]:
 
 def _input(spec: ModelSpec) -> dict[str, Any]:
     """Describe the input: a tile of fixed size."""
-    _, dtype = tensors(spec)[INPUT]
     sides = zip(("y", "x"), spec.tile, strict=True)
     return {
         "id": INPUT,
@@ -339,7 +338,7 @@ def _input(spec: ModelSpec) -> dict[str, Any]:
             {"type": "channel", "channel_names": [f"channel{index}" for index in range(spec.channels)]},
             *({"type": "space", "id": axis, "size": side} for axis, side in sides),
         ],
-        "data": {"type": dtype.name},
+        "data": {"type": spec.tensors().input.dtype.name},
         "preprocessing": [] if spec.takes_raw else _preprocessing(spec.normalisation),
         "test_tensor": {"source": TEST_INPUT},
     }
@@ -347,7 +346,6 @@ def _input(spec: ModelSpec) -> dict[str, Any]:
 
 def _output(spec: ModelSpec) -> dict[str, Any]:
     """Describe the output: the core of the tile; its sides are the tile's with an offset of minus two halos."""
-    _, dtype = tensors(spec)[OUTPUT]
     core = [
         {"type": "space", "id": axis, "size": {"tensor_id": INPUT, "axis_id": axis, "offset": -2 * spec.halo}}
         for axis in ("y", "x")
@@ -358,7 +356,7 @@ def _output(spec: ModelSpec) -> dict[str, Any]:
         "id": OUTPUT,
         "description": f"{spec.head} of the tile without its halo of {spec.halo} px a side",
         "axes": [{"type": "batch", "size": 1}, *([] if spec.head == "labels" else [classes]), *core],
-        "data": {"type": dtype.name, **values.get(spec.head, {})},
+        "data": {"type": spec.tensors().output.dtype.name, **values.get(spec.head, {})},
         "test_tensor": {"source": TEST_OUTPUT},
     }
 

@@ -13,17 +13,16 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, get_args
 
-import numpy as np
 import onnx
 
-from unetrt.export.onnx_model import copy_file, tensors, with_batch
+from unetrt.export.onnx_model import copy_file, with_batch
 from unetrt.runtime.engines import SUFFIXES
 from unetrt.runtime.engines.engine_file import engine_tensors, read_sidecar
 from unetrt.runtime.engines.flavours import named_flavour
 from unetrt.runtime.errors import ModelFileError, OptionError, OutputError
 from unetrt.runtime.files.atomic import whole_folder
 from unetrt.runtime.model.onnx_file import read_spec
-from unetrt.runtime.model.spec import INPUT, KEY, OUTPUT, ModelSpec
+from unetrt.runtime.model.spec import KEY, ModelSpec
 
 __all__ = ["Serving", "write"]
 
@@ -208,17 +207,14 @@ def _interface(name: str, engine: Engine, spec: ModelSpec, batched: bool) -> str
     platform, file = FILES[engine]
     described = json.loads((replace(spec, batch=1) if batched else spec).to_json())
     parameter = json.dumps({key: value for key, value in described.items() if key not in OF_THE_WEIGHTS})
-    ends = tensors(spec)
-    if engine == "tensorrt":
-        ends = {end: (shape, np.dtype(dtype)) for end, (shape, dtype) in engine_tensors(spec).items()}
+    ends = engine_tensors(spec) if engine == "tensorrt" else spec.tensors()
     lines = [
         f'name: "{name}"',
         f'platform: "{platform}"',
         f'backend: "{engine}"',
         f'default_model_filename: "{file}"',
     ]
-    for side, end in (("input", INPUT), ("output", OUTPUT)):
-        shape, dtype = ends[end]
+    for side, (end, shape, dtype) in zip(("input", "output"), ends, strict=True):
         dims = ", ".join(str(length) for length in shape[1 if batched else 0 :])
         lines.append(f'{side} [ {{ name: "{end}" data_type: {TYPES[dtype.name]} dims: [ {dims} ] }} ]')
     # JSON in ASCII, quoted once more as JSON, is a string of protobuf's text format.

@@ -5,8 +5,8 @@ from dataclasses import replace
 
 import numpy as np
 
-from unetrt.benchmarks.figure import Figure
-from unetrt.benchmarks.result import PREDICT, SEGMENT, SESSION, LeftOut, Limit, Measured, Result
+from unetrt.benchmarks.figures import Figure
+from unetrt.benchmarks.result import PREDICT, SEGMENT, SESSION, BenchResult, LeftOut, Limit, Measured
 
 ROUNDS, RUNS_A_ROUND = 7, 4
 FLOPS, MATMUL = 240 * 10**9, 1e11
@@ -52,7 +52,7 @@ def limits(scale: float = 1.0, rounds: int = ROUNDS) -> tuple[Limit, ...]:
     )
 
 
-def result(contenders: Sequence[Measured] = (), rounds: int = ROUNDS) -> Result:
+def result(contenders: Sequence[Measured] = (), rounds: int = ROUNDS) -> BenchResult:
     """A run on a CPU; `contenders` in the place of the usual seven."""
     usual = (
         contender("usual", "the usual loop, 572 / 388", 6.0, off=0.0512, rounds=rounds),
@@ -64,7 +64,7 @@ def result(contenders: Sequence[Measured] = (), rounds: int = ROUNDS) -> Result:
         contender("unetrt-openvino", "unetrt with OpenVINO, bf16", 1.08, ours=True, rounds=rounds, off=0.0011,
                   precision="bf16", limit="matmul bf16", limit_scale=1 / 2.6),
     )  # fmt: skip
-    return Result(
+    return BenchResult(
         when="2001-01-01T00:00:00+00:00", frame=(2048, 2048),
         network={"depth": 4, "base": 16, "channels": 1, "classes": 2}, reference="usual",
         contenders=tuple(contenders) or usual,
@@ -80,7 +80,7 @@ def result(contenders: Sequence[Measured] = (), rounds: int = ROUNDS) -> Result:
     )  # fmt: skip
 
 
-def on_gpu() -> Result:
+def on_gpu() -> BenchResult:
     """A run on a GPU, with device memory and energy."""
     ours = contender(
         "unetrt-tensorrt", "unetrt with TensorRT, FP16", 0.0031, ours=True, precision="fp16", reference=0.05

@@ -2,8 +2,8 @@
 
 from dataclasses import replace
 
-from unetrt.benchmarks.figure import Figure
-from unetrt.benchmarks.result import SEGMENT, LeftOut, Limit, Measured, Result
+from unetrt.benchmarks.figures import Figure
+from unetrt.benchmarks.result import SEGMENT, BenchResult, LeftOut, Limit, Measured
 
 SECONDS = Figure.of([2.0, 1.0, 4.0])
 USUAL = Measured(
@@ -16,7 +16,7 @@ OTHER = replace(
     USUAL, name="other", title="another way", seconds={SEGMENT: HALF}, speedup=SECONDS / HALF, share=None,
     pixels_off=0.0,
 )  # fmt: skip
-RESULT = Result(
+RESULT = BenchResult(
     when="2026-01-01T00:00:00+00:00", frame=(2048, 2048), network={"depth": 4}, reference="torch",
     contenders=(USUAL, OTHER), left_out=(LeftOut("monai", "MONAI", "it is not installed"),),
     limits=(Limit("matmul fp32", "FLOP/s", SECONDS),), environment={"processor": "P", "threads": 2},

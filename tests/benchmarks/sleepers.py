@@ -6,8 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from unetrt.benchmarks.contenders import REFERENCE, Contender
-from unetrt.benchmarks.ready import About, Ready
+from unetrt.benchmarks.contenders import REFERENCE, About, Contender, Ready
 from unetrt.benchmarks.result import PREDICT, SEGMENT
 
 ABOUT = About((60, 60), 2, 1000, None, "nothing")

@@ -13,7 +13,7 @@ from unetrt.benchmarks.contenders import REFERENCE
 from unetrt.benchmarks.journal import Patience
 from unetrt.benchmarks.limits import BYTES, COPY, FLOPS
 from unetrt.benchmarks.networks import undecided
-from unetrt.benchmarks.result import PREDICT, SEGMENT, Result, load
+from unetrt.benchmarks.result import PREDICT, SEGMENT, load
 from unetrt.runtime.errors import InferenceError, OptionError, ParityError
 
 SIZE, SIDE = (96, 130), 64
@@ -62,7 +62,6 @@ def test_all_that_was_measured_is_told(run):
         slept.share.rounds[1], slept.flops / slept.seconds[SEGMENT].rounds[1] / limits[slept.limit].rate.rounds[1]
     )
     assert result.environment["versions"]["unetrt"]
-    assert Result.from_dict(result.to_dict()).contenders == result.contenders
 
 
 def test_whoever_cannot_be_timed_is_left_out_with_the_reason(run):
@@ -83,7 +82,7 @@ def test_each_step_is_told_of(run):
     assert told[0] == "exporting"
     assert told.count("timing: what the machine can do") == 2
     # Four of seven are left out before the first round, and one after it.
-    assert len(told) == measuring.steps() - 2 * 4 - 1
+    assert len(told) == measuring.steps - 2 * 4 - 1
 
 
 def test_the_labels_of_another_network_are_not_timed(checkpoint):
@@ -149,7 +148,7 @@ def test_damaged_results_are_not_taken_up(measured_once, tmp_path, name, damage)
     measuring, stored = measured_once
     path = tmp_path / "bench.json"
     path.write_text(json.dumps({**stored, "results": {**stored["results"], name: damage}}))
-    with pytest.raises(OptionError, match="holds no results to go on from: leave --resume out"):
+    with pytest.raises(OptionError, match="holds no results to continue from: leave --resume out"):
         measuring.measure(silent, path, Patience(resume=True))
 
 
@@ -166,7 +165,7 @@ def test_when_the_time_is_up_nothing_new_begins(checkpoint, tmp_path):
     measuring = bench(checkpoint, contender("quick"), contender("dead"))
     assert measuring.measure(silent, path, Patience(seconds=1e-9)) is None
     assert json.loads(path.read_text())["missing"][0] == "check: torch"
-    with pytest.raises(OptionError, match="holds something else"):
+    with pytest.raises(OptionError, match="is invalid: "):
         load(path)  # there is no figure yet
 
     class UntilTheQuick(Patience):
@@ -178,7 +177,7 @@ def test_when_the_time_is_up_nothing_new_begins(checkpoint, tmp_path):
     assert [one.name for one in result.contenders] == [REFERENCE]
     assert {one.name: one.reason for one in result.left_out}["quick"] == "not measured: the time was up"
     assert result.missing == ("round 1: quick",)
-    assert load(path) == Result.from_dict(json.loads(json.dumps(result.to_dict())))
+    assert load(path) == result
     done = measuring.measure(silent, path, Patience(resume=True))
     assert (done.missing, [one.name for one in done.contenders]) == ((), [REFERENCE, "quick"])
     done.save(path)
@@ -188,4 +187,4 @@ def test_when_the_time_is_up_nothing_new_begins(checkpoint, tmp_path):
 
 def test_the_usual_loop_is_always_among_those_that_were_asked_for(checkpoint):
     asked = bench(checkpoint, contender("sleeper"), contender("dead"), only=["dead"])
-    assert [one.name for one in asked.wanted()] == [REFERENCE, "dead"]
+    assert [one.name for one in asked.chosen] == [REFERENCE, "dead"]

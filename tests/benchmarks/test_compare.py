@@ -5,11 +5,10 @@ import pytest
 from rich.console import Console
 
 from tests.benchmarks.invented_results import HOSTILE, around, contender, limits, on_gpu, result
-from unetrt.benchmarks.change import Shift, Verdict, faster
-from unetrt.benchmarks.compare import compare
-from unetrt.benchmarks.compare_table import compare_table
-from unetrt.benchmarks.figure import Figure
+from unetrt.benchmarks.compare import ChangeVerdict, Shift, compare, faster
+from unetrt.benchmarks.figures import Figure
 from unetrt.benchmarks.result import PREDICT, SEGMENT, SESSION, LeftOut
+from unetrt.benchmarks.terminal import compare_table
 from unetrt.runtime.errors import OptionError
 
 ONNX = "unetrt-onnxruntime"
@@ -40,9 +39,9 @@ def shown(comparison, width=100):
 
 def test_the_same_twice_is_no_change():
     told = compare(result(), result())
-    assert {change.verdict for change in told.changes} == {Verdict.SAME}
+    assert {change.verdict for change in told.changes} == {ChangeVerdict.SAME}
     assert told.summary == ("nothing changed outside the noise",)
-    assert told.differences == told.came == told.went == told.warnings == ()
+    assert told.mismatches == told.came == told.went == told.warnings == ()
 
 
 def test_what_one_contender_gained_is_told_of_it_alone():
@@ -55,24 +54,24 @@ def test_what_one_contender_gained_is_told_of_it_alone():
 
 def test_what_it_lost_too():
     told = of(compare(result(), with_times(result(), 1.3, {ONNX})), ONNX)
-    assert told.verdict is Verdict.SLOWER
+    assert told.verdict is ChangeVerdict.SLOWER
     assert str(told) == "unetrt with ONNX Runtime: 30 % slower (2.55 s -> 3.31 s), outside the noise"
     assert told.seconds.ratio == pytest.approx(1.3)
 
 
 def test_intervals_that_overlap_are_no_change():
     told = of(compare(result(), with_times(result(), 0.97, {ONNX})), ONNX)
-    assert told.verdict is Verdict.SAME
+    assert told.verdict is ChangeVerdict.SAME
     assert str(told) == "unetrt with ONNX Runtime: no change outside the noise (2.55 s -> 2.47 s)"
 
 
 @pytest.mark.parametrize("rounds", [1, 3, 5])
 def test_with_too_few_rounds_nothing_can_be_told(rounds):
     told = compare(result(), with_times(result(rounds=rounds), 0.5))
-    assert {change.verdict for change in told.changes} == {Verdict.TOO_FEW}
-    assert told.summary == ("too few rounds to tell what changed: 6 in both results are needed",)
+    assert {change.verdict for change in told.changes} == {ChangeVerdict.TOO_FEW}
+    assert told.summary == ("too few rounds to judge what changed: 6 in both results are needed",)
     assert str(told.changes[0]).endswith(
-        f"too few rounds to tell (6.00 s -> 3.00 s): 7 and {rounds}, and 6 each are needed"
+        f"too few rounds to judge (6.00 s -> 3.00 s): 7 and {rounds}, and 6 each are needed"
     )
 
 
@@ -80,42 +79,42 @@ def test_with_too_few_rounds_nothing_can_be_told(rounds):
 def test_a_machine_that_changed_as_a_whole_is_no_change_of_a_contender(factor):
     after = replace(with_times(result(), factor), limits=limits(1 / factor))
     told = compare(result(), after)
-    assert {change.seconds.verdict for change in told.changes} <= {Verdict.FASTER, Verdict.SLOWER}
-    assert {change.verdict for change in told.changes} == {Verdict.SAME}
-    assert [change.held.ratio for change in told.changes] == pytest.approx([1] * len(told.changes), rel=0.02)
+    assert {change.seconds.verdict for change in told.changes} <= {ChangeVerdict.FASTER, ChangeVerdict.SLOWER}
+    assert {change.verdict for change in told.changes} == {ChangeVerdict.SAME}
+    assert [change.relative.ratio for change in told.changes] == pytest.approx([1] * len(told.changes), rel=0.02)
     word = "43 % faster" if factor < 1 else "40 % slower"
-    assert f"held against matmul fp32, which was itself {word}" in str(of(told, ONNX))
+    assert f"relative to matmul fp32, which was itself {word}" in str(of(told, ONNX))
     assert any(f"the machine itself changed (matmul fp32 is {word})" in warning for warning in told.warnings)
 
 
 def test_what_is_gained_on_a_slower_machine_is_seen():
     after = replace(with_times(result(), 1.4), limits=limits(1 / 1.4))
     gained = compare(result(), with_times(after, 1 / 1.4, {ONNX}))
-    assert of(gained, ONNX).seconds.verdict is Verdict.SAME
-    assert of(gained, ONNX).verdict is Verdict.FASTER
-    assert "40 % faster (2.55 s -> 2.55 s), outside the noise, held against" in str(of(gained, ONNX))
+    assert of(gained, ONNX).seconds.verdict is ChangeVerdict.SAME
+    assert of(gained, ONNX).verdict is ChangeVerdict.FASTER
+    assert "40 % faster (2.55 s -> 2.55 s), outside the noise, relative to" in str(of(gained, ONNX))
     assert {change.name for change in gained.changes if change.changed} == {ONNX}
 
 
 def test_a_limit_within_its_noise_does_not_decide():
     after = replace(with_times(result(), 0.8), limits=limits(1.01))
-    assert {change.verdict for change in compare(result(), after).changes} == {Verdict.FASTER}
+    assert {change.verdict for change in compare(result(), after).changes} == {ChangeVerdict.FASTER}
 
 
 def test_without_a_limit_in_both_the_seconds_decide():
     after = replace(with_times(result(), 0.8), limits=())
     told = compare(result(), after)
-    assert {change.held for change in told.changes} == {None}
-    assert {change.verdict for change in told.changes} == {Verdict.FASTER}
+    assert {change.relative for change in told.changes} == {None}
+    assert {change.verdict for change in told.changes} == {ChangeVerdict.FASTER}
     moved = tuple(replace(one, limit="copy") for one in after.contenders)
-    assert of(compare(result(), replace(after, contenders=moved, limits=limits())), ONNX).held is None
+    assert of(compare(result(), replace(after, contenders=moved, limits=limits())), ONNX).relative is None
 
 
 def test_a_limit_of_other_rounds_counts_by_its_median():
     told = compare(result(), replace(result(), limits=limits(0.5, rounds=12)))
-    held = of(told, ONNX).held.after
+    relative = of(told, ONNX).relative.after
     np.testing.assert_allclose(
-        held.rounds, np.array(of(told, ONNX).seconds.after.rounds) * limits(0.5, 12)[0].rate.median
+        relative.rounds, np.array(of(told, ONNX).seconds.after.rounds) * limits(0.5, 12)[0].rate.median
     )
 
 
@@ -147,11 +146,11 @@ def test_another_processor_is_compared_with_a_warning():
     environment = {**result().environment, "processor": "Imagined CPU 1"}
     told = compare(result(), replace(result(), environment=environment))
     assert told.warnings[0].startswith("the processors differ (Invented CPU 9000 @ 3.2 GHz -> Imagined CPU 1)")
-    assert [str(one) for one in told.differences] == ["processor: Invented CPU 9000 @ 3.2 GHz -> Imagined CPU 1"]
+    assert [str(one) for one in told.mismatches] == ["processor: Invented CPU 9000 @ 3.2 GHz -> Imagined CPU 1"]
     assert (
         compare(result(), on_gpu())
         .warnings[0]
-        .endswith("-> Invented GPU): times tell of them as much as of what runs on them")
+        .endswith("-> Invented GPU): the times depend on them as much as on the contenders")
     )
 
 
@@ -162,7 +161,7 @@ def test_versions_and_tiles_that_differ_are_told():
         environment={**after.environment, "threads": 4, "versions": {"unetrt": "0.0.2", "torch": "2.0.0"}},
         contenders=tuple(replace(one, tile=(1212, 1212)) if one.name == ONNX else one for one in after.contenders),
     )
-    assert [str(one) for one in compare(result(), after).differences] == [
+    assert [str(one) for one in compare(result(), after).mismatches] == [
         "threads: 2 -> 4",
         "versions: unetrt: 0.0.1 -> 0.0.2",
         "versions: onnxruntime: 1.20.0 -> none",
@@ -187,7 +186,7 @@ def test_the_table_has_it_all(width):
     after = replace(after, contenders=(*after.contenders[:-1], contender("new", "[b]" + HOSTILE, 1.0)))
     told = compare(result(), after)
     text = " ".join(shown(told, width).split())
-    for sentence in (*told.warnings, *told.summary, *map(str, told.differences), *told.went, *told.came):
+    for sentence in (*told.warnings, *told.summary, *map(str, told.mismatches), *told.went, *told.came):
         assert " ".join(sentence.split()) in text
     assert "limit matmul fp32 100 GFLOP/s -> 90.0 GFLOP/s, outside the noise" in text
     assert "0.500" in text

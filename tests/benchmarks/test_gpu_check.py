@@ -246,7 +246,7 @@ def running():
     [
         (["fact"], "there is no step 'fact': the steps are facts, ptx,"),
         (["Facts"], "; did you mean facts?"),
-        (["--out", "", "facts"], "the root of the clone is no place for results"),
+        (["--out", "", "facts"], "the root of the clone cannot hold the results"),
         (["--seconds", "0", "facts"], "0 seconds measure nothing: use more than 0"),
     ],
 )

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import small_spec
-from unetrt.benchmarks.figure import Figure
+from unetrt.benchmarks.figures import Figure
 from unetrt.benchmarks.gpu_goals import BUSY, COMPILED, EAGER, GOALS, MATMUL, frame_flops, rates, useful_flops, verdicts
 from unetrt.runtime.geometry.plan import TilePlan
 from unetrt.runtime.geometry.unet_shape import UNetShape

@@ -1,7 +1,7 @@
 import os
 import subprocess
 import sys
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from shutil import which
 
@@ -10,15 +10,14 @@ from click.testing import CliRunner
 
 from tests import requirements
 from tests.benchmarks.results_of_bench import RESULT
-from unetrt.benchmarks.commit import commit_of
-from unetrt.benchmarks.figure import Figure
-from unetrt.benchmarks.history import Run, add, command, keep, read
-from unetrt.benchmarks.record import Measure, Record
+from unetrt.benchmarks.figures import Figure
+from unetrt.benchmarks.history import HistoryEntry, add, commit_of, keep, read
+from unetrt.benchmarks.result import CaseResult, Measure
 from unetrt.runtime.errors import OptionError
 
-MEASURE = Measure.of("a frame", "s", asdict(Figure.of([2.0, 1.0, 4.0])), goal=3.0)
-RECORD = Record("some", "Something.", (MEASURE,), "2026-01-01T00:00:00+00:00", {"versions": {"unetrt": "1"}})
-RUN = Run.of("some", "2026-01-01T00:00:00+00:00", {"processor": "P"}, (MEASURE,), "abc")
+MEASURE = Measure.of("a frame", "s", Figure.of([2.0, 1.0, 4.0]), goal=3.0)
+RECORD = CaseResult("2026-01-01T00:00:00+00:00", {"versions": {"unetrt": "1"}}, "some", "Something.", (MEASURE,))
+RUN = HistoryEntry("some", "2026-01-01T00:00:00+00:00", None, "abc", "P", (replace(MEASURE, rounds=()),))
 
 ADDS = """
 import sys, time
@@ -65,7 +64,7 @@ def test_a_run_is_added_once(tmp_path):
 
 def test_a_record_is_kept_with_its_line(tmp_path):
     keep(RECORD, tmp_path / "some.json")
-    assert Record.load(tmp_path / "some.json") == RECORD
+    assert CaseResult.load(tmp_path / "some.json") == RECORD
     (run,) = read(tmp_path / "history.jsonl")
     assert (run.name, run.when, run.version, run.figures[0].median) == ("some", RECORD.when, "1", 2.0)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["history.jsonl", "some.json"]
@@ -96,7 +95,7 @@ def test_a_process_that_dies_while_it_writes_leaves_no_half_line(tmp_path):
     ("more", "said"),
     [
         ('{"name": "so', "last line of .* is cut off"),
-        ('{"name": "some"}\n', "line 2 of .* is no run"),
+        ('{"name": "some"}\n', "line 2 of .* is invalid"),
         ("[\n", "line 2"),
     ],
 )
@@ -137,8 +136,10 @@ def test_the_commit_is_that_of_the_code(tmp_path, monkeypatch):
 
 
 def test_what_bench_measured_is_added(tmp_path):
+    from unetrt.benchmarks.__main__ import main
+
     RESULT.save(tmp_path / "cpu.json")
-    told = [CliRunner().invoke(command, [str(tmp_path / "cpu.json")], catch_exceptions=False) for _ in range(2)]
+    told = [CliRunner().invoke(main, ["history", str(tmp_path / "cpu.json")], catch_exceptions=False) for _ in range(2)]
     assert [("now has" in one.output, one.exit_code) for one in told] == [(True, 0), (False, 0)]
     (run,) = read(tmp_path / "history.jsonl")
     assert (run.name, run.when) == ("cpu", RESULT.when)
@@ -151,8 +152,10 @@ def test_what_bench_measured_is_added(tmp_path):
 
 
 def test_another_file_is_refused_in_one_line(tmp_path):
+    from unetrt.benchmarks.__main__ import main
+
     (tmp_path / "old.json").write_text('{"schema": 1}')
-    told = CliRunner().invoke(command, [str(tmp_path / "old.json")])
+    told = CliRunner().invoke(main, ["history", str(tmp_path / "old.json")])
     assert told.exit_code == 2
-    assert "schema 2" in told.output
+    assert "not 2 of unetrt bench" in told.output
     assert not (tmp_path / "history.jsonl").exists()

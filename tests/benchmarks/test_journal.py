@@ -60,13 +60,16 @@ def test_nothing_new_begins_once_the_time_is_up(tmp_path):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("{", "holds no results to go on from"),
-        ("[]", "holds no results to go on from"),
-        ('{"about": {}}', "holds no results to go on from"),
-        ('{"missing": 1}', "holds no results to go on from"),
+        ("{", "holds no results to continue from"),
+        ("[]", "holds no results to continue from"),
+        ('{"about": {}}', "holds no results to continue from"),
+        ('{"missing": 1}', "holds no results to continue from"),
         ('{"kind": "unetrt bench", "missing": []}', "is finished: leave --resume out to measure anew"),
-        ('{"about": {"network": {"base": 64}, "frame": [96, 130]}, "results": []}', "holds no results to go on from"),
-        ("[" * 200_000, "holds no results to go on from"),
+        (
+            '{"about": {"network": {"base": 64}, "frame": [96, 130]}, "results": []}',
+            "holds no results to continue from",
+        ),
+        ("[" * 200_000, "holds no results to continue from"),
         (
             '{"about": {"network": {"base": 16}, "frame": [96, 130]}, "results": {}}',
             'holds results of another run (network: {"base": 16} there, {"base": 64} here): give another file',

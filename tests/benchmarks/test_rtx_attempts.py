@@ -15,8 +15,8 @@ from unetrt.benchmarks.rtx_attempts import (
     attempts,
     command,
     in_a_child,
+    in_one_line,
     result_path,
-    told,
 )
 from unetrt.runtime.machine import Machine
 
@@ -42,7 +42,7 @@ def test_an_attempt_gets_as_far_as_it_can(model, capability):
     else:
         assert outcome.failed == "build"
     assert outcome.messages
-    assert told(outcome).startswith(f"{capability}: failed ({outcome.failed}): ")
+    assert in_one_line(outcome).startswith(f"{capability}: failed ({outcome.failed}): ")
 
 
 def test_a_child_that_dies_is_an_outcome(tmp_path):
@@ -78,7 +78,7 @@ def test_they_are_tried_in_order_and_each_is_stored_before_the_next(tried, monke
     assert tried == list(outcomes) == list(ATTEMPTS)
     assert ATTEMPTS[:4] == (UNNAMED, "CURRENT", "SM75", "SM80")
     assert stored == list(range(len(ATTEMPTS)))
-    assert told(outcomes[UNNAMED]) == "none named: runs"
+    assert in_one_line(outcomes[UNNAMED]) == "none named: runs"
 
 
 def test_results_of_other_versions_are_kept_and_those_of_this_one_on_request(tried, tmp_path):

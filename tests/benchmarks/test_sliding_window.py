@@ -7,10 +7,9 @@ from unetrt.benchmarks.networks import untrained
 from unetrt.runtime.errors import ParityError
 
 pytest.importorskip("monai", reason=requirements.MONAI)
-from unetrt.benchmarks.contenders import CONTENDERS
-from unetrt.benchmarks.job import Job
+from unetrt.benchmarks.contenders import CONTENDERS, BenchJob
 from unetrt.benchmarks.result import SEGMENT
-from unetrt.benchmarks.sliding_window import OVERLAP, WINDOW, about, padded, ready, require_twin
+from unetrt.benchmarks.torch_contenders import OVERLAP, WINDOW, padded, require_twin, sliding_window, window_about
 
 (MONAI,) = (one for one in CONTENDERS if one.name == "monai")
 
@@ -31,15 +30,15 @@ def test_another_network_is_no_twin():
 def test_windows_are_counted_as_they_run(tmp_path, monkeypatch):
     checkpoint, ran = untrained(base=2, depth=2), []
     frame = np.random.default_rng(0).integers(0, 999, (900, 530)).astype(np.uint16)
-    job = Job(tmp_path)
+    job = BenchJob(tmp_path)
     checkpoint.save(job.checkpoint)
     job.write_frame(frame)
-    loaded = ready(job, MONAI)
+    loaded = sliding_window(job, MONAI)
     original = torch.nn.Conv2d.forward
     monkeypatch.setattr(torch.nn.Conv2d, "forward", lambda self, x: (ran.append(x.shape), original(self, x))[1])
     labels = loaded.ways[SEGMENT]()
     assert (labels.shape, labels.dtype) == (frame.shape, np.uint8)
     windows = sum(shape[0] for shape in ran if shape[1] == 1 and shape[-1] == WINDOW)
-    assert loaded.about == about(checkpoint.shape, frame.shape)
+    assert loaded.about == window_about(checkpoint.shape, frame.shape)
     assert windows == loaded.about.tiles == 3 * 2
     assert OVERLAP == 0.5

@@ -171,9 +171,9 @@ CASES = {
     "results into a folder": ("bench --json .", "is a folder: name a file in it"),
     "going on from nothing": (
         "bench --resume",
-        "--resume goes on with the file of an earlier run: name it with --json",
+        "--resume continues the file of an earlier run: name it with --json",
     ),
-    "one file for two results": ("bench --json a.txt --png a.txt", "two of --json, --png and --report are .*a.txt"),
+    "one file for two results": ("bench --json a.txt --png a.txt", "--json and --png are both a.txt: use two names"),
     "bench without time": ("bench --base 1 --depth 1 --seconds 0", "0 seconds measure nothing: use more than 0"),
     "time to compare": ("bench --compare a.json b.json --seconds 3", "--compare takes no --seconds"),
     "bench without rounds": ("bench --rounds 0", "0 rounds measure nothing"),

@@ -132,9 +132,9 @@ def test_plan_names_the_best_tile(run, tiny_model, tiny_run):
 def test_bench_measures_checks_and_writes_what_it_is_asked_for(run, capsys, tmp_path, monkeypatch):
     monkeypatch.setattr("unetrt.benchmarks.bench.ENOUGH", 0.3)
     """A real network, and a floor that nobody reaches: what was measured is kept all the same."""
-    json_path, chart, page = (tmp_path / name for name in ("a.json", "a.png", "a.html"))
+    json_path, chart = tmp_path / "a.json", tmp_path / "a.png"
     case = ["bench", "--frame", "400x390", "--base", "2", "--rounds", "1", "--only", "onnxruntime", "--device", "cpu"]
-    written = ["--json", str(json_path), "--png", str(chart), "--report", str(page)]
+    written = ["--json", str(json_path), "--png", str(chart)]
     assert main([*case, *written, "--floor", "onnxruntime=1000"]) == 1
     said = capsys.readouterr()
     assert "times as fast" in said.out
@@ -144,7 +144,6 @@ def test_bench_measures_checks_and_writes_what_it_is_asked_for(run, capsys, tmp_
     assert set(result["onnxruntime"].seconds) == set(WAYS)
     assert result["onnxruntime"].pixels_off == 0 < result["torch"].pixels_off
     assert result.environment["versions"]["onnxruntime"]
-    assert "ONNX Runtime" in page.read_text()
     assert chart.stat().st_size > 10_000
     assert "too few rounds" in run("bench", "--compare", json_path, json_path)
 

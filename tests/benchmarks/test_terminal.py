@@ -4,16 +4,16 @@ import pytest
 from rich.console import Console
 
 from tests.benchmarks.invented_results import HOSTILE, ROUNDS, around, contender, limits, on_gpu, result
+from unetrt.benchmarks.figures import decimals, digits, interval_name, memory, pixels, rate, time, unit_for
+from unetrt.benchmarks.findings import doubts, headline, leader, shortest
 from unetrt.benchmarks.result import Limit
-from unetrt.benchmarks.table import table
-from unetrt.benchmarks.verdict import doubts, headline, leader, shortest
-from unetrt.benchmarks.wording import decimals, digits, interval_name, memory, pixels, rate, time, unit_for
+from unetrt.benchmarks.terminal import bench_table
 
 
 def shown(what, width=100):
     console = Console(width=width, color_system=None, force_terminal=True)
     with console.capture() as capture:
-        console.print(table(what))
+        console.print(bench_table(what))
     return capture.get()
 
 
@@ -84,7 +84,7 @@ def test_the_headline_is_of_the_fastest_of_unetrts_own():
 
 def test_a_speedup_that_may_be_none_is_not_told_as_one():
     tie = [contender("usual", "the usual loop", 6.0), contender("a", "unetrt", 5.99, ours=True)]
-    assert headline(result(tie)).startswith("unetrt cannot be told from the usual loop")
+    assert headline(result(tie)).startswith("unetrt cannot be distinguished from the usual loop")
     assert headline(result(tie[:1])) == "the usual loop is the fastest, and the reference"
 
 
@@ -95,7 +95,7 @@ def test_a_speedup_that_may_be_none_is_not_told_as_one():
         (result(), "gives 0.11 % of the pixels another class"),
         (result([contender("b", "by hand", 1.0), contender("a", "x", 5.0, ours=True)]), "by hand is faster still"),
         (result(rounds=1), "One round gives no interval: 6 give one of 95 %"),
-        (result(rounds=3), "3 rounds are few: their range holds the true median in 75 % of cases"),
+        (result(rounds=3), "3 rounds are few: their range covers the true median in 75 % of cases"),
         (
             replace(result(), limits=(*limits(), Limit("memory", "B/s", around(1e9, 0.3, ROUNDS)))),
             "not quiet: memory varied by 60 %",

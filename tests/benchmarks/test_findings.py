@@ -5,7 +5,7 @@ import pytest
 from tests.benchmarks.invented_results import result
 from unetrt._exit_codes import exit_code
 from unetrt.benchmarks.contenders import CONTENDERS
-from unetrt.benchmarks.floors import Floor, FloorError, check_all
+from unetrt.benchmarks.findings import Floor, FloorError, check_all
 from unetrt.runtime.errors import OptionError
 
 RESULT = result()
@@ -52,7 +52,7 @@ def test_a_floor_that_is_missed_fails_the_gate():
 
 @pytest.mark.parametrize("text", ["", "fast", "a=b", "a/b/c=1", "=2", "-1", "1e3", "a=2 b=3"])
 def test_what_is_no_floor_is_refused(text):
-    with pytest.raises(OptionError, match="is no floor: write 2.6"):
+    with pytest.raises(OptionError, match="is not a floor: write 2.6"):
         Floor.parse(text)
 
 

@@ -9,23 +9,29 @@ import pytest
 import torch
 
 from unetrt.__main__ import main
-from unetrt.benchmarks import gpu_case, gpu_ours, gpu_runtime
+from unetrt.benchmarks import gpu_case, gpu_profile
+from unetrt.benchmarks.environment import QUERY, parse_state
 from unetrt.benchmarks.gpu_case import (
     ALONE,
     COMPILED_TILES,
+    COUNTED,
     LOOP,
-    Case,
+    PHASES,
+    WARM_UP,
+    GoalCase,
     GoalsBench,
-    Matmul,
+    Ours,
     first_session,
+    measured,
     require_right,
+    stack_of,
 )
 from unetrt.benchmarks.gpu_goals import lines, table
-from unetrt.benchmarks.gpu_machine import ASKED, read_state
-from unetrt.benchmarks.gpu_ours import COUNTED, PHASES, WARM_UP, Ours, kernels_of, profiled, stack_of, union
+from unetrt.benchmarks.gpu_profile import kernels_of, profiled, union
 from unetrt.benchmarks.journal import Patience
+from unetrt.benchmarks.limits import Matmul
 from unetrt.benchmarks.networks import drawn_frame, undecided, write_model
-from unetrt.benchmarks.planned_tiles import PlannedTiles
+from unetrt.benchmarks.torch_contenders import PlannedTiles
 from unetrt.export.exporter import Options
 from unetrt.runtime.errors import BackendUnavailableError, OptionError, OutOfMemoryError, ParityError
 from unetrt.runtime.segment.segmenter import Segmenter
@@ -33,7 +39,7 @@ from unetrt.runtime.sessions import open_session
 from unetrt.runtime.timings import Timings
 
 CPU = torch.device("cpu")
-CASE = Case((96, 130), "uint16", lanes=(1, 2), frames=2)
+CASE = GoalCase((96, 130), "uint16", lanes=(1, 2), frames=2)
 
 
 def bench(folder, **fields):
@@ -53,10 +59,10 @@ def model(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def result(tmp_path_factory):
-    cases = (CASE, Case((60, 60), "float32", lanes=(2,), batch=4, frames=8))
+    cases = (CASE, GoalCase((60, 60), "float32", lanes=(2,), batch=4, frames=8))
     shown, folder = [], tmp_path_factory.mktemp("bench")
     path = folder / "goals.json"
-    return gpu_runtime.measured(bench(folder), cases, shown.append, path), shown, path
+    return measured(bench(folder), cases, shown.append, path), shown, path
 
 
 def test_all_that_is_measured_is_told(result):
@@ -96,7 +102,7 @@ def test_cases_of_one_tile_share_what_was_exported_and_compiled(result, monkeypa
         )
     cases = (CASE, replace(CASE, lanes=(2,), frames=1), replace(CASE, input="float32"))
     names = iter(("one", "two", "three"))
-    monkeypatch.setattr(Case, "name", property(lambda case: next(names)))
+    monkeypatch.setattr(GoalCase, "name", property(lambda case: next(names)))
     measuring = bench(tmp_path, latencies=0)
     for case in cases:
         measuring.measure(case)
@@ -161,8 +167,8 @@ def test_a_contender_that_fails_costs_no_other_its_figures(monkeypatch, tmp_path
         raise RuntimeError("CUPTI is not to be had")
 
     monkeypatch.setattr(gpu_case, "PlannedTiles", tiles)
-    monkeypatch.setattr(gpu_ours, "supported_activities", lambda: [gpu_ours.ProfilerActivity.CUDA])
-    monkeypatch.setattr(gpu_ours, "profile", profiler)
+    monkeypatch.setattr(gpu_profile, "supported_activities", lambda: [gpu_profile.ProfilerActivity.CUDA])
+    monkeypatch.setattr(gpu_profile, "profile", profiler)
     result = bench(tmp_path, latencies=0).measure(replace(CASE, lanes=(2,)))
     assert set(result["torch"]) == {LOOP}
     assert set(result["left_out"]) == {COMPILED_TILES, ALONE}
@@ -194,26 +200,26 @@ def test_the_figures_are_shown_with_the_goals_and_the_phases_of_a_miss(result):
 
 
 def test_a_case_that_fails_is_named_and_the_others_go_on(tmp_path):
-    impossible = Case((60, 60), "uint16", lanes=(0,), frames=1)
+    impossible = GoalCase((60, 60), "uint16", lanes=(0,), frames=1)
     path, measuring = tmp_path / "goals.json", bench(tmp_path)
-    whole = gpu_runtime.measured(measuring, (impossible, CASE), lambda case: None, path)
+    whole = measured(measuring, (impossible, CASE), lambda case: None, path)
     assert whole["failed"] == {
         impossible.name: "OptionError: memory 8589934592, batch 1 and lanes 0 must be at least 1"
     }
     assert len(whole["results"]) == 2
-    again = gpu_runtime.measured(measuring, (impossible, CASE), lambda case: None, path, Patience(resume=True))
+    again = measured(measuring, (impossible, CASE), lambda case: None, path, Patience(resume=True))
     assert list(again["results"]) == [CASE.name, impossible.name]  # what failed was tried again
     assert again["results"][CASE.name] == json.loads(json.dumps(whole["results"][CASE.name]))
 
 
 def test_nothing_new_begins_when_the_time_is_up_and_the_rest_is_measured_later(tmp_path):
     path, shown, measuring = tmp_path / "goals.json", [], bench(tmp_path)
-    whole = gpu_runtime.measured(measuring, (CASE,), shown.append, path, Patience(seconds=1e-9))
+    whole = measured(measuring, (CASE,), shown.append, path, Patience(seconds=1e-9))
     assert (whole["results"], whole["missing"], shown) == ({}, [CASE.name], [])
-    later = gpu_runtime.measured(measuring, (CASE,), shown.append, path, Patience(resume=True))
+    later = measured(measuring, (CASE,), shown.append, path, Patience(resume=True))
     assert (list(later["results"]), later["missing"], len(shown)) == ([CASE.name], [], 1)
     with pytest.raises(OptionError, match=r"results of another run \(rounds: 1 there, 2 here\)"):
-        gpu_runtime.measured(replace(measuring, rounds=2), (CASE,), shown.append, path, Patience(resume=True))
+        measured(replace(measuring, rounds=2), (CASE,), shown.append, path, Patience(resume=True))
 
 
 def test_the_first_engine_that_computes_is_taken_and_the_others_reasons_are_kept(model):
@@ -308,9 +314,9 @@ def test_the_yardstick_counts_its_operations():
 
 
 def test_the_state_of_a_device_is_read():
-    told = read_state("580.1, 1980 MHz, 2619 MHz, 1980 MHz, 2619 MHz, 300.1 W, 700.0 W, 41, 0x0000000000000000\n")
+    told = parse_state("580.1, 1980 MHz, 2619 MHz, 1980 MHz, 2619 MHz, 300.1 W, 700.0 W, 41, 0x0000000000000000\n")
     assert told["clocks.sm"] == "1980 MHz"
-    assert tuple(told) == ASKED
+    assert tuple(told) == QUERY
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")

@@ -1,0 +1,309 @@
+"""Benchmarks of the runtime around an engine: the host's path of a frame, and `submit` of live acquisition."""
+
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from itertools import cycle, islice, product
+from pathlib import Path
+from statistics import fmean
+from typing import Any, ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from unetrt.benchmarks.cases import BenchCase, Figures, store_drawn, stored
+from unetrt.benchmarks.processes import WARM_UP, in_turn, one_core
+from unetrt.benchmarks.result import Measure
+from unetrt.runtime.geometry.unet_shape import UNetShape
+from unetrt.runtime.live.frame_queue import Policy
+from unetrt.runtime.live.live_segmenter import LiveSegmenter
+from unetrt.runtime.model.spec import Head, InputType, ModelSpec, Precision
+from unetrt.runtime.pixels.normalisation import Normalisation
+from unetrt.runtime.segment.segmenter import Segmenter
+from unetrt.runtime.sessions.protocol import Lane, Session
+from unetrt.runtime.timings import Passed
+
+Array = NDArray[Any]
+
+# --- The host's path
+
+# Mpixel/s on one core, or this share of the rate at which memory is copied, whichever is lower.
+GOAL, GOAL_OF_COPY = 500.0, 0.1
+# Counted frames of each combination in a round; every frame is another one, so that no cache holds it.
+COUNTED = 2
+FIXED = Normalisation("fixed", offset=(400.0,), scale=(0.00025,))
+# The network's input, and how grey values become that; raw ones are normalised in the graph.
+INPUTS: dict[str, tuple[InputType, Normalisation]] = {
+    "percentile": ("float32", Normalisation("percentile")),
+    "zscore": ("float32", Normalisation("zscore")),
+    "fixed": ("float32", FIXED),
+    "raw uint16": ("uint16", FIXED),
+}
+# Scores of an engine below float32 are checked for overflow.
+HEADS: dict[str, tuple[Head, Precision]] = {
+    "logits": ("logits", "fp32"),
+    "logits, checked": ("logits", "fp16"),
+    "labels": ("labels", "fp16"),
+}
+PHASES = ("normalise", "cut", "stitch", "total")
+# Combinations among the key figures: the most usual one, what GPUs need, and the least work.
+KEPT = (("percentile", "logits"), ("percentile", "labels"), ("raw uint16", "labels"))
+
+
+@dataclass(frozen=True)
+class HostPath(BenchCase):
+    """The rate at which a host can feed a GPU: a Segmenter around lanes that compute nothing.
+
+    Attributes
+    ----------
+    side
+        Height and width of the drawn frames, in pixels.
+    tiles
+        Sides of tiles, legal at depth 4.
+    copied
+        Bytes of the plain copy beside it: far more than a cache holds.
+    """
+
+    NAME: ClassVar[str] = "host-path"
+    MEASURES: ClassVar[str] = (
+        "The host's work on each frame, on one core: measure grey values, cut tiles, normalise and stitch, around "
+        "lanes that compute nothing, beside a plain copy of memory."
+    )
+    HELP: ClassVar[str] = "Time the host's work on each frame, around lanes that compute nothing."
+
+    side: int = field(default=2048, metadata={"--side": "Side of the drawn frames, pixels."})
+    tiles: tuple[int, ...] = field(default=(2236, 1212), metadata={"--tile": "Side of tiles."})
+    copied: int = 1 << 28
+
+    @property
+    def paths(self) -> list["IdlePath"]:
+        """All combinations of tile, input and head."""
+        return [IdlePath((self.side, self.side), *one) for one in product(self.tiles, INPUTS, HEADS)]
+
+    def prepare(self, folder: Path) -> None:
+        """Draw the frames."""
+        store_drawn(folder, (self.side, self.side), WARM_UP + COUNTED)
+
+    def round(self, folder: Path) -> dict[str, Any]:
+        """Return the mean seconds of the copy, and of each combination's phases."""
+        frames = [drawing.frame for drawing in stored(folder)]
+        source, target = np.ones(self.copied, np.uint8), np.zeros(self.copied, np.uint8)
+        with one_core():
+            copies = in_turn({"copy": lambda: np.copyto(target, source)}, COUNTED)["copy"]
+            seconds: dict[str, Any] = {"copy": fmean(copies)}
+            for path in self.paths:
+                # Lanes of one combination at a time: those of all would not fit into memory together.
+                with path.open() as segmenter:
+                    turns = [path.take(segmenter, frame) for frame in frames][WARM_UP:]
+                seconds |= {f"{path}: {phase}": fmean(turn[phase] for turn in turns) for phase in PHASES}
+        return seconds
+
+    def figures(self, seconds: Figures) -> Iterator[Measure]:
+        """Yield rates of whole frames, of cutting and stitching alone, of the slowest combination and of the copy.
+
+        Cutting raw grey values and stitching labels only move pixels.
+        """
+        pixels, goal = self.side**2 / 1e6, self._goal(seconds)
+        for path in self.paths:
+            cut, stitch, total = (pixels / seconds[f"{path}: {phase}"] for phase in PHASES[1:])
+            if path.kind in KEPT:
+                yield Measure.of(str(path), "Mpixel/s", total, goal)
+            if path.kind == ("raw uint16", "labels"):
+                yield Measure.of(f"{path.side}: cut alone", "Mpixel/s", cut)
+                yield Measure.of(f"{path.side}: stitch alone, labels", "Mpixel/s", stitch)
+            if path.kind == ("raw uint16", "logits"):
+                yield Measure.of(f"{path.side}: stitch alone, logits", "Mpixel/s", stitch)
+        slowest = max((seconds[f"{path}: total"] for path in self.paths), key=lambda figure: figure.median)
+        yield Measure.of("slowest case", "Mpixel/s", pixels / slowest, goal)
+        yield Measure.of("copy of uint16", "Mpixel/s", self.copied / 2e6 / seconds["copy"])
+
+    def detail(self, seconds: Figures, _rounds: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+        """Return all combinations, phase by phase; rates in Mpixel/s, 10^6 pixels, the copy's of uint16 pixels."""
+        cases = [
+            {
+                "tile": path.side,
+                "tiles": len(path.spec.plan(path.labels.shape)),
+                "input": path.kind[0],
+                "head": path.kind[1],
+                "rate": path.labels.size / seconds[f"{path}: total"].median / 1e6,
+                "seconds": {phase: asdict(seconds[f"{path}: {phase}"]) for phase in PHASES},
+            }
+            for path in self.paths
+        ]
+        copy = {"bytes": self.copied, "seconds": asdict(seconds["copy"]), "rate": self._copied(seconds)}
+        return {"frame": [self.side, self.side], "copy": copy, "goal": self._goal(seconds), "cases": cases}
+
+    def _copied(self, seconds: Figures) -> float:
+        return self.copied / 2e6 / seconds["copy"].median
+
+    def _goal(self, seconds: Figures) -> float:
+        return min(GOAL, GOAL_OF_COPY * self._copied(seconds))
+
+
+class IdlePath:
+    """Segments frames with lanes that compute nothing.
+
+    Parameters
+    ----------
+    size
+        Height and width of the frames, in pixels.
+    side
+        Side of the square tiles, in pixels, legal at depth 4.
+    input_name, head_name
+        Keys of `INPUTS` and `HEADS`.
+    """
+
+    def __init__(self, size: tuple[int, int], side: int, input_name: str, head_name: str) -> None:
+        self.side, self.kind = side, (input_name, head_name)
+        self.labels = np.zeros(size, np.uint8)
+        (dtype, normalisation), (head, precision) = INPUTS[input_name], HEADS[head_name]
+        geometry = UNetShape(4).geometry
+        self.spec = ModelSpec(
+            (side, side),
+            geometry.halo,
+            geometry.grid,
+            normalisation=normalisation,
+            head=head,
+            precision=precision,
+            input_dtype=dtype,
+        )
+
+    def __str__(self) -> str:
+        return f"{self.side}: {', '.join(self.kind)}"
+
+    def open(self) -> Segmenter:
+        """Return a segmenter with the arrays of its lanes."""
+        return Segmenter(IdleSession(self.spec))
+
+    def take(self, segmenter: Segmenter, frame: Array) -> dict[str, float]:
+        """Segment a frame (H, W) uint16; return the seconds of its phases. Its labels are the lanes' outputs."""
+        timings = segmenter.segment(frame, out=self.labels).timings
+        return {phase: getattr(timings, phase) for phase in PHASES}
+
+
+class IdleLane(Lane):
+    """The arrays of a lane; the output is there from the start: random scores, or their labels."""
+
+    def __init__(self, spec: ModelSpec) -> None:
+        self.input: Array = spec.new_input()
+        scores = np.random.default_rng(0).standard_normal((spec.batch, len(spec.classes), *spec.core), np.float32)
+        self.output: Array = (scores[:, 1] > scores[:, 0]).view(np.uint8) if spec.head == "labels" else scores
+        self.passed = Passed()
+
+    def launch(self) -> None:
+        """Do nothing."""
+
+    def wait(self) -> None:
+        """Do nothing."""
+
+    def close(self) -> None:
+        """Keep the arrays."""
+
+
+class IdleSession(Session):
+    """Lanes that compute nothing, of two classes where they yield labels."""
+
+    device: int | None = None
+
+    def __init__(self, spec: ModelSpec) -> None:
+        self.spec, self.name = spec, "nothing"
+
+    def lanes(self, count: int) -> list[Lane]:
+        """Return `count` idle lanes."""
+        return [IdleLane(self.spec) for _ in range(count)]
+
+    def close(self) -> None:
+        """Do nothing."""
+
+
+# --- Live acquisition
+
+# Seconds that 99 of 100 submissions are to take at most.
+SUBMIT_GOAL = 1e-3
+# Buffers that a camera's driver fills in turn.
+BUFFERS = 8
+# Frames before those that count.
+UNCOUNTED = 50
+# Policies under which `submit` never waits, and how a frame is passed (`copy`).
+POLICIES = (Policy.LATEST, Policy.DROP_OLDEST)
+PASSED = {"by reference": False, "copied": True}
+
+
+@dataclass(frozen=True)
+class LiveSubmit(BenchCase):
+    """The time for which `LiveSegmenter.submit` blocks a camera's thread while the model computes without a pause.
+
+    Attributes
+    ----------
+    model
+        An exported model.
+    side
+        Height and width of the drawn frames, in pixels.
+    count, fps
+        Frames of each combination in a round, and frames per second.
+    """
+
+    NAME: ClassVar[str] = "live"
+    MEASURES: ClassVar[str] = (
+        "How long `LiveSegmenter.submit` blocks a camera's thread while the model keeps all cores busy: p50 and p99 of "
+        "a round's submissions."
+    )
+    HELP: ClassVar[str] = "Time `submit` while MODEL computes without a pause."
+    ROUNDS: ClassVar[int] = 6
+
+    model: Path
+    side: int = field(default=2048, metadata={"--side": "Side of the drawn frames, pixels."})
+    count: int = field(default=500, metadata={"--count": "Frames of each case in a round."})
+    fps: float = field(default=100.0, metadata={"--fps": "Frames per second."})
+
+    def facts(self) -> dict[str, Any]:
+        """Return the options."""
+        return {**asdict(self), "model": str(self.model)}
+
+    def prepare(self, folder: Path) -> None:
+        """Draw the frames."""
+        store_drawn(folder, (self.side, self.side), BUFFERS)
+
+    def round(self, folder: Path) -> dict[str, Any]:
+        """Return p50 and p99 of each combination in seconds, and the counts of frames at its end."""
+        frames, cases = [drawing.frame for drawing in stored(folder)], []
+        found: dict[str, Any] = {}
+        with Segmenter(self.model) as segmenter:
+            for policy, passed in product(POLICIES, PASSED):
+                one = self._submitted(segmenter, frames, policy, passed)
+                found |= {f"{policy}, {passed}: {rank}": one["submit"][rank] for rank in ("p50", "p99")}
+                cases.append(one)
+            network = {"tile": list(segmenter.spec.tile), **segmenter.spec.network}
+            return {**found, "engine": segmenter.session.name, "network": network, "cases": cases}
+
+    def _submitted(self, segmenter: Segmenter, frames: Sequence[Array], policy: Policy, passed: str) -> dict[str, Any]:
+        with LiveSegmenter(segmenter, policy=policy) as live:
+            seconds = self._submit(live, frames, PASSED[passed])
+            status = live.status()
+            live.close(drain=False)
+        p50, p99 = np.percentile(seconds, (50, 99)).tolist()
+        counts = {name: getattr(status, name) for name in ("submitted", "done", "dropped", "failed", "pending")}
+        times = {"p50": p50, "p99": p99, "highest": max(seconds)}
+        return {"policy": str(policy), "frame": passed, "submit": times, **counts, "compute": asdict(status.compute)}
+
+    def _submit(self, live: LiveSegmenter, frames: Sequence[Array], copy: bool) -> list[float]:
+        """Submit frames at the given rate; return the seconds of each counted call."""
+        seconds, due = [], time.perf_counter()
+        for frame in islice(cycle(frames), UNCOUNTED + self.count):
+            due += 1 / self.fps
+            time.sleep(max(0.0, due - time.perf_counter()))
+            begin = time.perf_counter()
+            live.submit(frame, copy=copy)
+            seconds.append(time.perf_counter() - begin)
+        return seconds[UNCOUNTED:]
+
+    def figures(self, seconds: Figures) -> Iterator[Measure]:
+        """Yield p50 and p99 of each combination."""
+        for name, figure in seconds.items():
+            yield Measure.of(name, "s", figure, SUBMIT_GOAL if name.endswith("p99") else None)
+
+    def detail(self, _seconds: Figures, rounds: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+        """Return engine, network, and the cases of each round."""
+        shared = {name: rounds[0][name] for name in ("engine", "network")}
+        cases = [one["cases"] for one in rounds]
+        return {"frame": [self.side, self.side], "fps": self.fps, "goal": SUBMIT_GOAL, **shared, "cases": cases}
