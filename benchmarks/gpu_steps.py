@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 from unetrt.benchmarks.gpu_check import DATA, DRY, FOLDER, figures_path
 from unetrt.benchmarks.journal import Patience
+from unetrt.runtime.errors import one_line
 
 if TYPE_CHECKING:
     from unetrt.trainer.checkpoint import Checkpoint
@@ -54,7 +55,7 @@ def going_on(name: str) -> Iterator[None]:
     except Exception as error:  # noqa: BLE001 - whatever it is, the next measurement runs
         traceback.print_exc()
         FAILED.append(name)
-        say(failed=name, error=f"{type(error).__name__}: {' '.join(str(error).split())[:600]}")
+        say(failed=name, error=one_line(error, 600, kind=True))
 
 
 FAILED: list[str] = []

@@ -19,7 +19,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, TypeVar
 
-from unetrt.runtime.errors import InferenceError, UnetrtError
+from unetrt.runtime.errors import InferenceError, UnetrtError, one_line
 from unetrt.runtime.machine import handle_of
 
 # Uncounted and counted runs of a round; the median of the counted ones is the round's value.
@@ -84,7 +84,7 @@ def _answer(connection: Connection, work: Callable[..., Any], given: tuple[Any, 
 
 def summary(error: Exception) -> str:
     """Return an error's type and message in one line of at most `QUOTED` characters."""
-    return " ".join(f"{type(error).__name__}: {error}".split())[:QUOTED]
+    return one_line(error, QUOTED, kind=True)
 
 
 def in_turn(

@@ -27,9 +27,8 @@ from unetrt.benchmarks.journal import Journal, Patience
 from unetrt.benchmarks.terminal import OneLine
 from unetrt.runtime.cuda.device import Buffer, CudaDevice, LibraryObjects, Stream
 from unetrt.runtime.cuda.driver import open_driver
-from unetrt.runtime.engines.build import collected, logger_of
-from unetrt.runtime.engines.flavours import CAPABILITIES, named_flavour
-from unetrt.runtime.errors import BackendUnavailableError, EngineError, OptionError, UnetrtError
+from unetrt.runtime.engines.flavours import CAPABILITIES, collected, logger_of, named_flavour
+from unetrt.runtime.errors import BackendUnavailableError, EngineError, OptionError, UnetrtError, one_line
 from unetrt.runtime.files.records import from_json, to_json, validated
 from unetrt.runtime.geometry.unet_shape import UNetShape
 from unetrt.runtime.machine import Machine, this_machine, why_no_gpu
@@ -240,7 +239,7 @@ def in_one_line(outcome: AttemptOutcome) -> str:
     if not outcome.failed:
         return f"{outcome.capability}: runs"
     reason = outcome.messages[0] if outcome.messages else "no reason given"
-    return f"{outcome.capability}: failed ({outcome.failed}): {' '.join(reason.split())}"
+    return f"{outcome.capability}: failed ({outcome.failed}): {one_line(reason)}"
 
 
 @click.command(cls=OneLine)

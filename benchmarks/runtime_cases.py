@@ -20,7 +20,7 @@ from unetrt.runtime.live.live_segmenter import LiveSegmenter
 from unetrt.runtime.model.spec import Head, InputType, ModelSpec, Precision
 from unetrt.runtime.pixels.normalisation import Normalisation
 from unetrt.runtime.segment.segmenter import Segmenter
-from unetrt.runtime.sessions.protocol import Lane, Session
+from unetrt.runtime.sessions import Lane, Session
 from unetrt.runtime.timings import Passed
 
 Array = NDArray[Any]

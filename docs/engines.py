@@ -20,7 +20,7 @@ from unetrt.export.graph import build_graph
 from unetrt.export.onnx_model import describe
 from unetrt.export.quantisation import quantised
 from unetrt.runtime.engines.build import build
-from unetrt.runtime.engines.facts import BuildOptions, facts_of
+from unetrt.runtime.engines.engine_file import BuildOptions, facts_of
 from unetrt.runtime.engines.flavours import AUTO, usable_flavour
 from unetrt.runtime.geometry.unet_shape import UNetShape
 from unetrt.runtime.machine import processor, this_machine

@@ -12,7 +12,7 @@ from pathlib import Path
 import onnx
 from onnx import ModelProto, ValueInfoProto
 
-from unetrt.runtime.errors import ModelFileError
+from unetrt.runtime.errors import ModelFileError, one_line
 from unetrt.runtime.model.onnx_file import read_spec
 from unetrt.runtime.model.safety import external_files, require_safe
 from unetrt.runtime.model.spec import KEY, ModelSpec
@@ -109,7 +109,7 @@ def with_batch(path: Path, batch: int | None) -> ModelProto:
     try:
         model = inferred(model)
     except onnx.shape_inference.InferenceError as error:
-        reason = str(error).strip().splitlines()[0]
+        reason = one_line(error, first=True)
         raise ModelFileError(f"{path}: its graph cannot take another batch ({reason}); export it again") from error
     expected = {tensor.name: tensor.shape[1:] for tensor in spec.tensors()}
     for value in (*model.graph.input, *model.graph.output):

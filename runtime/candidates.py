@@ -12,7 +12,7 @@ from importlib import import_module
 from importlib.util import find_spec
 from typing import TypeVar
 
-from unetrt.runtime.errors import BackendUnavailableError
+from unetrt.runtime.errors import BackendUnavailableError, one_line
 
 Candidate = TypeVar("Candidate")
 
@@ -67,7 +67,7 @@ def why_not_importable(
     try:
         load(module)
     except (ImportError, OSError) as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        reason = one_line(error, first=True)
         return f"{title} does not load ({reason}): pip install --force-reinstall {package or requirement}"
     return None
 

@@ -20,7 +20,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from unetrt._version import __version__
-from unetrt.runtime.errors import ModelFileError, UnetrtError
+from unetrt.runtime.errors import ModelFileError, UnetrtError, one_line
 from unetrt.runtime.files.atomic import whole_file
 from unetrt.runtime.files.records import parse, validated
 from unetrt.runtime.geometry.unet_shape import UNetShape
@@ -217,7 +217,7 @@ def _assembled(path: Path, header: _Header, tensors: Mapping[str, NDArray[Any]])
         )
         checkpoint.network()
     except (TypeError, RuntimeError, UnetrtError) as error:
-        reason = str(error).splitlines()[0]
+        reason = one_line(error, first=True)
         raise ModelFileError(
             f"{path} is a checkpoint whose parts do not fit together: {reason}; train anew, or restore the file"
         ) from error

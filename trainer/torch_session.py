@@ -10,12 +10,9 @@ from contextlib import contextmanager
 import torch
 from torch import nn
 
-from unetrt.runtime.errors import InferenceError, OutOfMemoryError
+from unetrt.runtime.errors import InferenceError, OutOfMemoryError, is_out_of_memory, one_line
 from unetrt.runtime.model.spec import ModelSpec
 from unetrt.runtime.sessions.cpu import Array, WorkerSession
-
-# Part of the plain RuntimeError of torch's CPU allocator (c10/core/impl/alloc_cpu.cpp); CUDA's raises its own class.
-CPU_OUT_OF_MEMORY = "DefaultCPUAllocator: can't allocate memory"
 
 
 class TorchSession(WorkerSession):
@@ -58,10 +55,4 @@ def torch_errors(action: str, advice: str) -> Iterator[None]:
     except (RuntimeError, MemoryError) as error:
         if is_out_of_memory(error):
             raise OutOfMemoryError(f"{action}: out of memory; {advice}") from error
-        first = (str(error).splitlines() or [type(error).__name__])[0]
-        raise InferenceError(f"{action}: torch failed: {first}") from error
-
-
-def is_out_of_memory(error: Exception) -> bool:
-    """Return whether an exception of torch says that memory ran out, on the CPU or on a GPU."""
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or CPU_OUT_OF_MEMORY in str(error)
+        raise InferenceError(f"{action}: torch failed: {one_line(error, first=True)}") from error

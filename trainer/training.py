@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from unetrt.runtime.errors import DatasetError, ModelFileError, OptionError, TrainingStoppedError
+from unetrt.runtime.errors import DatasetError, ModelFileError, OptionError, TrainingStoppedError, one_line
 from unetrt.runtime.files.atomic import clear_unfinished
 from unetrt.trainer.checkpoint import BEST, LAST, Checkpoint, state_of
 from unetrt.trainer.dataset import Dataset
@@ -104,7 +104,7 @@ class Training:
             self._learner.restore({name: torch.from_numpy(array) for name, array in last.state.items()})
             self.history = History(last.state[LOSSES].tolist(), list(state.scores))
         except (KeyError, RuntimeError, ValueError) as error:
-            reason = str(error).splitlines()[0]
+            reason = one_line(error, first=True)
             raise ModelFileError(f"{path} holds another network ({reason}): train anew") from error
         self._seconds, self._validated_at = state.seconds, state.validated_at
 

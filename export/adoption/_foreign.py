@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from onnx import ModelProto, TensorProto
 
 from unetrt.export.onnx_model import axes_of, copy_of, declare_input, inferred, strip
-from unetrt.runtime.errors import BackendUnavailableError, ModelFileError, OptionError, TileError
+from unetrt.runtime.errors import BackendUnavailableError, ModelFileError, OptionError, TileError, one_line
 from unetrt.runtime.model.onnx_file import read_metadata
 from unetrt.runtime.model.safety import require_safe
 from unetrt.runtime.model.spec import KEY, Precision
@@ -143,7 +143,7 @@ def read_foreign(path: str | Path) -> Foreign:
         model = onnx.inliner.inline_local_functions(model)
     # onnx raises protobuf's DecodeError, ValueError, its checker's ValidationError and OSErrors.
     except Exception as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        reason = one_line(error, first=True)
         raise ModelFileError(f"{path} is not an ONNX file that can be read: {reason}") from error
     for opset in model.opset_import:
         if opset.domain in STANDARD and opset.version < OLDEST_OPSET:

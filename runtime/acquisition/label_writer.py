@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from unetrt.runtime.acquisition.label_layout import Index, LabelLayout
 from unetrt.runtime.acquisition.label_stream import LabelStream, PositionStreams
 from unetrt.runtime.closing import Closable
-from unetrt.runtime.errors import BackendUnavailableError, OptionError, OutputError
+from unetrt.runtime.errors import BackendUnavailableError, OptionError, OutputError, one_line
 from unetrt.runtime.files.atomic import writable_folder
 from unetrt.runtime.live.results import LiveResult, LiveSequence, Outcome
 
@@ -285,7 +285,7 @@ class FrameTable(Closable):
         """Add the row of a result; `outcome` and `error` may be those of storing its labels."""
         index: Index = result.index if isinstance(result.index, Mapping) else {}
         cells = {"objects": result.objects, "latency_ms": f"{1e3 * result.latency:.1f}" if result.latency else None}
-        reason = None if error is None else " ".join(str(error).split())
+        reason = None if error is None else one_line(error)
         self._add(frame, index, {**_setting(result.meta), **cells, "outcome": outcome, "error": reason})
 
     def add_skipped(self, frame: int, index: Index, outcome: str) -> None:

@@ -17,8 +17,8 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from unetrt.runtime.closing import Closable
-from unetrt.runtime.errors import OptionError
-from unetrt.runtime.live.results import IMAGE_NUMBER, one_line
+from unetrt.runtime.errors import OptionError, one_line
+from unetrt.runtime.live.results import IMAGE_NUMBER
 
 if TYPE_CHECKING:
     from unetrt.runtime.live.live_segmenter import LiveSegmenter
@@ -226,7 +226,7 @@ class Poller:
         try:
             return question()
         except Exception as error:  # device adapters raise anything; the host program must not see it
-            message = one_line(error)
+            message = one_line(error, kind=True)
             if message != self.status.last_error:
                 log.exception("the core raised in live mode")
             self.status = replace(self.status, errors=self.status.errors + 1, last_error=message)

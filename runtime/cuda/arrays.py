@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from unetrt.runtime.errors import FrameError
+from unetrt.runtime.errors import FrameError, one_line
 
 NAMES = (
     "bool", "uint8", "int8", "uint16", "int16", "uint32", "int32", "uint64", "int64", "float16", "float32", "float64"
@@ -247,7 +247,7 @@ def _capsule(image: Any, stream: int) -> Any:
 
 def _refused(image: Any, error: Exception) -> FrameError:
     return FrameError(
-        f"the {type(image).__name__} does not export its memory ({' '.join(str(error).split())}): "
+        f"the {type(image).__name__} does not export its memory ({one_line(error)}): "
         "give a plain array, such as tensor.detach()"
     )
 

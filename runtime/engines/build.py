@@ -1,8 +1,8 @@
 """Builds an engine: model file in, serialised TensorRT engine out.
 
 One code path serves TensorRT 10, TensorRT 11 and TensorRT for RTX. The build runs on a separate thread, so that the
-caller can interrupt it; `Progress` connects the two. TensorRT's log messages go to the logger `unetrt.tensorrt`, and
-its errors to `collected`, so that the exception can quote them. TensorRT's measurements of kernels are kept in a timing
+caller can interrupt it; `Progress` connects the two. TensorRT's errors are `collected`, so that the exception can quote
+them. TensorRT's measurements of kernels are kept in a timing
 cache for the next build on the same GPU::
 
     engine = build(Path("model.onnx"), facts, Progress(print))
@@ -10,20 +10,18 @@ cache for the next build on the same GPU::
 
 import logging
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor, wait
-from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from contextlib import AbstractContextManager, nullcontext, suppress
 from pathlib import Path
-from textwrap import shorten
 from traceback import clear_frames
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from unetrt.runtime.engines.engine_file import engine_tensors
-from unetrt.runtime.engines.facts import BuildOptions, Facts
-from unetrt.runtime.engines.flavours import named_flavour
-from unetrt.runtime.errors import EngineError, OutOfMemoryError, OutputError, UnetrtError
+from unetrt.runtime.engines.engine_file import BuildOptions, Facts, engine_tensors
+from unetrt.runtime.engines.flavours import collected, first_error, logger_of, named_flavour
+from unetrt.runtime.errors import EngineError, OutOfMemoryError, OutputError, UnetrtError, is_out_of_memory
 from unetrt.runtime.files.atomic import cache_folder, locked, whole_file
 from unetrt.runtime.model.byte_pairs import as_byte_pairs
 from unetrt.runtime.model.onnx_file import read_spec
@@ -32,10 +30,6 @@ from unetrt.runtime.model.spec import Tensor
 
 log = logging.getLogger("unetrt.tensorrt")
 
-# TensorRT's severities: internal error, error, warning, info, verbose.
-LEVELS = (logging.CRITICAL, logging.ERROR, logging.INFO, logging.DEBUG, logging.DEBUG)
-# Characters of one message that an error shows.
-SHOWN = 240
 # Seconds between checks for KeyboardInterrupt during a build.
 POLL_INTERVAL = 0.1
 
@@ -302,64 +296,3 @@ class TimingCache:
         with suppress(OSError):
             return self.path.read_bytes()
         return b""
-
-
-# One logger for each TensorRT module. TensorRT expects a single logger, and warns about a second one while it holds a
-# lock; a thread that frees a TensorRT object in the meantime waits for that lock while it holds the GIL: a deadlock.
-_loggers: dict[str, Any] = {}
-_loggers_lock = threading.Lock()
-# Lists that receive errors: those of each thread, innermost last, and those of all threads, for TensorRT's own threads.
-_of_thread = threading.local()
-_of_all_threads: list[list[str]] = []
-
-
-def logger_of(trt: Any) -> Any:
-    """Return the ILogger of a TensorRT module; it passes messages to the log, and errors to `collected`."""
-    with _loggers_lock:
-        if trt.__name__ not in _loggers:
-            _loggers[trt.__name__] = _new_logger(trt)
-        return _loggers[trt.__name__]
-
-
-@contextmanager
-def collected(errors: list[str] | None = None) -> Iterator[list[str]]:
-    """Collect the errors that TensorRT logs on this thread, and on its own threads, while the body runs.
-
-    Errors on a thread that itself collects go to its innermost `collected` alone.
-    """
-    errors = [] if errors is None else errors
-    stack: list[list[str]] = _of_thread.__dict__.setdefault("stack", [])
-    stack.append(errors)
-    _of_all_threads.append(errors)
-    try:
-        yield errors
-    finally:
-        stack.pop()
-        _of_all_threads[:] = [other for other in _of_all_threads if other is not errors]
-
-
-def first_error(errors: list[str]) -> str:
-    """Return the first of TensorRT's errors, shortened; the others are usually its consequences."""
-    return shorten(errors[0], SHOWN) if errors else "it gives no reason"
-
-
-def is_out_of_memory(message: str) -> bool:
-    """Return whether a message of TensorRT says that memory ran out."""
-    lower = message.lower()
-    return "memory" in lower and ("out of" in lower or "alloc" in lower)
-
-
-def _new_logger(trt: Any) -> Any:
-    class Logger(trt.ILogger):  # type: ignore[misc]
-        def __init__(self) -> None:
-            trt.ILogger.__init__(self)
-
-        def log(self, severity: Any, msg: str) -> None:
-            level = LEVELS[min(int(severity), len(LEVELS) - 1)]
-            if level >= logging.ERROR:
-                for errors in _of_thread.__dict__.get("stack", [])[-1:] or list(_of_all_threads):
-                    errors.append(msg)
-                level = logging.INFO  # the caller raises it
-            log.log(level, "%s", msg)
-
-    return Logger()

@@ -13,8 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from unetrt.runtime.engines.build import DeviceContext, Progress, build
-from unetrt.runtime.engines.engine_file import Sidecar, read_sidecar, sidecar_path, write_engine
-from unetrt.runtime.engines.facts import Difference, Facts
+from unetrt.runtime.engines.engine_file import Difference, Facts, Sidecar, read_sidecar, sidecar_path, write_engine
 from unetrt.runtime.errors import EngineError, OutputError
 from unetrt.runtime.files.atomic import cache_folder, clear_unfinished, locked, require_place, whole_file
 from unetrt.runtime.machine import Machine

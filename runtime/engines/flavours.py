@@ -2,17 +2,31 @@
 
 TensorRT builds on the GPU that an engine is for, as it measures kernels there. TensorRT for RTX builds without a GPU,
 for several GPUs, and compiles the rest at run time. `FLAVOURS` is the order of automatic choice.
+
+Their log messages go to the logger `unetrt.tensorrt`, and their errors to `collected`, so that exceptions can quote
+them.
 """
 
 import importlib
+import logging
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from textwrap import shorten
 from typing import Any
 
 from unetrt.runtime.candidates import first_usable, why_not_importable
 from unetrt.runtime.errors import BackendUnavailableError, OptionError
 from unetrt.runtime.machine import Machine, why_no_gpu
 
+log = logging.getLogger("unetrt.tensorrt")
+
 AUTO = "auto"
+# TensorRT's severities: internal error, error, warning, info, verbose.
+LEVELS = (logging.CRITICAL, logging.ERROR, logging.INFO, logging.DEBUG, logging.DEBUG)
+# Characters of one message that an error shows.
+SHOWN = 240
 
 # Compute capabilities that an engine of TensorRT for RTX supports by default, and those that can be named
 # (ComputeCapability in its Python module). Its library (1.7.1) has no entry for those between, such as 8.7, 9.0
@@ -136,3 +150,58 @@ def named_flavour(name: str) -> Flavour:
         if flavour.name == name:
             return flavour
     raise OptionError(f"TensorRT flavour {name!r} is unknown: use one of {', '.join((AUTO, *NAMES))}")
+
+
+# One logger for each TensorRT module. TensorRT expects a single logger, and warns about a second one while it holds a
+# lock; a thread that frees a TensorRT object in the meantime waits for that lock while it holds the GIL: a deadlock.
+_loggers: dict[str, Any] = {}
+_loggers_lock = threading.Lock()
+# Lists that receive errors: those of each thread, innermost last, and those of all threads, for TensorRT's own threads.
+_of_thread = threading.local()
+_of_all_threads: list[list[str]] = []
+
+
+def logger_of(trt: Any) -> Any:
+    """Return the ILogger of a TensorRT module; it passes messages to the log, and errors to `collected`."""
+    with _loggers_lock:
+        if trt.__name__ not in _loggers:
+            _loggers[trt.__name__] = _new_logger(trt)
+        return _loggers[trt.__name__]
+
+
+@contextmanager
+def collected(errors: list[str] | None = None) -> Iterator[list[str]]:
+    """Collect the errors that TensorRT logs on this thread, and on its own threads, while the body runs.
+
+    Errors on a thread that itself collects go to its innermost `collected` alone.
+    """
+    errors = [] if errors is None else errors
+    stack: list[list[str]] = _of_thread.__dict__.setdefault("stack", [])
+    stack.append(errors)
+    _of_all_threads.append(errors)
+    try:
+        yield errors
+    finally:
+        stack.pop()
+        _of_all_threads[:] = [other for other in _of_all_threads if other is not errors]
+
+
+def first_error(errors: list[str]) -> str:
+    """Return the first of TensorRT's errors, shortened; the others are usually its consequences."""
+    return shorten(errors[0], SHOWN) if errors else "it gives no reason"
+
+
+def _new_logger(trt: Any) -> Any:
+    class Logger(trt.ILogger):  # type: ignore[misc]
+        def __init__(self) -> None:
+            trt.ILogger.__init__(self)
+
+        def log(self, severity: Any, msg: str) -> None:
+            level = LEVELS[min(int(severity), len(LEVELS) - 1)]
+            if level >= logging.ERROR:
+                for errors in _of_thread.__dict__.get("stack", [])[-1:] or list(_of_all_threads):
+                    errors.append(msg)
+                level = logging.INFO  # the caller raises it
+            log.log(level, "%s", msg)
+
+    return Logger()

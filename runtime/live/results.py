@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from unetrt.runtime.closing import Closable
-from unetrt.runtime.errors import OptionError
+from unetrt.runtime.errors import OptionError, one_line
 from unetrt.runtime.timings import Timings
 
 
@@ -281,13 +281,13 @@ class Record:
             if result.outcome is Outcome.DONE:
                 self._recent.append((perf_counter(), result.queueing, result.compute, result.latency))
             if result.error is not None:
-                self.last_error = one_line(result.error)
+                self.last_error = one_line(result.error, kind=True)
 
     def output_failed(self, error: BaseException) -> None:
         """Record an exception raised by an output."""
         with self._lock:
             self.output_errors += 1
-            self.last_error = one_line(error)
+            self.last_error = one_line(error, kind=True)
 
     def times(self) -> tuple[float, Percentiles, Percentiles, Percentiles]:
         """Return frames per second, and the percentiles of queueing, compute and latency."""
@@ -342,12 +342,3 @@ class ImageNumbers:
         if last is not None and number > last + 1:
             self.missed += number - last - 1
         self._last[camera] = number
-
-
-def one_line(error: BaseException) -> str:
-    """Return an exception's type and message in one line; never raises."""
-    try:
-        text = " ".join(str(error).split())
-    except Exception:  # noqa: BLE001 - a third-party exception can fail to format itself
-        text = ""
-    return f"{type(error).__name__}: {text}".removesuffix(": ")

@@ -24,7 +24,7 @@ import numpy as np
 from msgspec import Meta
 from numpy.typing import NDArray
 
-from unetrt.runtime.errors import ModelFileError
+from unetrt.runtime.errors import ModelFileError, one_line
 from unetrt.runtime.files.records import parse, validated
 from unetrt.runtime.geometry.plan import BORDERS, Border, Geometry, TilePlan
 from unetrt.runtime.geometry.unet_shape import MAX_CLASSES, UNetShape
@@ -287,7 +287,7 @@ class ModelSpec:
             raise ModelFileError(f"{what} is invalid: missing schema; export the model again")
         schema = stored.pop("schema")
         if type(schema) is not int or schema != SCHEMA:
-            wrote = " ".join(str(stored.get("written_by") or "another version").split())[:60]
+            wrote = one_line(str(stored.get("written_by") or "another version"), 60)
             raise ModelFileError(
                 f"{what} has schema {schema!r:.60}, written by {wrote}; this version reads {SCHEMA}: install that "
                 "version, or export the model again"

@@ -37,9 +37,8 @@ from unetrt.runtime.segment._host import (
     into_labels,
     measured,
 )
-from unetrt.runtime.sessions.cuda import CudaSession
-from unetrt.runtime.sessions.cuda_lane import CudaLane, Step
-from unetrt.runtime.sessions.protocol import Lane, Session
+from unetrt.runtime.sessions import Lane, Session
+from unetrt.runtime.sessions.cuda import CudaLane, CudaSession, Step
 from unetrt.runtime.timings import Timings
 
 # Bytes of the histograms of one uint16 channel.

@@ -24,11 +24,11 @@ from unetrt.runtime.model.spec import ModelSpec
 from unetrt.runtime.pixels.frames import as_frame, require_raw
 from unetrt.runtime.pixels.normalisation import Affine, Measure
 from unetrt.runtime.pixels.scores import ONCE, Mean, Symmetry, best_class, require_sound
-from unetrt.runtime.sessions.protocol import Lane
+from unetrt.runtime.sessions import Lane
 from unetrt.runtime.timings import Timings
 
 if TYPE_CHECKING:
-    from unetrt.runtime.sessions.cuda_lane import Step
+    from unetrt.runtime.sessions.cuda import Step
 
 Array = NDArray[Any]
 Labels = NDArray[np.uint8]

@@ -28,13 +28,12 @@ from unetrt.runtime.pixels.frames import ArrayLike, array_of, labels_for, split_
 from unetrt.runtime.pixels.normalisation import Measure
 from unetrt.runtime.pixels.scores import ONCE, SQUARE
 from unetrt.runtime.segment._host import HostCall, TileJob, scores_jobs
-from unetrt.runtime.sessions import AUTO, Session, open_session
-from unetrt.runtime.sessions.protocol import Lane
+from unetrt.runtime.sessions import AUTO, Lane, Session, open_session
 from unetrt.runtime.timings import Occupancy, Timings
 
 if TYPE_CHECKING:
     from unetrt.runtime.segment._device import DeviceCall, SideStream
-    from unetrt.runtime.sessions.cuda_lane import CudaLane, Step
+    from unetrt.runtime.sessions.cuda import CudaLane, Step
 
 
 # Called with the number of finished tiles and of all tiles.

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from unetrt.runtime.errors import SessionClosedError
 from unetrt.runtime.model.onnx_file import read_spec
 from unetrt.runtime.model.spec import ModelSpec
-from unetrt.runtime.sessions.protocol import Lane, Session
+from unetrt.runtime.sessions import Lane, Session
 from unetrt.runtime.timings import Passed
 
 Array = NDArray[Any]

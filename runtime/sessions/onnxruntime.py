@@ -10,7 +10,14 @@ from pathlib import Path
 from typing import Any
 
 from unetrt.runtime.candidates import why_not_importable
-from unetrt.runtime.errors import BackendUnavailableError, InferenceError, ModelFileError, OutOfMemoryError
+from unetrt.runtime.errors import (
+    BackendUnavailableError,
+    InferenceError,
+    ModelFileError,
+    OutOfMemoryError,
+    is_out_of_memory,
+    one_line,
+)
 from unetrt.runtime.model.onnx_file import read_spec
 from unetrt.runtime.model.safety import require_safe
 from unetrt.runtime.model.spec import INPUT, OUTPUT, ModelSpec
@@ -19,16 +26,6 @@ from unetrt.runtime.sessions.cpu import Array, WorkerSession
 # An execution provider of ONNX Runtime, with its options.
 ProviderChoice = str | tuple[str, Mapping[str, str]]
 
-# Parts of error messages when an allocation failed: from ONNX Runtime's bfc_arena.cc and allocator.cc, the CUDA
-# runtime's error 2, and the status of cuBLAS and cuDNN.
-OUT_OF_MEMORY = (
-    "Failed to allocate memory",
-    "bad_alloc",
-    "bad allocation",
-    "CUDA failure 2: out of memory",
-    "_ALLOC_FAILED",
-    "_ALLOCATION_FAILED",
-)
 # The error of a call to NVIDIA's libraries, without host name and location in ONNX Runtime's source.
 FAILED_CALL = re.compile(r"\w+ failure -?\d+: [^;\n]*[^;\s]")
 
@@ -88,11 +85,6 @@ def failures() -> tuple[type[Exception], ...]:
     return (*own, RuntimeError, MemoryError, UnicodeDecodeError)
 
 
-def is_out_of_memory(error: Exception) -> bool:
-    """Return whether an allocation failed, on the host or on a device."""
-    return isinstance(error, MemoryError) or any(sign in str(error) for sign in OUT_OF_MEMORY)
-
-
 def is_about_the_device(error: Exception) -> bool:
     """Return whether an error at loading comes from the device or its libraries, and not from the file."""
     failed = type(error) is RuntimeError or type(error).__name__ in ("EPFail", "EngineError")
@@ -118,7 +110,7 @@ def first_line(error: Exception) -> str:
     """Return the telling line of an error message."""
     if found := FAILED_CALL.search(str(error)):
         return found[0]
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+    return one_line(error, first=True)
 
 
 def probe() -> str | None:

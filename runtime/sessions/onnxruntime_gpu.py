@@ -20,8 +20,7 @@ from unetrt.runtime.errors import BackendUnavailableError, ModelFileError, Optio
 from unetrt.runtime.model.onnx_file import read_spec
 from unetrt.runtime.model.spec import ModelSpec
 from unetrt.runtime.sessions import onnxruntime as ort
-from unetrt.runtime.sessions.cuda import CudaSession
-from unetrt.runtime.sessions.cuda_lane import EnginePass, Place
+from unetrt.runtime.sessions.cuda import CudaSession, EnginePass, Place
 from unetrt.runtime.sessions.onnxruntime_libraries import load_libraries, why_not_loaded
 from unetrt.runtime.sessions.onnxruntime_options import Options, Trials, require_options
 

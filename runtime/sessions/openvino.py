@@ -15,14 +15,12 @@ from threading import Lock
 from typing import Any
 
 from unetrt.runtime.candidates import why_not_importable
-from unetrt.runtime.errors import InferenceError, ModelFileError, OutOfMemoryError
+from unetrt.runtime.errors import InferenceError, ModelFileError, OutOfMemoryError, is_out_of_memory
 from unetrt.runtime.model.onnx_file import read_spec
 from unetrt.runtime.model.safety import require_safe
 from unetrt.runtime.model.spec import ModelSpec
 from unetrt.runtime.sessions.cpu import Array, WorkerSession
 
-# What OpenVINO's errors contain where an allocation failed: from the C++ library, and oneDNN's status.
-OUT_OF_MEMORY = ("bad_alloc", "bad allocation", "out_of_memory", "out of memory")
 # What OpenVINO raises for a model; a name in a damaged file is not always UTF-8.
 FAILURES = (RuntimeError, TypeError, UnicodeDecodeError)
 # bfloat16 in `OPTIMIZATION_CAPABILITIES`: the processor multiplies it (AVX512_BF16, AMX).
@@ -183,7 +181,7 @@ def _tensor(node: Any) -> str:
 
 def _translated(error: Exception) -> Exception | None:
     """Return OutOfMemoryError where an allocation failed, else None."""
-    if any(sign in str(error).lower() for sign in OUT_OF_MEMORY):
+    if is_out_of_memory(error):
         return OutOfMemoryError(f"OpenVINO ran out of memory: {_first_line(error)}; use a smaller --tile")
     return None
 

@@ -6,7 +6,7 @@ import click
 import pytest
 
 from unetrt._exit_codes import exit_code
-from unetrt.cli.options import MEMORY, SIZE, EngineOptions, engine_options
+from unetrt.cli import MEMORY, SIZE, EngineOptions, engine_options
 from unetrt.runtime import errors
 
 

@@ -12,7 +12,7 @@ from torch import nn
 from tests.export import earlier_file
 from unetrt.export.graph import build_graph
 from unetrt.runtime.engines.build import build
-from unetrt.runtime.engines.facts import BuildOptions, facts_of
+from unetrt.runtime.engines.engine_file import BuildOptions, facts_of
 from unetrt.runtime.engines.flavours import FLAVOURS
 from unetrt.runtime.geometry.unet_shape import UNetShape
 from unetrt.runtime.machine import Machine

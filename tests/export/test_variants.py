@@ -10,7 +10,7 @@ from tests.export.variants import ALL, PAIRWISE, REST, name, pairs
 from unetrt.export.exporter import export
 from unetrt.export.gate import DEFAULTS
 from unetrt.runtime.engines.build import build
-from unetrt.runtime.engines.facts import BuildOptions, facts_of
+from unetrt.runtime.engines.engine_file import BuildOptions, facts_of
 from unetrt.runtime.engines.flavours import FLAVOURS
 from unetrt.runtime.errors import BackendUnavailableError
 from unetrt.runtime.machine import Machine

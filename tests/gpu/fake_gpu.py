@@ -15,8 +15,7 @@ from tests.runtime.cuda.fake_driver import FakeDriver
 from tests.runtime.engines.machines import ADA
 from unetrt.runtime import machine
 from unetrt.runtime.engines import cache, flavours
-from unetrt.runtime.engines.engine_file import write_engine
-from unetrt.runtime.engines.facts import BuildOptions, facts_of
+from unetrt.runtime.engines.engine_file import BuildOptions, facts_of, write_engine
 from unetrt.runtime.errors import OptionError
 from unetrt.runtime.model.onnx_file import read_spec
 

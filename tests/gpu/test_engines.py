@@ -8,8 +8,11 @@ torch = pytest.importorskip("torch")
 
 from unetrt.runtime.engines.build import TimingCache, build  # noqa: E402
 from unetrt.runtime.engines.cache import EngineCache  # noqa: E402
-from unetrt.runtime.engines.engine_file import first_misfit  # noqa: E402
-from unetrt.runtime.engines.facts import BuildOptions, facts_of  # noqa: E402
+from unetrt.runtime.engines.engine_file import (  # noqa: E402
+    BuildOptions,
+    facts_of,
+    first_misfit,
+)
 from unetrt.runtime.engines.flavours import CAPABILITIES, FLAVOURS  # noqa: E402
 from unetrt.runtime.machine import this_machine  # noqa: E402
 from unetrt.runtime.model.onnx_file import read_spec  # noqa: E402

@@ -8,7 +8,7 @@ from unetrt.runtime.cuda.device import Graph
 from unetrt.runtime.engines.flavours import AUTO, usable_flavour
 from unetrt.runtime.machine import this_machine
 from unetrt.runtime.segment.segmenter import Segmenter
-from unetrt.runtime.sessions import cuda_lane
+from unetrt.runtime.sessions import cuda
 
 pytestmark = pytest.mark.gpu
 
@@ -32,7 +32,7 @@ def test_passes_are_captured_and_replayed(backend, plain, frames, launches, monk
             scores = segmenter.scores(frame)
             tiles = segmenter.segment(frame).timings.tiles
             used = len(launches)
-        monkeypatch.setattr(cuda_lane.CapturedPass, "_capture", lambda one: None)
+        monkeypatch.setattr(cuda.CapturedPass, "_capture", lambda one: None)
         with Segmenter(session, lanes=2) as segmenter:
             launches.clear()
             np.testing.assert_array_equal(segmenter.scores(frame), scores)

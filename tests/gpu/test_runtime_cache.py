@@ -6,7 +6,7 @@ from tests.gpu.children import child
 from unetrt.benchmarks.networks import untrained, write_model
 from unetrt.export.exporter import Options
 from unetrt.runtime.engines.cache import place
-from unetrt.runtime.engines.facts import BuildOptions, facts_of
+from unetrt.runtime.engines.engine_file import BuildOptions, facts_of
 from unetrt.runtime.engines.flavours import AUTO, usable_flavour
 from unetrt.runtime.machine import this_machine
 from unetrt.runtime.model.onnx_file import read_spec

@@ -6,8 +6,7 @@ import numpy as np
 import pytest
 
 from unetrt.runtime.engines.cache import place
-from unetrt.runtime.engines.engine_file import read_sidecar, write_engine
-from unetrt.runtime.engines.facts import BuildOptions, facts_of
+from unetrt.runtime.engines.engine_file import BuildOptions, facts_of, read_sidecar, write_engine
 from unetrt.runtime.engines.flavours import AUTO, usable_flavour
 from unetrt.runtime.errors import EngineError, OptionError
 from unetrt.runtime.machine import this_machine

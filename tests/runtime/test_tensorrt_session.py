@@ -13,8 +13,7 @@ from tests.runtime import fake_tensorrt
 from tests.runtime.cuda.fake_driver import FakeDriver
 from tests.runtime.engines.machines import ADA, HOPPER, NONE
 from tests.runtime.fake_tensorrt import SCRATCH, FakeTensorRt
-from unetrt.runtime.engines.engine_file import read_sidecar, write_engine
-from unetrt.runtime.engines.facts import BuildOptions, facts_of
+from unetrt.runtime.engines.engine_file import BuildOptions, facts_of, read_sidecar, write_engine
 from unetrt.runtime.engines.flavours import FLAVOURS, Flavour
 from unetrt.runtime.errors import (
     EngineError,

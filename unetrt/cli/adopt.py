@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from unetrt.cli.options import SIZE
+from unetrt.cli import SIZE
 from unetrt.runtime.errors import OptionError
 from unetrt.runtime.files.atomic import require_writable
 from unetrt.runtime.geometry.plan import BORDERS

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from unetrt.cli.options import SIZE
+from unetrt.cli import SIZE
 from unetrt.runtime.errors import InferenceError, OptionError
 from unetrt.runtime.files.atomic import require_place
 

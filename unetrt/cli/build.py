@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from unetrt.cli.options import MEMORY
+from unetrt.cli import MEMORY
 from unetrt.runtime.engines import SUFFIXES
-from unetrt.runtime.engines.facts import COMPATIBILITIES
+from unetrt.runtime.engines.engine_file import COMPATIBILITIES
 from unetrt.runtime.engines.flavours import AUTO, NAMES
 from unetrt.runtime.errors import BackendUnavailableError, OptionError
 from unetrt.runtime.files.atomic import require_place
@@ -57,7 +57,7 @@ def command(model: Path, out: Path | None, flavour: str, force: bool, **requeste
     sidecar OUT.json describes the engine. Without -o, the engine is kept in the cache, where `unetrt predict` finds it.
     """
     from unetrt.runtime.engines.cache import EngineCache, place
-    from unetrt.runtime.engines.facts import BuildOptions, facts_of
+    from unetrt.runtime.engines.engine_file import BuildOptions, facts_of
     from unetrt.runtime.machine import this_machine
     from unetrt.runtime.model.onnx_file import read_spec
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Literal, TypedDict, Unpack
 
 import click
 
-from unetrt.cli.options import SIZE, Size
+from unetrt.cli import SIZE, Size
 from unetrt.cli.package import (
     SEARCHED,
     package_place,

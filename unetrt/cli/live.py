@@ -22,15 +22,8 @@ from typing import TYPE_CHECKING, Any, Literal
 import click
 
 from unetrt._exit_codes import STOPPED
+from unetrt.cli import backend_name_option, backend_option, device_option, given_options, kind_option, lanes_option
 from unetrt.cli._shutdown import ShutdownRequest, shutdown_request
-from unetrt.cli.options import (
-    backend_name_option,
-    backend_option,
-    device_option,
-    given_options,
-    kind_option,
-    lanes_option,
-)
 from unetrt.runtime.errors import FrameError, InferenceError, OptionError, OutputError, UnetrtError
 
 if TYPE_CHECKING:
@@ -361,13 +354,13 @@ def verdict(
         Files that could not be read -> why.
     """
     from unetrt.live_view.terminal import counted
-    from unetrt.runtime.live.results import one_line
+    from unetrt.runtime.errors import one_line
 
     if status.output_errors:
         return OutputError(f"labels were lost {counted(status.output_errors, 'time')}; last error: {status.last_error}")
     if failure is not None:
         kind = type(failure) if isinstance(failure, UnetrtError) else InferenceError
-        return kind(f"{status.failed} of {status.submitted} frames failed; the last: {one_line(failure)}")
+        return kind(f"{status.failed} of {status.submitted} frames failed; the last: {one_line(failure, kind=True)}")
     if len(unread) == 1:
         return next(iter(unread.values()))
     if unread:

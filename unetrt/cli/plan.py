@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from unetrt.cli.options import MEMORY, SIZE, Size
+from unetrt.cli import MEMORY, SIZE, Size
 from unetrt.runtime.errors import BackendUnavailableError, ModelFileError
 from unetrt.runtime.files.atomic import require_place
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from unetrt.cli.options import EngineOptions, engine_options, kind_option
+from unetrt.cli import EngineOptions, engine_options, kind_option
 from unetrt.runtime.errors import FrameError
 from unetrt.runtime.files.atomic import require_writable
 

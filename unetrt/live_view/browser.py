@@ -30,8 +30,7 @@ from typing import TYPE_CHECKING, Any
 from unetrt.live_view.pictures import colours, encoded
 from unetrt.runtime import LiveResult, LiveSegmenter, Outcome
 from unetrt.runtime.closing import Closable
-from unetrt.runtime.errors import BackendUnavailableError, OptionError
-from unetrt.runtime.live.results import one_line
+from unetrt.runtime.errors import BackendUnavailableError, OptionError, one_line
 
 if TYPE_CHECKING:
     from starlette.applications import Starlette
@@ -284,7 +283,9 @@ class App:
                 try:
                     await self._encode()
                 except Exception as error:  # noqa: BLE001 - whatever is wrong with a frame, the page shows it
-                    return PlainTextResponse(f"this frame cannot be shown: {one_line(error)}", 500, headers=HEADERS)
+                    return PlainTextResponse(
+                        f"this frame cannot be shown: {one_line(error, kind=True)}", 500, headers=HEADERS
+                    )
             else:
                 await asyncio.sleep(TICK)
         return Response(status_code=204, headers=HEADERS)

@@ -14,8 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from unetrt.runtime import LiveStatus, Segmenter, instances
-from unetrt.runtime.errors import FrameError, ModelFileError, UnetrtError
-from unetrt.runtime.live.results import one_line
+from unetrt.runtime.errors import FrameError, ModelFileError, UnetrtError, one_line
 from unetrt.runtime.model.spec import Annotation
 from unetrt.runtime.segment.segmenter import Progress
 
@@ -173,7 +172,7 @@ def figures(status: LiveStatus, objects: int | None = None) -> str:
 
 def explained(error: BaseException) -> str:
     """Return an error in one line, with its type unless it is a `UnetrtError`, whose message suffices."""
-    return " ".join(str(error).split()) if isinstance(error, UnetrtError) else one_line(error)
+    return one_line(error, kind=not isinstance(error, UnetrtError))
 
 
 def notify(error: BaseException) -> None:

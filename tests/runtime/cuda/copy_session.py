@@ -3,8 +3,7 @@
 import numpy as np
 
 from unetrt.runtime.cuda.driver import Rows
-from unetrt.runtime.sessions.cuda import CudaSession
-from unetrt.runtime.sessions.cuda_lane import CapturedPass
+from unetrt.runtime.sessions.cuda import CapturedPass, CudaSession
 
 
 class CopySession(CudaSession):

@@ -3,7 +3,7 @@
 from dataclasses import replace
 
 from tests.conftest import small_spec
-from unetrt.runtime.engines.facts import BuildOptions, Facts
+from unetrt.runtime.engines.engine_file import BuildOptions, Facts
 from unetrt.runtime.machine import Machine
 
 ADA = Machine("NVIDIA RTX 4090", "8.9", "580.82", "Linux x86_64")

@@ -14,8 +14,7 @@ from tests import requirements
 from tests.runtime.engines.machines import ADA, HOPPER, NONE, TURING
 from unetrt.export.onnx_model import describe
 from unetrt.runtime.engines.build import Progress, TimingCache, build, configure
-from unetrt.runtime.engines.engine_file import engine_tensors
-from unetrt.runtime.engines.facts import BuildOptions, facts_of
+from unetrt.runtime.engines.engine_file import BuildOptions, engine_tensors, facts_of
 from unetrt.runtime.engines.flavours import CAPABILITIES, DEFAULT_CAPABILITIES, FLAVOURS, usable_flavour
 from unetrt.runtime.errors import BackendUnavailableError, EngineError, ModelFileError, OptionError
 from unetrt.runtime.model.onnx_file import read_spec

@@ -12,8 +12,7 @@ from tests.runtime.engines.machines import NONE
 from unetrt.runtime.engines import cache as cache_module
 from unetrt.runtime.engines.build import Progress
 from unetrt.runtime.engines.cache import EngineCache, place
-from unetrt.runtime.engines.engine_file import read_sidecar, sidecar_path
-from unetrt.runtime.engines.facts import BuildOptions, facts_of
+from unetrt.runtime.engines.engine_file import BuildOptions, facts_of, read_sidecar, sidecar_path
 from unetrt.runtime.engines.flavours import FLAVOURS
 from unetrt.runtime.errors import EngineError
 from unetrt.runtime.model.onnx_file import read_spec
@@ -25,10 +24,10 @@ BUILDER = """
 import os, signal, sys, time
 from pathlib import Path
 from unetrt.runtime.engines.cache import place
-from unetrt.runtime.engines.facts import facts_of
+from unetrt.runtime.engines.engine_file import facts_of
 from unetrt.runtime.engines.flavours import FLAVOURS
 from unetrt.runtime.machine import Machine
-from unetrt.runtime.engines.facts import BuildOptions
+from unetrt.runtime.engines.engine_file import BuildOptions
 from unetrt.runtime.engines.build import Progress
 from unetrt.runtime.errors import EngineError
 from unetrt.runtime.model.onnx_file import read_spec

@@ -18,10 +18,10 @@ BUILDER = """
 import sys
 from pathlib import Path
 from unetrt.runtime.engines.build import build
-from unetrt.runtime.engines.facts import facts_of
+from unetrt.runtime.engines.engine_file import facts_of
 from unetrt.runtime.engines.flavours import FLAVOURS
 from unetrt.runtime.machine import Machine
-from unetrt.runtime.engines.facts import BuildOptions
+from unetrt.runtime.engines.engine_file import BuildOptions
 from unetrt.runtime.errors import UnetrtError
 from unetrt.runtime.model.onnx_file import read_spec
 for model in sorted(Path(sys.argv[1]).glob("*.onnx")):

@@ -6,8 +6,7 @@ import pytest
 
 from tests.runtime.engines.machines import ADA, AMPERE, FACTS, HOPPER, NONE, RTX, SPEC, TURING, WINDOWS
 from unetrt.cli.build import command as build
-from unetrt.runtime.engines.engine_file import Sidecar, first_misfit, rebuild_command, require_fit
-from unetrt.runtime.engines.facts import BuildOptions
+from unetrt.runtime.engines.engine_file import BuildOptions, Sidecar, first_misfit, rebuild_command, require_fit
 from unetrt.runtime.engines.flavours import CAPABILITIES, FLAVOURS, NAMES
 from unetrt.runtime.errors import EngineError
 

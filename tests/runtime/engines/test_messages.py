@@ -9,12 +9,12 @@ from types import SimpleNamespace
 import pytest
 
 from tests import requirements
-from unetrt.runtime.engines.build import collected, first_error, is_out_of_memory, logger_of
+from unetrt.runtime.engines.flavours import collected, first_error, logger_of
 
 AT_ONCE = """
 import logging, sys, threading, time
 import tensorrt_rtx
-from unetrt.runtime.engines.build import logger_of
+from unetrt.runtime.engines.flavours import logger_of
 
 logging.basicConfig(level=logging.INFO, filename=sys.argv[1])
 sys.setswitchinterval(1e-5)
@@ -96,14 +96,6 @@ def test_threads_that_collect_hear_only_their_own(tell):
         thread.start()
         thread.join()
     assert (errors, heard) == ([], [["mine"]])
-
-
-@pytest.mark.parametrize(
-    ("message", "memory"),
-    [("Requested amount of GPU memory could not be allocated", True), ("out of memory", True), ("no kernel", False)],
-)
-def test_messages_about_memory(message, memory):
-    assert is_out_of_memory(message) == memory
 
 
 def test_a_line_is_short():
