@@ -3,8 +3,8 @@
 `Facts` are everything that an engine depends on: the model file, `BuildOptions` that the user asks for, the TensorRT
 flavour and the machine. They give its key in the cache, and say what changed since the last build. The engine file is
 the plan as TensorRT wrote it, which the vendor's tools load; beside it, `model.engine.json` holds the facts and the
-model's spec. Where an engine does not fit a machine, the error names the fact that differs and the command that rebuilds
-it.
+model's spec. Where an engine does not fit a machine, the error names the fact that differs and the command that builds
+another.
 """
 
 import json

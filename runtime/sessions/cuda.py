@@ -11,8 +11,8 @@ asynchronously on the lane's stream::
     begin | copy input to the device | uploaded | wait for the turn | started | engine | computed | copy output | done
 
 where words in the row of events are records of `_Events`. The host waits for `done` alone. `launch_with` replaces the
-copies by other work on the stream, for frames and labels that stay on the device. An engine's pass is replayed as a CUDA
-graph where it can be captured (`CapturedPass`).
+copies by other work on the stream, for frames and labels that stay on the device. An engine's pass is replayed as a
+CUDA graph where it can be captured (`CapturedPass`).
 """
 
 import atexit
