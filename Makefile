@@ -54,7 +54,7 @@ gpu-check: $(if $(DRY),$(READY))  ## the steps that need a GPU; PYTHON= names an
 gpu-pack: $(READY)  ## parts for a GPU's host without a network, in .gpu; RTX=1: TensorRT for RTX too
 	$(BIN)/python benchmarks/gpu_host/pack.py $(if $(RTX),--rtx)
 
-kernels:  ## runtime/cuda/kernels.ptx from kernels.cu, on Linux; needs no GPU
+kernels:  ## runtime/segment/kernels.ptx from kernels.cu, on Linux; needs no GPU
 	$(PYTHON) -m pip install -q --no-deps --upgrade --target build/nvrtc $(NVRTC)
 	$(PYTHON) docs/kernels.py build/nvrtc
 

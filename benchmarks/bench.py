@@ -39,8 +39,8 @@ from unetrt.benchmarks.processes import fresh
 from unetrt.benchmarks.result import SEGMENT, BenchResult, LeftOut, Limit, Measured, now
 from unetrt.export.exporter import Options, planned_tile
 from unetrt.runtime.errors import InferenceError, OptionError, ParityError, UnetrtError
-from unetrt.runtime.files.records import validated
 from unetrt.runtime.model.spec import Head, Precision
+from unetrt.runtime.records import validated
 from unetrt.trainer.checkpoint import Checkpoint
 from unetrt.trainer.validation import whole_frame_scores, wrong_pixels
 

@@ -30,7 +30,7 @@ from unetrt.benchmarks.journal import Patience
 from unetrt.benchmarks.terminal import OneLine
 from unetrt.runtime.errors import InferenceError, OptionError, OutputError
 from unetrt.runtime.files.atomic import cache_folder, whole_file, writable_folder
-from unetrt.runtime.files.records import parse, to_json, validated
+from unetrt.runtime.records import parse, to_json, validated
 
 SCHEMA = 1
 RESULTS = Path("benchmarks", "results", "gpu-check")

@@ -100,7 +100,7 @@ def facts() -> None:
 
 def kernels() -> None:
     """Load the kernels on this driver, compare `cut` with numpy bit for bit, and time it and the copies."""
-    from unetrt.runtime.cuda.kernels import NAMES, ptx
+    from unetrt.runtime.segment.kernels import NAMES, ptx
 
     text = ptx().decode()
     say(bytes=len(text), kernels=[name for name in NAMES if f".entry {name}" in text])
@@ -118,10 +118,10 @@ def _time_kernels(device: Any) -> None:
     import numpy as np
 
     from unetrt.runtime.cuda.arrays import DeviceArray
-    from unetrt.runtime.cuda.kernels import Kernels
     from unetrt.runtime.geometry.plan import TilePlan
     from unetrt.runtime.geometry.unet_shape import UNetShape
     from unetrt.runtime.pixels.normalisation import Affine
+    from unetrt.runtime.segment.kernels import Kernels
 
     geometry = UNetShape(DEPTH).geometry
     side = geometry.side_for(LARGE[0])

@@ -14,7 +14,7 @@ from typing import Self
 from unetrt.benchmarks.result import BenchResult, CaseResult, Measure
 from unetrt.runtime.errors import OptionError
 from unetrt.runtime.files.atomic import locked, whole_file
-from unetrt.runtime.files.records import from_json, to_json
+from unetrt.runtime.records import from_json, to_json
 
 FILE = "history.jsonl"
 # Paths in a clone that a measurement itself changes.

@@ -20,7 +20,7 @@ from typing import Any
 
 from unetrt.runtime.errors import OptionError
 from unetrt.runtime.files.atomic import whole_file
-from unetrt.runtime.files.records import parse, to_json, validated
+from unetrt.runtime.records import parse, to_json, validated
 
 # Keys of a journal's file: what is measured, the results by name, and the steps that were not begun.
 ABOUT, RESULTS, MISSING = "about", "results", "missing"

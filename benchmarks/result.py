@@ -14,7 +14,7 @@ from typing import Any, ClassVar, Self
 from unetrt.benchmarks.figures import Figure
 from unetrt.runtime.errors import OptionError
 from unetrt.runtime.files.atomic import whole_file
-from unetrt.runtime.files.records import parse, to_json, validated
+from unetrt.runtime.records import parse, to_json, validated
 
 # Sections of a frame's way that are timed. All contenders have the first; the others are unetrt's.
 SEGMENT, SESSION, PREDICT = "frame to labels", "engine alone", "file to file"

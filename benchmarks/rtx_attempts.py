@@ -29,9 +29,9 @@ from unetrt.runtime.cuda.device import Buffer, CudaDevice, LibraryObjects, Strea
 from unetrt.runtime.cuda.driver import open_driver
 from unetrt.runtime.engines.flavours import CAPABILITIES, collected, logger_of, named_flavour
 from unetrt.runtime.errors import BackendUnavailableError, EngineError, OptionError, UnetrtError, one_line
-from unetrt.runtime.files.records import from_json, to_json, validated
 from unetrt.runtime.geometry.unet_shape import UNetShape
 from unetrt.runtime.machine import Machine, this_machine, why_no_gpu
+from unetrt.runtime.records import from_json, to_json, validated
 
 KIND, SCHEMA = "TensorRT for RTX on a device", 2
 RTX = named_flavour("tensorrt-rtx")

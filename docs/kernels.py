@@ -1,4 +1,4 @@
-"""Compiles runtime/cuda/kernels.cu to runtime/cuda/kernels.ptx, which is part of the package: run `make kernels`.
+"""Compiles runtime/segment/kernels.cu to runtime/segment/kernels.ptx, which is part of the package: run `make kernels`.
 
 The compiler is NVRTC 12.0 from its wheel, which needs neither a GPU nor a driver. It emits PTX ISA 8.0, which drivers
 from 525 on compile for their GPU; the target is compute capability 7.5, the oldest that TensorRT 10 supports.
@@ -13,7 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 Call = Callable[..., int]
-SOURCE = Path(__file__).parents[1] / "runtime" / "cuda" / "kernels.cu"
+SOURCE = Path(__file__).parents[1] / "runtime" / "segment" / "kernels.cu"
 OPTIONS = (b"--gpu-architecture=compute_75", b"--fmad=false")
 
 

@@ -22,10 +22,10 @@ from safetensors.numpy import save_file
 from unetrt._version import __version__
 from unetrt.runtime.errors import ModelFileError, UnetrtError, one_line
 from unetrt.runtime.files.atomic import whole_file
-from unetrt.runtime.files.records import parse, validated
 from unetrt.runtime.geometry.unet_shape import UNetShape
 from unetrt.runtime.model.spec import Annotation
 from unetrt.runtime.pixels.normalisation import Normalisation
+from unetrt.runtime.records import parse, validated
 from unetrt.trainer.unet import UNet
 
 KEY = "unetrt"

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from unetrt.runtime.errors import DatasetError, ModelFileError, OptionError
-from unetrt.runtime.files.records import validated
+from unetrt.runtime.records import validated
 from unetrt.trainer.checkpoint import LAST, Checkpoint, load
 from unetrt.trainer.dataset import Dataset, read_dataset, read_names
 from unetrt.trainer.recipe import Recipe

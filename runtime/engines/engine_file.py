@@ -30,10 +30,10 @@ from unetrt.runtime.engines.flavours import (
 )
 from unetrt.runtime.errors import BackendUnavailableError, EngineError, OptionError, UnetrtError
 from unetrt.runtime.files.atomic import whole_file
-from unetrt.runtime.files.records import parse, to_json, validated
 from unetrt.runtime.machine import Machine, why_no_gpu
 from unetrt.runtime.model.safety import sha256_of_model
 from unetrt.runtime.model.spec import ModelSpec, Tensors
+from unetrt.runtime.records import parse, to_json, validated
 
 Compatibility = Literal["none", "same-capability", "ampere-plus"]
 COMPATIBILITIES: tuple[Compatibility, ...] = get_args(Compatibility)

@@ -25,10 +25,10 @@ from msgspec import Meta
 from numpy.typing import NDArray
 
 from unetrt.runtime.errors import ModelFileError, one_line
-from unetrt.runtime.files.records import parse, validated
 from unetrt.runtime.geometry.plan import BORDERS, Border, Geometry, TilePlan
 from unetrt.runtime.geometry.unet_shape import MAX_CLASSES, UNetShape
 from unetrt.runtime.pixels.normalisation import Normalisation
+from unetrt.runtime.records import parse, validated
 
 Head = Literal["logits", "probabilities", "labels"]
 HEADS: tuple[Head, ...] = get_args(Head)

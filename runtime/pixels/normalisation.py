@@ -25,7 +25,7 @@ from msgspec import Meta
 from numpy.typing import DTypeLike, NDArray
 
 from unetrt.runtime.errors import OptionError
-from unetrt.runtime.files.records import validated
+from unetrt.runtime.records import validated
 
 Array = NDArray[Any]
 Mode = Literal["fixed", "percentile", "zscore", "running"]

@@ -10,14 +10,16 @@ array([1, 0], dtype=uint8)
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import product
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from unetrt.runtime.errors import InferenceError
-from unetrt.runtime.model.spec import ModelSpec
 from unetrt.runtime.pixels.frames import Size
+
+if TYPE_CHECKING:
+    from unetrt.runtime.model.spec import ModelSpec
 
 Array = NDArray[Any]
 Labels = NDArray[np.uint8]
@@ -48,7 +50,7 @@ def require_finite_scores(scores: Array) -> None:
         raise InferenceError(NOT_FINITE)
 
 
-def require_sound(spec: ModelSpec, scores: Array) -> None:
+def require_sound(spec: "ModelSpec", scores: Array) -> None:
     """Raise InferenceError where scores are not finite, which only a lower precision than fp32 can cause."""
     if spec.precision != "fp32":
         require_finite_scores(scores)
@@ -117,7 +119,7 @@ class Mean:
         Called at the end.
     """
 
-    def __init__(self, spec: ModelSpec, copies: int, out: Scores, labels: Labels, last: Callable[[], None]) -> None:
+    def __init__(self, spec: "ModelSpec", copies: int, out: Scores, labels: Labels, last: Callable[[], None]) -> None:
         self._spec, self._copies, self._out, self._labels, self._last = spec, copies, out, labels, last
         self._added = 0
 

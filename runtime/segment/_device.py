@@ -19,7 +19,6 @@ from numpy.typing import NDArray
 from unetrt.runtime.cuda.arrays import DeviceArray
 from unetrt.runtime.cuda.device import CudaDevice
 from unetrt.runtime.cuda.driver import Driver, Rows
-from unetrt.runtime.cuda.kernels import COPIES, FOUND, Kernels, bins_shape, measure_counts, require_none
 from unetrt.runtime.errors import FrameError, InferenceError
 from unetrt.runtime.geometry.plan import Tile
 from unetrt.runtime.model.spec import ModelSpec
@@ -37,6 +36,7 @@ from unetrt.runtime.segment._host import (
     into_labels,
     measured,
 )
+from unetrt.runtime.segment.kernels import COPIES, FOUND, Kernels, bins_shape, measure_counts, require_none
 from unetrt.runtime.sessions import Lane, Session
 from unetrt.runtime.sessions.cuda import CudaLane, CudaSession, Step
 from unetrt.runtime.timings import Timings

@@ -27,11 +27,11 @@ from unetrt.runtime.cuda.device import CudaDevice
 from unetrt.runtime.engines.engine_file import ModelFacts, key_of, model_facts
 from unetrt.runtime.errors import ModelFileError, OptionError, OutputError, UnetrtError
 from unetrt.runtime.files.atomic import cache_folder, locked, whole_file
-from unetrt.runtime.files.records import parse, to_json, validated
 from unetrt.runtime.machine import Machine, format_bytes, this_machine
 from unetrt.runtime.model.safety import external_files
 from unetrt.runtime.model.spec import ModelSpec, Precision
 from unetrt.runtime.pixels.scores import best_class, softmax
+from unetrt.runtime.records import parse, to_json, validated
 from unetrt.runtime.sessions import Lane
 from unetrt.runtime.sessions.cuda import CudaSession
 from unetrt.runtime.sessions.onnxruntime_libraries import cudnn_version

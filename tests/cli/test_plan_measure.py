@@ -3,9 +3,8 @@ import json
 import pytest
 
 from unetrt.cli import main
-from unetrt.runtime.geometry import measured
-from unetrt.runtime.geometry.measured import folder
-from unetrt.runtime.sessions import Backend
+from unetrt.runtime.sessions import Backend, measured
+from unetrt.runtime.sessions.measured import folder
 
 TINY = ("100x100", "--base", 4, "--depth", 2)
 ON_CPU = ("--backend", "onnxruntime")

@@ -6,7 +6,7 @@ import pytest
 from msgspec import Meta
 
 from unetrt.runtime.errors import EngineError, ModelFileError
-from unetrt.runtime.files.records import from_json, to_json, validated
+from unetrt.runtime.records import from_json, to_json, validated
 
 
 @dataclass(frozen=True)

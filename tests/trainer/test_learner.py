@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from unetrt.runtime.errors import OptionError
-from unetrt.runtime.files.records import from_json, to_json
 from unetrt.runtime.geometry.unet_shape import UNetShape
+from unetrt.runtime.records import from_json, to_json
 from unetrt.trainer import learner as learners
 from unetrt.trainer.learner import Learner, alone, fastest_dtype, has_fast_bf16
 from unetrt.trainer.recipe import RECIPES, Recipe

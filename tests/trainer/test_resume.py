@@ -13,7 +13,7 @@ import pytest
 
 from unetrt.__main__ import main
 from unetrt.runtime.errors import DatasetError, ModelFileError, OptionError, TrainingStoppedError
-from unetrt.runtime.files.records import to_json, validated
+from unetrt.runtime.records import to_json, validated
 from unetrt.trainer.checkpoint import LAST, load
 from unetrt.trainer.dataset import read_dataset
 from unetrt.trainer.recipe import RECIPES, Recipe

@@ -1,4 +1,4 @@
-"""`unetrt demo`: the command; `unetrt.demo` does the work."""
+"""`unetrt demo`: the command; `unetrt.cli._demo` does the work."""
 
 from pathlib import Path
 
@@ -21,7 +21,7 @@ def command(out: Path, steps: int, seed: int) -> None:
 
     The frame is stitched from tiles and compared with one pass over the whole frame. Needs no data.
     """
-    from unetrt.demo import Demo
+    from unetrt.cli._demo import Demo
 
     require_writable(out)
     report = Demo(out, steps, seed).run(click.echo)

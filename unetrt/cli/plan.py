@@ -15,8 +15,8 @@ from unetrt.runtime.files.atomic import require_place
 
 if TYPE_CHECKING:
     from unetrt.cli._plan_network import PlannedNetwork
-    from unetrt.runtime.geometry.measured import Setting
     from unetrt.runtime.geometry.planner import Budget, PlannedTile, TileTime
+    from unetrt.runtime.sessions.measured import Setting
 
     # What a plan is made for, and the times that it uses.
     Timed = tuple[Budget, Setting | None, tuple[TileTime, ...]]
@@ -111,9 +111,9 @@ def _measure(network: "PlannedNetwork", options: PlanOptions, budget: "Budget", 
     from rich.console import Console
     from rich.progress import Progress
 
-    from unetrt.runtime.geometry.measured import Setting, chosen_backend, keep, measure, within_free_memory
     from unetrt.runtime.geometry.planner import candidates, worth_timing
     from unetrt.runtime.machine import format_bytes
+    from unetrt.runtime.sessions.measured import Setting, chosen_backend, keep, measure, within_free_memory
 
     backend = chosen_backend(options.backend, options.device)
     setting = Setting.here(backend, network.shape, precision, budget, options.device)
@@ -139,8 +139,8 @@ def _measure(network: "PlannedNetwork", options: PlanOptions, budget: "Budget", 
 
 def _kept(network: "PlannedNetwork", options: PlanOptions, budget: "Budget", precision: str) -> "Timed":
     """Use the times that earlier runs with --measure have kept of such a network."""
-    from unetrt.runtime.geometry.measured import Setting, chosen_backend, folder, kept
     from unetrt.runtime.sessions import AUTO
+    from unetrt.runtime.sessions.measured import Setting, chosen_backend, folder, kept
 
     automatic = options.backend == AUTO
     if automatic and not any(folder().glob("*.json")):  # engines take long to import

@@ -11,8 +11,8 @@ import pytest
 
 from tests import requirements
 from tests.runtime.cuda.fake_gpu.host_kernels import SHIM, SOURCES, compiler, host_kernels
-from unetrt.runtime.cuda import kernels
-from unetrt.runtime.cuda.kernels import BLOCK, NAMES, ptx
+from unetrt.runtime.segment import kernels
+from unetrt.runtime.segment.kernels import BLOCK, NAMES, ptx
 
 SOURCE = SOURCES / "kernels.cu"
 # Turing to Blackwell: the oldest that TensorRT 10 runs on, and the newest.

@@ -8,12 +8,12 @@ from hypothesis import strategies as st
 from tests.runtime.cuda.fake_gpu.host_driver import HostDriver, on_device
 from unetrt.runtime.cuda.arrays import DTYPES
 from unetrt.runtime.cuda.device import CudaDevice
-from unetrt.runtime.cuda.kernels import FOUND, Kernels, bins_shape, measure_counts, require_none
 from unetrt.runtime.errors import FrameError, InferenceError
 from unetrt.runtime.geometry.plan import BORDERS, Axis, Geometry, Tile, TilePlan
 from unetrt.runtime.pixels.frames import as_frame, require_finite
 from unetrt.runtime.pixels.normalisation import Affine, Normalisation
 from unetrt.runtime.pixels.scores import best_class, require_finite_scores
+from unetrt.runtime.segment.kernels import FOUND, Kernels, bins_shape, measure_counts, require_none
 
 # Each gives a view, with other strides, of a new array that holds (C, H, W).
 LAYOUTS = {

@@ -9,8 +9,8 @@ from tests.runtime.engines.machines import ADA, FACTS, NONE
 from unetrt.export.exporter import Options, export
 from unetrt.runtime.engines.engine_file import BuildOptions, Facts, facts_of
 from unetrt.runtime.engines.flavours import FLAVOURS
-from unetrt.runtime.files.records import validated
 from unetrt.runtime.model.onnx_file import read_spec
+from unetrt.runtime.records import validated
 
 CHANGES = {
     "weights or graph": {"model": "1" * 64},

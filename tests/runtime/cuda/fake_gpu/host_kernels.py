@@ -12,7 +12,7 @@ import pytest
 from tests import requirements
 from unetrt.runtime.cuda.driver import Extent
 
-SOURCES = Path(__file__).parents[4] / "runtime" / "cuda"
+SOURCES = Path(__file__).parents[4] / "runtime" / "segment"
 SHIM = Path(__file__).with_name("kernels_on_host.cpp")
 
 

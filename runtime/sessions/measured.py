@@ -25,11 +25,11 @@ import numpy as np
 from unetrt.runtime.engines.flavours import usable_flavour
 from unetrt.runtime.errors import BackendUnavailableError, ModelFileError
 from unetrt.runtime.files.atomic import cache_folder, locked, whole_file
-from unetrt.runtime.files.records import from_json, to_json
 from unetrt.runtime.geometry.planner import Budget, FrameSize, TileTime
 from unetrt.runtime.geometry.unet_shape import UNetShape
 from unetrt.runtime.machine import cores, free_memory, processor, this_machine
 from unetrt.runtime.model.retiled import retiled
+from unetrt.runtime.records import from_json, to_json
 from unetrt.runtime.sessions import AUTO, BACKENDS, Backend, Lane, open_session, unknown
 
 # Rounds, and seconds from the end of the first after which no other begins.

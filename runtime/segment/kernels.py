@@ -141,7 +141,7 @@ class Kernels:
 
 def ptx() -> bytes:
     """Return the kernels as PTX."""
-    return files("unetrt.runtime.cuda").joinpath("kernels.ptx").read_bytes()
+    return files("unetrt.runtime.segment").joinpath("kernels.ptx").read_bytes()
 
 
 def _core(tile: Tile, labels: DeviceArray) -> DeviceArray:
