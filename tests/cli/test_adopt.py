@@ -44,7 +44,7 @@ REFUSED = {
     "no normalisation": ("", "Missing option '--normalisation'"),
     "another normalisation": ("--normalisation minmax", "'minmax' is not a normalisation: write fixed:OFFSET:SCALE"),
     "constants that are none": ("--normalisation fixed:a:b", "'fixed:a:b' is not a normalisation"),
-    "percentiles the wrong way": ("--normalisation percentile:99:1", "percentiles 99.0 and 1.0 do not fit"),
+    "percentiles the wrong way": ("--normalisation percentile:99:1", "percentiles 99.0 and 1.0 are invalid"),
     "one class": ("--normalisation zscore --classes cell", "'cell' are not class names: write two or more"),
     "classes of one name": ("--normalisation zscore --classes a,a", "'a,a' are not class names"),
     "a halo below zero": ("--normalisation zscore --halo -1", "-1 is not in the range"),
