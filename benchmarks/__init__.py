@@ -1,1 +1,1 @@
-"""unetrt.benchmarks: unetrt against what people do today, same weights, same frame, checked before it is timed."""
+"""unetrt.benchmarks: unetrt and other implementations on the same weights and frame, checked before timing."""

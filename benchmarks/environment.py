@@ -85,7 +85,7 @@ def gpu_environment(device: torch.device) -> dict[str, Any]:
 
 
 def require_gpu() -> torch.device:
-    """Return torch's GPU; raises BackendUnavailableError where there is none."""
+    """Return torch's GPU; raises BackendUnavailableError if there is no GPU."""
     if reason := torch_gpu():
         raise BackendUnavailableError(f"this measures a GPU, and {reason}: nothing is measured")
     return torch.device("cuda", torch.cuda.current_device())

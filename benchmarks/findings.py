@@ -30,7 +30,7 @@ def fastest(contenders: Sequence[Measured]) -> Measured:
 
 
 def leader(result: BenchResult) -> Measured:
-    """Return the fastest of unetrt's contenders; of all, where none is unetrt's."""
+    """Return the fastest of unetrt's contenders, or the fastest of all if there are no unetrt contenders."""
     return fastest([one for one in result.contenders if one.is_ours] or result.contenders)
 
 
@@ -81,7 +81,7 @@ def _doubts(result: BenchResult) -> Iterator[str]:
     if first is not best:
         yield f"{first.title} is faster still: {time(first.segment.median)} a frame"
     if best.pixels_off:
-        yield f"{best.title} gives {pixels(best.pixels_off)} of the pixels another class than FP32"
+        yield f"{best.title} assigns {pixels(best.pixels_off)} of the pixels another class than FP32"
     least = min((one.segment for one in result.contenders), key=lambda figure: figure.coverage)
     if least.coverage < CONFIDENCE:
         yield _too_few(least)

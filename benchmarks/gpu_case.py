@@ -111,7 +111,7 @@ class Ours:
     lanes
         Number of lanes.
     timings
-        Of each counted run of the stack.
+        Timings of each counted run of the stack.
     latencies
         Seconds of each frame that was segmented alone.
     """
@@ -179,7 +179,7 @@ class Ours:
         Parameters
         ----------
         seconds
-            Of one frame of the stack.
+            Seconds of one frame of the stack.
         shape
             The network.
         matmul
@@ -475,8 +475,10 @@ def goals(
 
     Parameters
     ----------
-    base, depth, rounds
-        Of the network; of all contenders in turn.
+    base, depth
+        Feature channels of the network's first level, and its number of poolings.
+    rounds
+        Rounds of all contenders in turn.
     backends
         Engines in the order in which they are tried; all of them if empty.
     show

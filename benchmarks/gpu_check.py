@@ -162,7 +162,7 @@ def run(steps: Sequence[Step], folder: Path, patience: Patience, dry: bool) -> l
         For the results.
     patience
         Time limit, at which the running step is killed. With `resume`, steps that have passed are not run again, and
-        others continue from their figures; otherwise all start anew.
+        others continue from their figures; otherwise all start from the beginning.
     dry
         Whether to run without a GPU.
 
@@ -215,7 +215,7 @@ def figures_path(folder: Path, step: str, dry: bool) -> Path:
 
 
 def _known(path: Path, dry: bool) -> StepOutcome | None:
-    """Return the outcome of a step that has passed; None where none is stored."""
+    """Return the outcome of a step that has passed; None if no such outcome is stored."""
     if not path.exists():
         return None
     try:

@@ -21,7 +21,7 @@ def profiled(
 ) -> dict[str, Any]:
     """Run twice under torch's profiler, and return what CUPTI recorded of the second run.
 
-    CUPTI sees all kernels of the process, those of TensorRT, ONNX Runtime and torch alike. The first run lets it
+    CUPTI sees all kernels of the process, including those of TensorRT, ONNX Runtime and torch. The first run lets it
     initialise.
 
     Parameters

@@ -52,7 +52,7 @@ def going_on(name: str) -> Iterator[None]:
     """Report an error inside, and continue with the next measurement; the step fails at its end."""
     try:
         yield
-    except Exception as error:  # noqa: BLE001 - whatever it is, the next measurement runs
+    except Exception as error:  # noqa: BLE001 - any error: the next measurement still runs
         traceback.print_exc()
         FAILED.append(name)
         say(failed=name, error=one_line(error, 600, kind=True))

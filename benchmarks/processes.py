@@ -76,7 +76,7 @@ def _answer(connection: Connection, work: Callable[..., Any], given: tuple[Any, 
         return
     except UnetrtError as error:
         answer = (True, error)
-    except Exception as error:  # noqa: BLE001 - the caller raises it, whatever it is
+    except Exception as error:  # noqa: BLE001 - any error: the caller raises it
         answer = (True, InferenceError(summary(error)))
     with suppress(BrokenPipeError):
         connection.send(answer)
@@ -166,7 +166,7 @@ def device_memory() -> int | None:
 
 
 def joules(gpu: bool) -> float | None:
-    """Return the energy counter of the processors, or of the first GPU; None where there is none to read."""
+    """Return the energy counter of the processors, or of the first GPU; None if no counter is readable."""
     if gpu:
         total: float | None = _of_gpu(lambda nvml, device: nvml.nvmlDeviceGetTotalEnergyConsumption(device) / 1e3)
         return total

@@ -144,7 +144,7 @@ class CaseResult(StoredResult):
     missing: tuple[str, ...] = ()
 
     def __getitem__(self, name: str) -> Measure:
-        """Return a figure by its name; raises KeyError where there is none."""
+        """Return a figure by its name; raises KeyError if it does not exist."""
         return {figure.name: figure for figure in self.figures}[name]
 
 

@@ -62,7 +62,7 @@ class AttemptOutcome:
     messages
         TensorRT's errors, and ours, in order.
     validity
-        TensorRT's verdict on the engine's header on this device; empty where it was not asked.
+        TensorRT's verdict on the engine's header on this device; empty if it was not queried.
     """
 
     capability: str

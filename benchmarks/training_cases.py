@@ -216,7 +216,7 @@ class SplineTiles:
     recipe
         Size and variation of the tiles; zoom is not supported.
     order
-        Of the spline through the frame's pixels: 1, as in `Sampler`, or 3, whose coefficients are computed here.
+        Order of the spline through the frame's pixels: 1, as in `Sampler`, or 3, whose coefficients are computed here.
     """
 
     def __init__(self, sample: TrainingSample, recipe: Recipe, order: int) -> None:

@@ -155,7 +155,7 @@ class LayerError:
 def first_explosion(
     net: nn.Module, reference: ModelSpec, model: ModelProto, spec: ModelSpec, frame: Array
 ) -> LayerError | None:
-    """Return the first layer of an export that goes wrong on a frame; None where the error grows gradually.
+    """Return the first layer of an export whose output is wrong on a frame; None if the error grows gradually.
 
     Parameters
     ----------

@@ -48,8 +48,8 @@ class Options:
     input
         The input: `float32` takes normalised grey values, `uint8` and `uint16` raw ones.
     normalisation
-        `fixed` replaces a normalisation that is measured on each frame by its medians over every other verified frame;
-        None keeps it.
+        `fixed` replaces a normalisation that is measured on each frame by the median offset and scale over every
+        second verified frame; None keeps it.
     """
 
     tile: tuple[int, int]
@@ -69,10 +69,10 @@ class Options:
 
 
 def planned_tile(checkpoint: Checkpoint, frames: Sequence[tuple[int, int]] = (), batch: int = 1) -> tuple[int, int]:
-    """Return the best tile for frames of these sizes (H, W); without sizes, for the frames of the training."""
+    """Return the best tile for frames of these sizes (H, W), by default those of the training."""
     sizes = list(frames) or [(height, width) for height, width, often in checkpoint.frame_sizes for _ in range(often)]
     if not sizes:
-        raise OptionError("the checkpoint does not say what frames it was trained on: give --tile or --frame")
+        raise OptionError("the checkpoint does not store the sizes of its training frames: give --tile or --frame")
     return best_tile(sizes, checkpoint.shape, Budget(batch=batch)).tile
 
 
@@ -91,12 +91,12 @@ def export(
     checkpoint
         The trained network.
     path
-        The file. It appears after it has passed the gate; on an error nothing is left behind.
+        The file. It is created only after it has passed the gate; on an error no file is left.
     options
         The kind of file.
     frames
         Raw frames (C, H, W) to verify on, used until their tiles hold `VERIFIED_PIXELS`; None takes the frames in the
-        checkpoint. INT8 ranges and a frozen normalisation are measured on every other one.
+        checkpoint. INT8 ranges and a frozen normalisation are measured on every second one.
     thresholds
         Limits on the difference; None takes those of the precision.
 
@@ -109,7 +109,8 @@ def export(
     TileError
         The tile is not legal.
     OptionError
-        There are too few frames, or the input needs constants that the normalisation does not have.
+        There are too few frames, they show a single class, or raw input is combined with a normalisation that is
+        measured on each frame.
     FrameError
         A frame has another number of channels, or pixels that the export cannot take.
     ParityError
@@ -120,14 +121,16 @@ def export(
     for side in options.tile:
         checkpoint.shape.geometry.require(side)
     verified = _verified(checkpoint, options, checkpoint.frames if frames is None else frames)
-    # Constants are measured on every other frame and verified on all of them.
+    # Constants are measured on every second frame and verified on all frames.
     measured = verified[::2]
     spec = spec_for(checkpoint, options, measured)
     with whole_file(path) as temporary:
         onnx.save(_model(checkpoint, spec, measured), temporary)
         parity = verify(checkpoint, temporary, spec, verified, thresholds or DEFAULTS[options.precision])
         if parity.classes < 2 and options.measures(checkpoint.normalisation):
-            raise OptionError("the network finds one class only on these frames, which verifies nothing: give others")
+            raise OptionError(
+                "the network predicts a single class on these frames, which verifies nothing: give other frames"
+            )
     return parity
 
 
@@ -139,7 +142,7 @@ def spec_for(checkpoint: Checkpoint, options: Options, frames: Frames = ()) -> M
     TileError
         The tile is not legal.
     OptionError
-        Raw input needs constants that the normalisation does not have.
+        Raw input is combined with a normalisation that is measured on each frame.
     """
     shape, geometry = checkpoint.shape, checkpoint.shape.geometry
     return ModelSpec(
@@ -188,7 +191,7 @@ def _model(checkpoint: Checkpoint, spec: ModelSpec, frames: Frames) -> onnx.Mode
 
 
 def _verified(checkpoint: Checkpoint, options: Options, frames: Iterable[NDArray[Any]]) -> Frames:
-    """Return the first raw frames (C, H, W) whose tiles hold `VERIFIED_PIXELS`; at least two if any are measured on."""
+    """Return the first raw frames (C, H, W) whose tiles hold `VERIFIED_PIXELS`; at least two to measure constants."""
     least = 2 if options.measures(checkpoint.normalisation) else 1
     chosen: list[NDArray[Any]] = []
     computed = 0
@@ -201,6 +204,6 @@ def _verified(checkpoint: Checkpoint, options: Options, frames: Iterable[NDArray
         if computed >= VERIFIED_PIXELS and len(chosen) >= least:
             break
     if len(chosen) < least:
-        what = "an export on" if least == 1 else "on some of them what is measured on the others"
-        raise OptionError(f"{len(chosen)} frames are too few to verify {what}: give {least} or more with --images")
+        purpose = "verify an export" if least == 1 else "measure constants and verify them on other frames"
+        raise OptionError(f"{len(chosen)} frames are too few to {purpose}: give {least} or more with --images")
     return chosen

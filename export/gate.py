@@ -1,13 +1,14 @@
-"""The parity gate: an export must answer as its network does, on real frames, or no file is written.
+"""The parity gate: a file is written only if its output on real frames matches that of its network.
 
 `verify` runs the checkpoint's network in torch (FP32) and the exported graph in ONNX Runtime on the same raw frames,
 and compares probabilities, classes and IoU with the `Thresholds` of the precision. What is compared is:
 
 - the file's own graph; for FP16 and bfloat16 a copy in float32 that rounds after each operator;
-- the scores; of a labels head those it compares, as an argmax hides NaN. The file must then give the same classes;
-- one tile in every slot of a batch, whose outputs must agree.
+- the scores; for a labels head, the input of its argmax, which would hide NaN. The file's labels must then be the
+  best classes of these scores;
+- the outputs for one tile in every slot of a batch, which must agree.
 
-A refusal lists each threshold that is missed, names the first layer that goes wrong, and says what helps.
+A refusal lists each threshold that is missed, names the first layer whose output is wrong, and proposes a remedy.
 """
 
 from collections.abc import Sequence
@@ -33,15 +34,15 @@ from unetrt.trainer.torch_session import TorchSession
 
 Array = NDArray[Any]
 
-# The backend that computes the exported file: the same on every machine, whatever else is installed.
+# The backend that runs the exported file: the same on every machine, regardless of which others are installed.
 BACKEND = "onnxruntime"
 # Difference between the slots of a batch that ONNX Runtime's arithmetic may cause, as a share of the largest value.
 SLOT_TOLERANCE = 1e-3
-# What helps where the precision is the likely cause.
+# Remedies if the precision is the likely cause.
 ADVICE = {
-    "fp16": "; where an activation leaves the range of FP16, --precision bf16 or fp32 helps",
-    "bf16": "; where 8 bits of each value are too few, --precision fp16 or fp32 helps",
-    "int8": "; where 255 steps are too few, more --images to measure their size on, or --precision fp16 helps",
+    "fp16": "; if an activation exceeds the range of FP16, use --precision bf16 or fp32",
+    "bf16": "; if 8 bits of significand are too few, use --precision fp16 or fp32",
+    "int8": "; if 255 quantisation steps are too coarse, measure the ranges on more --images, or use --precision fp16",
 }
 
 
@@ -71,7 +72,7 @@ class Thresholds:
         max_flips: float | None = None,
         min_iou: float | None = None,
     ) -> "Thresholds":
-        """Return the thresholds of a precision, with those replaced that are given; each is 0 to 1."""
+        """Return the default thresholds of a precision, replaced by those that are given; each is 0 to 1."""
         given = {"max_error": max_error, "max_flips": max_flips, "min_iou": min_iou}
         for name, value in given.items():
             if value is not None and not 0 <= value <= 1:
@@ -81,9 +82,9 @@ class Thresholds:
         return replace(DEFAULTS[precision], **chosen)
 
 
-# FP32 differs by summation order alone. FP16 keeps 11 bits of each activation, bfloat16 8: after twenty layers about
-# 1 % and 10 % remain. INT8 has 255 steps for all values of a layer: where two classes are about equally likely, a
-# probability can change by any amount, so that flips and IoU decide.
+# FP32 exports differ by summation order alone. FP16 keeps 11 bits of each activation, bfloat16 8: after twenty layers
+# the error is about 1 % and 10 %. INT8 has 255 steps for all values of a layer: where two classes are about equally
+# likely, a probability can change by any amount, so that flips and IoU decide.
 DEFAULTS: dict[Precision, Thresholds] = {
     "fp32": Thresholds(error=1e-3, flips=1e-4, iou=0.999),
     "fp16": Thresholds(error=5e-2, flips=2e-3, iou=0.99),
@@ -107,7 +108,7 @@ class Parity:
     iou
         Intersection over union of the worst class present.
     not_finite
-        Number of pixels at which the export gives NaN or infinity.
+        Number of pixels at which the export's output is NaN or infinite.
     worst
         Index of the frame with the largest error.
     classes
@@ -131,7 +132,7 @@ class Parity:
     def misses(self, thresholds: Thresholds) -> list[str]:
         """Return one phrase for each threshold that is missed, or one about values that are not finite."""
         if self.not_finite:
-            return [f"it gives NaN or infinity at {self.not_finite} of {self.pixels} pixels"]
+            return [f"its output is NaN or infinite at {self.not_finite} of {self.pixels} pixels"]
         misses = []
         if not self.max_error <= thresholds.error:
             misses.append(f"a probability differs by {self.max_error:.2g} (at most {thresholds.error:g})")
@@ -168,7 +169,7 @@ def verify(
     _require_spec(read_spec(path), spec)
     with TemporaryDirectory(dir=path.parent) as folder:
         computable, scores = _copies(path, spec, Path(folder))
-        # The network's own input: always normalised frames, maybe with another normalisation than the export's.
+        # The network's input: always normalised frames, possibly with another normalisation than the export's.
         trained = replace(
             spec, head="logits", precision="fp32", input_dtype="float32", normalisation=checkpoint.normalisation
         )
@@ -180,7 +181,7 @@ def verify(
                 worst = frames[parity.worst]
                 layer = first_explosion(checkpoint.network(), fed_alike, onnx.load(scores), spec, worst)
                 raise ParityError(
-                    f"the {spec.precision} export does not answer as the network it was made from: "
+                    f"the output of the {spec.precision} export differs from that of its network: "
                     f"{'; '.join(misses)}; {_cause(layer, checkpoint, spec)}"
                 )
             if scores != computable:
@@ -193,7 +194,7 @@ def verify(
 
 
 def _copies(path: Path, spec: ModelSpec, folder: Path) -> tuple[Path, Path]:
-    """Return a file that ONNX Runtime computes as a GPU does, and one that gives its scores; each may be `path`."""
+    """Return a file with the numerics of a GPU in ONNX Runtime, and one whose output is its scores; may be `path`."""
     computable = path
     if spec.precision in ("fp16", "bf16"):
         spec, computable = replace(spec, precision="fp32"), folder / "float32.onnx"
@@ -212,15 +213,16 @@ def _save(model: onnx.ModelProto, spec: ModelSpec, path: Path) -> None:
 
 
 def _cause(layer: LayerError | None, checkpoint: Checkpoint, spec: ModelSpec) -> str:
-    """Return the cause of a failure, and what helps."""
+    """Return the likely cause of a failure, and a remedy."""
     advice = ADVICE.get(spec.precision, "")
     if layer is not None:
-        return f"the first layer to go wrong is {layer}{advice}"
+        return f"the first wrong layer is {layer}{advice}"
     if spec.normalisation == checkpoint.normalisation:
-        return f"no layer stands out, the error grows evenly{advice}"
+        return f"no single layer causes the error, which grows gradually{advice}"
     return (
-        "its normalisation is frozen, which fits frames that are lit alike; the network's own, "
-        f"{checkpoint.normalisation.mode}, is measured on each: export with --input float32 and without --normalisation"
+        "its normalisation is frozen, which suits frames of equal illumination; that of the network, "
+        f"{checkpoint.normalisation.mode}, is measured on each frame: export with --input float32 and without "
+        "--normalisation"
     )
 
 
@@ -280,13 +282,13 @@ def _require_spec(stored: ModelSpec, spec: ModelSpec) -> None:
     different = [field.name for field in fields(spec) if getattr(stored, field.name) != getattr(spec, field.name)]
     if different:
         raise ParityError(
-            f"the spec in the exported file has another {', '.join(different)} than the export: a file must describe "
-            "itself as it was exported; export it again, and report a defect of unetrt if that fails too"
+            f"the spec in the exported file differs from that of the export in {', '.join(different)}: the two must be "
+            "equal; export it again, and report a defect of unetrt if that fails too"
         )
 
 
 def _require_same_labels(scores: Session, path: Path, frames: Sequence[Array], most: float) -> None:
-    """Raise ParityError where a file gives other classes than the scores that were compared.
+    """Raise ParityError if the labels of a file are not the best classes of the scores that were compared.
 
     Parameters
     ----------
@@ -305,8 +307,8 @@ def _require_same_labels(scores: Session, path: Path, frames: Sequence[Array], m
     share = np.concatenate([pixels.ravel() for pixels in differ]).mean()
     if share > most:
         raise ParityError(
-            f"the file gives another class than its own scores at {share:.2%} of the pixels (at most {most:.2%}): its "
-            "head must choose the class of the highest score; --head logits leaves that choice to the runtime"
+            f"the file's labels differ from the best class of its scores at {share:.2%} of the pixels (at most "
+            f"{most:.2%}): its head must choose the class of the highest score; with --head logits the runtime chooses"
         )
 
 
@@ -317,6 +319,6 @@ def _require_same_slots(session: Session, tile: Array) -> None:
     for slot, other in enumerate(others, start=1):
         if not np.abs(other - first).max() <= SLOT_TOLERANCE * largest:
             raise ParityError(
-                f"the file answers differently in slot {slot} of its batch than in slot 0: the answer for a tile must "
-                "not depend on the other tiles of a batch; --batch 1 avoids that"
+                f"the file's outputs for one tile differ between slot {slot} and slot 0 of its batch: the output for a "
+                "tile must not depend on the other tiles of the batch; use --batch 1"
             )

@@ -108,7 +108,7 @@ def one_line(error: BaseException | str, limit: int | None = None, *, kind: bool
     Parameters
     ----------
     error
-        An exception without a message gives the name of its class.
+        An exception; one without a message is shown as the name of its class.
     limit
         Maximum length in characters; a longer text ends in "...".
     kind

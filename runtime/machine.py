@@ -1,6 +1,6 @@
 """The machine that this process runs on: its GPU and driver, processor, cores and free memory.
 
-`Machine` is part of what an engine depends on. Every function answers without a GPU too.
+`Machine` is part of what an engine depends on. Every function also works without a GPU.
 
 >>> format_bytes(312 * 2**20)
 '312 MiB'
@@ -64,7 +64,7 @@ def this_machine(device: int = 0) -> Machine:
 
 def why_no_gpu() -> str:
     """Return why `this_machine` found no GPU."""
-    return f"none is seen here: {why_not() or 'CUDA has no device of that index'}"
+    return f"no GPU was found: {why_not() or 'CUDA has no device of that index'}"
 
 
 def handle_of(nvml: Any, device: int) -> Any:

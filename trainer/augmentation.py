@@ -1,7 +1,7 @@
 """Data augmentation: random elastic deformations and grey-value variation (Ronneberger et al. 2015, section 3.1).
 
-Image, classes and weights are sampled at the same deformed coordinates of the mirrored frame. No tile is cut before it
-is deformed, so no corner is empty, and the context is the one that inference sees.
+Image, classes and weights are sampled at the same deformed coordinates of the mirrored frame. Tiles are deformed before
+they are cut, so no corner is empty, and the context is the same as at inference.
 
 >>> at = coordinates((572, 572), torch.tensor([512.0, 512.0]), Augmentation(), torch.Generator().manual_seed(0))
 >>> look_up(torch.zeros(1, 1024, 1024), at, "bilinear").shape
@@ -65,7 +65,7 @@ def coordinates(tile: tuple[int, int], centre: Tensor, how: Augmentation, genera
     how
         Ranges of rotation, zoom and displacement.
     generator
-        On the CPU, so that a seed gives the same deformation on every device.
+        A generator on the CPU, so that a seed produces the same deformation on every device.
     """
     turn = _rotation(how, generator) * _zoom(how, generator)
     rows, columns = (torch.arange(side, device=centre.device) - (side - 1) / 2 for side in tile)
@@ -98,7 +98,7 @@ def look_up(planes: Tensor, at: Tensor, mode: str) -> Tensor:
     Parameters
     ----------
     planes, at
-        On the same device.
+        Tensors on the same device.
     mode
         `bilinear` or `nearest`.
 
@@ -122,7 +122,7 @@ def vary_grey_values(tile: Tensor, how: Augmentation, generator: torch.Generator
 
 
 def _on(device: torch.device, generator: torch.Generator) -> torch.Generator:
-    """Return a generator of `device`, seeded by a CPU's."""
+    """Return a generator on `device`, seeded by `generator`, which is on the CPU."""
     if device.type == "cpu":
         return generator
     return torch.Generator(device).manual_seed(int(torch.randint(2**62, (), generator=generator)))

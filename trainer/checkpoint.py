@@ -43,13 +43,13 @@ class Checkpoint:
     Attributes
     ----------
     shape
-        Of the network.
+        Shape of the network.
     weights
         float32 arrays, by the names of the network's state.
     class_names
         Background first.
     normalisation
-        Of grey values to network input.
+        Normalisation of grey values to network input.
     annotation
         `instances` or `classes`.
     separation_border
@@ -193,7 +193,7 @@ def _header(path: Path, stored: str) -> _Header:
     header = parse(stored, name)
     if header.get("schema", SCHEMA) != SCHEMA:
         raise ModelFileError(
-            f"{path} has schema {header['schema']}, this version reads {SCHEMA}: train anew, or use the version of "
+            f"{path} has schema {header['schema']}, this version reads {SCHEMA}: retrain, or use the version of "
             f"unetrt that wrote it ({header.get('written_by', 'unknown')})"
         )
     return validated(header, _Header, name, unknown=True)
@@ -219,7 +219,7 @@ def _assembled(path: Path, header: _Header, tensors: Mapping[str, NDArray[Any]])
     except (TypeError, RuntimeError, UnetrtError) as error:
         reason = one_line(error, first=True)
         raise ModelFileError(
-            f"{path} is a checkpoint whose parts do not fit together: {reason}; train anew, or restore the file"
+            f"{path} is a checkpoint whose parts do not fit together: {reason}; retrain, or restore the file"
         ) from error
     return checkpoint
 

@@ -40,9 +40,9 @@ class Tally:
     Attributes
     ----------
     pixels
-        Of classes; for instances of foreground and background.
+        Confusion of the classes; for instances, of foreground and background.
     objects
-        Of instances; None for class maps.
+        Agreement of the instances; None for class maps.
     warping
         Number of pixels that differ after warping (`unetrt.trainer.metrics.warping_error`); None: not computed.
     """

@@ -30,7 +30,7 @@ class TrainingProgress:
     loss, rate
         Weighted cross entropy and learning rate of the step.
     scores
-        Of the validation after this step; None without one.
+        Scores of the validation after this step; None if there was no validation.
     """
 
     step: int
@@ -47,7 +47,7 @@ class History:
     Attributes
     ----------
     losses
-        Of each step; the first is step 1.
+        Loss of each step; the first is that of step 1.
     scores
         (step, scores) of each validation.
     """
@@ -114,7 +114,7 @@ class TensorBoard:
     Parameters
     ----------
     folder
-        Of the run; events go to `tensorboard` in it.
+        Folder of the run; events are written to its subfolder `tensorboard`.
     step
         Number of steps done before; events of later steps, from an interrupted run, are hidden.
     """

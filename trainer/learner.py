@@ -42,7 +42,7 @@ class Team:
     rank, size
         Index of this process, from 0, and number of processes.
     device
-        Of this process.
+        Device of this process.
     """
 
     rank: int
@@ -156,11 +156,11 @@ class Learner:
     Parameters
     ----------
     shape
-        Of the network.
+        Shape of the network.
     recipe
         Optimiser, number format and average.
     seed
-        Of the initial weights and of drop-out.
+        Seed of the initial weights and of drop-out.
     team
         The processes that train together.
     compiled

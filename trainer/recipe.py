@@ -1,4 +1,4 @@
-"""Recipes: every choice about the network and its training, as one value.
+"""Recipes: all hyperparameters of the network and its training, as one value.
 
 >>> RECIPES["modern"].with_options(depth=4, zoom=1.2).legal_tile()
 284
@@ -55,7 +55,7 @@ class Recipe:
     mixed
         Whether the network computes in 16 bits on devices that support them in hardware; weights stay float32.
     normalisation
-        Of grey values to network input.
+        Normalisation of grey values to network input.
     augmentation
         Random variation of the tiles.
     """
@@ -92,7 +92,7 @@ class Recipe:
         )
         for name, value, holds, rule in rules:
             if not holds:
-                raise OptionError(f"{name} {value} does not work: use {rule}")
+                raise OptionError(f"invalid {name} {value}: use {rule}")
 
     def shape(self, channels: int, classes: int) -> UNetShape:
         """Return the shape of the network for data with these numbers of channels and classes."""
@@ -126,7 +126,7 @@ def options_of() -> tuple[str, ...]:
 
 
 RECIPES = {
-    # For trainings of minutes: some 40 steps of this shallow, thin network take the time of one of the paper's.
+    # For trainings of minutes: about 40 steps of this shallow, narrow network take as long as one step of the paper's.
     "modern": Recipe(
         depth=3,
         base=16,

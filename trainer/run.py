@@ -34,9 +34,9 @@ class DataSource:
     val
         Folder of validation images; None: a part of `data` is held back.
     fraction
-        Share of the images that is held back, if no list names them.
+        Share of the images that is held back; ignored if `listed` is set.
     listed
-        Text file with the names of the images to hold back, one a line; None: they are drawn at random.
+        Text file with the names of the images to hold back, one per line; None: they are drawn at random.
     classes
         Number of classes in the labels; None: labels are instances.
     ignore
@@ -75,7 +75,7 @@ class DataSource:
     def warnings(self) -> list[str]:
         """Return a sentence for each choice that is likely a mistake."""
         if self.val is not None and self.val.resolve() == self.data.resolve():
-            return ["training and validation are the same images: the scores say nothing about others"]
+            return ["training and validation are the same images: the scores say nothing about unseen images"]
         return []
 
     def to_dict(self) -> dict[str, Any]:
@@ -96,7 +96,7 @@ class TrainingBudget:
             raise OptionError("give either minutes or steps")
         unit, length = ("steps", self.steps) if self.minutes is None else ("minutes", self.minutes)
         if not 0 < (length or 0) < inf:
-            raise OptionError(f"a training cannot last {length} {unit}: give more than 0, and a finite number")
+            raise OptionError(f"invalid budget of {length} {unit}: use a finite number above 0")
 
     def spent(self, steps: int, seconds: float) -> float:
         """Return the share of the budget that is spent, from 0, above 1 where it is exceeded."""
@@ -110,15 +110,15 @@ class TrainingRun:
     Attributes
     ----------
     folder
-        For best.safetensors, last.safetensors, history.csv, curves.png and validation.png.
+        Folder of best.safetensors, last.safetensors, history.csv, curves.png and validation.png.
     seed
-        Of weights and samples.
+        Seed of the initial weights and of the samples.
     tta
         Whether validation averages over the 8 symmetries of the square.
     compiled
         Whether to compile the network with torch.compile.
     source
-        Of the data, stored for resuming; None: only a caller that passes the data again can resume the run.
+        Origin of the images, stored for resuming. None: to resume the run, the caller must pass the images again.
     """
 
     folder: Path
@@ -141,13 +141,13 @@ class ResumeState:
     validated_at
         Steps done and seconds spent at the last validation.
     budget
-        Of the run.
+        Budget of the run.
     data
         Digests of training and validation images.
     run
         Attributes of `TrainingRun`: seed, tta, compiled.
     origin
-        `DataSource.to_dict`; empty: not known.
+        Result of `DataSource.to_dict`; empty if unknown.
     """
 
     scores: tuple[tuple[int, Scores], ...]
@@ -160,9 +160,9 @@ class ResumeState:
 
     @classmethod
     def of(cls, last: Checkpoint, path: Path) -> "ResumeState":
-        """Return the state in a last checkpoint read from `path`; raises ModelFileError where there is none."""
+        """Return the state stored in a last checkpoint read from `path`; raises ModelFileError if it holds none."""
         if not last.progress:
-            raise ModelFileError(f"{path} does not say how to continue: train anew")
+            raise ModelFileError(f"{path} holds no state to resume from: start a new training")
         return validated(dict(last.progress), cls, f"the progress in {path}", unknown=True)
 
 
@@ -178,15 +178,15 @@ class TrainingJob:
     Attributes
     ----------
     source
-        Of the data.
+        Origin of the images.
     recipe
         Network, loss and optimisation.
     run
         Folder and seed.
     budget
-        Length.
+        Length of the training.
     last
-        Checkpoint from which the training resumes; None: it begins.
+        Checkpoint from which the training resumes; None for a new training.
     """
 
     source: DataSource
@@ -202,26 +202,28 @@ class TrainingJob:
         Parameters
         ----------
         folder
-            Of the run.
+            Folder of the run.
         budget
-            Replaces the run's own; None: the run's own.
+            New budget; None for the budget stored in the run.
         moved
-            New paths, by their names in `DataSource`; None: as the run stored it.
+            New paths, by their names in `DataSource`; None for the path stored in the run.
 
         Raises
         ------
         ModelFileError
-            There is no last checkpoint, it is damaged, or it does not say how to continue.
+            There is no last checkpoint, it is damaged, or it holds no state to resume from.
         """
         path = folder / LAST
         if not path.is_file():
-            raise ModelFileError(f"{folder} holds no {LAST} to continue from: train anew, with -o {folder}")
+            raise ModelFileError(f"{folder} holds no {LAST} to resume from: start a new training with -o {folder}")
         last = load(path)
         state = ResumeState.of(last, path)
         stored = {name: Path(value) for name in PATHS if isinstance(value := state.origin.get(name), str)}
         paths = stored | {name: given for name, given in moved.items() if given}
         if "data" not in paths:
-            raise ModelFileError(f"{path} does not say where its images are: unetrt train DATA --resume {folder}")
+            raise ModelFileError(
+                f"{path} does not store the path of its images: add it, unetrt train DATA --resume {folder}"
+            )
         source = validated(state.origin | paths, DataSource, f"the origin in {path}")
         run = validated(state.run | {"folder": folder, "source": source}, TrainingRun, f"the run in {path}")
         return cls(source, recipe_of(last, path), run, budget or state.budget, last)

@@ -42,7 +42,7 @@ class TrainingSample:
     Attributes
     ----------
     name
-        Of the image.
+        Name of the image.
     frame
         Normalised, (C, H, W) float32.
     target
@@ -150,7 +150,7 @@ class Batch:
 
 
 class Sampler:
-    """Draws batches of randomly placed and deformed tiles; every image once before any image again.
+    """Draws batches of randomly placed and deformed tiles; every image is drawn once before any is drawn again.
 
     A tile is a function of seed, step and index in the batch.
 
@@ -161,7 +161,7 @@ class Sampler:
     recipe
         Tile, batch, depth and augmentation.
     seed
-        Of all random numbers.
+        Seed of all random numbers.
     device
         Where tiles are deformed if the samples take less than half of its free memory; otherwise on the CPU.
     """

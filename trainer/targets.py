@@ -1,8 +1,8 @@
 """Training targets: instances, separation borders and pixel weights, and the cache of separation weights.
 
 Section 3 and equation 2 of Ronneberger et al. 2015: w(x) = w_c(x) + w0 exp(-(d1(x) + d2(x))^2 / (2 sigma^2)). Class
-weights w_c balance the classes; separation weights, the second term, are large between neighbouring objects. They take
-a distance transform for each object, so they are kept on disk: one .npy file for each set of labels and options.
+weights w_c balance the classes; separation weights, the second term, are large between neighbouring objects. They need
+a distance transform per object, so they are cached on disk: one .npy file for each set of labels and options.
 """
 
 import hashlib
@@ -33,7 +33,7 @@ CACHE_LIMIT = 2 * 2**30
 
 
 def as_instances(labels: Array) -> Labels:
-    """Return instances (H, W) int32, numbered from 1, of labels (H, W) of any integer dtype.
+    """Return the instances in labels (H, W) of any integer dtype, numbered from 1: int32 (H, W).
 
     Labels with a single value besides 0 are a mask; its connected components become the instances.
     """
@@ -54,8 +54,8 @@ def cut_between(objects: Labels, width: int) -> Labels:
     objects
         (H, W), 0 is the background; objects touch along an edge or a corner.
     width
-        Of the border, in pixels. Both objects lose half of it; of an odd width the object with the lower number loses
-        the extra pixel. 0 cuts nothing.
+        Width of the border, in pixels. Each object loses half of it; if the width is odd, the object with the lower
+        number loses the extra pixel. 0 cuts nothing.
 
     Returns
     -------
@@ -72,7 +72,7 @@ def separation_weights(objects: Labels, w0: float = 10.0, sigma: float = 5.0) ->
     """Return w0 exp(-(d1 + d2)^2 / (2 sigma^2)), d1 and d2 the distances to the borders of the two nearest objects.
 
     Outside an object the distance to its border is the distance to its nearest pixel; inside, the distance to the
-    nearest pixel of anything else. The weight so falls off alike on both sides of a gap.
+    nearest pixel that does not belong to it. The weight therefore falls off equally on both sides of a border.
 
     Parameters
     ----------
@@ -81,7 +81,7 @@ def separation_weights(objects: Labels, w0: float = 10.0, sigma: float = 5.0) ->
     w0
         Weight where two objects touch (10 in the paper).
     sigma
-        In pixels (5 in the paper).
+        Standard deviation of the Gaussian, in pixels (5 in the paper).
 
     Returns
     -------
@@ -97,7 +97,7 @@ def separation_weights(objects: Labels, w0: float = 10.0, sigma: float = 5.0) ->
         if box is None:
             continue
         around = tuple(slice(max(0, side.start - reach), side.stop + reach) for side in box)
-        # Of two labels this EDT gives, at each pixel, the distance to the nearest pixel of the other: both sides.
+        # For two labels, this EDT returns at each pixel the distance to the nearest pixel of the other label.
         squared = edt.edtsq((objects[around] == number).view(np.uint8) + np.uint8(1))
         second[around] = np.minimum(second[around], np.maximum(nearest[around], squared))
         nearest[around] = np.minimum(nearest[around], squared)
@@ -123,16 +123,16 @@ def class_weights(counts: NDArray[np.int64]) -> NDArray[np.float32]:
 def cached_separation_weights(
     objects: Labels, w0: float, sigma: float, folder: Path | None = None
 ) -> NDArray[np.float32]:
-    """Return `separation_weights`, from the cache where these labels and options are in it.
+    """Return `separation_weights`, from the cache if it holds them for these labels and options.
 
-    A cache that cannot be written to, or a damaged file in it, costs the time of the computation and nothing else.
+    If the cache cannot be written to, or a file in it is damaged, the weights are computed again; no error is raised.
 
     Parameters
     ----------
     objects, w0, sigma
         As for `separation_weights`.
     folder
-        Of the cache; default: `unetrt/weight-maps` in the user's cache folder.
+        Folder of the cache; default: `unetrt/weight-maps` in the user's cache folder.
     """
     folder = folder or _cache_folder()
     path = folder / f"{_key(objects, w0, sigma)}.npy"

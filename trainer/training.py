@@ -85,7 +85,7 @@ class Training:
         return len(self.history.losses)
 
     def restore(self, last: Checkpoint) -> None:
-        """Continue where the run that wrote `last` stopped: on a CPU bit for bit as if it had not.
+        """Continue the run that wrote `last`. On a CPU the result equals that of an uninterrupted run, bit for bit.
 
         Raises
         ------
@@ -97,15 +97,17 @@ class Training:
         path = self.folder / LAST
         state = ResumeState.of(last, path)
         if recipe_of(last, path) != self._recipe:
-            raise ModelFileError(f"{path} was trained by another recipe: train anew")
+            raise ModelFileError(f"{path} was trained by another recipe: start a new training")
         if state.data != self._digests():
-            raise DatasetError("images or labels are not those that the run began with: put them back, or train anew")
+            raise DatasetError(
+                "images or labels differ from those that the run began with: restore them, or start a new training"
+            )
         try:
             self._learner.restore({name: torch.from_numpy(array) for name, array in last.state.items()})
             self.history = History(last.state[LOSSES].tolist(), list(state.scores))
         except (KeyError, RuntimeError, ValueError) as error:
             reason = one_line(error, first=True)
-            raise ModelFileError(f"{path} holds another network ({reason}): train anew") from error
+            raise ModelFileError(f"{path} holds another network ({reason}): start a new training") from error
         self._seconds, self._validated_at = state.seconds, state.validated_at
 
     def run(
@@ -119,7 +121,7 @@ class Training:
         Parameters
         ----------
         budget
-            Length of the training. After `restore` the steps or minutes done before count.
+            Length of the training, including steps or minutes done before `restore`.
         report
             Called after each step, in the leading process.
         should_stop
@@ -130,16 +132,18 @@ class Training:
         TrainingError
             The loss is not finite. Checkpoints written before remain valid.
         TrainingStoppedError
-            `should_stop` returned true; the last checkpoint holds the state of this moment.
+            `should_stop` returned true; the current state is saved in the last checkpoint.
         OptionError
-            The budget was spent before.
+            The budget is already spent.
         OutputError
             The folder cannot be written to.
         """
         clock = _ValidationClock(budget, budget.spent(*self._validated_at))
         (spent,) = self._team.from_leader(budget.spent(self.steps, self._seconds))
         if spent >= 1:
-            raise OptionError(f"the run has done its {self.steps} steps: give it more with --minutes or --steps")
+            raise OptionError(
+                f"the run has spent its budget ({self.steps} steps done): extend it with --minutes or --steps"
+            )
         if self._team.leads:
             clear_unfinished(self.folder)
         begin = time.perf_counter() - self._seconds
@@ -156,7 +160,7 @@ class Training:
                     report(TrainingProgress(self.steps, min(spent, 1), loss, rate, scores))
                 if stop and spent < 1:
                     raise TrainingStoppedError(
-                        f"stopped after step {self.steps}, all of it saved{self._how_to_resume()}"
+                        f"stopped after step {self.steps}; its state is saved{self._how_to_resume()}"
                     )
         finally:
             if self._validator is not None:
@@ -168,7 +172,7 @@ class Training:
 
     def _how_to_resume(self) -> str:
         several = ", under torchrun again" if self._team.size > 1 else ""
-        return f"; to go on: unetrt train --resume {self.folder}{several}" if self._run.source else ""
+        return f"; to resume: unetrt train --resume {self.folder}{several}" if self._run.source else ""
 
     def _step(self, rate: float) -> float:
         step = self.steps
@@ -180,7 +184,7 @@ class Training:
     def _validate_and_save(
         self, clock: "_ValidationClock", spent: float, budget: TrainingBudget, stop: bool
     ) -> Scores | None:
-        """Validate, unless the training stops early, and save the last checkpoint, where they are due."""
+        """Validate if due, unless the training stops early, and save the last checkpoint if due."""
         scores = None if stop and spent < 1 else self._validate_if_due(clock, spent)
         if scores or stop or self.steps == 1 or time.perf_counter() - self._saved_at > SAVE_EVERY:
             self._last(budget).save(self.folder / LAST)
@@ -257,7 +261,7 @@ class _ValidationClock:
     Parameters
     ----------
     budget
-        Of the training.
+        Budget of the training.
     spent
         Share of the budget spent at the last validation.
     """

@@ -97,9 +97,9 @@ def weighted_cross_entropy(logits: Tensor, classes: Tensor, weights: Tensor, tot
     classes
         (N, h, w), int64.
     weights
-        (N, h, w), float32. Pixels of weight 0 do not count.
+        (N, h, w), float32. Pixels of weight 0 are ignored.
     total
-        Scalar tensor, float32: divisor instead of sum(w), where these tiles are only a part of a batch.
+        Scalar tensor, float32: divisor instead of sum(w), for tiles that are only part of a batch.
 
     Returns
     -------

@@ -66,7 +66,7 @@ class FatbinEntry(NamedTuple):
 
 
 def section(file: bytes | mmap.mmap, name: str) -> tuple[int, int]:
-    """Return offset and size of a section of a 64-bit ELF file; raises ValueError where there is none (elf(5))."""
+    """Return offset and size of a section of a 64-bit ELF file; raises ValueError if it does not exist (elf(5))."""
     (table,) = struct.unpack_from("<Q", file, 0x28)
     size, count, names = struct.unpack_from("<HHH", file, 0x3A)
 

@@ -1,4 +1,4 @@
-"""unetrt.export.adoption: from an ONNX file of another toolkit to a model file whose tiles are exact.
+"""unetrt.export.adoption: converts an ONNX file of another toolkit to a model file whose tiles are exact.
 
 `adopt` reads the file and finds the sizes it runs on (`_foreign`), measures its receptive field and lattice
 (`_receptive_field`, on the graph's `_footprint`), puts unetrt's input, core and head around it, and compares tiles with
@@ -41,7 +41,7 @@ class Choices:
     normalisation
         How grey values become the network's input.
     head
-        The network's output; `labels` of a network that gives scores chooses the best class.
+        The model's output; for `labels`, an argmax is added to a network whose output is scores.
     tile
         Height and width of the input, in pixels; None for the size that the file fixes.
     halo, grid
@@ -49,7 +49,7 @@ class Choices:
     batch
         Tiles in one pass.
     border
-        How the frame is continued beyond its border.
+        How the frame continues beyond its edges.
     annotation, separation_border
         The annotation that the network was trained on, as in `ModelSpec`.
     """
@@ -79,9 +79,9 @@ class Adoption:
     difference
         The largest difference between a tile and the reference, as a share of the output's range.
     reference
-        What tiles were compared with: one pass over a larger image, or each other where only one size runs.
+        What tiles were compared with: one pass over a larger image, or each other if only one size runs.
     remarks
-        What could be better, one sentence each.
+        Possible improvements, one sentence each.
     given_grid
         Whether the grid was given and only verified.
     """
@@ -95,14 +95,15 @@ class Adoption:
 
 
 def adopt(source: str | Path, path: str | Path, choices: Choices) -> Adoption:
-    """Make a model file, which the segmenter tiles exactly, of an ONNX file of another toolkit.
+    """Convert an ONNX file of another toolkit to a model file that the segmenter tiles exactly.
 
     Parameters
     ----------
     source
-        The foreign file: one input (N, C, H, W) and one output, as large or smaller by a fixed margin.
+        The foreign file: one input (N, C, H, W) and one output of the same height and width, or smaller by a fixed
+        margin.
     path
-        The model file. It appears after its tiles were compared; on an error nothing is left behind.
+        The model file. It is created only after its tiles have been compared; on an error no file is left.
     choices
         Information that the file does not contain.
 
@@ -145,7 +146,7 @@ def _spec(foreign: Foreign, tile: tuple[int, int], field: ReceptiveField, choice
     halo = field.halo if choices.halo is None else choices.halo
     if halo < field.least_halo:
         raise OptionError(
-            f"halo {halo} is too small: the output at a place depends on pixels up to {field.least_halo} px away: "
+            f"halo {halo} is too small: an output pixel depends on input pixels up to {field.least_halo} px away; "
             f"use --halo {field.halo}"
         )
     return ModelSpec(
@@ -168,7 +169,7 @@ def _spec(foreign: Foreign, tile: tuple[int, int], field: ReceptiveField, choice
 
 
 def _normalisation(chosen: Normalisation, channels: int) -> Normalisation:
-    """Return the normalisation with its constants, if they are given once, repeated for every channel."""
+    """Return the normalisation; a single offset and scale are repeated for every channel."""
     if chosen.mode != "fixed" or len(chosen.offset) == channels:
         return chosen
     if len(chosen.offset) != 1:
@@ -184,7 +185,7 @@ def _remarks(spec: ModelSpec, field: ReceptiveField) -> list[str]:
         remarks.append(f"halo {spec.halo} is larger than needed: --halo {field.halo} is exact too, and faster")
     if off := (spec.halo - field.margin[0] // 2) % spec.grid:
         remarks.append(
-            f"with halo {spec.halo} the tiles lie {off} px off the lattice of a pass over the bare frame: seamless, "
-            f"but equal to that pass only with --halo {field.halo}"
+            f"with halo {spec.halo} the tiles are shifted by {off} px from the lattice of a pass over the unpadded "
+            f"frame: the result is seamless, but equals that pass only with --halo {field.halo}"
         )
     return remarks

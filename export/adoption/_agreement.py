@@ -23,7 +23,7 @@ from unetrt.runtime.sessions import Session
 
 Array = NDArray[Any]
 
-PREFIX = "net/"  # of all names inside the network, so that none is a name of unetrt
+PREFIX = "net/"  # of all names inside the network, so that they do not clash with names of unetrt
 SCORES = (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16, TensorProto.DOUBLE)
 SQUASHED = ("Sigmoid", "HardSigmoid")
 # Operators that pass values on unchanged.
@@ -134,18 +134,18 @@ def _all_classes(edges: _Edges, core: str, spec: ModelSpec) -> None:
 
 
 def _one_logit(edges: _Edges, core: str, _spec: ModelSpec) -> None:
-    """Make (0, z) of one logit z: its soft-max is the sigmoid of z."""
+    """Turn one logit z into (0, z), whose soft-max is the sigmoid of z."""
     edges.add("Concat", [edges.add("Sub", [core, core], "background"), core], OUTPUT, axis=1)
 
 
 def _one_probability(edges: _Edges, core: str, _spec: ModelSpec) -> None:
-    """Make (1 - p, p) of one probability p of the foreground."""
+    """Turn one foreground probability p into (1 - p, p)."""
     one = edges.constant(np.array(1, np.float32))
     edges.add("Concat", [edges.add("Sub", [one, core], "background"), core], OUTPUT, axis=1)
 
 
 def _labels(edges: _Edges, core: str, spec: ModelSpec) -> None:
-    """Make uint8 (batch, h', w') of labels of any type, with or without an axis of channels."""
+    """Convert labels of any type, with or without an axis of channels, to uint8 (batch, h', w')."""
     shape = edges.constant(np.array(spec.tensors().output.shape, np.int64))
     edges.add("Cast", [edges.add("Reshape", [core, shape], "flat")], OUTPUT, to=TensorProto.UINT8)
 
@@ -207,13 +207,13 @@ def require_agreement(session: Session, sizes: Sizes) -> float:
     TileError
         The core is too small to compare tiles of a network that runs on no larger image.
     OptionError
-        The output is not what the spec's head says.
+        The output does not match the spec's head.
     """
     spec = session.spec
     if not sizes.step and min(spec.core) <= spec.grid:
         raise TileError(
-            f"a core of {spec.core[0]}x{spec.core[1]} px leaves nothing to compare tiles on that lie {spec.grid} px "
-            f"apart, and {sizes.foreign.name} runs on no larger image: export it with open axes, or for a larger one"
+            f"a core of {spec.core[0]}x{spec.core[1]} px is too small: cores of tiles {spec.grid} px apart do not "
+            f"overlap, and {sizes.foreign.name} runs on no larger image: export it with dynamic axes, or a larger input"
         )
     # A drift that is small from pixel to pixel adds up over most of a core.
     far = [max(spec.grid, 3 * side // 4 // spec.grid * spec.grid) for side in spec.core]
@@ -226,10 +226,10 @@ def require_agreement(session: Session, sizes: Sizes) -> float:
     if not worst <= TOLERANCE[spec.precision]:
         other = "a pass over a larger image" if sizes.step else "each other"
         raise ParityError(
-            f"tiles differ by {worst:.2g} of the answer's range from {other} (at most {TOLERANCE[spec.precision]:g}): "
-            "the answer depends on where in the tile a pixel lies, or on the rest of its batch. Either the grid is not "
-            f"{spec.grid} but a multiple of it (give --grid, and multiples of that for --tile), or the answer "
-            "is coarser than the image, or the network has constants as large as the tile and cannot be tiled"
+            f"tiles differ by {worst:.2g} of the output's range from {other} (at most {TOLERANCE[spec.precision]:g}): "
+            "the output depends on the position of a pixel in the tile, or on the other tiles of the batch. Either the "
+            f"grid is a multiple of {spec.grid} (give it with --grid, and a multiple of it with --tile), or the output "
+            "is coarser than the image, or the network has constants of the tile's size and cannot be tiled"
         )
     return worst
 
@@ -293,15 +293,15 @@ def _difference(expected: Array, given: Array) -> float:
         return float((expected != given).mean())
     if not (np.isfinite(expected).all() and np.isfinite(given).all()):
         raise ParityError(
-            "the network gives NaN or infinity for noise, so that its tiles cannot be compared: check its weights, and "
-            "that --normalisation is the one it was trained with"
+            "the network's output for noise holds NaN or infinity, so its tiles cannot be compared: check its weights, "
+            "and that --normalisation is the one it was trained with"
         )
     size = max(float(np.ptp(expected)), FLAT * float(np.abs(expected).max()))
     return float(np.abs(expected - given).max()) / size if size else 0.0
 
 
 def _require_head(answer: Array, spec: ModelSpec) -> None:
-    """Raise OptionError where scores (classes, h', w') or labels (h', w') are not what the head says."""
+    """Raise OptionError where scores (classes, h', w') or labels (h', w') do not match the spec's head."""
     if spec.head == "labels":
         if answer.max() >= len(spec.classes):
             raise OptionError(f"the output has label {answer.max()}, {len(spec.classes)} classes are named: name all")

@@ -1,11 +1,11 @@
-"""The footprint of a network: which outputs each pixel can influence, whatever the weights' signs and sizes.
+"""The footprint of a network: the outputs that each pixel can influence, independent of the weights' values.
 
 A static graph is rewritten into one, in float32, that computes with touched (1) and untouched (0). For an image that is
 1 in one place, its output is 1 exactly where that place can have an influence. Unlike an experiment with noise, this
 hides nothing: no ReLU is dead, no sum cancels and no weight is too small, because every sum is reduced to 0 or 1 again.
 A weight of exactly zero has no influence.
 
-Each operator of ONNX has one rule (`RULES`); operators that behave alike share it. An operator without a rule is
+Each operator of ONNX has one rule (`RULES`); operators of the same behaviour share it. An operator without a rule is
 refused, since its reach would be a guess.
 """
 
@@ -232,7 +232,7 @@ def _product(graph: _Graph, node: NodeProto) -> None:
 
 
 def _window(graph: _Graph, node: NodeProto) -> None:
-    """Join the pixels of a window, for averages and maxima alike."""
+    """Join the pixels of a window, for averages and maxima."""
     graph.touch(node, [node.input[0]], node.attribute)
 
 

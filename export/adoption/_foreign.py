@@ -161,7 +161,7 @@ def _require_one_image(model: ModelProto, path: Path) -> None:
         if len(values) != 1:
             names = ", ".join(value.name for value in values) or "none"
             raise ModelFileError(
-                f"{path} has {len(values)} {what} ({names}): export it with one image in, one answer out"
+                f"{path} has {len(values)} {what} ({names}): export it with one image as input and one output"
             )
     axes = [axis or "?" for axis in axes_of(inputs[0])]
     if len(axes) != 4:
@@ -269,7 +269,7 @@ class Sizes:
         """Return the static graph for this size; raises TileError where the network does not run on it."""
         graph = self.foreign.at(size)
         if _margin(graph, size) != self.margin:
-            raise TileError(f"{self.foreign.name} gives {_px(output_shape(graph)[-2:])} px for {_px(size)} px")
+            raise TileError(f"{self.foreign.name} outputs {_px(output_shape(graph)[-2:])} px for {_px(size)} px")
         return graph
 
     @cached_property
@@ -380,7 +380,7 @@ def _margin(graph: ModelProto, size: Size) -> Size:
 def _not_one_a_pixel(foreign: Foreign, size: Size, margin: Size) -> str:
     answer = _px((size[0] - margin[0], size[1] - margin[1]))
     return (
-        f"{foreign.name} gives {answer} px for {_px(size)} px: the output must be as large as the input, or smaller "
+        f"{foreign.name} outputs {answer} px for {_px(size)} px: the output must be as large as the input, or smaller "
         "by the same even number of pixels for every size; scale it up inside the network before exporting it"
     )
 

@@ -16,7 +16,7 @@ from unetrt.export.adoption._footprint import footprint
 from unetrt.export.adoption._foreign import Runner, Sizes
 from unetrt.runtime.errors import ModelFileError, OptionError, TileError
 
-# Length of the longest ruler, in pixels; a network that looks farther than half of it cannot be tiled.
+# Length of the longest ruler, in pixels; a network whose receptive field extends beyond half of it cannot be tiled.
 MAX_LENGTH = 8192
 # Longest period that is tried, in pixels, where the axes inside the network do not show its period.
 MAX_PERIOD = 64
@@ -173,8 +173,8 @@ def measure(sizes: Sizes, grid: int | None = None) -> ReceptiveField:
     for ruler, margin in zip(rulers, sizes.margin, strict=True):
         if margin and abs(offset := ruler.offset(found)) > OFF_CENTRE:
             raise ModelFileError(
-                f"{sizes.foreign.name} loses {margin} px, and not the same at both ends: its answer lies {offset:g} px "
-                "off the middle of its image; pad it evenly, or not at all"
+                f"{sizes.foreign.name} crops {margin} px unevenly at both ends of an axis: its output lies {offset:g} "
+                "px off the centre of its input; use symmetric padding, or none"
             )
     return ReceptiveField(max(ruler.radius(found) for ruler in rulers), found, sizes.margin)
 
@@ -203,7 +203,9 @@ def _longer(sizes: Sizes, length: int) -> int:
             "export it with open axes, or for a larger image"
         )
     if 2 * length > MAX_LENGTH:
-        raise ModelFileError(f"{name}: an output pixel looks more than {length // 2} px far: no tile is large enough")
+        raise ModelFileError(
+            f"{name}: an output pixel depends on pixels more than {length // 2} px away: no tile is large enough"
+        )
     return length + -(-length // sizes.step) * sizes.step
 
 

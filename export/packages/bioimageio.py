@@ -246,7 +246,7 @@ def _test_pair(session: Session, frames: Sequence[Array]) -> tuple[Array, Array]
         if np.ptp(tile) > 0 and np.ptp(output) > 0:
             return tile[None], output
     raise FrameError(
-        f"of {len(frames)} frames the model makes one flat answer, which tests nothing: give one that shows objects"
+        f"the output of the model is constant on {len(frames)} frames, which tests nothing: give one that shows objects"
     )
 
 
@@ -401,8 +401,8 @@ and mirror the frame's border; the stitched result then equals one pass over the
 
 ## Validation
 
-test_input.npy is a tile of a real frame, test_output.npy what this file gave for it in ONNX Runtime. To judge the model
-on your own images, segment some that you have annotated and compare: `unetrt eval LABELS TRUTH`.
+test_input.npy is a tile of a real frame, test_output.npy the output of this file for it in ONNX Runtime. To judge the
+model on your own images, segment some that you have annotated and compare: `unetrt eval LABELS TRUTH`.
 
 Trained: {training}.
 """

@@ -1,4 +1,4 @@
-"""Micro-Manager beside `LiveSegmenter`: labels stored with raw data, live mode, and a camera that replays files.
+"""Micro-Manager and `LiveSegmenter`: labels stored with raw data, live mode, and a camera that replays files.
 
 Needs the extra `acquire`. Public names are imported on first use.
 """

@@ -1,4 +1,4 @@
-"""Where the labels of each frame belong in a file: its axes, and the position of a frame on them.
+"""The layout of a file of labels: its axes, and the position of each frame on them.
 
 With a plan (`useq.MDASequence`) that fits a regular array, a file of labels has the plan's axes, in acquisition order,
 and a frame's position is that of its event in the plan. Otherwise the file is a series: time is its only axis, and
@@ -36,8 +36,8 @@ class Places(Protocol):
 class PlannedPlaces:
     """Positions of frames in a plan: a result's index is looked up among the plan's remaining events.
 
-    Frames come in the order of the plan. Events between two frames are skipped: their frames never came, whatever the
-    reason.
+    Frames must arrive in the order of the plan. Events between two consecutive frames are skipped, since their frames
+    were dropped or not acquired.
 
     Parameters
     ----------
@@ -155,7 +155,7 @@ class LabelLayout:
         from useq import MDASequence
 
         sequence = self._sequence
-        # A plan without axes stands for an event queue.
+        # A plan without axes represents an event queue.
         if sequence is None or not isinstance(sequence.plan, MDASequence) or not sequence.plan.axis_order:
             return None
         if self._camera().get("num_camera_adapter_channels", 1) > 1:
@@ -193,7 +193,7 @@ class LabelLayout:
 
 
 def _is_regular(events: Iterable[Index], axes: Sequence["Dimension"]) -> bool:
-    """Return whether events are the nested loops over the axes, the last axis the fastest.
+    """Return whether events are nested loops over the axes, with the last axis varying fastest.
 
     A stage position and a tile of its grid count as one position, as in ome-writers. Along each axis values are
     numbered by first appearance.

@@ -33,7 +33,7 @@ MAX_FILES = 64
 RESERVED = 16 * 2**20
 # Seconds without progress after which the disk is considered stalled.
 PATIENCE = 20.0
-# Seconds between two looks at a file's size, and for which it is constant once a frame is written.
+# Interval in seconds at which a file's size is polled, and seconds of constant size after which a frame is written.
 LOOK, REST = 0.001, 0.005
 
 
@@ -90,7 +90,7 @@ class LabelStream(Closable):
             self._require_all()
 
     def _fill(self) -> None:
-        """Complete the last step of a TIFF's first axis: its frames lie in a row without gaps."""
+        """Complete the last step of a TIFF's first axis: its frames are contiguous."""
         if self._tiff is not None and not self._tiff.is_given_up:
             for _ in range(self._lacking(self._next)):
                 self._append_to(self._tiff, self._empty())
@@ -145,8 +145,8 @@ class LabelStream(Closable):
 class PositionStreams(Closable):
     """OME-TIFF of several stage positions: a folder with a `LabelStream` each, created with its first labels.
 
-    ome-writers can do that too, but its files refer to each other, and after a cancelled acquisition none of them can
-    be read: each lists frames that no file holds.
+    The multi-file output of ome-writers is not used: its files refer to each other, and after a cancelled acquisition
+    they are unreadable, since each lists frames that no file holds.
 
     Parameters
     ----------
@@ -233,7 +233,7 @@ class TiffProgress:
         self._stuck_once = False
 
     def follow(self, labels: NDArray[Any]) -> NDArray[Any]:
-        """Return the array to give to the writer for a frame: of the first a copy, which only the writer keeps."""
+        """Return the array to pass to the writer; for the first frame a copy that only the writer references."""
         self._given += 1
         if self._first is None:
             labels = labels.copy()
@@ -286,10 +286,10 @@ class TiffProgress:
         return size
 
     def _lost(self) -> OutputError:
-        return OutputError(f"{self._path} takes no more labels: is the disk full?")
+        return OutputError(f"{self._path} cannot be extended, its writer has stopped: is the disk full?")
 
     def _stuck(self) -> OutputError:
-        return OutputError(f"{self._path} took no labels for {PATIENCE:.0f} s: is the disk still connected?")
+        return OutputError(f"{self._path} has not grown for {PATIENCE:.0f} s: is the disk still connected?")
 
 
 def _frame_count(path: Path) -> int:

@@ -1,7 +1,7 @@
-"""`LabelWriter`: an output that stores labels beside the raw data of an acquisition.
+"""`LabelWriter`: an output that stores labels alongside the raw data of an acquisition.
 
 Each sequence has a `LabelFile`: a stream of labels, created with the first of them, and a `FrameTable`, a CSV file with
-one row for each frame. `LabelLayout` gives each frame its position in the file.
+one row for each frame. `LabelLayout` assigns each frame its position in the file.
 
     live = LiveSegmenter(model, policy="drop_oldest", outputs=[LabelWriter("labels.ome.zarr")])
     core.mda.run(sequence, output=["raw.ome.zarr", live])
@@ -28,12 +28,12 @@ from unetrt.runtime.files.atomic import writable_folder
 from unetrt.runtime.live.results import LiveResult, LiveSequence, Outcome
 
 SUFFIXES = (".ome.zarr", ".ome.tiff", ".ome.tif")
-# Suffixes that are refused -> what they probably stand for.
+# Suffixes that are refused -> the suffix probably meant.
 NEAREST = {".zarr": ".ome.zarr", ".tif": ".ome.tif", ".tiff": ".ome.tiff"}
 # Imported by `LabelWriter(...)`: half a second that the first frame does not wait for.
 PACKAGES = ("ome_writers", "useq")
 WRITERS = {".ome.zarr": ("zarr", "yaozarrs"), ".ome.tiff": ("ome_types",), ".ome.tif": ("ome_types",)}
-# Outcome, in the table, of a planned frame that never came.
+# Outcome, in the table, of a planned frame that did not arrive.
 MISSING = "missing"
 
 
@@ -41,12 +41,12 @@ class LabelWriter(Closable):
     """An output of `LiveSegmenter` that stores labels as OME-Zarr or OME-TIFF, with a CSV table of the frames.
 
     Labels have the axes of the raw data, as Micro-Manager stores them, and their pixel size; a frame's labels have the
-    position of the frame, by the index of its event. Positions of frames that were dropped, failed or never came hold
+    position of the frame, by the index of its event. Positions of frames that were dropped, failed or missing hold
     background, 0; the table, `labels.csv`, has a row for each frame: see `FrameTable`. With
     `LiveSegmenter(channel=...)` the channel axis holds that channel only.
 
     Without a plan, or with one that fits no regular array (an event queue, several cameras at once), time is the only
-    axis, and the table gives the index of each frame.
+    axis, and the table lists the index of each frame.
 
     Each sequence has its own files: `labels.ome.zarr`, then `labels_001.ome.zarr`, `labels_002.ome.zarr`, with the next
     free number. A sequence without any labels has a table only. A file is complete when its sequence ends, also when
@@ -192,7 +192,7 @@ class LabelFile(Closable):
         Raises
         ------
         OutputError
-            The labels cannot be stored: their position stays empty, and the table gives the reason.
+            The labels cannot be stored: their position stays empty, and the table states the reason.
         """
         unreported = 0 if self._last is None else result.number - self._last - 1
         self._last = result.number
@@ -254,12 +254,11 @@ class FrameTable(Closable):
 
     Columns: `frame`, position in the file, from 0; `t`, `p`, `g`, `c`, `z`, `image`, the frame's index; `seconds` since
     the acquisition began, names of `position` and `channel`, and stage coordinates `x_um`, `y_um`, `z_um`, if the
-    frame's metadata have them; `outcome`: `done`, `failed`, `dropped`, or `missing` for a planned frame that never
-    came; `objects`, their number; `latency_ms`, from `submit` to the labels; `error`, why there are no labels.
+    frame's metadata have them; `outcome`: `done`, `failed`, `dropped`, or `missing` for a planned frame that did
+    not arrive; `objects`, their number; `latency_ms`, from `submit` to the labels; `error`, why there are no labels.
 
-    A frame without a position in the file has a row without `frame`. Planned frames after the last one that came have
-    no row. When more than 1000 frames are dropped between two others, the first of them have no index, or are
-    `missing`.
+    A frame without a position in the file has a row without `frame`. Planned frames after the last one that arrived
+    have no row. If more than 1000 frames in a row are dropped, the first of them have no index, or are `missing`.
 
     Parameters
     ----------

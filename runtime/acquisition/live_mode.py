@@ -1,7 +1,7 @@
 """`LiveModeFeed`: segments Micro-Manager's live mode, the newest image of a camera that runs continuously.
 
 A thread, the `Poller`, wakes when the core reports that its camera started, reads the newest image about a hundred
-times a second, and submits each new one. Nothing is removed from the core's buffer, so that a viewer sees all images.
+times a second, and submits each new one. Nothing is removed from the core's buffer, so viewers still get all images.
 
     with LiveSegmenter("model.onnx") as live, LiveModeFeed(core, live):
         core.startContinuousSequenceAcquisition()  # or the button "Live" of the host program
@@ -26,9 +26,9 @@ if TYPE_CHECKING:
 log = logging.getLogger("unetrt.live")
 Answer = TypeVar("Answer")
 
-# Seconds between two looks at the camera: a hundred images a second, more than a display shows.
+# Polling interval in seconds: a hundred images a second, more than a display shows.
 INTERVAL = 0.01
-# Seconds before the core is asked again after it raised.
+# Seconds before the core is called again after it raised.
 RETRY = 0.2
 # The metadata that distinguishes two images of one number (MMCore, `TimeReceivedByCore`).
 RECEIVED = "TimeReceivedByCore"
@@ -67,12 +67,12 @@ class FeedStatus:
 class LiveModeFeed(Closable):
     """Submits the newest image of a running camera to a live segmenter, each image once.
 
-    It follows the camera, whoever starts and stops it, except for the sequences of `core.mda`, whose frames come to
-    `LiveSegmenter.frameReady`. Each run of the camera is a sequence without a plan; its results have the index
-    {"image": the camera's image number}.
+    It follows every run of the camera, regardless of which code starts or stops it, except for the sequences of
+    `core.mda`, whose frames are delivered to `LiveSegmenter.frameReady`. Each run of the camera is a sequence without a
+    plan; its results have the index {"image": the camera's image number}.
 
-    A continuous acquisition clears a full buffer and goes on; a sequence with `stopOnOverflow` stops, which is counted
-    as an overflow and logged. Images between two looks are counted in `FeedStatus.skipped`, not in
+    A continuous acquisition clears a full buffer and continues; a sequence with `stopOnOverflow` stops, which is
+    counted as an overflow and logged. Images between two polls are counted in `FeedStatus.skipped`, not in
     `LiveStatus.missed`: the camera delivered them.
 
     Parameters
@@ -82,7 +82,7 @@ class LiveModeFeed(Closable):
     live
         The live segmenter; not closed by this object.
     interval
-        Seconds between two looks.
+        Polling interval in seconds.
     most
         Maximum number of images submitted; None for no limit. The camera keeps running.
 
@@ -96,7 +96,7 @@ class LiveModeFeed(Closable):
         self, core: Any, live: "LiveSegmenter", interval: float = INTERVAL, *, most: int | None = None
     ) -> None:
         if not interval > 0:
-            raise OptionError(f"invalid interval {interval} s: use a positive one, such as 0.01 for 100 looks a second")
+            raise OptionError(f"invalid interval {interval} s: use a positive one, such as 0.01 for 100 polls a second")
         self._poller = poller = Poller(core, live, interval, most)
         thread = threading.Thread(target=poller.run, name="unetrt-live-mode", daemon=True)
         # Runs also when this object is collected, and at the interpreter's end, which a thread inside the core must not
@@ -176,7 +176,7 @@ class Poller:
         runs = True
         while runs and not self.closing.is_set():
             errors = self.status.errors
-            runs = self._runs(default=True)  # before the look: the last image comes before the stop
+            runs = self._runs(default=True)  # before the poll: the last image arrives before the camera stops
             self._ask(self._look, None)
             self.closing.wait(self._interval if errors == self.status.errors else RETRY)
         self._ask(self._finish, None)
@@ -209,7 +209,7 @@ class Poller:
         self._live.submit(image, {"image": newest[0]}, {"camera_metadata": found}, copy=False)
 
     def _count(self, before: int | None, number: int | None) -> None:
-        # A lower number: the camera was restarted between two looks.
+        # A lower number: the camera was restarted between two polls.
         skipped = 0 if before is None or number is None else max(0, number - before - 1)
         status = self.status
         self.status = replace(status, submitted=status.submitted + 1, skipped=status.skipped + skipped)
@@ -222,7 +222,7 @@ class Poller:
             self._live.sequenceFinished()
 
     def _ask(self, question: Callable[[], Answer], default: Answer) -> Answer:
-        """Return the core's answer; if it raises, count and log that and return `default`."""
+        """Return the result of a call to the core; if it raises, log and count the error, and return `default`."""
         try:
             return question()
         except Exception as error:  # device adapters raise anything; the host program must not see it

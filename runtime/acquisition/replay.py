@@ -36,7 +36,7 @@ class Replay:
     Parameters
     ----------
     files
-        Images of one channel (TIFF, PNG, NPY, Zarr), all of one size and dtype; a stack gives all its frames.
+        Images of one channel (TIFF, PNG, NPY, Zarr), all of one size and dtype; all frames of a stack are used.
 
     Attributes
     ----------
@@ -133,15 +133,15 @@ def load_replay_camera(
 ) -> "SimpleCameraDevice":
     """Load a camera that replays files into a core, and select it.
 
-    Each image, snapped, live or in a sequence, is the next frame, bit for bit, and takes the exposure time. Image
-    metadata of sequences give the name of the file, `File`, and the index of the frame in it, `Frame`.
+    Each image, snapped, live or in a sequence, is the next frame, bit for bit, and takes the exposure time. The image
+    metadata of sequences hold the name of the file, `File`, and the index of the frame in it, `Frame`.
 
     Parameters
     ----------
     core
         A `UniMMCore` of `pymmcore_plus.experimental.unicore`, which supports cameras written in Python.
     source
-        The files, or a `Replay`, with which the program controls what is shown next.
+        The files, or a `Replay`, through which the caller controls the next frame.
     label
         Device label of the camera; a Python camera with this label is replaced.
     exposure
@@ -152,7 +152,7 @@ def load_replay_camera(
     BackendUnavailableError
         pymmcore-plus is not installed.
     FrameError
-        What `Replay` raises.
+        As for `Replay`.
     """
     replay = source if isinstance(source, Replay) else Replay(source)
     camera = _camera(replay, exposure)

@@ -223,7 +223,7 @@ class Binding:
         return f"{version // 1000}.{version % 1000 // 10}"
 
     def open(self, index: int) -> Driver:
-        """Return the device with an index; raises OptionError where there is none, and CudaError."""
+        """Return the device with an index; raises OptionError if it does not exist, and CudaError."""
         found = self.devices()
         if not 0 <= index < len(found):
             known = ", ".join(f"{number} ({device.name})" for number, device in enumerate(found))

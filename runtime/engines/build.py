@@ -70,12 +70,12 @@ class Progress:
         self.error: BaseException | None = None
 
     def cancel(self) -> None:
-        """Ask the build to end at its next step."""
+        """Request the build to end at its next step."""
         self._cancelled.set()
 
     @property
     def cancelled(self) -> bool:
-        """Whether the build was asked to end."""
+        """Whether `cancel` was called."""
         return self._cancelled.is_set()
 
     def start(self, name: str, parent: str | None, steps: int) -> None:
@@ -268,7 +268,7 @@ class TimingCache:
     Parameters
     ----------
     facts
-        Of the engine to be built: times hold for one GPU, driver and version of TensorRT.
+        Facts of the engine to be built: times are valid for one GPU, driver and version of TensorRT.
     """
 
     def __init__(self, facts: Facts) -> None:

@@ -42,7 +42,7 @@ class Entry:
     used
         Time of the last use, in seconds since 1970.
     size
-        Of the engine file, in bytes.
+        Size of the engine file, in bytes.
     """
 
     path: Path
@@ -92,7 +92,7 @@ class EngineCache:
             return f"{model} has no engine yet"
         fewest: list[Difference] = min(differences, key=len)
         changed = ", ".join(map(str, fewest))
-        return f"changed since the last one: {changed}" if changed else "built anew"
+        return f"changed since the last one: {changed}" if changed else "built again"
 
     def entries(self) -> list[Entry]:
         """Return the engines, the last used first; other processes may delete some at any time."""
@@ -196,7 +196,7 @@ class RuntimeCache:
     Parameters
     ----------
     facts, machine
-        Of the engine, and of the machine where it runs.
+        Facts of the engine, and the machine on which it runs.
     """
 
     def __init__(self, facts: Facts, machine: Machine) -> None:

@@ -1,10 +1,10 @@
 """An engine file and its sidecar: what the engine depends on, and whether it runs on a machine.
 
 `Facts` are everything that an engine depends on: the model file, `BuildOptions` that the user asks for, the TensorRT
-flavour and the machine. They give its key in the cache, and say what changed since the last build. The engine file is
-the plan as TensorRT wrote it, which the vendor's tools load; beside it, `model.engine.json` holds the facts and the
-model's spec. Where an engine does not fit a machine, the error names the fact that differs and the command that builds
-another.
+flavour and the machine. Their hash is its key in the cache, and a comparison shows what changed since the last build.
+The engine file is the plan as TensorRT wrote it, which the vendor's tools load; beside it, `model.engine.json` holds
+the facts and the model's spec. Where an engine does not fit a machine, the error names the fact that differs and the
+command that builds another.
 """
 
 import json
@@ -40,7 +40,7 @@ COMPATIBILITIES: tuple[Compatibility, ...] = get_args(Compatibility)
 
 Count = Annotated[int, Meta(ge=0, le=1 << 20)]
 
-# Part of every engine's key: increased when the same facts no longer give the same engine.
+# Part of every engine's key: increased when the same facts no longer produce the same engine.
 METHOD = 1
 
 
@@ -110,14 +110,14 @@ class BuildOptions:
 
 @dataclass(frozen=True)
 class ModelFacts:
-    """What results for a model file depend on, as far as the file goes.
+    """The facts about a model file that engines and measured times depend on.
 
     Attributes
     ----------
     model
         SHA-256 of the ONNX file and its external data, in hexadecimal.
     tile, batch, precision
-        Of the model: covered by the hash, but readable.
+        As in the model's spec. The hash covers them; they are repeated for readability.
     """
 
     model: str
@@ -183,7 +183,7 @@ def key_of(method: int, facts: Any) -> str:
     Parameters
     ----------
     method
-        A number that is increased when the same facts no longer give the same result.
+        Version of the computation; increased when the same facts no longer lead to the same result.
     facts
         A dataclass of everything that the result depends on.
     """
@@ -225,7 +225,7 @@ class Sidecar:
     source
         Path of the model file that it was built from.
     sha256, size
-        Of the engine file, in hexadecimal and in bytes.
+        SHA-256 of the engine file, in hexadecimal, and its size in bytes.
     written_by
         Version of unetrt that wrote it.
     """
@@ -374,7 +374,7 @@ def rebuild_command(path: Path, sidecar: Sidecar, machine: Machine | None = None
 
 
 def arguments(facts: Facts) -> list[str]:
-    """Return the options of `unetrt build` that give these facts."""
+    """Return the options of `unetrt build` that produce these facts."""
     options, usual = facts.options, BuildOptions()
     given = ["--flavour", facts.flavour]
     given += [] if options.workspace is None else ["--workspace", str(options.workspace)]

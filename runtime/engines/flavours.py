@@ -41,7 +41,7 @@ def rtx_serves(capability: str, named: tuple[str, ...] = ()) -> bool:
     Parameters
     ----------
     capability
-        Of the GPU, such as `8.9`.
+        Compute capability of the GPU, such as `8.9`.
     named
         Capabilities that the engine was built for; empty: the default.
     """
@@ -188,7 +188,7 @@ def collected(errors: list[str] | None = None) -> Iterator[list[str]]:
 
 def first_error(errors: list[str]) -> str:
     """Return the first of TensorRT's errors, shortened; the others are usually its consequences."""
-    return shorten(errors[0], SHOWN) if errors else "it gives no reason"
+    return shorten(errors[0], SHOWN) if errors else "it states no reason"
 
 
 def _new_logger(trt: Any) -> Any:

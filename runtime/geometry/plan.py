@@ -1,8 +1,8 @@
-"""Tile plans: which tiles a network accepts, and where they lie in a frame.
+"""Tile plans: the tile sizes that a network accepts, and the positions of tiles in a frame.
 
-The one module that knows both frame and tile coordinates. `Geometry` holds the arithmetic of tile sides: for a U-Net
-with two unpadded 3x3 convolutions per block they follow from the depth d, the number of poolings (Ronneberger et al.
-2015, section 2 and figure 1). `TilePlan` covers a frame with `Tile`s; a tile is a value that says where to read and
+This is the only module that uses both frame and tile coordinates. `Geometry` holds the arithmetic of tile sides: for a
+U-Net with two unpadded 3x3 convolutions per block they follow from the depth d, the number of poolings (Ronneberger et
+al. 2015, section 2 and figure 1). `TilePlan` covers a frame with `Tile`s; a tile is a value that says where to read and
 where to write. All tiles start at a multiple of the grid minus the halo, so that each pools on the same lattice as a
 single tile over the whole frame. That makes the stitched result equal to the whole-image result, without blending.
 
@@ -42,7 +42,7 @@ class Geometry:
     halo
         Pixels of context on each side of an output pixel: input side = output side + 2 * halo.
     grid
-        Period of the pooling lattice: two inputs shifted by a multiple of it give outputs shifted by the same.
+        Period of the pooling lattice: shifting the input by a multiple of it shifts the output equally.
     remainder
         A legal tile side equals this modulo `grid`.
     """
@@ -133,9 +133,9 @@ class Span:
     Attributes
     ----------
     window
-        Its pixels in the window.
+        Slice of the window.
     frame
-        The pixels of the frame that it reads; step -1 where they are mirrored.
+        Slice of the frame that is read; its step is -1 if it is mirrored.
     """
 
     window: slice
@@ -211,7 +211,7 @@ class Axis:
 
 @dataclass(frozen=True)
 class Tile:
-    """Where one tile reads the frame and where its core goes.
+    """The part of a frame that one tile reads, and the part that its core is written to.
 
     Attributes
     ----------
@@ -233,7 +233,7 @@ class Tile:
     def strips(self, frame: Array, out: Array, height: int) -> Iterator[Array]:
         """Cut as `cut` does, and yield each strip of `out`, (C, rows, w) with at most `height` rows, once it is filled.
 
-        A caller that processes a strip right away finds it in the processor's cache. A gathered tile is one strip.
+        A strip that is processed immediately is still in the processor's cache. A tile cut by one gather is one strip.
         """
         if not (self.rows.spans and self.columns.spans):
             out[...] = frame[:, self.rows.indices[:, None], self.columns.indices]
@@ -256,7 +256,7 @@ class Tile:
 
 
 class TilePlan:
-    """How a frame is covered with tiles of one size.
+    """A cover of a frame with tiles of one size.
 
     Parameters
     ----------
@@ -272,7 +272,7 @@ class TilePlan:
     Raises
     ------
     TileError
-        The tile is not legal, or cannot be placed more than once where the frame needs it.
+        The tile is not legal, or the frame needs several tiles and the core is smaller than the grid.
     FrameError
         The frame has no pixels.
     """

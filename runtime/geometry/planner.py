@@ -71,7 +71,7 @@ class TileTime:
     tile
         Height and width, in pixels.
     seconds
-        Of one tile, in a batch its share: the median over rounds of passes.
+        Seconds per tile (the time of a pass divided by the batch), the median over rounds of passes.
     noise
         Uncertainty of `seconds`, in seconds: the median absolute deviation of the rounds.
     measured_on
@@ -116,12 +116,12 @@ class PlannedTile:
 def candidates(
     frames: Iterable[FrameSize], shape: UNetShape, budget: Budget | None = None, times: Iterable[TileTime] = ()
 ) -> list[PlannedTile]:
-    """Return every tile worth considering for these frames, by arithmetic, whatever its memory.
+    """Return every tile worth considering for these frames, least arithmetic first, regardless of memory.
 
     Parameters
     ----------
     frames
-        Height and width of each frame; a size that is given several times counts several times.
+        Height and width of each frame; a repeated size counts once per occurrence.
     shape
         The network.
     budget

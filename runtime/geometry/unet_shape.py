@@ -94,7 +94,7 @@ class UNetShape:
 
         The peak is at the first convolution of the last expanding block: the skip, its cropped half, the up-convolved
         half, their concatenation, and the result. Engines hold most of them a second time in their own layout. For 2236
-        x 2236 at depth 4, base 16, FP32, this gives 2.61 GiB; ONNX Runtime 1.31 on a CPU was measured to use 2.46.
+        x 2236 at depth 4, base 16, FP32, the estimate is 2.61 GiB; ONNX Runtime 1.31 on a CPU was measured to use 2.46.
         """
         layers = list(self.layers(height, width))
         skip, half, convolved = layers[1], layers[-4], layers[-3]

@@ -1,8 +1,8 @@
-"""`LiveSegmenter`: frames from a camera that must never wait, results as soon as they are ready.
+"""`LiveSegmenter`: segments the frames of a camera without blocking it, and delivers results as they complete.
 
 `submit` puts a frame into a bounded `FrameQueue` and returns. One daemon thread, the `Worker`, takes frames in order,
 segments them and hands each result to a `Delivery`, which calls outputs and fills result streams. The thread refers to
-the worker only, never to the `LiveSegmenter`, so that a forgotten one is collected and closed by its finalizer.
+the worker only, never to the `LiveSegmenter`, so that an unreferenced one is collected and closed by its finalizer.
 
     with LiveSegmenter("model.onnx", on_result=print) as live:
         for index, frame in enumerate(camera):
@@ -62,7 +62,7 @@ class LiveSegmenter(Closable):
     An error in a frame becomes its result; nothing is raised into the host program. Size and dtype may change from
     frame to frame.
 
-    It is an output of a Micro-Manager acquisition (``core.mda.run(sequence, output=["raw.ome.zarr", live])``) and a
+    It can be an output of a Micro-Manager acquisition (``core.mda.run(sequence, output=["raw.ome.zarr", live])``) and a
     signal slot (``core.mda.events.frameReady.connect(live.frameReady)``), and imports neither pymmcore nor Qt.
 
     Parameters
@@ -74,7 +74,7 @@ class LiveSegmenter(Closable):
         What happens when the queue is full: `latest` keeps only the newest frame, for smart microscopy and previews;
         `drop_oldest` keeps the newest `capacity` frames; `block` makes `submit` wait, for frames from files.
     capacity
-        Maximum number of queued frames, beside the one being segmented; None for 1 with `latest`, else 8.
+        Maximum number of queued frames, excluding the one being segmented; None for 1 with `latest`, else 8.
     kind
         `instances`: labels are int32 object numbers, as `unetrt predict` writes them; `classes`: labels are uint8 class
         indices; None for the kind the model was trained on.
@@ -89,7 +89,7 @@ class LiveSegmenter(Closable):
     outputs
         Consumers of all results, such as a `LabelWriter`; closed with this object.
     backend, lanes, device, backend_options
-        As for `Segmenter`; for a model that is opened here.
+        As for `Segmenter`; only if `model` is a path.
 
     Attributes
     ----------
@@ -102,7 +102,7 @@ class LiveSegmenter(Closable):
     ------
     OptionError
         The policy or kind is unknown, the capacity does not fit the policy, options to open a model were given with an
-        open `Segmenter`, or `running` was asked of a model with fixed normalisation.
+        open `Segmenter`, or `running` is requested for a model with fixed normalisation.
     UnetrtError
         What `Segmenter` raises.
     """
@@ -175,7 +175,7 @@ class LiveSegmenter(Closable):
     def results(self, capacity: int = STREAM_CAPACITY) -> ResultStream:
         """Return an iterator over all later results; it ends when this object is closed.
 
-        Each iterator gets all results and buffers `capacity` of them; see `ResultStream`.
+        Each iterator receives all results and buffers up to `capacity` of them; see `ResultStream`.
         """
         stream = ResultStream(capacity)
         self._worker.delivery.add(stream)
@@ -204,10 +204,12 @@ class LiveSegmenter(Closable):
         Raises
         ------
         OptionError
-            Called from an output or a callback, which would wait for itself.
+            Called from an output or a callback, where it would deadlock.
         """
         if threading.current_thread() is self.thread:
-            raise OptionError("an output or a callback cannot wait for results, which wait for it: flush elsewhere")
+            raise OptionError(
+                "flush would deadlock in an output or a callback, for which results wait: call it on another thread"
+            )
         return self._queue.wait_idle(timeout)
 
     def close(self, drain: bool = True) -> None:
@@ -216,11 +218,11 @@ class LiveSegmenter(Closable):
         Parameters
         ----------
         drain
-            Whether to segment the queued frames first. With False they are dropped, and the frame in flight at its next
-            tile.
+            Whether to segment the queued frames first. If False, they are dropped, and the frame in flight is dropped
+            at its next tile.
 
-        A `with` block that ends with an exception does not drain. Called from an output or a callback, it returns
-        without waiting for the thread.
+        A `with` block that ends with an exception does not drain. If called from an output or a callback, this method
+        returns without waiting for the thread.
         """
         _end(self._worker, self.thread, drain=drain)
         self._finalizer.detach()
@@ -455,7 +457,9 @@ def _require_callable(on_result: Any, outputs: Any) -> None:
     if on_result is not None and not callable(on_result):
         raise OptionError(f"on_result={on_result!r} cannot be called: give a function of one result")
     if not isinstance(outputs, Sequence) or not all(_is_output(one) for one in outputs):
-        raise OptionError(f"outputs={outputs!r} take no results: give a list, such as [LabelWriter('labels.ome.zarr')]")
+        raise OptionError(
+            f"outputs={outputs!r} are not a list of result outputs: give one, such as [LabelWriter('labels.ome.zarr')]"
+        )
 
 
 def _is_output(one: Any) -> bool:
@@ -481,7 +485,7 @@ def _segmenter(
         "backend_options": backend_options is not None,
     }
     if given := [name for name, is_given in changed.items() if is_given]:
-        raise OptionError(f"{', '.join(given)} are for a model that is opened here: give them to the Segmenter")
+        raise OptionError(f"{', '.join(given)} apply only to a path of a model: pass them to the Segmenter")
     return model
 
 

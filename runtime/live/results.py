@@ -1,4 +1,4 @@
-"""What a live segmenter reports: one result for each frame, and a status snapshot.
+"""Results of a live segmenter, one per frame, and snapshots of its status.
 
 Every submitted frame ends as exactly one `LiveResult`: `done`, `failed` or `dropped`. Results are pushed to a
 `ResultOutput`, on the live segmenter's thread, or pulled from a `ResultStream`, by any thread. `LiveStatus` is a frozen
@@ -25,7 +25,7 @@ from unetrt.runtime.timings import Timings
 
 
 class Outcome(StrEnum):
-    """What became of a frame; each frame has exactly one outcome."""
+    """Outcome of a frame; each frame has exactly one."""
 
     DONE = "done"
     FAILED = "failed"
@@ -76,7 +76,7 @@ class LiveResult:
     sequence
         The sequence the frame belongs to; None if no sequence was announced.
     frame
-        The array that was segmented: the submitted one, or the copy made of it. Do not modify. None if dropped.
+        The array that was segmented: the submitted array, or its copy. Do not modify. None if dropped.
     labels
         (H, W): int32 object numbers, or uint8 class indices; None unless done.
     objects
@@ -84,7 +84,7 @@ class LiveResult:
     error
         The exception, if failed; else None.
     dropped
-        Number of frames of this sequence dropped since the last frame that was not.
+        Number of frames of this sequence dropped since the previous frame that was not dropped.
     queueing, compute, latency
         Seconds in the queue, seconds in the segmenter, and seconds from `submit` to this result.
     timings
@@ -118,7 +118,7 @@ class ResultOutput(Protocol):
         """Handle the start of a sequence; called before the results of its frames."""
 
     def result(self, result: LiveResult) -> None:
-        """Handle the result of a frame; called for dropped frames too, at most 1000 between two other results."""
+        """Handle the result of a frame; called for dropped frames too, at most 1000 in a row."""
 
     def sequence_finished(self, sequence: LiveSequence) -> None:
         """Handle the end of a sequence; called after the results of its frames."""

@@ -196,7 +196,7 @@ CHILDREN = {
     "attribute": {5: "tensor", 6: "graph", 10: "tensor", 11: "graph", 22: "sparse tensor", 23: "sparse tensor"},
     "sparse tensor": {1: "tensor", 2: "tensor"},
 }
-# Fields that occur once. Engines merge duplicates in ways of their own, so duplicates are refused.
+# Fields that occur once. Engines merge duplicates in different ways, so duplicates are refused.
 SINGLE = {"model": {GRAPH}, "training": {1, 2}, "attribute": {5, 6, 22}, "sparse tensor": {1, 2}}
 
 # Limit of nesting; a subgraph is 3 levels below its graph. Protobuf's own limit is 100.

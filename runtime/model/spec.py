@@ -1,4 +1,4 @@
-"""The model spec: what a runtime must know about a model, stored as JSON in the model file.
+"""The model spec: the metadata that a runtime needs, stored as JSON in the model file.
 
 `ModelSpec` holds geometry, normalisation, classes and numeric types. Everything else follows from it: the tensors of
 the graph (`tensors`), and the tiles of a frame (`plan`). The annotations are the schema by which `from_json` validates
@@ -86,7 +86,7 @@ class Tensors(NamedTuple):
         return self.input.nbytes + self.output.nbytes
 
     def mismatch(self, given: Iterable[str]) -> str | None:
-        """Return how a graph's tensors differ from these, None where they are the same.
+        """Return a description of how a graph's tensors differ from these; None if they are equal.
 
         `given` are the graph's inputs, then its outputs, as `str(Tensor)` writes them: name, shape, dtype.
         """
@@ -96,7 +96,7 @@ class Tensors(NamedTuple):
         return f"its graph has {', '.join(found) or 'no tensors'}, its spec says {', '.join(expected)}"
 
 
-# Plans by size: frames come by the thousand in a few sizes.
+# Plans by frame size: thousands of frames share a few sizes.
 _plan = lru_cache(maxsize=64)(TilePlan)
 
 
@@ -129,7 +129,7 @@ class ModelSpec:
     border
         How a frame continues beyond its edges.
     annotation
-        The annotation that the network was trained on: `instances`, where the class map is to be split into objects,
+        Kind of annotation that the network was trained on: `instances`, for which the class map is split into objects,
         or `classes`.
     separation_border
         Width in pixels of the background that training cut between touching objects; 0 for class maps.
@@ -205,7 +205,7 @@ class ModelSpec:
                 raise ModelFileError(f"invalid text {text!r:.60}: use printable characters on one line")
 
     def _require_constants(self) -> None:
-        """Raise ModelFileError where the normalisation does not fit the channels or the input."""
+        """Raise ModelFileError if the normalisation does not match the channels or the input."""
         for name in ("offset", "scale"):
             constants = getattr(self.normalisation, name)
             if constants and len(constants) != self.channels:

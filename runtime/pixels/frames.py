@@ -1,4 +1,4 @@
-"""Frames: the arrays that a caller gives, checked before anything is computed.
+"""Frames: the arrays that a caller passes, checked before anything is computed.
 
 A frame is (H, W) for a model of one channel and (C, H, W) for one of C channels (`frame_axes`); all axes before these
 are a stack. `array_of` and `labels_for` take images and label arrays on the host or on a GPU, `split_axes` checks the
@@ -106,7 +106,7 @@ class ArrayLike(Protocol):
         """Sizes of all axes."""
 
     def __getitem__(self, index: Any, /) -> Any:
-        """Return the part of the image at `index` as an array; () gives the whole image."""
+        """Return the part of the image at `index` as an array; () returns the whole image."""
 
 
 def array_of(given: Any) -> Any:

@@ -1,7 +1,7 @@
 """Objects of a class map: connected components, and their outlines drawn over the frame.
 
 `instances` numbers the connected components of the foreground. Training cuts a border of background between touching
-objects, so that the network separates them; `instances` gives that border back to the nearest object.
+objects, so that the network separates them; `instances` assigns that border to the nearest object.
 
 >>> instances(np.array([[1, 1, 0, 1]], np.uint8))
 array([[1, 1, 0, 2]], dtype=int32)
@@ -33,10 +33,10 @@ def instances(classes: Array, separation_border: int = 0, min_area: int = 0) -> 
     classes
         (..., H, W), integers; 0 is the background, everything else foreground. The planes of a stack are independent.
     separation_border
-        Width in pixels of the background that training cut between touching objects; it is given back to the nearest
+        Width in pixels of the background that training cut between touching objects; it is assigned to the nearest
         object.
     min_area
-        Objects of fewer pixels are dropped.
+        Minimum area in pixels; smaller objects become background.
 
     Returns
     -------
@@ -45,7 +45,7 @@ def instances(classes: Array, separation_border: int = 0, min_area: int = 0) -> 
     Raises
     ------
     FrameError
-        The map has fewer than two axes, or is not of integers.
+        The map has fewer than two axes, or does not hold integers.
     OptionError
         `separation_border` or `min_area` is negative.
     """
@@ -70,8 +70,8 @@ def _plane(classes: Array, separation_border: int, min_area: int) -> Labels:
 def grow_between(objects: Labels, reach: int) -> Labels:
     """Assign background within `reach` px of two or more objects to the nearest; other background stays.
 
-    This undoes the cut of training, which makes background only where two objects touch. At the two ends of a gap it
-    may fill up to `reach` px beyond the objects' outlines.
+    This reverses the separation border of training, which exists only where two objects touch. At both ends of a gap,
+    pixels up to `reach` px beyond the objects' outlines may be filled.
 
     Parameters
     ----------
@@ -143,7 +143,7 @@ def outlines(labels: Array) -> NDArray[np.bool_]:
 
 
 def stretched(frame: Array, every: int = 1) -> NDArray[np.float32]:
-    """Map a frame's (H, W) 1st to 99.8th percentile to 0 to 1; percentiles are of every `every`-th row and column."""
+    """Map the 1st to 99.8th percentile of a frame (H, W), from every `every`-th row and column, to 0 to 1."""
     low, high = np.percentile(frame[::every, ::every], (1, 99.8))
     width = high - low if high > low else 1
     share: NDArray[np.float32] = np.clip((frame - low) / width, 0, 1).astype(np.float32)

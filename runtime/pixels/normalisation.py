@@ -1,17 +1,17 @@
 """Normalisation of grey values to network input: one implementation for trainer, exporter and runtime.
 
 Every mode is one affine map per channel, measured on the whole frame and applied pixel by pixel in float32. So a frame
-can be normalised before or after it is cut into tiles, with bitwise equal results. Nothing is measured on a tile, or
-neighbouring tiles would disagree.
+can be normalised before or after it is cut into tiles, with bitwise equal results. Nothing is measured on a single
+tile, because neighbouring tiles would then disagree.
 
 >>> frame = np.arange(12, dtype=np.uint16).reshape(1, 3, 4)
 >>> Normalisation("fixed", offset=(2.0,), scale=(0.5,))(frame)[0, 0]
 array([-1. , -0.5,  0. ,  0.5], dtype=float32)
 
 The second half of the module measures: percentiles, mean and standard deviation of a channel, exactly. Camera pixels
-are small integers, so a histogram has all the answers. On large frames sampled selection is faster: a sample brackets
-each rank between two grey values, counting the pixels below both proves that the bracket holds the rank, and the few
-pixels inside are sorted. A misleading sample costs time (the histogram is then used), not exactness.
+are small integers, so a histogram determines all of these. On large frames sampled selection is faster: a sample
+brackets each rank between two grey values, the number of pixels below each proves that the bracket holds the rank, and
+the few pixels inside are sorted. If the sample is misleading, the histogram is used: slower, but equally exact.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -128,7 +128,7 @@ class Normalisation:
     def limits(self, frame: Array) -> list[tuple[float, float]]:
         """Return (low, width) of each channel of a raw frame (C, H, W), in grey values; see `Affine.between`.
 
-        For all modes but `fixed`, which measures nothing.
+        Not for mode `fixed`, which measures nothing.
         """
         return [self._limits(channel) for channel in frame]
 
@@ -148,8 +148,8 @@ class Normalisation:
     def frozen(self, frames: Iterable[Array]) -> "Normalisation":
         """Return `fixed` normalisation with the median offset and scale that this one measures on raw frames (C, H, W).
 
-        It fits frames of the same illumination; measuring each frame also fits frames that differ. Raises OptionError
-        where a channel has no contrast in half of the frames.
+        The result suits frames of the same illumination; measuring each frame also suits frames that differ. Raises
+        OptionError if a channel has no contrast in half of the frames.
         """
         measured = [self.measure(frame) for frame in frames]
         offset, scale = (np.median(np.stack(side), axis=0).tolist() for side in zip(*measured, strict=True))
@@ -259,7 +259,7 @@ class _SortedRun(NamedTuple):
     values: Array
 
     def at(self, ranks: list[int]) -> dict[int, float]:
-        """Return the values at those of the ranks that lie in this run."""
+        """Return the values at the ranks that lie in this run, by rank."""
         places = {rank: rank - self.first for rank in ranks}
         return {rank: float(self.values[place]) for rank, place in places.items() if 0 <= place < len(self.values)}
 
@@ -267,7 +267,7 @@ class _SortedRun(NamedTuple):
 def bracketed(flat: Array, ranks: list[int]) -> dict[int, float] | None:
     """Return the values at `ranks` (0 is the smallest) of a flat uint8 or uint16 array, by sampled selection.
 
-    None where a bracket misses its rank, or holds so many pixels that a histogram is faster.
+    Returns None if a bracket misses its rank, or holds more pixels than `CROWDED` allows.
     """
     upto = np.cumsum(np.bincount(flat[::STEP]))
     below, found = _PixelsBelow(flat), dict[int, float]()
@@ -301,7 +301,7 @@ def _run(flat: Array, upto: Array, rank: int, below: "_PixelsBelow") -> _SortedR
 
 
 def _bracket(upto: Array, rank: int, flat: Array) -> tuple[int, int]:
-    """Return the smallest and the largest grey value that a rank has in all probability."""
+    """Return bounds of the grey value at a rank, from the sample; see `MARGIN` for their confidence."""
     share = rank / flat.size
     # Standard deviation of a binomial, plus 2 for the first and last few pixels, where that is a poor measure.
     margin = MARGIN * sqrt(upto[-1] * share * (1 - share)) + 2

@@ -17,8 +17,8 @@ from unetrt.runtime.pixels.normalisation import Affine, Measure, Normalisation
 
 # Frames of the average: about one second of a camera.
 FRAMES = 32
-# Ratio of a channel's contrast to that of its noise alone, below which the channel is blank. Normally distributed noise
-# gives 1; objects that are barely visible give about 2.
+# Ratio of a channel's contrast to that of its noise alone, below which the channel is blank. The ratio is
+# 1 for normally distributed noise, and about 2 for barely visible objects.
 BLANK = 1.5
 # Output range, relative to that of objects, that noise fills while a stream has shown blank frames only.
 FAINT = 0.2
@@ -36,7 +36,7 @@ class Running:
     Parameters
     ----------
     normalisation
-        Gives the measurement of each frame: percentiles, or mean and standard deviation.
+        Measures each frame: percentiles, or mean and standard deviation.
     frames
         Length of the average: each frame has weight 1 / frames; the first `frames` have equal weights.
 

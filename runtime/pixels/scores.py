@@ -25,7 +25,9 @@ Array = NDArray[Any]
 Labels = NDArray[np.uint8]
 Scores = NDArray[np.float32]
 
-NOT_FINITE = "the network gives NaN or infinity, as an activation exceeds the range of its type: export it in fp32"
+NOT_FINITE = (
+    "the network's output holds NaN or infinity, as an activation exceeds the range of its type: export it in fp32"
+)
 
 
 def best_class(scores: Array) -> Labels:

@@ -168,12 +168,12 @@ def require_none(found: NDArray[Any], frame: DeviceArray) -> None:
 
 
 def measure_counts(normalisation: Normalisation, counts: NDArray[np.integer[Any]]) -> Affine:
-    """Return, bit for bit, what `normalisation.measure` gives for a uint8 or uint16 frame.
+    """Return the result of `normalisation.measure` for a uint8 or uint16 frame, bit for bit, from its histograms.
 
     Parameters
     ----------
     normalisation
-        Of any mode; `fixed` needs no counts.
+        Normalisation of any mode; `fixed` does not use the counts.
     counts
         (C, ..., 256) or (C, ..., 65536) integers: histograms as `Kernels.histogram` writes them, summed over the axes
         in between.

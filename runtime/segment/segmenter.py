@@ -1,7 +1,7 @@
 """The segmenter: frames of any size in, label maps without seams out.
 
 `Segmenter.segment` makes a call (`HostCall`, or `DeviceCall` for arrays on a GPU) that yields the tiles of its frames,
-and `TileLoop` takes them through the lanes of the session.
+and `TileLoop` runs them through the lanes of the session.
 
 >>> with Segmenter("model.onnx") as segmenter:  # doctest: +SKIP
 ...     labels = segmenter.segment(frame).labels
@@ -74,13 +74,13 @@ class Segmenter(Closable):
         An ONNX file written by `unetrt export`, a TensorRT engine written by `unetrt build`, or an open session, which
         `close` leaves open.
     backend
-        Name of the inference engine; `auto` takes the first that is usable.
+        Name of the inference engine; `auto` selects the first usable one.
     lanes
         Number of passes that may be in flight; on a GPU, each has a CUDA stream and memory.
     device
-        CUDA's index of the GPU; None is the first GPU, or the CPU where no engine for a GPU is usable.
+        CUDA device index; None selects GPU 0, or the CPU if no engine for a GPU is usable.
     backend_options
-        Options of the backend by name, which replace its own choice; see `open_session`.
+        Options of the backend by name, which replace those that it selects; see `open_session`.
 
     Attributes
     ----------
@@ -100,7 +100,7 @@ class Segmenter(Closable):
     BackendUnavailableError
         The backend is not usable on this machine; the message says why.
     OutOfMemoryError
-        The lanes do not fit on the GPU; the message says what they need.
+        The lanes do not fit on the GPU; the message states the memory they need.
     """
 
     def __init__(
@@ -118,7 +118,7 @@ class Segmenter(Closable):
             raise OptionError(f"model must be the path of a file or an open session (got {type(model).__name__})")
         if backend_options and not isinstance(model, str | Path):
             raise OptionError(
-                "backend_options cannot apply to a session that is open already: give them to open_session"
+                "backend_options cannot apply to a session that is already open: pass them to open_session"
             )
         with ExitStack() as opened:
             self.session = (
@@ -154,8 +154,8 @@ class Segmenter(Closable):
         ----------
         image
             Integers or finite floats. For a model of one channel the last two axes are (H, W), for one of C channels
-            the last three are (C, H, W); all axes before these are a stack, read frame by frame.
-            For one channel, a last axis of length 3 or 4 that can only be colours is refused.
+            the last three are (C, H, W); all axes before these form a stack, which is read frame by frame.
+            A model of one channel refuses an image whose last axis, of length 3 or 4, can only be colours.
             An array on the session's GPU (of torch, CuPy, JAX and others, by DLPack or `__cuda_array_interface__`) is
             read there, without a copy to the host.
         out
@@ -168,8 +168,8 @@ class Segmenter(Closable):
         progress
             Called with the number of finished tiles and of all tiles, after each batch, on the calling thread.
         measure
-            Called with each whole raw frame (C, H, W); returns its normalisation, which replaces that of the model:
-            `Running.measure` over a stream. For frames on the host, and models that do not take raw pixels.
+            Called with each whole raw frame (C, H, W); returns the normalisation to use instead of the model's, such as
+            `Running.measure` for a stream. Only for frames on the host and models that do not take raw pixels.
 
         Raises
         ------
@@ -183,7 +183,8 @@ class Segmenter(Closable):
         SessionClosedError
             The segmenter was closed before or during the call.
 
-        After an exception, `out` may be written in part. An exception of the progress callback ends the call.
+        After an exception, `out` may be partly written. An exception in the progress callback ends the call and is
+        raised.
         """
         timings = Timings()
         with timings.phase("total"):
@@ -223,14 +224,14 @@ class Segmenter(Closable):
     def close(self) -> None:
         """Free the lanes, and the session if this segmenter opened it; idempotent.
 
-        Does not wait for other threads: calls that run or wait there end at the next tile with SessionClosedError, and
-        the last of them frees everything.
+        Does not wait for other threads: their running and waiting calls raise SessionClosedError at the next tile, and
+        the last of them to end frees everything.
         """
         self._closing = True
         self._free_if_idle()
 
     def _run(self, jobs: Iterator[TileJob], finished: Callable[[int], None], timings: Timings) -> None:
-        """Take jobs through the lanes once these are free."""
+        """Run jobs through the lanes once no other call uses them."""
         self._require_callable_here()
         begin = time.perf_counter()
         # Acquired by `with`: an interrupt between acquire() and a `try` would leave it locked.
@@ -297,7 +298,7 @@ class Segmenter(Closable):
 
     def _require_scores(self) -> None:
         if self.spec.head == "labels":
-            raise OptionError("this model's head gives labels only: export it with --head logits or probabilities")
+            raise OptionError("this model's head outputs labels only: export it with --head logits or probabilities")
 
 
 def _counter(total: int, progress: Progress | None) -> Callable[[int], None]:
@@ -347,7 +348,7 @@ class TileLoop:
         Raises
         ------
         Exception
-            Any exception of `jobs`, a frame or a pass; no pass is in flight then.
+            Any exception raised by `jobs`, a frame or a pass; no pass is left in flight.
         """
         free, rest = deque(self._lanes), iter(jobs)
         self._lanes[0].restart_clock()

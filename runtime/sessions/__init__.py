@@ -1,11 +1,11 @@
 """Sessions: models loaded on a device, and the ordered table of inference engines that load them.
 
-A session's lanes hold the arrays of passes in flight, so that with two of them the next tiles are cut while the engine
-computes; `TileLoop` drives them. `BACKENDS` is data: importing this package imports no engine. `open_session` loads a
-model with a named backend, or with the first usable one of the table::
+Each lane of a session holds the arrays of one pass in flight; with two lanes, `TileLoop` cuts the next tiles while the
+engine computes. `BACKENDS` is data: importing this package imports no engine. `open_session` loads a model with a named
+backend, or with the first usable one of the table::
 
     with open_session("model.onnx", "openvino") as session:
-        scores = session.run(tiles)  # (batch, C, h, w) -> what the model's head returns
+        scores = session.run(tiles)  # (batch, C, h, w) -> output of the model's head
 """
 
 import importlib
@@ -78,7 +78,7 @@ class Lane(ABC):
         """Wait for the pass and free the lane's resources; idempotent."""
 
     def restart_clock(self) -> None:  # noqa: B027 - only clocks of limited precision restart
-        """Reset the time from which `passed.begin` counts; affects all lanes made in the same call, none in flight."""
+        """Reset the origin of `passed.begin` for all lanes made by the same call, none of which may be in flight."""
 
     def run(self, batch: NDArray[Any]) -> NDArray[Any]:
         """Compute one batch and return `output`, which the next pass overwrites.
@@ -172,11 +172,11 @@ class Backend:
     automatic
         Whether `auto` may choose it.
     computes
-        Whether users may choose it.
+        Whether it runs the model, so that users may choose it.
     runs_engines
         Whether it runs TensorRT engine files.
     takes_options
-        Whether users may give it options.
+        Whether users may pass options to it.
     """
 
     name: str
@@ -188,7 +188,7 @@ class Backend:
     takes_options: bool = False
 
     def probe(self, device: int | None = None) -> str | None:
-        """Return None where the backend is usable, else one sentence that says why not and what helps.
+        """Return None if the backend is usable, else one sentence with the reason and a remedy.
 
         `device` is CUDA's index of the GPU, by default 0; backends on the CPU ignore it.
         """
@@ -253,10 +253,10 @@ def open_session(
     path
         An ONNX file that `unetrt export` wrote, or a TensorRT engine that `unetrt build` wrote.
     backend
-        A name from `BACKENDS`, or `auto`: the first usable backend, which is logged. A usable backend that refuses the
-        file is logged as a warning, and the next one is tried.
+        A name from `BACKENDS`, or `auto` for the first usable backend; the choice is logged. If a usable backend
+        refuses the file, `auto` logs a warning and tries the next one.
     device
-        CUDA's index of the GPU. None selects GPU 0, and lets `auto` fall back to the CPU.
+        CUDA device index. None selects GPU 0 and allows `auto` to fall back to the CPU.
     backend_options
         Options of a named backend, such as `{"prefer_nhwc": "1"}` for `onnxruntime-cuda`. They replace the options that
         the backend chooses by trial.
@@ -276,20 +276,19 @@ def open_session(
     """
     path = Path(path)
     if device is not None and (not isinstance(device, int) or device < 0):
-        raise OptionError(f"invalid device {device!r}: GPUs are counted 0, 1, 2 as CUDA does; omit it for the CPU")
+        raise OptionError(f"invalid device {device!r}: use the index of a CUDA device, from 0, or omit it for the CPU")
     _require_names(backend_options)
     if backend != AUTO:
         return _named(backend).open(path, device, backend_options)
     if backend_options:
         raise OptionError(
-            f"backend options ({', '.join(backend_options)}) need a named backend: give its name too, such as "
-            "onnxruntime-cuda"
+            f"backend options ({', '.join(backend_options)}) need a named backend: name one, such as onnxruntime-cuda"
         )
     return _opened_automatically(path, device)
 
 
 def engines() -> list[str]:
-    """Return what users may choose: `auto` and the names of the backends that compute."""
+    """Return the values accepted as `backend`: `auto` and the names of the backends that compute."""
     return [AUTO, *(candidate.name for candidate in BACKENDS if candidate.computes)]
 
 
@@ -306,7 +305,7 @@ def _opened_automatically(path: Path, device: int | None) -> Session:
     no_gpu = driver.why_not()
 
     def refusal(backend: Backend) -> str | None:
-        # Without CUDA no backend for a GPU is usable: none is imported to find that out.
+        # Without CUDA no GPU backend is usable, so they are rejected without being imported.
         if reason := (backend.gpu and no_gpu) or backend.probe(device):
             log.info("auto passes over %s: %s", backend.name, reason)
             return f"{backend.name}: {reason}"
@@ -314,7 +313,7 @@ def _opened_automatically(path: Path, device: int | None) -> Session:
             sessions.append(backend.open(path, device))
         except (BackendUnavailableError, CudaError, EngineError) as error:
             if engine:
-                raise  # no other backend could run it
+                raise  # no other backend runs engines
             log.warning("%s is usable but does not run %s: %s", backend.name, path, str(error))
             return f"{backend.name}: {error}"
         return None

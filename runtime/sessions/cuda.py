@@ -450,7 +450,7 @@ class LaneMemory:
         Raises
         ------
         OutOfMemoryError
-            The lanes do not fit even if they share it; the message gives the numbers.
+            The lanes do not fit even if they share it; the message states the sizes.
         """
         free, _ = device.memory()
         may_share = self.lanes > 1 and self.scratch > 0

@@ -1,9 +1,9 @@
 """Measured tiles: times the few best tiles of a plan on the backend that runs them, and keeps the times.
 
-Tiles take turns: a round opens one model after the other, in a new order, so that only one is in memory at a time and
-whatever slows the machine for a while affects all tiles alike. A round times passes on random input, as many in flight
-as there are lanes. What counts is the median of the rounds. Times hold for one `Setting`, and are kept in the user's
-cache, one JSON file a setting.
+A round opens the model of each tile in turn, in random order, so that only one is in memory at a time and a temporary
+slowdown of the machine affects all tiles equally. It times passes on random input, with one pass in flight per lane.
+The time of a tile is the median of the rounds. Times are valid for one `Setting`, and are kept in the user's cache, one
+JSON file per setting.
 """
 
 import time
@@ -59,7 +59,7 @@ class Setting:
     threads
         Logical cores that the process may use.
     precision
-        Of the graph's arithmetic.
+        Precision of the graph's arithmetic.
     batch
         Tiles in one pass.
     lanes
@@ -229,7 +229,7 @@ def chosen_backend(name: str = AUTO, device: int | None = None) -> Backend:
     OptionError
         There is no such backend.
     BackendUnavailableError
-        It is not usable here, or for `auto` none is; the message says why.
+        The backend, or for `auto` every backend, is not usable here; the message says why.
     """
     eligible = [one for one in BACKENDS if one.computes and (one.gpu or device is None or name != AUTO)]
     named = [one for one in eligible if (one.automatic if name == AUTO else one.name == name)]

@@ -1,7 +1,7 @@
 """ONNX Runtime on a GPU, with its CUDA execution provider.
 
 A graph computes entirely on the GPU, or is refused: ONNX Runtime's silent fallbacks to the CPU are disabled. Each lane
-has an InferenceSession of its own, as the stream is an option of the session. The provider's options are chosen by
+has a separate InferenceSession, because the stream is an option of the session. The provider's options are chosen by
 `onnxruntime_options`; the libraries of CUDA and cuDNN are loaded by `onnxruntime_libraries`.
 """
 

@@ -1,12 +1,12 @@
 """Options of ONNX Runtime's CUDA provider: chosen once for each model and GPU, by trial.
 
 The fastest layout of activations, and whether fused convolutions help, depend on GPU, cuDNN and network. So each set of
-`SETS` computes the same structured tile `PASSES` times; the fastest median wins. A set is passed over where its answer
-differs from that of the first set by more than `TOLERANCES`, where it fails, or where this ONNX Runtime does not know
-it. The choice is a JSON file in the user's cache, under a hash of all that it depends on. It also records the device
-memory of a warm lane.
+`SETS` computes the same structured tile `PASSES` times; the fastest median wins. A set is skipped if its output differs
+from that of the first set by more than `TOLERANCES`, if it fails, or if the installed ONNX Runtime does not support it.
+The choice is a JSON file in the user's cache, named by a hash of everything that it depends on. It also records the
+device memory of a warm lane.
 
-Options that the user gives are added to the first set and used as they are, without comparison.
+Options that the user passes are added to the first set and used as they are, without comparison.
 """
 
 import logging
@@ -41,7 +41,7 @@ log = logging.getLogger("unetrt")
 Options = Mapping[str, str]
 Array = NDArray[Any]
 
-# Options that users may give: those of ONNX Runtime 1.31 (cuda_execution_provider_info.cc) except device, stream and
+# Options that users may set: those of ONNX Runtime 1.31 (cuda_execution_provider_info.cc) except device, stream and
 # allocator, which the lane sets.
 KNOWN = (
     "arena_extend_strategy", "cudnn_conv1d_pad_to_nc1d", "cudnn_conv_algo_search", "cudnn_conv_use_max_workspace",
@@ -75,7 +75,7 @@ PASSES = 10
 DEATHS = 2
 # Bytes by which a lane's arena may at least grow beyond its measured size.
 MARGIN = 64 * 2**20
-# Part of every key: increased when the same conditions no longer give the same choice.
+# Part of every key: increased when the same conditions no longer lead to the same choice.
 METHOD = 1
 SCHEMA = 1
 
@@ -290,7 +290,7 @@ class Trials:
         self._conditions = Conditions.here(path, spec, device, given)
 
     def kept(self) -> Choice | None:
-        """Return the choice of earlier trials; None where there is none, or it is damaged."""
+        """Return the choice of earlier trials; None if it does not exist or is damaged."""
         path = self._conditions.path
         try:
             choice = Choice.load(path)
@@ -459,7 +459,7 @@ def _probabilities(spec: ModelSpec, scores: NDArray[np.float32]) -> NDArray[np.f
 def shows_classes(spec: ModelSpec, answer: Array) -> bool:
     """Return whether an answer can serve as the reference: finite scores, or labels of at least two classes.
 
-    Labels of a single class are also what NaN scores give.
+    NaN scores also result in labels of a single class.
     """
     return len(np.unique(answer)) > 1 if spec.head == "labels" else bool(np.isfinite(answer.sum()))
 

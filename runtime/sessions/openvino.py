@@ -48,8 +48,8 @@ def open_session(path: Path) -> "OpenVinoSession":
 class OpenVinoSession(WorkerSession):
     """A model in OpenVINO's CPU plugin.
 
-    It computes in float32, whatever OpenVINO prefers: a float32 file was not verified in a lower precision. A bfloat16
-    file was, and is computed in bfloat16 where processor and oneDNN support it, else in float32.
+    A float32 file is computed in float32, overriding OpenVINO's default, because it was not verified in a lower
+    precision. A bfloat16 file is computed in bfloat16 if processor and oneDNN support it, else in float32.
 
     Parameters
     ----------

@@ -94,7 +94,7 @@ def test_a_tiff_reports_the_first_lost_frame_and_ends_at_once(tmp_path, full_dis
             writer.close()
     assert time.monotonic() - begin < 10
     assert [number for number, _ in lost] == [3, 4]
-    assert all("l.ome.tiff takes no more labels: is the disk full?" in said for _, said in lost)
+    assert all("l.ome.tiff cannot be extended, its writer has stopped: is the disk full?" in said for _, said in lost)
     assert [row["outcome"] for row in rows_of(tmp_path / "l.csv")] == ["done"] * 3 + ["failed"] * 2
 
 
@@ -118,7 +118,7 @@ def test_a_disk_that_stalls_is_given_up_and_taken_again_and_no_frame_is_shifted(
         writer.result(result_with(image, 0))
         begin = time.monotonic()
         for number in (1, 2, 3):
-            with pytest.raises(OutputError, match="took no labels for 0 s: is the disk still connected"):
+            with pytest.raises(OutputError, match="has not grown for 0 s: is the disk still connected"):
                 writer.result(result_with(image + number, number))
         assert time.monotonic() - begin < 1, "who gave up once does not wait for each frame"
         time.sleep(2)

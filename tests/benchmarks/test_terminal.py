@@ -92,7 +92,7 @@ def test_a_speedup_that_may_be_none_is_not_told_as_one():
     ("what", "doubt"),
     [
         (result([contender("usual", "usual", 6.0), contender("a", "unetrt", 5.0, ours=True)]), None),
-        (result(), "gives 0.11 % of the pixels another class"),
+        (result(), "assigns 0.11 % of the pixels another class"),
         (result([contender("b", "by hand", 1.0), contender("a", "x", 5.0, ours=True)]), "by hand is faster still"),
         (result(rounds=1), "One round gives no interval: 6 give one of 95 %"),
         (result(rounds=3), "3 rounds are few: their range covers the true median in 75 % of cases"),

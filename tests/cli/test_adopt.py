@@ -28,7 +28,7 @@ def test_it_prints_what_it_measured_and_the_next_command_works(place, capsys):
     radius = CASES["fcn"].radius
     assert measured == f"measured: an output pixel depends on pixels up to {radius} px away; the grid is 4 px"
     assert re.fullmatch(
-        r"tiles against one pass over a larger image: max difference \d.* of the answer's range", compared
+        r"tiles against one pass over a larger image: max difference \d.* of the output's range", compared
     )
     assert remark == "remark: halo 20 is larger than needed: --halo 12 is exact too, and faster"
     normalisation = read_spec("m.onnx").normalisation

@@ -68,7 +68,7 @@ def test_cut_short(built):
     rewrite(built, built.read_bytes()[: built.stat().st_size // 2])
     said = refused(built)
     assert "cannot load" in said
-    assert "it gives no reason" not in said
+    assert "it states no reason" not in said
 
 
 def test_damaged_after_it_was_written(built):

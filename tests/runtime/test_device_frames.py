@@ -157,7 +157,7 @@ def test_scores_that_are_not_finite_are_seen_where_they_can_be(precision):
         if precision == "fp32":
             segmenter.segment(OnFakeGpu(image), out=OnFakeGpu(out))
             return
-        with pytest.raises(InferenceError, match="the network gives NaN or infinity"):
+        with pytest.raises(InferenceError, match="the network's output holds NaN or infinity"):
             segmenter.segment(OnFakeGpu(image), out=OnFakeGpu(out))
         segmenter.segment(OnFakeGpu(image // 200), out=OnFakeGpu(out))
 

@@ -296,7 +296,7 @@ REFUSED = [
         "onnxruntime has no backend options: omit prefer_nhwc, or use onnx.*-cuda",
     ),
     ("openvino", {"a": 1, "b": 2}, "openvino has no backend options: omit a, b, or use"),
-    ("auto", {"prefer_nhwc": 1}, r"backend options \(prefer_nhwc\) need a named backend: give its name too"),
+    ("auto", {"prefer_nhwc": 1}, r"backend options \(prefer_nhwc\) need a named backend: name one"),
 ]
 
 

@@ -96,5 +96,5 @@ def test_stacks_progress_and_probabilities_as_head():
 
 def test_a_head_of_labels_has_nothing_to_average():
     session = CropSession(small_spec(normalisation=AS_IT_IS, head="labels"))
-    with pytest.raises(OptionError, match="gives labels only: export it with --head logits"):
+    with pytest.raises(OptionError, match="outputs labels only: export it with --head logits"):
         Segmenter(session).segment(np.zeros((9, 9)), tta=True)

@@ -58,7 +58,7 @@ def test_schedules(schedule, at):
 def test_options_of_recipe_and_augmentation_are_set_by_name():
     recipe = Recipe().with_options(zoom=1.5, base=8, rate=None)
     assert (recipe.augmentation.zoom, recipe.base, recipe.rate) == (1.5, 8, 1e-3)
-    with pytest.raises(OptionError, match=r"zoom 0.5 does not work: use 1 or more"):
+    with pytest.raises(OptionError, match=r"invalid zoom 0.5: use 1 or more"):
         Recipe().with_options(zoom=0.5)
     assert from_json(to_json(recipe), Recipe, "recipe") == recipe
 

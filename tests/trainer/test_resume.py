@@ -49,7 +49,7 @@ def test_a_continued_run_is_the_uninterrupted_one_bit_for_bit(drawn_folder, tmp_
         if stop > 4:
             run.restore(load(tmp_path / "parts" / LAST))
         if stop < 10:
-            with pytest.raises(TrainingStoppedError, match=f"stopped after step {stop}, all of it saved"):
+            with pytest.raises(TrainingStoppedError, match=f"stopped after step {stop}; its state is saved"):
                 run.run(budget, should_stop=stopping_after(run, stop))
         else:
             run.run(budget)
@@ -69,10 +69,10 @@ def test_other_data_are_refused(drawn_folder, tmp_path):
     run = training(drawn_folder, tmp_path)
     train, validation = read_dataset(drawn_folder).split(0.5, seed=0)
     other = Training(train, validation, MODERN, TrainingRun(tmp_path))
-    with pytest.raises(DatasetError, match="images or labels are not those that the run began with"):
+    with pytest.raises(DatasetError, match="images or labels differ from those that the run began with"):
         other.restore(load(tmp_path / LAST))
     run.restore(load(tmp_path / LAST))
-    with pytest.raises(OptionError, match="has done its 2 steps: give it more"):
+    with pytest.raises(OptionError, match=r"spent its budget \(2 steps done\): extend it"):
         run.run(TrainingBudget(steps=2))
 
 
@@ -95,7 +95,7 @@ def test_what_cannot_be_continued(drawn_folder, tmp_path):
     without = {name: array for name, array in last.state.items() if name != "net.classify.bias"}
     with pytest.raises(ModelFileError, match="holds another network"):
         training(drawn_folder, tmp_path).restore(replace(last, state=without))
-    with pytest.raises(ModelFileError, match="does not say how to continue"):
+    with pytest.raises(ModelFileError, match="holds no state to resume from"):
         training(drawn_folder, tmp_path).restore(load(tmp_path / "best.safetensors"))
     for part, message in (
         (
@@ -107,7 +107,9 @@ def test_what_cannot_be_continued(drawn_folder, tmp_path):
     ):
         with pytest.raises(ModelFileError, match=message):
             training(drawn_folder, tmp_path).restore(replace(last, **part))
-    with pytest.raises(ModelFileError, match="does not say where its images are: unetrt train DATA --resume"):
+    with pytest.raises(
+        ModelFileError, match="does not store the path of its images: add it, unetrt train DATA --resume"
+    ):
         TrainingJob.resumed(tmp_path, None, {})
     assert TrainingJob.resumed(tmp_path, None, {"data": drawn_folder}).source == DataSource(drawn_folder)
 
@@ -153,7 +155,7 @@ def test_a_signal_saves_and_resume_goes_on(drawn_folder, tmp_path, capsys, numbe
     assert process.returncode == 130
     assert said.strip().splitlines()[-1].startswith("stopped after step ")
     steps = load(folder / LAST).training["steps"]
-    assert f"stopped after step {steps}, all of it saved" in said
+    assert f"stopped after step {steps}; its state is saved" in said
     assert main(["train", "--resume", str(folder), "--steps", str(steps + 3), "--no-export"]) == 0
     assert f"continuing after step {steps}" in capsys.readouterr().out
     assert load(folder / LAST).training["steps"] == steps + 3

@@ -59,7 +59,7 @@ class Demo:
     steps
         Length of the training.
     seed
-        Of drawings and training.
+        Seed of the drawings and of the training.
     """
 
     def __init__(self, out: Path, steps: int, seed: int) -> None:

@@ -21,7 +21,7 @@ class PlannedNetwork:
     shape
         Its depth, base, channels and classes.
     precision
-        Of its arithmetic, unless the user names another.
+        Precision of its arithmetic, unless the user chooses another.
     model
         Its model file, if it is one whose tile can be changed.
     checkpoint

@@ -73,7 +73,7 @@ def _names(_context: click.Context, _option: click.Parameter, value: str) -> tup
     "--head",
     type=click.Choice(HEADS),
     required=True,
-    help="Output of the network; labels of a network that gives scores are its best classes.",
+    help="Output of the model; for labels, a network that outputs scores gets an argmax.",
 )
 @click.option(
     "--border",
@@ -100,7 +100,7 @@ def command(foreign: Path, out: Path, **choices: Any) -> None:
     """Turn FOREIGN, an ONNX file of another toolkit, into a model file with a fixed tile.
 
     The network's receptive field and grid are measured. A halo that is too small is refused, and so is a network that
-    looks at the whole image. The file is written only if its tiles give the same as one pass over a larger image.
+    depends on the whole image. The file is written only if its tiles equal one pass over a larger image.
     """
     from unetrt.export.adoption import Choices, adopt
 
@@ -120,7 +120,7 @@ def _report(adoption: "Adoption", out: Path) -> None:
     click.echo(
         f"measured: an output pixel depends on pixels up to {field.radius} px away; the grid {grid} {field.grid} px"
     )
-    click.echo(f"tiles against {adoption.reference}: max difference {adoption.difference:.1e} of the answer's range")
+    click.echo(f"tiles against {adoption.reference}: max difference {adoption.difference:.1e} of the output's range")
     for remark in adoption.remarks:
         click.echo(f"remark: {remark}")
     click.echo(f"next: unetrt predict {out} IMAGES -o DIR")

@@ -6,7 +6,7 @@ import click
 
 from unetrt.runtime.files.atomic import require_writable
 
-# A number of steps gives the same network on every machine; a number of minutes would not.
+# A number of steps produces the same network on every machine; a number of minutes would not.
 STEPS = 1000
 
 

@@ -118,7 +118,7 @@ class BrowserView(Closable):
         self._finalizer = weakref.finalize(self, _end, feed, thread, encoder)
 
     def show(self) -> bool:
-        """Open the page in the default browser; return False if there is none with a window. Never raises or waits."""
+        """Open the page in the default browser; return False if no graphical browser exists. Never raises or waits."""
         try:
             browser = webbrowser.get()
             # A text browser takes over the terminal and blocks until the user quits it.
@@ -282,7 +282,7 @@ class App:
             if self._feed.newest_number > int(after) and self._is_due():
                 try:
                     await self._encode()
-                except Exception as error:  # noqa: BLE001 - whatever is wrong with a frame, the page shows it
+                except Exception as error:  # noqa: BLE001 - any error of a frame is shown on the page
                     return PlainTextResponse(
                         f"this frame cannot be shown: {one_line(error, kind=True)}", 500, headers=HEADERS
                     )
@@ -350,7 +350,7 @@ def _listen(port: int) -> socket.socket:
 def _server(feed: Feed, encoder: ThreadPoolExecutor) -> "Server":
     from uvicorn import Config, Server
 
-    # Logging is left to the host program; fixed components, whatever else is installed.
+    # Logging is left to the host program; fixed components, regardless of which others are installed.
     return Server(
         Config(
             App(feed, encoder).starlette(),

@@ -66,7 +66,7 @@ def encoded(result: LiveResult) -> bytes:
 
 def label_codes(labels: NDArray[Any]) -> NDArray[np.uint8]:
     """Return the colour codes of labels (H, W), uint8 (H, W): see `encoded`."""
-    # The number of colours divides 256, so that the low byte of a label gives its colour.
+    # The number of colours divides 256, so that the low byte of a label determines its colour.
     codes = labels.astype(np.uint8) % len(COLOURS) + np.uint8(1)
     codes *= labels > 0
     codes += outlines(labels) * np.uint8(len(COLOURS))

@@ -62,7 +62,7 @@ class ImageChoice(QComboBox):
         self.refresh()
 
     def layer(self) -> Any:
-        """Return the chosen layer; None if there is none."""
+        """Return the chosen layer; None if no layer is chosen."""
         return self.currentData()
 
     def refresh(self, event: Any = None) -> None:  # noqa: ARG002

@@ -119,7 +119,7 @@ BOTH = "mask = Concat<axis = 1>(image, image)"
 SPOILT = {
     "two inputs": (
         {"body": "mask = Concat<axis = 1>(image, b)", "given": f"{IMAGE}, float[n, 1, h, w] b"}, {},
-        ModelFileError, r"has 2 inputs \(image, b\): export it with one image in",
+        ModelFileError, r"has 2 inputs \(image, b\): export it with one image as input",
     ),
     "two outputs": (
         {"body": f"{BOTH} deep = Relu(mask)", "answer": f"{MASK}, float[n, 2, h, w] deep"}, {},
@@ -151,11 +151,11 @@ SPOILT = {
     "half the size": (
         {"body": f"x = MaxPool<kernel_shape = [2, 2], strides = [2, 2]>(image) {BOTH.replace('image', 'x')}",
          "answer": "float[n, 2, a, b] mask"}, {},
-        ModelFileError, "gives 64x64 px for 128x128 px: the output must be as large as the input",
+        ModelFileError, "outputs 64x64 px for 128x128 px: the output must be as large as the input",
     ),
     "an odd margin": (
         {"body": f"x = MaxPool<kernel_shape = [2, 2]>(image) {BOTH.replace('image', 'x')}",
-         "answer": "float[n, 2, a, b] mask"}, {}, ModelFileError, "gives 63x63 px for 64x64 px",
+         "answer": "float[n, 2, a, b] mask"}, {}, ModelFileError, "outputs 63x63 px for 64x64 px",
     ),
     "three classes for two": (
         {"body": BOTH}, {"classes": ("a", "b", "c")},
@@ -210,7 +210,7 @@ SPOILT = {
     ),
     "a core that shows nothing": (
         {"body": f"x = Add(image, p) {TWICE}", "p": np.zeros((1, 1, 64, 64), np.float32)}, {"grid": 16, "halo": 24},
-        TileError, "leaves nothing to compare tiles on that lie 16 px apart",
+        TileError, "is too small: cores of tiles 16 px apart do not overlap",
     ),
     "one size and a grid that is too large": (
         {"body": f"x = Add(image, p) {TWICE}", "p": np.zeros((1, 1, 64, 64), np.float32)}, {"grid": 64},
@@ -300,7 +300,7 @@ class Drifting(nn.Module):
 @pytest.mark.parametrize("share", [0.003, 0.1])
 def test_a_constant_as_large_as_the_tile_is_seen_however_small_the_answers_are(tmp_path, share):
     path = save(Drifting(share).eval(), tmp_path / "net.onnx", open_axes=False)
-    with pytest.raises(ParityError, match="tiles differ by .* of the answer's range"):
+    with pytest.raises(ParityError, match="tiles differ by .* of the output's range"):
         adopt(path, tmp_path / "model.onnx", choices(grid=1))
     assert [left.name for left in tmp_path.iterdir()] == ["net.onnx"]
 
@@ -372,5 +372,5 @@ def test_what_is_easily_overlooked_is_refused(tmp_path, name):
 def test_an_answer_that_lies_beside_its_place_is_refused(tmp_path):
     body = "x = Conv<kernel_shape = [3, 5], pads = [0, 2, 0, 0]>(image, w) mask = Concat<axis = 1>(x, x)"
     path = write(tmp_path / "net.onnx", body, opset=18, w=np.ones((1, 1, 3, 5), np.float32))
-    with pytest.raises(ModelFileError, match="loses 2 px, and not the same at both ends: its answer lies -?1 px off"):
+    with pytest.raises(ModelFileError, match="crops 2 px unevenly at both ends of an axis: its output lies -?1 px off"):
         adopt(path, tmp_path / "model.onnx", choices())

@@ -117,7 +117,7 @@ def options_of(command):
 )
 def test_where_there_is_no_gpu_nothing_is_to_be_rebuilt(facts, gpu):
     sidecar = Sidecar(facts, SPEC, SOURCE, "", 0)
-    with pytest.raises(EngineError, match=f"^model.engine needs a GPU \\({gpu}\\), and none is seen here: "):
+    with pytest.raises(EngineError, match=f"^model.engine needs a GPU \\({gpu}\\), and no GPU was found: "):
         require_fit(Path("model.engine"), sidecar, NONE, facts.version)
 
 

@@ -108,8 +108,8 @@ def test_without_cuda_the_management_library_counts(install, monkeypatch):
 @pytest.mark.parametrize(
     ("reason", "said"),
     [
-        ("no NVIDIA driver is installed", "none is seen here: no NVIDIA driver is installed"),
-        (None, "none is seen here: CUDA has no device of that index"),
+        ("no NVIDIA driver is installed", "no GPU was found: no NVIDIA driver is installed"),
+        (None, "no GPU was found: CUDA has no device of that index"),
     ],
 )
 def test_why_there_is_no_gpu_is_what_cuda_says(monkeypatch, reason, said):

@@ -99,5 +99,5 @@ def test_threads_that_collect_hear_only_their_own(tell):
 
 
 def test_a_line_is_short():
-    assert first_error([]) == "it gives no reason"
+    assert first_error([]) == "it states no reason"
     assert len(first_error(["word " * 500])) <= 240
