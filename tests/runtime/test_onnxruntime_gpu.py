@@ -15,11 +15,10 @@ from unetrt.runtime.errors import (
     OptionError,
     OutOfMemoryError,
 )
-from unetrt.runtime.geometry.measured import chosen_backend
 from unetrt.runtime.model.onnx_file import read_spec
 from unetrt.runtime.model.spec import KEY
 from unetrt.runtime.segment.segmenter import Segmenter
-from unetrt.runtime.sessions import onnxruntime_gpu, open_session
+from unetrt.runtime.sessions import chosen_backend, onnxruntime_gpu, open_session
 from unetrt.trainer.drawn_cells import draw
 
 CUDA = "onnxruntime-cuda"

@@ -111,9 +111,10 @@ def _measure(network: "PlannedNetwork", options: PlanOptions, budget: "Budget", 
     from rich.console import Console
     from rich.progress import Progress
 
-    from unetrt.runtime.geometry.measured import Setting, chosen_backend, keep, measure, within_free_memory
+    from unetrt.runtime.geometry.measured import Setting, keep, measure, within_free_memory
     from unetrt.runtime.geometry.planner import candidates, worth_timing
     from unetrt.runtime.machine import format_bytes
+    from unetrt.runtime.sessions import chosen_backend
 
     backend = chosen_backend(options.backend, options.device)
     setting = Setting.here(backend, network.shape, precision, budget, options.device)
@@ -139,8 +140,8 @@ def _measure(network: "PlannedNetwork", options: PlanOptions, budget: "Budget", 
 
 def _kept(network: "PlannedNetwork", options: PlanOptions, budget: "Budget", precision: str) -> "Timed":
     """Use the times that earlier runs with --measure have kept of such a network."""
-    from unetrt.runtime.geometry.measured import Setting, chosen_backend, folder, kept
-    from unetrt.runtime.sessions import AUTO
+    from unetrt.runtime.geometry.measured import Setting, folder, kept
+    from unetrt.runtime.sessions import AUTO, chosen_backend
 
     automatic = options.backend == AUTO
     if automatic and not any(folder().glob("*.json")):  # engines take long to import
