@@ -23,7 +23,6 @@ from numpy.typing import NDArray
 
 from unetrt.benchmarks import processes
 from unetrt.benchmarks.result import SEGMENT
-from unetrt.runtime.geometry.plan import TilePlan
 from unetrt.runtime.geometry.unet_shape import UNetShape
 from unetrt.runtime.model.spec import ModelSpec, Precision
 from unetrt.runtime.sessions import BACKENDS
@@ -248,7 +247,7 @@ class Ready:
 
 def planned(shape: UNetShape, spec: ModelSpec, frame: tuple[int, int], engine: str = "") -> About:
     """Return the description of a contender that uses a model's tiles, for a frame (H, W)."""
-    tiles = len(TilePlan(frame, spec.tile, spec.geometry, spec.border))
+    tiles = len(spec.plan(frame))
     return About(spec.tile, tiles, 2 * tiles * shape.macs(*spec.tile), frame, "all labels", engine)
 
 

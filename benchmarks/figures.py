@@ -15,6 +15,8 @@ from typing import Any, NamedTuple, Self
 
 import numpy as np
 
+from unetrt.runtime.machine import format_bytes
+
 # Confidence that an interval should have, and the rounds that it takes (1 - 2 / 2^6 = 0.97).
 CONFIDENCE, ROUNDS_NEEDED = 0.95, 6
 # Percentile -> runs needed: with fewer, no run is expected beyond the percentile, which would be the maximum itself.
@@ -147,10 +149,8 @@ def pixels(share: float) -> str:
 
 
 def memory(size: int | None) -> str:
-    """Return bytes in MiB or GiB; an empty text where unknown."""
-    if size is None:
-        return ""
-    return f"{digits(size / 2**30)} GiB" if size >= 2**30 else f"{size / 2**20:.0f} MiB"
+    """Return bytes as text; an empty text where unknown."""
+    return "" if size is None else format_bytes(size)
 
 
 def rate(value: float, unit: str) -> str:

@@ -8,7 +8,7 @@ runs. Exported models and compiled networks are shared between cases of one tile
 import gc
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property, partial
 from pathlib import Path
@@ -262,7 +262,7 @@ class GoalsBench:
         frame = drawn_frame(case.size, 1)
         session, refused = first_session(self.model(case), self.backends)
         with session:
-            ours = [Ours(session, stack_of(frame, case.frames), lanes) for lanes in case.lanes]
+            ours = [Ours(session, shifted_stack(frame, case.frames), lanes) for lanes in case.lanes]
             left_out: dict[str, str] = {}
             wrong = self._checked(ours, frame, left_out)
             figures = self._in_rounds(ours, left_out)
@@ -426,7 +426,7 @@ def require_right(name: str, labels: NDArray[Any], truth: NDArray[Any]) -> float
     return wrong
 
 
-def stack_of(frame: NDArray[Any], count: int) -> NDArray[Any]:
+def shifted_stack(frame: NDArray[Any], count: int) -> NDArray[Any]:
     """Return a stack (count, H, W) of a frame (H, W) shifted sideways, so that no two are the same."""
     return np.stack([np.roll(frame, 37 * number, axis=1) for number in range(count)])
 
@@ -434,10 +434,7 @@ def stack_of(frame: NDArray[Any], count: int) -> NDArray[Any]:
 def _proven(session: Session) -> Session:
     """Return a session that has computed a pass; close one that does not."""
     try:
-        (lane,) = session.lanes(1)
-        with closing(lane):
-            lane.launch()
-            lane.wait()
+        session.run(session.spec.new_input())
     except BaseException:
         session.close()
         raise

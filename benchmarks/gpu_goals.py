@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from unetrt.benchmarks.figures import Figure
-from unetrt.runtime.geometry.plan import TilePlan
 from unetrt.runtime.geometry.unet_shape import UNetShape
 from unetrt.runtime.model.spec import ModelSpec
 
@@ -96,7 +95,7 @@ def frame_flops(spec: ModelSpec, shape: UNetShape, frame: tuple[int, int]) -> in
 
     A multiply-accumulate counts as two. Padding of the last batch does not count: batches span frames.
     """
-    return 2 * shape.macs(*spec.tile) * len(TilePlan(frame, spec.tile, spec.geometry, spec.border))
+    return 2 * shape.macs(*spec.tile) * len(spec.plan(frame))
 
 
 def useful_flops(shape: UNetShape, frame: tuple[int, int]) -> float:

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from unetrt.export.exporter import Options, spec_for
 from unetrt.export.graph import build_graph
 from unetrt.runtime.geometry.unet_shape import UNetShape
+from unetrt.runtime.pixels.frames import as_image
 from unetrt.trainer.checkpoint import Checkpoint, untrained_checkpoint
 from unetrt.trainer.drawn_cells import draw
 from unetrt.trainer.validation import whole_frame_scores
@@ -21,8 +22,7 @@ PROBED, LAST_BIAS = (256, 256), "classify.bias"
 
 def drawn_frame(size: tuple[int, int], channels: int) -> NDArray[Any]:
     """Return a drawn frame, (H, W) or (C, H, W), uint16."""
-    planes = [draw(size, seed=1 + channel).frame for channel in range(channels)]
-    return planes[0] if channels == 1 else np.stack(planes)
+    return as_image(np.stack([draw(size, seed=1 + channel).frame for channel in range(channels)]))
 
 
 def untrained(base: int, depth: int, seed: int = 0) -> Checkpoint:

@@ -11,7 +11,6 @@ from numpy.typing import NDArray
 from unetrt.benchmarks.contenders import BenchJob, Contender, Ready, planned
 from unetrt.benchmarks.result import PREDICT, SEGMENT, SESSION
 from unetrt.runtime.files.images import Output, predict_file, read_frames, write_labels
-from unetrt.runtime.geometry.plan import TilePlan
 from unetrt.runtime.segment.segmenter import LANES, Segmentation, Segmenter
 from unetrt.runtime.sessions import Lane, Session
 
@@ -55,8 +54,7 @@ def passes(session: Session, size: tuple[int, int]) -> Callable[[], None]:
     lanes = session.lanes(LANES)
     for lane in lanes:
         lane.input[...] = np.random.default_rng(0).random(lane.input.shape, np.float32)
-    plan = TilePlan(size, session.spec.tile, session.spec.geometry, session.spec.border)
-    count = len(list(plan.batches(session.spec.batch)))
+    count = len(list(session.spec.plan(size).batches(session.spec.batch)))
 
     def run() -> None:
         in_flight: deque[Lane] = deque()

@@ -19,10 +19,10 @@ from unetrt.benchmarks.contenders import USUAL_TILE, About, BenchJob, Contender,
 from unetrt.benchmarks.limits import timed
 from unetrt.benchmarks.result import SEGMENT
 from unetrt.runtime.errors import ParityError
-from unetrt.runtime.geometry.plan import TilePlan
 from unetrt.runtime.geometry.unet_shape import UNetShape
 from unetrt.runtime.model.onnx_file import read_spec
 from unetrt.runtime.model.spec import ModelSpec
+from unetrt.runtime.pixels.frames import as_frame
 from unetrt.runtime.pixels.normalisation import Normalisation
 from unetrt.trainer.checkpoint import load
 from unetrt.trainer.unet import UNet
@@ -77,7 +77,7 @@ class UsualLoop:
     @torch.inference_mode()
     def __call__(self, image: NDArray[Any]) -> NDArray[np.uint8]:
         """Return the class of each pixel of a raw frame (H, W) or (C, H, W), as (H, W) uint8."""
-        frame = image if image.ndim == 3 else image[None]
+        frame = as_frame(image, self._net.shape.channels)
         height, width = frame.shape[-2:]
         core = USUAL_TILE - 2 * self._halo
         rows, columns = -(-height // core), -(-width // core)
@@ -137,11 +137,11 @@ class PlannedTiles:
     @torch.inference_mode()
     def __call__(self, image: NDArray[Any]) -> NDArray[np.uint8]:
         """Return the class of each pixel of a raw frame (H, W) or (C, H, W), as (H, W) uint8."""
-        spec, frame = self._spec, image if image.ndim == 3 else image[None]
+        spec, frame = self._spec, as_frame(image, self._spec.channels)
         height, width = frame.shape[-2:]
         labels = np.empty((height, width), np.uint8)
         affine = spec.normalisation.measure(frame)
-        for tile in TilePlan((height, width), spec.tile, spec.geometry, spec.border):
+        for tile in spec.plan((height, width)):
             cut = self._staged.numpy()
             tile.cut(frame, cut[0])
             affine.apply(cut[0])
@@ -174,7 +174,7 @@ def sliding_window(job: BenchJob, _: Contender) -> Ready:
     from monai.inferers.utils import sliding_window_inference
 
     checkpoint, frame = load(job.checkpoint), job.read_frame()
-    planes = frame if frame.ndim == 3 else frame[None]
+    planes = as_frame(frame, checkpoint.shape.channels)
     twin = padded(checkpoint.network().to(job.torch_device))
     with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
         require_twin(checkpoint.network().to(job.torch_device), twin)

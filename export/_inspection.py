@@ -19,7 +19,6 @@ from torch import nn
 
 from unetrt.export.graph import OPSET
 from unetrt.export.onnx_model import axes_of, copy_of, inferred
-from unetrt.runtime.geometry.plan import TilePlan
 from unetrt.runtime.model.spec import INPUT, OUTPUT, ModelSpec, Precision
 
 Array = NDArray[Any]
@@ -52,8 +51,7 @@ def tile_batches(spec: ModelSpec, frames: Iterable[Array]) -> Iterator[Array]:
     """
     for frame in frames:
         affine = spec.normalisation.measure(frame)
-        plan = TilePlan((frame.shape[-2], frame.shape[-1]), spec.tile, spec.geometry, spec.border)
-        for tiles in plan.batches(spec.batch):
+        for tiles in spec.plan(frame.shape[-2:]).batches(spec.batch):
             batch = spec.new_input()
             for slot, tile in enumerate(tiles):
                 tile.cut(frame, batch[slot])

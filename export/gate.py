@@ -26,6 +26,7 @@ from unetrt.export.onnx_model import describe
 from unetrt.runtime.errors import OptionError, ParityError
 from unetrt.runtime.model.onnx_file import read_spec
 from unetrt.runtime.model.spec import ModelSpec, Precision
+from unetrt.runtime.pixels.frames import as_image
 from unetrt.runtime.pixels.scores import best_class, softmax
 from unetrt.runtime.segment.segmenter import Segmenter
 from unetrt.runtime.sessions import Session, open_session
@@ -259,17 +260,12 @@ def compare(reference: Session, exported: Session, frames: Sequence[Array]) -> P
 
 def _probabilities(truth: Segmenter, candidate: Segmenter, frame: Array) -> tuple[Array, Array]:
     """Return the probabilities of both, (classes, H, W) float32; NaN where the candidate is not finite."""
-    image = _as_image(frame)
+    image = as_image(frame)
     expected, given = softmax(truth.scores(image)), candidate.scores(image)
     given[~np.isfinite(given)] = np.nan
     if candidate.spec.head == "logits":
         softmax(given)
     return expected, given
-
-
-def _as_image(frame: Array) -> Array:
-    """Return a frame (C, H, W) as a segmenter takes it: (H, W) for one channel."""
-    return frame if len(frame) > 1 else frame[0]
 
 
 def _worst_iou(truth: Array, answer: Array) -> float:
@@ -302,7 +298,7 @@ def _require_same_labels(scores: Session, path: Path, frames: Sequence[Array], m
         Share of the pixels that may differ.
     """
     with open_session(path, BACKEND) as labels, Segmenter(scores) as expected, Segmenter(labels) as given:
-        images = [_as_image(frame) for frame in frames]
+        images = [as_image(frame) for frame in frames]
         differ = [expected.segment(image).labels != given.segment(image).labels for image in images]
     share = np.concatenate([pixels.ravel() for pixels in differ]).mean()
     if share > most:

@@ -15,11 +15,10 @@ from typing import Any
 import edt
 import numpy as np
 from numpy.typing import NDArray
-from platformdirs import user_cache_path
 from scipy import ndimage
 
 from unetrt.runtime.errors import OutputError
-from unetrt.runtime.files.atomic import whole_file
+from unetrt.runtime.files.atomic import cache_folder, whole_file
 
 Array = NDArray[Any]
 Labels = NDArray[np.int32]
@@ -134,7 +133,7 @@ def cached_separation_weights(
     folder
         Folder of the cache; default: `unetrt/weight-maps` in the user's cache folder.
     """
-    folder = folder or _cache_folder()
+    folder = folder or cache_folder("weight-maps")
     path = folder / f"{_key(objects, w0, sigma)}.npy"
     weights = _cached(path, objects.shape)
     if weights is None:
@@ -146,17 +145,13 @@ def cached_separation_weights(
 
 def prune_cache(folder: Path | None = None, limit: int = CACHE_LIMIT) -> None:
     """Delete the least recently used separation weights until the cache holds at most `limit` bytes."""
-    folder = folder or _cache_folder()
+    folder = folder or cache_folder("weight-maps")
     kept = 0
     with suppress(OSError):
         for path in sorted(folder.glob("*.npy"), key=lambda path: path.stat().st_mtime, reverse=True):
             kept += path.stat().st_size
             if kept > limit:
                 path.unlink()
-
-
-def _cache_folder() -> Path:
-    return user_cache_path("unetrt", appauthor=False) / "weight-maps"
 
 
 def _key(objects: Labels, w0: float, sigma: float) -> str:

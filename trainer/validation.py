@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from unetrt.runtime.files.atomic import whole_file
 from unetrt.runtime.geometry.planner import GIB, Budget, best_tile
 from unetrt.runtime.model.spec import ModelSpec
+from unetrt.runtime.pixels.frames import as_image
 from unetrt.runtime.pixels.instances import instances, overlay
 from unetrt.runtime.pixels.normalisation import Normalisation
 from unetrt.runtime.segment.segmenter import Segmenter
@@ -149,8 +150,7 @@ class Validator:
         self._segmenter.session.close()
 
     def _segment(self, image: AnnotatedImage) -> ValidatedImage:
-        frame = image.frame if self._dataset.channels > 1 else image.frame[0]
-        classes = self._segmenter.segment(frame, tta=self._tta).labels
+        classes = self._segmenter.segment(as_image(image.frame), tta=self._tta).labels
         if not self._dataset.instances:
             count = len(self._dataset.class_names)
             return ValidatedImage(image, classes, evaluate_classes(classes, image.labels, count, image.ignored))

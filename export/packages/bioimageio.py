@@ -34,7 +34,7 @@ from PIL import Image
 from unetrt.export.onnx_model import copy_file, with_batch
 from unetrt.runtime.errors import FrameError, ModelFileError, OptionError
 from unetrt.runtime.files.atomic import whole_file
-from unetrt.runtime.geometry.plan import Tile, TilePlan
+from unetrt.runtime.geometry.plan import Tile
 from unetrt.runtime.model.onnx_file import read_spec
 from unetrt.runtime.model.spec import INPUT, KEY, OUTPUT, ModelSpec
 from unetrt.runtime.pixels.frames import as_frame, require_raw
@@ -257,13 +257,12 @@ def _tile_of_contrast(spec: ModelSpec, frame: Array) -> Array:
     frame = as_frame(frame, spec.channels)
     if spec.takes_raw:
         require_raw(frame.dtype, spec.input_dtype)
-    plan = TilePlan((frame.shape[1], frame.shape[2]), spec.tile, spec.geometry, spec.border)
 
     def contrast(tile: Tile) -> float:
         return float(frame[:, tile.rows.core, tile.columns.core].std())
 
     cut: Array = spec.new_input()[0]
-    max(plan, key=contrast).cut(frame, cut)
+    max(spec.plan(frame.shape[-2:]), key=contrast).cut(frame, cut)
     return cut
 
 

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from unetrt.runtime.closing import Closable
 from unetrt.runtime.errors import OutputError
+from unetrt.runtime.machine import format_bytes
 
 if TYPE_CHECKING:
     from ome_writers import AcquisitionSettings
@@ -252,7 +253,7 @@ class TiffProgress:
         self._stuck_once = False
         folder = self._path.parent
         if (free := shutil.disk_usage(folder).free) < RESERVED + (1 + further) * self._size:
-            raise OutputError(f"{folder} has no room for more labels: {free / 2**20:.1f} MiB are free")
+            raise OutputError(f"{folder} has no room for more labels: {format_bytes(free)} are free")
 
     def wait(self) -> None:
         """Wait until all frames that the writer was given are in the file."""

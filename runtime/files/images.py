@@ -16,7 +16,7 @@ from PIL import Image, UnidentifiedImageError
 
 from unetrt.runtime.errors import FrameError, OutputError, one_line
 from unetrt.runtime.files.atomic import whole_file
-from unetrt.runtime.pixels.frames import stack_of
+from unetrt.runtime.pixels.frames import as_image, stack_of
 
 if TYPE_CHECKING:
     from unetrt.runtime.model.spec import Annotation
@@ -184,7 +184,7 @@ def read_frames(source: Path, channels: int) -> Array:
         raise FrameError(
             f"{source} has {stack.shape[1]} channels: this model takes {channels}; save those, or train on all"
         )
-    frames = stack[:, 0] if channels == 1 else stack
+    frames = as_image(stack)
     return frames[0] if len(frames) == 1 else frames
 
 

@@ -27,6 +27,11 @@ def stack_of(frames: Array, channels: int) -> Array:
     return frames if frames.ndim > frame_axes(channels) else frames[None]
 
 
+def as_image(planes: Array) -> Array:
+    """Return frames (..., C, H, W) as a segmenter takes them: (..., H, W) for one channel."""
+    return planes[..., 0, :, :] if planes.shape[-3] == 1 else planes
+
+
 def split_axes(shape: tuple[int, ...], channels: int) -> tuple[tuple[int, ...], Size]:
     """Split an image's shape into the axes of a stack and the frame's height and width.
 

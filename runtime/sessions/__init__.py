@@ -148,7 +148,7 @@ class Session(Closable, ABC):
             return lane.run(batch).copy()
 
 
-__all__ = ["AUTO", "BACKENDS", "Backend", "Lane", "Session", "engines", "open_session", "unknown"]
+__all__ = ["AUTO", "BACKENDS", "Backend", "Lane", "Session", "chosen_backend", "engines", "open_session", "unknown"]
 
 log = logging.getLogger("unetrt")
 
@@ -287,6 +287,26 @@ def open_session(
     return _opened_automatically(path, device)
 
 
+def chosen_backend(name: str = AUTO, device: int | None = None) -> Backend:
+    """Return the backend of that name, or for `auto` the first that is usable here, on a GPU if `device` is given.
+
+    Raises
+    ------
+    OptionError
+        There is no such backend.
+    BackendUnavailableError
+        It is not usable here, or for `auto` none is; the message says why.
+    """
+    if name not in engines():
+        raise unknown(name)
+
+    def refusal(backend: Backend) -> str | None:
+        reason = backend.probe(device)
+        return f"{backend.name}: {reason}" if reason else None
+
+    return first_usable(_automatic(device) if name == AUTO else [_named(name)], refusal)
+
+
 def engines() -> list[str]:
     """Return the values accepted as `backend`: `auto` and the names of the backends that compute."""
     return [AUTO, *(candidate.name for candidate in BACKENDS if candidate.computes)]
@@ -318,13 +338,16 @@ def _opened_automatically(path: Path, device: int | None) -> Session:
             return f"{backend.name}: {error}"
         return None
 
-    candidates = [
-        one for one in BACKENDS if one.automatic and (one.runs_engines or not engine) and (one.gpu or device is None)
-    ]
+    candidates = [one for one in _automatic(device) if one.runs_engines or not engine]
     place = "" if device is None else f" for GPU {device}"
     first_usable(candidates, refusal, f"no inference engine{place} is usable")
     log.info("auto chose %s", sessions[0].name)
     return sessions[0]
+
+
+def _automatic(device: int | None) -> list[Backend]:
+    """Return the backends that `auto` tries, in order; with `device`, those that compute on a GPU."""
+    return [one for one in BACKENDS if one.automatic and (one.gpu or device is None)]
 
 
 def _require_names(options: object) -> None:

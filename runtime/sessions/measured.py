@@ -23,14 +23,14 @@ from typing import Literal
 import numpy as np
 
 from unetrt.runtime.engines.flavours import usable_flavour
-from unetrt.runtime.errors import BackendUnavailableError, ModelFileError
+from unetrt.runtime.errors import ModelFileError
 from unetrt.runtime.files.atomic import cache_folder, locked, whole_file
 from unetrt.runtime.geometry.planner import Budget, FrameSize, TileTime
 from unetrt.runtime.geometry.unet_shape import UNetShape
 from unetrt.runtime.machine import cores, free_memory, processor, this_machine
 from unetrt.runtime.model.retiled import retiled
 from unetrt.runtime.records import from_json, to_json
-from unetrt.runtime.sessions import AUTO, BACKENDS, Backend, Lane, open_session, unknown
+from unetrt.runtime.sessions import AUTO, Backend, Lane, open_session
 
 # Rounds, and seconds from the end of the first after which no other begins.
 ROUNDS, PATIENCE = 5, 60.0
@@ -219,29 +219,6 @@ def tile_time(tile: FrameSize, rounds: Sequence[float]) -> TileTime:
     middle = median(rounds)
     noise = max(LEAST_NOISE * middle, median(abs(one - middle) for one in rounds))
     return TileTime(tile, middle, noise, date.today().isoformat())
-
-
-def chosen_backend(name: str = AUTO, device: int | None = None) -> Backend:
-    """Return the backend of that name, or for `auto` the first that is usable here, on a GPU if `device` is given.
-
-    Raises
-    ------
-    OptionError
-        There is no such backend.
-    BackendUnavailableError
-        The backend, or for `auto` every backend, is not usable here; the message says why.
-    """
-    eligible = [one for one in BACKENDS if one.computes and (one.gpu or device is None or name != AUTO)]
-    named = [one for one in eligible if (one.automatic if name == AUTO else one.name == name)]
-    if not named:
-        raise unknown(name)
-    reasons = []
-    for one in named:
-        reason = one.probe(device)
-        if reason is None:
-            return one
-        reasons.append(f"{one.name}: {reason}")
-    raise BackendUnavailableError("; ".join(reasons))
 
 
 def _elapsed(lanes: Sequence[Lane], count: int) -> float:

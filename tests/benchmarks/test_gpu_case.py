@@ -24,7 +24,7 @@ from unetrt.benchmarks.gpu_case import (
     first_session,
     measured,
     require_right,
-    stack_of,
+    shifted_stack,
 )
 from unetrt.benchmarks.gpu_goals import lines, table
 from unetrt.benchmarks.gpu_profile import kernels_of, profiled, union
@@ -253,13 +253,13 @@ def test_compiled_tiles_answer_as_the_engine_does(model):
 
 
 def test_frames_of_a_stack_differ():
-    stack = stack_of(drawn_frame((40, 80), 1), 5)
+    stack = shifted_stack(drawn_frame((40, 80), 1), 5)
     assert len(np.unique(stack, axis=0)) == 5
 
 
 def test_warm_ups_do_not_count(model):
     with open_session(model, "onnxruntime") as session:
-        ours = Ours(session, stack_of(drawn_frame((60, 60), 1), 2), lanes=2)
+        ours = Ours(session, shifted_stack(drawn_frame((60, 60), 1), 2), lanes=2)
         seconds = [ours.round(), ours.round(latencies=3)]
     assert len(ours.timings) == 2 * COUNTED
     assert (len(ours.latencies), WARM_UP) == (3, 1)

@@ -8,7 +8,6 @@ import pytest
 from tests.conftest import small_spec
 from unetrt.benchmarks.figures import Figure
 from unetrt.benchmarks.gpu_goals import BUSY, COMPILED, EAGER, GOALS, MATMUL, frame_flops, rates, useful_flops, verdicts
-from unetrt.runtime.geometry.plan import TilePlan
 from unetrt.runtime.geometry.unet_shape import UNetShape
 
 PAPER = UNetShape()
@@ -28,7 +27,7 @@ def test_operations_of_a_frame_are_those_of_its_tiles():
     first = next(PAPER.layers(572, 572))
     assert first.macs == 570 * 570 * 64 * 9
     spec, frame = spec_of((572, 572)), (1000, 500)
-    tiles = len(TilePlan(frame, spec.tile, spec.geometry))
+    tiles = len(spec.plan(frame))
     assert tiles == 6
     assert frame_flops(spec, PAPER, frame) == 6 * 2 * sum(layer.macs for layer in PAPER.layers(572, 572))
 

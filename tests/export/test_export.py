@@ -11,7 +11,6 @@ from unetrt.export._inspection import tile_batches
 from unetrt.export.exporter import Options, export, planned_tile
 from unetrt.export.graph import build_graph
 from unetrt.runtime.errors import OptionError, TileError
-from unetrt.runtime.geometry.plan import TilePlan
 from unetrt.runtime.geometry.unet_shape import UNetShape
 from unetrt.runtime.model.onnx_file import read_spec
 from unetrt.runtime.model.spec import INPUT, KEY, ModelSpec
@@ -80,7 +79,7 @@ def test_the_same_raw_frame_gives_the_same_input_everywhere(steady, tmp_path):
     spec = replace(raw, input_dtype="float32")
 
     trained = checkpoint.normalisation(frame)
-    cut = [_cut(trained, tile, spec) for tile in TilePlan(frame.shape[-2:], spec.tile, spec.geometry, spec.border)]
+    cut = [_cut(trained, tile, spec) for tile in spec.plan(frame.shape[-2:])]
     verified = [batch[0] for batch in tile_batches(spec, [frame])]
     with Recorder(spec) as recorder, Segmenter(recorder) as segmenter:
         segmenter.segment(frame[0])

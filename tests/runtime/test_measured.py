@@ -4,10 +4,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from unetrt.runtime.errors import BackendUnavailableError, ModelFileError, OptionError
+from unetrt.runtime.errors import ModelFileError
 from unetrt.runtime.geometry.planner import Budget, TileTime
 from unetrt.runtime.geometry.unet_shape import UNetShape
-from unetrt.runtime.sessions import BACKENDS, Backend, measured, open_session
+from unetrt.runtime.sessions import chosen_backend, measured, open_session
 from unetrt.runtime.sessions.measured import Setting, chosen_backend, keep, kept, measure, pass_seconds, tile_time
 
 SHAPE = UNetShape(2, 4)
@@ -174,19 +174,3 @@ def test_passes_in_several_lanes_overlap(monkeypatch):
     lanes = [SleepingLane(clock, 0.1, np.uint8) for _ in range(2)]
     assert pass_seconds(lanes) == pytest.approx(0.05)
     assert lanes[0].input.any()
-
-
-def test_auto_takes_the_first_that_is_usable(monkeypatch):
-    unusable = Backend("unusable", "fake:nothing")
-    monkeypatch.setattr(Backend, "probe", lambda self, device=None: "it is broken" if self is unusable else None)
-    monkeypatch.setattr(measured, "BACKENDS", (unusable, *BACKENDS))
-    assert chosen_backend() == BACKENDS[0]
-    assert chosen_backend("onnxruntime").name == "onnxruntime"
-    with pytest.raises(BackendUnavailableError, match="unusable: it is broken"):
-        chosen_backend("unusable")
-
-
-@pytest.mark.parametrize("name", ["numpy", "abacus"])
-def test_an_unknown_backend_is_refused(name):
-    with pytest.raises(OptionError, match=f"backend '{name}' is unknown: use one of auto, .*onnxruntime"):
-        chosen_backend(name)

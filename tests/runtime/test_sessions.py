@@ -15,7 +15,7 @@ from unetrt.runtime import sessions
 from unetrt.runtime.errors import BackendUnavailableError, FrameError, InferenceError, ModelFileError, OptionError
 from unetrt.runtime.model.spec import KEY
 from unetrt.runtime.segment.segmenter import Segmenter
-from unetrt.runtime.sessions import BACKENDS, open_session
+from unetrt.runtime.sessions import BACKENDS, Backend, chosen_backend, open_session
 
 
 def test_auto_takes_the_first_usable_backend_and_says_which(tiny_model, caplog):
@@ -207,3 +207,19 @@ def test_a_pass_that_fails_is_an_inference_error_and_the_lane_goes_on(tmp_path):
             with pytest.raises(InferenceError, match="ONNX Runtime failed: ") if fails else nullcontext():
                 lane.wait()
         assert (lane.output == 11).all()
+
+
+def test_a_backend_is_chosen_without_a_model(monkeypatch):
+    unusable = Backend("unusable", "fake:nothing")
+    monkeypatch.setattr(Backend, "probe", lambda self, device=None: "it is broken" if self is unusable else None)
+    monkeypatch.setattr(sessions, "BACKENDS", (unusable, *BACKENDS))
+    assert chosen_backend() == BACKENDS[0]
+    assert chosen_backend("onnxruntime").name == "onnxruntime"
+    with pytest.raises(BackendUnavailableError, match="unusable: it is broken"):
+        chosen_backend("unusable")
+
+
+@pytest.mark.parametrize("name", ["numpy", "abacus"])
+def test_an_unknown_backend_is_refused(name):
+    with pytest.raises(OptionError, match=f"backend '{name}' is unknown: use one of auto, .*onnxruntime"):
+        chosen_backend(name)

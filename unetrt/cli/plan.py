@@ -113,6 +113,7 @@ def _measure(network: "PlannedNetwork", options: PlanOptions, budget: "Budget", 
 
     from unetrt.runtime.geometry.planner import candidates, worth_timing
     from unetrt.runtime.machine import format_bytes
+    from unetrt.runtime.sessions import chosen_backend
     from unetrt.runtime.sessions.measured import Setting, chosen_backend, keep, measure, within_free_memory
 
     backend = chosen_backend(options.backend, options.device)
@@ -139,7 +140,7 @@ def _measure(network: "PlannedNetwork", options: PlanOptions, budget: "Budget", 
 
 def _kept(network: "PlannedNetwork", options: PlanOptions, budget: "Budget", precision: str) -> "Timed":
     """Use the times that earlier runs with --measure have kept of such a network."""
-    from unetrt.runtime.sessions import AUTO
+    from unetrt.runtime.sessions import AUTO, chosen_backend
     from unetrt.runtime.sessions.measured import Setting, chosen_backend, folder, kept
 
     automatic = options.backend == AUTO

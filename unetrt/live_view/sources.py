@@ -20,6 +20,7 @@ from unetrt.runtime import LiveSegmenter
 from unetrt.runtime.closing import Closable
 from unetrt.runtime.errors import CameraError, FrameError, OptionError
 from unetrt.runtime.files.images import read_frames
+from unetrt.runtime.pixels.frames import stack_of
 
 # Seconds between two checks that the camera still runs.
 LOOK = 0.02
@@ -206,7 +207,6 @@ class FileReplay:
         except FrameError as error:
             self.unread[path] = error
             return
-        frame_axes = 2 if channels == 1 else 3
-        stack = frames if frames.ndim > frame_axes else frames[None]
+        stack = stack_of(frames, channels)
         for number, frame in enumerate(stack):
             yield FileFrame(path, number, len(stack)), frame

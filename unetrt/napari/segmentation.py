@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from unetrt.runtime import LiveStatus, Segmenter, instances
 from unetrt.runtime.errors import FrameError, ModelFileError, UnetrtError, one_line
 from unetrt.runtime.model.spec import Annotation
+from unetrt.runtime.pixels.frames import frame_axes
 from unetrt.runtime.segment.segmenter import Progress
 
 # Attributes that place a layer in the world, for labels with as many axes as the image.
@@ -67,7 +68,7 @@ def shown_frame(layer: Any, point: Sequence[float], channels: int) -> Any:
         As for `image_of`.
     """
     image = image_of(layer, channels)
-    leading = len(image.shape) - (2 if channels == 1 else 3)
+    leading = len(image.shape) - frame_axes(channels)
     if leading < 1:
         return image
     at = np.round(layer.world_to_data(point)[:leading]).astype(int)

@@ -12,7 +12,6 @@ import ruyaml
 from tests.export.packages.conftest import EXPORTS, FIXED, raw
 from unetrt.export.packages import write
 from unetrt.runtime.errors import FrameError, ModelFileError, OptionError, OutputError
-from unetrt.runtime.geometry.plan import TilePlan
 from unetrt.runtime.model.onnx_file import read_spec
 from unetrt.runtime.sessions import open_session
 
@@ -128,7 +127,7 @@ def test_the_test_input_is_a_raw_tile_of_the_frame(packages, exports, frame, nam
         tile = np.load(content.extract("test_input.npy", tmp_path))
     assert tile.dtype == spec.input_dtype
     cuts = []
-    for place in TilePlan(pixels.shape[1:], spec.tile, spec.geometry, spec.border):
+    for place in spec.plan(pixels.shape[1:]):
         cuts.append(spec.new_input()[0])
         place.cut(pixels, cuts[-1])
     assert any(np.array_equal(tile[0], cut) for cut in cuts)
@@ -141,11 +140,8 @@ def test_a_larger_batch_becomes_one_tile_that_our_runtime_runs_too(packages, exp
     for path, batch in ((exports["batch 3"], 3), (alone, 1)):
         with open_session(path) as session:
             assert session.spec.batch == batch
-            lane = session.lanes(1)[0]
-            lane.input[:] = np.random.default_rng(0).normal(size=lane.input[:1].shape)
-            lane.launch()
-            lane.wait()
-            answers.append(lane.output[0].copy())
+            tile = np.random.default_rng(0).normal(size=session.spec.new_input()[0].shape)
+            answers.append(session.run(tile)[0])
     np.testing.assert_allclose(*answers, atol=1e-3)
     tolerance = described(packages["batch 3"])["config"]["bioimageio"]["reproducibility_tolerance"][0]
     assert tolerance["relative_tolerance"] == 0.01

@@ -57,10 +57,7 @@ def outcome(step, *arguments):
 def scores_of(path):
     with open_session(path, engine) as session:
         (lane,) = session.lanes(1)
-        lane.input[:] = 1
-        lane.launch()
-        lane.wait()
-        return lane.output.copy()
+        return lane.run(np.ones_like(lane.input)).copy()
 
 
 def load(path):
