@@ -3,8 +3,8 @@
 A model file is built into an engine for the GPU at hand first, unless the engine cache has it. An engine is loaded once
 for each device and shared by all sessions of the process (`LoadedEngine`); it is checked before its weights are
 uploaded (free memory, and for TensorRT for RTX its header) and after (tensors against the spec), and freed with the
-last session that holds it. TensorRT's passes are captured as CUDA graphs by `CapturedPass`; TensorRT for RTX captures graphs
-itself, and keeps the kernels that it compiles in a runtime cache.
+last session that holds it. TensorRT's passes are captured as CUDA graphs by `CapturedPass`; TensorRT for RTX captures
+graphs itself, and keeps the kernels that it compiles in a runtime cache.
 """
 
 import logging
