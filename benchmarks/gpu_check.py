@@ -94,23 +94,23 @@ STEPS = (
     Step("facts", 30, "driver, libraries, versions, which backends are usable"),
     Step("ptx", 40, "the kernels load on this driver and cut as numpy does; rates of cutting and copies"),
     Step("calls", 90, "each call of the driver", ("tests/gpu/test_cuda_calls.py", "cuda-python")),
-    Step("copies", 100, "streams, pinned memory, contexts, torch beside them", ("tests/gpu", _COPIES)),
+    Step("copies", 100, "streams, pinned memory, contexts, torch in the same process", ("tests/gpu", _COPIES)),
     Step("torch", 150, "the rate of dense products; eager FP32 and compiled FP16"),
     Step("training", 60, "training on the GPU", ("tests/gpu/test_training.py", "test")),
-    Step("ort-load", 60, "ONNX Runtime's CUDA provider loads, and answers as the CPU does"),
+    Step("ort-load", 60, "ONNX Runtime's CUDA provider loads, and agrees with the CPU"),
     Step("ort-variants", 120, "its sets of options, with a profile by kernel"),
     Step("ort-goals", 200, "the goals, with ONNX Runtime"),
-    Step("ort-smoke", 60, "its labels and scores are those of the CPU", (_EXACT, _SMOKE)),
+    Step("ort-smoke", 60, "its labels and scores equal those of the CPU", (_EXACT, _SMOKE)),
     Step("ort-arrays", 110, "frames and labels on the GPU", ("tests/gpu/test_device_arrays.py", "onnxruntime-cuda")),
     Step("ort-lanes", 110, "lanes, processes, live", (_LANES, "onnxruntime-cuda and not pycuda")),
-    Step("ort-options", 120, "its sets of options answer right; memory of a lane", (_OPTIONS, "test")),
+    Step("ort-options", 120, "its sets of options return correct results; memory of a lane", (_OPTIONS, "test")),
     Step("ort-parity", 200, "every kind of file", (_EXACT, "onnxruntime-cuda")),
-    Step("ort-memory", 60, "memory is given back", (_MEMORY, "onnxruntime-cuda and not ten_thousand")),
-    Step("trt-tests", 200, "TensorRT, whichever is installed, or why it does not run", ("tests/gpu", _TENSORRT)),
+    Step("ort-memory", 60, "memory is released", (_MEMORY, "onnxruntime-cuda and not ten_thousand")),
+    Step("trt-tests", 200, "the installed TensorRT, or why it does not run", ("tests/gpu", _TENSORRT)),
     Step("trt-goals", 200, "the goals, with TensorRT"),
-    Step("rtx-attempts", 150, "what TensorRT for RTX says of this device, built for each capability"),
+    Step("rtx-attempts", 150, "outcome of TensorRT for RTX on this device, with engines for each capability"),
     Step("contenders", 400, "unetrt beside torch and MONAI: `unetrt bench --device gpu`"),
-    Step("training-speed", 200, "steps of training a second: `unetrt bench --training`"),
+    Step("training-speed", 200, "training steps per second: `unetrt bench --training`"),
     Step("long", 600, "ten thousand frames; PyCUDA", ("tests/gpu", "ten_thousand or pycuda")),
 )
 NAMES = tuple(step.name for step in STEPS)
@@ -299,7 +299,9 @@ def _data(said: str) -> list[Any]:
 @click.argument("steps", nargs=-1, metavar="[STEP]...")
 @click.option("--seconds", type=float, help="Start no step after this time, and kill the running one.")
 @click.option("--out", type=click.Path(path_type=Path), default=RESULTS, show_default=True, help="Folder for results.")
-@click.option("--resume", is_flag=True, help="Skip steps that have passed, and continue from the figures of others.")
+@click.option(
+    "--resume", is_flag=True, help="Skip steps that have passed, and continue from the figures of the others."
+)
 @click.option("--dry", is_flag=True, help="Run without a GPU, on small data, to show that the steps work.")
 @click.option("--list", "listed", is_flag=True, help="List the steps.")
 def command(steps: tuple[str, ...], seconds: float | None, out: Path, resume: bool, dry: bool, listed: bool) -> None:

@@ -8,7 +8,7 @@ from unetrt.runtime.errors import ModelFileError
 from unetrt.runtime.geometry.planner import Budget, TileTime
 from unetrt.runtime.geometry.unet_shape import UNetShape
 from unetrt.runtime.sessions import chosen_backend, measured, open_session
-from unetrt.runtime.sessions.measured import Setting, chosen_backend, keep, kept, measure, pass_seconds, tile_time
+from unetrt.runtime.sessions.measured import Setting, keep, kept, measure, pass_seconds, tile_time
 
 SHAPE = UNetShape(2, 4)
 TIMES = (TileTime((44, 64), 0.2, 0.01, "2026-01-31"), TileTime((64, 64), 0.4, 0.02, "2026-01-31"))

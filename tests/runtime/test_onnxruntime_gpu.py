@@ -19,7 +19,6 @@ from unetrt.runtime.model.onnx_file import read_spec
 from unetrt.runtime.model.spec import KEY
 from unetrt.runtime.segment.segmenter import Segmenter
 from unetrt.runtime.sessions import chosen_backend, onnxruntime_gpu, open_session
-from unetrt.runtime.sessions.measured import chosen_backend
 from unetrt.trainer.drawn_cells import draw
 
 CUDA = "onnxruntime-cuda"

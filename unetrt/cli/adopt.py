@@ -50,11 +50,13 @@ def _names(_context: click.Context, _option: click.Parameter, value: str) -> tup
 
 @click.command("adopt")
 @click.argument("foreign", type=click.Path(path_type=Path))
-@click.option("-o", "--out", type=click.Path(path_type=Path), default="model.onnx", show_default=True)
+@click.option(
+    "-o", "--out", type=click.Path(path_type=Path), default="model.onnx", show_default=True, help="The model file."
+)
 @click.option(
     "--tile",
     type=SIZE,
-    help="Input of the network, 512 or HEIGHTxWIDTH in pixels. [default: the size that FOREIGN fixes]",
+    help="Input size of the network in pixels: 572 or HEIGHTxWIDTH. [default: the size that FOREIGN fixes]",
 )
 @click.option("--halo", type=click.IntRange(0), help="Context on each side, in pixels. [default: measured]")
 @click.option("--grid", type=click.IntRange(1), help="Product of strides and poolings, in pixels. [default: measured]")
@@ -64,7 +66,7 @@ def _names(_context: click.Context, _option: click.Parameter, value: str) -> tup
     callback=_normalisation,
     required=True,
     metavar="MODE",
-    help="fixed:OFFSET:SCALE, percentile[:LOW:HIGH] or zscore.",
+    help="Normalisation of grey values: fixed:OFFSET:SCALE, percentile[:LOW:HIGH] or zscore.",
 )
 @click.option(
     "--classes", callback=_names, required=True, metavar="A,B,...", help="Names of the classes, background first."
@@ -73,7 +75,7 @@ def _names(_context: click.Context, _option: click.Parameter, value: str) -> tup
     "--head",
     type=click.Choice(HEADS),
     required=True,
-    help="Output of the model; for labels, a network that outputs scores gets an argmax.",
+    help="Output of the network; with labels, a network that outputs scores gets a head that picks the best class.",
 )
 @click.option(
     "--border",
@@ -94,13 +96,14 @@ def _names(_context: click.Context, _option: click.Parameter, value: str) -> tup
     type=click.IntRange(0),
     default=0,
     show_default=True,
-    help="Background that training cut between objects, in pixels.",
+    help="Width of the background that training cuts between touching objects, in pixels.",
 )
 def command(foreign: Path, out: Path, **choices: Any) -> None:
-    """Turn FOREIGN, an ONNX file of another toolkit, into a model file with a fixed tile.
+    """Convert FOREIGN, an ONNX file of another toolkit, to a model file with a fixed tile.
 
-    The network's receptive field and grid are measured. A halo that is too small is refused, and so is a network that
-    depends on the whole image. The file is written only if its tiles equal one pass over a larger image.
+    The network's receptive field and grid are measured. A halo that is too small is refused, and so is a network whose
+    output depends on the whole image. The file is written only if tiled inference agrees with one pass over a larger
+    image.
     """
     from unetrt.export.adoption import Choices, adopt
 

@@ -87,13 +87,17 @@ class BenchOptions:
 @click.command("bench")
 @click.argument("checkpoint", type=PATH, required=False)
 @click.option("--frame", type=SIZE, default="2048x2048", show_default=True, help="Size of the drawn frame.")
-@click.option("--tile", type=SIZE, help="unetrt's tile [default: planned].")
-@click.option("--base", default=16, show_default=True, help="Channels of an untrained network, without CHECKPOINT.")
-@click.option("--depth", default=4, show_default=True, help="Depth of an untrained network, without CHECKPOINT.")
-@click.option("--rounds", default=ROUNDS, show_default=True, help="Fresh starts of each contender; 6 give 95 %.")
-@click.option("--device", type=click.Choice(["cpu", "gpu"]), help="[default: gpu where torch finds one]")
-@click.option("--only", multiple=True, metavar="NAME", help="Time this contender, and the usual loop; repeatable.")
-@click.option("--seconds", type=float, help="Start no step after this time; --json keeps what was measured by then.")
+@click.option("--tile", type=SIZE, help="unetrt's tile. [default: planned]")
+@click.option("--base", default=16, show_default=True, help="Feature channels of the first level, without CHECKPOINT.")
+@click.option("--depth", default=4, show_default=True, help="Number of poolings, without CHECKPOINT.")
+@click.option(
+    "--rounds", default=ROUNDS, show_default=True, help="Fresh processes of each contender; a 95 % interval needs 6."
+)
+@click.option(
+    "--device", type=click.Choice(["cpu", "gpu"]), help="Device of all contenders. [default: gpu where torch finds one]"
+)
+@click.option("--only", multiple=True, metavar="NAME", help="Time only this contender and the usual loop; repeatable.")
+@click.option("--seconds", type=float, help="Start no step after this time; --json keeps the figures measured by then.")
 @click.option("--resume", is_flag=True, help="Continue the --json file of an unfinished run.")
 @click.option("--list", "listed", is_flag=True, help="List the contenders, and why some cannot be timed here.")
 @click.option("--json", "json_path", type=PATH, help="Write all figures as JSON.")
@@ -107,12 +111,12 @@ class BenchOptions:
 )
 @click.option("--compare", type=PATH, nargs=2, metavar="A.json B.json", help="Show what changed from A to B.")
 @click.option("--goals", is_flag=True, help="On a GPU: time lanes, batches and inputs, and check the runtime's goals.")
-@click.option("--training", is_flag=True, help="Time training steps instead, and the wait for tiles.")
+@click.option("--training", is_flag=True, help="Time training steps and the wait for tiles instead.")
 @click.pass_context
 def command(context: click.Context, /, **given: Any) -> None:
     """Time unetrt and other implementations on this machine.
 
-    All run the same weights on the same frame, in turn; their labels are checked first.
+    All implementations run the same weights on the same frame, in turn. Their labels are checked first.
 
     With --compare: show what changed between two results, and whether it is more than noise.
 

@@ -28,10 +28,10 @@ if TYPE_CHECKING:
     type=click.Choice([AUTO, *NAMES]),
     default=AUTO,
     show_default=True,
-    help="TensorRT or TensorRT for RTX.",
+    help="TensorRT or TensorRT for RTX; auto: the first usable one.",
 )
 @click.option("--workspace", type=MEMORY, help="Largest workspace of a layer, such as 2GiB. [default: no limit]")
-@click.option("--level", type=int, help="Optimisation level, 0 to 5: higher searches longer. [default: 3]")
+@click.option("--level", type=int, help="Optimisation level, 0 to 5; higher levels search longer. [default: 3]")
 @click.option("--tf32", is_flag=True, help="Let FP32 convolutions round their factors to 10 bits of mantissa.")
 @click.option("--version-compatible", is_flag=True, help="Allow newer releases of the same major version to load it.")
 @click.option(
@@ -53,7 +53,7 @@ if TYPE_CHECKING:
 def command(model: Path, out: Path | None, flavour: str, force: bool, **requested: Any) -> None:
     """Build a TensorRT engine from MODEL, an ONNX file that `unetrt export` wrote.
 
-    TensorRT builds on the GPU that the engine is for. TensorRT for RTX builds without a GPU, for several GPUs. The
+    TensorRT builds on the target GPU. TensorRT for RTX builds without a GPU, for several GPUs. The
     sidecar OUT.json describes the engine. Without -o, the engine is kept in the cache, where `unetrt predict` finds it.
     """
     from unetrt.runtime.engines.cache import EngineCache, place

@@ -31,10 +31,8 @@ CLASSES = (("IoU", "iou", ".3f"), ("pixel err", "pixel_error", ".4f"))
 @click.argument("predicted", type=click.Path(path_type=Path))
 @click.argument("labels", type=click.Path(path_type=Path))
 @click.option("--classes", type=int, help="Labels are class indices 0 ... N-1, not instances.")
-@click.option("--ignore-label", type=int, help="Label of unannotated pixels [default: 255 with --classes].")
-@click.option(
-    "--ignore", type=click.Path(path_type=Path), help="Folder of masks that are not 0 where nothing is annotated."
-)
+@click.option("--ignore-label", type=int, help="Label of unannotated pixels. [default: 255 with --classes]")
+@click.option("--ignore", type=click.Path(path_type=Path), help="Folder of masks whose nonzero pixels are unannotated.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def command(
     predicted: Path,
@@ -47,10 +45,10 @@ def command(
     """Score PREDICTED against LABELS, two folders of label images or two files: each image, and all pooled.
 
     Instances: foreground IoU, the Cell Tracking Challenge's SEG, average precision TP / (TP + FP + FN) at IoUs of 0.5
-    and 0.75 and its mean over 0.5 ... 0.95, pixel error, Rand F-score, warping error, and the numbers of objects,
-    found, merged and split. With --classes: IoU (mean over classes) and pixel error. Every file of LABELS needs one of
-    the same name (without suffix; man_seg007 pairs with t007 and mask007) in PREDICTED. "-" marks scores that are not
-    defined for an image without objects.
+    and 0.75 and its mean over 0.5 ... 0.95, pixel error, Rand F-score, warping error, and the numbers of true, found,
+    merged and split objects. With --classes: IoU (mean over classes) and pixel error. Every file of LABELS needs a file
+    of the same name in PREDICTED (without suffix; man_seg007 pairs with t007 and mask007). "-" marks scores that are
+    not defined for an image without objects.
     """
     from unetrt.trainer.evaluation import LabelFormat, compare_files, pooled
 

@@ -43,10 +43,16 @@ class ExportArguments(TypedDict):
 
 @click.command("export")
 @click.argument("checkpoint", type=click.Path(path_type=Path))
-@click.option("-o", "--out", type=click.Path(path_type=Path), help="[default: model.onnx]")
-@click.option("--tile", type=SIZE, help="Input of the network, 572 or HEIGHTxWIDTH in pixels; must be legal.")
+@click.option("-o", "--out", type=click.Path(path_type=Path), help="The model file. [default: model.onnx]")
+@click.option("--tile", type=SIZE, help="Input size of the network in pixels: 572 or HEIGHTxWIDTH; must be legal.")
 @click.option("--frame", type=SIZE, multiple=True, help="Plan the tile for frames of this size; repeatable.")
-@click.option("--precision", type=click.Choice(PRECISIONS), default="fp32", show_default=True)
+@click.option(
+    "--precision",
+    type=click.Choice(PRECISIONS),
+    default="fp32",
+    show_default=True,
+    help="Type of the layers between input and head.",
+)
 @click.option("--head", type=click.Choice(HEADS), default="logits", show_default=True, help="Output of the network.")
 @click.option("--batch", default=1, show_default=True, help="Tiles in one pass.")
 @click.option(
@@ -54,29 +60,31 @@ class ExportArguments(TypedDict):
     type=click.Choice(INPUT_TYPES),
     default="float32",
     show_default=True,
-    help="Input of the network: normalised float32, or a camera's raw pixels, normalised in the graph.",
+    help="Type of the input: normalised float32, or a camera's raw pixels, which the graph normalises.",
 )
 @click.option(
     "--normalisation",
     type=click.Choice(["fixed"]),
-    help="Freeze a normalisation that is measured on each frame, as raw input requires.",
+    help="Replace a normalisation that is measured on each frame by constants; raw input requires it.",
 )
 @click.option(
     "--images",
     type=click.Path(path_type=Path),
     help="Verify on up to 16 of these images instead of the checkpoint's frames.",
 )
-@click.option("--max-error", type=float, help="Largest difference of a probability. [default: by precision]")
-@click.option("--max-flips", type=float, help="Share of pixels that may change class. [default: by precision]")
-@click.option("--min-iou", type=float, help="Least IoU of the worst class. [default: by precision]")
+@click.option("--max-error", type=float, help="Largest allowed difference of a probability. [default: by precision]")
+@click.option(
+    "--max-flips", type=float, help="Largest allowed share of pixels that change class. [default: by precision]"
+)
+@click.option("--min-iou", type=float, help="Smallest allowed IoU of the worst class. [default: by precision]")
 @click.option(
     "--package",
     type=click.Choice([kind.name for kind in KINDS]),
     help="Write a package instead of a file; see `unetrt package`.",
 )
-@click.option("--name", help="Name of the package.")
-@click.option("--author", "authors", multiple=True, help="Name of an author (bioimageio); repeatable.")
-@click.option("--license", metavar="SPDX", help="Licence (bioimageio), such as CC-BY-4.0.")
+@click.option("--name", help="Name of the model in the package.")
+@click.option("--author", "authors", multiple=True, help="Name of an author; repeatable (bioimageio).")
+@click.option("--license", metavar="SPDX", help="Licence, such as CC-BY-4.0 (bioimageio).")
 def command(
     checkpoint: Path,
     out: Path | None,
@@ -84,13 +92,13 @@ def command(
     frame: tuple[Size, ...],
     **given: Unpack[ExportArguments],
 ) -> None:
-    """Turn CHECKPOINT, a training's folder or a .safetensors file, into an ONNX file with a fixed tile.
+    """Convert CHECKPOINT, the folder of a run or a .safetensors file, to an ONNX file with a fixed tile.
 
-    fp32, fp16 and int8 run everywhere; bf16 has the range of fp32 and needs TensorRT. int8 measures the ranges of its
-    values on every other image that it is verified on.
+    fp32, fp16 and int8 run everywhere; bf16 has the range of fp32 and needs TensorRT or OpenVINO. int8 measures the
+    ranges of activations on every other verification image.
 
-    Without --tile or --frame the tile is planned for the frames of the training. The file is written only if it gives
-    the same as the network on real frames.
+    Without --tile or --frame the tile is planned for the frames of the training. The file is written only if its output
+    agrees with that of the network on real frames.
     """
     from unetrt.export.exporter import Options, export, planned_tile
     from unetrt.export.gate import Thresholds

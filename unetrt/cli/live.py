@@ -83,15 +83,15 @@ class LiveOptions:
 @click.option(
     "--policy",
     type=click.Choice(["latest", "drop_oldest", "block"]),
-    help="What happens when the queue is full [default: latest; with --fps 0: block].",
+    help="Action when the queue is full. [default: latest; with --fps 0: block]",
 )
-@click.option("--queue", type=int, metavar="N", help="Maximum number of queued frames [default: 1 for latest, else 8].")
+@click.option("--queue", type=int, metavar="N", help="Maximum number of queued frames. [default: 1 for latest, else 8]")
 @click.option(
     "--normalisation",
     type=click.Choice(["model", "running"]),
     default="model",
     show_default=True,
-    help="Normalise each frame as the model specifies, or by averages over the stream.",
+    help="Normalise each frame as the model specifies, or with averages over the stream.",
 )
 @kind_option
 @click.option(
@@ -102,7 +102,7 @@ class LiveOptions:
 )
 @click.option("--overwrite", is_flag=True, help="Let --save replace an existing file.")
 @click.option("--view", is_flag=True, help="Show frames and labels in a browser on this machine.")
-@click.option("--port", type=click.IntRange(0, 65535), metavar="N", help="Port of --view [default: any free port].")
+@click.option("--port", type=click.IntRange(0, 65535), metavar="N", help="Port of --view. [default: any free port]")
 @backend_name_option
 @backend_option
 @device_option
@@ -110,15 +110,15 @@ class LiveOptions:
 def command(model: Path, **choices: Any) -> None:
     """Segment a camera (--config) or replayed image files (--replay) with MODEL, frame by frame.
 
-    At a terminal, counts, rates and latencies are updated in place; in a log they are a line every five seconds. When
+    At a terminal, counts, rates and latencies are updated in place; in a log they are one line every five seconds. When
     frames come faster than they are segmented, --policy decides: keep only the newest frame (latest), drop the frame
     queued longest (drop_oldest), or let the source wait (block).
 
-    --save writes all labels to one OME-Zarr or OME-TIFF file, by its suffix; for a replay also to a folder,
-    DIR/NAME.tif for each image as `unetrt predict` does. Images whose frames were dropped get no file.
+    --save writes all labels to one OME-Zarr or OME-TIFF file, chosen by its suffix. For a replay, it can also write
+    to a folder: DIR/NAME.tif for each image, as `unetrt predict` does. Images whose frames were dropped get no file.
 
-    Ctrl-C ends the run: queued frames are dropped, and files are complete. The exit status is then 130, or 0 for a run
-    that only Ctrl-C ends.
+    Ctrl-C ends the run: queued frames are dropped, and files are complete. The exit status is then 130, or 0 for an
+    endless run.
     """
     options = _checked(LiveOptions(**{**choices, "backend_options": given_options(choices["backend_options"])}))
     # Lost frames are counted in the view and in the summary.

@@ -33,13 +33,15 @@ OPTIONS = {
 @click.command("package")
 @click.argument("model", type=click.Path(path_type=Path))
 @click.argument("kind", type=click.Choice([kind.name for kind in KINDS]))
-@click.option("-o", "--out", type=click.Path(path_type=Path), help="[default: model.zip, or the folder models]")
+@click.option(
+    "-o", "--out", type=click.Path(path_type=Path), help="The package. [default: model.zip, or the folder models]"
+)
 @click.option("--images", type=click.Path(path_type=Path), help="Raw image or folder for the example (bioimageio).")
-@click.option("--name", help="Name of the model.")
+@click.option("--name", help="Name of the model in the package.")
 @click.option("--author", "authors", multiple=True, help="Name of an author; repeatable (bioimageio).")
 @click.option("--license", metavar="SPDX", help="Licence, such as CC-BY-4.0 (bioimageio).")
 @click.option("--description", help="One or two sentences about the model (bioimageio).")
-@click.option("--max-batch", "max_batch_size", type=int, help="Most tiles that are gathered into one pass (triton).")
+@click.option("--max-batch", "max_batch_size", type=int, help="Largest number of tiles in one pass (triton).")
 @click.option(
     "--queue-delay",
     "max_queue_delay_microseconds",
@@ -49,7 +51,7 @@ OPTIONS = {
 @click.option("--instances", type=int, help="Copies of the model on each device (triton).")
 @click.option("--device", type=click.Choice(["gpu", "cpu"]), help="Device of the copies (triton).")
 def command(model: Path, kind: str, out: Path | None, images: Path | None, **choices: Any) -> None:
-    """Put MODEL into a package, the form that other programs load.
+    """Package MODEL in the format of another program.
 
     bioimageio is a .zip for the bioimage.io model zoo and the programs that read it. triton is a folder in a model
     repository of NVIDIA's Triton inference server. MODEL is an ONNX file or, for triton, a TensorRT engine.

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from unetrt.cli import MEMORY, SIZE, Size
+from unetrt.cli import MEMORY, SIZE, Size, backend_name_option, device_option
 from unetrt.runtime.errors import BackendUnavailableError, ModelFileError
 from unetrt.runtime.files.atomic import require_place
 
@@ -50,27 +50,33 @@ class PlanOptions:
 @click.command("plan")
 @click.argument("frames", type=SIZE, nargs=-1, required=True)
 @click.option("--model", type=click.Path(path_type=Path), help="Plan for this model file or checkpoint.")
-@click.option("--depth", default=4, show_default=True, help="Poolings, without --model.")
+@click.option("--depth", default=4, show_default=True, help="Number of poolings, without --model.")
 @click.option("--base", default=64, show_default=True, help="Feature channels of the first level, without --model.")
 @click.option("--channels", default=1, show_default=True, help="Channels of a frame, without --model.")
 @click.option("--classes", default=2, show_default=True, help="Classes, without --model.")
-@click.option("--memory", type=MEMORY, default="8GiB", show_default=True, help="Limit of the activations of all lanes.")
+@click.option(
+    "--memory", type=MEMORY, default="8GiB", show_default=True, help="Memory limit for the activations of all lanes."
+)
 @click.option("--batch", default=1, show_default=True, help="Tiles in one pass.")
 @click.option("--lanes", default=1, show_default=True, help="Passes in flight at once; 1 on a CPU.")
-@click.option("--precision", type=click.Choice(["fp32", "fp16", "bf16"]), help="[default: the model file's, or fp32]")
+@click.option(
+    "--precision",
+    type=click.Choice(["fp32", "fp16", "bf16"]),
+    help="Precision of the network. [default: the model file's, or fp32]",
+)
 @click.option("--measure", is_flag=True, help="Time the best tiles on this machine, and keep the times.")
-@click.option("--backend", default="auto", show_default=True, help="Engine to time: onnxruntime (CPU), tensorrt, ...")
-@click.option("--device", type=int, metavar="N", help="CUDA index of the GPU [default: the first, or the CPU].")
+@backend_name_option
+@device_option
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def command(**options: Any) -> None:
     """Show the best legal tiles for FRAMES, sizes such as 2048x2048.
 
-    The best tile needs the least arithmetic of those that fit into the memory. With --measure, the few best are timed
-    on this machine, and the fastest is the best; of tiles whose times differ by less than their noise, the one of less
-    arithmetic. This takes one or two minutes, more for networks whose passes take seconds each; TensorRT also builds an
-    engine for each tile. Later plans for such a network use the times of the tiles that were measured.
+    The best tile needs the least arithmetic of those that fit into memory. With --measure, the best few are timed on
+    this machine, and the fastest is the best; if times differ by less than their noise, the tile with less arithmetic
+    is chosen. This takes one or two minutes, more for networks whose passes take seconds each; TensorRT also builds an
+    engine for each tile. Later plans for such a network use the measured times.
 
-    `unetrt export` always plans by arithmetic, so that a file does not depend on the machine that wrote it: choose
+    `unetrt export` always plans by arithmetic, so that a file does not depend on the machine that wrote it: pass
     another tile with --tile.
     """
     _plan(PlanOptions(**options))
@@ -114,7 +120,7 @@ def _measure(network: "PlannedNetwork", options: PlanOptions, budget: "Budget", 
     from unetrt.runtime.geometry.planner import candidates, worth_timing
     from unetrt.runtime.machine import format_bytes
     from unetrt.runtime.sessions import chosen_backend
-    from unetrt.runtime.sessions.measured import Setting, chosen_backend, keep, measure, within_free_memory
+    from unetrt.runtime.sessions.measured import Setting, keep, measure, within_free_memory
 
     backend = chosen_backend(options.backend, options.device)
     setting = Setting.here(backend, network.shape, precision, budget, options.device)
@@ -141,7 +147,7 @@ def _measure(network: "PlannedNetwork", options: PlanOptions, budget: "Budget", 
 def _kept(network: "PlannedNetwork", options: PlanOptions, budget: "Budget", precision: str) -> "Timed":
     """Use the times that earlier runs with --measure have kept of such a network."""
     from unetrt.runtime.sessions import AUTO, chosen_backend
-    from unetrt.runtime.sessions.measured import Setting, chosen_backend, folder, kept
+    from unetrt.runtime.sessions.measured import Setting, folder, kept
 
     automatic = options.backend == AUTO
     if automatic and not any(folder().glob("*.json")):  # engines take long to import

@@ -62,25 +62,25 @@ class TrainOptions:
 @click.command("train")
 @click.argument("data", type=click.Path(path_type=Path), required=False)
 @click.option(
-    "--val", type=click.Path(path_type=Path), help="Validation folder [default: a part of DATA is held back]."
+    "--val", type=click.Path(path_type=Path), help="Validation folder. [default: a part of DATA is held back]"
 )
 @click.option("--val-fraction", default=0.2, show_default=True, help="Share of DATA held back without --val.")
 @click.option(
     "--val-list",
     type=click.Path(path_type=Path),
-    help="Text file with the names of the images of DATA to hold back, one a line.",
+    help="Text file with the names of the images of DATA to hold back, one per line.",
 )
-@click.option("-o", "--out", type=click.Path(path_type=Path), help="Folder of the run [default: runs/DATA-time].")
+@click.option("-o", "--out", type=click.Path(path_type=Path), help="Folder of the run. [default: runs/DATA-time]")
 @click.option(
     "--resume",
     type=click.Path(path_type=Path),
-    help="Continue the run in this folder with its own options. DATA, --val and --val-list give new paths, --minutes "
+    help="Continue the run in this folder with its own options. DATA, --val and --val-list set new paths, --minutes "
     "and --steps a longer budget.",
 )
 @click.option(
     "--minutes",
     type=float,
-    help=f"Length of the training, without the last validation and the export [default: {DEFAULT_MINUTES:g}].",
+    help=f"Length of the training, without the last validation and the export. [default: {DEFAULT_MINUTES:g}]",
 )
 @click.option("--steps", type=int, help="Length of the training in steps, instead of minutes.")
 @click.option(
@@ -88,28 +88,34 @@ class TrainOptions:
     "recipe_name",
     default="modern",
     show_default=True,
-    help="modern or paper; sets the defaults below.",
+    help="modern or paper: the defaults of the options below.",
 )
 @click.option("--classes", type=int, help="Labels are class indices 0 ... N-1, not instances.")
-@click.option("--ignore-label", type=int, help="Label of unannotated pixels [default: 255 with --classes].")
+@click.option("--ignore-label", type=int, help="Label of unannotated pixels. [default: 255 with --classes]")
 @click.option("--depth", type=int, help="Number of poolings.")
-@click.option("--base", type=int, help="Number of feature channels of the first level.")
+@click.option("--base", type=int, help="Feature channels of the first level.")
 @click.option("--dropout", type=float, help="Drop-out rate at the end of the contracting path.")
 @click.option("--tile", type=int, help="Side of the training tile, in pixels; rounded down to a legal side.")
-@click.option("--batch", type=int, help="Tiles per step.")
-@click.option("--optimiser", type=click.Choice(["sgd", "adamw"]), help="sgd: with momentum 0.99.")
+@click.option("--batch", type=int, help="Tiles in one step.")
+@click.option("--optimiser", type=click.Choice(["sgd", "adamw"]), help="Optimiser; sgd has momentum 0.99.")
 @click.option("--rate", type=float, help="Learning rate.")
 @click.option("--schedule", type=click.Choice(["constant", "cosine", "poly"]), help="Decay of the learning rate.")
-@click.option("--average", type=float, help="Decay of the weights' moving average, 0 to below 1; 0: no average.")
+@click.option(
+    "--average", type=float, help="Decay of the weights' moving average, at least 0 and below 1; 0: no average."
+)
 @click.option("--balance/--no-balance", default=None, help="Balance the classes' frequencies with class weights (w_c).")
 @click.option("--w0", type=float, help="Largest weight between neighbouring objects.")
 @click.option("--sigma", type=float, help="Reach of that weight, in pixels.")
-@click.option("--separation-border", type=int, help="Width of the background cut between touching objects, in pixels.")
+@click.option(
+    "--separation-border",
+    type=int,
+    help="Width of the background that training cuts between touching objects, in pixels.",
+)
 @click.option("--zoom", type=float, help="Largest factor of random scaling, 1 or more.")
 @click.option("--mixed/--no-mixed", default=None, help="Compute in 16 bits if the device supports them in hardware.")
 @click.option("--normalisation", type=click.Choice(MODES), help="Normalisation of grey values.")
 @click.option("--compile", "compiled", is_flag=True, help="Compile the network with torch.compile.")
-@click.option("--tta", is_flag=True, help="Average validation over 8 rotated and reflected copies.")
+@click.option("--tta", is_flag=True, help="In validation, average over 8 rotated and reflected copies.")
 @click.option("--tensorboard", is_flag=True, help="Also write events for TensorBoard.")
 @click.option("--export/--no-export", "exporting", default=True, show_default=True, help="Also write model.onnx.")
 @click.option(
@@ -120,8 +126,8 @@ def command(exporting: bool, tensorboard: bool, **choices: Any) -> None:
 
     Images are TIFF, PNG, NPY or Zarr, single or stacks. Labels are instances (one number for each object) or masks;
     with --classes they are class indices. A third folder, ignore/, may hold masks of unannotated pixels. The run's
-    folder gets best.safetensors, last.safetensors, curves.png, validation.png, history.csv, and model.onnx for `unetrt
-    predict`.
+    folder receives best.safetensors, last.safetensors, curves.png, validation.png, history.csv, and model.onnx for
+    `unetrt predict`.
 
     Defaults come from the recipe. modern: depth 3, base 16, tile 284, AdamW at 1e-3, cosine, average 0.999, 16 bits;
     paper: depth 4, base 64, tile 572, drop-out 0.5, SGD at 1e-3, constant, class weights. Both: batch 1, w0 10, sigma
