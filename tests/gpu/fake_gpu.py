@@ -71,6 +71,7 @@ def fake_gpu(tmp_path_factory):
 
     PATCH.setattr(tensorrt, "open_driver", open_driver)
     PATCH.setattr(tensorrt, "why_not", lambda: None)
+    PATCH.setattr("unetrt.runtime.cuda.driver.why_not", lambda *_: None)
     PATCH.setattr(tensorrt, "is_installed", lambda name: True)
     PATCH.setattr(tensorrt, "_obtained", obtained(tmp_path_factory.mktemp("engines")))
     PATCH.setattr(engines, "open_driver", open_driver)

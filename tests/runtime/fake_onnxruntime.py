@@ -203,6 +203,7 @@ class Bench:
         self.driver.opened = 0
         monkeypatch.setattr(onnxruntime_gpu, "open_driver", lambda index, _: self._opened(index))
         monkeypatch.setattr(onnxruntime_gpu, "why_not", lambda: None)
+        monkeypatch.setattr("unetrt.runtime.cuda.driver.why_not", lambda *_: None)
         self.build = FakeGpuBuild(monkeypatch, self.driver)
 
     def _opened(self, index):

@@ -39,6 +39,7 @@ class Bench:
         self.driver.opened = 0
         monkeypatch.setattr(tensorrt, "open_driver", lambda index, *_: self._driver(index))
         monkeypatch.setattr(tensorrt, "why_not", lambda: None)
+        monkeypatch.setattr("unetrt.runtime.cuda.driver.why_not", lambda *_: None)
         monkeypatch.setattr(tensorrt, "this_machine", lambda device: ADA)
 
     def install(self, name="tensorrt", flaws=()):
