@@ -351,7 +351,7 @@ def test_the_command_line_hands_options_on(bench, tiny_model, drawn_folder, tmp_
 
 
 def test_an_open_session_takes_no_options(bench, tiny_model):
-    with open_session(tiny_model, CUDA) as session, pytest.raises(OptionError, match="give them to open_session"):
+    with open_session(tiny_model, CUDA) as session, pytest.raises(OptionError, match="pass them to open_session"):
         Segmenter(session, backend_options={"prefer_nhwc": 1})
 
 

@@ -51,7 +51,7 @@ def test_all_stop_after_the_same_step_and_leave_together(drawn_folder, tmp_path)
     assert said.count("stopped after step") == 1
     assert "under torchrun again" in said
     assert "terminate called" not in said
-    assert f"stopped after step {load(last).training['steps']}," in said
+    assert f"stopped after step {load(last).training['steps']};" in said
 
 
 def test_a_batch_is_shared_evenly():

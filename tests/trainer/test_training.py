@@ -123,8 +123,8 @@ def test_fixed_normalisation_is_mean_and_deviation_of_the_training_set(drawn_fol
     [
         ({}, "either minutes or steps"),
         ({"minutes": 1, "steps": 1}, "either"),
-        ({"steps": 0}, "more than 0"),
-        ({"minutes": float("inf")}, "more than 0"),
+        ({"steps": 0}, "above 0"),
+        ({"minutes": float("inf")}, "above 0"),
     ],
 )
 def test_what_is_no_budget(arguments, message):

@@ -59,7 +59,7 @@ def test_the_measured_radius_is_the_derived_one_and_one_less_is_refused(files, t
     assert adoption.spec.halo == adoption.field.halo >= case.radius
     assert adoption.reference == "one pass over a larger image"
     before = (tmp_path / "model.onnx").read_bytes()
-    small = f"halo {case.radius - 1} is too small: .* up to {case.radius} px away: use --halo {adoption.field.halo}$"
+    small = f"halo {case.radius - 1} is too small: .* up to {case.radius} px away; use --halo {adoption.field.halo}$"
     with pytest.raises(OptionError, match=small):
         adopt(files[name], tmp_path / "model.onnx", choices(halo=case.radius - 1))
     assert (tmp_path / "model.onnx").read_bytes() == before
@@ -204,7 +204,7 @@ def test_remarks_on_halos_that_could_be_better(files, tmp_path):
     assert "halo 20 is larger than needed: --halo 12 is exact too" in larger
     assert case.radius % case.grid
     (off,) = adopt(files["fcn"], tmp_path / "m.onnx", choices(halo=case.radius)).remarks
-    assert "equal to that pass only with --halo 12" in off
+    assert "equals that pass only with --halo 12" in off
 
 
 def test_a_tile_that_is_too_small_for_the_halo_names_the_next(files, tmp_path):

@@ -197,7 +197,7 @@ SPOILT = {
     ),
     "constants as large as the tile": (
         {"body": f"x = Add(image, p) {TWICE}", "p": np.random.default_rng(0).random((1, 1, 64, 64), np.float32)},
-        {"grid": 4}, ParityError, "tiles differ by .* constants as large as the tile",
+        {"grid": 4}, ParityError, "tiles differ by .* constants of the tile",
     ),
     "one size and no grid": (
         {"body": f"x = Add(image, p) {TWICE}", "p": np.zeros((1, 1, 64, 64), np.float32)}, {},
@@ -343,7 +343,7 @@ RAMP = np.linspace(-1, 1, 64, dtype=np.float32)[None, None, :, None].repeat(64, 
 HIDDEN = {
     "the rest of the batch": (
         "m = ReduceMean(image, zero) h = Mul(m, half) x = Sub(image, h) mask = Concat<axis = 1>(x, image)",
-        {"zero": np.array([0], np.int64), "half": np.float32(0.5)}, {"batch": 2}, "or on the rest of its batch",
+        {"zero": np.array([0], np.int64), "half": np.float32(0.5)}, {"batch": 2}, "or on the other tiles of the batch",
     ),
     "what only grey values wake": (
         "a = Sub(image, dark) r = Relu(a) y = Mul(r, ramp) x = Add(y, image) mask = Concat<axis = 1>(x, image)",

@@ -183,7 +183,7 @@ BAD = [
     ({"name": "ab"}, OptionError, "name 'ab' does not fit.*5 to 128"),
     ({"authors": ("A/B",)}, OptionError, "author 'A/B' does not fit"),
     ({"description": "x" * 1025}, OptionError, "refuses the package: description: .*at most 1024"),
-    ({"frames": lambda frame: []}, FrameError, "of 0 frames .* give one that shows objects"),
+    ({"frames": lambda frame: []}, FrameError, "on 0 frames, .* give one that shows objects"),
     ({"frames": lambda frame: [np.zeros_like(frame)]}, FrameError, "is constant on 1 frames"),
     ({"frames": lambda frame: [frame[0]]}, FrameError, r"shape \(80, 120\): a package needs \(1, H, W\)"),
     ({"export": "uint8"}, FrameError, "the image is uint16: this model takes raw uint8"),
