@@ -7,6 +7,7 @@ agrees. Each round calls `round` in a fresh process (or the steps of the case, i
 become one `Figure` each. `python -m unetrt.benchmarks` runs the cases by name.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -27,8 +28,11 @@ Figures = Mapping[str, Figure]
 
 
 @dataclass(frozen=True)
-class BenchCase:
-    """What is measured."""
+class BenchCase(ABC):
+    """A benchmark with options as fields: its inputs, its rounds, and the figures made of them.
+
+    A case overrides `round`, or `steps` where several functions take turns.
+    """
 
     NAME: ClassVar[str]
     # One sentence for the result and the page.
@@ -41,6 +45,7 @@ class BenchCase:
         """Return what must be equal for results to be resumed, as JSON."""
         return asdict(self)
 
+    @abstractmethod
     def prepare(self, folder: Path) -> None:
         """Write the inputs of all rounds into a folder, and check that what is compared agrees.
 
@@ -58,13 +63,13 @@ class BenchCase:
         """Measure once, with the inputs in a folder; floating-point values become figures."""
         raise NotImplementedError
 
+    @abstractmethod
     def figures(self, seconds: Figures) -> Iterator[Measure]:
         """Yield the key figures."""
-        raise NotImplementedError
 
+    @abstractmethod
     def detail(self, seconds: Figures, rounds: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         """Return everything else that is stored, from the figures and the results of all rounds."""
-        raise NotImplementedError
 
 
 def measure(case: BenchCase, rounds: int, path: Path | None = None, patience: Patience | None = None) -> CaseResult:

@@ -325,6 +325,9 @@ class TrainingSteps(BenchCase):
             "tf32_convolutions": bool(torch.backends.cudnn.allow_tf32) and gpu,
         }
 
+    def prepare(self, _folder: Path) -> None:
+        """Write nothing: every step draws its tiles."""
+
     def steps(self, _folder: Path) -> Mapping[str, Callable[[], Any]]:
         """Return one step a way; a way is set up and warmed up when it is first taken."""
         device = alone().device

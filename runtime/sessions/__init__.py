@@ -11,7 +11,7 @@ backend, or with the first usable one of the table::
 import importlib
 import logging
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -299,12 +299,12 @@ def chosen_backend(name: str = AUTO, device: int | None = None) -> Backend:
     """
     if name not in engines():
         raise unknown(name)
-
-    def refusal(backend: Backend) -> str | None:
-        reason = backend.probe(device)
-        return f"{backend.name}: {reason}" if reason else None
-
-    return first_usable(_automatic(device) if name == AUTO else [_named(name)], refusal)
+    if name == AUTO:
+        return first_usable(_automatic(device), _automatic_probe(device))
+    backend = _named(name)
+    if reason := backend.probe(device):
+        raise BackendUnavailableError(f"{name}: {reason}")
+    return backend
 
 
 def engines() -> list[str]:
@@ -322,13 +322,12 @@ def _opened_automatically(path: Path, device: int | None) -> Session:
     """Load a file with the first backend that is usable and does not refuse it."""
     engine = path.suffix.lower() in SUFFIXES
     sessions: list[Session] = []
-    no_gpu = driver.why_not()
+    probe = _automatic_probe(device)
 
     def refusal(backend: Backend) -> str | None:
-        # Without CUDA no GPU backend is usable, so they are rejected without being imported.
-        if reason := (backend.gpu and no_gpu) or backend.probe(device):
-            log.info("auto passes over %s: %s", backend.name, reason)
-            return f"{backend.name}: {reason}"
+        if reason := probe(backend):
+            log.info("auto passes over %s", reason)
+            return reason
         try:
             sessions.append(backend.open(path, device))
         except (BackendUnavailableError, CudaError, EngineError) as error:
@@ -348,6 +347,20 @@ def _opened_automatically(path: Path, device: int | None) -> Session:
 def _automatic(device: int | None) -> list[Backend]:
     """Return the backends that `auto` tries, in order; with `device`, those that compute on a GPU."""
     return [one for one in BACKENDS if one.automatic and (one.gpu or device is None)]
+
+
+def _automatic_probe(device: int | None) -> Callable[[Backend], str | None]:
+    """Return the probe of `auto`: None for a usable backend, else its name and the reason against it.
+
+    Without CUDA no GPU backend is usable, so they are rejected without being imported.
+    """
+    no_gpu = driver.why_not()
+
+    def probe(backend: Backend) -> str | None:
+        reason = (backend.gpu and no_gpu) or backend.probe(device)
+        return f"{backend.name}: {reason}" if reason else None
+
+    return probe
 
 
 def _require_names(options: object) -> None:

@@ -68,7 +68,7 @@ def test_one_tile_of_it_is_the_network():
 
 @pytest.fixture
 def job(checkpoint, tmp_path, monkeypatch):
-    """Files as for a GPU, of which torch is told that it is the CPU."""
+    """The files of a GPU run; torch computes on the CPU in its place."""
     monkeypatch.setattr(BenchJob, "torch_device", "cpu")
     job = BenchJob(tmp_path, "gpu")
     checkpoint.save(job.checkpoint)

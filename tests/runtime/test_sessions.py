@@ -212,6 +212,7 @@ def test_a_pass_that_fails_is_an_inference_error_and_the_lane_goes_on(tmp_path):
 def test_a_backend_is_chosen_without_a_model(monkeypatch):
     unusable = Backend("unusable", "fake:nothing")
     monkeypatch.setattr(Backend, "probe", lambda self, device=None: "it is broken" if self is unusable else None)
+    monkeypatch.setattr("unetrt.runtime.cuda.driver.why_not", lambda *_: None)
     monkeypatch.setattr(sessions, "BACKENDS", (unusable, *BACKENDS))
     assert chosen_backend() == BACKENDS[0]
     assert chosen_backend("onnxruntime").name == "onnxruntime"

@@ -5,18 +5,20 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import click
 
 from unetrt.cli import MEMORY, SIZE, Size, backend_name_option, device_option
-from unetrt.runtime.errors import BackendUnavailableError, ModelFileError
+from unetrt.runtime.errors import BackendUnavailableError, ModelFileError, OptionError
 from unetrt.runtime.files.atomic import require_place
+from unetrt.runtime.geometry.unet_shape import UNetShape
 
 if TYPE_CHECKING:
-    from unetrt.cli._plan_network import PlannedNetwork
     from unetrt.runtime.geometry.planner import Budget, PlannedTile, TileTime
+    from unetrt.runtime.model.spec import Precision
     from unetrt.runtime.sessions.measured import Setting
+    from unetrt.trainer.checkpoint import Checkpoint
 
     # What a plan is made for, and the times that it uses.
     Timed = tuple[Budget, Setting | None, tuple[TileTime, ...]]
@@ -45,6 +47,66 @@ class PlanOptions:
     backend: str
     device: int | None
     as_json: bool
+
+
+@dataclass(frozen=True)
+class PlannedNetwork:
+    """A network to plan for.
+
+    Attributes
+    ----------
+    shape
+        Its depth, base, channels and classes.
+    precision
+        Precision of its arithmetic, unless the user chooses another.
+    model
+        Its model file, if it is one whose tile can be changed.
+    checkpoint
+        Its checkpoint, if it was given as one.
+    """
+
+    shape: UNetShape
+    precision: str = "fp32"
+    model: Path | None = None
+    checkpoint: "Checkpoint | None" = None
+
+    @classmethod
+    def load(cls, path: Path) -> "PlannedNetwork":
+        """Return the network of a model file, a checkpoint or a training's folder."""
+        if path.suffix.lower() == ".onnx":
+            from unetrt.runtime.model.onnx_file import read_spec
+            from unetrt.runtime.model.safety import external_files
+
+            spec = read_spec(path)
+            if spec.shape is None:
+                raise OptionError(f"{path} is not a U-Net of ours, so its cost is unknown: plan for one with --depth")
+            return cls(spec.shape, spec.precision, None if external_files(path) else path)
+        from unetrt.trainer.checkpoint import load
+
+        checkpoint = load(path)
+        return cls(checkpoint.shape, checkpoint=checkpoint)
+
+    def model_file(self, precision: str, folder: Path) -> tuple[Path, str]:
+        """Return a model file of this network in a precision, written to `folder` if need be, and what is in it.
+
+        Without a file or a checkpoint of that precision, an untrained network of the same shape is as fast.
+        """
+        if self.model is not None and precision == self.precision:
+            return self.model, f"{self.model}, with each tile"
+        if precision == "int8":
+            raise OptionError(
+                "int8 takes its ranges from frames, and none are given here: measure an int8 model file that holds its "
+                "weights, or --precision fp32"
+            )
+        from unetrt.export.exporter import Options, spec_for
+        from unetrt.export.graph import build_graph
+        from unetrt.trainer.checkpoint import untrained_checkpoint
+
+        checkpoint, path = self.checkpoint or untrained_checkpoint(self.shape), folder / "network.onnx"
+        smallest = self.shape.geometry.smallest
+        spec = spec_for(checkpoint, Options((smallest, smallest), precision=cast("Precision", precision)))
+        path.write_bytes(build_graph(checkpoint.network(), spec).SerializeToString())
+        return path, "the checkpoint's network" if self.checkpoint else "an untrained network of the same shape"
 
 
 @click.command("plan")
@@ -83,9 +145,7 @@ def command(**options: Any) -> None:
 
 
 def _plan(options: PlanOptions) -> None:
-    from unetrt.cli._plan_network import PlannedNetwork
     from unetrt.runtime.geometry.planner import Budget, best_tile, candidates, cost_of, pareto_front
-    from unetrt.runtime.geometry.unet_shape import UNetShape
 
     network = (
         PlannedNetwork.load(options.model)
@@ -112,7 +172,7 @@ def _plan(options: PlanOptions) -> None:
     click.echo(_source(best, setting, times))
 
 
-def _measure(network: "PlannedNetwork", options: PlanOptions, budget: "Budget", precision: str) -> "Timed":
+def _measure(network: PlannedNetwork, options: PlanOptions, budget: "Budget", precision: str) -> "Timed":
     """Time the tiles that are worth it, and keep the times; a CPU's budget is what is free there."""
     from rich.console import Console
     from rich.progress import Progress
@@ -144,7 +204,7 @@ def _measure(network: "PlannedNetwork", options: PlanOptions, budget: "Budget", 
     return possible, setting, keep(setting, times)
 
 
-def _kept(network: "PlannedNetwork", options: PlanOptions, budget: "Budget", precision: str) -> "Timed":
+def _kept(network: PlannedNetwork, options: PlanOptions, budget: "Budget", precision: str) -> "Timed":
     """Use the times that earlier runs with --measure have kept of such a network."""
     from unetrt.runtime.sessions import AUTO, chosen_backend
     from unetrt.runtime.sessions.measured import Setting, folder, kept
