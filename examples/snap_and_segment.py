@@ -24,7 +24,7 @@ def main() -> None:
     with Segmenter(arguments.model) as segmenter:  # loads the model once, for any number of frames
         frame = core.snap()
         found = segmenter.segment(frame)
-        labels = instances(found.labels, segmenter.spec.separation_border)
+        labels = instances(found.labels, segmenter.spec.decoding)
 
     height, width = frame.shape
     print(f"{width} x {height} pixels: {labels.max()} objects in {found.timings.total:.2f} s")

@@ -12,8 +12,8 @@ if TYPE_CHECKING:
     from unetrt.runtime.geometry.plan import Geometry, Tile, TilePlan
     from unetrt.runtime.live.live_segmenter import LiveSegmenter
     from unetrt.runtime.live.results import LiveResult, LiveSequence, LiveStatus, Outcome, ResultOutput, ResultStream
+    from unetrt.runtime.model.objects import instances
     from unetrt.runtime.model.spec import ModelSpec
-    from unetrt.runtime.pixels.instances import instances
     from unetrt.runtime.segment.segmenter import Segmentation, Segmenter
     from unetrt.runtime.sessions import Session, open_session
 
@@ -57,7 +57,7 @@ _HOMES = {
     "Tile": "geometry.plan",
     "TilePlan": "geometry.plan",
     "UnetrtError": "errors",
-    "instances": "pixels.instances",
+    "instances": "model.objects",
     "list_images": "files.images",
     "open_session": "sessions",
     "stem_of": "files.images",

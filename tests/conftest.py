@@ -124,7 +124,7 @@ def train(data, folder, steps):
     from unetrt.trainer.training import Training
 
     training, validation = read_dataset(data).split(0.25, seed=0)
-    recipe = RECIPES["modern"].with_options(depth=2, base=4, tile=92)
+    recipe = RECIPES["modern"].with_options(depth=2, base=4, tile=92, target="border")
     Training(training, validation, recipe, TrainingRun(folder)).run(TrainingBudget(steps=steps))
     return folder
 

@@ -23,14 +23,15 @@ from unetrt._version import __version__
 from unetrt.runtime.errors import ModelFileError, UnetrtError, one_line
 from unetrt.runtime.files.atomic import whole_file
 from unetrt.runtime.geometry.unet_shape import UNetShape
-from unetrt.runtime.model.spec import Annotation
+from unetrt.runtime.model.spec import Annotation, Decoding
 from unetrt.runtime.pixels.normalisation import Normalisation
 from unetrt.runtime.records import parse, validated
 from unetrt.trainer.unet import UNet
 
 KEY = "unetrt"
-# Schema 2: a ReLU follows each up-convolution.
-SCHEMA = 2
+# Schema 2: a ReLU follows each up-convolution. Schema 3: `decoding`, of which schema 2 had only the reach, as
+# `separation_border`.
+SCHEMA = 3
 # Prefixes of tensor names.
 WEIGHTS, FRAMES, STATE = "weights.", "frames.", "state."
 BEST, LAST = "best.safetensors", "last.safetensors"
@@ -52,8 +53,8 @@ class Checkpoint:
         Normalisation of grey values to network input.
     annotation
         `instances` or `classes`.
-    separation_border
-        Width in pixels of the background that training cut between touching objects; 0 for class maps.
+    decoding
+        How classes become objects.
     frames
         Raw frames (C, H, W) held back from training, on which exports are verified.
     frame_sizes
@@ -71,7 +72,7 @@ class Checkpoint:
     class_names: tuple[str, ...]
     normalisation: Normalisation
     annotation: Annotation
-    separation_border: int
+    decoding: Decoding = field(default_factory=Decoding)
     frames: tuple[NDArray[Any], ...] = ()
     frame_sizes: tuple[tuple[int, int, int], ...] = ()
     training: Mapping[str, Any] = field(default_factory=dict)
@@ -102,7 +103,7 @@ class Checkpoint:
             "class_names": self.class_names,
             "normalisation": self.normalisation.to_dict(),
             "annotation": self.annotation,
-            "separation_border": self.separation_border,
+            "decoding": asdict(self.decoding),
             "frame_sizes": self.frame_sizes,
             "training": dict(self.training),
             "progress": dict(self.progress),
@@ -123,7 +124,7 @@ def untrained_checkpoint(shape: UNetShape, seed: int = 0) -> Checkpoint:
     """Return a network with random weights: as fast as a trained one."""
     net = UNet(shape).initialise(torch.Generator().manual_seed(seed))
     names = ("background", *(f"class {number}" for number in range(1, shape.classes)))
-    return Checkpoint(shape, state_of(net), names, Normalisation(), "classes", separation_border=0)
+    return Checkpoint(shape, state_of(net), names, Normalisation(), "classes")
 
 
 def load(path: str | Path) -> Checkpoint:
@@ -182,7 +183,7 @@ class _Header:
     class_names: tuple[str, ...]
     normalisation: Normalisation
     annotation: Annotation
-    separation_border: int
+    decoding: Decoding
     frame_sizes: tuple[tuple[int, int, int], ...]
     training: dict[str, Any]
     progress: dict[str, Any] = field(default_factory=dict)
@@ -191,9 +192,11 @@ class _Header:
 def _header(path: Path, stored: str) -> _Header:
     name = f"the header of {path}"
     header = parse(stored, name)
-    if header.get("schema", SCHEMA) != SCHEMA:
+    if header.get("schema") == 2:
+        header["decoding"] = {"method": "components", "reach": header.get("separation_border", 0)}
+    elif header.get("schema", SCHEMA) != SCHEMA:
         raise ModelFileError(
-            f"{path} has schema {header['schema']}, this version reads {SCHEMA}: retrain, or use the version of "
+            f"{path} has schema {header['schema']}, this version reads 2 and {SCHEMA}: retrain, or use the version of "
             f"unetrt that wrote it ({header.get('written_by', 'unknown')})"
         )
     return validated(header, _Header, name, unknown=True)
@@ -208,7 +211,7 @@ def _assembled(path: Path, header: _Header, tensors: Mapping[str, NDArray[Any]])
             class_names=header.class_names,
             normalisation=header.normalisation,
             annotation=header.annotation,
-            separation_border=header.separation_border,
+            decoding=header.decoding,
             frames=tuple(tensors[name] for name in sorted(tensors) if name.startswith(FRAMES)),
             frame_sizes=header.frame_sizes,
             training=header.training,

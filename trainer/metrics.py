@@ -268,7 +268,7 @@ def outlined(instances: Array) -> Mask:
 def warped(mask: Mask, target: Mask) -> Mask:
     """Return `mask` deformed towards `target`, both (H, W) bool, by flips of simple points, which preserve topology.
 
-    Foreground is connected along edges, background along edges and corners, as in `unetrt.runtime.pixels.instances`.
+    Foreground is connected along edges, background along edges and corners, as in `unetrt.runtime.model.objects`.
     """
     padded, goal = np.pad(mask, 1), np.pad(target, 1)
     while True:

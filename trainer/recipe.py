@@ -12,6 +12,7 @@ from unetrt.runtime.errors import OptionError
 from unetrt.runtime.geometry.unet_shape import UNetShape
 from unetrt.runtime.pixels.normalisation import Mode
 from unetrt.trainer.augmentation import Augmentation
+from unetrt.trainer.targets import TARGETS, TargetName
 
 Schedule = Literal["constant", "cosine", "poly"]
 SCHEDULES: tuple[Schedule, ...] = get_args(Schedule)
@@ -50,8 +51,13 @@ class Recipe:
         Whether class weights w_c balance the classes' frequencies.
     w0, sigma
         Largest separation weight, and its reach in pixels.
+    target
+        What the network learns from instances: `cores` (background, rim and core), or the paper's `border` (foreground,
+        with background cut between touching objects); see `unetrt.trainer.targets`.
+    rim
+        Width of the rim at most, as a share of the objects' median diameter; for target `cores`.
     separation_border
-        Width in pixels of the background cut between touching objects.
+        Width in pixels of the background cut between touching objects; for target `border`.
     mixed
         Whether the network computes in 16 bits on devices that support them in hardware; weights stay float32.
     normalisation
@@ -72,6 +78,8 @@ class Recipe:
     balance: bool = True
     w0: float = 10.0
     sigma: float = 5.0
+    target: TargetName = "border"
+    rim: float = 0.2
     separation_border: int = 2
     mixed: bool = False
     normalisation: Mode = "percentile"
@@ -86,6 +94,8 @@ class Recipe:
             ("average", self.average, 0 <= self.average < 1, "a number from 0 to below 1, such as 0.999"),
             ("zoom", self.augmentation.zoom, 1 <= self.augmentation.zoom < inf, "1 or more, such as 1.4"),
             ("dropout", self.dropout, 0 <= self.dropout < 1, "a number from 0 to below 1"),
+            ("target", self.target, self.target in TARGETS, " or ".join(TARGETS)),
+            ("rim", self.rim, 0 < self.rim < inf, "a number above 0, such as 0.2"),
             ("separation border", self.separation_border, self.separation_border >= 0, "0 or more"),
             ("w0", self.w0, 0 <= self.w0 < inf, "0 or more"),
             ("sigma", self.sigma, 0 < self.sigma < inf, "a number above 0"),
@@ -114,6 +124,11 @@ class Recipe:
     def with_options(self, **options: Any) -> "Recipe":
         """Return a copy with changed attributes of the recipe or of its augmentation; None leaves one unchanged."""
         given = {name: value for name, value in options.items() if value is not None}
+        target = given.get("target", self.target)
+        for name, needed in (("rim", "cores"), ("separation_border", "border")):
+            if name in given and target in TARGETS and target != needed:
+                option = name.replace("_", "-")
+                raise OptionError(f"{option} is an option of target {needed}, not of {target}: add --target {needed}")
         varied = {name: given.pop(name) for name in given.keys() & {field.name for field in fields(Augmentation)}}
         return replace(self, **given, augmentation=replace(self.augmentation, **varied))
 
@@ -136,6 +151,7 @@ RECIPES = {
         rate=1e-3,
         schedule="cosine",
         balance=False,
+        target="cores",
         mixed=True,
         average=0.999,
     ),

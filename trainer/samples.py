@@ -18,7 +18,7 @@ from unetrt.runtime.pixels.normalisation import Normalisation
 from unetrt.trainer.augmentation import coordinates, look_up, vary_grey_values
 from unetrt.trainer.dataset import AnnotatedImage, Dataset
 from unetrt.trainer.recipe import Recipe
-from unetrt.trainer.targets import cached_separation_weights, class_weights, cut_between, prune_cache
+from unetrt.trainer.targets import Target, cached_separation_weights, class_weights, prune_cache
 
 CPU = torch.device("cpu")
 # Purposes of random numbers: independent streams for the same position.
@@ -70,14 +70,23 @@ class TrainingSample:
         return within - 0.5 + torch.tensor(divmod(pixel, width))
 
 
-def prepare(dataset: Dataset, recipe: Recipe, normalisation: Normalisation) -> list[TrainingSample]:
-    """Normalise every frame, and compute the class and the weight of every pixel."""
-    border = recipe.separation_border if dataset.instances else 0
-    cut = [cut_between(image.labels, border) for image in dataset.images]
-    classes = [(labels > 0).astype(np.int32) if dataset.instances else labels for labels in cut]
-    balance = np.ones(len(dataset.class_names), np.float32)
+def target_for(recipe: Recipe, dataset: Dataset) -> Target:
+    """Return what a network learns from a dataset; class maps are learnt as they are."""
+    if dataset.instances and recipe.target == "cores":
+        return Target.cores([image.labels for image in dataset.images], recipe.rim)
+    return Target.border(dataset.class_names, recipe.separation_border if dataset.instances else 0)
+
+
+def prepare(
+    dataset: Dataset, recipe: Recipe, normalisation: Normalisation, target: Target | None = None
+) -> list[TrainingSample]:
+    """Normalise every frame, and compute the class and the weight of every pixel; target None is that of the recipe."""
+    target = target or target_for(recipe, dataset)
+    classes = [target.classes(image.labels) if dataset.instances else image.labels for image in dataset.images]
+    count = len(target.class_names)
+    balance = np.ones(count, np.float32)
     if recipe.balance:
-        balance = class_weights(_class_counts(dataset, classes))
+        balance = class_weights(_class_counts(dataset, classes, count))
     samples = []
     for image, plane in zip(dataset.images, classes, strict=True):
         weights = balance[plane]
@@ -88,12 +97,12 @@ def prepare(dataset: Dataset, recipe: Recipe, normalisation: Normalisation) -> l
     return samples
 
 
-def _class_counts(dataset: Dataset, classes: Sequence[NDArray[Any]]) -> NDArray[np.int64]:
-    """Return the number of annotated pixels of each class, (classes,)."""
-    counts = np.zeros(len(dataset.class_names), np.int64)
+def _class_counts(dataset: Dataset, classes: Sequence[NDArray[Any]], count: int) -> NDArray[np.int64]:
+    """Return the number of annotated pixels of each of `count` classes, (count,)."""
+    counts = np.zeros(count, np.int64)
     for image, plane in zip(dataset.images, classes, strict=True):
         known = plane.ravel() if image.ignored is None else plane[~image.ignored]
-        counts += np.bincount(known, minlength=len(counts))
+        counts += np.bincount(known, minlength=count)
     return counts
 
 

@@ -1,4 +1,8 @@
-"""Training targets: instances, separation borders and pixel weights, and the cache of separation weights.
+"""Training targets: the classes and weights of annotated pixels, and the cache of separation weights.
+
+`Target` turns instances into one of two class maps, and knows how these become objects again. Target `border` is that
+of Ronneberger et al. 2015: foreground with a border of background cut between touching objects. Target `cores` has
+three classes, background, rim and core; a rim that is thinner in small objects keeps their cores.
 
 Section 3 and equation 2 of Ronneberger et al. 2015: w(x) = w_c(x) + w0 exp(-(d1(x) + d2(x))^2 / (2 sigma^2)). Class
 weights w_c balance the classes; separation weights, the second term, are large between neighbouring objects. They need
@@ -7,10 +11,12 @@ a distance transform per object, so they are cached on disk: one .npy file for e
 
 import hashlib
 import os
+from collections.abc import Sequence
 from contextlib import suppress
-from math import ceil, log, sqrt
+from dataclasses import dataclass
+from math import ceil, log, pi, sqrt
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
 import edt
 import numpy as np
@@ -19,9 +25,19 @@ from scipy import ndimage
 
 from unetrt.runtime.errors import OutputError
 from unetrt.runtime.files.atomic import cache_folder, whole_file
+from unetrt.runtime.model.spec import BACKGROUND, CORE, CORE_CLASSES, RIM, Decoding
 
 Array = NDArray[Any]
 Labels = NDArray[np.int32]
+
+TargetName = Literal["cores", "border"]
+TARGETS: tuple[TargetName, ...] = get_args(TargetName)
+# Share of an object's largest distance to its border that its rim takes at most. With 0.35 more nuclei merged, see
+# docs/training.md.
+LARGEST_RIM = 0.5
+# Area of the smallest core that is an object of its own, as a share of a core in an object of median size, and the
+# width in pixels of gaps that are closed: chosen on validation images, see docs/training.md.
+SMALLEST_CORE, BRIDGE = 0.05, 1
 
 # Separation weights below this are left out: far below what a float32 loss resolves.
 NEGLIGIBLE = 5e-5
@@ -43,6 +59,60 @@ def as_instances(labels: Array) -> Labels:
         return components
     numbered: Labels = (numbers.reshape(labels.shape) + (values[0] > 0)).astype(np.int32)
     return numbered
+
+
+@dataclass(frozen=True)
+class Target:
+    """The class map that a network learns from instances.
+
+    Attributes
+    ----------
+    class_names
+        Background first.
+    decoding
+        How the classes become objects.
+    rim
+        Width of the rim in pixels at most; 0 for target `border`.
+    """
+
+    class_names: tuple[str, ...]
+    decoding: Decoding
+    rim: float = 0.0
+
+    @classmethod
+    def cores(cls, instances: Sequence[Labels], rim: float) -> "Target":
+        """Return a target of background, rim and core.
+
+        Parameters
+        ----------
+        instances
+            (H, W) each, the objects of a training set.
+        rim
+            Width of the rim at most, as a share of the objects' median equivalent diameter.
+        """
+        areas = np.concatenate([np.bincount(labels.reshape(-1))[1:] for labels in instances])
+        areas = areas[areas > 0]
+        diameter = sqrt(4 * float(np.median(areas)) / pi) if len(areas) else 0.0
+        width = max(1.0, rim * diameter)
+        core = pi / 4 * max(diameter - 2 * width, diameter * (1 - LARGEST_RIM)) ** 2
+        # Twice the rim: predicted rims vary, and an object's corners are farther from its core than its sides.
+        return cls(CORE_CLASSES, Decoding("cores", ceil(2 * width) + 1, BRIDGE, ceil(SMALLEST_CORE * core)), width)
+
+    @classmethod
+    def border(cls, class_names: tuple[str, ...], width: int) -> "Target":
+        """Return a target of background and foreground with a separation border, `width` px wide."""
+        return cls(class_names, Decoding("components", width))
+
+    def classes(self, objects: Labels) -> NDArray[np.int32]:
+        """Return the class, (H, W), of each pixel of instances (H, W)."""
+        if self.decoding.method == "components":
+            return (cut_between(objects, self.decoding.reach) > 0).astype(np.int32)
+        # The distance to the nearest pixel of another number, 0 or an object: touching objects have rims between them.
+        distance = edt.edt(objects.astype(np.uint32))
+        numbers = np.arange(int(objects.max()) + 1)
+        largest = np.asarray(ndimage.maximum(distance, objects, numbers), np.float32)
+        core = distance > np.minimum(self.rim, LARGEST_RIM * largest)[objects]
+        return np.where(objects > 0, np.where(core, CORE, RIM), BACKGROUND).astype(np.int32)
 
 
 def cut_between(objects: Labels, width: int) -> Labels:

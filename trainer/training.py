@@ -22,7 +22,7 @@ from unetrt.trainer.history import History, TrainingProgress
 from unetrt.trainer.learner import Learner, Team, alone
 from unetrt.trainer.recipe import Recipe
 from unetrt.trainer.run import ResumeState, TrainingBudget, TrainingRun, recipe_of
-from unetrt.trainer.samples import Sampler, normalisation_for, prepare
+from unetrt.trainer.samples import Sampler, normalisation_for, prepare, target_for
 from unetrt.trainer.torch_session import torch_errors
 from unetrt.trainer.unet import UNet
 from unetrt.trainer.validation import Scores, Validator, draw_sheet
@@ -58,11 +58,11 @@ class Training:
         self._team = team or alone()
         self._indices = self._team.share(recipe.batch)
         self._normalisation = normalisation_for(recipe, train)
-        self._border = recipe.separation_border if train.instances else 0
-        shape = recipe.shape(train.channels, len(train.class_names))
+        self._target = target_for(recipe, train)
+        shape = recipe.shape(train.channels, len(self._target.class_names))
         with torch_errors("building the network", "use a smaller --base or --depth"):
             self._learner = Learner(shape, recipe, run.seed, self._team, run.compiled)
-            samples = prepare(train, recipe, self._normalisation)
+            samples = prepare(train, recipe, self._normalisation, self._target)
             self._sampler = Sampler(samples, recipe, run.seed, self._team.device)
         self.history = History()
         self._validator: Validator | None = None
@@ -203,7 +203,7 @@ class Training:
         """Score the network; save it and the sheet if it is the best so far."""
         if self._validator is None:
             self._validator = Validator(
-                self._validation, self._learner.result, self._normalisation, self._border, self._run.tta
+                self._validation, self._learner.result, self._normalisation, self._target, self._run.tta
             )
         scores, results = self._validator()
         if self.history.add_scores(self.steps, scores):
@@ -217,10 +217,10 @@ class Training:
         return Checkpoint(
             shape=net.shape,
             weights=state_of(net),
-            class_names=self._train.class_names,
+            class_names=self._target.class_names,
             normalisation=self._normalisation,
             annotation="instances" if self._train.instances else "classes",
-            separation_border=self._border,
+            decoding=self._target.decoding,
             frames=self._validation.some_frames(),
             frame_sizes=tuple((height, width, often) for (height, width), often in self._train.sizes.items()),
             training={

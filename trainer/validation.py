@@ -15,14 +15,15 @@ from numpy.typing import NDArray
 
 from unetrt.runtime.files.atomic import whole_file
 from unetrt.runtime.geometry.planner import GIB, Budget, best_tile
-from unetrt.runtime.model.spec import ModelSpec
+from unetrt.runtime.model.objects import instances, overlay
+from unetrt.runtime.model.spec import Decoding, ModelSpec
 from unetrt.runtime.pixels.frames import as_image
-from unetrt.runtime.pixels.instances import instances, overlay
 from unetrt.runtime.pixels.normalisation import Normalisation
 from unetrt.runtime.segment.segmenter import Segmenter
 from unetrt.trainer.checkpoint import Checkpoint
 from unetrt.trainer.dataset import AnnotatedImage, Dataset
 from unetrt.trainer.evaluation import Tally, evaluate_classes, evaluate_instances, pooled
+from unetrt.trainer.targets import Target
 from unetrt.trainer.torch_session import TorchSession
 from unetrt.trainer.unet import UNet
 
@@ -100,7 +101,7 @@ def spec_of(
     tile: tuple[int, int],
     class_names: tuple[str, ...],
     normalisation: Normalisation,
-    separation_border: int,
+    decoding: Decoding,
 ) -> ModelSpec:
     """Return the spec of a network in torch, with head `logits` and a tile (H, W) in pixels."""
     return ModelSpec(
@@ -110,7 +111,7 @@ def spec_of(
         channels=net.shape.channels,
         classes=class_names,
         normalisation=normalisation,
-        separation_border=separation_border,
+        decoding=decoding,
     )
 
 
@@ -123,18 +124,18 @@ class Validator:
         The validation set.
     net
         The network. Each call uses its current weights.
-    normalisation, separation_border
+    normalisation, target
         As in training.
     tta
         Whether to average over the 8 symmetries of the square (test-time augmentation), which takes 8 times as long.
     """
 
     def __init__(
-        self, dataset: Dataset, net: UNet, normalisation: Normalisation, separation_border: int, tta: bool = False
+        self, dataset: Dataset, net: UNet, normalisation: Normalisation, target: Target, tta: bool = False
     ) -> None:
         self._dataset, self._net, self._tta = dataset, net, tta
         tile = best_tile(dataset.sizes.elements(), net.shape, Budget(memory=MEMORY)).tile
-        spec = spec_of(net, tile, dataset.class_names, normalisation, separation_border)
+        spec = spec_of(net, tile, target.class_names, normalisation, target.decoding)
         self._segmenter = Segmenter(TorchSession(net, spec))
 
     def __call__(self) -> tuple[Scores, list[ValidatedImage]]:
@@ -154,7 +155,7 @@ class Validator:
         if not self._dataset.instances:
             count = len(self._dataset.class_names)
             return ValidatedImage(image, classes, evaluate_classes(classes, image.labels, count, image.ignored))
-        found = instances(classes, self._segmenter.spec.separation_border)
+        found = instances(classes, self._segmenter.spec.decoding)
         return ValidatedImage(image, found, evaluate_instances(found, image.labels, image.ignored, warping=False))
 
 
@@ -187,7 +188,7 @@ def whole_frame_scores(
     """Return the logits (classes, H, W) of a raw frame (H, W) or (C, H, W) from one pass of torch, without TF32."""
     geometry, net = checkpoint.shape.geometry, checkpoint.network().to(device)
     tile = (geometry.side_for(frame.shape[-2]), geometry.side_for(frame.shape[-1]))
-    spec = spec_of(net, tile, checkpoint.class_names, checkpoint.normalisation, checkpoint.separation_border)
+    spec = spec_of(net, tile, checkpoint.class_names, checkpoint.normalisation, checkpoint.decoding)
     exactly = torch.backends.cudnn.flags(enabled=True, allow_tf32=False)
     with exactly, TorchSession(net, spec) as session:
         return Segmenter(session, lanes=1).scores(frame)

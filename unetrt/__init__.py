@@ -7,7 +7,7 @@ and stitches the tiles of a frame into the result of one pass over the whole fra
 
     with Segmenter("model.onnx") as segmenter:
         labels = segmenter.segment(frame).labels  # (H, W) uint8 class indices
-        cells = instances(labels, segmenter.spec.separation_border)  # (H, W) object numbers
+        cells = instances(labels, segmenter.spec.decoding)  # (H, W) object numbers
 
 `unetrt.runtime` runs models, `unetrt.trainer` trains them, `unetrt.export` writes the model files. The public names
 load on first use: importing `unetrt` imports neither numpy nor an engine.

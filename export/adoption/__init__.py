@@ -23,7 +23,7 @@ from unetrt.runtime.errors import OptionError
 from unetrt.runtime.files.atomic import require_place, whole_file
 from unetrt.runtime.geometry.plan import Border
 from unetrt.runtime.model.safety import external_files
-from unetrt.runtime.model.spec import Annotation, Head, ModelSpec
+from unetrt.runtime.model.spec import Annotation, Decoding, Head, ModelSpec
 from unetrt.runtime.pixels.normalisation import Normalisation
 from unetrt.runtime.sessions import open_session
 
@@ -50,8 +50,10 @@ class Choices:
         Tiles in one pass.
     border
         How the frame continues beyond its edges.
-    annotation, separation_border
+    annotation
         The annotation that the network was trained on, as in `ModelSpec`.
+    separation_border
+        Width in pixels of the background that training cut between touching objects.
     """
 
     classes: tuple[str, ...]
@@ -161,7 +163,7 @@ def _spec(foreign: Foreign, tile: tuple[int, int], field: ReceptiveField, choice
         precision=foreign.precision,
         border=choices.border,
         annotation=choices.annotation,
-        separation_border=choices.separation_border,
+        decoding=Decoding("components", choices.separation_border),
         training={"adopted_from": foreign.name},
         weights_sha256=foreign.sha256(),
         written_by=f"unetrt {__version__}",

@@ -35,10 +35,10 @@ from unetrt.export.onnx_model import copy_file, with_batch
 from unetrt.runtime.errors import FrameError, ModelFileError, OptionError
 from unetrt.runtime.files.atomic import whole_file
 from unetrt.runtime.geometry.plan import Tile
+from unetrt.runtime.model.objects import overlay
 from unetrt.runtime.model.onnx_file import read_spec
 from unetrt.runtime.model.spec import INPUT, KEY, OUTPUT, ModelSpec
 from unetrt.runtime.pixels.frames import as_frame, require_raw
-from unetrt.runtime.pixels.instances import overlay
 from unetrt.runtime.pixels.normalisation import Normalisation
 from unetrt.runtime.pixels.scores import best_class, require_finite_scores
 from unetrt.runtime.sessions import Session, open_session

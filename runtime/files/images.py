@@ -294,7 +294,7 @@ def predict_file(segmenter: "Segmenter", source: Path, output: Output, progress:
     FrameError
         The image cannot be read or does not fit the model; nothing is written then.
     """
-    from unetrt.runtime.pixels.instances import instances, overlay
+    from unetrt.runtime.model.objects import instances, overlay
 
     channels = segmenter.spec.channels
     frames = read_frames(source, channels)
@@ -303,7 +303,7 @@ def predict_file(segmenter: "Segmenter", source: Path, output: Output, progress:
     except FrameError as error:
         raise FrameError(f"{source}: {error}") from error
     if output.kind == "instances":
-        labels = instances(labels, segmenter.spec.separation_border, output.min_area)
+        labels = instances(labels, segmenter.spec.decoding, output.min_area)
     write_labels(output.folder / f"{stem_of(source)}.tif", labels)
     if output.overlays:
         picture = overlay(stack_of(frames, channels)[0], stack_of(labels, 1)[0])

@@ -38,8 +38,8 @@ from unetrt.runtime.live.results import (
     ResultStream,
     State,
 )
+from unetrt.runtime.model.objects import instances
 from unetrt.runtime.model.spec import Annotation
-from unetrt.runtime.pixels.instances import instances
 from unetrt.runtime.pixels.running import Streams
 from unetrt.runtime.segment.segmenter import LANES, Segmentation, Segmenter
 from unetrt.runtime.sessions import AUTO
@@ -374,7 +374,7 @@ class Worker:
             raise FrameError(f"a stack of {labels.shape[:-2]} frames was submitted: submit its frames one by one")
         if self.kind == "classes":
             return {"labels": labels, "timings": found.timings}
-        numbered = instances(labels, self.segmenter.spec.separation_border)
+        numbered = instances(labels, self.segmenter.spec.decoding)
         return {"labels": numbered, "objects": int(numbered.max()), "timings": found.timings}
 
     def _check_abandoned(self, done: int, total: int) -> None:  # noqa: ARG002

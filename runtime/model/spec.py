@@ -16,7 +16,7 @@ True
 import json
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from functools import lru_cache
 from typing import Annotated, Any, Literal, NamedTuple, get_args
 
@@ -24,7 +24,7 @@ import numpy as np
 from msgspec import Meta
 from numpy.typing import NDArray
 
-from unetrt.runtime.errors import ModelFileError, one_line
+from unetrt.runtime.errors import ModelFileError, OptionError, one_line
 from unetrt.runtime.geometry.plan import BORDERS, Border, Geometry, TilePlan
 from unetrt.runtime.geometry.unet_shape import MAX_CLASSES, UNetShape
 from unetrt.runtime.pixels.normalisation import Normalisation
@@ -39,7 +39,16 @@ INPUT_TYPES: tuple[InputType, ...] = get_args(InputType)
 Annotation = Literal["instances", "classes"]
 ANNOTATIONS: tuple[Annotation, ...] = get_args(Annotation)
 
-SCHEMA = 1
+Method = Literal["components", "cores"]
+METHODS: tuple[Method, ...] = get_args(Method)
+# Classes of the decoding `cores`.
+BACKGROUND, RIM, CORE = range(3)
+CORE_CLASSES = ("background", "rim", "core")
+# Limits of what a model file may ask of a decoding, in pixels.
+MAX_REACH, MAX_AREA = 1024, 1 << 20
+
+# Schema 2: `decoding`; schema 1 had only its reach, as `separation_border`.
+SCHEMA = 2
 KEY = "unetrt"  # in the ONNX file's metadata_props
 INPUT, OUTPUT = "frame", "scores"  # names of the graph's input and output
 
@@ -96,6 +105,46 @@ class Tensors(NamedTuple):
         return f"its graph has {', '.join(found) or 'no tensors'}, its spec says {', '.join(expected)}"
 
 
+@dataclass(frozen=True)
+class Decoding:
+    """How a class map becomes objects.
+
+    Attributes
+    ----------
+    method
+        `components` or `cores`, see `unetrt.runtime.model.objects`.
+    reach
+        Largest distance in pixels over which an object grows. `cores`: Euclidean. `components`: along either axis, the
+        width of the border that training cut between touching objects; 0 grows nothing.
+    bridge
+        Cores are widened by this number of pixels, within the foreground, before they are connected: a core that the
+        network broke in two stays one object. Only for `cores`.
+    smallest
+        Minimum area of a core in pixels. An object of a smaller core joins the neighbour with which it shares the
+        longest border, of those with larger cores; without such a neighbour it remains. Only for `cores`.
+
+    Raises
+    ------
+    OptionError
+        The method is unknown, or a number is out of range.
+    """
+
+    method: Method = "components"
+    reach: Annotated[int, Meta(ge=0, le=MAX_REACH)] = 0
+    bridge: Annotated[int, Meta(ge=0, le=MAX_REACH)] = 0
+    smallest: Annotated[int, Meta(ge=0, le=MAX_AREA)] = 0
+
+    def __post_init__(self) -> None:
+        if self.method not in METHODS:
+            raise OptionError(f"decoding {self.method!r:.60} is unknown: use {' or '.join(METHODS)}")
+        for name, most in (("reach", MAX_REACH), ("bridge", MAX_REACH), ("smallest", MAX_AREA)):
+            value = getattr(self, name)
+            if not 0 <= value <= most:
+                raise OptionError(f"{name} of a decoding must be 0 to {most} (got {value})")
+        if self.method == "components" and (self.bridge or self.smallest):
+            raise OptionError("bridge and smallest are for decoding by cores: use 0 for components")
+
+
 # Plans by frame size: thousands of frames share a few sizes.
 _plan = lru_cache(maxsize=64)(TilePlan)
 
@@ -131,8 +180,8 @@ class ModelSpec:
     annotation
         Kind of annotation that the network was trained on: `instances`, for which the class map is split into objects,
         or `classes`.
-    separation_border
-        Width in pixels of the background that training cut between touching objects; 0 for class maps.
+    decoding
+        How classes become objects.
     network
         `depth` and `base` of a U-Net that unetrt trained; empty for other networks.
     training
@@ -155,14 +204,14 @@ class ModelSpec:
     input_dtype: InputType = "float32"
     border: Border = "reflect"
     annotation: Annotation = "instances"
-    separation_border: Count = 0
+    decoding: Decoding = field(default_factory=Decoding)
     network: Mapping[str, Count] = field(default_factory=dict)
     training: Mapping[str, Any] = field(default_factory=dict)
     weights_sha256: str = ""
     written_by: str = ""
 
     def __post_init__(self) -> None:
-        for name, least in (("grid", 1), ("batch", 1), ("channels", 1), ("separation_border", 0)):
+        for name, least in (("grid", 1), ("batch", 1), ("channels", 1)):
             if getattr(self, name) < least:
                 raise ModelFileError(f"{name} must be at least {least} (got {getattr(self, name)})")
         for side in self.tile:
@@ -173,6 +222,7 @@ class ModelSpec:
             raise ModelFileError(
                 f"network must be empty, or depth from 1 to {MAX_DEPTH} and base at least 1 (got {self.network!r:.60})"
             )
+        self._require_decodable()
         self._require_constants()
         elements = self.batch * max(self.channels, len(self.classes)) * math.prod(self.tile)
         if elements > MAX_ELEMENTS:
@@ -203,6 +253,13 @@ class ModelSpec:
         for text in (self.weights_sha256, self.written_by):
             if not text.isprintable():
                 raise ModelFileError(f"invalid text {text!r:.60}: use printable characters on one line")
+
+    def _require_decodable(self) -> None:
+        if self.decoding.method == "cores" and len(self.classes) != len(CORE_CLASSES):
+            raise ModelFileError(
+                f"decoding cores needs the {len(CORE_CLASSES)} classes {', '.join(CORE_CLASSES)} "
+                f"(got {len(self.classes)}): use decoding components"
+            )
 
     def _require_constants(self) -> None:
         """Raise ModelFileError if the normalisation does not match the channels or the input."""
@@ -270,7 +327,14 @@ class ModelSpec:
         """Return the spec as JSON, as it is stored in a model file."""
         fields = {name: getattr(self, name) for name in self.__dataclass_fields__}
         fields |= {"network": dict(self.network), "training": dict(self.training)}
-        return json.dumps({"schema": SCHEMA, **fields, "normalisation": self.normalisation.to_dict()})
+        return json.dumps(
+            {
+                "schema": SCHEMA,
+                **fields,
+                "decoding": asdict(self.decoding),
+                "normalisation": self.normalisation.to_dict(),
+            }
+        )
 
     @classmethod
     def from_json(cls, text: str) -> "ModelSpec":
@@ -286,10 +350,12 @@ class ModelSpec:
         if "schema" not in stored:
             raise ModelFileError(f"{what} is invalid: missing schema; export the model again")
         schema = stored.pop("schema")
-        if type(schema) is not int or schema != SCHEMA:
+        if schema == 1 and type(schema) is int:
+            stored["decoding"] = {"method": "components", "reach": stored.pop("separation_border", 0)}
+        elif type(schema) is not int or schema != SCHEMA:
             wrote = one_line(str(stored.get("written_by") or "another version"), 60)
             raise ModelFileError(
-                f"{what} has schema {schema!r:.60}, written by {wrote}; this version reads {SCHEMA}: install that "
+                f"{what} has schema {schema!r:.60}, written by {wrote}; this version reads 1 to {SCHEMA}: install that "
                 "version, or export the model again"
             )
         for name, part in (("classes", stored), ("normalisation", stored), ("mode", stored.get("normalisation"))):

@@ -16,7 +16,7 @@ from unetrt.export.gate import DEFAULTS, Parity, Thresholds
 from unetrt.export.graph import build_graph
 from unetrt.runtime.errors import FrameError, OptionError, ParityError
 from unetrt.runtime.model.onnx_file import read_spec
-from unetrt.runtime.model.spec import HEADS, INPUT, OUTPUT
+from unetrt.runtime.model.spec import HEADS, INPUT, OUTPUT, Decoding
 
 TILE = (60, 76)
 
@@ -184,8 +184,10 @@ def test_a_batch_whose_slots_differ_is_refused(tiny_checkpoint, tmp_path, monkey
 
 def test_a_file_with_another_spec_is_refused(tiny_checkpoint, tmp_path, monkeypatch):
     build = exporter.build_graph
-    monkeypatch.setattr(exporter, "build_graph", lambda net, spec: build(net, replace(spec, separation_border=9)))
-    with pytest.raises(ParityError, match="the exported file differs from that of the export in separation_border"):
+    monkeypatch.setattr(
+        exporter, "build_graph", lambda net, spec: build(net, replace(spec, decoding=Decoding("components", 9)))
+    )
+    with pytest.raises(ParityError, match="the exported file differs from that of the export in decoding"):
         export(tiny_checkpoint, tmp_path / "model.onnx", Options(TILE))
 
 

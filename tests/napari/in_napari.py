@@ -82,7 +82,7 @@ def go_live(widget):
 def expected(image, min_area=0):
     with Segmenter(MODEL) as segmenter:
         classes = segmenter.segment(image).labels
-        return instances(classes, segmenter.spec.separation_border, min_area)
+        return instances(classes, segmenter.spec.decoding, min_area)
 
 
 def use(widget, session):

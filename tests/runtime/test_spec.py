@@ -7,7 +7,7 @@ import pytest
 
 from tests.conftest import small_spec
 from unetrt.runtime.errors import ModelFileError, TileError
-from unetrt.runtime.model.spec import HEADS, INPUT_TYPES, ModelSpec
+from unetrt.runtime.model.spec import CORE_CLASSES, HEADS, INPUT_TYPES, Decoding, ModelSpec
 from unetrt.runtime.pixels.normalisation import Normalisation
 
 SPEC = small_spec(
@@ -20,6 +20,21 @@ SPEC = small_spec(
 
 def test_json_and_back():
     assert ModelSpec.from_json(SPEC.to_json()) == SPEC
+
+
+def test_a_file_of_schema_1_decodes_as_it_did():
+    stored = {**json.loads(SPEC.to_json()), "schema": 1, "separation_border": 3}
+    del stored["decoding"]
+    assert ModelSpec.from_json(json.dumps(stored)) == replace(SPEC, decoding=Decoding("components", 3))
+    del stored["separation_border"]
+    assert ModelSpec.from_json(json.dumps(stored)) == SPEC
+
+
+def test_cores_need_three_classes():
+    cores = replace(SPEC, classes=CORE_CLASSES, decoding=Decoding("cores", 9, 1, 8))
+    assert ModelSpec.from_json(cores.to_json()) == cores
+    with pytest.raises(ModelFileError, match=r"cores needs the 3 classes background, rim, core \(got 2\)"):
+        replace(cores, classes=("background", "cell"))
 
 
 def test_a_file_may_hold_the_nan_of_an_earlier_summary():
@@ -97,7 +112,7 @@ def _normalised(**changes):
 @pytest.mark.parametrize(
     "value", ["true", "null", '"1"', "1.5", "1e99", "NaN", "-1", "[1]", "{}", "9" * 40, "9" * 5000]
 )
-@pytest.mark.parametrize("name", ["halo", "grid", "channels", "batch", "separation_border"])
+@pytest.mark.parametrize("name", ["halo", "grid", "channels", "batch"])
 def test_what_is_no_count(name, value):
     text = json.dumps({**json.loads(SPEC.to_json()), name: "HERE"}).replace('"HERE"', value)
     with pytest.raises(ModelFileError, match=f"spec is invalid: {name}: expected `int`|not a JSON object") as caught:
@@ -114,6 +129,11 @@ def test_what_is_no_count(name, value):
         (_changed(tile=[60, True]), r"tile\[1\]: expected `int`, got `bool`"),
         (_changed(tile=[60, 64.0]), r"tile\[1\]: expected `int`, got `float`"),
         (_changed(tile=[[60], [64]]), r"tile\[0\]: expected `int`"),
+        (_changed(decoding={"method": "watershed"}), "decoding.method: invalid enum value .*, use components, cores"),
+        (_changed(decoding={"method": "cores", "reach": -1}), "decoding.reach: expected `int` >= 0"),
+        (_changed(decoding={"method": "cores", "reach": 99999}), "decoding.reach: expected `int` <= 1024"),
+        (_changed(decoding={"method": "components", "smallest": 2}), "decoding: bridge and smallest are for"),
+        (_changed(decoding=3), "decoding: expected `object`, got `int`"),
         (_changed(grid=0), "grid: expected `int` >= 1"),
         (_changed(classes="ab"), "classes: expected `array`, got `str`"),
         (_changed(classes=[1, 2, 3]), r"classes\[\d\]: expected `str`"),

@@ -9,6 +9,7 @@ from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
 from unetrt.runtime.errors import ModelFileError
+from unetrt.runtime.model.spec import Decoding
 from unetrt.trainer import checkpoint
 
 
@@ -16,11 +17,11 @@ def test_saved_and_read_again(tiny_checkpoint, tmp_path):
     tiny_checkpoint.save(tmp_path / "a.safetensors")
     again = checkpoint.load(tmp_path / "a.safetensors")
     assert again.weights_sha256() == tiny_checkpoint.weights_sha256()
-    assert (again.shape, again.class_names, again.normalisation, again.separation_border, again.frame_sizes) == (
+    assert (again.shape, again.class_names, again.normalisation, again.decoding, again.frame_sizes) == (
         tiny_checkpoint.shape,
         tiny_checkpoint.class_names,
         tiny_checkpoint.normalisation,
-        tiny_checkpoint.separation_border,
+        tiny_checkpoint.decoding,
         tiny_checkpoint.frame_sizes,
     )
     for ours, theirs in zip(again.frames, tiny_checkpoint.frames, strict=True):
@@ -39,6 +40,18 @@ def test_the_hash_follows_each_weight(tiny_checkpoint):
     changed = dict(tiny_checkpoint.weights) | {name: array + np.float32(1e-6)}
     other = checkpoint.Checkpoint(**{**vars(tiny_checkpoint), "weights": changed})
     assert other.weights_sha256() != before
+
+
+def test_a_checkpoint_of_schema_2_decodes_as_it_did(tiny_checkpoint, tmp_path):
+    """Its header had the width of the separation border, and no decoding."""
+    tiny_checkpoint.save(tmp_path / "new.safetensors")
+    with safe_open(tmp_path / "new.safetensors", framework="numpy") as file:
+        header = json.loads(file.metadata()["unetrt"])
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
+    del header["decoding"]
+    header |= {"schema": 2, "separation_border": 3}
+    save_file(tensors, tmp_path / "old.safetensors", {"unetrt": json.dumps(header)})
+    assert checkpoint.load(tmp_path / "old.safetensors").decoding == Decoding("components", 3)
 
 
 def _malicious(path):

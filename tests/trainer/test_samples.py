@@ -11,7 +11,7 @@ from unetrt.trainer.recipe import RECIPES
 from unetrt.trainer.samples import Sampler, prepare
 from unetrt.trainer.targets import cut_between, separation_weights
 
-RECIPE = RECIPES["modern"].with_options(depth=1, base=2, tile=60, batch=3)
+RECIPE = RECIPES["modern"].with_options(target="border", depth=1, base=2, tile=60, batch=3)
 NAMES = ("background", "foreground")
 
 

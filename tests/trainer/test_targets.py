@@ -11,9 +11,14 @@ from scipy import ndimage
 
 from tests.conftest import NUCLEI
 from unetrt.runtime.files.images import read_labels
+from unetrt.runtime.model.objects import instances
+from unetrt.runtime.model.spec import Decoding
 from unetrt.trainer import targets
 from unetrt.trainer.drawn_cells import draw
+from unetrt.trainer.evaluation import evaluate_instances, pooled
+from unetrt.trainer.metrics import count_objects
 from unetrt.trainer.targets import (
+    Target,
     as_instances,
     cached_separation_weights,
     class_weights,
@@ -189,3 +194,66 @@ def test_the_longest_unused_go_first(tmp_path, counted):
     assert len(list(tmp_path.glob("*.npy"))) == 2
     cached_separation_weights(LABELS, 1.0, 5.0, tmp_path)
     assert len(counted) == 3
+
+
+def discs(diameters, gap=0):
+    """Return discs side by side, `gap` px apart, as instances (H, W)."""
+    side = max(diameters) + 4
+    labels = np.zeros((side, sum(diameters) + (len(diameters) + 1) * max(gap, 0) + 4), np.int32)
+    rows, columns = np.indices(labels.shape)
+    left = 2.0
+    for number, diameter in enumerate(diameters, 1):
+        centre = left + diameter / 2
+        labels[(rows - side / 2) ** 2 + (columns - centre) ** 2 < diameter**2 / 4] = number
+        left += diameter + gap
+    return labels
+
+
+def test_the_rim_follows_from_the_median_size_and_is_thinner_in_small_objects():
+    labels = discs([30, 30, 30, 8], gap=3)
+    target = Target.cores([labels], rim=0.2)
+    assert target.rim == pytest.approx(0.2 * 30, rel=0.03)
+    assert target.class_names == ("background", "rim", "core")
+    classes = target.classes(labels)
+    np.testing.assert_array_equal(classes > 0, labels > 0)
+    core_widths = [int((classes[len(labels) // 2] == 2)[labels[len(labels) // 2] == n].sum()) for n in (1, 4)]
+    assert core_widths[0] == pytest.approx(30 - 12, abs=2)
+    assert core_widths[1] == pytest.approx(8 / 2, abs=1)
+
+
+def test_rims_lie_between_touching_objects_and_not_at_the_edge_of_the_image():
+    labels = np.zeros((40, 40), np.int32)
+    labels[:, :20], labels[:, 20:] = 1, 2
+    classes = Target.cores([labels], rim=0.1).classes(labels)
+    assert (classes[:, [0, 39]] == 2).all()
+    assert (classes[:, [19, 20]] == 1).all()
+
+
+@pytest.mark.parametrize("sizes", [[20], [20, 20, 20], [9, 40, 14], [10, 12, 30]])
+def test_decoding_undoes_the_target(sizes):
+    labels = discs(sizes, gap=-1)
+    target = Target.cores([labels], rim=0.2)
+    found = instances(target.classes(labels).astype(np.uint8), target.decoding)
+    assert found.max() == len(sizes)
+    np.testing.assert_array_equal(found > 0, labels > 0)
+    assert count_objects(found, labels).seg > 0.95
+
+
+def test_a_training_set_without_objects_has_a_target():
+    target = Target.cores([np.zeros((9, 9), np.int32)], rim=0.2)
+    assert target.decoding == Decoding("cores", 3, 1, 0)
+    assert not target.classes(np.zeros((9, 9), np.int32)).any()
+
+
+@pytest.mark.skipif(not NUCLEI.exists(), reason=f"{NUCLEI} does not exist")
+def test_real_annotations_survive_target_and_decoding():
+    paths = sorted((NUCLEI / "val" / "labels").iterdir())
+    labels = [as_instances(read_labels(path)) for path in paths]
+    target = Target.cores(labels, rim=0.2)
+    tallies = [
+        evaluate_instances(instances(target.classes(each).astype(np.uint8), target.decoding), each, warping=False)
+        for each in labels
+    ]
+    objects = pooled(tallies).objects
+    assert objects.seg > 0.97
+    assert objects.merged + objects.split < 0.02 * objects.objects

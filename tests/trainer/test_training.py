@@ -7,17 +7,18 @@ import torch
 from PIL import Image
 
 from unetrt.runtime.errors import OptionError, TrainingError
+from unetrt.runtime.model.spec import Decoding
 from unetrt.trainer.augmentation import Augmentation
 from unetrt.trainer.dataset import read_dataset
 from unetrt.trainer.drawn_cells import draw
 from unetrt.trainer.history import History
 from unetrt.trainer.recipe import RECIPES, Recipe
 from unetrt.trainer.run import TrainingBudget, TrainingRun
-from unetrt.trainer.samples import normalisation_for
+from unetrt.trainer.samples import normalisation_for, target_for
 from unetrt.trainer.training import Training
 from unetrt.trainer.validation import TIE, Scores, Validator, wrong_pixels
 
-SMALL = RECIPES["modern"].with_options(depth=2, base=4, tile=92)
+SMALL = RECIPES["modern"].with_options(depth=2, base=4, tile=92, target="border")
 
 
 def training(folder, out, recipe=SMALL, seed=0):
@@ -65,7 +66,7 @@ def test_what_a_run_leaves(tiny_run, tiny_checkpoint):
         assert picture.size[0] > picture.size[1] > 100
     about = tiny_checkpoint.training
     assert about["recipe"]["base"] == 4
-    assert tiny_checkpoint.separation_border == 2
+    assert tiny_checkpoint.decoding == Decoding("components", 2)
     assert tiny_checkpoint.frame_sizes
 
 
@@ -108,7 +109,7 @@ def test_several_channels_and_classes(tmp_path):
     best = run.run(TrainingBudget(steps=2))
     from unetrt.trainer.checkpoint import load
 
-    assert (load(best).shape.channels, load(best).shape.classes, load(best).separation_border) == (3, 3, 0)
+    assert (load(best).shape.channels, load(best).shape.classes, load(best).decoding) == (3, 3, Decoding())
 
 
 def test_fixed_normalisation_is_mean_and_deviation_of_the_training_set(drawn_folder):
@@ -148,10 +149,12 @@ def test_the_help_of_train_tells_the_recipes():
     modern, paper = RECIPES["modern"], RECIPES["paper"]
     assert f"modern: depth {modern.depth}, base {modern.base}, tile {modern.tile}, AdamW" in said
     assert f"cosine, average {modern.average}" in said
+    assert f"cores with a rim of {modern.rim}" in said
+    assert f"class weights, separation border {paper.separation_border}" in said
     assert f"paper: depth {paper.depth}, base {paper.base}, tile {paper.tile}, drop-out {paper.dropout}" in said
     for recipe in (modern, paper):
         assert f"batch {recipe.batch}, w0 {recipe.w0:g}, sigma {recipe.sigma:g}" in said
-        assert f"separation border {recipe.separation_border}, {recipe.normalisation} normalisation" in said
+        assert f"sigma {recipe.sigma:g}, {recipe.normalisation} normalisation" in said
         assert recipe.rate == 1e-3
 
 
@@ -159,6 +162,7 @@ def test_the_papers_recipe_is_the_paper():
     paper = RECIPES["paper"]
     assert (paper.depth, paper.base, paper.optimiser, paper.tile, paper.batch) == (4, 64, "sgd", 572, 1)
     assert (paper.w0, paper.sigma, paper.balance) == (10, 5, True)
+    assert (paper.target, paper.separation_border) == ("border", 2)
     assert (paper.augmentation.displacement, paper.augmentation.coarse) == (10, 3)
     assert paper.legal_tile() == 572
     assert Recipe(tile=580).legal_tile() == 572
@@ -175,7 +179,10 @@ def test_validation_can_average_over_turned_copies(drawn_folder, tmp_path):
     ]
     sets = [data, replace(data, images=tuple(turned))]
     scores = [
-        [Validator(each, run.net, normalisation_for(SMALL, each), 2, tta)()[0].iou for each in sets]
+        [
+            Validator(each, run.net, normalisation_for(SMALL, each), target_for(SMALL, each), tta)()[0].iou
+            for each in sets
+        ]
         for tta in (False, True)
     ]
     assert scores[1][0] == pytest.approx(scores[1][1], abs=1e-4)

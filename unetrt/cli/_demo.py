@@ -24,8 +24,8 @@ from unetrt.runtime.errors import OutputError, ParityError
 from unetrt.runtime.files.atomic import whole_file, writable_folder
 from unetrt.runtime.files.images import write_labels, write_png
 from unetrt.runtime.machine import processor
+from unetrt.runtime.model.objects import instances, overlay
 from unetrt.runtime.model.spec import ModelSpec
-from unetrt.runtime.pixels.instances import instances, overlay
 from unetrt.runtime.segment.segmenter import Segmenter
 from unetrt.trainer import checkpoint as checkpoints
 from unetrt.trainer.drawn_cells import Drawing, draw
@@ -95,7 +95,7 @@ class Demo:
         with Segmenter(model) as segmenter:
             labels = segmenter.segment(scene.frame)
             scores = segmenter.scores(scene.frame)
-            found = instances(labels.labels, segmenter.spec.separation_border)
+            found = instances(labels.labels, segmenter.spec.decoding)
             report = {
                 "exactness": exactness(scores, whole_frame_scores(trained, scene.frame), segmenter.spec),
                 "quality": quality(found, scene),

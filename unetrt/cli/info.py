@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -77,7 +78,7 @@ def _of_checkpoint(path: Path) -> dict[str, Any]:
         "classes": list(checkpoint.class_names),
         "normalisation": checkpoint.normalisation.to_dict(),
         "annotation": checkpoint.annotation,
-        "separation_border": checkpoint.separation_border,
+        "decoding": asdict(checkpoint.decoding),
         "frame_sizes": [list(size) for size in checkpoint.frame_sizes],
         "weights_sha256": checkpoint.weights_sha256(),
         "training": dict(checkpoint.training),

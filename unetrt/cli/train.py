@@ -107,9 +107,15 @@ class TrainOptions:
 @click.option("--w0", type=float, help="Largest weight between neighbouring objects.")
 @click.option("--sigma", type=float, help="Reach of that weight, in pixels.")
 @click.option(
+    "--target",
+    type=click.Choice(["cores", "border"]),
+    help="What is learnt from instances: cores (background, rim and core), or the paper's separation border.",
+)
+@click.option("--rim", type=float, help="Width of the rim at most, as a share of the objects' median diameter.")
+@click.option(
     "--separation-border",
     type=int,
-    help="Width of the background that training cuts between touching objects, in pixels.",
+    help="Width of the background that --target border cuts between touching objects, in pixels.",
 )
 @click.option("--zoom", type=float, help="Largest factor of random scaling, 1 or more.")
 @click.option("--mixed/--no-mixed", default=None, help="Compute in 16 bits if the device supports them in hardware.")
@@ -129,9 +135,9 @@ def command(exporting: bool, tensorboard: bool, **choices: Any) -> None:
     folder receives best.safetensors, last.safetensors, curves.png, validation.png, history.csv, and model.onnx for
     `unetrt predict`.
 
-    Defaults come from the recipe. modern: depth 3, base 16, tile 284, AdamW at 1e-3, cosine, average 0.999, 16 bits;
-    paper: depth 4, base 64, tile 572, drop-out 0.5, SGD at 1e-3, constant, class weights. Both: batch 1, w0 10, sigma
-    5, separation border 2, percentile normalisation.
+    Defaults come from the recipe. modern: depth 3, base 16, tile 284, AdamW at 1e-3, cosine, average 0.999, 16 bits,
+    cores with a rim of 0.2; paper: depth 4, base 64, tile 572, drop-out 0.5, SGD at 1e-3, constant, class weights,
+    separation border 2. Both: batch 1, w0 10, sigma 5, percentile normalisation.
 
     Ctrl-C finishes the current step, saves and stops; --resume continues, also after a crash. Several GPUs:
     torchrun --nproc-per-node 4 -m unetrt train DATA --batch 4.

@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 
 from unetrt.runtime import LiveResult
 from unetrt.runtime.errors import FrameError
+from unetrt.runtime.model.objects import COLOURS, outlines, stretched
 from unetrt.runtime.pixels.frames import as_array
-from unetrt.runtime.pixels.instances import COLOURS, outlines, stretched
 
 # Longest side of a picture, in pixels: the area of a screen beside the plots.
 LONGEST = 1024

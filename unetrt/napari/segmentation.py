@@ -148,7 +148,7 @@ def labels_of(segmenter: Segmenter, request: Request, progress: Progress) -> NDA
     found = np.empty(classes.shape, np.int32)
     for plane in np.ndindex(classes.shape[:-2]):
         progress(*tiles)
-        found[plane] = instances(classes[plane], segmenter.spec.separation_border, request.min_area)
+        found[plane] = instances(classes[plane], segmenter.spec.decoding, request.min_area)
     return found
 
 

@@ -186,7 +186,7 @@ def test_the_spec_holds_the_choices(files, tmp_path):
         choices(batch=3, border="symmetric", annotation="classes", separation_border=2, normalisation=Normalisation()),
     ).spec  # fmt: skip
     assert read_spec(tmp_path / "model.onnx") == spec
-    assert (spec.batch, spec.border, spec.annotation, spec.separation_border) == (3, "symmetric", "classes", 2)
+    assert (spec.batch, spec.border, spec.annotation, spec.decoding.reach) == (3, "symmetric", "classes", 2)
     assert (spec.normalisation, spec.precision, spec.network) == (Normalisation(), "fp32", {})
     assert spec.training == {"adopted_from": "fcn.onnx"}
     assert len(spec.weights_sha256) == 64

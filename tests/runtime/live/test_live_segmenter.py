@@ -14,6 +14,7 @@ from tests.runtime.live.live_cases import flat, gated
 from unetrt.runtime import LiveSegmenter, Segmenter, instances
 from unetrt.runtime.errors import FrameError, OptionError
 from unetrt.runtime.geometry.unet_shape import UNetShape
+from unetrt.runtime.model.spec import Decoding
 from unetrt.runtime.pixels.normalisation import Normalisation
 
 
@@ -150,13 +151,13 @@ def test_sizes_and_dtypes_change_from_frame_to_frame(rig):
 
 
 def test_instances_are_numbered_as_predict_does():
-    segmenter, session = gated(annotation="instances", separation_border=1)
+    segmenter, session = gated(annotation="instances", decoding=Decoding("components", 1))
     session.let()
     frame = np.zeros((30, 40), np.uint8)
     frame[2:8, 3:9] = frame[12:18, 3:9] = frame[12:18, 10:20] = 1
     with LiveSegmenter(segmenter) as live:
         result = live.submit(frame).result(30)
-    np.testing.assert_array_equal(result.labels, instances(frame, 1))
+    np.testing.assert_array_equal(result.labels, instances(frame, Decoding("components", 1)))
     assert (result.objects, result.labels.dtype) == (3, np.int32)
     with LiveSegmenter(segmenter, kind="classes") as live:
         assert live.submit(frame).result(30).labels.dtype == np.uint8
@@ -296,7 +297,7 @@ def test_labels_are_those_of_the_segmenter(tiny_model):
     frames = [np.random.default_rng(n).integers(0, 999, (90 + n, 130)).astype(np.uint16) for n in range(3)]
     with Segmenter(tiny_model) as segmenter, LiveSegmenter(segmenter, policy="block") as live:
         for frame in frames:
-            expected = instances(segmenter.segment(frame).labels, segmenter.spec.separation_border)
+            expected = instances(segmenter.segment(frame).labels, segmenter.spec.decoding)
             np.testing.assert_array_equal(live.submit(frame).result(60).labels, expected)
 
 

@@ -1,0 +1,205 @@
+"""Decoding: objects of class maps, against references that look at one pixel after another."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy import ndimage
+
+from unetrt.runtime.errors import FrameError, OptionError
+from unetrt.runtime.model.objects import instances, outlines, overlay
+from unetrt.runtime.model.spec import Decoding
+
+
+def picture(*rows):
+    return np.array([[int(pixel) if pixel != "." else 0 for pixel in row] for row in rows], np.int32)
+
+
+def test_components_are_numbered_without_gaps():
+    found = instances(picture("11..2", "....2", "1....") > 0)
+    np.testing.assert_array_equal(found, picture("11..2", "....2", "3...."))
+    assert found.dtype == np.int32
+
+
+def test_all_classes_but_the_background_are_foreground():
+    np.testing.assert_array_equal(instances(picture("12.3")), picture("11.2"))
+
+
+def grown_reference(objects, reach):
+    """Grow objects over gaps as the first version did: each gap pixel looks at all offsets, nearest first."""
+    size = 2 * reach + 1
+    highest = ndimage.maximum_filter(objects, size)
+    lowest = ndimage.minimum_filter(np.where(objects > 0, objects, np.iinfo(np.int32).max), size)
+    gap = np.argwhere((objects == 0) & (highest > lowest)) + reach
+    padded = np.pad(objects, reach)
+    found = np.zeros(len(gap), np.int32)
+    steps = [(dy, dx) for dy in range(-reach, reach + 1) for dx in range(-reach, reach + 1)]
+    for dy, dx in sorted(steps, key=lambda step: step[0] ** 2 + step[1] ** 2):
+        found = np.where(found > 0, found, padded[gap[:, 0] + dy, gap[:, 1] + dx])
+    grown = objects.copy()
+    grown[tuple((gap - reach).T)] = found
+    return grown
+
+
+def cores_reference(classes, reach):
+    """Assign each rim pixel to the nearest core, pixel by pixel."""
+    objects, _ = ndimage.label(classes == 2)
+    rows, columns = np.nonzero(objects)
+    grown = objects.astype(np.int32)
+    for y, x in np.argwhere((classes > 0) & (objects == 0)):
+        squared = (rows - y) ** 2 + (columns - x) ** 2
+        nearest = np.lexsort((columns, rows, squared))[:1]
+        if len(nearest) and squared[nearest[0]] <= reach**2:
+            grown[y, x] = objects[rows[nearest[0]], columns[nearest[0]]]
+    return grown
+
+
+def blobs(seed, shape, cores=0.4):
+    """Return a class map of smooth foreground in which a share of the pixels is core."""
+    rng = np.random.default_rng(seed)
+    smooth = ndimage.uniform_filter(rng.random(shape), 3)
+    foreground = smooth > rng.uniform(0.4, 0.6)
+    return (foreground * np.where(rng.random(shape) < cores, 2, 1)).astype(np.uint8)
+
+
+sizes = st.tuples(st.integers(1, 90), st.integers(1, 40))
+
+
+@given(st.integers(0, 2**32 - 1), sizes, st.integers(1, 12))
+def test_a_border_goes_to_the_object_that_the_first_version_gave_it(seed, shape, reach):
+    classes = np.minimum(blobs(seed, shape), 1)
+    expected = grown_reference(ndimage.label(classes)[0].astype(np.int32), reach)
+    np.testing.assert_array_equal(instances(classes, Decoding("components", reach)), expected)
+
+
+@given(st.integers(0, 2**32 - 1), sizes, st.integers(0, 30))
+def test_a_rim_goes_to_the_nearest_core(seed, shape, reach):
+    classes = blobs(seed, shape, cores=0.1)
+    np.testing.assert_array_equal(instances(classes, Decoding("cores", reach)), cores_reference(classes, reach))
+
+
+@given(st.integers(0, 2**32 - 1), st.integers(1, 9), st.integers(0, 2))
+def test_pixels_beyond_reach_do_not_matter_but_through_connected_cores(seed, reach, bridge):
+    how = Decoding("cores", reach, bridge)
+    classes = blobs(seed, (60, 70), cores=0.6)
+    whole, part = instances(classes, how), instances(classes[20 - reach : 40 + reach], how)[reach : reach + 20]
+    inside = whole[20:40]
+    np.testing.assert_array_equal(inside > 0, part > 0)
+    # Cores that are connected outside of the part have one number in the whole, and may have several in the part.
+    pairs = np.unique(np.stack([part[part > 0], inside[part > 0]], axis=1), axis=0)
+    assert len(np.unique(pairs[:, 0])) == len(pairs)
+
+
+def test_a_broken_core_is_bridged_within_the_foreground_only():
+    broken = picture("1111111", "1221221", "1111111")
+    assert instances(broken, Decoding("cores", 2)).max() == 2
+    np.testing.assert_array_equal(instances(broken, Decoding("cores", 2, bridge=1)), np.ones((3, 7)))
+    apart = picture("111.111", "122.221", "111.111")
+    np.testing.assert_array_equal(instances(apart, Decoding("cores", 2, bridge=1)), picture(*["111.222"] * 3))
+
+
+def test_an_object_of_a_small_core_joins_its_neighbour():
+    touching = picture("222112", "222112", "222111")
+    assert instances(touching, Decoding("cores", 3)).max() == 2
+    np.testing.assert_array_equal(instances(touching, Decoding("cores", 3, smallest=4)), np.ones((3, 6)))
+
+
+def test_an_object_of_a_small_core_without_a_larger_neighbour_remains():
+    apart = picture("222.21", "222.11", "222.11")
+    np.testing.assert_array_equal(instances(apart, Decoding("cores", 3, smallest=4)), picture(*["111.22"] * 3))
+    np.testing.assert_array_equal(instances(apart, Decoding("cores", 3, smallest=4), 7), picture(*["111..."] * 3))
+
+
+def test_of_two_neighbours_a_small_core_joins_the_one_with_the_longer_border():
+    between = picture("222.222", "222.222", "1111222", "1121222")
+    found = instances(between, Decoding("cores", 3, smallest=4))
+    assert found.max() == 2
+    assert found[3, 2] == found[0, 0]
+
+
+def test_rims_without_a_core_in_reach_are_background():
+    np.testing.assert_array_equal(instances(picture("1..21111"), Decoding("cores", 2)), picture("...111.."))
+
+
+def test_outer_outlines_and_wide_gaps_stay():
+    far = picture("11.....11", "11.....11", ".........")
+    np.testing.assert_array_equal(instances(far, Decoding("components", 2)), ndimage.label(far)[0])
+
+
+@pytest.mark.parametrize("width", [1, 2, 3])
+def test_growing_undoes_the_cut_of_training(width):
+    from unetrt.trainer.targets import cut_between
+
+    touching = np.zeros((20, 30), np.int32)
+    touching[3:17, 3:15], touching[3:17, 15:27] = 1, 2
+    cut = cut_between(touching, width)
+    assert np.count_nonzero(touching) - np.count_nonzero(cut) == 14 * width
+    back = instances(cut > 0, Decoding("components", width))
+    np.testing.assert_array_equal(back[touching > 0], touching[touching > 0])
+    beyond = np.argwhere(back != touching)
+    assert all(y in (*range(3 - width, 3), *range(17, 17 + width)) and 15 - width <= x < 15 + width for y, x in beyond)
+
+
+def test_small_objects_are_dropped_and_the_rest_renumbered():
+    found = instances(picture("1.22", "..22", "3...") > 0, min_area=2)
+    np.testing.assert_array_equal(found, picture("..11", "..11", "...."))
+
+
+def test_a_stack_is_numbered_plane_by_plane():
+    stack = np.stack([picture("1.1", "1.1"), picture("...", ".1.")])
+    np.testing.assert_array_equal(instances(stack), [picture("1.2", "1.2"), picture("...", ".1.")])
+
+
+@pytest.mark.parametrize(
+    ("classes", "options", "error"),
+    [
+        (np.zeros(3, np.uint8), {}, FrameError),
+        (np.zeros((3, 3)), {}, FrameError),
+        (np.zeros((3, 3), np.uint8), {"min_area": -1}, OptionError),
+    ],
+)
+def test_what_holds_no_instances(classes, options, error):
+    with pytest.raises(error):
+        instances(classes, **options)
+
+
+def test_an_empty_map_has_no_instances():
+    assert not instances(np.zeros((4, 5), np.uint8), Decoding("components", 2), min_area=3).any()
+    assert not instances(np.zeros((4, 5), np.uint8), Decoding("cores", 2, 1, 5), min_area=3).any()
+    assert instances(np.zeros((0, 5), np.uint8), Decoding("cores", 2, 1, 5), min_area=3).shape == (0, 5)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"method": "watershed"}, "decoding 'watershed' is unknown: use components or cores"),
+        ({"reach": -1}, "reach of a decoding must be 0 to 1024"),
+        ({"method": "cores", "smallest": 1 << 21}, "smallest of a decoding"),
+        ({"smallest": 3}, "bridge and smallest are for decoding by cores"),
+    ],
+)
+def test_what_is_no_decoding(fields, message):
+    with pytest.raises(OptionError, match=message):
+        Decoding(**fields)
+
+
+def test_background_stays_grey_and_outlines_are_coloured():
+    frame = np.random.default_rng(0).integers(0, 4000, (30, 40)).astype(np.uint16)
+    labels = np.zeros((30, 40), np.int32)
+    labels[5:20, 5:15], labels[5:20, 15:30] = 1, 2
+    picture = overlay(frame, labels)
+    assert (picture.shape, picture.dtype) == ((30, 40, 3), np.uint8)
+    assert (picture[labels == 0].max(axis=1) == picture[labels == 0].min(axis=1)).all()
+    edge = outlines(labels)
+    assert edge[5, 5]
+    assert edge[10, 14]
+    assert edge[10, 15]
+    assert not edge[10, 10]
+    colours = [np.unique(picture[edge & (labels == number)], axis=0) for number in (1, 2)]
+    assert [len(colour) for colour in colours] == [1, 1]
+    assert (colours[0] != colours[1]).any()
+
+
+def test_a_frame_without_contrast_or_with_channels_is_drawn():
+    assert overlay(np.full((3, 4), 7, np.uint8), np.zeros((3, 4), np.int32)).shape == (3, 4, 3)
+    assert overlay(np.ones((2, 3, 4), np.float32), np.zeros((3, 4), np.int32)).shape == (3, 4, 3)
