@@ -38,6 +38,10 @@ class Augmentation:
         N(0, offset) is added to grey values, in units of the normalised frame.
     noise
         Upper limit of the standard deviation of the Gaussian noise added to each tile, in the same units.
+    gamma
+        Grey values between 0 and 1 are raised to the power exp(N(0, gamma)); not in the paper.
+    invert
+        Share of the tiles that are inverted, x -> 1 - x: dark objects on a bright background; not in the paper.
     """
 
     displacement: float = 10.0
@@ -48,6 +52,8 @@ class Augmentation:
     gain: float = 0.2
     offset: float = 0.05
     noise: float = 0.03
+    gamma: float = 0.0
+    invert: float = 0.0
 
 
 NONE = Augmentation(displacement=0, rotation=0, flips=False, gain=0, offset=0, noise=0)
@@ -113,12 +119,24 @@ def look_up(planes: Tensor, at: Tensor, mode: str) -> Tensor:
 
 
 def vary_grey_values(tile: Tensor, how: Augmentation, generator: torch.Generator) -> Tensor:
-    """Return a normalised tile (C, h, w) float32 with random gain, offset and noise."""
+    """Return a normalised tile (C, h, w) float32 with random contrast, gain, offset and noise."""
+    tile = _vary_contrast(tile, how, generator)
     gain, offset, noise = torch.randn(2, generator=generator).tolist() + torch.rand(1, generator=generator).tolist()
     varied: Tensor = tile * exp(how.gain * gain) + how.offset * offset
     if how.noise > 0:
         varied += torch.randn(tile.shape, generator=_on(tile.device, generator), device=tile.device) * how.noise * noise
     return varied
+
+
+def _vary_contrast(tile: Tensor, how: Augmentation, generator: torch.Generator) -> Tensor:
+    """Return a tile with a random gamma, inverted in a share of the cases."""
+    if how.gamma > 0:
+        power = exp(how.gamma * float(torch.randn((), generator=generator)))
+        # Saturated pixels, beyond the percentiles, stay as they are.
+        tile = torch.where((tile > 0) & (tile < 1), tile.clamp(0, 1) ** power, tile)
+    if how.invert > 0 and float(torch.rand((), generator=generator)) < how.invert:
+        tile = 1 - tile
+    return tile
 
 
 def _on(device: torch.device, generator: torch.Generator) -> torch.Generator:

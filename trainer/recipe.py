@@ -93,6 +93,8 @@ class Recipe:
             ("rate", self.rate, 0 < self.rate < inf, "a number above 0"),
             ("average", self.average, 0 <= self.average < 1, "a number from 0 to below 1, such as 0.999"),
             ("zoom", self.augmentation.zoom, 1 <= self.augmentation.zoom < inf, "1 or more, such as 1.4"),
+            ("gamma", self.augmentation.gamma, 0 <= self.augmentation.gamma < inf, "0 or more, such as 0.3"),
+            ("invert", self.augmentation.invert, 0 <= self.augmentation.invert <= 1, "a share from 0 to 1"),
             ("dropout", self.dropout, 0 <= self.dropout < 1, "a number from 0 to below 1"),
             ("target", self.target, self.target in TARGETS, " or ".join(TARGETS)),
             ("rim", self.rim, 0 < self.rim < inf, "a number above 0, such as 0.2"),

@@ -73,7 +73,7 @@ class TrainingSample:
 def target_for(recipe: Recipe, dataset: Dataset) -> Target:
     """Return what a network learns from a dataset; class maps are learnt as they are."""
     if dataset.instances and recipe.target == "cores":
-        return Target.cores([image.labels for image in dataset.images], recipe.rim)
+        return Target.cores([image.labels for image in dataset.images], recipe.rim, recipe.augmentation.zoom)
     return Target.border(dataset.class_names, recipe.separation_border if dataset.instances else 0)
 
 

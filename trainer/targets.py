@@ -80,7 +80,7 @@ class Target:
     rim: float = 0.0
 
     @classmethod
-    def cores(cls, instances: Sequence[Labels], rim: float) -> "Target":
+    def cores(cls, instances: Sequence[Labels], rim: float, zoom: float = 1.0) -> "Target":
         """Return a target of background, rim and core.
 
         Parameters
@@ -89,6 +89,8 @@ class Target:
             (H, W) each, the objects of a training set.
         rim
             Width of the rim at most, as a share of the objects' median equivalent diameter.
+        zoom
+            Factor by which objects may be larger than those of the training set.
         """
         areas = np.concatenate([np.bincount(labels.reshape(-1))[1:] for labels in instances])
         areas = areas[areas > 0]
@@ -96,7 +98,9 @@ class Target:
         width = max(1.0, rim * diameter)
         core = pi / 4 * max(diameter - 2 * width, diameter * (1 - LARGEST_RIM)) ** 2
         # Twice the rim: predicted rims vary, and an object's corners are farther from its core than its sides.
-        return cls(CORE_CLASSES, Decoding("cores", ceil(2 * width) + 1, BRIDGE, ceil(SMALLEST_CORE * core)), width)
+        return cls(
+            CORE_CLASSES, Decoding("cores", ceil(2 * width * zoom) + 1, BRIDGE, ceil(SMALLEST_CORE * core)), width
+        )
 
     @classmethod
     def border(cls, class_names: tuple[str, ...], width: int) -> "Target":

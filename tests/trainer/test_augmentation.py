@@ -55,6 +55,25 @@ def test_grey_values_vary_by_gain_offset_and_noise():
     assert 0 < noisy.std() < 0.1
 
 
+def test_gamma_bends_grey_values_between_the_percentiles_only():
+    tile = torch.linspace(-0.5, 1.5, 2001).reshape(1, 3, 667)
+    inside = (tile > 0) & (tile < 1)
+    changed = vary_grey_values(tile, replace(NONE, gamma=0.5), seeded())
+    assert torch.equal(changed[~inside], tile[~inside])
+    powers = changed[inside].log() / tile[inside].log()
+    assert powers.std() < 1e-2
+    assert powers.mean() != pytest.approx(1, abs=1e-2)
+
+
+def test_a_share_of_the_tiles_is_inverted():
+    tile = torch.linspace(0, 1, 100).reshape(1, 10, 10)
+    how = replace(NONE, invert=0.25)
+    inverted = [vary_grey_values(tile, how, seeded(seed)) for seed in range(400)]
+    assert all(torch.equal(each, tile) or torch.equal(each, 1 - tile) for each in inverted)
+    assert 60 < sum(torch.equal(each, 1 - tile) for each in inverted) < 140
+    assert torch.equal(vary_grey_values(tile, replace(how, invert=1.0), seeded()), 1 - tile)
+
+
 def test_a_seed_repeats_itself():
     first, second, other = (coordinates((9, 9), torch.zeros(2), Augmentation(), seeded(seed)) for seed in (1, 1, 2))
     assert torch.equal(first, second)

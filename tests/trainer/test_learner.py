@@ -58,6 +58,12 @@ def test_schedules(schedule, at):
 def test_options_of_recipe_and_augmentation_are_set_by_name():
     recipe = Recipe().with_options(zoom=1.5, base=8, rate=None)
     assert (recipe.augmentation.zoom, recipe.base, recipe.rate) == (1.5, 8, 1e-3)
+    with pytest.raises(OptionError, match=r"invalid invert 2: use a share"):
+        Recipe().with_options(invert=2)
+    with pytest.raises(OptionError, match=r"separation-border is an option of target border, not of cores"):
+        RECIPES["modern"].with_options(separation_border=3)
+    with pytest.raises(OptionError, match=r"rim is an option of target cores"):
+        Recipe().with_options(rim=0.1)
     with pytest.raises(OptionError, match=r"invalid zoom 0.5: use 1 or more"):
         Recipe().with_options(zoom=0.5)
     assert from_json(to_json(recipe), Recipe, "recipe") == recipe

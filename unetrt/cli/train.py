@@ -118,6 +118,8 @@ class TrainOptions:
     help="Width of the background that --target border cuts between touching objects, in pixels.",
 )
 @click.option("--zoom", type=float, help="Largest factor of random scaling, 1 or more.")
+@click.option("--gamma", type=float, help="Standard deviation of the logarithm of a random gamma, 0 or more.")
+@click.option("--invert", type=float, help="Share of the tiles whose grey values are inverted, 0 to 1.")
 @click.option("--mixed/--no-mixed", default=None, help="Compute in 16 bits if the device supports them in hardware.")
 @click.option("--normalisation", type=click.Choice(MODES), help="Normalisation of grey values.")
 @click.option("--compile", "compiled", is_flag=True, help="Compile the network with torch.compile.")
