@@ -35,6 +35,8 @@ TARGETS: tuple[TargetName, ...] = get_args(TargetName)
 # Share of an object's largest distance to its border that its rim takes at most. With 0.35 more nuclei merged, see
 # docs/training.md.
 LARGEST_RIM = 0.5
+# Percentile of the areas of annotated objects below which an object is taken for a speck.
+SPECK = 2.0
 # Area of the smallest core that is an object of its own, as a share of a core in an object of median size, and the
 # width in pixels of gaps that are closed: chosen on validation images, see docs/training.md.
 SMALLEST_CORE, BRIDGE = 0.05, 1
@@ -90,7 +92,7 @@ class Target:
         rim
             Width of the rim at most, as a share of the objects' median equivalent diameter.
         zoom
-            Factor by which objects may be larger than those of the training set.
+            Factor by which objects may be larger or smaller than those of the training set.
         """
         areas = np.concatenate([np.bincount(labels.reshape(-1))[1:] for labels in instances])
         areas = areas[areas > 0]
@@ -98,9 +100,9 @@ class Target:
         width = max(1.0, rim * diameter)
         core = pi / 4 * max(diameter - 2 * width, diameter * (1 - LARGEST_RIM)) ** 2
         # Twice the rim: predicted rims vary, and an object's corners are farther from its core than its sides.
-        return cls(
-            CORE_CLASSES, Decoding("cores", ceil(2 * width * zoom) + 1, BRIDGE, ceil(SMALLEST_CORE * core)), width
-        )
+        reach, smallest = ceil(2 * width * zoom) + 1, ceil(SMALLEST_CORE * core)
+        area = int(np.percentile(areas, SPECK, method="lower") / zoom**2) if len(areas) else 0
+        return cls(CORE_CLASSES, Decoding("cores", reach, BRIDGE, smallest, area), width)
 
     @classmethod
     def border(cls, class_names: tuple[str, ...], width: int) -> "Target":

@@ -49,8 +49,8 @@ def instances(classes: Array, decoding: Decoding | None = None, min_area: int = 
     decoding
         How classes become objects, `spec.decoding` of the model; None: connected components.
     min_area
-        Minimum area in pixels; smaller objects become background. Components are measured before they grow over the
-        border, cores after they grow over their rims.
+        Minimum area in pixels, if it is more than that of the decoding; smaller objects become background. Components
+        are measured before they grow over the border, cores after they grow over their rims.
 
     Returns
     -------
@@ -70,6 +70,7 @@ def instances(classes: Array, decoding: Decoding | None = None, min_area: int = 
     how = Decoding() if decoding is None else decoding
     if not isinstance(how, Decoding):
         raise OptionError(f"decoding must be a Decoding, such as spec.decoding of a model (got {how!r:.60})")
+    min_area = max(min_area, how.area)
     decode = _from_cores if how.method == "cores" else _from_components
     found: Labels = np.empty(classes.shape, np.int32)
     for plane in np.ndindex(classes.shape[:-2]):

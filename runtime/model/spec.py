@@ -122,6 +122,8 @@ class Decoding:
     smallest
         Minimum area of a core in pixels. An object of a smaller core joins the neighbour with which it shares the
         longest border, of those with larger cores; without such a neighbour it remains. Only for `cores`.
+    area
+        Minimum area of an object in pixels; smaller ones become background.
 
     Raises
     ------
@@ -133,11 +135,12 @@ class Decoding:
     reach: Annotated[int, Meta(ge=0, le=MAX_REACH)] = 0
     bridge: Annotated[int, Meta(ge=0, le=MAX_REACH)] = 0
     smallest: Annotated[int, Meta(ge=0, le=MAX_AREA)] = 0
+    area: Annotated[int, Meta(ge=0, le=MAX_AREA)] = 0
 
     def __post_init__(self) -> None:
         if self.method not in METHODS:
             raise OptionError(f"decoding {self.method!r:.60} is unknown: use {' or '.join(METHODS)}")
-        for name, most in (("reach", MAX_REACH), ("bridge", MAX_REACH), ("smallest", MAX_AREA)):
+        for name, most in (("reach", MAX_REACH), ("bridge", MAX_REACH), ("smallest", MAX_AREA), ("area", MAX_AREA)):
             value = getattr(self, name)
             if not 0 <= value <= most:
                 raise OptionError(f"{name} of a decoding must be 0 to {most} (got {value})")
