@@ -15,7 +15,7 @@ written again.
 import logging
 import operator
 import os
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from contextlib import closing, suppress
 from dataclasses import replace
 from hashlib import sha256
@@ -130,25 +130,28 @@ def model_if_worth(model: Path, frames: Collection[FrameSize], backend: str = AU
     are given that verification costs more than it saves. It is kept on a GPU, where another tile means building an
     engine, which takes minutes.
     """
-    if model.suffix.lower() in SUFFIXES or not frames or chosen_backend(backend, device).gpu:
+    if model.suffix.lower() in SUFFIXES or not frames:
+        return model
+    chosen = chosen_backend(backend, device)
+    if chosen.gpu:
         return model
     spec, shape = require_retilable(model)
-    budget = _budget(spec, chosen_backend(backend, device), lanes=1)
+    budget = _budget(spec, chosen, lanes=1)
     own, best = cost_of(spec.tile, frames, shape, budget), best_tile(frames, shape, budget)
     if own.macs <= (1 + WORTH) * best.macs:
         return model
-    if own.macs - best.macs <= _macs_of_verification(spec, replace(spec, tile=best.tile), shape):
-        content = retiled(model, best.tile, spec.batch)
-        return path if _holds(path := _place(model, best.tile, spec.batch), content) else model
+    costly = own.macs - best.macs <= _macs_of_verification(spec, replace(spec, tile=best.tile), shape)
+    if costly and not _holds(_place(model, best.tile, spec.batch), retiled(model, best.tile, spec.batch)):
+        return model
     return _cached(model, best.tile, spec.batch)
 
 
 def frame_size(frame: object) -> FrameSize:
     """Return the height and width that a user gave; raises OptionError unless they are two positive integers."""
-    if isinstance(frame, Sequence | np.ndarray) and not isinstance(frame, str | bytes) and len(frame) == 2:
+    if isinstance(frame, Sequence | np.ndarray) and not isinstance(frame, str | bytes):
         with suppress(TypeError, ValueError):
             height, width = (operator.index(side) for side in frame if not isinstance(side, bool))
-            if min(height, width) >= 1:
+            if len(frame) == 2 and min(height, width) >= 1:
                 return height, width
     raise OptionError(
         f"frame must be the height and width of your frames in pixels, such as (512, 512) (got {frame!r:.60})"
@@ -259,7 +262,7 @@ def _verify(model: Path, other: Path) -> None:
         )
 
 
-def _disagreement(backend: Backend, model: Path, other: Path, images: Any) -> str:
+def _disagreement(backend: Backend, model: Path, other: Path, images: Iterable[Array]) -> str:
     """Return one phrase that says how two files differ on the first drawn image that shows it; empty if they agree."""
     with backend.open(model) as session:
         for image in images:

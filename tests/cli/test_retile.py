@@ -132,8 +132,10 @@ def predicted(run, model, images, out, *options, status=0):
 def test_predict_plans_the_tile_and_gives_the_same_labels(run, large_model, images, tmp_path, options):
     own, _ = predicted(run, large_model, images, tmp_path / "own", *options, "--tile", "model")
     assert not kept()
-    planned, _ = predicted(run, large_model, images, tmp_path / "planned", *options)
+    planned, said = predicted(run, large_model, images, tmp_path / "planned", *options)
     (file,) = kept()
+    tile = "{}x{}".format(*read_spec(file).tile)
+    assert said.err == f"tile {tile}, planned for these images; --tile model uses the file's, 300x316\n"
     frames = [*SIZES.values(), *20 * [(64, 80)]]
     if "--tta" in options:
         frames += [(width, height) for height, width in frames]

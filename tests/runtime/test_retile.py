@@ -235,7 +235,21 @@ def test_a_plan_needs_no_more_than_the_free_memory(large_model, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "frame", [(0, 5), (5, -1), "512", (512.0, 512), 512, (512,), (1, 2, 3), (True, 5), ("512", "512"), b"ab", [None, 1]]
+    "frame",
+    [
+        (0, 5),
+        (5, -1),
+        "512",
+        (512.0, 512),
+        512,
+        (512,),
+        (1, 2, 3),
+        (True, 5),
+        ("512", "512"),
+        b"ab",
+        [None, 1],
+        np.array(5),
+    ],
 )
 def test_what_is_not_the_size_of_a_frame(tiny_model, frame):
     with pytest.raises(OptionError, match=r"frame must be the height and width of your frames .* \(got "):

@@ -113,7 +113,7 @@ class LiveOptions:
 @click.option("--overwrite", is_flag=True, help="Let --save replace an existing file.")
 @click.option("--view", is_flag=True, help="Show frames and labels in a browser on this machine.")
 @click.option("--port", type=click.IntRange(0, 65535), metavar="N", help="Port of --view. [default: any free port]")
-@click.option("--frame", type=SIZE, help="Use the tile planned for frames of this size. [default: the file's tile]")
+@click.option("--frame-size", "frame", type=SIZE, help="Plan the tile for such frames. [default: the file's tile]")
 @backend_name_option
 @backend_option
 @device_option

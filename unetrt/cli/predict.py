@@ -102,16 +102,27 @@ def _with_tile(choice: str, model: Path, sources: list[Path], tta: bool, engine:
     """Return a file of the model with the tile to use, which is `model` itself or is in the cache."""
     from unetrt.runtime.sessions.retile import model_for, model_if_worth
 
-    if choice == "model":
+    frames = [] if choice == "model" else _frame_sizes(sources, tta)
+    if not frames:
         return model
-    frames = _frame_sizes(sources, tta)
-    if choice == "planned" and frames:
-        return model_for(model, frames, engine.backend, engine.device, engine.lanes)
-    try:
-        return model_if_worth(model, frames, engine.backend, engine.device)
-    except UnetrtError as error:
-        log.info("the file's own tile is used: %s", error)
-        return model
+    if choice == "planned":
+        chosen = model_for(model, frames, engine.backend, engine.device, engine.lanes)
+    else:
+        try:
+            chosen = model_if_worth(model, frames, engine.backend, engine.device)
+        except UnetrtError as error:
+            log.info("the file's own tile is used: %s", error)
+            return model
+    if chosen != model:
+        _say_which_tile(chosen, model)
+    return chosen
+
+
+def _say_which_tile(chosen: Path, model: Path) -> None:
+    from unetrt.runtime.model.onnx_file import read_spec
+
+    planned, own = ("{}x{}".format(*read_spec(path).tile) for path in (chosen, model))
+    click.echo(f"tile {planned}, planned for these images; --tile model uses the file's, {own}", err=True)
 
 
 def _frame_sizes(sources: list[Path], tta: bool) -> list[tuple[int, int]]:
