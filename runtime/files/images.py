@@ -1,10 +1,12 @@
 """Image files: TIFF, PNG, NPY and Zarr in; label TIFFs and overlay PNGs out.
 
 `READERS` is the table of formats: suffix -> function that reads a file as a stack (N, C, H, W) in the file's dtype.
+`SHAPES` are their counterparts that read no pixels.
 `predict_file` is what `unetrt predict` does with each image: read, segment, write.
 """
 
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -33,10 +35,14 @@ COLOURS_LAST = {3: "YXC", 4: "NYXC"}
 def read_tiff(path: Path) -> Array:
     """Read a TIFF; the axes are those that it names, as OME-TIFF and ImageJ do."""
     with tifffile.TiffFile(path) as tiff:
-        if len(tiff.series) != 1:
-            raise FrameError(f"holds {len(tiff.series)} images of different kinds: save each as a file")
-        series = tiff.series[0]
+        series = _series(tiff)
         return arranged(series.asarray(), series.axes)
+
+
+def _series(tiff: tifffile.TiffFile) -> tifffile.TiffPageSeries:
+    if len(tiff.series) != 1:
+        raise FrameError(f"holds {len(tiff.series)} images of different kinds: save each as a file")
+    return tiff.series[0]
 
 
 def read_png(path: Path) -> Array:
@@ -65,18 +71,24 @@ def read_npy(path: Path) -> Array:
 
 def read_zarr(path: Path) -> Array:
     """Read a Zarr array, or the full resolution of an OME-Zarr image with its named axes."""
+    level, axes = _zarr_level(path)
+    return arranged(np.asarray(level[...]), axes)
+
+
+def _zarr_level(path: Path) -> tuple[Any, str]:
+    """Return a Zarr array, that of the full resolution in an OME-Zarr image, and its axes; reads no pixels."""
     import zarr
 
     store = zarr.open(path, mode="r")
     if isinstance(store, zarr.Array):
-        return arranged(np.asarray(store[...]), unnamed_axes(store.shape))
+        return store, unnamed_axes(store.shape)
     attributes: Mapping[str, Any] = store.attrs.asdict()
     # OME-Zarr 0.5 moved the metadata below `ome`; https://ngff.openmicroscopy.org/0.5
     scales = attributes.get("ome", attributes).get("multiscales")
     if not scales:
         raise FrameError("is a Zarr group without an OME-Zarr image: give an array of it")
     level = store[scales[0]["datasets"][0]["path"]]
-    return arranged(np.asarray(level), "".join(_letter(axis) for axis in scales[0]["axes"]))
+    return level, "".join(_letter(axis) for axis in scales[0]["axes"])
 
 
 def _letter(axis: str | Mapping[str, str]) -> str:
@@ -93,6 +105,51 @@ READERS: Mapping[str, Callable[[Path], Array]] = {
     ".npy": read_npy,
     ".zarr": read_zarr,
 }
+
+
+# Shape and axes of an array in a file.
+Layout = tuple[tuple[int, ...], str]
+
+
+def _tiff_layout(path: Path) -> Layout:
+    with tifffile.TiffFile(path) as tiff:
+        series = _series(tiff)
+        return series.shape, series.axes
+
+
+def _png_layout(path: Path) -> Layout:
+    with Image.open(path) as image:
+        bands = len(image.getbands())
+        return ((image.height, image.width), "YX") if bands == 1 else ((image.height, image.width, bands), "YXC")
+
+
+def _npy_layout(path: Path) -> Layout:
+    shape = np.load(path, mmap_mode="r", allow_pickle=False).shape
+    return shape, unnamed_axes(shape)
+
+
+def _zarr_layout(path: Path) -> Layout:
+    level, axes = _zarr_level(path)
+    return level.shape, axes
+
+
+SHAPES: Mapping[str, Callable[[Path], Layout]] = {
+    ".tif": _tiff_layout,
+    ".tiff": _tiff_layout,
+    ".png": _png_layout,
+    ".npy": _npy_layout,
+    ".zarr": _zarr_layout,
+}
+
+
+def stack_shape(path: Path) -> tuple[int, int, int, int] | None:
+    """Return the shape (N, C, H, W) of what `read_stack` reads, from the file's header; None where that fails."""
+    with suppress(Exception):  # decoders raise all kinds of exceptions; `read_stack` says what is wrong
+        shape, axes = SHAPES.get(path.suffix.lower(), _png_layout)(path)
+        # Without strides it needs no memory, whatever its shape.
+        number, channels, height, width = arranged(np.broadcast_to(np.uint8(0), shape), axes).shape
+        return number, channels, height, width
+    return None
 
 
 def unnamed_axes(shape: tuple[int, ...]) -> str:

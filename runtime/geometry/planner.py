@@ -19,10 +19,10 @@ import numpy as np
 from msgspec import Meta
 from numpy.typing import NDArray
 
-from unetrt.runtime.errors import OptionError, TileError
+from unetrt.runtime.errors import FrameError, OptionError, TileError
 from unetrt.runtime.geometry.plan import Geometry
 from unetrt.runtime.geometry.unet_shape import UNetShape
-from unetrt.runtime.machine import format_bytes
+from unetrt.runtime.machine import format_bytes, free_memory
 
 FrameSize = tuple[int, int]  # height and width, in pixels
 
@@ -33,7 +33,12 @@ MOST_SIDES = 64
 # Tiles that are worth timing, the one-tile plan not counted.
 TIMED_TILES = 5
 
+# Largest side of a frame, in pixels: the tiles of one frame are counted in int64. Largest side of a model's tile.
+MAX_SIDE, MAX_TILE = 1 << 24, 1 << 20
+
 GIB = 2**30
+# Share of the host's free memory that a pass may need: the need is an estimate.
+SHARE = 0.8
 
 
 @dataclass(frozen=True)
@@ -60,6 +65,11 @@ class Budget:
     def __post_init__(self) -> None:
         if min(self.memory, self.batch, self.lanes) < 1:
             raise OptionError(f"memory {self.memory}, batch {self.batch} and lanes {self.lanes} must be at least 1")
+
+    def within_free_memory(self) -> "Budget":
+        """Return a budget for a backend on the CPU: its memory at most what the host has free."""
+        free = free_memory()
+        return self if free is None else replace(self, memory=max(1, min(self.memory, int(SHARE * free))))
 
 
 @dataclass(frozen=True)
@@ -128,14 +138,19 @@ def candidates(
         Batch, lanes and item size enter the figures; the memory limit does not.
     times
         Tiles measured at this batch and number of lanes.
+
+    Raises
+    ------
+    FrameError
+        A frame has no pixels, or more than `MAX_SIDE` on a side.
     """
-    sizes, budget = Counter(frames), budget or Budget()
+    sizes, budget = _counted(frames), budget or Budget()
     heights = _sides({height for height, _ in sizes}, shape.geometry)
     widths = _sides({width for _, width in sizes}, shape.geometry)
     passes = _passes(heights, widths, sizes, shape.geometry, budget.batch)
-    known = {one.tile: one for one in times}
+    known, pixels = {one.tile: one for one in times}, _pixels(sizes)
     planned = (
-        _cost((height, width), int(passes[row, column]), sizes, shape, budget, known)
+        _cost((height, width), int(passes[row, column]), pixels, shape, budget, known)
         for row, height in enumerate(heights)
         for column, width in enumerate(widths)
     )
@@ -200,10 +215,10 @@ def cost_of(
     times: Iterable[TileTime] = (),
 ) -> PlannedTile:
     """Return the cost of these frames with a given tile; raises TileError where it is not legal."""
-    sizes, budget = Counter(frames), budget or Budget()
+    sizes, budget = _counted(frames), budget or Budget()
     height, width = (shape.geometry.require(side) for side in tile)
     passes = _passes([height], [width], sizes, shape.geometry, budget.batch)
-    return _cost(tile, int(passes[0, 0]), sizes, shape, budget, {one.tile: one for one in times})
+    return _cost(tile, int(passes[0, 0]), _pixels(sizes), shape, budget, {one.tile: one for one in times})
 
 
 def _choice(ranked: list[PlannedTile]) -> PlannedTile:
@@ -214,6 +229,19 @@ def _choice(ranked: list[PlannedTile]) -> PlannedTile:
     return next(one for middle, one in measured if middle - one.noise <= seconds + fastest.noise)
 
 
+def _counted(frames: Iterable[FrameSize]) -> Counter[FrameSize]:
+    """Return how often each size occurs; raises FrameError where a plan of it is impossible."""
+    sizes = Counter(frames)
+    for height, width in sizes:
+        if not (1 <= height <= MAX_SIDE and 1 <= width <= MAX_SIDE):
+            raise FrameError(f"no plan for a frame of {height} x {width} px: use sides from 1 to {MAX_SIDE} px")
+    return sizes
+
+
+def _pixels(sizes: Counter[FrameSize]) -> int:
+    return sum(height * width * often for (height, width), often in sizes.items())
+
+
 def _sides(lengths: set[int], geometry: Geometry) -> list[int]:
     """Return the sides worth considering along one axis: for each length the smallest that covers it n times."""
     usable = geometry.side_for(geometry.grid)
@@ -221,7 +249,8 @@ def _sides(lengths: set[int], geometry: Geometry) -> list[int]:
     for length in lengths:
         count = 1
         while (side := geometry.side_for_count(length, count)) > usable:
-            sides.add(side)
+            if side <= MAX_TILE:
+                sides.add(side)
             count += 1 if count < EVERY_COUNT else count // 4
     ordered = sorted(sides)
     # Frames of very different sizes give hundreds of similar sides: an even choice of them is enough.
@@ -242,13 +271,12 @@ def _passes(
 def _cost(
     tile: FrameSize,
     passes: int,
-    sizes: Counter[FrameSize],
+    pixels: int,
     shape: UNetShape,
     budget: Budget,
     times: Mapping[FrameSize, TileTime],
 ) -> PlannedTile:
     macs = passes * shape.macs(*tile)
-    pixels = sum(height * width * often for (height, width), often in sizes.items())
     memory = shape.activation_bytes(*tile, itemsize=budget.itemsize) * budget.batch * budget.lanes
     planned = PlannedTile(tile, passes, macs, pixels * shape.macs_per_pixel() / macs, memory)
     if tile not in times:

@@ -88,7 +88,7 @@ class LiveSegmenter(Closable):
         Called with each `done` or `failed` result, in submission order, on this object's thread.
     outputs
         Consumers of all results, such as a `LabelWriter`; closed with this object.
-    backend, lanes, device, backend_options
+    frame, backend, lanes, device, backend_options
         As for `Segmenter`; only if `model` is a path.
 
     Attributes
@@ -118,6 +118,7 @@ class LiveSegmenter(Closable):
         channel: str | None = None,
         on_result: Callable[[LiveResult], None] | None = None,
         outputs: Sequence[ResultOutput] = (),
+        frame: tuple[int, int] | None = None,
         backend: str = AUTO,
         lanes: int = LANES,
         device: int | None = None,
@@ -128,7 +129,7 @@ class LiveSegmenter(Closable):
             raise OptionError(f"labels of kind {kind!r} are unknown: use instances or classes")
         _require_callable(on_result, outputs)
         with ExitStack() as opened:
-            self.segmenter = _segmenter(model, opened, backend, lanes, device, backend_options)
+            self.segmenter = _segmenter(model, opened, frame, backend, lanes, device, backend_options)
             spec = self.segmenter.spec
             averages = Streams(spec.normalisation, normalisation)
             record = Record()
@@ -469,6 +470,7 @@ def _is_output(one: Any) -> bool:
 def _segmenter(
     model: str | Path | Segmenter,
     opened: ExitStack,
+    frame: tuple[int, int] | None,
     backend: str,
     lanes: int,
     device: int | None,
@@ -476,9 +478,12 @@ def _segmenter(
 ) -> Segmenter:
     """Return an open segmenter as it is, or open a model file, to be closed with `opened`."""
     if not isinstance(model, Segmenter):
-        found = Segmenter(model, backend=backend, lanes=lanes, device=device, backend_options=backend_options)
+        found = Segmenter(
+            model, frame=frame, backend=backend, lanes=lanes, device=device, backend_options=backend_options
+        )
         return opened.enter_context(found)
     changed = {
+        "frame": frame is not None,
         "backend": backend != AUTO,
         "lanes": lanes != LANES,
         "device": device is not None,

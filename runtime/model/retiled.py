@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from unetrt.runtime.errors import ModelFileError
+from unetrt.runtime.geometry.unet_shape import UNetShape
 from unetrt.runtime.model.byte_pairs import (
     DIM,
     DIM_VALUE,
@@ -81,13 +82,9 @@ def retiled(path: str | Path, tile: tuple[int, int], batch: int) -> bytes:
         The tile is not legal.
     """
     path = Path(path)
-    spec = read_spec(path)
-    if spec.shape is None:
-        raise ModelFileError(f"{path} is not a U-Net of ours: export or adopt its network again, with another tile")
-    if external_files(path):
-        raise ModelFileError(f"{path} keeps weights in other files: export it again, with another tile")
+    spec, shape = require_retilable(path)
     for side in tile:
-        spec.shape.geometry.require(side)
+        shape.geometry.require(side)
     spec = replace(spec, tile=tile, batch=batch)
     with opened(path) as model:
         changes: dict[Field, bytes] = {}
@@ -98,6 +95,16 @@ def retiled(path: str | Path, tile: tuple[int, int], batch: int) -> bytes:
                 entry = field_of(ENTRY_KEY, KEY.encode()) + field_of(ENTRY_VALUE, spec.to_json().encode())
                 changes[part] = field_of(METADATA, entry)
         return replaced(path.read_bytes(), changes)
+
+
+def require_retilable(path: Path) -> tuple[ModelSpec, UNetShape]:
+    """Return the spec and the shape of a file whose tile can be changed; raises ModelFileError for others."""
+    spec = read_spec(path)
+    if spec.shape is None:
+        raise ModelFileError(f"{path} is not a U-Net of ours: export or adopt its network again, with another tile")
+    if external_files(path):
+        raise ModelFileError(f"{path} keeps weights in other files: export it again, with another tile")
+    return spec, spec.shape
 
 
 def _graph(graph: bytes, spec: ModelSpec) -> bytes:
@@ -135,8 +142,10 @@ def _fixed_crops(graph: Message, fields: list[Field]) -> Iterator[tuple[Field, b
             continue
         node = Message.of(graph.read(part))
         inputs = [each for each in node.fields() if each.number == NODE_INPUT]
+        if len(inputs) < 4:
+            continue
         starts, ends, axes = (constants.get(node.read(each)) for each in inputs[1:4])
-        if starts is None or ends is None or axes is None or min(axes) < 2 or max(ends) < 0:
+        if not (starts and ends and axes) or min(axes) < 2 or max(ends) < 0:
             continue
         name = node.read(node.only(NODE_OUTPUT)) + b"/retiled_ends"
         changed = replaced(graph.read(part), {inputs[2]: field_of(NODE_INPUT, name)})
@@ -149,7 +158,9 @@ def _constant(tensor: Message) -> tuple[bytes, list[int]] | None:
     """Return name and values of a short int64 TensorProto, None for others."""
     fields = {part.number: part for part in tensor.fields()}
     raw, kind = fields.get(TENSOR_RAW), fields.get(TENSOR_TYPE_OF)
-    if raw is None or kind is None or kind.value != INT64 or raw.size > MOST_RAW or TENSOR_NAME not in fields:
+    if raw is None or kind is None or TENSOR_NAME not in fields:
+        return None
+    if kind.value != INT64 or raw.size > MOST_RAW or raw.size % 8:
         return None
     return tensor.read(fields[TENSOR_NAME]), np.frombuffer(tensor.read(raw), "<i8").tolist()
 

@@ -29,6 +29,7 @@ from unetrt.runtime.pixels.normalisation import Measure
 from unetrt.runtime.pixels.scores import ONCE, SQUARE
 from unetrt.runtime.segment._host import HostCall, TileJob, scores_jobs
 from unetrt.runtime.sessions import AUTO, Lane, Session, open_session
+from unetrt.runtime.sessions.retile import frame_size, model_for
 from unetrt.runtime.timings import Occupancy, Timings
 
 if TYPE_CHECKING:
@@ -73,6 +74,10 @@ class Segmenter(Closable):
     model
         An ONNX file written by `unetrt export`, a TensorRT engine written by `unetrt build`, or an open session, which
         `close` leaves open.
+    frame
+        Height and width of your frames, in pixels: the model gets the tile that is planned for them. It is verified the
+        first time, which takes a pass with the file's own tile on the CPU, and kept in the user's cache. Frames of
+        other sizes are segmented too. None keeps the file's tile.
     backend
         Name of the inference engine; `auto` selects the first usable one.
     lanes
@@ -92,11 +97,13 @@ class Segmenter(Closable):
     Raises
     ------
     ModelFileError
-        The file is not a valid model file.
+        The file is not a valid model file, or `frame` is given and the tile of this file cannot be changed.
     EngineError
         The engine does not fit this machine.
     OptionError
-        The backend, device or number of lanes does not exist.
+        The backend, device or number of lanes does not exist, or `frame` is given with an engine or an open session.
+    GateError
+        With the tile for `frame`, the result differs from that with the file's tile.
     BackendUnavailableError
         The backend is not usable on this machine; the message says why.
     OutOfMemoryError
@@ -107,6 +114,7 @@ class Segmenter(Closable):
         self,
         model: str | Path | Session,
         *,
+        frame: tuple[int, int] | None = None,
         backend: str = AUTO,
         lanes: int = LANES,
         device: int | None = None,
@@ -120,6 +128,11 @@ class Segmenter(Closable):
             raise OptionError(
                 "backend_options cannot apply to a session that is already open: pass them to open_session"
             )
+        if frame is not None:
+            size = frame_size(frame)
+            if not isinstance(model, str | Path):
+                raise OptionError("frame cannot apply to a session that is already open: open the model's file with it")
+            model = model_for(Path(model), [size], backend, device, lanes)
         with ExitStack() as opened:
             self.session = (
                 opened.enter_context(open_session(model, backend, device, backend_options))

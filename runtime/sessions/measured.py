@@ -9,7 +9,7 @@ JSON file per setting.
 import time
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from datetime import date
 from hashlib import sha256
 from importlib.metadata import PackageNotFoundError, version
@@ -27,7 +27,7 @@ from unetrt.runtime.errors import ModelFileError
 from unetrt.runtime.files.atomic import cache_folder, locked, whole_file
 from unetrt.runtime.geometry.planner import Budget, FrameSize, TileTime
 from unetrt.runtime.geometry.unet_shape import UNetShape
-from unetrt.runtime.machine import cores, free_memory, processor, this_machine
+from unetrt.runtime.machine import cores, processor, this_machine
 from unetrt.runtime.model.retiled import retiled
 from unetrt.runtime.records import from_json, to_json
 from unetrt.runtime.sessions import AUTO, Backend, Lane, open_session
@@ -40,8 +40,6 @@ LONG, FEWEST, MOST = 0.4, 2, 30
 SLOW = 4.0
 # Uncertainty of a median at least, as a share of it: rounds that agree by chance show none.
 LEAST_NOISE = 0.01
-# Share of the host's free memory that a pass may need: the need is an estimate.
-SHARE = 0.8
 
 Progress = Callable[[int, int], None]  # passes timed, and their number in all rounds
 
@@ -146,12 +144,6 @@ def keep(setting: Setting, measured: Iterable[TileTime]) -> tuple[TileTime, ...]
         with whole_file(setting.path) as temporary:
             temporary.write_text(to_json(TileTimes(setting, tiles)) + "\n", encoding="utf-8")
     return tiles
-
-
-def within_free_memory(budget: Budget) -> Budget:
-    """Return a budget for a backend on the CPU: its memory at most what the host has free."""
-    free = free_memory()
-    return budget if free is None else replace(budget, memory=max(1, min(budget.memory, int(SHARE * free))))
 
 
 def measure(

@@ -1,10 +1,10 @@
 """Options of ONNX Runtime's CUDA provider: chosen once for each model and GPU, by trial.
 
 The fastest layout of activations, and whether fused convolutions help, depend on GPU, cuDNN and network. So each set of
-`SETS` computes the same structured tile `PASSES` times; the fastest median wins. A set is skipped if its output differs
-from that of the first set by more than `TOLERANCES`, if it fails, or if the installed ONNX Runtime does not support it.
-The choice is a JSON file in the user's cache, named by a hash of everything that it depends on. It also records the
-device memory of a warm lane.
+`SETS` computes the same drawn tile `PASSES` times; the fastest median wins. A set is skipped if its output disagrees
+with that of the first set (`agreement`), if it fails, or if the installed ONNX Runtime does not support it. The choice
+is a JSON file in the user's cache, named by a hash of everything that it depends on. It also records the device memory
+of a warm lane.
 
 Options that the user passes are added to the first set and used as they are, without comparison.
 """
@@ -14,7 +14,6 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
-from math import inf
 from pathlib import Path
 from statistics import median
 from typing import Annotated, Any, NamedTuple
@@ -30,9 +29,9 @@ from unetrt.runtime.files.atomic import cache_folder, locked, whole_file
 from unetrt.runtime.machine import Machine, format_bytes, this_machine
 from unetrt.runtime.model.safety import external_files
 from unetrt.runtime.model.spec import ModelSpec, Precision
-from unetrt.runtime.pixels.scores import best_class, softmax
 from unetrt.runtime.records import parse, to_json, validated
 from unetrt.runtime.sessions import Lane
+from unetrt.runtime.sessions.agreement import difference, shows_classes, tiles_for
 from unetrt.runtime.sessions.cuda import CudaSession
 from unetrt.runtime.sessions.onnxruntime_libraries import cudnn_version
 
@@ -78,33 +77,6 @@ MARGIN = 64 * 2**20
 # Part of every key: increased when the same conditions no longer lead to the same choice.
 METHOD = 1
 SCHEMA = 1
-
-
-class Tolerance(NamedTuple):
-    """How far a set's answer may differ from the reference.
-
-    Attributes
-    ----------
-    error, mean
-        Largest and mean difference of a probability.
-    flips
-        Fraction of pixels that change class.
-    """
-
-    error: float
-    flips: float
-    mean: float = inf
-
-
-# Those of the export's parity gate: two 16-bit computations differ as much as each differs from FP32. In FP32 the mean
-# reveals TF32: where cuDNN has no kernel without tensor cores, ONNX Runtime uses one with them (conv.cc, "Try
-# fallback").
-TOLERANCES: dict[Precision, Tolerance] = {
-    "fp32": Tolerance(1e-3, 1e-4, mean=1e-5),
-    "fp16": Tolerance(5e-2, 2e-3),
-    "bf16": Tolerance(0.3, 1e-2),
-    "int8": Tolerance(0.8, 2e-2),
-}
 
 
 def require_options(options: Options) -> None:
@@ -420,75 +392,6 @@ def _timed(lane: Lane, tile: Array) -> float:
         lane.run(tile)
         seconds.append(lane.passed.compute)
     return median(seconds)
-
-
-def difference(spec: ModelSpec, expected: Array, given: Array) -> str:
-    """Return one phrase that says how an answer differs by more than the tolerance; empty where it does not.
-
-    Parameters
-    ----------
-    spec
-        Gives head and precision.
-    expected, given
-        Answers of two sets to the same tiles: the spec's output tensor, (batch, classes, h, w) float32 or (batch, h, w)
-        uint8 labels. `expected` is finite.
-    """
-    limits = TOLERANCES[spec.precision]
-    if spec.head == "labels":
-        flips = float((expected != given).mean())
-    else:
-        if not np.isfinite(given.sum()):
-            return "it gives NaN or infinity"
-        pairs = [
-            (_probabilities(spec, one), _probabilities(spec, other)) for one, other in zip(expected, given, strict=True)
-        ]
-        errors = [np.abs(one - other) for one, other in pairs]
-        error, mean = float(np.max(errors)), float(np.mean(errors))
-        if not error <= limits.error:
-            return f"a probability differs by {error:.2g} (at most {limits.error:g})"
-        if not mean <= limits.mean:
-            return f"probabilities differ by {mean:.2g} on average (at most {limits.mean:g}), as with TF32"
-        flips = float(np.mean([best_class(one) != best_class(other) for one, other in pairs]))
-    return "" if flips <= limits.flips else f"{flips:.2%} of the pixels change class (at most {limits.flips:.2g})"
-
-
-def _probabilities(spec: ModelSpec, scores: NDArray[np.float32]) -> NDArray[np.float32]:
-    return softmax(scores.copy()) if spec.head == "logits" else scores
-
-
-def shows_classes(spec: ModelSpec, answer: Array) -> bool:
-    """Return whether an answer can serve as the reference: finite scores, or labels of at least two classes.
-
-    NaN scores also result in labels of a single class.
-    """
-    return len(np.unique(answer)) > 1 if spec.head == "labels" else bool(np.isfinite(answer.sum()))
-
-
-def tiles_for(spec: ModelSpec) -> Iterator[Array]:
-    """Yield structured batches (batch, C, h, w) of the input dtype, with different grey values; deterministic.
-
-    Discs of several sizes on a background with a gradient and noise, different for each tile and channel.
-    """
-    height, width = spec.tile
-    y, x = np.mgrid[:height, :width].astype(np.float32)
-    pattern = np.empty(spec.tensors().input.shape, np.float32)
-    for number in np.ndindex(pattern.shape[:2]):
-        phase = 1 + sum(number)
-        discs = np.cos(2 * np.pi * x / (17 + 4 * phase)) * np.cos(2 * np.pi * y / (23 + 2 * phase))
-        grain = (x * 7919 + y * 104729 + 31 * phase) % 251 / 251
-        pattern[number] = 0.7 * np.clip(4 * discs, 0, 1) + 0.2 * x / width + 0.1 * grain
-    # Bright on dark and dark on bright; as percentiles and as deviations from a mean.
-    for low, high in ((0, 1), (-1, 3), (1, 0), (3, -1)):
-        normalised = low + (high - low) * pattern
-        yield _raw(spec, normalised) if spec.takes_raw else normalised
-
-
-def _raw(spec: ModelSpec, normalised: NDArray[np.float32]) -> Array:
-    """Return the raw grey values that the graph normalises to these, clipped to the input dtype."""
-    offset, scale = (np.array(side, np.float32) for side in (spec.normalisation.offset, spec.normalisation.scale))
-    raw = normalised / scale[:, None, None] + offset[:, None, None]
-    pixels: Array = np.clip(raw, 0, np.iinfo(spec.input_dtype).max).astype(spec.input_dtype)
-    return pixels
 
 
 class _Attempts:

@@ -22,7 +22,10 @@ from tests import requirements
 from tests.conftest import small_spec
 from unetrt.__main__ import main
 from unetrt.runtime import LiveSegmenter, Segmenter
+from unetrt.runtime.geometry.planner import best_tile
+from unetrt.runtime.model.onnx_file import read_spec
 from unetrt.runtime.sessions.cpu import CropSession
+from unetrt.runtime.sessions.retile import kept
 from unetrt.trainer.drawn_cells import draw
 
 TITLE = "{} -> tiny.onnx, openvino on the CPU, float32, policy {}\n"
@@ -73,6 +76,20 @@ def wait_until(condition, seconds=20):
     while not condition():
         assert time.monotonic() < end, "what was waited for did not happen"
         time.sleep(0.02)
+
+
+def test_the_tile_is_planned_for_the_size_of_the_frames(run, tiny_model, cells, tmp_path):
+    replay = ("--replay", cells, "--fps", 0)
+    assert run(*replay, "--save", tmp_path / "own")[0] == 0
+    before = kept()
+    assert run(*replay, "--frame-size", "131x200", "--save", tmp_path / "planned")[0] == 0
+    (file,) = set(kept()) - set(before)
+    spec = read_spec(file)
+    assert spec.tile == best_tile([(131, 200)], spec.shape).tile
+    for path in (tmp_path / "own").iterdir():
+        assert (tmp_path / "planned" / path.name).read_bytes() == path.read_bytes()
+    status, _, err = run(*replay, "--frame-size", "0x5")
+    assert (status, "'0x5' is not a size" in err) == (2, True)
 
 
 def test_a_replay_writes_what_predict_writes(run, tiny_model, cells, tmp_path):

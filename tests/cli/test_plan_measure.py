@@ -3,6 +3,7 @@ import json
 import pytest
 
 from unetrt.cli import main
+from unetrt.runtime.geometry import planner
 from unetrt.runtime.sessions import Backend, measured
 from unetrt.runtime.sessions.measured import folder
 
@@ -142,12 +143,12 @@ def test_an_interrupt_leaves_nothing(run, monkeypatch, of_model):
 
 
 def test_no_tile_over_the_free_memory_is_measured(run, monkeypatch, of_model):
-    monkeypatch.setattr(measured, "free_memory", lambda: 2**16)
+    monkeypatch.setattr(planner, "free_memory", lambda: 2**16)
     assert "no tile fits 51 KiB" in run(*of_model, "--measure", *ON_CPU, status=2).err
 
 
 def test_little_free_memory_is_planned_for(run, monkeypatch, of_model):
-    monkeypatch.setattr(measured, "free_memory", lambda: 2**20)
+    monkeypatch.setattr(planner, "free_memory", lambda: 2**20)
     shown = run(*of_model, "--measure", *ON_CPU)
     assert "planned for 819 KiB, as no more memory is free here" in shown.err
 

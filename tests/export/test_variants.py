@@ -16,6 +16,7 @@ from unetrt.runtime.errors import BackendUnavailableError
 from unetrt.runtime.machine import Machine
 from unetrt.runtime.model.onnx_file import read_spec
 from unetrt.runtime.segment.segmenter import Segmenter
+from unetrt.runtime.sessions.retile import retile
 from unetrt.trainer.torch_session import TorchSession
 
 LOWER = {"fp16": "FLOAT16", "bf16": "BFLOAT16", "int8": "INT8"}
@@ -46,9 +47,20 @@ def prove(checkpoint, folder, options):
     types = {onnx.TensorProto.DataType.Name(tensor.data_type) for tensor in model.graph.initializer}
     assert types & set(LOWER.values()) == {LOWER.get(options.precision)} - {None}
     segment(path, spec, checkpoint)
+    has_the_same_labels_with_another_tile(path, spec, checkpoint)
     pytest.importorskip("tensorrt_rtx", reason=requirements.RTX)
     facts = facts_of(path, spec, FLAVOURS[1], Machine(os="Linux x86_64"), BuildOptions())
     assert len(build(path, facts)) > 100_000
+
+
+def has_the_same_labels_with_another_tile(path, spec, checkpoint):
+    other = path.with_name("retiled.onnx")
+    retile(path, other, (92, 60), spec.batch)
+    onnx.checker.check_model(onnx.load(other), full_check=True)
+    assert read_spec(other) == replace(spec, tile=(92, 60))
+    with Segmenter(path) as expected, Segmenter(other) as given:
+        labels = [segmenter.segment(checkpoint.frames[0][0]).labels for segmenter in (expected, given)]
+    assert (labels[0] != labels[1]).mean() <= DEFAULTS[spec.precision].flips
 
 
 def segment(path, spec, checkpoint):

@@ -3,8 +3,17 @@ import pytest
 import tifffile
 from PIL import Image
 
+from tests import requirements
 from unetrt.runtime.errors import FrameError, OutputError
-from unetrt.runtime.files.images import list_images, read_labels, read_stack, require_distinct, write_labels, write_png
+from unetrt.runtime.files.images import (
+    list_images,
+    read_labels,
+    read_stack,
+    require_distinct,
+    stack_shape,
+    write_labels,
+    write_png,
+)
 
 RNG = np.random.default_rng(0)
 
@@ -26,6 +35,7 @@ def test_a_tiffs_own_axes_decide(tmp_path, shape, options, order, read, dtype):
     tifffile.imwrite(tmp_path / "a.tif", pixels, **options)
     stack = read_stack(tmp_path / "a.tif")
     assert stack.dtype == dtype
+    assert stack_shape(tmp_path / "a.tif") == stack.shape
     np.testing.assert_array_equal(stack, pixels.transpose(order).reshape(read))
 
 
@@ -41,6 +51,7 @@ def test_png(tmp_path, pixels, read):
     Image.fromarray(pixels).save(tmp_path / "a.png")
     stack = read_stack(tmp_path / "a.png")
     assert (stack.shape, stack.dtype) == (read, pixels.dtype)
+    assert stack_shape(tmp_path / "a.png") == read
     np.testing.assert_array_equal(np.squeeze(stack), pixels if pixels.ndim == 2 else np.moveaxis(pixels, -1, 0))
 
 
@@ -65,6 +76,37 @@ def test_what_is_no_image(tmp_path, name, content, message):
     (tmp_path / name).write_bytes(content)
     with pytest.raises(FrameError, match=message):
         read_stack(tmp_path / name)
+    assert stack_shape(tmp_path / name) is None
+
+
+@pytest.mark.parametrize(
+    ("shape", "read"), [((5, 7), (1, 1, 5, 7)), ((3, 5, 7), (3, 1, 5, 7)), ((2, 5, 7, 3), (2, 3, 5, 7))]
+)
+def test_shapes_of_arrays_are_read_without_pixels(tmp_path, shape, read):
+    zarr = pytest.importorskip("zarr", reason=requirements.ZARR)
+    pixels = RNG.integers(0, 200, shape).astype(np.uint16)
+    np.save(tmp_path / "a.npy", pixels)
+    store = zarr.open(tmp_path / "a.zarr", mode="w", shape=shape, dtype=np.uint16)
+    store[...] = pixels
+    for name in ("a.npy", "a.zarr"):
+        assert stack_shape(tmp_path / name) == read_stack(tmp_path / name).shape == read
+    (tmp_path / "cut.npy").write_bytes((tmp_path / "a.npy").read_bytes()[:100])
+    assert stack_shape(tmp_path / "cut.npy") is None
+    np.save(tmp_path / "odd.npy", np.zeros((2, 2, 2, 2, 2)))
+    np.save(tmp_path / "objects.npy", np.array([[None]]), allow_pickle=True)
+    for name in ("odd.npy", "objects.npy", "none.tif", "none.png", "none.zarr"):
+        assert stack_shape(tmp_path / name) is None
+
+
+def test_the_shape_is_read_from_the_header_alone(tmp_path):
+    tifffile.imwrite(tmp_path / "a.tif", np.zeros((2, 300, 400), np.uint16), photometric="minisblack")
+    Image.fromarray(RNG.integers(0, 255, (300, 400), np.uint8)).save(tmp_path / "a.png")
+    for name, number in (("a.tif", 2), ("a.png", 1)):
+        whole = (tmp_path / name).read_bytes()
+        (tmp_path / name).write_bytes(whole[: len(whole) // 2])
+        assert stack_shape(tmp_path / name) == (number, 1, 300, 400)
+        with pytest.raises(FrameError):
+            read_stack(tmp_path / name)
 
 
 def _write(path, pixels):

@@ -22,8 +22,9 @@ from unetrt.runtime.live.live_segmenter import LiveSegmenter
 from unetrt.runtime.pixels.normalisation import Normalisation
 from unetrt.runtime.segment.segmenter import Segmenter
 from unetrt.runtime.sessions import onnxruntime_options, open_session
+from unetrt.runtime.sessions.agreement import TOLERANCES, difference, tiles_for
 from unetrt.runtime.sessions.cuda import RESERVE
-from unetrt.runtime.sessions.onnxruntime_options import PLAIN, SETS, TOLERANCES, base, difference, tiles_for
+from unetrt.runtime.sessions.onnxruntime_options import PLAIN, SETS, base
 from unetrt.trainer.drawn_cells import draw
 
 CUDA = "onnxruntime-cuda"

@@ -2,9 +2,11 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from unetrt.runtime.errors import OptionError, TileError
+from unetrt.runtime.errors import FrameError, OptionError, TileError
 from unetrt.runtime.geometry.planner import (
     GIB,
+    MAX_SIDE,
+    MAX_TILE,
     TIMED_TILES,
     Budget,
     TileTime,
@@ -55,6 +57,24 @@ def test_no_legal_tile_is_cheaper(frames):
     best = best_tile(frames, shape)
     sides = range(shape.geometry.side_for(shape.geometry.grid), 900, shape.geometry.grid)
     assert best.macs == min(cost_of((h, w), frames, shape).macs for h in sides for w in sides)
+
+
+@pytest.mark.parametrize("frame", [(0, 5), (10**13, 5), (5, MAX_SIDE + 1), (-4, 4)])
+def test_frames_that_no_plan_is_for(frame):
+    for plan in (lambda frames: best_tile(frames, PAPER), lambda frames: cost_of((572, 572), frames, PAPER)):
+        with pytest.raises(FrameError, match=f"no plan for a frame of .*: use sides from 1 to {MAX_SIDE} px"):
+            plan([(64, 64), frame])
+
+
+def test_the_largest_frame_is_counted_without_overflow():
+    best = best_tile([(MAX_SIDE, MAX_SIDE)], PAPER)
+    assert best.passes > 0
+    assert 0 < best.useful < 1
+
+
+def test_no_tile_is_larger_than_a_model_may_have():
+    plans = candidates([(20, MAX_SIDE)], UNetShape(2, 4))
+    assert max(one.tile[1] for one in plans) <= MAX_TILE
 
 
 def test_batch_and_lanes_enter_memory_and_batch_enters_the_arithmetic():

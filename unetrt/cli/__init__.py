@@ -173,6 +173,7 @@ COMMANDS = {
     "train": "Train a U-Net on a folder with images/ and labels/.",
     "export": "Convert a checkpoint to a verified ONNX file.",
     "adopt": "Convert an ONNX file of another toolkit to a model file.",
+    "retile": "Write a model file with another tile.",
     "build": "Build the TensorRT engine of a model.",
     "package": "Package a model for bioimage.io or NVIDIA Triton.",
     "predict": "Segment images with a model.",

@@ -1,11 +1,12 @@
-"""The command `unetrt cache`: list and clear cached engines, and choices of ONNX Runtime's options."""
+"""The command `unetrt cache`: list and clear cached engines, retiled models, and choices of ONNX Runtime's options."""
 
 import time
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 import click
 
-from unetrt.runtime.errors import OptionError, OutputError
+from unetrt.runtime.errors import ModelFileError, OptionError, OutputError
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -15,14 +16,14 @@ if TYPE_CHECKING:
 
 @click.group("cache")
 def command() -> None:
-    """List or clear the caches of engines and of ONNX Runtime's options."""
+    """List or clear the caches of engines, of models with other tiles, and of ONNX Runtime's options."""
 
 
 @command.command("list")
 def listed() -> None:
-    """List engines, the last used first, then options of ONNX Runtime."""
+    """List engines and models with other tiles, the last used first, then options of ONNX Runtime."""
     from unetrt.runtime.engines.cache import EngineCache
-    from unetrt.runtime.sessions import onnxruntime_options
+    from unetrt.runtime.sessions import onnxruntime_options, retile
 
     cache, total = EngineCache(), 0
     for entry in cache.entries():
@@ -30,10 +31,24 @@ def listed() -> None:
         about = "not readable" if entry.sidecar is None else _about(entry.sidecar)
         used = time.strftime("%Y-%m-%d %H:%M", time.localtime(entry.used))
         click.echo(f"{entry.path.stem[:12]}  {entry.size / 1e6:8.1f} MB  used {used}  {about}")
+    for path in retile.kept():
+        with suppress(OSError):
+            click.echo(f"{path.stem[:12]}  {path.stat().st_size / 1e6:8.1f} MB  used {_day(path)}  {_tile(path)}")
     for path, choice in onnxruntime_options.choices():
         about = "not readable" if choice is None else f"{choice.source}: {choice}"
         click.echo(f"{path.stem[:12]}  options  tried {_day(path)}  {about}")
     click.echo(f"{total / 1e6:.1f} MB in {cache.folder}")
+
+
+def _tile(path: "Path") -> str:
+    """Return a description of a model file of the cache."""
+    from unetrt.runtime.model.onnx_file import read_spec
+
+    try:
+        spec = read_spec(path)
+    except ModelFileError:
+        return "not readable"
+    return f"model with tile {spec.tile[0]}x{spec.tile[1]} x {spec.batch}, {spec.precision}"
 
 
 def _day(path: "Path") -> str:
@@ -49,20 +64,22 @@ def _day(path: "Path") -> str:
 def clear(keys: tuple[str, ...]) -> None:
     """Delete entries whose keys begin with one of KEYS, or all."""
     from unetrt.runtime.engines.cache import EngineCache
-    from unetrt.runtime.sessions import onnxruntime_options
+    from unetrt.runtime.sessions import onnxruntime_options, retile
 
     cache = EngineCache()
     if "" in keys:
         raise OptionError("an empty key matches every engine: to delete all, give no keys")
     before = {entry.path for entry in cache.entries()}
     gone = cache.clear(keys)
-    known = [path for path, _ in onnxruntime_options.choices()]
-    choices = onnxruntime_options.clear(keys)
-    left = [path for path in (*before, *known) if path not in {*gone, *choices}]
+    known = [*retile.kept(), *(path for path, _ in onnxruntime_options.choices())]
+    tiles, choices = retile.clear(keys), onnxruntime_options.clear(keys)
+    left = [path for path in (*before, *known) if path not in {*gone, *tiles, *choices}]
     left = [path for path in left if not keys or path.name.startswith(keys)]
-    if keys and not gone and not left and not choices:
+    if keys and not gone and not left and not tiles and not choices:
         raise OptionError(f"no key begins with {' or '.join(keys)}: `unetrt cache list` shows the keys")
     click.echo(f"{len(gone)} engines deleted from {cache.folder}")
+    if tiles:
+        click.echo(f"{len(tiles)} models with other tiles deleted from {retile.folder()}")
     if choices:
         click.echo(f"{len(choices)} choices of ONNX Runtime's options deleted from {onnxruntime_options.folder()}")
     if left:

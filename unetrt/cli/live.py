@@ -22,7 +22,16 @@ from typing import TYPE_CHECKING, Any, Literal
 import click
 
 from unetrt._exit_codes import STOPPED
-from unetrt.cli import backend_name_option, backend_option, device_option, given_options, kind_option, lanes_option
+from unetrt.cli import (
+    SIZE,
+    Size,
+    backend_name_option,
+    backend_option,
+    device_option,
+    given_options,
+    kind_option,
+    lanes_option,
+)
 from unetrt.cli._shutdown import ShutdownRequest, shutdown_request
 from unetrt.runtime.errors import FrameError, InferenceError, OptionError, OutputError, UnetrtError
 
@@ -57,6 +66,7 @@ class LiveOptions:
     overwrite: bool
     view: bool
     port: int | None
+    frame: Size | None
     backend: str
     backend_options: Mapping[str, str]
     device: int | None
@@ -103,6 +113,7 @@ class LiveOptions:
 @click.option("--overwrite", is_flag=True, help="Let --save replace an existing file.")
 @click.option("--view", is_flag=True, help="Show frames and labels in a browser on this machine.")
 @click.option("--port", type=click.IntRange(0, 65535), metavar="N", help="Port of --view. [default: any free port]")
+@click.option("--frame-size", "frame", type=SIZE, help="Plan the tile for such frames. [default: the file's tile]")
 @backend_name_option
 @backend_option
 @device_option
@@ -223,6 +234,7 @@ def _live(model: Path, observer: "Observer", output: "ResultOutput | None", opti
         normalisation=options.normalisation,
         on_result=observer.result,
         outputs=[] if output is None else [output],
+        frame=options.frame,
         backend=options.backend,
         backend_options=options.backend_options,
         device=options.device,

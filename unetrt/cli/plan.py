@@ -180,12 +180,12 @@ def _measure(network: PlannedNetwork, options: PlanOptions, budget: "Budget", pr
     from unetrt.runtime.geometry.planner import candidates, worth_timing
     from unetrt.runtime.machine import format_bytes
     from unetrt.runtime.sessions import chosen_backend
-    from unetrt.runtime.sessions.measured import Setting, keep, measure, within_free_memory
+    from unetrt.runtime.sessions.measured import Setting, keep, measure
 
     backend = chosen_backend(options.backend, options.device)
     setting = Setting.here(backend, network.shape, precision, budget, options.device)
     require_place(setting.path)
-    possible = budget if backend.gpu else within_free_memory(budget)
+    possible = budget if backend.gpu else budget.within_free_memory()
     tiles = worth_timing(candidates(options.frames, network.shape, possible), possible.memory)
     console = Console(stderr=True)
     with (

@@ -1,22 +1,34 @@
 """`unetrt predict`: label TIFFs and overlays of image files."""
 
+import logging
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from itertools import count
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypedDict, Unpack
 
 import click
 
 from unetrt.cli import EngineOptions, engine_options, kind_option
-from unetrt.runtime.errors import FrameError
+from unetrt.runtime.errors import FrameError, UnetrtError
 from unetrt.runtime.files.atomic import require_writable
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from unetrt.runtime.model.spec import Annotation
+
+log = logging.getLogger("unetrt")
+
+
+class Written(TypedDict):
+    """Options of `unetrt predict` about what is computed and written; see `runtime.files.images.Output`."""
+
+    kind: "Annotation | None"
+    min_area: int
+    tta: bool
+    overlays: bool
 
 
 @click.command("predict")
@@ -28,35 +40,46 @@ if TYPE_CHECKING:
 @kind_option
 @click.option("--min-area", default=0, show_default=True, metavar="PIXELS", help="Drop instances smaller than this.")
 @click.option("--tta", is_flag=True, help="Average over 8 rotated and reflected copies; takes 8 times as long.")
+@click.option(
+    "--tile",
+    "choice",
+    type=click.Choice(["auto", "planned", "model"]),
+    default="auto",
+    show_default=True,
+    help="The tile planned for the images, or the model file's; auto: the faster one, but the file's on a GPU.",
+)
 @click.option("--overlays/--no-overlays", default=True, show_default=True, help="Write overlays/NAME.png.")
 @engine_options
 def command(
     model: Path,
     images: tuple[Path, ...],
     out: Path,
-    kind: "Annotation | None",
-    min_area: int,
-    tta: bool,
-    overlays: bool,
+    choice: str,
     engine: EngineOptions,
+    **written: Unpack[Written],
 ) -> None:
     """Segment IMAGES, files or folders (TIFF, PNG, NPY, Zarr), with MODEL.
 
     MODEL is an ONNX file written by `unetrt export` or a TensorRT engine built by `unetrt build`. On a machine with a
     GPU and TensorRT, the engine of an ONNX file is built first and cached.
 
+    On a CPU the tile is planned for the sizes of the images, if that saves time. The first time, a drawn frame verifies
+    that the result with this tile is the same.
+
     Writes DIR/NAME.tif (labels) and DIR/overlays/NAME.png for each image. Stacks are segmented frame by frame. Images
     that cannot be segmented are skipped and listed at the end.
     """
     from unetrt.runtime.files.images import Output, list_images, predict_file, require_distinct
 
+    tta, overlays = written["tta"], written["overlays"]
     engine.require_backend()
     sources = [file for place in images for file in list_images(place)]
     require_writable(out)
     require_distinct(sources, out, overlays=overlays)
     failures: list[FrameError] = []
+    model = _with_tile(choice, model, sources, tta, engine)
     with engine.segmenter(model) as segmenter, _bar(len(sources)) as progress_of:
-        output = Output(out, kind or segmenter.spec.annotation, min_area, overlays, tta)
+        output = Output(out, written["kind"] or segmenter.spec.annotation, written["min_area"], overlays, tta)
         begin, pixels, objects = time.perf_counter(), 0, 0
         for source in sources:
             try:
@@ -73,6 +96,45 @@ def command(
         speed = f"{seconds:.1f} s, {pixels / seconds / 1e6:.1f} Mpixel/s"
         click.echo(f"{segmented} images{found} -> {out} ({speed}, {name})")
     _report(failures, len(sources))
+
+
+def _with_tile(choice: str, model: Path, sources: list[Path], tta: bool, engine: EngineOptions) -> Path:
+    """Return a file of the model with the tile to use, which is `model` itself or is in the cache."""
+    from unetrt.runtime.sessions.retile import model_for, model_if_worth
+
+    frames = [] if choice == "model" else _frame_sizes(sources, tta)
+    if not frames:
+        return model
+    if choice == "planned":
+        chosen = model_for(model, frames, engine.backend, engine.device, engine.lanes)
+    else:
+        try:
+            chosen = model_if_worth(model, frames, engine.backend, engine.device)
+        except UnetrtError as error:
+            log.info("the file's own tile is used: %s", error)
+            return model
+    if chosen != model:
+        _say_which_tile(chosen, model)
+    return chosen
+
+
+def _say_which_tile(chosen: Path, model: Path) -> None:
+    from unetrt.runtime.model.onnx_file import read_spec
+
+    planned, own = ("{}x{}".format(*read_spec(path).tile) for path in (chosen, model))
+    click.echo(f"tile {planned}, planned for these images; --tile model uses the file's, {own}", err=True)
+
+
+def _frame_sizes(sources: list[Path], tta: bool) -> list[tuple[int, int]]:
+    """Return (H, W) of each frame that is computed, from the headers of the images; unreadable ones are left out."""
+    from unetrt.runtime.files.images import stack_shape
+
+    sizes = []
+    for shape in filter(None, map(stack_shape, sources)):
+        number, _, height, width = shape
+        # Half of the rotated and reflected copies have rows and columns exchanged.
+        sizes += [(height, width), (width, height)] * (4 * number) if tta else [(height, width)] * number
+    return sizes
 
 
 def _report(failures: list[FrameError], images: int) -> None:

@@ -4,21 +4,18 @@
 OME-TIFF) or `LabelFiles` (the files that `unetrt predict` writes).
 """
 
-import operator
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import tifffile
-from PIL import Image
 
 from unetrt.live_view.sources import FILE, FileFrame
 from unetrt.runtime.acquisition import LabelWriter
 from unetrt.runtime.errors import FrameError, OptionError, OutputError
 from unetrt.runtime.files.atomic import require_writable
-from unetrt.runtime.files.images import SUFFIXES, read_stack, require_distinct, stem_of, write_labels
+from unetrt.runtime.files.images import SUFFIXES, read_stack, require_distinct, stack_shape, stem_of, write_labels
 from unetrt.runtime.live.results import LiveResult, LiveSequence, ResultOutput
 
 if TYPE_CHECKING:
@@ -134,26 +131,15 @@ def output_for(
 
 
 def size_of(file: Path) -> tuple[int, int]:
-    """Return (H, W) of a file's frames; reads only the header of a PNG or TIFF.
+    """Return (H, W) of a file's frames, from its header.
 
     Raises
     ------
     FrameError
         The file cannot be read as an image.
     """
-    kind = file.suffix.lower()
-    if kind in (".npy", ".zarr") or kind not in SUFFIXES:
-        height, width = read_stack(file).shape[-2:]
-        return height, width
-    try:
-        if kind == ".png":
-            with Image.open(file) as image:
-                return image.height, image.width
-        with tifffile.TiffFile(file) as tiff:
-            page = tiff.pages.first
-            return operator.index(page.imagelength), operator.index(page.imagewidth)
-    except Exception as error:  # readers raise nearly anything for a damaged file
-        raise FrameError(f"{file} cannot be read: {error}") from error
+    height, width = (stack_shape(file) or read_stack(file).shape)[-2:]
+    return height, width
 
 
 def _require_elsewhere(files: Sequence[Path], place: Path) -> None:
