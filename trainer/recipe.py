@@ -49,6 +49,8 @@ class Recipe:
         Decay of the exponential moving average of the weights, which is validated and saved; 0: no average.
     balance
         Whether class weights w_c balance the classes' frequencies.
+    foreground
+        Weight of the pixels of instances relative to that of background.
     w0, sigma
         Largest separation weight, and its reach in pixels.
     target
@@ -76,6 +78,7 @@ class Recipe:
     schedule: Schedule = "constant"
     average: float = 0.0
     balance: bool = True
+    foreground: float = 1.0
     w0: float = 10.0
     sigma: float = 5.0
     target: TargetName = "border"
@@ -99,6 +102,7 @@ class Recipe:
             ("target", self.target, self.target in TARGETS, " or ".join(TARGETS)),
             ("rim", self.rim, 0 < self.rim < inf, "a number above 0, such as 0.2"),
             ("separation border", self.separation_border, self.separation_border >= 0, "0 or more"),
+            ("foreground", self.foreground, 0 < self.foreground < inf, "a number above 0, such as 1.6"),
             ("w0", self.w0, 0 <= self.w0 < inf, "0 or more"),
             ("sigma", self.sigma, 0 < self.sigma < inf, "a number above 0"),
         )
@@ -154,6 +158,8 @@ RECIPES = {
         schedule="cosine",
         balance=False,
         target="cores",
+        foreground=1.6,
+        w0=8.0,
         mixed=True,
         average=0.999,
     ),

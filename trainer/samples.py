@@ -87,6 +87,8 @@ def prepare(
     balance = np.ones(count, np.float32)
     if recipe.balance:
         balance = class_weights(_class_counts(dataset, classes, count))
+    if dataset.instances:
+        balance[1:] *= recipe.foreground
     samples = []
     for image, plane in zip(dataset.images, classes, strict=True):
         weights = balance[plane]

@@ -11,7 +11,7 @@ from unetrt.trainer.recipe import RECIPES
 from unetrt.trainer.samples import Sampler, prepare
 from unetrt.trainer.targets import cut_between, separation_weights
 
-RECIPE = RECIPES["modern"].with_options(target="border", depth=1, base=2, tile=60, batch=3)
+RECIPE = RECIPES["modern"].with_options(target="border", w0=10, foreground=1, depth=1, base=2, tile=60, batch=3)
 NAMES = ("background", "foreground")
 
 
@@ -33,6 +33,15 @@ def test_classes_are_cut_and_weights_are_the_sum_of_both():
     share = classes.mean()
     expected = np.where(classes, 0.5 / share, 0.5 / (1 - share)) + separation_weights(image.labels)
     np.testing.assert_allclose(sample.target[1], expected, rtol=1e-5)
+
+
+def test_pixels_of_objects_weigh_more_than_background():
+    image = drawn(0)
+    recipe = RECIPE.with_options(target="cores", w0=0, foreground=1.5)
+    (sample,) = prepare(Dataset((image,), NAMES, True), recipe, Normalisation())
+    np.testing.assert_array_equal(sample.target[1], np.where(image.labels > 0, np.float32(1.5), np.float32(1)))
+    np.testing.assert_array_equal(sample.target[0] > 0, image.labels > 0)
+    assert set(np.unique(sample.target[0])) == {0, 1, 2}
 
 
 def test_what_is_not_annotated_weighs_nothing_and_counts_for_no_class():

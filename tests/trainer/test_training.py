@@ -149,12 +149,12 @@ def test_the_help_of_train_tells_the_recipes():
     modern, paper = RECIPES["modern"], RECIPES["paper"]
     assert f"modern: depth {modern.depth}, base {modern.base}, tile {modern.tile}, AdamW" in said
     assert f"cosine, average {modern.average}" in said
-    assert f"cores with a rim of {modern.rim}" in said
-    assert f"class weights, separation border {paper.separation_border}" in said
+    assert f"cores with a rim of {modern.rim}, w0 {modern.w0:g}, foreground {modern.foreground}" in said
+    assert f"class weights, separation border {paper.separation_border}, w0 {paper.w0:g}" in said
     assert f"paper: depth {paper.depth}, base {paper.base}, tile {paper.tile}, drop-out {paper.dropout}" in said
     for recipe in (modern, paper):
-        assert f"batch {recipe.batch}, w0 {recipe.w0:g}, sigma {recipe.sigma:g}" in said
-        assert f"sigma {recipe.sigma:g}, {recipe.normalisation} normalisation" in said
+        assert f"batch {recipe.batch}, sigma {recipe.sigma:g}, {recipe.normalisation} normalisation" in said
+        assert f"w0 {recipe.w0:g}" in said
         assert recipe.rate == 1e-3
 
 

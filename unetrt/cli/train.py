@@ -104,6 +104,7 @@ class TrainOptions:
     "--average", type=float, help="Decay of the weights' moving average, at least 0 and below 1; 0: no average."
 )
 @click.option("--balance/--no-balance", default=None, help="Balance the classes' frequencies with class weights (w_c).")
+@click.option("--foreground", type=float, help="Weight of the pixels of instances relative to background.")
 @click.option("--w0", type=float, help="Largest weight between neighbouring objects.")
 @click.option("--sigma", type=float, help="Reach of that weight, in pixels.")
 @click.option(
@@ -138,8 +139,8 @@ def command(exporting: bool, tensorboard: bool, **choices: Any) -> None:
     `unetrt predict`.
 
     Defaults come from the recipe. modern: depth 3, base 16, tile 284, AdamW at 1e-3, cosine, average 0.999, 16 bits,
-    cores with a rim of 0.2; paper: depth 4, base 64, tile 572, drop-out 0.5, SGD at 1e-3, constant, class weights,
-    separation border 2. Both: batch 1, w0 10, sigma 5, percentile normalisation.
+    cores with a rim of 0.2, w0 8, foreground 1.6; paper: depth 4, base 64, tile 572, drop-out 0.5, SGD at 1e-3,
+    constant, class weights, separation border 2, w0 10. Both: batch 1, sigma 5, percentile normalisation.
 
     Ctrl-C finishes the current step, saves and stops; --resume continues, also after a crash. Several GPUs:
     torchrun --nproc-per-node 4 -m unetrt train DATA --batch 4.
