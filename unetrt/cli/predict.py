@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,13 +10,14 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from unetrt.cli import EngineOptions, engine_options, kind_option
-from unetrt.runtime.errors import FrameError
+from unetrt.runtime.errors import FrameError, OptionError
 from unetrt.runtime.files.atomic import require_writable
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from unetrt.runtime.model.spec import Annotation
+    from unetrt.runtime.files.object_table import ObjectTable
+    from unetrt.runtime.model.spec import Annotation, ModelSpec
 
 
 @click.command("predict")
@@ -28,15 +29,18 @@ if TYPE_CHECKING:
 @kind_option
 @click.option("--min-area", default=0, show_default=True, metavar="PIXELS", help="Drop instances smaller than this.")
 @click.option("--tta", is_flag=True, help="Average over 8 rotated and reflected copies; takes 8 times as long.")
+@click.option("--table", is_flag=True, help="Write objects.csv: a row for each instance, with its confidence.")
 @click.option("--overlays/--no-overlays", default=True, show_default=True, help="Write overlays/NAME.png.")
 @engine_options
-def command(
+def command(  # noqa: PLR0913 - one for each option
+    *,
     model: Path,
     images: tuple[Path, ...],
     out: Path,
     kind: "Annotation | None",
     min_area: int,
     tta: bool,
+    table: bool,
     overlays: bool,
     engine: EngineOptions,
 ) -> None:
@@ -47,6 +51,9 @@ def command(
 
     Writes DIR/NAME.tif (labels) and DIR/overlays/NAME.png for each image. Stacks are segmented frame by frame. Images
     that cannot be segmented are skipped and listed at the end.
+
+    With --table, DIR/objects.csv lists area, centroid, bounding box and mean intensity of each instance, and its
+    confidence from 0 to 1 unless the model's head is labels.
     """
     from unetrt.runtime.files.images import Output, list_images, predict_file, require_distinct
 
@@ -55,8 +62,12 @@ def command(
     require_writable(out)
     require_distinct(sources, out, overlays=overlays)
     failures: list[FrameError] = []
-    with engine.segmenter(model) as segmenter, _bar(len(sources)) as progress_of:
-        output = Output(out, kind or segmenter.spec.annotation, min_area, overlays, tta)
+    with ExitStack() as opened:
+        segmenter = opened.enter_context(engine.segmenter(model))
+        written = kind or segmenter.spec.annotation
+        rows = opened.enter_context(_table(out, written, segmenter.spec)) if table else None
+        progress_of = opened.enter_context(_bar(len(sources)))
+        output = Output(out, written, min_area, overlays, tta, rows)
         begin, pixels, objects = time.perf_counter(), 0, 0
         for source in sources:
             try:
@@ -73,6 +84,15 @@ def command(
         speed = f"{seconds:.1f} s, {pixels / seconds / 1e6:.1f} Mpixel/s"
         click.echo(f"{segmented} images{found} -> {out} ({speed}, {name})")
     _report(failures, len(sources))
+
+
+def _table(out: Path, kind: "Annotation", spec: "ModelSpec") -> "AbstractContextManager[ObjectTable]":
+    """Return the table of objects, to be opened; raises OptionError where there are class maps instead."""
+    from unetrt.runtime.files.object_table import object_table
+
+    if kind != "instances":
+        raise OptionError("--table lists instances, and class maps have none: add --as instances, or leave out --table")
+    return object_table(out / "objects.csv", spec.channels, spec.head != "labels")
 
 
 def _report(failures: list[FrameError], images: int) -> None:
