@@ -383,7 +383,8 @@ def _means(values: Array, numbers: Labels, count: int, empty: float) -> Counts:
     areas = np.bincount(numbers, minlength=count + 1)[1:]
     sums = np.bincount(numbers, values, count + 1)[1:]
     means = np.divide(sums, areas, out=np.full(count, float(empty)), where=areas > 0)
-    return np.clip(means, 0, 1)  # probabilities are rounded
+    bounded: Counts = np.clip(means, 0, 1)  # probabilities are rounded
+    return bounded
 
 
 def overlay(frame: Array, labels: Array) -> NDArray[np.uint8]:
