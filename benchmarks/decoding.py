@@ -5,6 +5,7 @@ drawn cells instead of the network's, after they have segmented the frame.
 """
 
 from collections.abc import Callable
+from importlib import import_module
 from importlib.util import find_spec
 from typing import Any
 
@@ -71,8 +72,9 @@ def watershed(classes: Array) -> Labels:
 
     As in scikit-image's gallery ("Watershed segmentation"); maxima of the distance are the markers.
     """
-    from skimage.feature import peak_local_max
-    from skimage.segmentation import watershed as flood
+    # Not typed.
+    peak_local_max: Any = import_module("skimage.feature").peak_local_max
+    flood: Any = import_module("skimage.segmentation").watershed
 
     foreground = classes > 0
     distance = ndimage.distance_transform_edt(foreground)

@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from itertools import cycle, islice, product
 from pathlib import Path
 from statistics import fmean, median
@@ -356,9 +357,7 @@ class ClassMapDecoding(BenchCase):
     def round(self, folder: Path) -> dict[str, Any]:
         """Return the median CPU seconds of each method and of the first version, and the numbers of objects."""
         maps = class_maps(np.load(folder / "labels.npy"))
-        ways: dict[str, Callable[[], Labels]] = {
-            name: lambda classes=classes, how=how: instances(classes, how) for name, (classes, how) in maps.items()
-        }
+        ways: dict[str, Callable[[], Labels]] = {name: partial(instances, *one) for name, one in maps.items()}
         ways["first version"] = lambda: first_instances(maps["components"][0], BORDER)
         with one_core():
             seconds = {name: median(each) for name, each in in_turn(ways, DECODED, clock=time.process_time).items()}
