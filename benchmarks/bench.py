@@ -30,6 +30,7 @@ from unetrt.benchmarks.contenders import (
     check,
     time_round,
 )
+from unetrt.benchmarks.decoding import drawn_classes
 from unetrt.benchmarks.environment import environment
 from unetrt.benchmarks.figures import Figure
 from unetrt.benchmarks.journal import REASON, Journal, Patience
@@ -190,6 +191,7 @@ class Bench:
         self.checkpoint.save(job.checkpoint)
         frame = drawn_frame(self.size, self.checkpoint.shape.channels)
         job.write_frame(frame)
+        job.write_classes(drawn_classes(self.size))
         tile = self.tile or planned_tile(self.checkpoint, [self.size])
         head: Head = "labels" if self.device == "gpu" else "logits"
         planned = [one for one in self.chosen if one.planned and self.device in one.devices]

@@ -159,7 +159,8 @@ class BenchJob:
     Attributes
     ----------
     folder
-        Holds checkpoint.safetensors, a model for each precision and frame.tif; contenders write into it too.
+        Holds checkpoint.safetensors, a model for each precision, frame.tif and classes.npy; contenders write into it
+        too.
     device
         Where they compute.
     enough
@@ -193,6 +194,18 @@ class BenchJob:
         """Write a raw frame, (H, W) or (C, H, W)."""
         axes = "YX" if frame.ndim == 2 else "CYX"
         tifffile.imwrite(self.frame, frame, photometric="minisblack", metadata={"axes": axes})
+
+    @property
+    def _classes(self) -> Path:
+        return self.folder / "classes.npy"
+
+    def write_classes(self, classes: NDArray[np.uint8]) -> None:
+        """Write the class map of the drawn cells, (H, W): what contenders decode to objects."""
+        np.save(self._classes, classes)
+
+    def read_classes(self) -> NDArray[np.uint8] | None:
+        """Return the class map of the drawn cells, (H, W); None where there is none."""
+        return np.load(self._classes) if self._classes.exists() else None
 
     def read_frame(self) -> NDArray[Any]:
         """Return the raw frame, (H, W) or (C, H, W)."""

@@ -9,7 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from unetrt.benchmarks.contenders import BenchJob, Contender, Ready, planned
-from unetrt.benchmarks.result import PREDICT, SEGMENT, SESSION
+from unetrt.benchmarks.decoding import by_cores, with_objects
+from unetrt.benchmarks.result import PREDICT, SESSION
 from unetrt.runtime.files.images import Output, predict_file, read_frames, write_labels
 from unetrt.runtime.segment.segmenter import LANES, Segmentation, Segmenter
 from unetrt.runtime.sessions import Lane, Session
@@ -19,13 +20,13 @@ PHASES = ("normalise", "cut", "upload", "compute", "download", "wait", "stitch")
 
 
 def ready(job: BenchJob, contender: Contender) -> Ready:
-    """Load the exported file, once for all three sections."""
+    """Load the exported file, once for all sections."""
     segmenter = Segmenter(job.model(contender.precision_on(job.device)), backend=contender.backend)
     frame = job.read_frame()
     last: deque[Segmentation] = deque(maxlen=1)
     size, shape = (frame.shape[-2], frame.shape[-1]), segmenter.spec.shape
     assert shape is not None, "what was exported is a U-Net"
-    # Class maps, as the usual loop yields them; separating instances is another task.
+    # Class maps, as the usual loop yields them; numbering objects is timed by itself.
     output = Output(job.folder / f"labels-{contender.name}", "classes", overlays=False)
 
     def segment() -> NDArray[np.uint8]:
@@ -42,7 +43,7 @@ def ready(job: BenchJob, contender: Contender) -> Ready:
         return {"read": read - begin, **{name: getattr(last[0].timings, name) for name in PHASES}, "write": written}
 
     ways = {
-        SEGMENT: segment,
+        **with_objects(job, segment, by_cores),
         SESSION: passes(segmenter.session, size),
         PREDICT: lambda: predict_file(segmenter, job.frame, output),
     }

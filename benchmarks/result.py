@@ -16,9 +16,10 @@ from unetrt.runtime.errors import OptionError
 from unetrt.runtime.files.atomic import whole_file
 from unetrt.runtime.records import parse, to_json, validated
 
-# Sections of a frame's way that are timed. All contenders have the first; the others are unetrt's.
-SEGMENT, SESSION, PREDICT = "frame to labels", "engine alone", "file to file"
-WAYS = (SEGMENT, SESSION, PREDICT)
+# Sections of a frame's way that are timed. All contenders have the first, and the second if they can decode; the others
+# are unetrt's.
+SEGMENT, OBJECTS, SESSION, PREDICT = "frame to labels", "frame to objects", "engine alone", "file to file"
+WAYS = (SEGMENT, OBJECTS, SESSION, PREDICT)
 
 
 @dataclass(frozen=True)
@@ -211,8 +212,8 @@ class Measured:
 
     @property
     def is_ours(self) -> bool:
-        """Whether it is unetrt: no other contender is timed in another section than from frame to labels."""
-        return set(self.seconds) != {SEGMENT}
+        """Whether it is unetrt: no other contender is timed in other sections than from frame to labels or objects."""
+        return not set(self.seconds) <= {SEGMENT, OBJECTS}
 
 
 @dataclass(frozen=True)

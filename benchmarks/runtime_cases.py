@@ -1,29 +1,36 @@
-"""Benchmarks of the runtime around an engine: the host's path of a frame, and `submit` of live acquisition."""
+"""Benchmarks of the runtime around an engine: the host's path of a frame, live acquisition, and decoding."""
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from itertools import cycle, islice, product
 from pathlib import Path
-from statistics import fmean
+from statistics import fmean, median
 from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy import ndimage
 
 from unetrt.benchmarks.cases import BenchCase, Figures, store_drawn, stored
+from unetrt.benchmarks.decoding import BORDER, CORES, RIM, class_maps
 from unetrt.benchmarks.processes import WARM_UP, in_turn, one_core
 from unetrt.benchmarks.result import Measure
+from unetrt.runtime.errors import ParityError
 from unetrt.runtime.geometry.unet_shape import UNetShape
 from unetrt.runtime.live.frame_queue import Policy
 from unetrt.runtime.live.live_segmenter import LiveSegmenter
-from unetrt.runtime.model.spec import Head, InputType, ModelSpec, Precision
+from unetrt.runtime.model.objects import instances
+from unetrt.runtime.model.spec import METHODS, Decoding, Head, InputType, ModelSpec, Precision
 from unetrt.runtime.pixels.normalisation import Normalisation
 from unetrt.runtime.segment.segmenter import Segmenter
 from unetrt.runtime.sessions import Lane, Session
 from unetrt.runtime.timings import Passed
+from unetrt.trainer.drawn_cells import draw
 
 Array = NDArray[Any]
+Labels = NDArray[np.int32]
 
 # --- The host's path
 
@@ -307,3 +314,89 @@ class LiveSubmit(BenchCase):
         shared = {name: rounds[0][name] for name in ("engine", "network")}
         cases = [one["cases"] for one in rounds]
         return {"frame": [self.side, self.side], "fps": self.fps, "goal": SUBMIT_GOAL, **shared, "cases": cases}
+
+
+# --- Decoding
+
+# Times as fast as the first version that decoding is to be.
+DECODING_GOAL = 5.0
+# Counted turns of a round.
+DECODED = 5
+
+
+@dataclass(frozen=True)
+class ClassMapDecoding(BenchCase):
+    """The processor's time in which a class map of touching cells becomes objects, on one core.
+
+    Attributes
+    ----------
+    side
+        Height and width of the class map, in pixels.
+    density
+        Share of the pixels that cells cover: 0.2 of 2048 x 2048 are 2,000 cells.
+    """
+
+    NAME: ClassVar[str] = "decoding"
+    MEASURES: ClassVar[str] = (
+        "Numbering the objects of a class map of drawn, touching cells, by components and by cores, beside the first "
+        "version, in CPU time on one core."
+    )
+    HELP: ClassVar[str] = "Time the numbering of objects."
+
+    side: int = field(default=2048, metadata={"--side": "Side of the class map, pixels."})
+    density: float = field(default=0.2, metadata={"--density": "Share of the pixels that cells cover."})
+
+    def prepare(self, folder: Path) -> None:
+        """Draw the cells, and check that both versions give the same objects where both can decode."""
+        labels = draw((self.side, self.side), seed=1, density=self.density).labels
+        maps = class_maps(labels)
+        if (instances(*maps["components"]) != first_instances(maps["components"][0], BORDER)).any():
+            raise ParityError("decoding by components gives other objects than the first version")
+        np.save(folder / "labels.npy", labels)
+
+    def round(self, folder: Path) -> dict[str, Any]:
+        """Return the median CPU seconds of each method and of the first version, and the numbers of objects."""
+        maps = class_maps(np.load(folder / "labels.npy"))
+        ways: dict[str, Callable[[], Labels]] = {name: partial(instances, *one) for name, one in maps.items()}
+        ways["first version"] = lambda: first_instances(maps["components"][0], BORDER)
+        with one_core():
+            seconds = {name: median(each) for name, each in in_turn(ways, DECODED, clock=time.process_time).items()}
+        return {**seconds, "objects": {name: int(ways[name]().max()) for name in METHODS}}
+
+    def figures(self, seconds: Figures) -> Iterator[Measure]:
+        """Yield the seconds of each method, and how many times as fast as the first version it is.
+
+        The first version only decodes components; cores are compared with its components of the same cells.
+        """
+        yield Measure.of("first version, components", "s", seconds["first version"])
+        for name in METHODS:
+            yield Measure.of(name, "s", seconds[name])
+            yield Measure.of(
+                f"{name} against the first version", "x", seconds["first version"] / seconds[name], DECODING_GOAL
+            )
+
+    def detail(self, _seconds: Figures, rounds: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+        """Return the map's size, the decodings and the numbers of objects."""
+        how = {"components": asdict(Decoding("components", BORDER)), "cores": asdict(CORES), "rim": RIM}
+        return {"frame": [self.side, self.side], "decoding": how, "objects": rounds[0]["objects"]}
+
+
+def first_instances(classes: Array, separation_border: int) -> Labels:
+    """Return the objects of a class map (H, W), as the first version of `instances` did.
+
+    Components of the foreground; background from which two or more are up to `separation_border` pixels away along
+    either axis goes to the nearest, by looking at all offsets, nearest first.
+    """
+    objects: Labels = np.empty(classes.shape, np.int32)
+    ndimage.label(classes > 0, output=objects)
+    reach, nothing = separation_border, np.iinfo(np.int32).max
+    highest = ndimage.maximum_filter(objects, 2 * reach + 1)
+    lowest = ndimage.minimum_filter(np.where(objects > 0, objects, nothing), 2 * reach + 1)
+    gap = np.argwhere((objects == 0) & (highest > lowest)) + reach
+    grown = np.pad(objects, reach)
+    found: Labels = np.zeros(len(gap), np.int32)
+    steps = [(dy, dx) for dy in range(-reach, reach + 1) for dx in range(-reach, reach + 1)]
+    for dy, dx in sorted(steps, key=lambda step: step[0] ** 2 + step[1] ** 2):
+        found = np.where(found > 0, found, grown[gap[:, 0] + dy, gap[:, 1] + dx])
+    grown[tuple(gap.T)] = found
+    return grown[reach:-reach, reach:-reach].copy()

@@ -29,7 +29,7 @@ from unetrt.benchmarks.figures import (
     unit_for,
 )
 from unetrt.benchmarks.findings import case, doubts, headline, leader
-from unetrt.benchmarks.result import PREDICT, SEGMENT, SESSION, BenchResult, CaseResult, Measure, Measured
+from unetrt.benchmarks.result import OBJECTS, PREDICT, SEGMENT, SESSION, BenchResult, CaseResult, Measure, Measured
 from unetrt.runtime.errors import UnetrtError, one_line
 
 # Cells below which a column of titles is hard to read.
@@ -135,7 +135,14 @@ def bench_table(result: BenchResult) -> RenderableType:
     first = [Text(headline(result), "bold"), *(Text(f"! {doubt}", "yellow") for doubt in doubts(result))]
     rounds = min(len(one.segment.rounds) for one in result.contenders)
     about = Text(f"{case(result)}, {count(rounds, 'round')}", "dim")
-    behind = (*_own_ways(result), *_latencies(result), *_phases(result), *_left_out(result), _limits(result))
+    behind = (
+        *_to_objects(result),
+        *_own_ways(result),
+        *_latencies(result),
+        *_phases(result),
+        *_left_out(result),
+        _limits(result),
+    )
     return Group(*first, about, _contenders(result), *behind)
 
 
@@ -165,6 +172,19 @@ def _figures(one: Measured, unit: Unit) -> Iterator[str]:
     yield digits(one.speedup.median)
     yield percent(one.share.median) if one.share else ""
     yield pixels(one.pixels_off)
+
+
+def _to_objects(result: BenchResult) -> Iterator[FoldingTable]:
+    """Yield the times from frame to objects, with scikit-image's watershed but for unetrt."""
+    timed = [one for one in result.contenders if OBJECTS in one.seconds]
+    if not timed:
+        return
+    drawn = FoldingTable(OBJECTS, "median", f"times as fast as\n{result.reference}")
+    usual = result[result.reference].seconds.get(OBJECTS)
+    for one in timed:
+        ratio = "" if usual is None else digits((usual / one.seconds[OBJECTS]).median)
+        drawn.add(one.title, [time(one.seconds[OBJECTS].median), ratio], "bold" if one.is_ours else "")
+    yield drawn
 
 
 def _own_ways(result: BenchResult) -> Iterator[FoldingTable]:

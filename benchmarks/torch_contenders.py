@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from unetrt.benchmarks.contenders import USUAL_TILE, About, BenchJob, Contender, Ready, planned
+from unetrt.benchmarks.decoding import usual_decoding, with_objects
 from unetrt.benchmarks.limits import timed
-from unetrt.benchmarks.result import SEGMENT
 from unetrt.runtime.errors import ParityError
 from unetrt.runtime.geometry.unet_shape import UNetShape
 from unetrt.runtime.model.onnx_file import read_spec
@@ -50,7 +50,7 @@ def usual_loop(job: BenchJob, contender: Contender) -> Ready:
     flops = 2 * tiles * shape.macs(USUAL_TILE, USUAL_TILE)
     # All tiles but the first lie off the pooling lattice of one pass over the whole frame.
     about = About((USUAL_TILE, USUAL_TILE), tiles, flops, (core, core), "the labels of its first tile")
-    return Ready(about, {SEGMENT: lambda: loop(frame)})
+    return Ready(about, with_objects(job, lambda: loop(frame), usual_decoding()))
 
 
 class UsualLoop:
@@ -99,7 +99,8 @@ def planned_tiles(job: BenchJob, contender: Contender) -> Ready:
     spec, net = read_spec(job.model(precision)), checkpoint.network().to(job.torch_device)
     how = {"channels_last": contender.channels_last, "compiled": contender.compiled}
     tiles = PlannedTiles(net, spec, DTYPES[precision], **how)
-    return Ready(planned(checkpoint.shape, spec, (frame.shape[-2], frame.shape[-1])), {SEGMENT: lambda: tiles(frame)})
+    ways = with_objects(job, lambda: tiles(frame), usual_decoding())
+    return Ready(planned(checkpoint.shape, spec, (frame.shape[-2], frame.shape[-1])), ways)
 
 
 class PlannedTiles:
@@ -186,7 +187,8 @@ def sliding_window(job: BenchJob, _: Contender) -> Ready:
         assert isinstance(scores, torch.Tensor)
         return scores[0].argmax(dim=0).to(torch.uint8).cpu().numpy()
 
-    return Ready(window_about(checkpoint.shape, (planes.shape[-2], planes.shape[-1])), {SEGMENT: segment})
+    ways = with_objects(job, segment, usual_decoding())
+    return Ready(window_about(checkpoint.shape, (planes.shape[-2], planes.shape[-1])), ways)
 
 
 def window_about(shape: UNetShape, frame: tuple[int, int]) -> About:

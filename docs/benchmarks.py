@@ -79,6 +79,15 @@ SECTIONS = {
         "moves raw grey values into tiles with mirrored borders; *stitch alone* writes labels, or finds the larger "
         "of two scores and writes that. Each frame is another one than the last.",
     ),
+    "decoding": Section(
+        "Class maps to objects",
+        "decoding.json",
+        "bench-decoding",
+        "2048 x 2048 pixels with about 2,000 drawn cells, most of which touch. *Components*: two classes with a border "
+        "of 3 px between cells; *cores*: three classes, rims of 4.6 px, objects that grow by up to 11 px. The first "
+        "version only decodes components, of the same cells. Before it is timed, both versions must give the same "
+        "components.",
+    ),
     "live": Section(
         "Live latency",
         "live.json",

@@ -13,7 +13,7 @@ from pathlib import Path
 import tifffile
 from pymmcore_plus import CMMCorePlus
 
-from unetrt.runtime import Segmenter, instances, write_labels
+from unetrt.runtime import Segmenter, write_labels
 
 
 def main() -> None:
@@ -23,14 +23,13 @@ def main() -> None:
     core.loadSystemConfiguration(arguments.config)
     with Segmenter(arguments.model) as segmenter:  # loads the model once, for any number of frames
         frame = core.snap()
-        found = segmenter.segment(frame)
-        labels = instances(found.labels, segmenter.spec.decoding)
+        found = segmenter.objects(frame)
 
     height, width = frame.shape
-    print(f"{width} x {height} pixels: {labels.max()} objects in {found.timings.total:.2f} s")
+    print(f"{width} x {height} pixels: {found.count} objects in {found.timings.total:.2f} s")
     arguments.out.mkdir(parents=True, exist_ok=True)
     tifffile.imwrite(arguments.out / "snap.tif", frame)
-    write_labels(arguments.out / "labels.tif", labels)
+    write_labels(arguments.out / "labels.tif", found.labels)
 
 
 def parse() -> argparse.Namespace:

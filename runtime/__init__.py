@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from unetrt.runtime.live.results import LiveResult, LiveSequence, LiveStatus, Outcome, ResultOutput, ResultStream
     from unetrt.runtime.model.objects import instances
     from unetrt.runtime.model.spec import ModelSpec
-    from unetrt.runtime.segment.segmenter import Segmentation, Segmenter
+    from unetrt.runtime.segment.segmenter import Objects, Segmentation, Segmenter
     from unetrt.runtime.sessions import Session, open_session
 
 __all__ = [
@@ -24,6 +24,7 @@ __all__ = [
     "LiveSequence",
     "LiveStatus",
     "ModelSpec",
+    "Objects",
     "Outcome",
     "ResultOutput",
     "ResultStream",
@@ -48,6 +49,7 @@ _HOMES = {
     "LiveSequence": "live.results",
     "LiveStatus": "live.results",
     "ModelSpec": "model.spec",
+    "Objects": "segment.segmenter",
     "Outcome": "live.results",
     "ResultOutput": "live.results",
     "ResultStream": "live.results",

@@ -89,6 +89,9 @@ class Timings:
         Blocked until a pass ended: the part of `compute` that does not overlap with other phases.
     stitch
         Converting scores to labels and writing them.
+    decode
+        Numbering the objects of class maps and measuring their confidence, of `Segmenter.objects` and live frames. It
+        overlaps with the other phases of the next frame.
     tiles
         Number of tiles computed.
     in_flight, span
@@ -108,6 +111,7 @@ class Timings:
     download: float = 0.0
     wait: float = 0.0
     stitch: float = 0.0
+    decode: float = 0.0
     tiles: int = 0
     in_flight: float = 0.0
     span: float = 0.0
@@ -133,7 +137,7 @@ class Timings:
             self.add(name, share * getattr(one, name))
 
     def sum_frames(self, occupancy: Occupancy) -> None:
-        """Sum the phases of all frames, and copy the times in flight."""
+        """Sum the phases of all frames but `decode`, which may not be over, and copy the times in flight."""
         for name in ("normalise", "cut", "upload", "compute", "download", "wait", "stitch"):
             setattr(self, name, sum(getattr(frame, name) for frame in self.frames))
         self.queue += sum(frame.queue for frame in self.frames)

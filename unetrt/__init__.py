@@ -3,11 +3,11 @@
 A model file carries everything that its use needs: the tile, the normalisation, the classes. A `Segmenter` opens one
 and stitches the tiles of a frame into the result of one pass over the whole frame:
 
-    from unetrt import Segmenter, instances
+    from unetrt import Segmenter
 
     with Segmenter("model.onnx") as segmenter:
-        labels = segmenter.segment(frame).labels  # (H, W) uint8 class indices
-        cells = instances(labels, segmenter.spec.decoding)  # (H, W) object numbers
+        classes = segmenter.segment(frame).labels  # (H, W) uint8 class indices
+        cells = segmenter.objects(frame).labels  # (H, W) int32 object numbers
 
 `unetrt.runtime` runs models, `unetrt.trainer` trains them, `unetrt.export` writes the model files. The public names
 load on first use: importing `unetrt` imports neither numpy nor an engine.
@@ -20,12 +20,22 @@ from unetrt._version import __version__
 
 if TYPE_CHECKING:
     from unetrt.live_view.browser import BrowserView
-    from unetrt.runtime import LiveSegmenter, ModelSpec, Segmentation, Segmenter, UnetrtError, instances, open_session
+    from unetrt.runtime import (
+        LiveSegmenter,
+        ModelSpec,
+        Objects,
+        Segmentation,
+        Segmenter,
+        UnetrtError,
+        instances,
+        open_session,
+    )
 
 __all__ = [
     "BrowserView",
     "LiveSegmenter",
     "ModelSpec",
+    "Objects",
     "Segmentation",
     "Segmenter",
     "UnetrtError",

@@ -21,6 +21,7 @@ from unetrt.runtime.files.atomic import whole_file
 from unetrt.runtime.pixels.frames import as_image, stack_of
 
 if TYPE_CHECKING:
+    from unetrt.runtime.files.object_table import ObjectTable
     from unetrt.runtime.model.spec import Annotation
     from unetrt.runtime.segment.segmenter import Progress, Segmenter
 
@@ -330,6 +331,8 @@ class Output:
         Whether overlays are written.
     tta
         Whether to average over the 8 rotated and reflected copies of each frame.
+    table
+        Gets a row for each instance; None for no table.
     """
 
     folder: Path
@@ -337,6 +340,7 @@ class Output:
     min_area: int = 0
     overlays: bool = True
     tta: bool = False
+    table: "ObjectTable | None" = None
 
 
 def predict_file(segmenter: "Segmenter", source: Path, output: Output, progress: "Progress | None" = None) -> Array:
@@ -351,18 +355,33 @@ def predict_file(segmenter: "Segmenter", source: Path, output: Output, progress:
     FrameError
         The image cannot be read or does not fit the model; nothing is written then.
     """
-    from unetrt.runtime.model.objects import instances, overlay
+    from unetrt.runtime.model.objects import overlay
 
     channels = segmenter.spec.channels
     frames = read_frames(source, channels)
+    labels: Array
     try:
-        labels: Array = segmenter.segment(frames, tta=output.tta, progress=progress).labels
+        if output.kind == "instances":
+            labels = _objects(segmenter, source, frames, output, progress)
+        else:
+            labels = segmenter.segment(frames, tta=output.tta, progress=progress).labels
     except FrameError as error:
         raise FrameError(f"{source}: {error}") from error
-    if output.kind == "instances":
-        labels = instances(labels, segmenter.spec.decoding, output.min_area)
     write_labels(output.folder / f"{stem_of(source)}.tif", labels)
     if output.overlays:
         picture = overlay(stack_of(frames, channels)[0], stack_of(labels, 1)[0])
         write_png(output.folder / "overlays" / f"{stem_of(source)}.png", picture)
     return labels
+
+
+def _objects(
+    segmenter: "Segmenter", source: Path, frames: Array, output: Output, progress: "Progress | None"
+) -> NDArray[np.int32]:
+    """Return the instances of an image, after adding them to the table, if any."""
+    is_confident = output.table is not None and segmenter.spec.head != "labels"
+    found = segmenter.objects(
+        frames, min_area=output.min_area, confidence=is_confident, tta=output.tta, progress=progress
+    )
+    if output.table is not None:
+        output.table.add(source.name, frames, found)
+    return found.labels

@@ -1,9 +1,9 @@
-"""The bounded queue between cameras and the worker thread of a live segmenter.
+"""The bounded queue between cameras and the threads of a live segmenter.
 
-Any thread puts frames; one worker takes them, in order. When the queue is full, its `Policy` decides which frame is
-dropped, or that the caller waits. Under one lock it also keeps the counts, so that at every moment
-submitted = done + dropped + failed + pending. Starts and ends of sequences travel through the queue as `Notice`s, in
-order with the frames and outside the capacity.
+Any thread puts frames; one thread takes them, in order, and may pass them on to another. When the queue is full, its
+`Policy` decides which frame is dropped, or that the caller waits. Under one lock it also keeps the counts, so that at
+every moment submitted = done + dropped + failed + pending. Starts and ends of sequences travel through the queue as
+`Notice`s, in order with the frames and outside the capacity.
 """
 
 import threading
@@ -58,10 +58,11 @@ class WaitingFrame:
 
 @dataclass(frozen=True)
 class Notice:
-    """The start or end of a sequence: `deliver` is called after all frames with numbers below `number`."""
+    """The start or the end of a sequence: `deliver` is called after all frames with numbers below `number`."""
 
     number: int
     deliver: Callable[[], None]
+    is_start: bool
 
 
 @dataclass(frozen=True)
@@ -76,10 +77,12 @@ class Counts:
 
 
 class FrameQueue:
-    """A FIFO of frames with a bounded length, for any number of producers and one worker.
+    """A FIFO of frames with a bounded length, for any number of producers and one or two workers.
 
-    The worker calls `take`, processes the frame, calls `settle` with its outcome, and takes the next. Between `take`
-    and `settle` the frame is in flight: it counts as pending, but not towards the capacity.
+    A worker calls `take`, processes the frame, calls `settle` with its outcome, and takes the next. If it leaves an
+    item to a second worker instead, it calls `pass_on` before it takes the next, and the second worker calls `settle`
+    and, when all is done, `finish`. Between `take` and `settle` a frame is in flight: it counts as pending, but not
+    towards the capacity.
 
     Parameters
     ----------
@@ -105,24 +108,25 @@ class FrameQueue:
         self._drain = True
         self._waiting: deque[WaitingFrame | Notice] = deque()
         self._frames = 0  # in `_waiting`
-        self._in_flight: WaitingFrame | None = None
+        self._in_flight = 0  # taken and not settled
         self._busy = False  # from one `take` to the next: results are still being delivered
+        self._passed_on = 0  # items with the second worker
         self._counted = dict.fromkeys(("submitted", *map(str, Outcome)), 0)
         self._dropped: deque[LiveResult] = deque(maxlen=MAX_NOTICES)  # not delivered yet, ascending
         # Reentrant: an allocation under the lock can run the finalizer of a forgotten live segmenter, which closes this
         # queue on the same thread.
         self._changed = threading.Condition(threading.RLock())
-        self._worker: int | None = None  # its thread
+        self._workers: set[int] = set()  # their threads
         self._sequence: LiveSequence | None = None
         self._sequences = 0
 
     def put(self, item: WaitingFrame) -> list[WaitingFrame]:
         """Queue a frame and return the frames dropped for it; once the queue is closing, that frame itself.
 
-        With the policy `block` the caller waits for room, except on the worker thread, which would wait for itself.
+        With the policy `block` the caller waits for room, except on a worker's thread, which would wait for itself.
         """
         with self._changed:
-            if self.policy is Policy.BLOCK and threading.get_ident() != self._worker:
+            if self.policy is Policy.BLOCK and threading.get_ident() not in self._workers:
                 self._changed.wait_for(lambda: self.closing or self._frames < self.capacity)
             item.number, item.sequence = self._counted["submitted"], self._sequence
             self._counted["submitted"] += 1
@@ -146,19 +150,19 @@ class FrameQueue:
             first = self._counted["submitted"]
             self._sequence = LiveSequence(self._sequences, plan, meta, first, channel)
             self._sequences += 1
-            self._notice(first, partial(deliver, self._sequence))
+            self._notice(Notice(first, partial(deliver, self._sequence), is_start=True))
 
     def end(self, deliver: Callable[[LiveSequence], None]) -> None:
         """End the current sequence, if any; never blocks. The worker calls `deliver` after its frames."""
         with self._changed:
             if self._sequence is not None:
-                self._notice(self._counted["submitted"], partial(deliver, self._sequence))
+                self._notice(Notice(self._counted["submitted"], partial(deliver, self._sequence), is_start=False))
                 self._sequence = None
 
     def take(self) -> WaitingFrame | Notice | None:
-        """Wait for the next item and return it; None once the queue is closed and empty. For the worker."""
+        """Wait for the next item and return it; None once the queue is closed and empty. For the first worker."""
         with self._changed:
-            self._worker = threading.get_ident()
+            self._workers.add(threading.get_ident())
             self._busy = False
             self._changed.notify_all()
             self._changed.wait_for(lambda: self._waiting or self.closing)
@@ -168,23 +172,35 @@ class FrameQueue:
             item = self._waiting.popleft()
             if isinstance(item, WaitingFrame):
                 self._frames -= 1
-                self._in_flight = item
+                self._in_flight += 1
                 self._changed.notify_all()
             return item
 
     def settle(self, outcome: Outcome) -> None:
-        """Count the outcome of the frame in flight."""
+        """Count the outcome of a frame in flight."""
         with self._changed:
-            self._in_flight = None
+            self._in_flight -= 1
             self._counted[outcome] += 1
+
+    def pass_on(self) -> None:
+        """Count an item that was taken and that the second worker is to finish. For the first worker."""
+        with self._changed:
+            self._passed_on += 1
+
+    def finish(self) -> None:
+        """Count an item that was passed on as finished: its results are delivered. For the second worker."""
+        with self._changed:
+            self._passed_on -= 1
+            self._changed.notify_all()
 
     def take_dropped(self, before: float) -> list[LiveResult]:
         """Remove and return the results of frames dropped from the queue with numbers below `before`, ascending.
 
-        At most 1000 are kept; the oldest are discarded.
+        At most 1000 are kept; the oldest are discarded. For the worker that delivers results.
         """
         found: list[LiveResult] = []
         with self._changed:
+            self._workers.add(threading.get_ident())
             while self._dropped and self._dropped[0].number < before:
                 found.append(self._dropped.popleft())
         return found
@@ -201,27 +217,26 @@ class FrameQueue:
     def wait_idle(self, timeout: float | None) -> bool:
         """Wait until no frame is pending and all results are delivered; return False after `timeout` seconds."""
         with self._changed:
-            return self._changed.wait_for(lambda: not self._waiting and not self._busy, timeout)
+            return self._changed.wait_for(lambda: not self._waiting and not self.busy, timeout)
 
     def counts(self) -> Counts:
         """Return the counts at this moment."""
         with self._changed:
-            pending = self._frames + (self._in_flight is not None)
-            return Counts(**self._counted, pending=pending)
+            return Counts(**self._counted, pending=self._frames + self._in_flight)
 
     @property
     def abandoned(self) -> bool:
-        """Whether the frame in flight is to be dropped: the queue was closed without draining."""
+        """Whether frames in flight are to be dropped: the queue was closed without draining."""
         return not self._drain
 
     @property
     def busy(self) -> bool:
-        """Whether the worker processes an item, including the delivery of its result."""
-        return self._busy
+        """Whether a worker processes an item, including the delivery of its result."""
+        return self._busy or self._passed_on > 0
 
-    def _notice(self, number: int, deliver: Callable[[], None]) -> None:
+    def _notice(self, notice: Notice) -> None:
         if not self.closing:
-            self._waiting.append(Notice(number, deliver))
+            self._waiting.append(notice)
             self._changed.notify_all()
 
     def _drop_oldest(self) -> WaitingFrame:

@@ -1,8 +1,9 @@
 """`LiveSegmenter`: segments the frames of a camera without blocking it, and delivers results as they complete.
 
-`submit` puts a frame into a bounded `FrameQueue` and returns. One daemon thread, the `Worker`, takes frames in order,
-segments them and hands each result to a `Delivery`, which calls outputs and fills result streams. The thread refers to
-the worker only, never to the `LiveSegmenter`, so that an unreferenced one is collected and closed by its finalizer.
+`submit` puts a frame into a bounded `FrameQueue` and returns. The daemon threads of the `Worker` take frames in order,
+segment them, number their objects and hand each result to a `Delivery`, which calls outputs and fills result streams.
+Objects are numbered and results delivered while the next frame is segmented. The threads refer to the worker only,
+never to the `LiveSegmenter`, so that an unreferenced one is collected and closed by its finalizer.
 
     with LiveSegmenter("model.onnx", on_result=print) as live:
         for index, frame in enumerate(camera):
@@ -15,9 +16,10 @@ import weakref
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import ExitStack, suppress
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from math import inf
 from pathlib import Path
+from queue import Queue
 from time import perf_counter
 from types import TracebackType
 from typing import Any, Literal
@@ -26,7 +28,7 @@ import numpy as np
 
 from unetrt.runtime.closing import Closable
 from unetrt.runtime.errors import FrameError, OptionError
-from unetrt.runtime.live.frame_queue import FrameQueue, Policy, WaitingFrame
+from unetrt.runtime.live.frame_queue import FrameQueue, Notice, Policy, WaitingFrame
 from unetrt.runtime.live.results import (
     ImageNumbers,
     LiveResult,
@@ -51,7 +53,7 @@ STREAM_CAPACITY = 64
 
 
 class LiveSegmenter(Closable):
-    """A segmenter with a bounded queue and a thread: `submit` returns at once, results follow in order.
+    """A segmenter with a bounded queue and its own threads: `submit` returns at once, results follow in order.
 
     ::
 
@@ -60,7 +62,8 @@ class LiveSegmenter(Closable):
           close -->  closing --> closed           frames submitted now are dropped
 
     An error in a frame becomes its result; nothing is raised into the host program. Size and dtype may change from
-    frame to frame.
+    frame to frame. With `instances`, a frame's objects are numbered and its result is delivered while the next frame is
+    segmented; at most one segmented frame waits for that, and no other is taken from the queue meanwhile.
 
     It can be an output of a Micro-Manager acquisition (``core.mda.run(sequence, output=["raw.ome.zarr", live])``) and a
     signal slot (``core.mda.events.frameReady.connect(live.frameReady)``), and imports neither pymmcore nor Qt.
@@ -74,7 +77,7 @@ class LiveSegmenter(Closable):
         What happens when the queue is full: `latest` keeps only the newest frame, for smart microscopy and previews;
         `drop_oldest` keeps the newest `capacity` frames; `block` makes `submit` wait, for frames from files.
     capacity
-        Maximum number of queued frames, excluding the one being segmented; None for 1 with `latest`, else 8.
+        Maximum number of queued frames, excluding those being segmented and decoded; None for 1 with `latest`, else 8.
     kind
         `instances`: labels are int32 object numbers, as `unetrt predict` writes them; `classes`: labels are uint8 class
         indices; None for the kind the model was trained on.
@@ -85,7 +88,7 @@ class LiveSegmenter(Closable):
     channel
         The only channel (`event.channel.config`) that `frameReady` takes; None for all channels.
     on_result
-        Called with each `done` or `failed` result, in submission order, on this object's thread.
+        Called with each `done` or `failed` result, in submission order, on `thread`.
     outputs
         Consumers of all results, such as a `LabelWriter`; closed with this object.
     frame, backend, lanes, device, backend_options
@@ -96,7 +99,7 @@ class LiveSegmenter(Closable):
     segmenter
         The `Segmenter`.
     thread
-        The thread that segments and calls outputs and callbacks.
+        The thread that calls outputs and callbacks.
 
     Raises
     ------
@@ -138,9 +141,9 @@ class LiveSegmenter(Closable):
             self._worker.at_end.push(opened.pop_all())
         self._queue, self._channel = queue, channel
         self._numbers = ImageNumbers()
-        self.thread = threading.Thread(target=self._worker.run, name="unetrt-live", daemon=True)
-        self.thread.start()
-        self._finalizer = weakref.finalize(self, _end, self._worker, self.thread, drain=False)
+        self._threads = self._worker.start()
+        self.thread = self._threads[0]
+        self._finalizer = weakref.finalize(self, _end, self._worker, self._threads, drain=False)
 
     def submit(
         self, frame: Any, index: Any = None, meta: Mapping[str, Any] | None = None, *, copy: bool = True
@@ -160,9 +163,9 @@ class LiveSegmenter(Closable):
 
         Returns
         -------
-        A future of the result. It never holds an exception; see `LiveResult.error`. Its callbacks run on the thread of
-        this object, or, for a dropped frame, on the thread that submitted the frame it was dropped for. Cancelling it
-        drops the frame, unless it is already being segmented.
+        A future of the result. It never holds an exception; see `LiveResult.error`. Its callbacks run on `thread`, or,
+        for a dropped frame, on the thread that submitted the frame it was dropped for. Cancelling it drops the frame,
+        unless it is already being segmented.
         """
         item = WaitingFrame(frame, index, {} if meta is None else meta)
         if copy and isinstance(frame, np.ndarray):
@@ -185,7 +188,7 @@ class LiveSegmenter(Closable):
     def status(self) -> LiveStatus:
         """Return a snapshot of state, counts, rate and latency; from any thread."""
         record = self._worker.record
-        rate, queueing, compute, latency = record.times()
+        rate, queueing, compute, decode, latency = record.times()
         counts = self._queue.counts()
         return LiveStatus(
             self._state(counts.pending),
@@ -197,6 +200,7 @@ class LiveSegmenter(Closable):
             queueing=queueing,
             compute=compute,
             latency=latency,
+            decode=decode,
         )
 
     def flush(self, timeout: float | None = None) -> bool:
@@ -207,25 +211,25 @@ class LiveSegmenter(Closable):
         OptionError
             Called from an output or a callback, where it would deadlock.
         """
-        if threading.current_thread() is self.thread:
+        if threading.current_thread() in self._threads:
             raise OptionError(
                 "flush would deadlock in an output or a callback, for which results wait: call it on another thread"
             )
         return self._queue.wait_idle(timeout)
 
     def close(self, drain: bool = True) -> None:
-        """Stop the thread, close outputs and streams, and free the model if it was opened here; idempotent.
+        """Stop the threads, close outputs and streams, and free the model if it was opened here; idempotent.
 
         Parameters
         ----------
         drain
-            Whether to segment the queued frames first. If False, they are dropped, and the frame in flight is dropped
-            at its next tile.
+            Whether to segment the queued frames first. If False, they are dropped, the frame being segmented is dropped
+            at its next tile, and one that waits for its objects to be numbered is dropped too.
 
         A `with` block that ends with an exception does not drain. If called from an output or a callback, this method
-        returns without waiting for the thread.
+        returns without waiting for the threads.
         """
-        _end(self._worker, self.thread, drain=drain)
+        _end(self._worker, self._threads, drain=drain)
         self._finalizer.detach()
 
     def __exit__(
@@ -255,7 +259,7 @@ class LiveSegmenter(Closable):
     def sequenceStarted(self, sequence: Any = None, meta: Mapping[str, Any] | None = None) -> None:  # noqa: N802
         """Begin a sequence, to which all later frames belong: a `useq.MDASequence` and its metadata. Never blocks."""
         self._numbers.restart()
-        self._queue.begin(sequence, {} if meta is None else meta, self._channel, self._worker.sequence_started)
+        self._queue.begin(sequence, {} if meta is None else meta, self._channel, self._worker.delivery.sequence_started)
 
     def sequenceFinished(self, sequence: Any = None) -> None:  # noqa: ARG002, N802
         """End the sequence; its queued frames are still segmented. Never blocks."""
@@ -273,8 +277,40 @@ class _Abandoned(Exception):  # noqa: N818 - control flow, not an error
     """Ends the segmentation of a frame that is to be dropped."""
 
 
+@dataclass(frozen=True, eq=False)
+class SegmentedFrame:
+    """A frame on its way from the segmenter to its result.
+
+    Attributes
+    ----------
+    item
+        The frame.
+    taken, compute
+        When it was taken from the queue (seconds of `perf_counter`), and seconds in the segmenter.
+    found
+        Its class map, (H, W); None if it failed or is to be dropped.
+    error
+        The exception, if it failed.
+    """
+
+    item: WaitingFrame
+    taken: float
+    compute: float
+    found: Segmentation | None = None
+    error: BaseException | None = None
+
+
 class Worker:
-    """The thread of a live segmenter: segments the frames of a queue, in order, until it is closed; never raises.
+    """The threads of a live segmenter: they process the frames of a queue, in order, until it is closed; never raise.
+
+    ::
+
+        classes      run:            queue.take -> segment -> deliver
+        instances    segment_ahead:  queue.take -> segment -> slot, wait until it is empty
+                     run:            slot -> number objects -> deliver
+
+    The slot holds one frame, and the next is taken from the queue when the slot is empty: one frame is segmented or
+    waits in the slot while the one before is decoded and delivered, so that slow outputs do not let frames grow old.
 
     Parameters
     ----------
@@ -294,7 +330,7 @@ class Worker:
     at_end
         Callbacks that run after everything else is closed.
     ended
-        Set when the thread has closed everything.
+        Set when everything is closed.
     """
 
     def __init__(
@@ -306,47 +342,112 @@ class Worker:
         delivery: "Delivery",
         record: Record,
     ) -> None:
-        self.segmenter, self.queue, self.kind = segmenter, queue, kind
+        self.segmenter, self.queue = segmenter, queue
         self.delivery, self.record = delivery, record
         self.at_end, self.ended = ExitStack(), threading.Event()
         self._averages = averages
+        # Between the two threads; None where one thread does everything.
+        self._slot: Queue[SegmentedFrame | Notice | None] | None = Queue(1) if kind == "instances" else None
         self._next = 0  # submission index of the first frame without a delivered result
 
+    def start(self) -> tuple[threading.Thread, ...]:
+        """Start the threads and return them, first the one that delivers results."""
+        targets = {"unetrt-live": self.run}
+        if self._slot is not None:
+            targets["unetrt-live-segment"] = self.segment_ahead
+        threads = tuple(threading.Thread(target=run, name=name, daemon=True) for name, run in targets.items())
+        try:
+            for thread in reversed(threads):
+                thread.start()
+        except RuntimeError:  # the system has no more threads
+            self.queue.close(drain=False)
+            raise
+        return threads
+
     def run(self) -> None:
-        """Process the queue until it is closed; then close outputs, streams, and the model if it is owned."""
-        while (item := self.queue.take()) is not None:
-            self._deliver_dropped(item.number)
-            if isinstance(item, WaitingFrame):
-                self._process(item)
+        """Deliver all results until the queue is closed; then close outputs, streams, and the model if it is owned."""
+        while (item := self._segmented() if self._slot is None else self._handed_over(self._slot)) is not None:
+            number = item.number if isinstance(item, Notice) else item.item.number
+            self._deliver_dropped(number)
+            if isinstance(item, SegmentedFrame):
+                self._complete(item)
             else:
-                self._next = item.number
+                self._next = number
                 self.delivery.guarded(item.deliver)
             del item  # do not keep the frame alive while waiting for the next
+            if self._slot is not None:
+                self.queue.finish()
         self._deliver_dropped(inf)
         self.delivery.close()
         self.delivery.guarded(self.at_end.close)
         self.ended.set()
 
-    def sequence_started(self, sequence: LiveSequence) -> None:
-        """Restart the running normalisation and notify outputs, after all earlier frames."""
-        self._averages.restart()
-        self.delivery.sequence_started(sequence)
+    def segment_ahead(self) -> None:
+        """Segment the frames of the queue, and hand over each; for the second thread."""
+        assert self._slot is not None
+        while (item := self._segmented()) is not None:
+            self.queue.pass_on()
+            self._slot.put(item)
+            del item
+            self._slot.join()
+        self._slot.put(None)
+
+    @staticmethod
+    def _handed_over(slot: "Queue[SegmentedFrame | Notice | None]") -> SegmentedFrame | Notice | None:
+        """Wait for the next item that the second thread has segmented, and empty the slot."""
+        item = slot.get()
+        slot.task_done()
+        return item
+
+    def _segmented(self) -> SegmentedFrame | Notice | None:
+        """Take the next item and, if it is a frame, segment it; None once the queue is closed and empty."""
+        item = self.queue.take()
+        if isinstance(item, WaitingFrame):
+            return self._segment(item)
+        if item is not None and item.is_start:
+            self._averages.restart()
+        return item
+
+    def _segment(self, item: WaitingFrame) -> SegmentedFrame:
+        taken, found, error = perf_counter(), None, None
+        try:
+            if item.future.set_running_or_notify_cancel():
+                found = self._class_map(item)
+        except _Abandoned:
+            pass
+        except BaseException as failure:  # noqa: BLE001 - the frame's result
+            error = _logged(failure)
+        return SegmentedFrame(item, taken, perf_counter() - taken, found, error)
+
+    def _class_map(self, item: WaitingFrame) -> Segmentation:
+        if item.error is not None:
+            raise item.error
+        measure = self._averages.measure_for(item.index)
+        found = self.segmenter.segment(item.frame, progress=self._check_abandoned, measure=measure)
+        if found.labels.ndim != 2:
+            stack = found.labels.shape[:-2]
+            raise FrameError(f"a stack of {stack} frames was submitted: submit its frames one by one")
+        return found
+
+    def _check_abandoned(self, done: int, total: int) -> None:  # noqa: ARG002
+        if self.queue.abandoned:
+            raise _Abandoned
 
     def _deliver_dropped(self, before: float) -> None:
         for result in self.queue.take_dropped(before):
             self.delivery.deliver(result)
 
-    def _process(self, item: WaitingFrame) -> None:
-        """Segment a frame, count its outcome, and deliver its result."""
-        if not item.future.set_running_or_notify_cancel():
+    def _complete(self, frame: SegmentedFrame) -> None:
+        """Decode a frame, count its outcome, and deliver its result."""
+        item = frame.item
+        if item.future.cancelled():
             self.queue.settle(Outcome.DROPPED)
             self.delivery.deliver(item.result(Outcome.DROPPED))
             return
-        taken = perf_counter()
-        outcome, found = self._segment(item)
-        end = perf_counter()
+        outcome, found = self._decoded(frame)
+        latency = perf_counter() - item.submitted
         self.queue.settle(outcome)
-        times = {"queueing": taken - item.submitted, "compute": end - taken, "latency": end - item.submitted}
+        times = {"queueing": frame.taken - item.submitted, "compute": frame.compute, "latency": latency}
         result = item.result(outcome, dropped=max(0, item.number - self._next), **times, **found)
         self.record.add(result)
         self.delivery.guarded(item.future.set_result, result)
@@ -354,37 +455,28 @@ class Worker:
             self._next = item.number + 1
         self.delivery.deliver(result)
 
-    def _segment(self, item: WaitingFrame) -> tuple[Outcome, dict[str, Any]]:
+    def _decoded(self, frame: SegmentedFrame) -> tuple[Outcome, dict[str, Any]]:
         """Return a frame's outcome, and the fields of its result that follow from it."""
-        try:
-            if item.error is not None:
-                raise item.error
-            measure = self._averages.measure_for(item.index)
-            found = self.segmenter.segment(item.frame, progress=self._check_abandoned, measure=measure)
-            return Outcome.DONE, self._labelled(found)
-        except _Abandoned:
+        found = frame.found
+        if frame.error is not None:
+            return Outcome.FAILED, {"error": frame.error}
+        if found is None:
             return Outcome.DROPPED, {}
-        except BaseException as failure:
-            with suppress(BaseException):
-                log.debug("a frame of a live segmenter failed", exc_info=True)
-            return Outcome.FAILED, {"error": _without_tracebacks(failure)}
-
-    def _labelled(self, found: Segmentation) -> dict[str, Any]:
-        labels = found.labels
-        if labels.ndim != 2:
-            raise FrameError(f"a stack of {labels.shape[:-2]} frames was submitted: submit its frames one by one")
-        if self.kind == "classes":
-            return {"labels": labels, "timings": found.timings}
-        numbered = instances(labels, self.segmenter.spec.decoding)
-        return {"labels": numbered, "objects": int(numbered.max()), "timings": found.timings}
-
-    def _check_abandoned(self, done: int, total: int) -> None:  # noqa: ARG002
+        if self._slot is None:
+            return Outcome.DONE, {"labels": found.labels, "timings": found.timings}
         if self.queue.abandoned:
-            raise _Abandoned
+            return Outcome.DROPPED, {}
+        try:
+            with found.timings.phase("decode"):
+                numbered = instances(found.labels, self.segmenter.spec.decoding)
+                objects = int(numbered.max(initial=0))
+        except BaseException as failure:  # noqa: BLE001 - the frame's result
+            return Outcome.FAILED, {"error": _logged(failure)}
+        return Outcome.DONE, {"labels": numbered, "objects": objects, "timings": found.timings}
 
 
 class Delivery:
-    """Passes results to a callback, outputs and streams, on the worker thread; contains all their exceptions.
+    """Passes results to a callback, outputs and streams, on a worker's thread; contains all their exceptions.
 
     Parameters
     ----------
@@ -510,11 +602,19 @@ def _without_tracebacks(error: BaseException) -> BaseException:
     return error
 
 
-def _end(worker: Worker, thread: threading.Thread, drain: bool) -> None:
-    """Close a worker's queue and wait for its thread."""
+def _logged(failure: BaseException) -> BaseException:
+    """Log the exception of a frame, and return it as a result holds it."""
+    with suppress(BaseException):
+        log.debug("a frame of a live segmenter failed", exc_info=failure)
+    return _without_tracebacks(failure)
+
+
+def _end(worker: Worker, threads: Sequence[threading.Thread], drain: bool) -> None:
+    """Close a worker's queue and wait for its threads."""
     _resolve_dropped(worker.queue.close(drain))
-    if thread is not threading.current_thread():
+    if threading.current_thread() not in threads:
         # Not `join` alone: interrupted by Ctrl-C, it marks a running thread as ended (bpo-45274).
-        while thread.is_alive() and not worker.ended.wait(1):
+        while threads[0].is_alive() and not worker.ended.wait(1):
             pass
-        thread.join()
+        for thread in threads:
+            thread.join()

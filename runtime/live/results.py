@@ -86,7 +86,8 @@ class LiveResult:
     dropped
         Number of frames of this sequence dropped since the previous frame that was not dropped.
     queueing, compute, latency
-        Seconds in the queue, seconds in the segmenter, and seconds from `submit` to this result.
+        Seconds in the queue, seconds in the segmenter, and seconds from `submit` to this result. The latency also
+        includes the numbering of objects (`timings.decode`), which `compute` does not, and the wait for it.
     timings
         Seconds of each phase of the segmentation; None unless done.
     """
@@ -110,8 +111,8 @@ class LiveResult:
 class ResultOutput(Protocol):
     """A consumer of results, in submission order.
 
-    All methods run on the live segmenter's thread, one at a time. A slow method delays the next frame, never the
-    camera. Exceptions are counted and logged; the live segmenter continues.
+    All methods run on `LiveSegmenter.thread`, one at a time. A slow method delays the next result, never the camera.
+    Exceptions are counted and logged; the live segmenter continues.
     """
 
     def sequence_started(self, sequence: LiveSequence) -> None:
@@ -191,7 +192,7 @@ class ResultStream(Closable):
 
 
 class State(StrEnum):
-    """State of the live segmenter's thread.
+    """State of the live segmenter's threads.
 
     `waiting` for frames; `segmenting`, or delivering a result; `closing`: finishing the queue; `closed`.
     """
@@ -230,7 +231,9 @@ class LiveStatus:
     rate
         Frames segmented per second, over the last 5 seconds.
     queueing, compute, latency
-        Seconds in the queue, seconds in the segmenter, and seconds from `submit` to the result.
+        Seconds in the queue, seconds in the segmenter, and seconds from `submit` to the result; as in `LiveResult`.
+    decode
+        Seconds in which objects are numbered, while the next frame is in the segmenter; 0 for class maps.
     """
 
     state: State
@@ -246,6 +249,7 @@ class LiveStatus:
     queueing: Percentiles
     compute: Percentiles
     latency: Percentiles
+    decode: Percentiles = Percentiles()
 
     def __str__(self) -> str:
         counts = ("submitted", "done", "dropped", "failed", "pending", "missed")
@@ -267,19 +271,20 @@ RATE_WINDOW = 5.0
 
 
 class Record:
-    """Timings and errors behind a `LiveStatus`; written by the worker thread, read by any thread."""
+    """Timings and errors behind a `LiveStatus`; written by the thread that delivers, read by any thread."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        # End (seconds of `perf_counter`), queueing, compute and latency of each segmented frame.
-        self._recent: deque[tuple[float, float, float, float]] = deque(maxlen=RECENT)
+        # End (seconds of `perf_counter`), queueing, compute, decode and latency of each segmented frame.
+        self._recent: deque[tuple[float, float, float, float, float]] = deque(maxlen=RECENT)
         self.output_errors, self.last_error = 0, ""
 
     def add(self, result: LiveResult) -> None:
         """Record a result's timings or error."""
         with self._lock:
             if result.outcome is Outcome.DONE:
-                self._recent.append((perf_counter(), result.queueing, result.compute, result.latency))
+                decode = 0.0 if result.timings is None else result.timings.decode
+                self._recent.append((perf_counter(), result.queueing, result.compute, decode, result.latency))
             if result.error is not None:
                 self.last_error = one_line(result.error, kind=True)
 
@@ -289,15 +294,17 @@ class Record:
             self.output_errors += 1
             self.last_error = one_line(error, kind=True)
 
-    def times(self) -> tuple[float, Percentiles, Percentiles, Percentiles]:
-        """Return frames per second, and the percentiles of queueing, compute and latency."""
+    def times(self) -> tuple[float, Percentiles, Percentiles, Percentiles, Percentiles]:
+        """Return frames per second, and the percentiles of queueing, compute, decode and latency."""
         with self._lock:
             recent = list(self._recent)
         if not recent:
-            return 0.0, Percentiles(), Percentiles(), Percentiles()
+            return 0.0, Percentiles(), Percentiles(), Percentiles(), Percentiles()
         ends, *seconds = np.array(recent).T
-        queueing, compute, latency = (Percentiles(*np.percentile(each, (50, 95, 99)).tolist()) for each in seconds)
-        return _rate(ends.tolist(), perf_counter()), queueing, compute, latency
+        queueing, compute, decode, latency = (
+            Percentiles(*np.percentile(each, (50, 95, 99)).tolist()) for each in seconds
+        )
+        return _rate(ends.tolist(), perf_counter()), queueing, compute, decode, latency
 
 
 def _rate(ends: list[float], now: float) -> float:

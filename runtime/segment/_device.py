@@ -33,6 +33,7 @@ from unetrt.runtime.segment._host import (
     TileJob,
     TileSink,
     TileSource,
+    Written,
     into_labels,
     measured,
 )
@@ -237,6 +238,8 @@ class DeviceCall:
         uint8 (..., H, W), on the device or the host, to be written.
     timings
         The call's timings.
+    written
+        Called after each frame, on the calling thread.
     """
 
     spec: ModelSpec
@@ -244,6 +247,7 @@ class DeviceCall:
     image: Any
     labels: DeviceArray | Labels
     timings: Timings = field(default_factory=Timings)
+    written: Written | None = None
 
     def __len__(self) -> int:
         """Return the number of tiles of all frames."""
@@ -257,7 +261,7 @@ class DeviceCall:
             timings, begin = Timings(), time.perf_counter()
             self.timings.frames.append(timings)
             source, sink = self._source(index, timings), self._sink(index)
-            last = partial(self._finish, timings, begin)
+            last = partial(self._finish, index, timings, begin)
             frame_pass = FramePass(source, sink, len(plan), last, timings)
             yield from (TileJob(tile, frame_pass) for tile in plan)
 
@@ -273,10 +277,12 @@ class DeviceCall:
             return DeviceSink(self.spec, self.side, self.labels[index])
         return HostSink(into_labels(self.spec, self.labels[index]))
 
-    def _finish(self, timings: Timings, begin: float) -> None:
+    def _finish(self, index: tuple[int, ...], timings: Timings, begin: float) -> None:
         if self.spec.precision != "fp32" and isinstance(self.labels, DeviceArray):
             self.side.require_sound()
         timings.total = time.perf_counter() - begin
+        if self.written is not None:
+            self.written(index, None)
 
 
 def require_same_device(session: Session, arrays: Iterable[DeviceArray]) -> CudaDevice:

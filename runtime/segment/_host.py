@@ -94,6 +94,9 @@ class TileJob(NamedTuple):
 
 # Writes a tile's output (..., h', w') to its place in a frame.
 Stitch = Callable[[Tile, Array], None]
+# Called with the index of a frame in its stack, after its last tile, and with its probabilities (classes, H, W) if they
+# were computed.
+Written = Callable[[tuple[int, ...], Scores | None], None]
 
 
 class HostSource(NamedTuple):
@@ -141,13 +144,15 @@ class HostCall:
     labels
         uint8, (..., H, W), to be written.
     scores
-        float32, (..., classes, H, W), to be filled with probabilities; None where only labels are needed.
+        float32, (..., classes, H, W), to be filled with probabilities; None where they are not kept.
     copies
         The symmetries over which probabilities are averaged.
     timings
         The call's timings.
     measure
         Replaces the normalisation of the spec.
+    written
+        Called after each frame, on the calling thread; gets the frame's probabilities if `probabilities` is set.
     """
 
     spec: ModelSpec
@@ -157,6 +162,8 @@ class HostCall:
     copies: tuple[Symmetry, ...] = ONCE
     timings: Timings = field(default_factory=Timings)
     measure: Measure | None = None
+    written: Written | None = None
+    probabilities: bool = False
 
     def __len__(self) -> int:
         """Return the number of tiles of all copies of all frames."""
@@ -170,11 +177,16 @@ class HostCall:
             timings, begin = Timings(), time.perf_counter()
             self.timings.frames.append(timings)
             frame, affine = self._measured(index, timings)
-            last = partial(_set_total, timings, begin)
-            if self.scores is None and len(self.copies) == 1:
+            last = partial(self._finish, index, timings, begin)
+            if len(self.copies) == 1 and self.scores is None and not self.probabilities:
                 yield from jobs_of(self.spec, frame, affine, into_labels(self.spec, self.labels[index]), timings, last)
             else:
                 yield from self._averaged(frame, affine, index, timings, last)
+
+    def _finish(self, index: tuple[int, ...], timings: Timings, begin: float, scores: Scores | None = None) -> None:
+        timings.total = time.perf_counter() - begin
+        if self.written is not None:
+            self.written(index, scores)
 
     def _measured(self, index: tuple[int, ...], timings: Timings) -> tuple[Array, Affine | None]:
         try:
@@ -183,14 +195,14 @@ class HostCall:
             raise FrameError(f"frame {', '.join(map(str, index))}: {error}" if index else str(error)) from error
 
     def _averaged(
-        self, frame: Array, affine: Affine | None, index: Any, timings: Timings, last: Callable[[], None]
+        self, frame: Array, affine: Affine | None, index: Any, timings: Timings, last: Callable[..., None]
     ) -> Iterator[TileJob]:
         """Yield the tiles of all copies of a frame; after the last tile, probabilities become labels."""
         if self.scores is not None:
             out = self.scores[index]
         else:
             out = np.empty((len(self.spec.classes), *self.labels.shape[-2:]), np.float32)
-        mean = Mean(self.spec, len(self.copies), out, self.labels[index], last)
+        mean = Mean(self.spec, len(self.copies), out, self.labels[index], partial(last, out))
         for copy in self.copies:
             turned = copy.apply(frame)
             room = mean.room(turned.shape[-2:])
@@ -290,10 +302,6 @@ def _height(pixels: Array) -> int:
 
 def _into(out: Array, tile: Tile, core: Array) -> None:
     tile.stitch(core, out)
-
-
-def _set_total(timings: Timings, begin: float) -> None:
-    timings.total = time.perf_counter() - begin
 
 
 def _nothing() -> None:

@@ -3,8 +3,10 @@
 `Segmenter.segment` makes a call (`HostCall`, or `DeviceCall` for arrays on a GPU) that yields the tiles of its frames,
 and `TileLoop` runs them through the lanes of the session.
 
+`Segmenter.objects` numbers the objects of each frame too, in a `PlaneDecoder`, while the next frame is computed.
+
 >>> with Segmenter("model.onnx") as segmenter:  # doctest: +SKIP
-...     labels = segmenter.segment(frame).labels
+...     cells = segmenter.objects(frame)
 """
 
 import os
@@ -12,6 +14,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from itertools import islice
@@ -24,10 +27,12 @@ from numpy.typing import NDArray
 from unetrt.runtime.closing import Closable
 from unetrt.runtime.cuda.arrays import DeviceArray
 from unetrt.runtime.errors import FrameError, OptionError, SessionClosedError
+from unetrt.runtime.model.objects import confidence, instances, require_min_area
+from unetrt.runtime.model.spec import ModelSpec
 from unetrt.runtime.pixels.frames import ArrayLike, array_of, labels_for, split_axes
 from unetrt.runtime.pixels.normalisation import Measure
 from unetrt.runtime.pixels.scores import ONCE, SQUARE
-from unetrt.runtime.segment._host import HostCall, TileJob, scores_jobs
+from unetrt.runtime.segment._host import HostCall, Scores, TileJob, Written, scores_jobs
 from unetrt.runtime.sessions import AUTO, Lane, Session, open_session
 from unetrt.runtime.sessions.retile import frame_size, model_for
 from unetrt.runtime.timings import Occupancy, Timings
@@ -60,6 +65,30 @@ class Segmentation:
 
     labels: NDArray[np.uint8]
     probabilities: NDArray[np.float32] | None
+    timings: Timings
+
+
+@dataclass(frozen=True)
+class Objects:
+    """The result of `Segmenter.objects`.
+
+    Attributes
+    ----------
+    labels
+        int32, (..., H, W): the number of each pixel's object, 1 ... n in each frame; 0 is the background.
+    count
+        Integers, (...): the number of objects of each frame, n.
+    confidence
+        float32, from 0 to 1: how certain the network is of each object, in the order of frames and numbers. For one
+        frame (n,): element i belongs to object i + 1. For a stack, the frames follow one another. None unless
+        requested.
+    timings
+        Time spent in each phase.
+    """
+
+    labels: NDArray[np.int32]
+    count: NDArray[np.intp]
+    confidence: NDArray[np.float32] | None
     timings: Timings
 
 
@@ -218,6 +247,57 @@ class Segmenter(Closable):
         result: Any = labels if out is None else out
         return Segmentation(result, scores, timings)
 
+    def objects(
+        self,
+        image: ArrayLike,
+        *,
+        min_area: int = 0,
+        confidence: bool = False,
+        tta: bool = False,
+        progress: Progress | None = None,
+    ) -> Objects:
+        """Segment one frame or a stack, and number the objects of each frame.
+
+        The class map of a frame is decoded (`unetrt.runtime.model.objects`) on another thread, while the next frame of
+        a stack is computed. The labels equal ``instances(segment(image).labels, spec.decoding, min_area)``.
+
+        Parameters
+        ----------
+        image, tta, progress
+            As for `segment`.
+        min_area
+            Minimum area in pixels; smaller objects become background.
+        confidence
+            Whether to return the confidence of each object as well; see `unetrt.runtime.model.objects.confidence`.
+
+        Raises
+        ------
+        OptionError
+            `min_area` is negative; or `confidence` or `tta` with a model whose head is `labels`, or with an image on a
+            GPU.
+        UnetrtError
+            What `segment` raises.
+        """
+        require_min_area(min_area)
+        timings = Timings()
+        with timings.phase("total"):
+            given = array_of(image)
+            leading, size = split_axes(given.shape, self.spec.channels)
+            if confidence or tta:
+                self._require_scores()
+            classes = np.empty((*leading, *size), np.uint8)
+            decoder = PlaneDecoder(self.spec, classes, min_area, confidence, timings)
+            call: HostCall | DeviceCall
+            if isinstance(given, DeviceArray):
+                call = self._on_device(given, classes, timings, confidence or tta, decoder.add)
+            else:
+                copies = SQUARE if tta else ONCE
+                call = HostCall(self.spec, given, classes, None, copies, timings, None, decoder.add, confidence)
+            with decoder:
+                self._run(decoder.paced(call.jobs()), _counter(len(call), progress), timings)
+                decoder.finish()
+        return Objects(decoder.labels, decoder.count, decoder.confidence, timings)
+
     def scores(self, frame: ArrayLike) -> NDArray[np.float32]:
         """Return the network's output for one frame, stitched: logits or probabilities, (classes, H, W) float32.
 
@@ -288,7 +368,9 @@ class Segmenter(Closable):
         if os.getpid() != self._process:
             raise SessionClosedError("the segmenter was opened before this process was forked: open the model here")
 
-    def _on_device(self, image: Any, labels: Any, timings: Timings, averaged: bool) -> "DeviceCall":
+    def _on_device(
+        self, image: Any, labels: Any, timings: Timings, averaged: bool, written: Written | None = None
+    ) -> "DeviceCall":
         """Return a call that reads or writes on the GPU; raises FrameError where the session is not on that GPU."""
         from unetrt.runtime.segment._device import DeviceCall, SideStream, require_same_device
 
@@ -301,7 +383,7 @@ class Segmenter(Closable):
             if self._side is None:
                 self._side = SideStream(device, self.spec.channels)
                 self._opened.callback(self._side.close)
-            return DeviceCall(self.spec, self._side, image, labels, timings)
+            return DeviceCall(self.spec, self._side, image, labels, timings, written)
 
     def _require_measurable(self, *arrays: Any) -> None:
         if self.spec.takes_raw:
@@ -325,6 +407,81 @@ def _counter(total: int, progress: Progress | None) -> Callable[[int], None]:
             progress(done, total)
 
     return add
+
+
+class PlaneDecoder(Closable):
+    """Decodes the class maps of a stack, in order, on one thread, while the next frames are computed.
+
+    At most one plane waits while another is decoded, besides those whose tiles are still in flight. An exception of the
+    decoding is raised by `paced` or `finish`. `close` ends the thread.
+
+    Parameters
+    ----------
+    spec
+        The model's spec.
+    classes
+        uint8, (..., H, W), of which a plane is complete when it is added.
+    min_area
+        As for `instances`.
+    confident
+        Whether the confidence of objects is measured.
+    timings
+        Timings of the call, of whose frames the phase `decode` is set.
+
+    Attributes
+    ----------
+    labels, count
+        int32 (..., H, W), and integers (...), to be written.
+    """
+
+    def __init__(
+        self, spec: ModelSpec, classes: NDArray[np.uint8], min_area: int, confident: bool, timings: Timings
+    ) -> None:
+        self.labels: NDArray[np.int32] = np.empty(classes.shape, np.int32)
+        self.count: NDArray[np.intp] = np.zeros(classes.shape[:-2], np.intp)
+        self._spec, self._classes, self._min_area, self._timings = spec, classes, min_area, timings
+        self._confidence: list[NDArray[np.float32]] | None = [] if confident else None
+        self._pending: deque[Future[None]] = deque()
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="unetrt-decode")
+
+    @property
+    def confidence(self) -> NDArray[np.float32] | None:
+        """The confidence of the objects of all planes, one after another; None unless it was requested."""
+        return None if self._confidence is None else np.concatenate(self._confidence)
+
+    def add(self, index: tuple[int, ...], scores: Scores | None) -> None:
+        """Queue a plane, with its probabilities (classes, H, W) if the confidence is measured; never waits."""
+        self._pending.append(self._thread.submit(self._decode, index, scores))
+
+    def paced(self, jobs: Iterable[TileJob]) -> Iterator[TileJob]:
+        """Yield the jobs; before those of another frame, wait until no plane waits."""
+        frame = None
+        for job in jobs:
+            if job.frame is not frame:
+                frame = job.frame
+                self._wait(1)
+            yield job
+
+    def finish(self) -> None:
+        """Wait for all planes."""
+        self._wait(0)
+        self._timings.decode = sum(frame.decode for frame in self._timings.frames)
+
+    def close(self) -> None:
+        """Drop the planes that wait, and end the thread."""
+        self._thread.shutdown(cancel_futures=True)
+
+    def _wait(self, left: int) -> None:
+        while len(self._pending) > left:
+            self._pending.popleft().result()
+
+    def _decode(self, index: tuple[int, ...], scores: Scores | None) -> None:
+        number = int(np.ravel_multi_index(index, self.count.shape)) if index else 0
+        with self._timings.frames[number].phase("decode"):
+            found = instances(self._classes[index], self._spec.decoding, self._min_area)
+            self.labels[index], self.count[index] = found, found.max(initial=0)
+            if self._confidence is not None and scores is not None:
+                self._confidence.append(confidence(found, scores, self._spec.decoding))
 
 
 class TileLoop:

@@ -12,10 +12,11 @@ import torch
 from tests.benchmarks.sleepers import ABOUT, contender
 from unetrt.benchmarks import processes
 from unetrt.benchmarks.contenders import CONTENDERS, MOST, REFERENCE, BenchJob, Ready, check, time_round, timed
+from unetrt.benchmarks.decoding import drawn_classes
 from unetrt.benchmarks.networks import drawn_frame, undecided, untrained, write_model
 from unetrt.benchmarks.ours import ready as ours
 from unetrt.benchmarks.processes import fresh
-from unetrt.benchmarks.result import PREDICT, SEGMENT, SESSION
+from unetrt.benchmarks.result import OBJECTS, PREDICT, SEGMENT, WAYS
 from unetrt.benchmarks.torch_contenders import UsualLoop, planned_tiles, usual_loop
 from unetrt.export.exporter import Options
 from unetrt.runtime.errors import InferenceError
@@ -75,6 +76,7 @@ def job(checkpoint, tmp_path, monkeypatch):
     job.write_frame(drawn_frame(SIZE, 1))
     for precision in ("fp32", "fp16"):
         write_model(checkpoint, Options((204, 252), precision, "labels"), job.model(precision))
+    job.write_classes(drawn_classes(SIZE))
     return job
 
 
@@ -96,11 +98,12 @@ def test_labels_are_the_networks(job, checkpoint, load, name, changed):
     height, width = loaded.about.right_within
     assert wrong_pixels(labels[:height, :width], truth[:, :height, :width]) < 0.05
     assert loaded.about.tiles >= 1
+    loaded.ways[OBJECTS]()
 
 
 def test_all_of_ours_runs_and_tells_its_phases(job):
     loaded = ours(job, replace(NAMED["tensorrt"], backend="onnxruntime"))
-    assert set(loaded.ways) == {SEGMENT, SESSION, PREDICT}
+    assert set(loaded.ways) == set(WAYS)
     for run in loaded.ways.values():
         run()
     told = loaded.phases()

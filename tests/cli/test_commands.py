@@ -1,5 +1,6 @@
 """The commands as a user types them, one after another."""
 
+import csv
 import json
 from dataclasses import replace
 
@@ -208,3 +209,22 @@ def test_an_error_that_came_of_an_interrupt_is_the_interrupt(monkeypatch, capsys
     monkeypatch.setattr(Commands, "get_command", lambda *_: command)
     assert main(["export"]) == 130
     assert capsys.readouterr().err == "stopped by the user\n"
+
+
+def test_predict_lists_the_objects_of_all_images(run, tiny_model, drawn_folder, tmp_path):
+    said = run("predict", tiny_model, drawn_folder / "images", "-o", tmp_path / "out", "--table", "--no-overlays")
+    with (tmp_path / "out" / "objects.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert f"4 images, {len(rows)} objects" in said
+    for name in ("0", "2"):
+        labels = tifffile.imread(tmp_path / "out" / f"{name}.tif")
+        mine = [row for row in rows if row["image"] == f"{name}.tif"]
+        assert [int(row["area"]) for row in mine] == np.bincount(labels.ravel())[1:].tolist()
+    assert all(0 <= float(row["confidence"]) <= 1 for row in rows)
+
+
+def test_class_maps_have_no_table(tiny_model, drawn_folder, tmp_path, capsys):
+    arguments = ["predict", tiny_model, drawn_folder / "images", "-o", tmp_path / "out", "--table", "--as", "classes"]
+    assert main([str(argument) for argument in arguments]) == 2
+    assert "class maps have none: add --as instances" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()

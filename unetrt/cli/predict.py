@@ -3,7 +3,7 @@
 import logging
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypedDict, Unpack
@@ -11,13 +11,14 @@ from typing import TYPE_CHECKING, Any, TypedDict, Unpack
 import click
 
 from unetrt.cli import EngineOptions, engine_options, kind_option
-from unetrt.runtime.errors import FrameError, UnetrtError
+from unetrt.runtime.errors import FrameError, OptionError, UnetrtError
 from unetrt.runtime.files.atomic import require_writable
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from unetrt.runtime.model.spec import Annotation
+    from unetrt.runtime.files.object_table import ObjectTable
+    from unetrt.runtime.model.spec import Annotation, ModelSpec
 
 log = logging.getLogger("unetrt")
 
@@ -48,6 +49,7 @@ class Written(TypedDict):
     show_default=True,
     help="The tile planned for the images, or the model file's; auto: the faster one, but the file's on a GPU.",
 )
+@click.option("--table", is_flag=True, help="Write objects.csv: a row for each instance, with its confidence.")
 @click.option("--overlays/--no-overlays", default=True, show_default=True, help="Write overlays/NAME.png.")
 @engine_options
 def command(
@@ -55,6 +57,7 @@ def command(
     images: tuple[Path, ...],
     out: Path,
     choice: str,
+    table: bool,
     engine: EngineOptions,
     **written: Unpack[Written],
 ) -> None:
@@ -68,6 +71,9 @@ def command(
 
     Writes DIR/NAME.tif (labels) and DIR/overlays/NAME.png for each image. Stacks are segmented frame by frame. Images
     that cannot be segmented are skipped and listed at the end.
+
+    With --table, DIR/objects.csv lists area, centroid, bounding box and mean intensity of each instance, and its
+    confidence from 0 to 1 unless the model's head is labels.
     """
     from unetrt.runtime.files.images import Output, list_images, predict_file, require_distinct
 
@@ -78,8 +84,12 @@ def command(
     require_distinct(sources, out, overlays=overlays)
     failures: list[FrameError] = []
     model = _with_tile(choice, model, sources, tta, engine)
-    with engine.segmenter(model) as segmenter, _bar(len(sources)) as progress_of:
-        output = Output(out, written["kind"] or segmenter.spec.annotation, written["min_area"], overlays, tta)
+    with ExitStack() as opened:
+        segmenter = opened.enter_context(engine.segmenter(model))
+        kind = written["kind"] or segmenter.spec.annotation
+        rows = opened.enter_context(_table(out, kind, segmenter.spec)) if table else None
+        progress_of = opened.enter_context(_bar(len(sources)))
+        output = Output(out, kind, written["min_area"], overlays, tta, rows)
         begin, pixels, objects = time.perf_counter(), 0, 0
         for source in sources:
             try:
@@ -135,6 +145,15 @@ def _frame_sizes(sources: list[Path], tta: bool) -> list[tuple[int, int]]:
         # Half of the rotated and reflected copies have rows and columns exchanged.
         sizes += [(height, width), (width, height)] * (4 * number) if tta else [(height, width)] * number
     return sizes
+
+
+def _table(out: Path, kind: "Annotation", spec: "ModelSpec") -> "AbstractContextManager[ObjectTable]":
+    """Return the table of objects, to be opened; raises OptionError where there are class maps instead."""
+    from unetrt.runtime.files.object_table import object_table
+
+    if kind != "instances":
+        raise OptionError("--table lists instances, and class maps have none: add --as instances, or leave out --table")
+    return object_table(out / "objects.csv", spec.channels, spec.head != "labels")
 
 
 def _report(failures: list[FrameError], images: int) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from unetrt.runtime import LiveStatus, Segmenter, instances
+from unetrt.runtime import LiveStatus, Segmenter
 from unetrt.runtime.errors import FrameError, ModelFileError, UnetrtError, one_line
 from unetrt.runtime.model.spec import Annotation
 from unetrt.runtime.pixels.frames import frame_axes
@@ -134,22 +134,11 @@ def labels_of(segmenter: Segmenter, request: Request, progress: Progress) -> NDA
     Raises
     ------
     UnetrtError
-        What `Segmenter.segment` raises.
+        What `Segmenter.objects` raises.
     """
-    tiles = [0, 0]
-
-    def note(done: int, total: int) -> None:
-        tiles[:] = done, total
-        progress(done, total)
-
-    classes = segmenter.segment(request.image, progress=note).labels
     if request.kind == "classes":
-        return classes
-    found = np.empty(classes.shape, np.int32)
-    for plane in np.ndindex(classes.shape[:-2]):
-        progress(*tiles)
-        found[plane] = instances(classes[plane], segmenter.spec.decoding, request.min_area)
-    return found
+        return segmenter.segment(request.image, progress=progress).labels
+    return segmenter.objects(request.image, min_area=request.min_area, progress=progress).labels
 
 
 def about(segmenter: Segmenter) -> str:
