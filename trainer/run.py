@@ -34,7 +34,7 @@ class DataSource:
     val
         Folder of validation images; None: a part of `data` is held back.
     fraction
-        Share of the images that is held back; ignored if `listed` is set.
+        Share of the images that is held back, see `Dataset.split`; ignored if `listed` is set.
     listed
         Text file with the names of the images to hold back, one per line; None: they are drawn at random.
     classes
@@ -45,7 +45,7 @@ class DataSource:
 
     data: Path
     val: Path | None = None
-    fraction: float = 0.2
+    fraction: float | None = None
     listed: Path | None = None
     classes: int | None = None
     ignore: int | None = None

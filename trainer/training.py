@@ -222,7 +222,7 @@ class Training:
             annotation="instances" if self._train.instances else "classes",
             decoding=self._target.decoding,
             frames=self._validation.some_frames(),
-            frame_sizes=tuple((height, width, often) for (height, width), often in self._train.sizes.items()),
+            frame_sizes=tuple((height, width, often) for (height, width), often in self._train.whole_sizes.items()),
             training={
                 "steps": self.steps,
                 "seconds": round(self._seconds, 1),

@@ -45,6 +45,8 @@ def place(tmp_path, tiny_model, labels_model, tiny_run, drawn_folder):
         image(tmp_path / name / "images" / "a.tif", FRAME)
         image(tmp_path / name / "labels" / "a.tif", labels)
     image(tmp_path / "unlabelled" / "images" / "a.tif", FRAME)
+    for part, pixels in (("images", FRAME), ("labels", OBJECTS)):
+        image(tmp_path / "little" / part / "a.tif", pixels[:40, :40])
     (tmp_path / "file").write_text("a file, no folder")
     whole = tiny_model.read_bytes()
     (tmp_path / "model.onnx").write_bytes(whole)
@@ -81,7 +83,7 @@ CASES = {
     "missing labels": ("train unlabelled -o new", "labels does not exist"),
     "shapes differ": ("train shapes -o new", "images/a.tif is 64 x 64 px, .*labels/a.tif is 60 x 64 px"),
     "empty labels": ("train empty -o new", "all 1 label images are empty"),
-    "one image to split": ("train whole -o new", "one image cannot be split"),
+    "one image to split": ("train little -o new", "a is 40 x 40 px, .*too small to hold back a part of it"),
     "too many classes": ("train whole --val whole --classes 3 -o new", "holds class 3, 3 classes are 0 ... 2"),
     "unknown recipe": ("train whole --val whole --recipe best -o new", "use one of modern, paper"),
     "minutes and steps": ("train whole --val whole --minutes 1 --steps 1 -o new", "either minutes or steps"),

@@ -36,7 +36,7 @@ class TrainOptions:
 
     data: Path | None
     val: Path | None
-    val_fraction: float
+    val_fraction: float | None
     val_list: Path | None
     out: Path | None
     resume: Path | None
@@ -64,7 +64,11 @@ class TrainOptions:
 @click.option(
     "--val", type=click.Path(path_type=Path), help="Validation folder. [default: a part of DATA is held back]"
 )
-@click.option("--val-fraction", default=0.2, show_default=True, help="Share of DATA held back without --val.")
+@click.option(
+    "--val-fraction",
+    type=float,
+    help="Share of DATA held back without --val. [default: 0.2 of the images, a third of a single image]",
+)
 @click.option(
     "--val-list",
     type=click.Path(path_type=Path),
