@@ -71,8 +71,8 @@ class Segmenter(Closable):
     Parameters
     ----------
     model
-        An ONNX file written by `unetrt export`, a TensorRT engine written by `unetrt build`, or an open session, which
-        `close` leaves open.
+        An ONNX file written by `unetrt export`, a TensorRT engine written by `unetrt build`, the name of a model that
+        comes with unetrt, or an open session, which `close` leaves open.
     backend
         Name of the inference engine; `auto` selects the first usable one.
     lanes

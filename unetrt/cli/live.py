@@ -22,7 +22,15 @@ from typing import TYPE_CHECKING, Any, Literal
 import click
 
 from unetrt._exit_codes import STOPPED
-from unetrt.cli import backend_name_option, backend_option, device_option, given_options, kind_option, lanes_option
+from unetrt.cli import (
+    MODEL,
+    backend_name_option,
+    backend_option,
+    device_option,
+    given_options,
+    kind_option,
+    lanes_option,
+)
 from unetrt.cli._shutdown import ShutdownRequest, shutdown_request
 from unetrt.runtime.errors import FrameError, InferenceError, OptionError, OutputError, UnetrtError
 
@@ -69,7 +77,7 @@ class LiveOptions:
 
 
 @click.command("live")
-@click.argument("model", type=click.Path(path_type=Path))
+@click.argument("model", type=MODEL)
 @click.option("--config", metavar="FILE", help="Micro-Manager configuration of a camera, such as MMConfig_demo.cfg.")
 @click.option("--exposure", type=click.FloatRange(0, min_open=True), metavar="MS", help="Exposure time of the camera.")
 @click.option("--replay", type=click.Path(path_type=Path), metavar="FOLDER", help="Replay images instead of a camera.")

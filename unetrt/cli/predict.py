@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from unetrt.cli import EngineOptions, engine_options, kind_option
+from unetrt.cli import MODEL, EngineOptions, engine_options, kind_option
 from unetrt.runtime.errors import FrameError
 from unetrt.runtime.files.atomic import require_writable
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 @click.command("predict")
-@click.argument("model", type=click.Path(path_type=Path))
+@click.argument("model", type=MODEL)
 @click.argument("images", type=click.Path(path_type=Path), nargs=-1, required=True)
 @click.option(
     "-o", "--out", type=click.Path(path_type=Path), required=True, metavar="DIR", help="Folder for labels and overlays."
@@ -42,7 +42,8 @@ def command(
 ) -> None:
     """Segment IMAGES, files or folders (TIFF, PNG, NPY, Zarr), with MODEL.
 
-    MODEL is an ONNX file written by `unetrt export` or a TensorRT engine built by `unetrt build`. On a machine with a
+    MODEL is an ONNX file written by `unetrt export`, a TensorRT engine built by `unetrt build`, or a name that `unetrt
+    models` lists. On a machine with a
     GPU and TensorRT, the engine of an ONNX file is built first and cached.
 
     Writes DIR/NAME.tif (labels) and DIR/overlays/NAME.png for each image. Stacks are segmented frame by frame. Images
