@@ -16,6 +16,7 @@ from unetrt.runtime.errors import DatasetError, ModelFileError, OptionError
 from unetrt.runtime.records import validated
 from unetrt.trainer.checkpoint import LAST, Checkpoint, load
 from unetrt.trainer.dataset import Dataset, read_dataset, read_names
+from unetrt.trainer.pretrained import Pretrained, StartedFrom
 from unetrt.trainer.recipe import Recipe
 from unetrt.trainer.validation import Scores
 
@@ -117,6 +118,8 @@ class TrainingRun:
         Whether validation averages over the 8 symmetries of the square.
     compiled
         Whether to compile the network with torch.compile.
+    started_from
+        Origin of the initial weights; None: they are drawn.
     source
         Origin of the images, stored for resuming. None: to resume the run, the caller must pass the images again.
     """
@@ -125,6 +128,7 @@ class TrainingRun:
     seed: int = 0
     tta: bool = False
     compiled: bool = False
+    started_from: StartedFrom | None = None
     source: DataSource | None = None
 
 
@@ -145,7 +149,7 @@ class ResumeState:
     data
         Digests of training and validation images.
     run
-        Attributes of `TrainingRun`: seed, tta, compiled.
+        Attributes of `TrainingRun`: seed, tta, compiled, started_from.
     origin
         Result of `DataSource.to_dict`; empty if unknown.
     """
@@ -185,6 +189,8 @@ class TrainingJob:
         Folder and seed.
     budget
         Length of the training.
+    start
+        Trained network from which a new training starts; None: initial weights are drawn.
     last
         Checkpoint from which the training resumes; None for a new training.
     """
@@ -193,6 +199,7 @@ class TrainingJob:
     recipe: Recipe
     run: TrainingRun
     budget: TrainingBudget
+    start: Pretrained | None = None
     last: Checkpoint | None = field(default=None, repr=False)
 
     @classmethod
@@ -226,4 +233,4 @@ class TrainingJob:
             )
         source = validated(state.origin | paths, DataSource, f"the origin in {path}")
         run = validated(state.run | {"folder": folder, "source": source}, TrainingRun, f"the run in {path}")
-        return cls(source, recipe_of(last, path), run, budget or state.budget, last)
+        return cls(source, recipe_of(last, path), run, budget or state.budget, last=last)

@@ -13,6 +13,7 @@ from unetrt.__main__ import main
 from unetrt.cli import models
 from unetrt.runtime.errors import ModelFileError
 from unetrt.runtime.model import onnx_file
+from unetrt.trainer.checkpoint import load
 
 FRAME = np.random.default_rng(0).integers(0, 4000, (70, 90)).astype(np.uint16)
 CARD = {"task": "nuclei in fluorescence", "licence": "CC0-1.0", "scores": "SEG 0.84 on 12 images"}
@@ -76,7 +77,7 @@ def test_cards_that_are_not_valid(bundled, card, message):
         models.read_card("nuclei")
 
 
-def test_a_name_is_a_model_wherever_a_path_is_one(bundled, run):
+def test_a_name_is_a_model_wherever_a_path_is_one(bundled, run, drawn_folder):
     path = bundled / "nuclei.onnx"
     with Segmenter(path) as expected, Segmenter("nuclei") as segmenter:
         labels = expected.segment(FRAME).labels
@@ -92,6 +93,12 @@ def test_a_name_is_a_model_wherever_a_path_is_one(bundled, run):
     assert run("plan", "300", "--model", "nuclei")[0] == 0
     assert run("package", "nuclei", "triton", "-o", "served")[0] == 0
     assert run("live", "nuclei", "--replay", "frame.tif", "--fps", "0")[0] == 0
+    status, out, _ = run(
+        "train", drawn_folder, "--from", "nuclei", "--steps", 2, "--tile", 92, "--no-export", "-o", "r"
+    )
+    assert status == 0
+    assert "starting from nuclei (depth 2, base 4); layer classify drawn anew: background, foreground there," in out
+    assert load("r").training["started_from"]["name"] == "nuclei"
 
 
 def test_a_path_wins_over_a_name(bundled, run):
@@ -111,7 +118,7 @@ def test_a_folder_of_the_same_name_is_named(bundled, run):
 
 
 @pytest.mark.parametrize("command", ["predict nucleii frame.tif -o out", "info nucleii", "build nucleii",
-                                     "package nucleii triton"])  # fmt: skip
+                                     "package nucleii triton", "train . --from nucleii -o out"])  # fmt: skip
 def test_an_unknown_name_is_one_line_with_those_that_exist(bundled, run, command):
     tifffile.imwrite("frame.tif", FRAME)
     status, _, error = run(*command.split())
