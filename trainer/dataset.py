@@ -12,7 +12,7 @@ import hashlib
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -40,6 +40,32 @@ UNANNOTATED = 255
 SOME, SIDE = 4, 512
 # More connected components per instance than this, and the labels are likely classes.
 PIECES = 1.5
+# Share held back for validation: of the images, and of a single image.
+SHARE, SHARE_OF_ONE = 0.2, 1 / 3
+# Least height or width of each part of a single image, in pixels: about the size of one object and its surroundings.
+LEAST = 32
+
+
+@dataclass(frozen=True)
+class Part:
+    """A part of an image, of which the rest is in the other set.
+
+    Attributes
+    ----------
+    about
+        The part held back, such as `the right 33% of cell_04`.
+    size
+        Height and width of the whole image, in pixels.
+    crossing
+        Number of objects on both sides of the cut, whose pixels are ignored in both sets.
+    held
+        Whether this is the part held back.
+    """
+
+    about: str
+    size: tuple[int, int]
+    crossing: int
+    held: bool
 
 
 @dataclass(frozen=True)
@@ -58,6 +84,8 @@ class AnnotatedImage:
         (H, W) bool, true for unannotated pixels, which count neither in loss nor in scores; None: all are annotated.
     source
         The stack or sequence of the frame, whose frames resemble each other. Empty: a single image.
+    part
+        Where the image is a part of a single one that is split; None for a whole image.
     """
 
     name: str
@@ -65,6 +93,7 @@ class AnnotatedImage:
     labels: NDArray[np.int32]
     ignored: Mask | None = None
     source: str = ""
+    part: Part | None = None
 
 
 @dataclass(frozen=True)
@@ -95,6 +124,16 @@ class Dataset:
         """Number of frames of each height and width."""
         return Counter(image.labels.shape for image in self.images)
 
+    @property
+    def part(self) -> Part | None:
+        """The part of a single image that this set consists of; None for whole images."""
+        return self.images[0].part
+
+    @property
+    def whole_sizes(self) -> Counter[tuple[int, int]]:
+        """Number of frames of each height and width, where a part counts as its whole frame."""
+        return Counter({self.part.size: 1}) if self.part else self.sizes
+
     @cached_property
     def digest(self) -> str:
         """SHA-256 of names, frames, labels and masks, in hexadecimal."""
@@ -110,7 +149,10 @@ class Dataset:
         sizes = ", ".join(f"{often} of {height}x{width}" for (height, width), often in self.sizes.most_common())
         dtypes = ", ".join(sorted({str(image.frame.dtype) for image in self.images}))
         about = f"{len(self.images)} images ({sizes}; {dtypes}; channels: {self.channels}), {self._annotation()}"
-        return about + (f", {self.ignored:.1%} of the pixels not annotated" if self.ignored else "")
+        about += f", {self.ignored:.1%} of the pixels not annotated" if self.ignored else ""
+        if self.part is None:
+            return about
+        return f"{self.part.about}: {about}" if self.part.held else f"all but {self.part.about}: {about}"
 
     def _annotation(self) -> str:
         empty = sum(not image.labels.any() for image in self.images)
@@ -123,6 +165,11 @@ class Dataset:
     def warnings(self) -> list[str]:
         """Return a sentence for each property of the data that is likely a mistake."""
         found = []
+        if self.part:
+            found.append(
+                f"there is one image, validated on {self.part.about}: scores say little about other images "
+                f"(objects across the cut, which neither part counts: {self.part.crossing})"
+            )
         if flat := [
             image.name for image in self.images if image.labels.any() and image.frame.min() == image.frame.max()
         ]:
@@ -146,28 +193,29 @@ class Dataset:
         pixels = sum(image.labels.size for image in self.images)
         return sum(int(image.ignored.sum()) for image in self.images if image.ignored is not None) / pixels
 
-    def split(self, fraction: float, seed: int) -> tuple["Dataset", "Dataset"]:
+    def split(self, fraction: float | None, seed: int) -> tuple["Dataset", "Dataset"]:
         """Return two sets, the second with about `fraction` of the images, at least one, drawn at random.
 
-        Frames of one stack or sequence stay together, unless there is a single one.
+        Frames of one stack or sequence stay together, unless there is a single one. A single image is cut in two, see
+        `_cut`. `fraction` None stands for a fifth of the images, or for a third of a single one.
 
         Raises
         ------
         DatasetError
-            There is one image only, or a set would hold no object.
+            A set would hold no object, or a single image is too small.
         OptionError
             The fraction is not between 0 and 1.
         """
-        if not 0 < fraction < 1:
+        if fraction is not None and not 0 < fraction < 1:
             raise OptionError(
                 f"a validation fraction of {fraction} splits nothing: use one between 0 and 1, such as 0.2"
             )
-        if len(self.images) < 2:
-            raise DatasetError("one image cannot be split into training and validation: give --val FOLDER")
+        if len(self.images) == 1:
+            return self._cut(fraction or SHARE_OF_ONE)
         groups = list(self._by_source().values())
         if len(groups) == 1:
             groups = [[index] for index in range(len(self.images))]
-        wanted = max(1, round(fraction * len(self.images)))
+        wanted = max(1, round((fraction or SHARE) * len(self.images)))
         held: list[int] = []
         kept: list[int] = []
         order = np.random.default_rng(seed).permutation(len(groups))
@@ -178,6 +226,8 @@ class Dataset:
 
     def split_by(self, names: Sequence[str]) -> tuple["Dataset", "Dataset"]:
         """Return two sets, the second with the named images, and all images of named stacks and sequences.
+
+        If the only image is named, it is cut in two, as in `split`.
 
         Raises
         ------
@@ -191,9 +241,37 @@ class Dataset:
                 close = difflib.get_close_matches(name, by_name, 1)
                 raise DatasetError(f"no image is named {name}" + (f": did you mean {close[0]}?" if close else ""))
             held |= set(by_name[name])
+        if held and len(self.images) == 1:
+            return self._cut(SHARE_OF_ONE)
         if len(held) == len(self.images):
             raise DatasetError("the list holds back every image: leave some to train on")
         return self._subset(set(range(len(self.images))) - held), self._subset(held)
+
+    def _cut(self, fraction: float) -> tuple["Dataset", "Dataset"]:
+        """Return two sets, the second with about `fraction` of the single image, at least `LEAST` px high and wide.
+
+        The cut crosses the longer side, and the end of that side (right or bottom) is held back, unless one of the
+        parts would then hold no whole object: then its beginning, or a part of the other side. Frames are cut, so that
+        neither set has a pixel of the other. Pixels of objects on both sides of the cut are ignored in both sets.
+        """
+        (image,) = self.images
+        size = image.labels.shape
+        axes = sorted((0, 1), key=lambda axis: -size[axis])
+        axes = [axis for axis in axes if size[axis] >= 2 * LEAST]
+        if not axes or min(size) < LEAST:
+            raise DatasetError(
+                f"{image.name} is {size[0]} x {size[1]} px, and no other image is there: too small to hold back a part "
+                f"of it for validation (at least {LEAST} x {2 * LEAST} px); give --val FOLDER, or a second image"
+            )
+        for axis in axes:
+            for ending in (True, False):
+                kept, held = _parts(image, axis, fraction, ending, objects=self.instances)
+                if kept.labels.any() and held.labels.any():
+                    return replace(self, images=(kept,)), replace(self, images=(held,))
+        raise DatasetError(
+            f"no cut of {image.name} leaves a whole object on both sides, and no other image is there: give --val "
+            "FOLDER, annotate a second image, or another --val-fraction"
+        )
 
     def _by_source(self) -> dict[str, list[int]]:
         """Return the indices of the images of each stack or sequence; single images count as their own source."""
@@ -206,6 +284,51 @@ class Dataset:
         images = tuple(self.images[index] for index in sorted(indices))
         _require_objects(images, "the split left a set in which")
         return Dataset(images, self.class_names, self.instances)
+
+
+def _parts(
+    image: AnnotatedImage, axis: int, fraction: float, ending: bool, *, objects: bool
+) -> tuple[AnnotatedImage, AnnotatedImage]:
+    """Return the part of an image to train on, and the part to hold back.
+
+    Parameters
+    ----------
+    image
+        The whole image.
+    axis
+        Axis that is divided: 0 or 1, the height or the width.
+    fraction
+        Share to hold back; each part has at least `LEAST` pixels along the axis.
+    ending
+        Whether the end of the axis is held back, or its beginning.
+    objects
+        Whether labels are instances, of which those on both sides are ignored.
+    """
+    length = image.labels.shape[axis]
+    count = min(max(LEAST, round(fraction * length)), length - LEAST)
+    cut = length - count if ending else count
+    before, after = ((slice(None),) * axis + (side,) for side in (slice(cut), slice(cut, None)))
+    kept, held = (before, after) if ending else (after, before)
+    labels, ignored = image.labels, image.ignored
+    crossing = np.intersect1d(labels[before], labels[after])
+    crossing = crossing[crossing > 0] if objects else crossing[:0]
+    if len(crossing):
+        across = np.isin(labels, crossing)
+        labels, ignored = np.where(across, 0, labels), across if ignored is None else across | ignored
+    side = (("top", "bottom"), ("left", "right"))[axis][ending]
+    about = f"the {side} {count / length:.0%} of {image.name}"
+    height, width = labels.shape
+
+    def part(where: tuple[slice, ...], held: bool) -> AnnotatedImage:
+        return replace(
+            image,
+            frame=image.frame[:, *where],
+            labels=labels[where],
+            ignored=None if ignored is None else ignored[where],
+            part=Part(about, (height, width), len(crossing), held),
+        )
+
+    return part(kept, held=False), part(held, held=True)
 
 
 def class_names(classes: int | None) -> tuple[str, ...]:

@@ -11,7 +11,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, distributed, nn
 from torch.amp.grad_scaler import GradScaler
 from torch.nn.parallel import DistributedDataParallel
@@ -165,12 +167,24 @@ class Learner:
         The processes that train together.
     compiled
         Whether to compile the network with torch.compile.
+    initial
+        Initial weights, float32 arrays by their names in the network's state; those left out are drawn.
     """
 
-    def __init__(self, shape: UNetShape, recipe: Recipe, seed: int, team: Team, compiled: bool = False) -> None:
+    def __init__(
+        self,
+        shape: UNetShape,
+        recipe: Recipe,
+        seed: int,
+        team: Team,
+        compiled: bool = False,
+        initial: Mapping[str, NDArray[np.float32]] | None = None,
+    ) -> None:
         self._recipe, self._seed, self._team = recipe, seed, team
-        net = UNet(shape, recipe.dropout).initialise(generator_for(seed, WEIGHTS)).to(team.device)
-        self.net: UNet = net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        net = UNet(shape, recipe.dropout).initialise(generator_for(seed, WEIGHTS))
+        given = {name: torch.from_numpy(array) for name, array in (initial or {}).items()}
+        net.load_state_dict(net.state_dict() | given)
+        self.net: UNet = net.to(team.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.net.train()
         self._optimiser = _optimiser(self.net, recipe)
         self.dtype = fastest_dtype(team.device) if recipe.mixed else torch.float32

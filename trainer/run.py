@@ -16,6 +16,7 @@ from unetrt.runtime.errors import DatasetError, ModelFileError, OptionError
 from unetrt.runtime.records import validated
 from unetrt.trainer.checkpoint import LAST, Checkpoint, load
 from unetrt.trainer.dataset import Dataset, read_dataset, read_names
+from unetrt.trainer.pretrained import Pretrained, StartedFrom
 from unetrt.trainer.recipe import Recipe
 from unetrt.trainer.validation import Scores
 
@@ -34,7 +35,7 @@ class DataSource:
     val
         Folder of validation images; None: a part of `data` is held back.
     fraction
-        Share of the images that is held back; ignored if `listed` is set.
+        Share of the images that is held back, see `Dataset.split`; ignored if `listed` is set.
     listed
         Text file with the names of the images to hold back, one per line; None: they are drawn at random.
     classes
@@ -45,7 +46,7 @@ class DataSource:
 
     data: Path
     val: Path | None = None
-    fraction: float = 0.2
+    fraction: float | None = None
     listed: Path | None = None
     classes: int | None = None
     ignore: int | None = None
@@ -117,6 +118,8 @@ class TrainingRun:
         Whether validation averages over the 8 symmetries of the square.
     compiled
         Whether to compile the network with torch.compile.
+    started_from
+        Origin of the initial weights; None: they are drawn.
     source
         Origin of the images, stored for resuming. None: to resume the run, the caller must pass the images again.
     """
@@ -125,6 +128,7 @@ class TrainingRun:
     seed: int = 0
     tta: bool = False
     compiled: bool = False
+    started_from: StartedFrom | None = None
     source: DataSource | None = None
 
 
@@ -145,7 +149,7 @@ class ResumeState:
     data
         Digests of training and validation images.
     run
-        Attributes of `TrainingRun`: seed, tta, compiled.
+        Attributes of `TrainingRun`: seed, tta, compiled, started_from.
     origin
         Result of `DataSource.to_dict`; empty if unknown.
     """
@@ -185,6 +189,8 @@ class TrainingJob:
         Folder and seed.
     budget
         Length of the training.
+    start
+        Trained network from which a new training starts; None: initial weights are drawn.
     last
         Checkpoint from which the training resumes; None for a new training.
     """
@@ -193,6 +199,7 @@ class TrainingJob:
     recipe: Recipe
     run: TrainingRun
     budget: TrainingBudget
+    start: Pretrained | None = None
     last: Checkpoint | None = field(default=None, repr=False)
 
     @classmethod
@@ -226,4 +233,4 @@ class TrainingJob:
             )
         source = validated(state.origin | paths, DataSource, f"the origin in {path}")
         run = validated(state.run | {"folder": folder, "source": source}, TrainingRun, f"the run in {path}")
-        return cls(source, recipe_of(last, path), run, budget or state.budget, last)
+        return cls(source, recipe_of(last, path), run, budget or state.budget, last=last)

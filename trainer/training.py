@@ -20,6 +20,7 @@ from unetrt.trainer.checkpoint import BEST, LAST, Checkpoint, state_of
 from unetrt.trainer.dataset import Dataset
 from unetrt.trainer.history import History, TrainingProgress
 from unetrt.trainer.learner import Learner, Team, alone
+from unetrt.trainer.pretrained import Pretrained
 from unetrt.trainer.recipe import Recipe
 from unetrt.trainer.run import ResumeState, TrainingBudget, TrainingRun, recipe_of
 from unetrt.trainer.samples import Sampler, normalisation_for, prepare, target_for
@@ -49,10 +50,18 @@ class Training:
         Folder and seed.
     team
         The processes that train together; None: this process alone.
+    start
+        A trained network of the recipe's depth and base, from whose weights a new training starts.
     """
 
     def __init__(
-        self, train: Dataset, validation: Dataset, recipe: Recipe, run: TrainingRun, team: Team | None = None
+        self,
+        train: Dataset,
+        validation: Dataset,
+        recipe: Recipe,
+        run: TrainingRun,
+        team: Team | None = None,
+        start: Pretrained | None = None,
     ) -> None:
         self._train, self._validation, self._recipe, self._run = train, validation, recipe, run
         self._team = team or alone()
@@ -60,8 +69,10 @@ class Training:
         self._normalisation = normalisation_for(recipe, train)
         self._target = target_for(recipe, train)
         shape = recipe.shape(train.channels, len(self._target.class_names))
+        self._started_from = start.origin if start else run.started_from
+        initial = start.weights_for(train.channels, self._target.class_names) if start else {}
         with torch_errors("building the network", "use a smaller --base or --depth"):
-            self._learner = Learner(shape, recipe, run.seed, self._team, run.compiled)
+            self._learner = Learner(shape, recipe, run.seed, self._team, run.compiled, initial)
             samples = prepare(train, recipe, self._normalisation, self._target)
             self._sampler = Sampler(samples, recipe, run.seed, self._team.device)
         self.history = History()
@@ -73,6 +84,11 @@ class Training:
     def folder(self) -> Path:
         """Folder of the run."""
         return self._run.folder
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """Names of the classes that the network learns, background first."""
+        return self._target.class_names
 
     @property
     def net(self) -> UNet:
@@ -222,7 +238,7 @@ class Training:
             annotation="instances" if self._train.instances else "classes",
             decoding=self._target.decoding,
             frames=self._validation.some_frames(),
-            frame_sizes=tuple((height, width, often) for (height, width), often in self._train.sizes.items()),
+            frame_sizes=tuple((height, width, often) for (height, width), often in self._train.whole_sizes.items()),
             training={
                 "steps": self.steps,
                 "seconds": round(self._seconds, 1),
@@ -230,6 +246,7 @@ class Training:
                 "images": len(self._train.images),
                 "validation": asdict(scores) if scores else None,
                 "recipe": asdict(self._recipe),
+                **self._origin(),
             },
         )
 
@@ -242,11 +259,20 @@ class Training:
             validated_at=self._validated_at,
             budget=budget,
             data=self._digests(),
-            run={"seed": self._run.seed, "tta": self._run.tta, "compiled": self._run.compiled},
+            run={
+                "seed": self._run.seed,
+                "tta": self._run.tta,
+                "compiled": self._run.compiled,
+                **self._origin(),
+            },
             origin=self._run.source.to_dict() if self._run.source else {},
         )
         checkpoint = self._checkpoint(self.history.latest_scores)
         return replace(checkpoint, state=arrays | {LOSSES: np.array(self.history.losses)}, progress=asdict(state))
+
+    def _origin(self) -> dict[str, dict[str, str]]:
+        """Return the origin of the initial weights as JSON, by its name; empty where they were drawn."""
+        return {"started_from": asdict(self._started_from)} if self._started_from else {}
 
     def _digests(self) -> tuple[str, str]:
         return self._train.digest, self._validation.digest

@@ -6,6 +6,9 @@ may be a message again; only the schema says which (protobuf.dev, "Encoding"). `
 contents with a seek, so reading a file's spec (`read_spec`) does not read its weights. `field_of`, `number_field` and
 `replace` encode single fields, to change a message byte for byte.
 
+Some models come with unetrt, in `unetrt/models/NAME.onnx`. `resolved` turns their names into paths; functions that open
+the file of a user call it first.
+
 >>> message = Message.of(number_field(1, 300) + field_of(2, b"text"))
 >>> [(part.number, part.value) for part in message.fields()], message.read(message.only(2))
 ([(1, 300), (2, 0)], b'text')
@@ -14,6 +17,7 @@ contents with a seek, so reading a file's spec (`read_spec`) does not read its w
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from importlib import resources
 from io import BytesIO
 from pathlib import Path
 from typing import BinaryIO, NamedTuple, Self
@@ -179,6 +183,31 @@ def replace(message: bytes, changes: Mapping[Field, bytes]) -> bytes:
     return b"".join([*parts, message[position:]])
 
 
+MODELS = Path(str(resources.files("unetrt"))) / "models"
+SUFFIX = ".onnx"
+
+
+def bundled_names() -> list[str]:
+    """Return the names of the models that come with this installation, sorted."""
+    return sorted(path.stem for path in MODELS.glob(f"*{SUFFIX}"))
+
+
+def bundled_path(name: str) -> Path:
+    """Return the path of the file of a model that comes with unetrt."""
+    return MODELS / f"{name}{SUFFIX}"
+
+
+def bundled_advice() -> str:
+    """Return the end of an error message about a model that does not exist: the names that would work, if any."""
+    return f"; models: {', '.join(bundled_names())}" if bundled_names() else ""
+
+
+def resolved(model: str | Path) -> Path:
+    """Return the path of a model: one that exists as it is, else that of the bundled model of this name."""
+    path = Path(model)
+    return bundled_path(str(path)) if str(path) in bundled_names() and not path.exists() else path
+
+
 # ModelProto and StringStringEntryProto.
 GRAPH, METADATA = 7, 14
 ENTRY_KEY, ENTRY_VALUE = 1, 2
@@ -229,9 +258,13 @@ def _require_model(path: Path) -> None:
     if path.is_dir():
         model = path / "model.onnx"
         advice = f"give {model}" if model.is_file() else f"`unetrt export {path}` makes a model file of a training"
+        if str(path) in bundled_names():
+            advice += f"; for the model {path} that comes with unetrt, use another working folder"
         raise ModelFileError(f"{path} is a folder: {advice}")
     if not path.exists():
-        raise ModelFileError(f"{path} does not exist: `unetrt export CHECKPOINT -o {path.name}` writes a model")
+        raise ModelFileError(
+            f"{path} does not exist: `unetrt export CHECKPOINT -o {path.name}` writes a model{bundled_advice()}"
+        )
     if not path.is_file():
         raise ModelFileError(f"{path} is not a regular file: give a model file")
     if path.suffix == ".safetensors":

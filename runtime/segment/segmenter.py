@@ -28,6 +28,7 @@ from unetrt.runtime.closing import Closable
 from unetrt.runtime.cuda.arrays import DeviceArray
 from unetrt.runtime.errors import FrameError, OptionError, SessionClosedError
 from unetrt.runtime.model.objects import confidence, instances, require_min_area
+from unetrt.runtime.model.onnx_file import resolved
 from unetrt.runtime.model.spec import ModelSpec
 from unetrt.runtime.pixels.frames import ArrayLike, array_of, labels_for, split_axes
 from unetrt.runtime.pixels.normalisation import Measure
@@ -101,8 +102,8 @@ class Segmenter(Closable):
     Parameters
     ----------
     model
-        An ONNX file written by `unetrt export`, a TensorRT engine written by `unetrt build`, or an open session, which
-        `close` leaves open.
+        An ONNX file written by `unetrt export`, a TensorRT engine written by `unetrt build`, the name of a model that
+        comes with unetrt, or an open session, which `close` leaves open.
     frame
         Height and width of your frames, in pixels: the model gets the tile that is planned for them. It is verified the
         first time, which takes a pass with the file's own tile on the CPU, and kept in the user's cache. Frames of
@@ -161,7 +162,7 @@ class Segmenter(Closable):
             size = frame_size(frame)
             if not isinstance(model, str | Path):
                 raise OptionError("frame cannot apply to a session that is already open: open the model's file with it")
-            model = model_for(Path(model), [size], backend, device, lanes)
+            model = model_for(resolved(model), [size], backend, device, lanes)
         with ExitStack() as opened:
             self.session = (
                 opened.enter_context(open_session(model, backend, device, backend_options))

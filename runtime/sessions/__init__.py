@@ -25,6 +25,7 @@ from unetrt.runtime.closing import Closable
 from unetrt.runtime.cuda import driver
 from unetrt.runtime.engines import SUFFIXES
 from unetrt.runtime.errors import BackendUnavailableError, CudaError, EngineError, FrameError, OptionError
+from unetrt.runtime.model.onnx_file import resolved
 from unetrt.runtime.model.spec import ModelSpec
 from unetrt.runtime.timings import Passed
 
@@ -251,7 +252,8 @@ def open_session(
     Parameters
     ----------
     path
-        An ONNX file that `unetrt export` wrote, or a TensorRT engine that `unetrt build` wrote.
+        An ONNX file that `unetrt export` wrote, a TensorRT engine that `unetrt build` wrote, or the name of a model
+        that comes with unetrt (`unetrt models`), if no file has that name.
     backend
         A name from `BACKENDS`, or `auto` for the first usable backend; the choice is logged. If a usable backend
         refuses the file, `auto` logs a warning and tries the next one.
@@ -275,6 +277,8 @@ def open_session(
         The weights do not fit on the GPU.
     """
     path = Path(path)
+    if not path.exists():
+        path = resolved(path)
     if device is not None and (not isinstance(device, int) or device < 0):
         raise OptionError(f"invalid device {device!r}: use the index of a CUDA device, from 0, or omit it for the CPU")
     _require_names(backend_options)

@@ -45,6 +45,8 @@ def place(tmp_path, tiny_model, labels_model, tiny_run, drawn_folder):
         image(tmp_path / name / "images" / "a.tif", FRAME)
         image(tmp_path / name / "labels" / "a.tif", labels)
     image(tmp_path / "unlabelled" / "images" / "a.tif", FRAME)
+    for part, pixels in (("images", FRAME), ("labels", OBJECTS)):
+        image(tmp_path / "little" / part / "a.tif", pixels[:40, :40])
     (tmp_path / "file").write_text("a file, no folder")
     whole = tiny_model.read_bytes()
     (tmp_path / "model.onnx").write_bytes(whole)
@@ -52,6 +54,10 @@ def place(tmp_path, tiny_model, labels_model, tiny_run, drawn_folder):
     plain = onnx.load(tiny_model)
     onnx.helper.set_model_props(plain, {})
     onnx.save(plain, tmp_path / "plain.onnx")
+    other = onnx.load(tiny_model)
+    scale = next(tensor for tensor in other.graph.initializer if tensor.name == "net.classify.weight")
+    scale.CopyFrom(onnx.numpy_helper.from_array(1.5 * onnx.numpy_helper.to_array(scale), scale.name))
+    onnx.save(other, tmp_path / "other.onnx")
     odd = onnx.load(tiny_model)
     onnx.helper.set_model_props(odd, {KEY: "{}"})
     onnx.save(odd, tmp_path / "odd.onnx")
@@ -81,7 +87,26 @@ CASES = {
     "missing labels": ("train unlabelled -o new", "labels does not exist"),
     "shapes differ": ("train shapes -o new", "images/a.tif is 64 x 64 px, .*labels/a.tif is 60 x 64 px"),
     "empty labels": ("train empty -o new", "all 1 label images are empty"),
-    "one image to split": ("train whole -o new", "one image cannot be split"),
+    "one image to split": ("train little -o new", "a is 40 x 40 px, .*too small to hold back a part of it"),
+    "a start that is missing": ("train drawn --from none.onnx -o new", "none.onnx does not exist"),
+    "a start without a suffix": (
+        "train drawn --from none -o new",
+        "none does not exist: start from a model file, a checkpoint or the folder of a run",
+    ),
+    "a start that is an engine": ("train drawn --from a.engine -o new", "a.engine is an engine: start from the ONNX"),
+    "a start without a spec": ("train drawn --from plain.onnx -o new", "plain.onnx carries no unetrt spec"),
+    "a start that is cut": ("train drawn --from cut.onnx -o new", "cut.onnx is not a whole ONNX file"),
+    "a start that is no training": ("train drawn --from good -o new", "best.safetensors does not exist"),
+    "a start of other weights": (
+        "train drawn --from other.onnx -o new",
+        r"other.onnx holds other weights than its spec says \(SHA-256\)",
+    ),
+    "a start of another depth": (
+        "train drawn --from model.onnx --depth 3 -o new",
+        "--depth 3 does not fit model.onnx, a network of depth 2 and base 4: use --depth 2, or leave it out",
+    ),
+    "a start of another base": ("train drawn --from best.safetensors --base 8 -o new", "--base 8 does not fit"),
+    "another start to resume": ("train --resume best --from model.onnx", "--from cannot change in the middle"),
     "too many classes": ("train whole --val whole --classes 3 -o new", "holds class 3, 3 classes are 0 ... 2"),
     "unknown recipe": ("train whole --val whole --recipe best -o new", "use one of modern, paper"),
     "minutes and steps": ("train whole --val whole --minutes 1 --steps 1 -o new", "either minutes or steps"),

@@ -5,11 +5,15 @@ import re
 import numpy as np
 import pytest
 import tifffile
+import torch
 import zarr
 from PIL import Image
 
 from unetrt.runtime.errors import DatasetError, FrameError, OptionError, UnetrtError
+from unetrt.runtime.pixels.normalisation import Normalisation
 from unetrt.trainer.dataset import read_dataset, read_names
+from unetrt.trainer.recipe import RECIPES
+from unetrt.trainer.samples import prepare
 
 SMALL = np.arange(20, dtype=np.uint16).reshape(4, 5)
 SMALL_LABELS = np.array([[0, 1, 1, 0, 2]] * 4, np.uint8)
@@ -354,7 +358,80 @@ def test_a_split_loses_no_image_and_repeats_itself(drawn_folder):
     assert data.split(0.25, seed=3)[1].images[0].name == held.images[0].name
 
 
-def test_one_image_cannot_be_split(tmp_path):
-    data = read_dataset(write(tmp_path, {"a.tif": SMALL}, {"a.tif": SMALL_LABELS}))
-    with pytest.raises(DatasetError, match="give --val FOLDER"):
-        data.split(0.2, seed=0)
+# Three rows of four objects, 12 px in 20; the pixels of the frame say where they are.
+ROWS, COLUMNS = np.mgrid[:72, :96]
+OF_ONE = np.where((ROWS % 24 < 12) & (COLUMNS % 24 < 12), 1 + ROWS // 24 * 4 + COLUMNS // 24, 0).astype(np.uint8)
+FRAME_OF_ONE = (ROWS * 1000 + COLUMNS).astype(np.uint16)
+
+
+def one_image(folder, labels=OF_ONE, frame=FRAME_OF_ONE, classes=None):
+    folder.mkdir(exist_ok=True)
+    return read_dataset(write(folder, {"a.tif": frame}, {"a.tif": labels}), classes)
+
+
+@pytest.mark.parametrize(
+    ("transposed", "about"), [(False, "the right 33% of a"), (True, "the bottom 33% of a")], ids=["wide", "high"]
+)
+def test_a_single_image_is_cut_in_two(tmp_path, transposed, about):
+    turned = np.transpose if transposed else np.array
+    train, held = one_image(tmp_path, turned(OF_ONE), turned(FRAME_OF_ONE)).split(None, seed=0)
+    (kept,), (part,) = train.images, held.images
+    joined = [np.concatenate([kept.frame[0], part.frame[0]], axis=0 if transposed else 1)]
+    np.testing.assert_array_equal(joined[0], turned(FRAME_OF_ONE))
+    assert turned(part.labels).shape == (72, 32)
+    assert kept.ignored is part.ignored is None
+    assert str(held).startswith(f"{about}: 1 images (1 of ")
+    assert str(train).startswith(f"all but {about}: 1 images (1 of ")
+    assert train.warnings() == [
+        f"there is one image, validated on {about}: scores say little about other images (objects across the cut, "
+        "which neither part counts: 0)"
+    ]
+    assert train.whole_sizes == {turned(OF_ONE).shape: 1}
+    assert train.split(None, seed=0)[0].digest != train.digest
+
+
+def test_an_object_across_the_cut_counts_in_neither_part(tmp_path):
+    labels = np.where((ROWS >= 30) & (ROWS < 36) & (COLUMNS >= 50), 13, OF_ONE)
+    train, held = one_image(tmp_path, labels).split(0.25, seed=5)
+    for (image,), columns in ((train.images, slice(64)), (held.images, slice(64, None))):
+        np.testing.assert_array_equal(image.ignored, labels[:, columns] == 13)
+        np.testing.assert_array_equal(image.labels > 0, (labels[:, columns] > 0) & ~image.ignored)
+    (sample,) = prepare(train, RECIPES["modern"], Normalisation())
+    assert (sample.target[1][torch.from_numpy(train.images[0].ignored)] == 0).all()
+    assert train.part.crossing == 1
+
+
+def test_pixels_that_are_not_annotated_stay_so_in_both_parts(tmp_path):
+    tiff(tmp_path / "ignore" / "a.tif", (ROWS < 5).astype(np.uint8))
+    train, held = one_image(tmp_path).split(None, seed=0)
+    assert all(image.ignored[:5].all() and not image.ignored[5:].any() for image in (*train.images, *held.images))
+
+
+def test_a_single_class_map_a_stack_of_one_frame_and_a_list_that_names_the_only_image(tmp_path):
+    classes = np.where(ROWS < 40, 1, 2).astype(np.uint8)
+    train, held = one_image(tmp_path / "classes", classes, classes=3).split(None, seed=0)
+    assert [data.images[0].ignored for data in (train, held)] == [None, None]
+    assert set(np.unique(held.images[0].labels)) == {1, 2}
+    stack = one_image(tmp_path / "stack", OF_ONE[None], FRAME_OF_ONE[None])
+    assert str(stack.split(None, seed=0)[1]).startswith("the right 33% of a:")
+    assert stack.split_by(["a"])[1].digest == stack.split(None, seed=0)[1].digest
+
+
+def test_the_other_end_is_held_back_where_the_first_has_no_whole_object(tmp_path):
+    _, held = one_image(tmp_path, np.where(COLUMNS < 60, OF_ONE, 0)).split(None, seed=0)
+    assert str(held).startswith("the left 33% of a:")
+
+
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [
+        (OF_ONE[:40, :60], r"a is 40 x 60 px, .* too small to hold back a part .*at least 32 x 64 px.*--val FOLDER"),
+        (OF_ONE[:30], "a is 30 x 96 px, .*too small"),
+        (np.where((ROWS < 20) & (COLUMNS < 20), 1, 0).astype(np.uint8), "no cut of a leaves a whole object"),
+    ],
+    ids=["small", "narrow", "one object"],
+)
+def test_a_single_image_that_cannot_be_cut(tmp_path, labels, message):
+    data = one_image(tmp_path, labels, FRAME_OF_ONE[: labels.shape[0], : labels.shape[1]])
+    with pytest.raises(DatasetError, match=message):
+        data.split(None, seed=0)

@@ -8,6 +8,7 @@ Options that several commands share are here too, so that they have the same hel
 """
 
 import logging
+import os
 import re
 import sys
 from collections.abc import Callable, Sequence
@@ -73,6 +74,17 @@ def backend_option_of(text: str) -> tuple[str, str]:
     return name, value
 
 
+class ModelPath(click.Path):
+    """The type of a path of a model; the name of a model that comes with unetrt becomes the path of its file."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Path:
+        """Return the path."""
+        from unetrt.runtime.model.onnx_file import resolved
+
+        return resolved(os.fsdecode(super().convert(value, param, ctx)))
+
+
+MODEL = ModelPath()
 SIZE = Parsed("HxW", size_of)
 MEMORY = Parsed("BYTES", bytes_of)
 
@@ -176,6 +188,7 @@ COMMANDS = {
     "retile": "Write a model file with another tile.",
     "build": "Build the TensorRT engine of a model.",
     "package": "Package a model for bioimage.io or NVIDIA Triton.",
+    "models": "List the models that come with unetrt.",
     "predict": "Segment images with a model.",
     "live": "Segment the frames of a camera, or of image files, as they arrive.",
     "eval": "Score predicted labels against true labels.",

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from unetrt.cli import MEMORY
+from unetrt.cli import MEMORY, MODEL
 from unetrt.runtime.engines import SUFFIXES
 from unetrt.runtime.engines.engine_file import COMPATIBILITIES
 from unetrt.runtime.engines.flavours import AUTO, NAMES
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 @click.command("build")
-@click.argument("model", type=click.Path(path_type=Path))
+@click.argument("model", type=MODEL)
 @click.option("-o", "--out", type=click.Path(path_type=Path), help="The engine file. [default: kept in the cache]")
 @click.option(
     "--flavour",

@@ -8,14 +8,15 @@ from typing import Any
 
 import click
 
+from unetrt.cli import MODEL
 from unetrt.runtime.errors import ModelFileError
 
 
 @click.command("info")
-@click.argument("model", type=click.Path(path_type=Path))
+@click.argument("model", type=MODEL)
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def command(model: Path, as_json: bool) -> None:
-    """Describe MODEL: an ONNX file, an engine or a checkpoint."""
+    """Describe MODEL: an ONNX file, an engine, a checkpoint, or a model that comes with unetrt."""
     about = _reader(model)(model)
     if as_json:
         click.echo(json.dumps(about, indent=2))
@@ -28,6 +29,7 @@ def command(model: Path, as_json: bool) -> None:
 def _reader(path: Path) -> Callable[[Path], dict[str, Any]]:
     """Return the reader of a file, by its suffix or else by its content."""
     from unetrt.runtime.engines import SUFFIXES
+    from unetrt.runtime.model.onnx_file import bundled_advice
 
     by_name = {".onnx": _of_onnx, ".safetensors": _of_checkpoint, **dict.fromkeys(SUFFIXES, _of_engine)}
     if path.suffix.lower() in by_name:
@@ -35,7 +37,10 @@ def _reader(path: Path) -> Callable[[Path], dict[str, Any]]:
     if path.is_dir():
         return _of_checkpoint
     if not path.is_file():
-        raise ModelFileError(f"{path} is not an existing file: give a model file, an engine or a checkpoint")
+        raise ModelFileError(
+            f"{path} does not exist or is not a regular file: give a model file, an engine or a checkpoint"
+            f"{bundled_advice()}"
+        )
     return _of_onnx if _holds_a_graph(path) else _of_checkpoint
 
 

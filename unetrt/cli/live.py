@@ -23,6 +23,7 @@ import click
 
 from unetrt._exit_codes import STOPPED
 from unetrt.cli import (
+    MODEL,
     SIZE,
     Size,
     backend_name_option,
@@ -79,7 +80,7 @@ class LiveOptions:
 
 
 @click.command("live")
-@click.argument("model", type=click.Path(path_type=Path))
+@click.argument("model", type=MODEL)
 @click.option("--config", metavar="FILE", help="Micro-Manager configuration of a camera, such as MMConfig_demo.cfg.")
 @click.option("--exposure", type=click.FloatRange(0, min_open=True), metavar="MS", help="Exposure time of the camera.")
 @click.option("--replay", type=click.Path(path_type=Path), metavar="FOLDER", help="Replay images instead of a camera.")

@@ -7,6 +7,7 @@ from typing import Any
 
 import click
 
+from unetrt.cli import MODEL
 from unetrt.export.packages import KINDS, named_kind, write
 from unetrt.runtime.engines import SUFFIXES
 from unetrt.runtime.errors import OptionError
@@ -31,7 +32,7 @@ OPTIONS = {
 
 
 @click.command("package")
-@click.argument("model", type=click.Path(path_type=Path))
+@click.argument("model", type=MODEL)
 @click.argument("kind", type=click.Choice([kind.name for kind in KINDS]))
 @click.option(
     "-o", "--out", type=click.Path(path_type=Path), help="The package. [default: model.zip, or the folder models]"

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import click
 
-from unetrt.cli import MEMORY, SIZE, Size, backend_name_option, device_option
+from unetrt.cli import MEMORY, MODEL, SIZE, Size, backend_name_option, device_option
 from unetrt.runtime.errors import BackendUnavailableError, ModelFileError, OptionError
 from unetrt.runtime.files.atomic import require_place
 from unetrt.runtime.geometry.unet_shape import UNetShape
@@ -111,7 +111,7 @@ class PlannedNetwork:
 
 @click.command("plan")
 @click.argument("frames", type=SIZE, nargs=-1, required=True)
-@click.option("--model", type=click.Path(path_type=Path), help="Plan for this model file or checkpoint.")
+@click.option("--model", type=MODEL, help="Plan for this model file or checkpoint.")
 @click.option("--depth", default=4, show_default=True, help="Number of poolings, without --model.")
 @click.option("--base", default=64, show_default=True, help="Feature channels of the first level, without --model.")
 @click.option("--channels", default=1, show_default=True, help="Channels of a frame, without --model.")

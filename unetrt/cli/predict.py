@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, TypedDict, Unpack
 
 import click
 
-from unetrt.cli import EngineOptions, engine_options, kind_option
+from unetrt.cli import MODEL, EngineOptions, engine_options, kind_option
 from unetrt.runtime.errors import FrameError, OptionError, UnetrtError
 from unetrt.runtime.files.atomic import require_writable
 
@@ -33,7 +33,7 @@ class Written(TypedDict):
 
 
 @click.command("predict")
-@click.argument("model", type=click.Path(path_type=Path))
+@click.argument("model", type=MODEL)
 @click.argument("images", type=click.Path(path_type=Path), nargs=-1, required=True)
 @click.option(
     "-o", "--out", type=click.Path(path_type=Path), required=True, metavar="DIR", help="Folder for labels and overlays."
@@ -63,8 +63,8 @@ def command(
 ) -> None:
     """Segment IMAGES, files or folders (TIFF, PNG, NPY, Zarr), with MODEL.
 
-    MODEL is an ONNX file written by `unetrt export` or a TensorRT engine built by `unetrt build`. On a machine with a
-    GPU and TensorRT, the engine of an ONNX file is built first and cached.
+    MODEL is an ONNX file written by `unetrt export`, a TensorRT engine built by `unetrt build`, or a name that `unetrt
+    models` lists. On a machine with a GPU and TensorRT, the engine of an ONNX file is built first and cached.
 
     On a CPU the tile is planned for the sizes of the images, if that saves time. The first time, a drawn frame verifies
     that the result with this tile is the same.

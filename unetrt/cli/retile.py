@@ -4,14 +4,14 @@ from pathlib import Path
 
 import click
 
-from unetrt.cli import MEMORY, SIZE, Size
+from unetrt.cli import MEMORY, MODEL, SIZE, Size
 from unetrt.runtime.engines import SUFFIXES
 from unetrt.runtime.errors import OptionError
 from unetrt.runtime.files.atomic import require_place
 
 
 @click.command("retile")
-@click.argument("model", type=click.Path(path_type=Path))
+@click.argument("model", type=MODEL)
 @click.option("-o", "--out", type=click.Path(path_type=Path), required=True, help="The new model file.")
 @click.option("--frame", type=SIZE, multiple=True, help="Plan the tile for frames of this size; repeatable.")
 @click.option("--tile", type=SIZE, help="Input size of the network in pixels: 572 or HEIGHTxWIDTH; must be legal.")

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from unetrt._exit_codes import STOPPED
+from unetrt.cli import MODEL
 from unetrt.cli._shutdown import shutdown_request
 from unetrt.runtime.errors import DatasetError, OptionError, OutputError, TrainingStoppedError
 from unetrt.runtime.files.atomic import require_writable
@@ -36,13 +37,14 @@ class TrainOptions:
 
     data: Path | None
     val: Path | None
-    val_fraction: float
+    val_fraction: float | None
     val_list: Path | None
     out: Path | None
     resume: Path | None
     minutes: float | None
     steps: int | None
     recipe_name: str
+    start: Path | None
     classes: int | None
     ignore_label: int | None
     compiled: bool
@@ -64,7 +66,11 @@ class TrainOptions:
 @click.option(
     "--val", type=click.Path(path_type=Path), help="Validation folder. [default: a part of DATA is held back]"
 )
-@click.option("--val-fraction", default=0.2, show_default=True, help="Share of DATA held back without --val.")
+@click.option(
+    "--val-fraction",
+    type=float,
+    help="Share of DATA held back without --val. [default: 0.2 of the images, a third of a single image]",
+)
 @click.option(
     "--val-list",
     type=click.Path(path_type=Path),
@@ -89,6 +95,13 @@ class TrainOptions:
     default="modern",
     show_default=True,
     help="modern or paper: the defaults of the options below.",
+)
+@click.option(
+    "--from",
+    "start",
+    type=MODEL,
+    metavar="MODEL",
+    help="Start from the weights of a model file, a checkpoint, a run's folder, or a model that `unetrt models` lists.",
 )
 @click.option("--classes", type=int, help="Labels are class indices 0 ... N-1, not instances.")
 @click.option("--ignore-label", type=int, help="Label of unannotated pixels. [default: 255 with --classes]")
@@ -142,6 +155,9 @@ def command(exporting: bool, tensorboard: bool, **choices: Any) -> None:
     cores with a rim of 0.2, w0 8, foreground 1.6; paper: depth 4, base 64, tile 572, drop-out 0.5, SGD at 1e-3,
     constant, class weights, separation border 2, w0 10. Both: batch 1, sigma 5, percentile normalisation.
 
+    --from continues with the weights of another training, whose depth, base and normalisation it takes; that needs
+    fewer images and steps.
+
     Ctrl-C finishes the current step, saves and stops; --resume continues, also after a crash. Several GPUs:
     torchrun --nproc-per-node 4 -m unetrt train DATA --batch 4.
     """
@@ -165,6 +181,7 @@ def command(exporting: bool, tensorboard: bool, **choices: Any) -> None:
 
 
 def _new_job(options: TrainOptions, of_recipe: dict[str, Any]) -> "TrainingJob":
+    from unetrt.trainer.pretrained import Pretrained
     from unetrt.trainer.recipe import RECIPES
     from unetrt.trainer.run import DataSource, TrainingBudget, TrainingJob, TrainingRun
 
@@ -179,12 +196,15 @@ def _new_job(options: TrainOptions, of_recipe: dict[str, Any]) -> "TrainingJob":
         raise OutputError(f"{folder} holds images/ and labels/: a run needs its own folder, choose another with -o")
     if options.recipe_name not in RECIPES:
         raise OptionError(f"recipe {options.recipe_name!r} is unknown: use one of {', '.join(RECIPES)}")
-    recipe = RECIPES[options.recipe_name].with_options(**of_recipe)
+    start = None if options.start is None else Pretrained.read(options.start)
+    recipe = RECIPES[options.recipe_name].with_options(**(start.options(of_recipe) if start else of_recipe))
     budget = options.budget or TrainingBudget(minutes=DEFAULT_MINUTES)
     source = DataSource(
         data, options.val, options.val_fraction, options.val_list, options.classes, options.ignore_label
     )
-    return TrainingJob(source, recipe, TrainingRun(folder, options.seed, options.tta, options.compiled, source), budget)
+    origin = start.origin if start else None
+    run = TrainingRun(folder, options.seed, options.tta, options.compiled, origin, source)
+    return TrainingJob(source, recipe, run, budget, start)
 
 
 def _resumed_job(options: TrainOptions, folder: Path) -> "TrainingJob":
@@ -211,7 +231,9 @@ def _train(job: "TrainingJob", members: "Team", tensorboard: bool) -> Path:
     say(f"training on   {train}\nvalidating on {validation}")
     for warning in (*train.warnings(), *job.source.warnings()):
         say(f"note: {warning}")
-    training = Training(train, validation, job.recipe, job.run, members)
+    training = Training(train, validation, job.recipe, job.run, members, job.start)
+    if job.start is not None:
+        say(f"starting from {job.start.describe(train.channels, training.class_names)}")
     if job.last is not None:
         training.restore(job.last)
         say(f"continuing after step {training.steps}")
