@@ -11,7 +11,7 @@ NVRTC := nvidia-cuda-nvrtc-cu12==12.0.140
 # Each process loads torch, and a file runs in one process: more than 8 take memory and gain little.
 SIDE_BY_SIDE := -n auto --maxprocesses 8 --dist loadfile
 
-.PHONY: demo test test-portable test-without-bfloat16 test-without-vectors test-on-one-core test-slow gpu-check gpu-pack kernels docs lint format bench bench-weights bench-augmentation bench-host bench-decoding bench-live bench-cpu bench-small bench-page soak clean
+.PHONY: demo test test-portable test-without-bfloat16 test-without-vectors test-on-one-core test-slow gpu-check gpu-pack model-nuclei kernels docs lint format bench bench-weights bench-augmentation bench-host bench-decoding bench-live bench-cpu bench-small bench-page soak clean
 
 demo: $(READY)  ## draw cells, train, export, segment, check: leaves demo-out/
 	$(BIN)/unetrt demo --out demo-out
@@ -53,6 +53,10 @@ gpu-check: $(if $(DRY),$(READY))  ## the steps that need a GPU; PYTHON= names an
 
 gpu-pack: $(READY)  ## parts for a GPU's host without a network, in .gpu; RTX=1: TensorRT for RTX too
 	$(BIN)/python benchmarks/gpu_host/pack.py $(if $(RTX),--rtx)
+
+DATA := ../shared/data/nuclei
+model-nuclei: $(READY)  ## train the model that comes with unetrt on the images of DATA, which takes hours
+	$(BIN)/python docs/nuclei_model.py $(DATA)
 
 kernels:  ## runtime/segment/kernels.ptx from kernels.cu, on Linux; needs no GPU
 	$(PYTHON) -m pip install -q --no-deps --upgrade --target build/nvrtc $(NVRTC)

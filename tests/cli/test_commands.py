@@ -33,7 +33,7 @@ def run(capsys):
 
 def test_from_a_folder_of_images_to_labels(run, drawn_folder, tmp_path):
     folder, model, out = tmp_path / "run", tmp_path / "model.onnx", tmp_path / "out"
-    small = ["--depth", 2, "--base", 4, "--tile", 92, "--steps", 30]
+    small = ["--depth", 2, "--base", 4, "--tile", 92, "--steps", 30, "--target", "border"]
     said = run("train", drawn_folder, "--val", drawn_folder, "-o", folder, *small)
     assert "4 images" in said
     assert f"next: unetrt predict {folder / 'model.onnx'}" in said
@@ -186,7 +186,10 @@ def test_demo_leaves_what_it_says(run, tmp_path):
     assert report["exactness"]["share_of_pixels_of_another_class"] == 0
     assert report["frame"][0] > report["tile"][0]
     assert report["quality"]["cells_drawn"] > 500
-    assert report["quality"]["foreground_iou"] > 0.85
+    assert report["quality"]["foreground_iou"] > 0.9
+    assert report["quality"]["seg"] >= 0.8
+    assert report["nuclei"]["seg"] >= 0.75
+    assert len(list((tmp_path / "demo" / "nuclei" / "overlays").iterdir())) == 4
     with (tmp_path / "demo" / "history.csv").open() as history:
         assert len(list(history)) == 1 + STEPS, "a title, and a line a step"
 

@@ -7,7 +7,7 @@ import click
 from unetrt.runtime.files.atomic import require_writable
 
 # A number of steps produces the same network on every machine; a number of minutes would not.
-STEPS = 1000
+STEPS = 500
 
 
 @click.command("demo")
@@ -17,9 +17,11 @@ STEPS = 1000
 )
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Seed of drawings and training.")
 def command(out: Path, steps: int, seed: int) -> None:
-    """Draw touching cells, train on them, export the network, and segment a large frame.
+    """Segment real nuclei with the model that comes with unetrt; then train a network on drawn cells.
 
-    The frame is stitched from tiles and compared with one pass over the whole frame. Needs no data.
+    First four images of nuclei are segmented and scored: overlays are in DIR/nuclei. Then touching cells are drawn, a
+    network is trained on them and exported, and a large frame is segmented, stitched from tiles, and compared with one
+    pass over the whole frame. Needs no data. Exits with 1 if the result is not exact or SEG is below 0.8.
     """
     from unetrt.cli._demo import Demo
 
