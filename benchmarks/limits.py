@@ -23,7 +23,7 @@ COPIED = 1 << 28
 # Seconds that each way runs for; the median counts, as for contenders.
 # Seconds for which each product or copy is repeated; the median counts, as it does for contenders.
 LONG = 0.5
-DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+DTYPES: dict[Precision, torch.dtype] = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 FLOPS, BYTES = "FLOP/s", "B/s"
 COPY = "copying memory"
 

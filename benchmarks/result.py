@@ -31,7 +31,8 @@ class Measure:
     name
         The same in every run, so that runs can be compared.
     unit
-        `s`, `Mpixel/s` (10^6 pixels), `tiles/s` or `x`, a ratio. Less is better for seconds, more for all others.
+        `s`, `Mpixel/s` (10^6 pixels), `tiles/s`, `GFLOP/s` or `x`, a ratio. Less is better for seconds, more for
+        all others.
     median
         Over all rounds.
     low, high

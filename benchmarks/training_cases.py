@@ -19,7 +19,7 @@ from scipy import ndimage
 from torch import Tensor
 
 from unetrt.benchmarks.cases import BenchCase, Figures, store_drawn, stored
-from unetrt.benchmarks.limits import timed
+from unetrt.benchmarks.limits import DTYPES, Limits, timed
 from unetrt.benchmarks.processes import in_turn, one_core
 from unetrt.benchmarks.result import Measure
 from unetrt.runtime.errors import ParityError
@@ -27,10 +27,12 @@ from unetrt.runtime.pixels.normalisation import Normalisation
 from unetrt.trainer.augmentation import coordinates, look_up, vary_grey_values
 from unetrt.trainer.dataset import AnnotatedImage, Dataset, class_names
 from unetrt.trainer.drawn_cells import Drawing, draw
-from unetrt.trainer.learner import Learner, alone
+from unetrt.trainer.learner import Learner, alone, keep_freed_memory
 from unetrt.trainer.recipe import RECIPES, Recipe
-from unetrt.trainer.samples import Sampler, TrainingSample, prepare
+from unetrt.trainer.samples import Sampler, TrainingSample, prepare, target_for
 from unetrt.trainer.targets import Labels, separation_weights
+from unetrt.trainer.training import macs_of_step, validations_of
+from unetrt.trainer.validation import Validator
 
 Array = NDArray[Any]
 OURS = "unetrt"
@@ -283,15 +285,20 @@ IMAGES, SIDE = 8, 700
 WARM_UP = 5
 # name -> (16 bits, torch.compile)
 WAYS = {"eager": (False, False), "eager, 16 bits": (True, False), "compiled, 16 bits": (True, True)}
-NEW, SAME = "new tiles", "one tile"
+NEW, SAME, VALIDATION, LIMIT = "new tiles", "one tile", "validation", "matrix product"
+# Drawn images that are validated, 2 Mpixel, and the steps of the run whose share validations are.
+VALIDATED, RUN = 4, 400
+# Side of the matrices whose product is the limit of a step.
+PRODUCT = 2048
 
 
 @dataclass(frozen=True)
 class TrainingSteps(BenchCase):
-    """Training steps per second, eager and compiled, and how long the device waits for tiles.
+    """Training steps per second, eager and compiled, beside the limit of their arithmetic, and validations.
 
     A step with new tiles draws the tile, forward, backward and update; a step with the same tile saves the drawing.
-    All ways share this process, as compiling takes long, and take turns.
+    Matrix products of the same data type are timed in the same rounds. All ways share this process, as compiling takes
+    long, and take turns. The process keeps freed memory, as `unetrt train` does.
 
     Attributes
     ----------
@@ -304,7 +311,10 @@ class TrainingSteps(BenchCase):
     """
 
     NAME: ClassVar[str] = "training"
-    MEASURES: ClassVar[str] = "Steps of training on drawn cells, with new tiles and with the same tile in each step."
+    MEASURES: ClassVar[str] = (
+        "Steps of training on drawn cells, with new tiles and with the same tile in each step, beside matrix products, "
+        "and validations of 2 Mpixel."
+    )
     HELP: ClassVar[str] = "Time training steps."
 
     recipe: Recipe
@@ -313,7 +323,7 @@ class TrainingSteps(BenchCase):
 
     def facts(self) -> dict[str, Any]:
         """Return the recipe, the device, and how steps are timed."""
-        return {**self._fixed(), "steps": self.together}
+        return {**self._fixed(), "steps": self.together, "validated": VALIDATED, "product": PRODUCT}
 
     def _fixed(self) -> dict[str, Any]:
         device = alone().device
@@ -330,53 +340,87 @@ class TrainingSteps(BenchCase):
 
     def steps(self, _folder: Path) -> Mapping[str, Callable[[], Any]]:
         """Return one step a way; a way is set up and warmed up when it is first taken."""
-        device = alone().device
+        keep_freed_memory()
 
         @cache
-        def sampler() -> Sampler:
+        def data() -> tuple[Dataset, Sampler]:
             dataset = _dataset(*(draw((SIDE, SIDE), seed=number) for number in range(IMAGES)))
-            return Sampler(prepare(dataset, self.recipe, Normalisation()), self.recipe, 0, device)
+            samples = prepare(dataset, self.recipe, Normalisation())
+            return dataset, Sampler(samples, self.recipe, 0, alone().device)
 
         @cache
         def training(way: str) -> WarmTraining:
-            return WarmTraining(self.recipe, way, sampler())
+            return WarmTraining(self.recipe, way, *data())
 
         return {way: lambda way=way: training(way).round(self.together) for way in self.ways}  # type: ignore[misc]
 
     def figures(self, seconds: Figures) -> Iterator[Measure]:
-        """Yield the seconds of a step of each way, with new tiles and with the same."""
+        """Yield the seconds of a step of each way, with new tiles and with the same, and those of a validation."""
         for name, figure in seconds.items():
-            yield Measure.of(name, "s", figure)
+            yield Measure.of(name, "GFLOP/s" if name.endswith(LIMIT) else "s", figure)
 
     def detail(self, seconds: Figures, rounds: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-        """Return, by way, data type, seconds of a step and the share in which the device waits for tiles."""
-        dtypes: dict[str, str] = {}
+        """Return, by way: data type, seconds of a step, share in which the device waits for tiles, and of the limits.
+
+        `limit` is the rate of matrix products in GFLOP/s, and `share` what a step with new tiles reaches of it.
+        `validation` has the seconds of one, their number in a run of `steps`, and their share of its time.
+        """
+        latest: dict[str, Any] = {}
         for one in rounds:
-            dtypes |= one["dtype"]
-        ways = {}
-        for way, dtype in dtypes.items():
-            new, same = seconds[f"{way}: {NEW}"], seconds[f"{way}: {SAME}"]
-            ways[way] = {"dtype": dtype, "seconds": asdict(new), "waiting": max(0.0, 1 - same.median / new.median)}
-        return {"ways": ways, **self._fixed()}
+            latest |= one["way"]
+        return {"ways": {way: self._way(way, seconds, **known) for way, known in latest.items()}, **self._fixed()}
+
+    def _way(self, way: str, seconds: Figures, dtype: str, gflop: float, times: int) -> dict[str, Any]:
+        new, same, validation, limit = (seconds[f"{way}: {name}"] for name in (NEW, SAME, VALIDATION, LIMIT))
+        validating = times * validation.median
+        return {
+            "dtype": dtype,
+            "seconds": asdict(new),
+            "waiting": max(0.0, 1 - same.median / new.median),
+            "limit": limit.median,
+            "share": gflop / new.median / limit.median,
+            "validation": {
+                "seconds": validation.median,
+                "steps": RUN,
+                "times": times,
+                "share": validating / (validating + RUN * new.median),
+            },
+        }
 
 
 class WarmTraining:
     """One way to train, warmed up."""
 
-    def __init__(self, recipe: Recipe, way: str, sampler: Sampler) -> None:
+    def __init__(self, recipe: Recipe, way: str, dataset: Dataset, sampler: Sampler) -> None:
         mixed, compiled = WAYS[way]
         team, recipe = alone(), replace(recipe, mixed=mixed)
-        self._learner = Learner(recipe.shape(1, 2), recipe, 0, team, compiled)
+        target = target_for(recipe, dataset)
+        shape = recipe.shape(1, len(target.class_names))
+        self._learner = Learner(shape, recipe, 0, team, compiled)
         self._way, self._sampler, self._rate, self._device, self._step = way, sampler, recipe.rate, team.device, 0
         self._kept = sampler.batch(0)
+        validated = replace(dataset, images=dataset.images[:VALIDATED])
+        self._validator = Validator(validated, self._learner.result, Normalisation(), target)
+        self._macs = macs_of_step(shape, recipe.legal_tile(), recipe.batch)
         self._train(WARM_UP, new=True)
 
     def round(self, steps: int) -> dict[str, Any]:
-        """Return the data type of the arithmetic, and the seconds of a step with new tiles and with one."""
+        """Return what is known of the way, seconds of a step and of a validation, and the rate of matrix products."""
+        dtype = self._learner.dtype
+        (precision,) = (name for name, one in DTYPES.items() if one == dtype)
+        limits = Limits("gpu" if self._device.type == "cuda" else "cpu", (PRODUCT,), ())
         return {
-            "dtype": {self._way: str(self._learner.dtype).removeprefix("torch.")},
+            "way": {
+                self._way: {
+                    "dtype": str(dtype).removeprefix("torch."),
+                    "gflop": 2 * self._macs / 1e9,
+                    "times": validations_of(self._validator.macs / (self._macs * RUN)),
+                }
+            },
             f"{self._way}: {NEW}": timed(lambda: self._train(steps, new=True), self._device) / steps,
+            f"{self._way}: {LIMIT}": limits.product_rate(precision) / 1e9,
             f"{self._way}: {SAME}": timed(lambda: self._train(steps, new=False), self._device) / steps,
+            f"{self._way}: {VALIDATION}": timed(self._validator, self._device),
         }
 
     def _train(self, steps: int, new: bool) -> None:

@@ -6,8 +6,7 @@ PosixPath('run/best.safetensors')
 """
 
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -16,6 +15,7 @@ import torch
 
 from unetrt.runtime.errors import DatasetError, ModelFileError, OptionError, TrainingStoppedError, one_line
 from unetrt.runtime.files.atomic import clear_unfinished
+from unetrt.runtime.geometry.unet_shape import UNetShape
 from unetrt.trainer.checkpoint import BEST, LAST, Checkpoint, state_of
 from unetrt.trainer.dataset import Dataset
 from unetrt.trainer.history import History, TrainingProgress
@@ -26,12 +26,14 @@ from unetrt.trainer.run import ResumeState, TrainingBudget, TrainingRun, recipe_
 from unetrt.trainer.samples import Sampler, normalisation_for, prepare, target_for
 from unetrt.trainer.torch_session import torch_errors
 from unetrt.trainer.unet import UNet
-from unetrt.trainer.validation import Scores, Validator, draw_sheet
+from unetrt.trainer.validation import Scores, ValidatedImage, Validator, draw_sheet
 
-# Seconds between two saves of the last checkpoint: the work that a power cut can cost.
+# Seconds between two saves of the last checkpoint, the work that a power cut can cost, and between two drawings.
 SAVE_EVERY = 60.0
-# The network is validated each time this share of the budget is spent, for at most this share of the time.
-VALIDATE_EVERY, VALIDATE_AT_MOST = 0.1, 0.1
+# Number of validations of a run at most, and the share of the run that they may take together.
+VALIDATIONS, VALIDATE_AT_MOST = 10, 0.1
+# Forward and backward: the gradients of the inputs and those of the weights take a forward pass each.
+PASSES_OF_A_STEP = 3
 # Name of the array of losses in `Checkpoint.state`.
 LOSSES = "losses"
 SHEET = "validation.png"
@@ -76,8 +78,9 @@ class Training:
             samples = prepare(train, recipe, self._normalisation, self._target)
             self._sampler = Sampler(samples, recipe, run.seed, self._team.device)
         self.history = History()
-        self._validator: Validator | None = None
-        self._seconds, self._saved_at = 0.0, time.perf_counter()
+        self._seconds = 0.0
+        self._saved_at = self._drawn_at = time.perf_counter()
+        self._best: list[ValidatedImage] = []  # the best network's results, until they are drawn
         self._validated_at = 0, 0.0  # steps and seconds
 
     @property
@@ -154,36 +157,33 @@ class Training:
         OutputError
             The folder cannot be written to.
         """
-        clock = _ValidationClock(budget, budget.spent(*self._validated_at))
         (spent,) = self._team.from_leader(budget.spent(self.steps, self._seconds))
         if spent >= 1:
             raise OptionError(
                 f"the run has spent its budget ({self.steps} steps done): extend it with --minutes or --steps"
             )
+        validations = self._validations(budget)
         if self._team.leads:
             clear_unfinished(self.folder)
         begin = time.perf_counter() - self._seconds
         try:
             if self._team.leads and self.steps:
-                self._validate_if_due(clock, spent)  # a validation that the stop had skipped
+                self._validate_if_due(validations, spent)  # a validation that the stop had skipped
             while spent < 1:
                 rate = self._recipe.rate_at(spent)
                 loss = self._step(rate)
                 self._seconds = time.perf_counter() - begin
                 spent, stop = self._team.from_leader(budget.spent(self.steps, self._seconds), should_stop())
                 if self._team.leads:
-                    scores = self._validate_and_save(clock, spent, budget, stop > 0)
+                    scores = self._validate_and_save(validations, spent, budget, stop > 0)
                     report(TrainingProgress(self.steps, min(spent, 1), loss, rate, scores))
                 if stop and spent < 1:
                     raise TrainingStoppedError(
                         f"stopped after step {self.steps}; its state is saved{self._how_to_resume()}"
                     )
         finally:
-            if self._validator is not None:
-                self._validator.close()
-                self._validator = None
             if self.history.losses and self._team.leads:
-                self.history.save(self.folder)
+                self._draw()
         return self.folder / BEST
 
     def _how_to_resume(self) -> str:
@@ -197,36 +197,42 @@ class Training:
         self.history.losses.append(loss)
         return loss
 
+    def _validations(self, budget: TrainingBudget) -> "_Validations":
+        """Return the validations of a run with this budget."""
+        validator = Validator(self._validation, self._learner.result, self._normalisation, self._target, self._run.tta)
+        step = macs_of_step(self._learner.net.shape, self._recipe.legal_tile(), len(self._indices))
+        return _Validations(validator, budget, validator.macs / step, budget.spent(*self._validated_at))
+
     def _validate_and_save(
-        self, clock: "_ValidationClock", spent: float, budget: TrainingBudget, stop: bool
+        self, validations: "_Validations", spent: float, budget: TrainingBudget, stop: bool
     ) -> Scores | None:
         """Validate if due, unless the training stops early, and save the last checkpoint if due."""
-        scores = None if stop and spent < 1 else self._validate_if_due(clock, spent)
+        scores = None if stop and spent < 1 else self._validate_if_due(validations, spent)
         if scores or stop or self.steps == 1 or time.perf_counter() - self._saved_at > SAVE_EVERY:
             self._last(budget).save(self.folder / LAST)
             self._saved_at = time.perf_counter()
         return scores
 
-    def _validate_if_due(self, clock: "_ValidationClock", spent: float) -> Scores | None:
-        if not clock.due(spent):
+    def _validate_if_due(self, validations: "_Validations", spent: float) -> Scores | None:
+        """Score the network if that is due, and save it if it is the best so far."""
+        if not validations.due(spent, self.steps, self._seconds):
             return None
-        with clock.validating(spent):
-            scores = self._validate()
+        scores, results = validations(spent)
         self._validated_at = self.steps, self._seconds
-        return scores
-
-    def _validate(self) -> Scores:
-        """Score the network; save it and the sheet if it is the best so far."""
-        if self._validator is None:
-            self._validator = Validator(
-                self._validation, self._learner.result, self._normalisation, self._target, self._run.tta
-            )
-        scores, results = self._validator()
         if self.history.add_scores(self.steps, scores):
             self._checkpoint(scores).save(self.folder / BEST)
-            draw_sheet(self.folder / SHEET, results)
-        self.history.save(self.folder)
+            self._best = results
+        if time.perf_counter() - self._drawn_at > SAVE_EVERY:
+            self._draw()
         return scores
+
+    def _draw(self) -> None:
+        """Write the history, its curves, and the sheet of the best network; takes as long as a small validation."""
+        self.history.save(self.folder)
+        if self._best:
+            draw_sheet(self.folder / SHEET, self._best)
+            self._best = []
+        self._drawn_at = time.perf_counter()
 
     def _checkpoint(self, scores: Scores | None) -> Checkpoint:
         net = self._learner.result
@@ -278,40 +284,62 @@ class Training:
         return self._train.digest, self._validation.digest
 
 
-class _ValidationClock:
-    """Decides when to validate: each time a share of the budget is spent, and at the end.
+class _Validations:
+    """The validations of a run: when they are due, and what they cost.
 
-    With a budget in minutes a validation waits until validations take at most `VALIDATE_AT_MOST` of the time. With a
-    budget in steps it does not, so that a run validates at the same steps each time.
+    They are evenly spaced, the last at the end, and as many as fit into `VALIDATE_AT_MOST` of the run, at most
+    `VALIDATIONS` and at least one. Each is of all images, so that any two can be compared.
+
+    With a budget in steps their cost is counted in arithmetic, so that every machine validates at the same steps. With
+    a budget in minutes it is measured: before the first validation by the steps, then by the last validation.
 
     Parameters
     ----------
+    validator
+        Scores the network.
     budget
         Budget of the training.
+    steps
+        Arithmetic of a validation, in steps of training.
     spent
         Share of the budget spent at the last validation.
     """
 
-    def __init__(self, budget: TrainingBudget, spent: float) -> None:
-        self._by_steps = budget.steps is not None
-        self._spent, self._ended, self._cost = spent, time.perf_counter(), 0.0
+    def __init__(self, validator: Validator, budget: TrainingBudget, steps: float, spent: float) -> None:
+        self._validator, self._budget, self._steps, self._spent = validator, budget, steps, spent
+        self._cost = 0.0  # seconds of the last validation
 
-    def due(self, spent: float) -> bool:
-        """Return whether a validation is due when `spent` of the budget is spent."""
+    def __call__(self, spent: float) -> tuple[Scores, list[ValidatedImage]]:
+        """Validate when `spent` of the budget is spent; return what the validator returns."""
+        begin = time.perf_counter()
+        result = self._validator()
+        self._spent, self._cost = spent, time.perf_counter() - begin
+        return result
+
+    def due(self, spent: float, steps: int, seconds: float) -> bool:
+        """Return whether a validation is due when `spent` of the budget is spent, after these steps and seconds."""
         if spent >= 1:
             return True
-        rested = self._by_steps or time.perf_counter() - self._ended >= self._cost * (1 / VALIDATE_AT_MOST - 1)
-        return rested and _parts(spent) > _parts(self._spent)
+        count = validations_of(self._share(steps, seconds))
+        return _parts(spent, count) > _parts(self._spent, count)
 
-    @contextmanager
-    def validating(self, spent: float) -> Iterator[None]:
-        """Time the validation that runs inside."""
-        begin = time.perf_counter()
-        yield
-        self._spent, self._ended = spent, time.perf_counter()
-        self._cost = self._ended - begin
+    def _share(self, steps: int, seconds: float) -> float:
+        """Return the cost of a validation as a share of the whole budget."""
+        if self._budget.steps is not None:
+            return self._budget.spent(1, 0) * self._steps
+        return self._budget.spent(0, self._cost or self._steps * seconds / steps)
 
 
-def _parts(spent: float) -> int:
-    """Return the number of whole shares VALIDATE_EVERY in `spent`."""
-    return int(spent / VALIDATE_EVERY + 1e-9)  # 10 * 0.1 is below 1 in floating point
+def macs_of_step(shape: UNetShape, side: int, tiles: int) -> int:
+    """Return the multiply-accumulates of a step of training with this number of square tiles."""
+    return PASSES_OF_A_STEP * shape.macs(side, side) * tiles
+
+
+def validations_of(cost: float) -> int:
+    """Return how many validations a run has, each of which costs this share of its steps."""
+    return max(1, min(VALIDATIONS, int(VALIDATE_AT_MOST / cost)))
+
+
+def _parts(spent: float, count: int) -> int:
+    """Return how many of `count` equal parts of the budget are spent."""
+    return int(spent * count + 1e-9)  # 10 * 0.1 is below 1 in floating point

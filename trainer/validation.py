@@ -4,6 +4,7 @@ Scores are of all images together. `draw_sheet` shows images beside their result
 for tiled results.
 """
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,11 +15,13 @@ import torch
 from numpy.typing import NDArray
 
 from unetrt.runtime.files.atomic import whole_file
-from unetrt.runtime.geometry.planner import GIB, Budget, best_tile
+from unetrt.runtime.geometry.planner import GIB, Budget, FrameSize, best_tile
+from unetrt.runtime.geometry.unet_shape import UNetShape
 from unetrt.runtime.model.objects import instances, overlay
 from unetrt.runtime.model.spec import Decoding, ModelSpec
 from unetrt.runtime.pixels.frames import as_image
 from unetrt.runtime.pixels.normalisation import Normalisation
+from unetrt.runtime.pixels.scores import SQUARE
 from unetrt.runtime.segment.segmenter import Segmenter
 from unetrt.trainer.checkpoint import Checkpoint
 from unetrt.trainer.dataset import AnnotatedImage, Dataset
@@ -29,6 +32,8 @@ from unetrt.trainer.unet import UNet
 
 # Memory budget of the validation tile, in bytes; the activations of training are held beside it.
 MEMORY = 2 * GIB
+# Number of different tiles of a validation: kernels are compiled and kept for each.
+MOST_TILES = 8
 # Scores closer than this are a tie, which the order of summation decides; where their standard deviation is above 1,
 # closer than this share of it.
 TIE = 1e-4
@@ -115,6 +120,49 @@ def spec_of(
     )
 
 
+class ValidationPlan:
+    """The tile of each size of validation images.
+
+    Parameters
+    ----------
+    sizes
+        Number of images of each size (H, W), in pixels.
+    shape
+        Shape of the network.
+    tta
+        Whether each image is segmented in the 8 symmetries of the square.
+
+    Attributes
+    ----------
+    tiles
+        Tile (H, W) for each size: the planned one for the sizes with the most pixels, one for all others together.
+    macs
+        Multiply-accumulates of a validation.
+
+    Raises
+    ------
+    TileError
+        No tile fits into the memory of a validation.
+    """
+
+    def __init__(self, sizes: Counter[FrameSize], shape: UNetShape, tta: bool = False) -> None:
+        by_pixels = sorted(sizes, key=lambda size: (-size[0] * size[1] * sizes[size], size))
+        alone = len(sizes) if len(sizes) <= MOST_TILES else MOST_TILES - 1
+        groups = [[size] for size in by_pixels[:alone]] + [by_pixels[alone:]]
+        self.tiles: dict[FrameSize, tuple[int, int]] = {}
+        self.macs = 0
+        for group in filter(None, groups):
+            frames = [copy for size in group for copy in _copies(size, tta) * sizes[size]]
+            planned = best_tile(frames, shape, Budget(memory=MEMORY))
+            self.tiles |= dict.fromkeys(group, planned.tile)
+            self.macs += planned.macs
+
+
+def _copies(size: FrameSize, tta: bool) -> list[FrameSize]:
+    """Return the sizes of the copies of an image that are segmented; half of the symmetries swap height and width."""
+    return [size, size[::-1]] * (len(SQUARE) // 2) if tta else [size]
+
+
 class Validator:
     """Runs a network over a validation set.
 
@@ -128,34 +176,45 @@ class Validator:
         As in training.
     tta
         Whether to average over the 8 symmetries of the square (test-time augmentation), which takes 8 times as long.
+
+    Attributes
+    ----------
+    macs
+        Multiply-accumulates of a validation.
     """
 
     def __init__(
         self, dataset: Dataset, net: UNet, normalisation: Normalisation, target: Target, tta: bool = False
     ) -> None:
         self._dataset, self._net, self._tta = dataset, net, tta
-        tile = best_tile(dataset.sizes.elements(), net.shape, Budget(memory=MEMORY)).tile
-        spec = spec_of(net, tile, target.class_names, normalisation, target.decoding)
-        self._segmenter = Segmenter(TorchSession(net, spec))
+        plan = ValidationPlan(dataset.sizes, net.shape, tta)
+        self.macs = plan.macs
+        self._specs = {
+            size: spec_of(net, tile, target.class_names, normalisation, target.decoding)
+            for size, tile in plan.tiles.items()
+        }
 
     def __call__(self) -> tuple[Scores, list[ValidatedImage]]:
-        """Return the network's scores, and each image with its result."""
+        """Return the network's scores, and each image with its result, in the order of the dataset."""
         training = self._net.training
         self._net.eval()
-        results = [self._segment(image) for image in self._dataset.images]
+        images = self._dataset.images
+        results: dict[int, ValidatedImage] = {}
+        for size, spec in self._specs.items():
+            with TorchSession(self._net, spec) as session, Segmenter(session) as segmenter:
+                for index, image in enumerate(images):
+                    if image.labels.shape == size:
+                        results[index] = self._segment(image, segmenter)
         self._net.train(training)
-        return Scores.of(pooled([result.tally for result in results])), results
+        ordered = [results[index] for index in range(len(images))]
+        return Scores.of(pooled([result.tally for result in ordered])), ordered
 
-    def close(self) -> None:
-        """Close the session."""
-        self._segmenter.session.close()
-
-    def _segment(self, image: AnnotatedImage) -> ValidatedImage:
-        classes = self._segmenter.segment(as_image(image.frame), tta=self._tta).labels
+    def _segment(self, image: AnnotatedImage, segmenter: Segmenter) -> ValidatedImage:
+        classes = segmenter.segment(as_image(image.frame), tta=self._tta).labels
         if not self._dataset.instances:
             count = len(self._dataset.class_names)
             return ValidatedImage(image, classes, evaluate_classes(classes, image.labels, count, image.ignored))
-        found = instances(classes, self._segmenter.spec.decoding)
+        found = instances(classes, segmenter.spec.decoding)
         return ValidatedImage(image, found, evaluate_instances(found, image.labels, image.ignored, warping=False))
 
 

@@ -200,6 +200,9 @@ def test_rounds_of_training_are_stored_one_by_one_and_not_measured_twice(little,
         assert figure["seconds"]["rounds"][:1] == first[f"{way}: new tiles"].rounds
         assert (len(figure["seconds"]["rounds"]), figure["seconds"]["low"] > 0) == (2, True)
         assert 0 <= figure["waiting"] < 1
+        assert 0 < figure["share"] < 1
+        assert figure["limit"] == more[f"{way}: matrix product"].median
+        assert (figure["validation"]["steps"], figure["validation"]["times"]) == (400, 10)
     over = measure(case, 3, path, Patience(seconds=1e-9, resume=True))
     assert over.missing == ("round 3: eager", "round 3: eager, 16 bits")
 
@@ -225,5 +228,6 @@ def test_the_command_times_all_three_ways_of_training(capsys, tmp_path):
 
     arguments = ["bench", "--training", "--depth", "1", "--base", "2", "--tile", "60", "--rounds", "1"]
     assert main([*arguments, "--json", str(tmp_path / "a.json")]) == 0
-    assert capsys.readouterr().out.count("steps/s") == 3
+    out = capsys.readouterr().out
+    assert [out.count(part) for part in ("steps/s", "GFLOP/s", "a validation of")] == [3, 3, 3]
     assert len(CaseResult.load(tmp_path / "a.json").detail["ways"]) == 3

@@ -1,3 +1,6 @@
+import platform
+import subprocess
+import sys
 from dataclasses import replace
 
 import pytest
@@ -94,3 +97,37 @@ def test_a_compiled_network_learns_the_same():
     compiled, eager = learner(compiled=True), learner()
     losses = [[each.step(batch(), step, 1e-3) for step in range(1, 4)] for each in (compiled, eager)]
     assert losses[0] == pytest.approx(losses[1], rel=1e-4)
+
+
+def test_the_fused_optimiser_steps_as_torchs_plain_loop_does():
+    """Of up-convolutions too, whose weights and gradients must have the same memory layout."""
+    learning = Learner(UNetShape(1, 8), RECIPE.with_options(base=8), 0, alone())
+    plain = [parameter.detach().clone() for parameter in learning.net.parameters()]
+    reference = torch.optim.AdamW(plain, weight_decay=1e-4, foreach=False, fused=False)
+    for step in range(1, 4):
+        learning.step(batch(), step, 1e-3)
+        for parameter, learnt in zip(plain, learning.net.parameters(), strict=True):
+            parameter.grad = learnt.grad
+        reference.step()
+    assert (torch.cat([each.flatten() for each in plain]) - weights_of(learning.net)).abs().max() < 1e-6
+
+
+FAULTS = """
+import resource, sys, torch
+from unetrt.trainer.learner import keep_freed_memory
+if sys.argv[1] == "kept":
+    keep_freed_memory()
+for turn in range(15):
+    torch.ones(2**24)
+    if turn == 4:  # the heap has grown by then
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc can be told to keep freed memory")
+def test_a_process_that_keeps_freed_memory_does_not_map_it_again():
+    def faults(how):
+        return int(subprocess.run([sys.executable, "-c", FAULTS, how], capture_output=True, check=True).stdout)
+
+    assert faults("kept") < 0.2 * faults("returned")

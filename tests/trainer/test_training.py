@@ -1,4 +1,6 @@
 import csv
+import time
+from collections import Counter
 from dataclasses import replace
 
 import numpy as np
@@ -7,6 +9,7 @@ import torch
 from PIL import Image
 
 from unetrt.runtime.errors import OptionError, TrainingError
+from unetrt.runtime.geometry.planner import best_tile
 from unetrt.runtime.model.spec import Decoding
 from unetrt.trainer.augmentation import Augmentation
 from unetrt.trainer.dataset import read_dataset
@@ -15,8 +18,9 @@ from unetrt.trainer.history import History
 from unetrt.trainer.recipe import RECIPES, Recipe
 from unetrt.trainer.run import TrainingBudget, TrainingRun
 from unetrt.trainer.samples import normalisation_for, target_for
-from unetrt.trainer.training import Training
-from unetrt.trainer.validation import TIE, Scores, Validator, wrong_pixels
+from unetrt.trainer.training import Training, validations_of
+from unetrt.trainer.unet import UNet
+from unetrt.trainer.validation import TIE, Scores, ValidationPlan, Validator, wrong_pixels
 
 SMALL = RECIPES["modern"].with_options(depth=2, base=4, tile=92, target="border")
 
@@ -200,10 +204,71 @@ def test_tensorboard_gets_losses_and_scores(drawn_folder, tmp_path):
     assert set(events.Tags()["scalars"]) >= {"learning rate", "validation/iou", "validation/seg"}
 
 
-def test_a_step_budget_validates_ten_times_at_the_same_steps(drawn_folder, tmp_path):
-    run = training(drawn_folder, tmp_path)
-    run.run(TrainingBudget(steps=20))
-    assert [step for step, _ in run.history.scores] == list(range(2, 21, 2))
+# Sizes of the 12 validation images of nuclei, 2.4 Mpixel.
+NUCLEI = Counter({(256, 256): 4, (520, 696): 4, (360, 360): 2, (512, 640): 1, (260, 347): 1})
+
+
+@pytest.mark.parametrize(
+    ("steps", "tta", "count"), [(200, False, 1), (1000, False, 5), (14000, False, 10), (5000, True, 2)]
+)
+def test_validations_take_at_most_a_tenth_of_a_run(steps, tta, count):
+    modern = RECIPES["modern"]
+    shape = modern.shape(1, 3)
+    validation, step = ValidationPlan(NUCLEI, shape, tta).macs, 3 * shape.macs(284, 284)
+    assert validations_of(validation / (steps * step)) == count
+    assert count * validation <= 0.1 * steps * step
+
+
+def test_a_step_budget_validates_at_the_same_steps_for_a_tenth_of_the_arithmetic(drawn_folder, tmp_path):
+    train, validation = read_dataset(drawn_folder).split(0.25, seed=0)
+    shape = SMALL.shape(1, 2)
+    for steps in (1, 60):
+        run = Training(train, validation, SMALL, TrainingRun(tmp_path / str(steps)))
+        run.run(TrainingBudget(steps=steps))
+        at = [step for step, _ in run.history.scores]
+        passes = len(at) * ValidationPlan(validation.sizes, shape).macs / shape.macs(92, 92)
+        assert at == [round(steps * part / len(at)) for part in range(1, len(at) + 1)]
+        assert passes <= 0.1 * 3 * steps or len(at) == 1
+    assert len(at) > 1
+
+
+def test_a_budget_in_minutes_validates_for_a_tenth_of_the_time(drawn_folder, tmp_path, monkeypatch):
+    validate, seconds = Validator.__call__, []
+
+    def slow(validator):
+        begin = time.perf_counter()
+        time.sleep(0.1)
+        result = validate(validator)
+        seconds.append(time.perf_counter() - begin)
+        return result
+
+    monkeypatch.setattr(Validator, "__call__", slow)
+    training(drawn_folder, tmp_path).run(TrainingBudget(minutes=0.05))
+    assert len(seconds) <= 3  # the first, before its time is known; one or two more at 0.1 s or longer in 3 s
+
+
+def test_images_of_each_size_have_their_own_tile_up_to_a_number_of_tiles():
+    shape = SMALL.shape(1, 2)
+    few, many = Counter({(64, 96): 2, (200, 100): 1}), Counter({(64 + 16 * n, 100): 1 for n in range(20)})
+    plan = ValidationPlan(few, shape)
+    assert all(best_tile([size], shape).tile == tile for size, tile in plan.tiles.items())
+    assert plan.macs < best_tile(few.elements(), shape).macs
+    tiles = ValidationPlan(many, shape).tiles
+    assert (tiles.keys(), len(set(tiles.values())) <= 8) == (many.keys(), True)
+    assert ValidationPlan(few, shape, tta=True).macs >= 8 * plan.macs
+
+
+def test_images_of_several_sizes_are_validated_in_their_order(drawn_folder):
+    data = read_dataset(drawn_folder)
+    first = data.images[0]
+    cut = replace(first, frame=first.frame[:, :40, :56], labels=first.labels[:40, :56])
+    mixed = replace(data, images=(first, cut, data.images[1], cut))
+    net = UNet(SMALL.shape(1, 2)).initialise(torch.Generator().manual_seed(0))
+    validate = Validator(mixed, net, normalisation_for(SMALL, mixed), target_for(SMALL, mixed))
+    _, results = validate()
+    assert [result.image for result in results] == list(mixed.images)
+    assert [result.labels.shape for result in results] == [image.labels.shape for image in mixed.images]
+    np.testing.assert_array_equal(results[1].labels, results[3].labels)
 
 
 def test_names_of_images_are_no_mathematics(drawn_folder, tmp_path):

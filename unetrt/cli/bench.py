@@ -120,7 +120,8 @@ def command(context: click.Context, /, **given: Any) -> None:
 
     With --compare: show what changed between two results, and whether it is more than noise.
 
-    With --training: time steps of the paper's recipe, in float32, in 16 bits and compiled, on drawn cells.
+    With --training: time steps of the recipe `modern` on drawn cells, in float32, in 16 bits and compiled, beside
+    matrix products, and validations. --base, --depth and --tile replace the recipe's.
     """
     options = BenchOptions(**given)
     options.require_valid()
@@ -236,18 +237,32 @@ def training(options: BenchOptions) -> None:
     """Time training steps."""
     from unetrt.benchmarks.cases import measure
     from unetrt.benchmarks.training_cases import TrainingSteps
-    from unetrt.trainer.recipe import RECIPES
+    from unetrt.trainer.recipe import DEFAULT_RECIPE, RECIPES
 
-    tile = {"tile": options.tile[0]} if options.tile else {}
-    case = TrainingSteps(RECIPES["paper"].with_options(base=options.base, depth=options.depth, **tile))
+    source = click.get_current_context().get_parameter_source
+    given: dict[str, Any] = {
+        name: getattr(options, name)
+        for name in ("base", "depth")
+        if source(name) is click.core.ParameterSource.COMMANDLINE
+    }
+    if options.tile:
+        given["tile"] = options.tile[0]
+    case = TrainingSteps(RECIPES[DEFAULT_RECIPE].with_options(**given))
     result = measure(case, options.rounds, options.json_path, options.patience)
     if result.detail:
-        click.echo(f"depth {options.depth}, base {options.base}, on {result.detail['device']}:")
+        recipe = case.recipe
+        click.echo(f"depth {recipe.depth}, base {recipe.base}, tile {recipe.tile}, on {result.detail['device']}:")
     for way, figure in result.detail.get("ways", {}).items():
         seconds = figure["seconds"]
         click.echo(
             f"  {way:18s} {1 / seconds['median']:7.2f} steps/s in {figure['dtype']} "
-            f"({1 / seconds['high']:.2f} to {1 / seconds['low']:.2f}), {figure['waiting']:.1%} waiting for tiles"
+            f"({1 / seconds['high']:.2f} to {1 / seconds['low']:.2f}), {figure['waiting']:.1%} waiting for tiles, "
+            f"{figure['share']:.0%} of matrix products' {figure['limit']:.0f} GFLOP/s"
+        )
+        validation = figure["validation"]
+        click.echo(
+            f"  {'':18s} a validation of 2 Mpixel takes {validation['seconds']:.2f} s: {validation['times']} in "
+            f"{validation['steps']} steps, {validation['share']:.1%} of the time (at most 10%)"
         )
     options.report_missing(result.missing)
 

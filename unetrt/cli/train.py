@@ -274,8 +274,12 @@ def run_with_bar(
 ) -> Path:
     """Run a training with a progress bar on standard error; return the path of the best checkpoint.
 
-    On Ctrl-C and SIGTERM the training finishes the current step, saves, and raises TrainingStoppedError.
+    On Ctrl-C and SIGTERM the training finishes the current step, saves, and raises TrainingStoppedError. The process
+    keeps freed memory from here on.
     """
+    from unetrt.trainer.learner import keep_freed_memory
+
+    keep_freed_memory()
     with ExitStack() as stack:
         reporters: list[Callable[[TrainingProgress], None]] = [] if quiet else [stack.enter_context(_bar())]
         if tensorboard and not quiet:
