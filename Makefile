@@ -55,7 +55,7 @@ gpu-pack: $(READY)  ## parts for a GPU's host without a network, in .gpu; RTX=1:
 	$(BIN)/python benchmarks/gpu_host/pack.py $(if $(RTX),--rtx)
 
 DATA := ../shared/data/nuclei
-model-nuclei: $(READY)  ## train the model that comes with unetrt on the images of DATA, which takes hours
+model-nuclei: $(READY)  ## train the model that comes with unetrt on the images of DATA
 	$(BIN)/python docs/nuclei_model.py $(DATA)
 
 kernels:  ## runtime/segment/kernels.ptx from kernels.cu, on Linux; needs no GPU

@@ -36,6 +36,8 @@ Confidence = NDArray[np.float32]
 
 # Rows that are searched at once: their arrays fit in a core's cache.
 BLOCK = 64
+# Distance in pixels up to which all rows are searched for every pixel.
+NEAR = 5
 # Share of the grey value inside an object; the rest is its colour.
 INSIDE = 0.75
 # Colours by object number. Consecutive numbers are often neighbours, so the golden ratio spreads their hues.
@@ -125,10 +127,11 @@ def _areas(objects: Labels, count: int) -> Counts:
     """Return the number of pixels of each number, (count + 1,)."""
     if not objects.size:
         return np.zeros(count + 1)
-    flat = objects.reshape(-1)
-    starts = np.flatnonzero(flat[1:] != flat[:-1]) + 1  # of runs of equal numbers, which are far fewer than pixels
-    starts = np.concatenate([[0], starts])
-    return np.bincount(flat[starts], np.diff(starts, append=flat.size), count + 1)
+    # Runs of equal numbers along the rows are far fewer than pixels.
+    begins = np.ones(objects.shape, bool)
+    np.not_equal(objects[:, 1:], objects[:, :-1], out=begins[:, 1:])
+    starts = np.flatnonzero(begins)
+    return np.bincount(objects.reshape(-1)[starts], np.diff(starts, append=objects.size), count + 1)
 
 
 def _joined(objects: Labels, small: Mask) -> NDArray[np.intp]:
@@ -136,10 +139,15 @@ def _joined(objects: Labels, small: Mask) -> NDArray[np.intp]:
 
     If borders are equally long, the neighbour with the lowest number wins.
     """
-    sides = ((objects[1:], objects[:-1]), (objects[:, 1:], objects[:, :-1]))
-    touching = [np.stack([one[one != other], other[one != other]]) for one, other in sides]
-    pairs = np.concatenate([*touching, *(each[::-1] for each in touching)], axis=1)
-    pairs = pairs[:, small[pairs[0]] & ~small[pairs[1]] & (pairs[1] > 0)]
+    height, width = objects.shape
+    rows, columns = np.divmod(np.flatnonzero(np.take(small, objects, mode="clip")), width)
+    # Beyond the edges each pixel is its own neighbour, which is small as well.
+    beside = [
+        objects[np.clip(rows + down, 0, height - 1), np.clip(columns + right, 0, width - 1)]
+        for down, right in ((-1, 0), (1, 0), (0, -1), (0, 1))
+    ]
+    pairs = np.stack([np.tile(objects[rows, columns], len(beside)), np.concatenate(beside)])
+    pairs = pairs[:, ~small[pairs[1]] & (pairs[1] > 0)]
     (which, neighbour), lengths = np.unique(pairs, axis=1, return_counts=True)
     numbers = np.arange(len(small))
     ascending = np.lexsort((-neighbour, lengths))  # of several assignments the last remains
@@ -218,7 +226,8 @@ def _grow(objects: Labels, wanted: Mask, reach: int, furthest: float) -> None:
             np.minimum(left, right), range(top - above, min(top + BLOCK, height) - above), reach, at
         )
         near = squared <= min(furthest, 2 * reach**2)
-        at, down = at[near], down[near]
+        if not near.all():
+            at, down = at[near], down[near]
         source = at + (down + (top - above)) * width
         west, east = left.reshape(-1)[source].astype(np.intp), right.reshape(-1)[source].astype(np.intp)
         source += np.where(west <= east, -west, east) + above * width
@@ -261,12 +270,22 @@ def _nearest_row(distances: Array, rows: range, reach: int, at: NDArray[np.intp]
     keys *= keys
     keys *= kind.type(side)
     best = np.full((len(rows), distances.shape[1]), np.iinfo(kind).max, kind)
-    for offset in range(-reach, reach + 1):
+    candidates = np.empty_like(best)
+    for offset in range(-min(reach, NEAR), min(reach, NEAR) + 1):
         first, last = max(rows.start + offset, 0), min(rows.stop + offset, height)
         if first < last:
-            here = best[first - offset - rows.start : last - offset - rows.start]
-            np.minimum(here, keys[first:last] + kind.type(offset**2 * side + offset + reach), out=here)
+            here = slice(first - offset - rows.start, last - offset - rows.start)
+            np.add(keys[first:last], kind.type(offset**2 * side + offset + reach), out=candidates[here])
+            np.minimum(best[here], candidates[here], out=best[here])
     found = best.reshape(-1)[at]
+    # Most rims are thinner than NEAR. The other pixels, few of them, look at the remaining rows one by one.
+    left = np.flatnonzero(found >= (NEAR + 1) ** 2 * side) if reach > NEAR else at[:0]
+    down, right = np.divmod(at[left], distances.shape[1])
+    for offset in (sign * far for far in range(NEAR + 1, reach + 1) for sign in (-1, 1)):
+        row = down + (rows.start + offset)
+        key = keys[np.clip(row, 0, height - 1), right] + kind.type(offset**2 * side + offset + reach)
+        key[(row < 0) | (row >= height)] = np.iinfo(kind).max
+        found[left] = np.minimum(found[left], key)
     squared = found // kind.type(side)
     return squared, (found - squared * kind.type(side)).astype(np.intp) - reach
 

@@ -152,4 +152,4 @@ def test_info_reads_a_renamed_model(tiny_model, tmp_path, capsys):
     assert run("info", tmp_path / "renamed.thing", "--json") == 0
     assert json.loads(capsys.readouterr().out)["tile"] == [60, 76]
     assert run("info", tmp_path / "none.thing") == 2
-    assert "is not an existing file: give a model file" in capsys.readouterr().err
+    assert "does not exist or is not a regular file: give a model file" in capsys.readouterr().err
