@@ -152,3 +152,13 @@ def tiny_model(tiny_checkpoint, tmp_path_factory):
     path = tmp_path_factory.mktemp("model") / "tiny.onnx"
     export(tiny_checkpoint, path, Options(tile=(60, 76)))
     return path
+
+
+@pytest.fixture(scope="session")
+def large_model(tiny_checkpoint, tmp_path_factory):
+    """The same with a tile much larger than its frames."""
+    from unetrt.export.exporter import Options, export
+
+    path = tmp_path_factory.mktemp("large") / "large.onnx"
+    export(tiny_checkpoint, path, Options(tile=(300, 316)))
+    return path

@@ -32,8 +32,8 @@ Labels = NDArray[np.int32]
 
 TargetName = Literal["cores", "border"]
 TARGETS: tuple[TargetName, ...] = get_args(TargetName)
-# Share of an object's largest distance to its border that its rim takes at most. With 0.35 more nuclei merged, see
-# docs/training.md.
+# Share of an object's largest distance to its border that its rim takes at most; chosen over 0.6 on validation images,
+# see docs/training.md.
 LARGEST_RIM = 0.5
 # Percentile of the areas of annotated objects below which an object is taken for a speck.
 SPECK = 2.0

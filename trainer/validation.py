@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from unetrt.runtime.files.atomic import whole_file
 from unetrt.runtime.geometry.planner import GIB, Budget, FrameSize, best_tile
 from unetrt.runtime.geometry.unet_shape import UNetShape
-from unetrt.runtime.model.objects import instances, overlay
+from unetrt.runtime.model.objects import overlay
 from unetrt.runtime.model.spec import Decoding, ModelSpec
 from unetrt.runtime.pixels.frames import as_image
 from unetrt.runtime.pixels.normalisation import Normalisation
@@ -210,11 +210,12 @@ class Validator:
         return Scores.of(pooled([result.tally for result in ordered])), ordered
 
     def _segment(self, image: AnnotatedImage, segmenter: Segmenter) -> ValidatedImage:
-        classes = segmenter.segment(as_image(image.frame), tta=self._tta).labels
+        frame = as_image(image.frame)
         if not self._dataset.instances:
+            classes = segmenter.segment(frame, tta=self._tta).labels
             count = len(self._dataset.class_names)
             return ValidatedImage(image, classes, evaluate_classes(classes, image.labels, count, image.ignored))
-        found = instances(classes, segmenter.spec.decoding)
+        found = segmenter.objects(frame, tta=self._tta).labels
         return ValidatedImage(image, found, evaluate_instances(found, image.labels, image.ignored, warping=False))
 
 

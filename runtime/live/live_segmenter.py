@@ -30,15 +30,16 @@ from unetrt.runtime.closing import Closable
 from unetrt.runtime.errors import FrameError, OptionError
 from unetrt.runtime.live.frame_queue import FrameQueue, Notice, Policy, WaitingFrame
 from unetrt.runtime.live.results import (
+    Delivery,
     ImageNumbers,
     LiveResult,
-    LiveSequence,
     LiveStatus,
     Outcome,
     Record,
     ResultOutput,
     ResultStream,
     State,
+    require_consumers,
 )
 from unetrt.runtime.model.objects import instances
 from unetrt.runtime.model.spec import Annotation
@@ -130,7 +131,7 @@ class LiveSegmenter(Closable):
         queue = FrameQueue(policy, capacity)
         if kind not in (None, "instances", "classes"):
             raise OptionError(f"labels of kind {kind!r} are unknown: use instances or classes")
-        _require_callable(on_result, outputs)
+        require_consumers(on_result, outputs)
         with ExitStack() as opened:
             self.segmenter = _segmenter(model, opened, frame, backend, lanes, device, backend_options)
             spec = self.segmenter.spec
@@ -339,7 +340,7 @@ class Worker:
         queue: FrameQueue,
         kind: Annotation,
         averages: Streams,
-        delivery: "Delivery",
+        delivery: Delivery,
         record: Record,
     ) -> None:
         self.segmenter, self.queue = segmenter, queue
@@ -473,90 +474,6 @@ class Worker:
         except BaseException as failure:  # noqa: BLE001 - the frame's result
             return Outcome.FAILED, {"error": _logged(failure)}
         return Outcome.DONE, {"labels": numbered, "objects": objects, "timings": found.timings}
-
-
-class Delivery:
-    """Passes results to a callback, outputs and streams, on a worker's thread; contains all their exceptions.
-
-    Parameters
-    ----------
-    on_result
-        Called with each `done` or `failed` result; None for no call.
-    outputs
-        Consumers of all results; closed by `close`.
-    record
-        Counts exceptions of outputs.
-    """
-
-    def __init__(
-        self, on_result: Callable[[LiveResult], None] | None, outputs: Sequence[ResultOutput], record: Record
-    ) -> None:
-        self._on_result, self._outputs, self._record = on_result, tuple(outputs), record
-        self._streams: weakref.WeakSet[ResultStream] = weakref.WeakSet()
-        self._lock, self._closed = threading.Lock(), False
-
-    def add(self, stream: ResultStream) -> None:
-        """Fill a stream with all later results; from any thread."""
-        with self._lock:
-            self._streams.add(stream)
-            if self._closed:
-                stream.close()
-
-    def deliver(self, result: LiveResult) -> None:
-        """Pass a result to all outputs, and, unless its frame was dropped, to the callback and all streams."""
-        is_dropped = result.outcome is Outcome.DROPPED
-        if self._on_result is not None and not is_dropped:
-            self.guarded(self._on_result, result)
-        for output in self._outputs:
-            self.guarded(output.result, result)
-        for stream in () if is_dropped else self._open_streams():
-            stream.offer(result)
-
-    def sequence_started(self, sequence: LiveSequence) -> None:
-        """Notify outputs of a sequence, after all earlier frames."""
-        for output in self._outputs:
-            self.guarded(output.sequence_started, sequence)
-
-    def sequence_finished(self, sequence: LiveSequence) -> None:
-        """Notify outputs of the end of a sequence, after its frames."""
-        for output in self._outputs:
-            self.guarded(output.sequence_finished, sequence)
-
-    def close(self) -> None:
-        """Close outputs and streams."""
-        for output in self._outputs:
-            self.guarded(output.close)
-        with self._lock:
-            self._closed = True
-        for stream in self._open_streams():
-            stream.close()
-
-    def guarded(self, call: Callable[..., None], *arguments: Any) -> None:
-        """Call third-party code; log and count what it raises."""
-        try:
-            call(*arguments)
-        except BaseException as error:
-            self._record.output_failed(error)
-            with suppress(BaseException):  # the host's log handlers can fail too
-                log.exception("an output of a live segmenter failed")
-
-    def _open_streams(self) -> list[ResultStream]:
-        with self._lock:  # other threads add streams
-            return list(self._streams)
-
-
-def _require_callable(on_result: Any, outputs: Any) -> None:
-    """Raise OptionError unless the consumers of results have the methods that are called."""
-    if on_result is not None and not callable(on_result):
-        raise OptionError(f"on_result={on_result!r} cannot be called: give a function of one result")
-    if not isinstance(outputs, Sequence) or not all(_is_output(one) for one in outputs):
-        raise OptionError(
-            f"outputs={outputs!r} are not a list of result outputs: give one, such as [LabelWriter('labels.ome.zarr')]"
-        )
-
-
-def _is_output(one: Any) -> bool:
-    return all(hasattr(one, name) for name in ("sequence_started", "result", "sequence_finished", "close"))
 
 
 def _segmenter(

@@ -1,16 +1,19 @@
 """Results of a live segmenter, one per frame, and snapshots of its status.
 
-Every submitted frame ends as exactly one `LiveResult`: `done`, `failed` or `dropped`. Results are pushed to a
-`ResultOutput`, on the live segmenter's thread, or pulled from a `ResultStream`, by any thread. `LiveStatus` is a frozen
-snapshot; the worker keeps the figures behind it in a `Record`.
+Every submitted frame ends as exactly one `LiveResult`: `done`, `failed` or `dropped`. A `Delivery` pushes results to
+each `ResultOutput`, on the live segmenter's thread, and fills the `ResultStream` from which any thread pulls.
+`LiveStatus` is a frozen snapshot; the worker keeps the figures behind it in a `Record`.
 
     for result in live.results():
         print(result.index, result.outcome, result.objects)
 """
 
+import logging
 import threading
+import weakref
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from enum import StrEnum
 from time import monotonic, perf_counter
@@ -22,6 +25,8 @@ from numpy.typing import NDArray
 from unetrt.runtime.closing import Closable
 from unetrt.runtime.errors import OptionError, one_line
 from unetrt.runtime.timings import Timings
+
+log = logging.getLogger("unetrt.live")
 
 
 class Outcome(StrEnum):
@@ -316,6 +321,90 @@ def _rate(ends: list[float], now: float) -> float:
 
 # Keys of Micro-Manager's image metadata (MMCore, `g_Keyword_Metadata_ImageNumber` and `..._CameraLabel`).
 IMAGE_NUMBER, CAMERA = "ImageNumber", "Camera"
+
+
+class Delivery:
+    """Passes results to a callback, outputs and streams, on a worker's thread; contains all their exceptions.
+
+    Parameters
+    ----------
+    on_result
+        Called with each `done` or `failed` result; None for no call.
+    outputs
+        Consumers of all results; closed by `close`.
+    record
+        Counts exceptions of outputs.
+    """
+
+    def __init__(
+        self, on_result: Callable[[LiveResult], None] | None, outputs: Sequence[ResultOutput], record: Record
+    ) -> None:
+        self._on_result, self._outputs, self._record = on_result, tuple(outputs), record
+        self._streams: weakref.WeakSet[ResultStream] = weakref.WeakSet()
+        self._lock, self._closed = threading.Lock(), False
+
+    def add(self, stream: ResultStream) -> None:
+        """Fill a stream with all later results; from any thread."""
+        with self._lock:
+            self._streams.add(stream)
+            if self._closed:
+                stream.close()
+
+    def deliver(self, result: LiveResult) -> None:
+        """Pass a result to all outputs, and, unless its frame was dropped, to the callback and all streams."""
+        is_dropped = result.outcome is Outcome.DROPPED
+        if self._on_result is not None and not is_dropped:
+            self.guarded(self._on_result, result)
+        for output in self._outputs:
+            self.guarded(output.result, result)
+        for stream in () if is_dropped else self._open_streams():
+            stream.offer(result)
+
+    def sequence_started(self, sequence: LiveSequence) -> None:
+        """Notify outputs of a sequence, after all earlier frames."""
+        for output in self._outputs:
+            self.guarded(output.sequence_started, sequence)
+
+    def sequence_finished(self, sequence: LiveSequence) -> None:
+        """Notify outputs of the end of a sequence, after its frames."""
+        for output in self._outputs:
+            self.guarded(output.sequence_finished, sequence)
+
+    def close(self) -> None:
+        """Close outputs and streams."""
+        for output in self._outputs:
+            self.guarded(output.close)
+        with self._lock:
+            self._closed = True
+        for stream in self._open_streams():
+            stream.close()
+
+    def guarded(self, call: Callable[..., None], *arguments: Any) -> None:
+        """Call third-party code; log and count what it raises."""
+        try:
+            call(*arguments)
+        except BaseException as error:
+            self._record.output_failed(error)
+            with suppress(BaseException):  # the host's log handlers can fail too
+                log.exception("an output of a live segmenter failed")
+
+    def _open_streams(self) -> list[ResultStream]:
+        with self._lock:  # other threads add streams
+            return list(self._streams)
+
+
+def require_consumers(on_result: Any, outputs: Any) -> None:
+    """Raise OptionError unless the consumers of results have the methods that are called."""
+    if on_result is not None and not callable(on_result):
+        raise OptionError(f"on_result={on_result!r} cannot be called: give a function of one result")
+    if not isinstance(outputs, Sequence) or not all(_is_output(one) for one in outputs):
+        raise OptionError(
+            f"outputs={outputs!r} are not a list of result outputs: give one, such as [LabelWriter('labels.ome.zarr')]"
+        )
+
+
+def _is_output(one: Any) -> bool:
+    return all(hasattr(one, name) for name in ("sequence_started", "result", "sequence_finished", "close"))
 
 
 class ImageNumbers:

@@ -11,7 +11,6 @@ import tifffile
 
 from tests.conftest import coordinate_frame
 from unetrt.cli import main
-from unetrt.export.exporter import Options, export
 from unetrt.export.onnx_model import describe
 from unetrt.runtime.geometry.planner import Budget, best_tile
 from unetrt.runtime.model.onnx_file import read_spec
@@ -24,13 +23,6 @@ SIZES = {"a": (40, 50), "b": (64, 64), "c": (90, 31), "d": (64, 64)}
 @pytest.fixture(autouse=True)
 def own_cache_folder(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-
-
-@pytest.fixture(scope="module")
-def large_model(tiny_checkpoint, tmp_path_factory):
-    path = tmp_path_factory.mktemp("large") / "large.onnx"
-    export(tiny_checkpoint, path, Options(tile=(300, 316)))
-    return path
 
 
 @pytest.fixture(scope="module")

@@ -42,14 +42,6 @@ def own_cache_folder(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
 
 
-@pytest.fixture(scope="module")
-def large_model(tiny_checkpoint, tmp_path_factory):
-    """A file with a tile much larger than its frames."""
-    path = tmp_path_factory.mktemp("large") / "large.onnx"
-    export(tiny_checkpoint, path, Options(tile=(300, 316)))
-    return path
-
-
 @pytest.fixture
 def verifications(monkeypatch):
     """The files that were verified."""

@@ -1,6 +1,6 @@
 """The demo: real nuclei with the model that comes with unetrt; then draw, train, export, segment and check.
 
->>> Demo(Path("demo-out"), steps=1000, seed=0).run(print)["exactness"]["exact"]
+>>> Demo(Path("demo-out"), steps=500, seed=0).run(print)["exactness"]["exact"]
 True
 """
 
