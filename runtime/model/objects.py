@@ -22,7 +22,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import ndimage
+from scipy.sparse import csr_array
+from scipy.sparse.csgraph import connected_components
 
 from unetrt.runtime.errors import FrameError, OptionError
 from unetrt.runtime.model.spec import CORE, Decoding
@@ -89,26 +90,32 @@ def require_min_area(min_area: int) -> None:
 
 
 def _from_components(classes: Array, how: Decoding, min_area: int, objects: Labels) -> None:
-    count = ndimage.label(classes > 0, output=objects)
+    foreground = classes > 0
+    runs = Runs.of(foreground)
+    numbers, count = runs.components()
+    _paint(objects, foreground, runs, numbers)
     if min_area > 1:
-        _renumber(objects, _kept(np.arange(count + 1), _areas(objects, count), min_area))
+        _renumber(objects, _kept(np.arange(count + 1), runs.areas(numbers, count), min_area))
     if how.reach and objects.size:
         _grow(objects, _between(objects, how.reach), how.reach, inf)
 
 
 def _from_cores(classes: Array, how: Decoding, min_area: int, objects: Labels) -> None:
     cores, foreground = classes == CORE, classes > 0
-    count = ndimage.label(_widened(cores, foreground, how.bridge), output=objects)
-    if how.bridge:
-        objects *= cores
-    small = _areas(objects, count) < how.smallest if how.smallest > 1 else np.zeros(count + 1, bool)
+    widened = Runs.of(_widened(cores, foreground, how.bridge))
+    components, count = widened.components()
+    runs = Runs.of(cores) if how.bridge else widened
+    numbers = components[widened.containing(runs)]
+    _paint(objects, cores, runs, numbers)
+    small = runs.areas(numbers, count) < how.smallest
+    small[0] = False
     if how.reach and count:
         foreground ^= cores
         _grow(objects, foreground, how.reach, how.reach**2)
-    numbers = _joined(objects, small) if small[1:].any() else np.arange(count + 1)
+    owners = _joined(objects, small) if small.any() else np.arange(count + 1)
     if min_area > 1:
-        numbers = _kept(numbers, np.bincount(numbers, _areas(objects, count), count + 1), min_area)
-    _renumber(objects, numbers)
+        owners = _kept(owners, np.bincount(owners, _areas(objects, count), count + 1), min_area)
+    _renumber(objects, owners)
 
 
 def _widened(cores: Mask, within: Mask, steps: int) -> Mask:
@@ -123,11 +130,65 @@ def _widened(cores: Mask, within: Mask, steps: int) -> Mask:
     return cores
 
 
+class Runs(NamedTuple):
+    """The pixels of a mask (H, W) as runs along its rows, in order; far fewer than pixels.
+
+    Attributes
+    ----------
+    starts, stops
+        Index of the first pixel of each run, and of the one after its last, (n,): `row * (W + 1) + column`, so that no
+        run continues in the next row.
+    width
+        W + 1.
+    """
+
+    starts: NDArray[np.intp]
+    stops: NDArray[np.intp]
+    width: int
+
+    @classmethod
+    def of(cls, mask: Mask) -> "Runs":
+        """Return the runs of the pixels of a mask (H, W) that are set."""
+        height, width = mask.shape
+        apart = np.zeros(height * (width + 1) + 1, bool)
+        apart[1:].reshape(height, width + 1)[:, :width] = mask
+        changes = np.flatnonzero(apart[1:] != apart[:-1])
+        return cls(changes[::2], changes[1::2], width + 1)
+
+    def components(self) -> tuple[NDArray[np.intp], int]:
+        """Return the number, from 1, of each run's component, (n,), connected along edges, and the number of them.
+
+        Components are numbered in the order of their first pixels, as `scipy.ndimage.label` does.
+        """
+        # Runs of the next row that begin before a run ends and end after it begins.
+        first = np.searchsorted(self.stops, self.starts + self.width, side="right")
+        after = np.searchsorted(self.starts, self.stops + self.width, side="left")
+        touching = np.maximum(after - first, 0)
+        rows = np.concatenate([[0], np.cumsum(touching)])
+        columns = np.repeat(first - rows[:-1], touching) + np.arange(rows[-1])
+        graph = csr_array((np.ones(rows[-1], np.int8), columns, rows), shape=(len(self.starts),) * 2)
+        count, numbers = connected_components(graph, directed=False)
+        return numbers.astype(np.intp) + 1, int(count)
+
+    def containing(self, parts: "Runs") -> NDArray[np.intp]:
+        """Return the index of the run in which each run of a part of the mask lies, (n,)."""
+        return np.searchsorted(self.starts, parts.starts, side="right") - 1
+
+    def areas(self, numbers: NDArray[np.intp], count: int) -> Counts:
+        """Return the number of pixels of each number, (count + 1,), that runs have."""
+        return np.bincount(numbers, self.stops - self.starts, count + 1)
+
+
+def _paint(objects: Labels, mask: Mask, runs: Runs, numbers: NDArray[np.intp]) -> None:
+    """Set the pixels of a mask (H, W) to the numbers of their runs, and all others to 0."""
+    objects.fill(0)
+    objects[mask] = np.repeat(numbers.astype(np.int32), runs.stops - runs.starts)
+
+
 def _areas(objects: Labels, count: int) -> Counts:
     """Return the number of pixels of each number, (count + 1,)."""
     if not objects.size:
         return np.zeros(count + 1)
-    # Runs of equal numbers along the rows are far fewer than pixels.
     begins = np.ones(objects.shape, bool)
     np.not_equal(objects[:, 1:], objects[:, :-1], out=begins[:, 1:])
     starts = np.flatnonzero(begins)
@@ -179,22 +240,29 @@ def _between(objects: Labels, reach: int) -> Mask:
         above = max(0, top - reach)
         block = objects[above : top + BLOCK + reach].astype(kind)
         inside = slice(top - above, top - above + BLOCK)
-        most = _running(_running(block, reach, np.maximum)[inside].T, reach, np.maximum).T
-        least = _running(_running(block - kind(1), reach, np.minimum)[inside].T, reach, np.minimum).T
+        most, least = (
+            _running(_running(plane, reach, best, axis=0)[inside], reach, best, axis=1)
+            for plane, best in ((block, np.maximum), (block - kind(1), np.minimum))
+        )
         found[top : top + BLOCK] = (block[inside] == 0) & (most > least + kind(1))
     return found
 
 
-def _running(rows: Array, reach: int, best: np.ufunc) -> Array:
-    """Return the maximum or minimum of rows i - reach ... i + reach; each pass doubles the window."""
-    ahead, behind, known = rows, rows, 0
-    while known < reach:  # `ahead` holds rows i ... i + known, `behind` rows i - known ... i
-        step = min(known + 1, reach - known)
-        ahead = np.concatenate([best(ahead[:-step], ahead[step:]), ahead[-step:]])
-        behind = np.concatenate([behind[:step], best(behind[step:], behind[:-step])])
+def _running(plane: Array, reach: int, best: np.ufunc, axis: int) -> Array:
+    """Return the maximum or minimum of pixels i - reach ... i + reach along an axis of a plane (H, W)."""
+    beyond = [(0, 0), (0, 0)]
+    beyond[axis] = (reach, reach)
+    window, known = np.pad(plane, beyond, mode="edge"), 0
+    while known < 2 * reach:  # `window` holds those of i ... i + known; each pass doubles it
+        step = min(known + 1, 2 * reach - known)
+        length = window.shape[axis] - step
+        window = best(_part(window, axis, 0, length), _part(window, axis, step, step + length))
         known += step
-    window: Array = best(ahead, behind)
     return window
+
+
+def _part(plane: Array, axis: int, start: int, stop: int) -> Array:
+    return plane[start:stop] if axis == 0 else plane[:, start:stop]
 
 
 def _grow(objects: Labels, wanted: Mask, reach: int, furthest: float) -> None:
