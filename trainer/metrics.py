@@ -157,6 +157,44 @@ def count_objects(predicted: Array, truth: Array) -> ObjectTally:
     )
 
 
+def correct_objects(predicted: Array, truth: Array, threshold: float = 0.5) -> Mask:
+    """Return for each predicted object, in the order of numbers, whether a true one has an IoU of `threshold` with it.
+
+    Parameters
+    ----------
+    predicted, truth
+        (H, W) integers, one number for each object, 0 is the background.
+    threshold
+        Least intersection over union, at least 0.5: at most one true object reaches it.
+
+    Returns
+    -------
+    bool, (found,)
+    """
+    overlap = _Overlap.of(predicted, truth)
+    return np.bincount(overlap.found[overlap.iou >= threshold], minlength=len(overlap.found_areas)) > 0
+
+
+def calibration_error(confidence: Array, correct: Mask, bins: int = 10) -> float:
+    """Return the expected calibration error (Guo et al. 2017, equation 3), from 0 to 1; 0 without objects.
+
+    Objects are sorted into bins of equal width by their confidence. The error is the mean over objects of the
+    difference between the share of correct objects of their bin and its mean confidence.
+
+    Parameters
+    ----------
+    confidence
+        (n,), from 0 to 1.
+    correct
+        (n,) bool.
+    bins
+        Number of bins.
+    """
+    which = np.minimum((np.asarray(confidence) * bins).astype(np.intp), bins - 1)
+    excess = np.bincount(which, np.asarray(confidence, np.float64) - correct, bins)
+    return float(np.abs(excess).sum() / max(1, len(which)))
+
+
 def _pairs_of_pixels(predicted: Array, truth: Array) -> tuple[int, int, int]:
     """Return the number of pairs of true foreground pixels in one object of both maps, of the truth, of the other."""
     inside = truth > 0

@@ -13,7 +13,16 @@ from skimage.metrics import adapted_rand_error
 from sklearn.metrics import accuracy_score, jaccard_score
 
 from unetrt.trainer.evaluation import evaluate_classes, evaluate_instances, pooled
-from unetrt.trainer.metrics import THRESHOLDS, count_objects, count_pixels, outlined, warped, warping_error
+from unetrt.trainer.metrics import (
+    THRESHOLDS,
+    calibration_error,
+    correct_objects,
+    count_objects,
+    count_pixels,
+    outlined,
+    warped,
+    warping_error,
+)
 
 SEEDS = st.integers(0, 2**32 - 1)
 
@@ -199,3 +208,33 @@ def test_warping_keeps_the_topology(seed):
 def test_the_smallest_images(shape):
     assert warping_error(np.ones(shape), np.ones(shape)) == 0
     assert warping_error(np.zeros(shape), np.ones(shape)) == 1
+
+
+@given(SEEDS)
+def test_as_many_objects_are_correct_as_are_matched(seed):
+    predicted, truth = disagreeing(seed)
+    correct = correct_objects(predicted, truth, 0.55)
+    assert len(correct) == len(np.unique(predicted[predicted > 0]))
+    assert correct.sum() == count_objects(predicted, truth).matched[1]
+
+
+def test_which_objects_are_correct():
+    predicted, truth = np.zeros((2, 4, 12), int)
+    truth[:, :4], truth[:, 6:8] = 7, 8
+    predicted[:, :3], predicted[:, 3:6], predicted[:, 6:8], predicted[0, 10] = 2, 9, 1, 5
+    assert correct_objects(predicted, truth).tolist() == [True, True, False, False]
+
+
+def test_the_calibration_error_weighs_each_bin_by_its_objects():
+    confidence = np.array([0.05, 0.92, 0.96, 1.0])
+    correct = np.array([False, True, False, True])
+    assert calibration_error(confidence, correct) == pytest.approx((0.05 + abs(2.88 - 2)) / 4)
+    assert calibration_error(confidence[:0], correct[:0]) == 0
+
+
+@given(SEEDS)
+def test_true_probabilities_are_calibrated(seed):
+    rng = np.random.default_rng(seed)
+    confidence = rng.random(20_000)
+    assert calibration_error(confidence, rng.random(20_000) < confidence) < 0.03
+    assert calibration_error(confidence, rng.random(20_000) < confidence**2) > 0.1
