@@ -51,6 +51,8 @@ class Recipe:
         Whether class weights w_c balance the classes' frequencies.
     foreground
         Weight of the pixels of instances relative to that of background.
+    core
+        Weight of the pixels of cores relative to that of rims, beside the separation weights; for target `cores`.
     w0, sigma
         Largest separation weight, and its reach in pixels.
     target
@@ -79,6 +81,7 @@ class Recipe:
     average: float = 0.0
     balance: bool = True
     foreground: float = 1.0
+    core: float = 1.0
     w0: float = 10.0
     sigma: float = 5.0
     target: TargetName = "border"
@@ -103,6 +106,7 @@ class Recipe:
             ("rim", self.rim, 0 < self.rim < inf, "a number above 0, such as 0.2"),
             ("separation border", self.separation_border, self.separation_border >= 0, "0 or more"),
             ("foreground", self.foreground, 0 < self.foreground < inf, "a number above 0, such as 1.6"),
+            ("core", self.core, 0 < self.core < inf, "a number above 0, such as 2.5"),
             ("w0", self.w0, 0 <= self.w0 < inf, "0 or more"),
             ("sigma", self.sigma, 0 < self.sigma < inf, "a number above 0"),
         )
@@ -131,7 +135,7 @@ class Recipe:
         """Return a copy with changed attributes of the recipe or of its augmentation; None leaves one unchanged."""
         given = {name: value for name, value in options.items() if value is not None}
         target = given.get("target", self.target)
-        for name, needed in (("rim", "cores"), ("separation_border", "border")):
+        for name, needed in (("rim", "cores"), ("core", "cores"), ("separation_border", "border")):
             if name in given and target in TARGETS and target != needed:
                 option = name.replace("_", "-")
                 raise OptionError(f"{option} is an option of target {needed}, not of {target}: add --target {needed}")
@@ -159,9 +163,11 @@ RECIPES = {
         balance=False,
         target="cores",
         foreground=1.6,
-        w0=8.0,
+        core=2.5,
+        w0=16.0,
         mixed=True,
         average=0.999,
+        augmentation=Augmentation(zoom=1.3),
     ),
     "paper": Recipe(),
 }

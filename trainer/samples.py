@@ -14,6 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from unetrt.runtime.model.spec import CORE
 from unetrt.runtime.pixels.normalisation import Normalisation
 from unetrt.trainer.augmentation import coordinates, look_up, vary_grey_values
 from unetrt.trainer.dataset import AnnotatedImage, Dataset
@@ -89,6 +90,7 @@ def prepare(
         balance = class_weights(_class_counts(dataset, classes, count))
     if dataset.instances:
         balance[1:] *= recipe.foreground
+        balance[CORE:] *= recipe.core
     samples = []
     for image, plane in zip(dataset.images, classes, strict=True):
         weights = balance[plane]

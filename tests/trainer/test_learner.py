@@ -65,8 +65,9 @@ def test_options_of_recipe_and_augmentation_are_set_by_name():
         Recipe().with_options(invert=2)
     with pytest.raises(OptionError, match=r"separation-border is an option of target border, not of cores"):
         RECIPES["modern"].with_options(separation_border=3)
-    with pytest.raises(OptionError, match=r"rim is an option of target cores"):
-        Recipe().with_options(rim=0.1)
+    for name in ("rim", "core"):
+        with pytest.raises(OptionError, match=f"{name} is an option of target cores, not of border"):
+            Recipe().with_options(**{name: 0.1})
     with pytest.raises(OptionError, match=r"invalid zoom 0.5: use 1 or more"):
         Recipe().with_options(zoom=0.5)
     assert from_json(to_json(recipe), Recipe, "recipe") == recipe

@@ -35,13 +35,18 @@ def test_classes_are_cut_and_weights_are_the_sum_of_both():
     np.testing.assert_allclose(sample.target[1], expected, rtol=1e-5)
 
 
-def test_pixels_of_objects_weigh_more_than_background():
+def test_pixels_of_objects_weigh_more_than_background_and_cores_more_than_rims():
     image = drawn(0)
-    recipe = RECIPE.with_options(target="cores", w0=0, foreground=1.5)
+    recipe = RECIPE.with_options(target="cores", w0=0, foreground=1.5, core=2)
     (sample,) = prepare(Dataset((image,), NAMES, True), recipe, Normalisation())
-    np.testing.assert_array_equal(sample.target[1], np.where(image.labels > 0, np.float32(1.5), np.float32(1)))
     np.testing.assert_array_equal(sample.target[0] > 0, image.labels > 0)
     assert set(np.unique(sample.target[0])) == {0, 1, 2}
+    np.testing.assert_array_equal(
+        sample.target[1], np.array([1, 1.5, 3], np.float32)[sample.target[0].numpy().astype(int)]
+    )
+    border = RECIPES["modern"].with_options(target="border", w0=0, depth=1, base=2, tile=60)
+    (sample,) = prepare(Dataset((image,), NAMES, True), border, Normalisation())
+    assert set(np.unique(sample.target[1])) == {1, np.float32(border.foreground)}
 
 
 def test_what_is_not_annotated_weighs_nothing_and_counts_for_no_class():

@@ -153,7 +153,8 @@ def test_the_help_of_train_tells_the_recipes():
     modern, paper = RECIPES["modern"], RECIPES["paper"]
     assert f"modern: depth {modern.depth}, base {modern.base}, tile {modern.tile}, AdamW" in said
     assert f"cosine, average {modern.average}" in said
-    assert f"cores with a rim of {modern.rim}, w0 {modern.w0:g}, foreground {modern.foreground}" in said
+    assert f"cores with a rim of {modern.rim}, w0 {modern.w0:g}, foreground {modern.foreground}, " in said
+    assert f"core {modern.core}, zoom {modern.augmentation.zoom}; paper" in said
     assert f"class weights, separation border {paper.separation_border}, w0 {paper.w0:g}" in said
     assert f"paper: depth {paper.depth}, base {paper.base}, tile {paper.tile}, drop-out {paper.dropout}" in said
     for recipe in (modern, paper):

@@ -118,6 +118,7 @@ class TrainOptions:
 )
 @click.option("--balance/--no-balance", default=None, help="Balance the classes' frequencies with class weights (w_c).")
 @click.option("--foreground", type=float, help="Weight of the pixels of instances relative to background.")
+@click.option("--core", type=float, help="Weight of the pixels of cores relative to rims.")
 @click.option("--w0", type=float, help="Largest weight between neighbouring objects.")
 @click.option("--sigma", type=float, help="Reach of that weight, in pixels.")
 @click.option(
@@ -152,8 +153,8 @@ def command(exporting: bool, tensorboard: bool, **choices: Any) -> None:
     `unetrt predict`.
 
     Defaults come from the recipe. modern: depth 3, base 16, tile 284, AdamW at 1e-3, cosine, average 0.999, 16 bits,
-    cores with a rim of 0.2, w0 8, foreground 1.6; paper: depth 4, base 64, tile 572, drop-out 0.5, SGD at 1e-3,
-    constant, class weights, separation border 2, w0 10. Both: batch 1, sigma 5, percentile normalisation.
+    cores with a rim of 0.2, w0 16, foreground 1.6, core 2.5, zoom 1.3; paper: depth 4, base 64, tile 572, drop-out 0.5,
+    SGD at 1e-3, constant, class weights, separation border 2, w0 10. Both: batch 1, sigma 5, percentile normalisation.
 
     --from continues with the weights of another training, whose depth, base and normalisation it takes; that needs
     fewer images and steps.
