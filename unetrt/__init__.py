@@ -13,6 +13,7 @@ and stitches the tiles of a frame into the result of one pass over the whole fra
 load on first use: importing `unetrt` imports neither numpy nor an engine.
 """
 
+import os
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -30,6 +31,9 @@ if TYPE_CHECKING:
         instances,
         open_session,
     )
+
+# From 1.32, ONNX Runtime reports its use over the network unless this is set when it is imported.
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 __all__ = [
     "BrowserView",
