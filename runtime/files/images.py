@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 
 Array = NDArray[Any]
 
+# Pillow would try every format that it knows, whatever the suffix; for PostScript it starts Ghostscript.
+PNG = ("PNG",)
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 # Axes by the number of axes, where a file does not name them. Colours on the last axis are recognised by its length.
 UNNAMED = {2: "YX", 3: "NYX", 4: "NCYX"}
@@ -53,7 +55,7 @@ def read_png(path: Path) -> Array:
     # Bit depth and colour type of the IHDR chunk (PNG specification, 11.2.1); Pillow would cut such colours to 8 bits.
     if header[:8] == PNG_SIGNATURE and header[24] == 16 and header[25] != 0:
         raise FrameError("is a PNG of 16-bit colours, which would be read as 8 bits: save it as TIFF")
-    with Image.open(path) as image:
+    with Image.open(path, formats=PNG) as image:
         # Palette indices, not colours: in a label file they are the labels.
         pixels = np.asarray(image)
     return arranged(pixels, "YX" if pixels.ndim == 2 else "YXC")
@@ -119,7 +121,7 @@ def _tiff_layout(path: Path) -> Layout:
 
 
 def _png_layout(path: Path) -> Layout:
-    with Image.open(path) as image:
+    with Image.open(path, formats=PNG) as image:
         bands = len(image.getbands())
         return ((image.height, image.width), "YX") if bands == 1 else ((image.height, image.width, bands), "YXC")
 

@@ -1,7 +1,9 @@
+import io
+
 import numpy as np
 import pytest
 import tifffile
-from PIL import Image
+from PIL import EpsImagePlugin, Image
 
 from tests import requirements
 from unetrt.runtime.errors import FrameError, OutputError
@@ -215,3 +217,29 @@ def test_images_of_a_folder_are_sorted_and_others_left_out(tmp_path):
     assert [path.name for path in list_images(tmp_path)] == ["a.PNG", "b.tif"]
     with pytest.raises(FrameError, match="does not exist"):
         list_images(tmp_path / "none")
+
+
+POSTSCRIPT = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n%%EndComments\nshowpage\n%%EOF\n"
+
+
+def in_format(name):
+    file = io.BytesIO()
+    Image.new("L", (8, 8), 7).save(file, name)
+    return file.getvalue()
+
+
+@pytest.mark.parametrize("name", ["EPS", "BMP", "GIF", "ICO", "JPEG", "PDF", "PPM", "TGA", "TIFF", "WEBP"])
+@pytest.mark.parametrize("suffix", [".png", ".PNG", ".eps"])
+def test_a_file_is_what_its_suffix_says(tmp_path, monkeypatch, name, suffix):
+    """Pillow starts Ghostscript, `gs`, for PostScript."""
+    started, program = tmp_path / "started", tmp_path / "gs"
+    program.write_text(f"#!/bin/sh\ntouch {started}\n")
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setattr(EpsImagePlugin, "gs_binary", None)
+    path = tmp_path / f"a{suffix}"
+    path.write_bytes(POSTSCRIPT if name == "EPS" else in_format(name))
+    with pytest.raises(FrameError, match=f"a{suffix} is not an image: .tif, .tiff, .png, .npy, .zarr are read"):
+        read_stack(path)
+    assert stack_shape(path) is None
+    assert not started.exists()
