@@ -367,7 +367,10 @@ class Segmenter(Closable):
         if self._caller == threading.get_ident():
             raise OptionError("a progress callback cannot use the segmenter that calls it: use it after the call")
         if os.getpid() != self._process:
-            raise SessionClosedError("the segmenter was opened before this process was forked: open the model here")
+            raise SessionClosedError(
+                "the segmenter was opened before this process was forked: start the process with multiprocessing's "
+                "method spawn, and open the model there"
+            )
 
     def _on_device(
         self, image: Any, labels: Any, timings: Timings, averaged: bool, written: Written | None = None

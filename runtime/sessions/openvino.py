@@ -31,12 +31,19 @@ HINTS = {"bf16": "bfloat16", "f32": "float32"}
 TELEMETRY = "openvino_telemetry"
 # Only one thread imports OpenVINO, or loads its core; others wait for it.
 IMPORTING, LOADING = Lock(), Lock()
+# The process that loaded the core. In one forked from it, OpenVINO 2026.4 may wait for ever when it compiles a model.
+LOADED_IN: set[int] = set()
 # OpenVINO's element types -> numpy's dtypes.
 DTYPES = {"f32": "float32", "u8": "uint8", "u16": "uint16"}
 
 
 def probe() -> str | None:
-    """Return None where OpenVINO can be imported, else why not and what to install."""
+    """Return None where OpenVINO can be imported and used, else why not and what helps."""
+    if LOADED_IN - {os.getpid()}:
+        return (
+            "OpenVINO was used before this process was forked, and would wait for threads of its parent: start the "
+            "process with multiprocessing's method spawn or forkserver, or use backend onnxruntime"
+        )
     return why_not_importable("openvino", "OpenVINO", "cpu", "openvino", lambda _: _imported())
 
 
@@ -145,6 +152,7 @@ def _imported() -> Any:
 
 
 def _load() -> tuple[Any, frozenset[str]]:
+    LOADED_IN.add(os.getpid())
     core = _imported().Core()
     return core, frozenset(core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"))
 

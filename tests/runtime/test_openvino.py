@@ -113,6 +113,48 @@ print(len(forked), threading.active_count(), "openvino_telemetry" in sys.modules
     assert list(tmp_path.glob("[iI]ntel*")) == []
 
 
+FORK = """
+import os, signal, sys
+import numpy as np
+from unetrt import Segmenter, UnetrtError
+
+model, closed, backend = sys.argv[1], sys.argv[2] == "closed", sys.argv[3]
+segmenter = Segmenter(model, backend="openvino")
+segmenter.segment(np.zeros((70, 80)))
+if closed:
+    segmenter.close()
+child = os.fork()
+if child:
+    raise SystemExit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+signal.alarm(60)
+try:
+    with Segmenter(model, backend=backend) as segmenter:
+        segmenter.segment(np.zeros((70, 80)))
+        print(segmenter.session.name, flush=True)
+except UnetrtError as error:
+    print(error, flush=True)
+os._exit(0)
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+@pytest.mark.parametrize("parents", ["closed", "open"])
+@pytest.mark.parametrize(
+    ("backend", "said"),
+    [("openvino", "OpenVINO was used before this process was forked"), ("auto", "onnxruntime on the CPU")],
+)
+def test_a_forked_process_refuses_what_would_hang_in_it(tiny_model, parents, backend, said):
+    done = subprocess.run(
+        [sys.executable, "-c", FORK, tiny_model, parents, backend],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith(said)
+
+
 def test_several_threads_get_what_one_gets(verified):
     with OpenVinoSession(verified["fp32"]) as session, Segmenter(session) as segmenter:
         frames = [FRAME + number for number in range(8)]
