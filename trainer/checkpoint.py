@@ -80,9 +80,11 @@ class Checkpoint:
     progress: Mapping[str, Any] = field(default_factory=dict)
 
     def network(self) -> UNet:
-        """Return the network with these weights, in evaluation mode."""
-        net = UNet(self.shape)
-        net.load_state_dict({name: torch.from_numpy(array) for name, array in self.weights.items()})
+        """Return the network with a copy of these weights, in evaluation mode."""
+        with torch.device("meta"):  # shapes without memory: a header may state a network far larger than its weights
+            net = UNet(self.shape)
+        weights = {name: torch.from_numpy(np.array(array, np.float32)) for name, array in self.weights.items()}
+        net.load_state_dict(weights, assign=True)
         return net.eval()
 
     def weights_sha256(self) -> str:

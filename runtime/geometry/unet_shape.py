@@ -12,6 +12,8 @@ from unetrt.runtime.geometry.plan import Geometry
 
 # Labels are uint8.
 MAX_CLASSES = 256
+# Far beyond any U-Net (the smallest tile of depth 16 has a side of 786,428 px), so that a header cannot ask for more.
+MAX_DEPTH, MAX_CHANNELS = 16, 1 << 16
 
 
 @dataclass(frozen=True)
@@ -48,12 +50,15 @@ class UNetShape:
     classes: int = 2
 
     def __post_init__(self) -> None:
-        if min(self.depth, self.base, self.channels) < 1 or not 2 <= self.classes <= MAX_CLASSES:
-            raise OptionError(
-                f"invalid network: depth {self.depth}, base {self.base}, channels {self.channels}, classes "
-                f"{self.classes}; depth, base and channels must be at least 1, classes 2 to {MAX_CLASSES} (background "
-                "counts)"
-            )
+        rules = (
+            ("depth", self.depth, 1, MAX_DEPTH, ""),
+            ("base", self.base, 1, MAX_CHANNELS, ""),
+            ("channels", self.channels, 1, MAX_CHANNELS, ""),
+            ("classes", self.classes, 2, MAX_CLASSES, " (background counts)"),
+        )
+        for name, value, least, most, counted in rules:
+            if not least <= value <= most:
+                raise OptionError(f"invalid network: {name} must be {least} to {most}{counted} (got {value!r:.60})")
 
     @property
     def geometry(self) -> Geometry:

@@ -111,7 +111,9 @@ def test_a_checkpoint_without_a_weight_is_refused(tiny_run, tmp_path):
         ({"normalisation": {"mode": "percentile", "low": 99, "high": 1}}, "normalisation: percentiles 99.0 and 1.0"),
         ({"frame_sizes": [[64, 64]]}, r"frame_sizes\[0\]: expected `array` of length 3"),
         ({"network": {"depth": "2", "base": 4, "channels": 1}}, "network.depth: expected `int`, got `str`"),
-        ({"network": {"depth": 0, "base": 4, "channels": 1}}, "do not fit together: .*depth 0"),
+        ({"network": {"depth": 0, "base": 4, "channels": 1}}, "do not fit together: .*depth must be 1 to 16 .got 0"),
+        ({"network": {"depth": 10**9, "base": 4, "channels": 1}}, "do not fit together: .*depth must be 1 to 16"),
+        ({"network": {"depth": 2, "base": 10**18, "channels": 1}}, "do not fit together: .*base must be 1 to 65536"),
     ],
 )
 def test_a_header_is_validated(tiny_run, tmp_path, changes, message):
@@ -120,6 +122,40 @@ def test_a_header_is_validated(tiny_run, tmp_path, changes, message):
     save_file(tensors, tmp_path / "a.safetensors", {"unetrt": json.dumps(header)})
     with pytest.raises(ModelFileError, match=message):
         checkpoint.load(tmp_path / "a.safetensors")
+
+
+@pytest.mark.parametrize(
+    "network", [{"depth": 2, "base": 16384}, {"depth": 16, "base": 4}, {"depth": 16, "base": 65536}]
+)
+def test_a_network_far_larger_than_its_weights_takes_no_memory(tiny_run, tmp_path, network):
+    """Its layers would take 15 GB to many exabytes."""
+    resource = pytest.importorskip("resource")
+    header = header_of(tiny_run / "best.safetensors") | {"network": network | {"channels": 1}}
+    path = tmp_path / "a.safetensors"
+    save_file(load_file(tiny_run / "best.safetensors"), path, {"unetrt": json.dumps(header)})
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with pytest.raises(ModelFileError, match="do not fit together"):
+        checkpoint.load(path)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss < before + 200_000  # kB
+
+
+def test_weights_of_another_type_become_float32(tiny_run, tiny_checkpoint, tmp_path):
+    tensors = {
+        name: array.astype(np.float16) if name.startswith("weights.") else array
+        for name, array in load_file(tiny_run / "best.safetensors").items()
+    }
+    save_file(tensors, tmp_path / "a.safetensors", {"unetrt": json.dumps(header_of(tiny_run / "best.safetensors"))})
+    net = checkpoint.load(tmp_path / "a.safetensors").network()
+    assert {weight.dtype for weight in net.parameters()} == {torch.float32}
+    assert all(weight.requires_grad and not weight.is_meta for weight in net.parameters())
+
+
+def test_training_a_network_does_not_change_its_checkpoint(tiny_checkpoint):
+    before = tiny_checkpoint.weights_sha256()
+    with torch.no_grad():
+        for weight in tiny_checkpoint.network().parameters():
+            weight.add_(1)
+    assert tiny_checkpoint.weights_sha256() == before
 
 
 def test_keys_of_later_versions_are_ignored(tiny_run, tiny_checkpoint, tmp_path):
