@@ -20,7 +20,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from unetrt._version import __version__
-from unetrt.runtime.errors import ModelFileError, UnetrtError, one_line
+from unetrt.runtime.errors import ModelFileError, OutputError, UnetrtError, one_line
 from unetrt.runtime.files.atomic import whole_file
 from unetrt.runtime.geometry.unet_shape import UNetShape
 from unetrt.runtime.model.spec import Annotation, Decoding
@@ -97,7 +97,13 @@ class Checkpoint:
         return digest.hexdigest()
 
     def save(self, path: str | Path) -> None:
-        """Write the checkpoint atomically: after a crash or a power cut `path` holds the old file or the new one."""
+        """Write the checkpoint atomically: after a crash or a power cut `path` holds the old file or the new one.
+
+        Raises
+        ------
+        OutputError
+            The folder cannot be written to, or the disk is full.
+        """
         header = {
             "schema": SCHEMA,
             "written_by": __version__,
@@ -114,7 +120,10 @@ class Checkpoint:
         tensors |= {f"{FRAMES}{index:03d}": np.ascontiguousarray(frame) for index, frame in enumerate(self.frames)}
         tensors |= {STATE + name: np.require(array, requirements="C") for name, array in self.state.items()}
         with whole_file(path, durable=True) as temporary:
-            save_file(tensors, temporary, metadata={KEY: json.dumps(header)})
+            try:
+                save_file(tensors, temporary, metadata={KEY: json.dumps(header)})
+            except SafetensorError as error:
+                raise OutputError(f"cannot write {path}: {one_line(error)}") from error
 
 
 def state_of(net: UNet) -> dict[str, NDArray[np.float32]]:

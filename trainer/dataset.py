@@ -141,7 +141,7 @@ class Dataset:
         for image in self.images:
             for array in (image.frame, image.labels, image.ignored):
                 if array is not None:
-                    digest.update(f"{image.name} {array.shape} {array.dtype}".encode())
+                    digest.update(f"{image.name} {array.shape} {array.dtype}".encode(errors="surrogateescape"))
                     digest.update(np.ascontiguousarray(array).data)
         return digest.hexdigest()
 

@@ -1,6 +1,8 @@
 """History of a training: losses and scores as history.csv, curves.png and events for TensorBoard."""
 
 import csv
+import logging
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -8,9 +10,11 @@ from typing import Self
 
 import numpy as np
 
+from unetrt.runtime.errors import one_line
 from unetrt.runtime.files.atomic import whole_file
 from unetrt.trainer.validation import Scores
 
+log = logging.getLogger("unetrt")
 # Window of the moving average in curves.png, in steps: the loss of single tiles varies widely.
 SMOOTHING = 25
 # Columns of history.csv with scores.
@@ -122,10 +126,19 @@ class TensorBoard:
     def __init__(self, folder: Path, step: int = 0) -> None:
         from torch.utils.tensorboard.writer import SummaryWriter
 
-        self._writer = SummaryWriter(folder / "tensorboard", purge_step=step + 1)
+        self._writer, self._failed = SummaryWriter(folder / "tensorboard", purge_step=step + 1), False
 
     def __call__(self, progress: TrainingProgress) -> None:
-        """Write the events of one step."""
+        """Write the events of one step; after a failure, which is logged, no more are written."""
+        if self._failed:
+            return
+        try:
+            self._write(progress)
+        except Exception as error:  # noqa: BLE001 - of any library below it; the training goes on
+            self._failed = True
+            log.warning("no more events for TensorBoard are written: %s", one_line(error))
+
+    def _write(self, progress: TrainingProgress) -> None:
         self._writer.add_scalar("loss", progress.loss, progress.step)
         self._writer.add_scalar("learning rate", progress.rate, progress.step)
         if scores := progress.scores:
@@ -139,4 +152,5 @@ class TensorBoard:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._writer.close()
+        with suppress(Exception):  # what it could not write, a full disk among others, does not end a training
+            self._writer.close()

@@ -5,6 +5,7 @@
 PosixPath('run/best.safetensors')
 """
 
+import logging
 import time
 from collections.abc import Callable
 from dataclasses import asdict, replace
@@ -28,6 +29,7 @@ from unetrt.trainer.torch_session import torch_errors
 from unetrt.trainer.unet import UNet
 from unetrt.trainer.validation import Scores, ValidatedImage, Validator, draw_sheet
 
+log = logging.getLogger("unetrt")
 # Seconds between two saves of the last checkpoint, the work that a power cut can cost, and between two drawings.
 SAVE_EVERY = 60.0
 # Number of validations of a run at most, and the share of the run that they may take together.
@@ -211,6 +213,8 @@ class Training:
         if scores or stop or self.steps == 1 or time.perf_counter() - self._saved_at > SAVE_EVERY:
             self._last(budget).save(self.folder / LAST)
             self._saved_at = time.perf_counter()
+        if scores and time.perf_counter() - self._drawn_at > SAVE_EVERY:
+            self._draw()
         return scores
 
     def _validate_if_due(self, validations: "_Validations", spent: float) -> Scores | None:
@@ -222,16 +226,20 @@ class Training:
         if self.history.add_scores(self.steps, scores):
             self._checkpoint(scores).save(self.folder / BEST)
             self._best = results
-        if time.perf_counter() - self._drawn_at > SAVE_EVERY:
-            self._draw()
         return scores
 
     def _draw(self) -> None:
-        """Write the history, its curves, and the sheet of the best network; takes as long as a small validation."""
-        self.history.save(self.folder)
-        if self._best:
-            draw_sheet(self.folder / SHEET, self._best)
-            self._best = []
+        """Write the history, its curves, and the sheet of the best network; takes as long as a small validation.
+
+        What cannot be written is logged: it can be written later, and the checkpoints need none of it.
+        """
+        try:
+            self.history.save(self.folder)
+            if self._best:
+                draw_sheet(self.folder / SHEET, self._best)
+                self._best = []
+        except Exception as error:  # noqa: BLE001 - matplotlib's, too
+            log.warning("curves and pictures of the training are not written: %s", one_line(error))
         self._drawn_at = time.perf_counter()
 
     def _checkpoint(self, scores: Scores | None) -> Checkpoint:

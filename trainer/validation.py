@@ -236,7 +236,8 @@ def draw_sheet(path: Path, results: Sequence[ValidatedImage]) -> None:
         frame = result.image.frame[:, :SIDE, :SIDE]
         for axis, labels in ((left, result.image.labels), (right, result.labels)):
             axis.imshow(overlay(frame, labels[:SIDE, :SIDE]), interpolation="nearest")
-        left.set_title(f"{result.image.name}: annotation", fontsize=7, loc="left", parse_math=False)
+        name = result.image.name.encode(errors="replace").decode()  # a file's name need not be UTF-8
+        left.set_title(f"{name}: annotation", fontsize=7, loc="left", parse_math=False)
         right.set_title(str(Scores.of(result.tally)), fontsize=7, loc="left", parse_math=False)
     with whole_file(path) as temporary:
         figure.savefig(temporary, dpi=130)

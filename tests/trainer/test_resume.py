@@ -1,7 +1,10 @@
 """A run that is stopped, killed or cut off goes on as if nothing had happened."""
 
 import json
+import os
 import random
+import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -194,3 +197,59 @@ def test_ten_kills_at_random_moments_leave_a_whole_checkpoint(drawn_folder, tmp_
         assert len(last.state["losses"]) == steps
     assert main(["train", "--resume", str(folder), "--steps", str(steps + 1), "--no-export"]) == 0
     assert not list(folder.glob(".unetrt-*")), "what a killed save left is cleared away"
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs limits of resources")
+@pytest.mark.parametrize("limit", [1_000, 20_000])
+def test_a_full_disk_ends_a_training_with_one_line(drawn_folder, tmp_path, limit):
+    """A limit on the size of files stands for the disk: a checkpoint takes 70 kB and more."""
+    import resource
+
+    arguments = ["train", drawn_folder, "--depth", 2, "--base", 4, "--tile", 92, "--steps", 4, "-o", tmp_path / "run"]
+    done = subprocess.run(
+        [sys.executable, "-m", "unetrt", *map(str, arguments)],
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit)),
+        env={**os.environ, "MPLCONFIGDIR": str(tmp_path), "XDG_CACHE_HOME": str(tmp_path / "cache")},
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 2, done.stderr
+    assert "Traceback" not in done.stderr
+    assert re.match(r"Error: cannot write .*safetensors: .*(File too large|os error 27)", done.stderr.splitlines()[-1])
+    assert [path.name for path in (tmp_path / "run").rglob("*") if path.suffix == ".safetensors"] == []
+
+
+@pytest.mark.parametrize("broken", ["draw_sheet", "History.save"])
+def test_pictures_and_logs_do_not_end_a_training(drawn_folder, tmp_path, monkeypatch, caplog, broken):
+    def fail(*_):
+        raise RuntimeError("no font\nat all")
+
+    monkeypatch.setattr(f"unetrt.trainer.training.{broken}", fail)
+    run = training(drawn_folder, tmp_path)
+    assert run.run(TrainingBudget(steps=3)) == tmp_path / "best.safetensors"
+    assert load(tmp_path / LAST).training["steps"] == 3
+    assert [record.getMessage() for record in caplog.records] == [
+        "curves and pictures of the training are not written: no font at all"
+    ]
+
+
+def test_a_picture_does_not_hide_why_a_training_ended(drawn_folder, tmp_path, monkeypatch):
+    monkeypatch.setattr("unetrt.trainer.training.draw_sheet", lambda *_: 1 / 0)
+    run = training(drawn_folder, tmp_path)
+    with pytest.raises(TrainingStoppedError, match="stopped after step 2"):
+        run.run(TrainingBudget(steps=50), should_stop=stopping_after(run, 2))
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs a file system whose names are bytes")
+def test_names_that_are_not_utf_8(drawn_folder, tmp_path, capfd):
+    data = tmp_path / "data"
+    shutil.copytree(drawn_folder, data)
+    for part in ("images", "labels"):
+        for path in list((data / part).iterdir()):
+            path.rename(path.with_name(os.fsdecode(b"caf\xe9-") + path.name))
+    out = tmp_path / "run"
+    arguments = ["train", data, "--depth", 2, "--base", 4, "--tile", 92, "--steps", 4, "-o", out]
+    assert main([str(argument) for argument in arguments]) == 0
+    assert {"best.safetensors", LAST, "validation.png", "curves.png", "model.onnx"} <= {
+        path.name for path in out.iterdir()
+    }
+    assert "not written" not in capfd.readouterr().err
