@@ -79,8 +79,10 @@ def fit(models: Iterable[Sequence[Found]]) -> Calibration:
         entropy = -np.log(np.where(correct, expected, 1 - expected))
         return float(weights @ entropy) / len(models) + PENALTY * float((constants**2).sum())
 
-    bounds = [(0, 10), (0, 10), (0, 10), (1, 1), (-10, 10)]  # the exponents leave the slope no meaning of its own
-    starts = (np.array([core, 1, outline, 1, 0.0]) for core in (0.5, 2) for outline in (0.5, 2))
+    bounds = [(0, 10), (0, 10), (0, 10), (0.1, 10), (-10, 10)]
+    starts = (
+        np.array([core, 1, outline, slope, 0.0]) for core in (0.5, 2) for outline in (0.5, 2) for slope in (0.5, 2)
+    )
     best = min(
         (minimize(cost, start, bounds=bounds, method="L-BFGS-B") for start in starts), key=lambda result: result.fun
     )

@@ -100,9 +100,11 @@ class Target:
         width = max(1.0, rim * diameter)
         core = pi / 4 * max(diameter - 2 * width, diameter * (1 - LARGEST_RIM)) ** 2
         # Twice the rim: predicted rims vary, and an object's corners are farther from its core than its sides.
-        reach, smallest = ceil(2 * width * zoom) + 1, ceil(SMALLEST_CORE * core)
+        reach = ceil(2 * width * zoom) + 1
+        # The smallest objects are `zoom` times smaller than those annotated.
+        bridge, smallest = round(BRIDGE / zoom), ceil(SMALLEST_CORE * core / zoom**2)
         area = int(np.percentile(areas, SPECK, method="lower") / zoom**2) if len(areas) else 0
-        return cls(CORE_CLASSES, Decoding("cores", reach, BRIDGE, smallest, area), width)
+        return cls(CORE_CLASSES, Decoding("cores", reach, bridge, smallest, area), width)
 
     @classmethod
     def border(cls, class_names: tuple[str, ...], width: int) -> "Target":

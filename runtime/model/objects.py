@@ -422,8 +422,8 @@ class Calibration:
         return found
 
 
-# Not fitted: the product of the mean probabilities of core and foreground.
-CALIBRATION = Calibration()
+# Fitted by docs/calibration.py on the validation images of docs/training.md, to the model `nuclei` and three trainings.
+CALIBRATION = Calibration(core=1.29, foreground=1.19, slope=2.52, offset=0.54)
 
 
 def confidence(

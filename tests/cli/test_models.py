@@ -12,8 +12,11 @@ from unetrt import LiveSegmenter, Segmenter, open_session
 from unetrt.__main__ import main
 from unetrt.cli import models
 from unetrt.runtime.errors import ModelFileError
+from unetrt.runtime.files.images import list_images, read_labels
 from unetrt.runtime.model import onnx_file
 from unetrt.trainer.checkpoint import load
+from unetrt.trainer.evaluation import evaluate_instances, pooled
+from unetrt.trainer.metrics import calibration_error, correct_objects
 
 FRAME = np.random.default_rng(0).integers(0, 4000, (70, 90)).astype(np.uint16)
 CARD = {"task": "nuclei in fluorescence", "licence": "CC0-1.0", "scores": "SEG 0.84 on 12 images"}
@@ -134,3 +137,22 @@ def test_the_bundled_nuclei():
     assert onnx_file.bundled_path("nuclei").stat().st_size <= 3_000_000
     with Segmenter("nuclei") as segmenter:
         assert segmenter.segment(FRAME).labels.shape == FRAME.shape
+
+
+def test_the_bundled_nuclei_on_the_images_that_come_with_it():
+    """Four of the validation images; confidence as calibrated as the objects of four images can show."""
+    if "nuclei" not in onnx_file.bundled_names():
+        pytest.skip("unetrt/models/nuclei.onnx does not exist: `make model-nuclei` trains it")
+    examples = onnx_file.bundled_path("nuclei").parent / "examples"
+    tallies, confidence, correct = [], [], []
+    with Segmenter("nuclei") as segmenter:
+        for path in list_images(examples / "images"):
+            truth = read_labels(examples / "labels" / path.name)
+            found = segmenter.objects(tifffile.imread(path), confidence=True)
+            tallies.append(evaluate_instances(found.labels, truth, warping=False))
+            confidence.append(found.confidence)
+            correct.append(correct_objects(found.labels, truth))
+    scores = pooled(tallies).to_dict()
+    assert scores["seg"] >= 0.75
+    assert scores["ap"]["0.50"] >= 0.8
+    assert calibration_error(np.concatenate(confidence), np.concatenate(correct)) <= 0.08

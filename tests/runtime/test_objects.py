@@ -8,6 +8,7 @@ from scipy import ndimage
 
 from unetrt.runtime.errors import FrameError, OptionError
 from unetrt.runtime.model.objects import (
+    CALIBRATION,
     Calibration,
     ObjectFeatures,
     confidence,
@@ -234,11 +235,12 @@ def test_the_confidence_is_that_of_each_object_alone(how):
         )
     features = object_features(objects, p, how)
     np.testing.assert_allclose(np.stack(features, axis=1), expected, rtol=1e-5)
-    found = confidence(objects, p, how)
+    found = confidence(objects, p, how, Calibration())
     np.testing.assert_allclose(found, np.prod(np.array(expected)[:, :2], axis=1), rtol=1e-5)
     assert found.dtype == np.float32
     assert len(found) > 3
-    np.testing.assert_array_equal(found, confidence(objects.copy(), p.copy(), how))
+    np.testing.assert_array_equal(found, confidence(objects.copy(), p.copy(), how, Calibration()))
+    np.testing.assert_array_equal(confidence(objects, p, how).argsort(), CALIBRATION(features).argsort())
 
 
 @given(
@@ -269,7 +271,7 @@ def test_an_object_that_fills_the_frame_has_a_confidence():
     p = np.stack([np.full((4, 5), 0.25), np.full((4, 5), 0.75)]).astype(np.float32)
     objects = np.ones((4, 5), np.int32)
     assert object_features(objects, p).outline == 1
-    np.testing.assert_allclose(confidence(objects, p), 0.75**2)
+    np.testing.assert_allclose(confidence(objects, p, calibration=Calibration()), 0.75**2)
     assert confidence(np.zeros((4, 5), np.int32), p).shape == (0,)
 
 
