@@ -58,7 +58,7 @@ class UNetShape:
         )
         for name, value, least, most, counted in rules:
             if not least <= value <= most:
-                raise OptionError(f"invalid network: {name} must be {least} to {most}{counted} (got {value!r:.60})")
+                raise OptionError(f"invalid network: {name} {value!r:.60}: use {least} to {most}{counted}")
 
     @property
     def geometry(self) -> Geometry:
