@@ -2,7 +2,10 @@
 
 import logging
 import os
+import shutil
 import signal
+import subprocess
+import sys
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -10,6 +13,7 @@ import numpy as np
 import pytest
 import tifffile
 
+from tests import requirements
 from tests.requirements import lines_about_skips
 from unetrt.runtime.machine import cores
 from unetrt.runtime.model.spec import ModelSpec
@@ -93,6 +97,15 @@ def own_log_levels():
 def usual_log_levels():
     for name, level in LOG_LEVELS.items():
         logging.getLogger(name).setLevel(level)
+
+
+def compiled_library(library, *arguments):
+    """Compile C sources, with further arguments of the compiler, to a shared library; return its path."""
+    compiler = shutil.which("cc")
+    if sys.platform != "linux" or compiler is None:
+        pytest.skip(requirements.C_COMPILER)
+    subprocess.run([compiler, "-O1", "-shared", "-fPIC", "-o", library, *arguments], check=True)
+    return library
 
 
 @pytest.fixture(scope="session")

@@ -42,6 +42,11 @@ class UNetShape:
     """Parameters of a U-Net: depth (poolings), base (feature channels of the first level), channels and classes.
 
     The defaults are those of the paper (Ronneberger et al. 2015, figure 1).
+
+    Raises
+    ------
+    OptionError
+        A parameter is below 1 (classes: 2), or beyond `MAX_DEPTH`, `MAX_CHANNELS` or `MAX_CLASSES`.
     """
 
     depth: int = 4

@@ -121,12 +121,11 @@ def _from_cores(classes: Array, how: Decoding, min_area: int, objects: Labels) -
 
 
 def _framed(compare: np.ufunc, classes: Array, value: int, margin: int) -> Mask:
-    """Return which pixels of a map (H, W) compare so with a value: a mask with a margin of background.
+    """Return ``compare(classes, value)`` for a map (H, W), framed by background: bool, (H + 2 margin, W + margin).
 
-    The margin has as many rows above and below the map as it has columns on the right of each row.
-
-    In flat order, the pixels up to `margin` before and after one are those of its row, or background. Shifts of whole
-    masks are then shifts of flat arrays, which take a third of the time.
+    `margin` rows are above and below the map, and as many columns on the right of each row. In flat order, the pixels
+    up to `margin` before and after one are then those of its row, or background. Shifts of whole masks are shifts of
+    flat arrays, which take a third of the time.
     """
     height, width = classes.shape
     framed = np.zeros((height + 2 * margin, width + margin), bool)

@@ -1,14 +1,13 @@
 """Nothing leaves the machine: no connection, no look-up of a name, no identifier in the user's folders."""
 
 import os
-import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from tests import requirements
+from tests.conftest import compiled_library
 
 pytestmark = pytest.mark.timeout(600)
 # Every command that opens a model or trains one, one after the other, and then a pause in seconds.
@@ -42,24 +41,19 @@ time.sleep(wait)
 @pytest.fixture(scope="module")
 def recorder(tmp_path_factory):
     """A library that records connections and look-ups of the process that it is loaded into, native ones too."""
-    compiler = shutil.which("cc")
-    if sys.platform != "linux" or compiler is None:
-        pytest.skip(requirements.C_COMPILER)
     library = tmp_path_factory.mktemp("recorder") / "recorded_calls.so"
-    source = Path(__file__).with_name("recorded_calls.c")
-    subprocess.run([compiler, "-O1", "-shared", "-fPIC", "-o", library, source, "-ldl"], check=True)
-    return library
+    return compiled_library(library, Path(__file__).with_name("recorded_calls.c"), "-ldl")
 
 
 @pytest.fixture
 def recorded(recorder, tmp_path):
     """Run a program with an empty home; return the process, its calls, and the files that appeared in the home."""
 
-    def run(program, *arguments, **variables):
+    def run(program, *arguments):
         home, calls = tmp_path / "home", tmp_path / "calls"
         home.mkdir()
         kept = {name: value for name, value in os.environ.items() if not name.startswith(("XDG_", "ORT_"))}
-        environment = {**kept, "HOME": str(home), "LD_PRELOAD": str(recorder), "RECORD": str(calls)} | variables
+        environment = {**kept, "HOME": str(home), "LD_PRELOAD": str(recorder), "RECORD": str(calls)}
         done = subprocess.run(
             [sys.executable, "-c", program, *map(str, arguments)],
             env=environment, cwd=tmp_path, capture_output=True, text=True, check=False,

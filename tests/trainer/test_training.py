@@ -205,6 +205,19 @@ def test_tensorboard_gets_losses_and_scores(drawn_folder, tmp_path):
     assert set(events.Tags()["scalars"]) >= {"learning rate", "validation/iou", "validation/seg"}
 
 
+def test_tensorboard_that_fails_is_dropped_and_the_training_goes_on(drawn_folder, tmp_path, monkeypatch, caplog):
+    from torch.utils.tensorboard.writer import SummaryWriter
+
+    from unetrt.cli.train import run_with_bar
+
+    monkeypatch.setattr(SummaryWriter, "add_scalar", lambda *_: 1 / 0)
+    best = run_with_bar(training(drawn_folder, tmp_path), TrainingBudget(steps=3), tensorboard=True)
+    assert best.is_file()
+    assert [record.getMessage() for record in caplog.records] == [
+        "no more events for TensorBoard are written: division by zero"
+    ]
+
+
 # Sizes of the 12 validation images of nuclei, 2.4 Mpixel.
 NUCLEI = Counter({(256, 256): 4, (520, 696): 4, (360, 360): 2, (512, 640): 1, (260, 347): 1})
 

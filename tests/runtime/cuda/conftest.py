@@ -1,14 +1,13 @@
 """The fake libcuda, compiled once, and processes that find it where they look for the driver."""
 
 import os
-import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from tests import requirements
+from tests.conftest import compiled_library
 
 HERE = Path(__file__).parent
 REPOSITORY = HERE.parents[2]
@@ -17,14 +16,10 @@ REPOSITORY = HERE.parents[2]
 @pytest.fixture(scope="session")
 def fake_libcuda(tmp_path_factory):
     """The folder with a `libcuda.so.1` that works in host memory."""
-    compiler = shutil.which("cc")
-    if sys.platform != "linux" or compiler is None:
-        pytest.skip(requirements.C_COMPILER)
     library = tmp_path_factory.mktemp("libcuda") / "libcuda.so.1"
     sources = sorted((HERE / "fake_libcuda").glob("*.c"))
-    flags = ["-std=gnu11", "-O1", "-shared", "-fPIC", "-fvisibility=hidden", f"-Wl,-soname,{library.name}"]
-    subprocess.run([compiler, *flags, "-o", library, *sources, "-ldl", "-lpthread"], check=True)
-    return library.parent
+    flags = ["-std=gnu11", "-fvisibility=hidden", f"-Wl,-soname,{library.name}"]
+    return compiled_library(library, *flags, *sources, "-ldl", "-lpthread").parent
 
 
 @pytest.fixture
