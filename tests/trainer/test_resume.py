@@ -17,8 +17,10 @@ import pytest
 from unetrt.__main__ import main
 from unetrt.runtime.errors import DatasetError, ModelFileError, OptionError, TrainingStoppedError
 from unetrt.runtime.records import to_json, validated
+from unetrt.trainer import training as loop
 from unetrt.trainer.checkpoint import LAST, load
 from unetrt.trainer.dataset import read_dataset
+from unetrt.trainer.history import History
 from unetrt.trainer.recipe import RECIPES, Recipe
 from unetrt.trainer.run import DataSource, ResumeState, TrainingBudget, TrainingJob, TrainingRun
 from unetrt.trainer.training import Training
@@ -218,12 +220,12 @@ def test_a_full_disk_ends_a_training_with_one_line(drawn_folder, tmp_path, limit
     assert [path.name for path in (tmp_path / "run").rglob("*") if path.suffix == ".safetensors"] == []
 
 
-@pytest.mark.parametrize("broken", ["draw_sheet", "History.save"])
-def test_pictures_and_logs_do_not_end_a_training(drawn_folder, tmp_path, monkeypatch, caplog, broken):
+@pytest.mark.parametrize(("where", "broken"), [(loop, "draw_sheet"), (History, "save")])
+def test_pictures_and_logs_do_not_end_a_training(drawn_folder, tmp_path, monkeypatch, caplog, where, broken):
     def fail(*_):
         raise RuntimeError("no font\nat all")
 
-    monkeypatch.setattr(f"unetrt.trainer.training.{broken}", fail)
+    monkeypatch.setattr(where, broken, fail)
     run = training(drawn_folder, tmp_path)
     assert run.run(TrainingBudget(steps=3)) == tmp_path / "best.safetensors"
     assert load(tmp_path / LAST).training["steps"] == 3
@@ -233,7 +235,7 @@ def test_pictures_and_logs_do_not_end_a_training(drawn_folder, tmp_path, monkeyp
 
 
 def test_a_picture_does_not_hide_why_a_training_ended(drawn_folder, tmp_path, monkeypatch):
-    monkeypatch.setattr("unetrt.trainer.training.draw_sheet", lambda *_: 1 / 0)
+    monkeypatch.setattr(loop, "draw_sheet", lambda *_: 1 / 0)
     run = training(drawn_folder, tmp_path)
     with pytest.raises(TrainingStoppedError, match="stopped after step 2"):
         run.run(TrainingBudget(steps=50), should_stop=stopping_after(run, 2))
