@@ -11,7 +11,7 @@ NVRTC := nvidia-cuda-nvrtc-cu12==12.0.140
 # Each process loads torch, and a file runs in one process: more than 8 take memory and gain little.
 SIDE_BY_SIDE := -n auto --maxprocesses 8 --dist loadfile
 
-.PHONY: demo test test-portable test-without-bfloat16 test-without-vectors test-on-one-core test-slow gpu-check gpu-pack model-nuclei kernels docs lint format bench bench-weights bench-augmentation bench-host bench-decoding bench-live bench-cpu bench-small bench-page soak clean
+.PHONY: demo test test-portable test-without-bfloat16 test-without-vectors test-on-one-core test-slow gpu-check gpu-pack model-nuclei kernels docs wheel lint format bench bench-weights bench-augmentation bench-host bench-decoding bench-live bench-cpu bench-small bench-page soak clean
 
 demo: $(READY)  ## draw cells, train, export, segment, check: leaves demo-out/
 	$(BIN)/unetrt demo --out demo-out
@@ -64,6 +64,11 @@ kernels:  ## runtime/segment/kernels.ptx from kernels.cu, on Linux; needs no GPU
 
 docs: $(READY)  ## the API reference, made from the docstrings: build/docs/index.html
 	$(BIN)/python docs/api.py build/docs
+
+# A folder `build` of an earlier version would put its files into the wheel.
+wheel: $(READY)  ## the wheel and its software bill of materials (CycloneDX), in dist
+	rm -rf build
+	$(BIN)/python docs/wheel.py dist
 
 lint: $(READY)  ## ruff, and mypy on the package as it installs
 	$(BIN)/ruff check .
