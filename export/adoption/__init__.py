@@ -1,8 +1,9 @@
 """unetrt.export.adoption: converts an ONNX file of another toolkit to a model file whose tiles are exact.
 
 `adopt` reads the file and finds the sizes it runs on (`_foreign`), measures its receptive field and lattice
-(`_receptive_field`, on the graph's `_footprint`), puts unetrt's input, core and head around it, and compares tiles with
-one pass over a larger image (`_agreement`). A network whose tiles differ is refused.
+(`_receptive_field`, on the graph's `_footprint`), judges its output by its values (`_output`), puts unetrt's input,
+core and head around it, and compares tiles with one pass over a larger image (`_agreement`). A network whose tiles
+differ is refused.
 
 >>> choices = Choices(("background", "cell"), Normalisation("zscore"), "logits", tile=(512, 512))
 >>> adopt("net.onnx", "model.onnx", choices).field.radius  # doctest: +SKIP
@@ -16,8 +17,9 @@ from tempfile import TemporaryDirectory
 import onnx
 
 from unetrt._version import __version__
-from unetrt.export.adoption._agreement import adapted, gives_scores, require_agreement
+from unetrt.export.adoption._agreement import adapted, require_agreement
 from unetrt.export.adoption._foreign import Foreign, read_foreign, sizes_of
+from unetrt.export.adoption._output import require_fit, require_repeatable
 from unetrt.export.adoption._receptive_field import ReceptiveField, measure
 from unetrt.runtime.errors import OptionError
 from unetrt.runtime.files.atomic import require_place, whole_file
@@ -112,7 +114,7 @@ def adopt(source: str | Path, path: str | Path, choices: Choices) -> Adoption:
     Raises
     ------
     ModelFileError
-        The file cannot be read, or its network cannot be tiled.
+        The file cannot be read, or its network cannot be tiled or draws at random.
     OptionError
         The halo or the grid is too small, or head and classes do not fit the network's output.
     TileError
@@ -128,18 +130,21 @@ def adopt(source: str | Path, path: str | Path, choices: Choices) -> Adoption:
     if tile is None:
         raise OptionError(f"{foreign.name} takes images of any size: choose one with --tile, 512 or HEIGHTxWIDTH")
     sizes = sizes_of(foreign, tile, choices.grid)
+    one = foreign.at(tile)
+    require_repeatable(foreign, one, tile)
     field = measure(sizes, choices.grid)
     spec = _spec(foreign, tile, field, choices)
+    kind = require_fit(one, spec)
     network = foreign.at(tile, spec.batch)
     with whole_file(path) as temporary, TemporaryDirectory(dir=temporary.parent) as folder:
-        onnx.save(adapted(network, spec), temporary)
+        onnx.save(adapted(network, spec, kind), temporary)
         compared = temporary
-        if spec.head == "labels" and gives_scores(network):
+        if spec.head == "labels" and kind != "labels":
             # The labels of noise are nearly all background and would hide differences that the scores show.
             compared = Path(folder) / "scores.onnx"
-            onnx.save(adapted(network, replace(spec, head="logits")), compared)
+            onnx.save(adapted(network, replace(spec, head="logits"), kind), compared)
         with open_session(compared, "onnxruntime") as session:
-            difference = require_agreement(session, sizes)
+            difference = require_agreement(session, sizes, kind)
     reference = "one pass over a larger image" if sizes.step else "each other"
     return Adoption(spec, field, difference, reference, tuple(_remarks(spec, field)), choices.grid is not None)
 
