@@ -56,6 +56,8 @@ class Choices:
         The annotation that the network was trained on, as in `ModelSpec`.
     separation_border
         Width in pixels of the background that training cut between touching objects.
+    output
+        Name of the output, for a network that has several.
     """
 
     classes: tuple[str, ...]
@@ -68,6 +70,7 @@ class Choices:
     border: Border = "reflect"
     annotation: Annotation = "instances"
     separation_border: int = 0
+    output: str | None = None
 
 
 @dataclass(frozen=True)
@@ -104,8 +107,8 @@ def adopt(source: str | Path, path: str | Path, choices: Choices) -> Adoption:
     Parameters
     ----------
     source
-        The foreign file: one input (N, C, H, W) and one output of the same height and width, or smaller by a fixed
-        margin.
+        The foreign file: one input (N, C, H, W) or (N, H, W, C) and an output of the same height and width, or smaller
+        by a fixed margin.
     path
         The model file. It is created only after its tiles have been compared; on an error no file is left.
     choices
@@ -124,7 +127,7 @@ def adopt(source: str | Path, path: str | Path, choices: Choices) -> Adoption:
     OutputError
         The file cannot be written.
     """
-    foreign = read_foreign(source)
+    foreign = read_foreign(source, choices.output)
     require_place(path, (source, *external_files(source)))
     tile = choices.tile or foreign.size
     if tile is None:
@@ -162,7 +165,7 @@ def _spec(foreign: Foreign, tile: tuple[int, int], field: ReceptiveField, choice
         grid=field.grid,
         channels=foreign.channels,
         classes=choices.classes,
-        normalisation=_normalisation(choices.normalisation, foreign.channels),
+        normalisation=_normalisation(choices.normalisation, foreign),
         batch=choices.batch,
         head=choices.head,
         precision=foreign.precision,
@@ -175,8 +178,14 @@ def _spec(foreign: Foreign, tile: tuple[int, int], field: ReceptiveField, choice
     )
 
 
-def _normalisation(chosen: Normalisation, channels: int) -> Normalisation:
+def _normalisation(chosen: Normalisation, foreign: Foreign) -> Normalisation:
     """Return the normalisation; a single offset and scale are repeated for every channel."""
+    channels, brightest = foreign.channels, foreign.brightest
+    if brightest and chosen.mode != "fixed":
+        raise OptionError(
+            f"{foreign.name} takes grey values as whole numbers from 0 to {brightest}, but normalisation {chosen.mode} "
+            f"maps them to about 0 to 1: use fixed:0:1, or for frames up to another LARGEST fixed:0:{brightest}/LARGEST"
+        )
     if chosen.mode != "fixed" or len(chosen.offset) == channels:
         return chosen
     if len(chosen.offset) != 1:

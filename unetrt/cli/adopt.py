@@ -98,6 +98,7 @@ def _names(_context: click.Context, _option: click.Parameter, value: str) -> tup
     show_default=True,
     help="Width of the background that training cuts between touching objects, in pixels.",
 )
+@click.option("--output", metavar="NAME", help="The output to use, of a network that has several.")
 def command(foreign: Path, out: Path, **choices: Any) -> None:
     """Convert FOREIGN, an ONNX file of another toolkit, to a model file with a fixed tile.
 

@@ -123,15 +123,24 @@ SPOILT = {
     ),
     "two outputs": (
         {"body": f"{BOTH} deep = Relu(mask)", "answer": f"{MASK}, float[n, 2, h, w] deep"}, {},
-        ModelFileError, r"has 2 outputs \(mask, deep\)",
+        ModelFileError, r"has 2 outputs \(mask \(n, 2, h, w\), deep \(n, 2, h, w\)\): choose one with --output mask",
     ),
     "three axes": (
         {"body": "mask = Relu(image)", "given": "float[1, h, w] image", "answer": "float[1, h, w] mask"}, {},
         ModelFileError, r"its input image has axes \[1, 'h', 'w'\]: it must be \(batch, channels, H, W\)",
     ),
-    "bytes in": (
-        {"body": f"f = Cast<to = 1>(image) {BOTH.replace('image', 'f')}", "given": "uint8[n, 1, h, w] image"}, {},
-        ModelFileError, "its input is uint8: export it for float32 or float16",
+    "an output that does not exist": (
+        {"body": BOTH}, {"output": "deep"},
+        OptionError, r"has no output 'deep': choose one of mask \(n, 2, h, w\)",
+    ),
+    "integers in": (
+        {"body": f"f = Cast<to = 1>(image) {BOTH.replace('image', 'f')}", "given": "int32[n, 1, h, w] image"}, {},
+        ModelFileError, "its input is int32: export it for float32 or float16, normalised outside, or for raw uint8",
+    ),
+    "bytes in, normalised to less than one": (
+        {"body": f"f = Cast<to = 1>(image) {BOTH.replace('image', 'f')}", "given": "uint8[n, 1, h, w] image"},
+        {"normalisation": Normalisation("percentile")},
+        OptionError, "takes grey values as whole numbers from 0 to 255, but normalisation percentile .*use fixed:0:1",
     ),
     "an open channel count": (
         {"body": BOTH, "given": "float[n, c, h, w] image"}, {}, ModelFileError, "export it with a fixed channel count",
