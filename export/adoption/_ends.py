@@ -5,17 +5,18 @@ Toolkits differ in how many outputs they write, where the axis of channels lies 
 one with channels last or with whole grey values; `give_channels_first` turns an output. All change the graph in place.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from math import inf
 from pathlib import Path
+from typing import Any
 
-from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper
+from onnx import GraphProto, ModelProto, NodeProto, TensorProto, ValueInfoProto, helper
 
 from unetrt.export.onnx_model import axes_of, inferred
 from unetrt.runtime.errors import ModelFileError, OptionError
 
 # Types of whole grey values that an input may have, and the largest of each.
-WHOLE = {TensorProto.UINT8: 255, TensorProto.UINT16: 65535}
+WHOLE: dict[int, int] = {TensorProto.UINT8: 255, TensorProto.UINT16: 65535}
 IMAGE = "unetrt:image"  # name of an input in front of the graph's own
 
 
@@ -54,10 +55,15 @@ def keep_output(model: ModelProto, name: str | None, path: Path) -> None:
             nodes.append(node)
     inputs = [value for value in graph.input if value.name in needed]
     weights = [tensor for tensor in graph.initializer if tensor.name in needed]
-    parts = (graph.node, nodes[::-1]), (graph.input, inputs), (graph.initializer, weights), (graph.output, [kept])
+    parts: tuple[tuple[Any, Sequence[Any]], ...] = (
+        (graph.node, nodes[::-1]),
+        (graph.input, inputs),
+        (graph.initializer, weights),
+        (graph.output, [kept]),
+    )
     for part, left in parts:
         del part[:]
-        part.extend(left)  # type: ignore[arg-type]
+        part.extend(left)
     del graph.value_info[:]
 
 
@@ -71,8 +77,8 @@ def _reads(node: NodeProto) -> Iterator[str]:
             yield from (value.name for value in graph.output)
 
 
-def _shape(value: object) -> str:
-    return f"({', '.join(str(axis or '?') for axis in axes_of(value))})"  # type: ignore[arg-type]
+def _shape(value: ValueInfoProto) -> str:
+    return f"({', '.join(str(axis or '?') for axis in axes_of(value))})"
 
 
 def is_channels_last(axes: tuple[int | str, ...]) -> bool:
@@ -91,7 +97,7 @@ def take_float_image(graph: GraphProto, name: str) -> None:
     last = is_channels_last(axes)
     if not last and kind not in WHOLE:
         return
-    steps: list[tuple[str, list[str], dict[str, object]]] = []
+    steps: list[tuple[str, list[str], dict[str, Any]]] = []
     if kind in WHOLE:
         bounds = [helper.make_tensor(f"{IMAGE}:{bound}", TensorProto.FLOAT, [], [bound]) for bound in (0, WHOLE[kind])]
         graph.initializer.extend(bounds)
