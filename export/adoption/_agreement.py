@@ -16,29 +16,24 @@ from numpy.typing import NDArray
 from onnx import ModelProto, TensorProto, helper, numpy_helper
 
 from unetrt.export.adoption._foreign import Runner, Size, Sizes, output_shape
+from unetrt.export.adoption._output import SCORES, Kind, noise, not_finite
 from unetrt.export.onnx_model import describe, inferred, strip
-from unetrt.runtime.errors import OptionError, ParityError, TileError
-from unetrt.runtime.model.spec import INPUT, OUTPUT, ModelSpec
+from unetrt.runtime.errors import ParityError, TileError
+from unetrt.runtime.model.spec import INPUT, OUTPUT, Head, ModelSpec
 from unetrt.runtime.sessions import Session
 
 Array = NDArray[Any]
 
 PREFIX = "net/"  # of all names inside the network, so that they do not clash with names of unetrt
-SCORES = (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16, TensorProto.DOUBLE)
-SQUASHED = ("Sigmoid", "HardSigmoid")
-# Operators that pass values on unchanged.
-PASSING = ("Cast", "Identity", "Reshape", "Slice", "Squeeze", "Transpose", "Unsqueeze")
 
 # Largest difference, as a share of the output's range: float32 differs by the order of sums, coarser types by a step.
 TOLERANCE = {"fp32": 1e-4, "fp16": 1e-2, "bf16": 2e-2, "int8": 2e-2}
 # The range of an output is taken as at least this share of its largest value: float32 resolves no finer difference
 # between values that hardly vary around a large one.
 FLAT = 0.02
-# Scores that sum to 1 this closely at every pixel are probabilities.
-SUMS_TO_ONE = 1e-2
 
 
-def adapted(network: ModelProto, spec: ModelSpec) -> ModelProto:
+def adapted(network: ModelProto, spec: ModelSpec, kind: Kind) -> ModelProto:
     """Return a model of unetrt made of a foreign network.
 
     Parameters
@@ -47,16 +42,12 @@ def adapted(network: ModelProto, spec: ModelSpec) -> ModelProto:
         The static graph for the spec's batch and tile.
     spec
         Spec of the new model.
-
-    Raises
-    ------
-    OptionError
-        The network's output does not fit the spec's head and classes.
+    kind
+        The kind of the network's output, which fits the spec's head.
     """
-    add_head = _head(network, spec)
     edges = _Edges(onnx.compose.add_prefix(network, PREFIX))
     edges.rename_input()
-    add_head(edges, edges.crop(spec), spec)
+    HEADS[kind, spec.head](edges, edges.crop(spec, kind), spec)
     model = edges.finished(spec)
     describe(model, spec)
     model = inferred(model)
@@ -84,8 +75,11 @@ class _Edges:
         for node in self._graph.node:
             node.input[:] = [INPUT if given == name else given for given in node.input]
 
-    def crop(self, spec: ModelSpec) -> str:
-        """Cut the core out of the middle of the network's output; return the name of the result, float32 if scores."""
+    def crop(self, spec: ModelSpec, kind: Kind) -> str:
+        """Cut the core out of the middle of the network's output; scores become float32 (N, C, H, W).
+
+        Returns the name of the result.
+        """
         core = self._output
         starts = [(side - kept) // 2 for side, kept in zip(self._shape[-2:], spec.core, strict=True)]
         if any(starts):
@@ -94,6 +88,9 @@ class _Edges:
             core = self.add("Slice", [core, *bounds], "core")
         if self._output_kind in SCORES and self._output_kind != TensorProto.FLOAT:
             core = self.add("Cast", [core], "core32", to=TensorProto.FLOAT)
+        if kind == "channel" and len(self._shape) == 3:
+            shape = self.constant(np.array([spec.batch, 1, *spec.core], np.int64))
+            core = self.add("Reshape", [core, shape], "channel")
         return core
 
     def constant(self, array: Array) -> str:
@@ -150,42 +147,16 @@ def _labels(edges: _Edges, core: str, spec: ModelSpec) -> None:
     edges.add("Cast", [edges.add("Reshape", [core, shape], "flat")], OUTPUT, to=TensorProto.UINT8)
 
 
-def gives_scores(network: ModelProto) -> bool:
-    """Return whether a static network's output is floats (N, C, H, W), and not labels."""
-    kind = network.graph.output[0].type.tensor_type.elem_type
-    return len(output_shape(network)) == 4 and kind in SCORES
+# Kind of the output and head -> the function that adds the head.
+HEADS: dict[tuple[Kind, Head], AddHead] = {
+    ("labels", "labels"): _labels,
+    ("channel", "logits"): _one_logit,
+    ("channel", "probabilities"): _one_probability,
+    **{("channels", head): _all_classes for head in ("logits", "probabilities", "labels")},
+}
 
 
-def _head(network: ModelProto, spec: ModelSpec) -> AddHead:
-    """Return the function that adds the spec's head; raises OptionError where the network's output does not fit it."""
-    shape, classes = output_shape(network), len(spec.classes)
-    channels = shape[1] if len(shape) == 4 else 1
-    if not gives_scores(network):
-        if spec.head != "labels" or channels != 1:
-            raise OptionError(f"the output, shape {shape}, has one label a pixel, no scores: use --head labels")
-        return _labels
-    if channels == 1 and spec.head == "labels":
-        raise OptionError("the output is one channel of scores, no labels: use --head logits or --head probabilities")
-    if spec.head == "logits" and channels == 1 and _made_by(network) in SQUASHED:
-        raise OptionError("the output is a sigmoid's, one probability a pixel: use --head probabilities")
-    if channels == 1 and classes == 2:
-        return _one_logit if spec.head == "logits" else _one_probability
-    if channels != classes:
-        wanted = "two, background first, for one" if channels == 1 else f"{channels}, background first"
-        raise OptionError(f"{classes} classes are named, the output has {channels} channels: name {wanted}")
-    return _all_classes
-
-
-def _made_by(network: ModelProto) -> str:
-    """Return the operator that computes the values of the network's output."""
-    made = {name: node for node in network.graph.node for name in node.output}
-    node = made.get(network.graph.output[0].name)
-    while node is not None and node.op_type in PASSING:
-        node = made.get(node.input[0])
-    return node.op_type if node is not None else ""
-
-
-def require_agreement(session: Session, sizes: Sizes) -> float:
+def require_agreement(session: Session, sizes: Sizes, kind: Kind) -> float:
     """Compare two tiles of noise of several amplitudes, once a grid apart and once three quarters of a core.
 
     Parameters
@@ -195,6 +166,8 @@ def require_agreement(session: Session, sizes: Sizes) -> float:
     sizes
         The network it was made from. If it runs on larger images, the reference is one pass over an image that holds
         both tiles; otherwise the tiles are compared with each other where they overlap.
+    kind
+        The kind of the network's output.
 
     Returns
     -------
@@ -206,8 +179,6 @@ def require_agreement(session: Session, sizes: Sizes) -> float:
         The tiles differ by more than `TOLERANCE`.
     TileError
         The core is too small to compare tiles of a network that runs on no larger image.
-    OptionError
-        The output does not match the spec's head.
     """
     spec = session.spec
     if not sizes.step and min(spec.core) <= spec.grid:
@@ -219,10 +190,9 @@ def require_agreement(session: Session, sizes: Sizes) -> float:
     far = [max(spec.grid, 3 * side // 4 // spec.grid * spec.grid) for side in spec.core]
     worst = 0.0
     for shift in dict.fromkeys(((spec.grid, spec.grid), (far[0], far[1]))):
-        for image in _noise(spec, shift):
+        for image in noise(spec, (spec.tile[0] + shift[0], spec.tile[1] + shift[1])):
             tiles = [_answer(session, image, origin) for origin in ((0, 0), shift)]
-            _require_head(tiles[0], spec)
-            worst = max(worst, *_differences(tiles, _whole(sizes, spec, image), spec, shift))
+            worst = max(worst, *_differences(tiles, _whole(sizes, spec, kind, image), spec, shift))
     if not worst <= TOLERANCE[spec.precision]:
         other = "a pass over a larger image" if sizes.step else "each other"
         raise ParityError(
@@ -232,20 +202,6 @@ def require_agreement(session: Session, sizes: Sizes) -> float:
             "is coarser than the image, or the network has constants of the tile's size and cannot be tiled"
         )
     return worst
-
-
-def _noise(spec: ModelSpec, shift: Size) -> Iterator[Array]:
-    """Yield images (C, H, W) float32 for two tiles `shift` apart, with amplitudes as after normalisation and above."""
-    random = np.random.default_rng(2015)
-    shape = (spec.channels, spec.tile[0] + shift[0], spec.tile[1] + shift[1])
-    yield random.random(shape, np.float32)
-    for amplitude in (1, 20):
-        yield amplitude * random.standard_normal(shape, np.float32)
-    if spec.normalisation.mode == "fixed":
-        # The largest float16 is 65504.
-        for brightest in (255, 4095) if spec.precision == "fp16" else (255, 65535):
-            frame = random.integers(0, brightest, shape, endpoint=True).astype(np.float32)
-            yield spec.normalisation.measure(frame).apply(frame)
 
 
 def _answer(session: Session, image: Array, origin: Size) -> Array:
@@ -260,7 +216,7 @@ def _answer(session: Session, image: Array, origin: Size) -> Array:
     return answer
 
 
-def _whole(sizes: Sizes, spec: ModelSpec, image: Array) -> Array | None:
+def _whole(sizes: Sizes, spec: ModelSpec, kind: Kind, image: Array) -> Array | None:
     """Return the output of one pass over the image, or None where the network runs on the tile alone."""
     if not sizes.step:
         return None
@@ -273,7 +229,7 @@ def _whole(sizes: Sizes, spec: ModelSpec, image: Array) -> Array | None:
             f"{sizes.foreign.name} does not run on {height}x{width} px, {spec.grid} px more than a tile or a multiple "
             "of it: its grid is larger; give --grid"
         ) from error
-    answer: Array = Runner(adapted(network, large))(image[None])[0][0]
+    answer: Array = Runner(adapted(network, large, kind))(image[None])[0][0]
     return answer
 
 
@@ -292,25 +248,6 @@ def _difference(expected: Array, given: Array) -> float:
     if expected.dtype == np.uint8:
         return float((expected != given).mean())
     if not (np.isfinite(expected).all() and np.isfinite(given).all()):
-        raise ParityError(
-            "the network's output for noise holds NaN or infinity, so its tiles cannot be compared: check its weights, "
-            "and that --normalisation is the one it was trained with"
-        )
+        raise not_finite()
     size = max(float(np.ptp(expected)), FLAT * float(np.abs(expected).max()))
     return float(np.abs(expected - given).max()) / size if size else 0.0
-
-
-def _require_head(answer: Array, spec: ModelSpec) -> None:
-    """Raise OptionError where scores (classes, h', w') or labels (h', w') do not match the spec's head."""
-    if spec.head == "labels":
-        if answer.max() >= len(spec.classes):
-            raise OptionError(f"the output has label {answer.max()}, {len(spec.classes)} classes are named: name all")
-        return
-    off = np.abs(answer.sum(axis=0) - 1).max()
-    probable = off < SUMS_TO_ONE and answer.min() >= 0
-    if spec.head == "probabilities" and not probable:
-        raise OptionError(
-            "the output is not probabilities: its classes do not sum to 1 at each pixel; use --head logits"
-        )
-    if spec.head == "logits" and len(answer) > 1 and probable:
-        raise OptionError("the output is probabilities, which sum to 1 at each pixel: use --head probabilities")

@@ -29,6 +29,23 @@ INTERPOLATED = 1e-3
 Attributes = Iterable[onnx.AttributeProto]
 
 
+class WholeImageError(ModelFileError):
+    """A network whose output pixels depend on the whole image, so that no halo makes tiles exact.
+
+    Attributes
+    ----------
+    cause
+        The reason, as a part of a sentence.
+    """
+
+    def __init__(self, name: str, cause: str, remedy: str) -> None:
+        super().__init__(
+            f"{name}: {cause}, so no halo makes tiles exact: {remedy}, or accept tiles that differ with --approximate "
+            "OVERLAP"
+        )
+        self.cause = cause
+
+
 @dataclass(frozen=True)
 class Footprint:
     """A graph that computes with touched (1) and untouched (0).
@@ -243,10 +260,10 @@ def _interpolation(graph: _Graph, node: NodeProto) -> None:
     """
     mode = _attribute(node, "coordinate_transformation_mode", b"half_pixel")
     if mode in (b"align_corners", b"tf_crop_and_resize"):
-        graph.refuse(
-            node,
-            f"samples with {mode.decode()}: where it reads depends on the size of the image, so no halo makes tiles "
-            "exact; export the network with align_corners=False",
+        raise WholeImageError(
+            graph.name,
+            f"{node.op_type} {node.name!r} samples with {mode.decode()} at positions that depend on the image's size",
+            "export the network with align_corners=False",
         )
     out = node.output[0]
     constants = [_kept(graph, node, index) for index in range(1, len(node.input))]

@@ -1,7 +1,7 @@
 """A network of another toolkit: its ONNX file, its graph at a fixed size, and the sizes it runs on.
 
-`read_foreign` checks a file: one float image in, one output, no spec of unetrt. `Foreign.at` returns its graph with
-every shape fixed, and raises TileError for a size that does not run. `sizes_of` tries sizes around a tile.
+`read_foreign` checks a file: one image in, one output, which may be chosen, no spec of unetrt. `Foreign.at` returns its
+graph with every shape fixed, and raises TileError for a size that does not run. `sizes_of` tries sizes around a tile.
 """
 
 from collections import Counter
@@ -21,6 +21,7 @@ import onnx.inliner
 from numpy.typing import NDArray
 from onnx import ModelProto, TensorProto
 
+from unetrt.export.adoption._ends import WHOLE, give_channels_first, is_channels_last, keep_output, take_float_image
 from unetrt.export.onnx_model import axes_of, copy_of, declare_input, inferred, strip
 from unetrt.runtime.errors import BackendUnavailableError, ModelFileError, OptionError, TileError, one_line
 from unetrt.runtime.model.onnx_file import read_metadata
@@ -42,8 +43,8 @@ QUANTISED = ("QuantizeLinear", "DequantizeLinear", "QLinearConv", "ConvInteger",
 STEPS = (64, 960)
 # A step, in pixels, on which an axis grows in proportion if it grows once in up to 256, 3 * 256 or 5 * 256 pixels.
 FAR = 3840
-# Sides of padded networks are usually multiples of one of these.
-USUAL_GRIDS = (2, 4, 8, 16, 32, 64)
+# Sides of padded networks are multiples of one of these, usually of a power of two.
+GRIDS = (*(2**power for power in range(1, 7)), *(side for side in range(3, 65) if side.bit_count() > 1))
 
 
 @dataclass(frozen=True)
@@ -56,10 +57,13 @@ class Foreign:
         The model with its weights, functions inlined.
     name
         The file's name, for messages.
+    brightest
+        The largest grey value of an input that was of whole numbers, else None.
     """
 
     model: ModelProto
     name: str
+    brightest: int | None = None
 
     @property
     def channels(self) -> int:
@@ -107,6 +111,7 @@ class Foreign:
             static = inferred(_folded(model))
             if not all(isinstance(axis, int) and axis > 0 for axis in output_shape(static) or [0]):
                 raise ValueError("the shape of its output depends on more than the input's shape")
+            static = give_channels_first(static, size)
             Runner(static)(np.zeros(shape, np.float32))
         except _failures() as error:
             reason = (str(error).strip().splitlines() or [type(error).__name__])[-1]
@@ -122,14 +127,23 @@ class Foreign:
         return True
 
 
-def read_foreign(path: str | Path) -> Foreign:
+def read_foreign(path: str | Path, output: str | None = None) -> Foreign:
     """Read and check a file.
+
+    Parameters
+    ----------
+    path
+        The file.
+    output
+        Name of the output that counts; None for the only one.
 
     Raises
     ------
     ModelFileError
         It is not an ONNX file, is incomplete, keeps weights outside its folder, is a model of unetrt, or does not have
-        one image as input and one output.
+        one image as input and, unless one is chosen, one output.
+    OptionError
+        It has no output of this name.
     """
     path = Path(path)
     if not path.is_file():
@@ -151,33 +165,33 @@ def read_foreign(path: str | Path) -> Foreign:
                 f"{path} is of opset {opset.version}, {OLDEST_OPSET} is the oldest that can be adopted: export it "
                 "again, or raise it with onnx.version_converter.convert_version"
             )
-    _require_one_image(model, path)
-    return Foreign(model, path.name)
+    keep_output(model, output, path)
+    kind = _require_one_image(model, path)
+    take_float_image(model.graph, _inputs(model)[0].name)
+    return Foreign(model, path.name, WHOLE.get(kind))
 
 
-def _require_one_image(model: ModelProto, path: Path) -> None:
+def _require_one_image(model: ModelProto, path: Path) -> int:
+    """Return the type of the input's values; raises ModelFileError unless there is one input, an image."""
     inputs = _inputs(model)
-    for what, values in (("inputs", inputs), ("outputs", list(model.graph.output))):
-        if len(values) != 1:
-            names = ", ".join(value.name for value in values) or "none"
-            raise ModelFileError(
-                f"{path} has {len(values)} {what} ({names}): export it with one image as input and one output"
-            )
+    if len(inputs) != 1:
+        names = ", ".join(value.name for value in inputs) or "none"
+        raise ModelFileError(f"{path} has {len(inputs)} inputs ({names}): export it with one image as input")
     axes = [axis or "?" for axis in axes_of(inputs[0])]
     if len(axes) != 4:
         raise ModelFileError(f"{path}: its input {inputs[0].name} has axes {axes}: it must be (batch, channels, H, W)")
-    if axes[3] in (1, 3, 4) and axes[1] not in (1, 3, 4):
-        raise ModelFileError(
-            f"{path}: its input has axes {axes}, its channels last: export it as (batch, channels, H, W)"
-        )
-    if not isinstance(axes[1], int):
+    if not isinstance(axes[3 if is_channels_last(axes_of(inputs[0])) else 1], int):
         raise ModelFileError(
             f"{path}: its input {inputs[0].name} has axes {axes}: export it with a fixed channel count"
         )
-    kind = inputs[0].type.tensor_type.elem_type
-    if kind not in (TensorProto.FLOAT, TensorProto.FLOAT16):
+    kind = int(inputs[0].type.tensor_type.elem_type)
+    if kind not in (TensorProto.FLOAT, TensorProto.FLOAT16, *WHOLE):
         given = TensorProto.DataType.Name(kind).lower()
-        raise ModelFileError(f"{path}: its input is {given}: export it for float32 or float16, normalised outside")
+        raise ModelFileError(
+            f"{path}: its input is {given}: export it for float32 or float16, normalised outside, or for raw uint8 or "
+            "uint16"
+        )
+    return kind
 
 
 def _inputs(model: ModelProto) -> list[onnx.ValueInfoProto]:
@@ -327,7 +341,7 @@ def sizes_of(foreign: Foreign, tile: Size, grid: int | None) -> Sizes:
     if min(margin) < 0 or any(pixels % 2 for pixels in margin):
         raise ModelFileError(_not_one_a_pixel(foreign, tile, margin))
     others: list[tuple[Size, Size]] = []
-    for step in (*((grid * -(-STEPS[0] // grid),) if grid else ()), *STEPS):
+    for step in _steps(foreign, grid):
         larger = (tile[0] + step, tile[1] + step)
         try:
             graph = foreign.at(larger)
@@ -341,6 +355,15 @@ def sizes_of(foreign: Foreign, tile: Size, grid: int | None) -> Sizes:
     return Sizes(foreign, tile, margin, 0)
 
 
+def _steps(foreign: Foreign, grid: int | None) -> Iterator[int]:
+    """Iterate over steps to try, in pixels; where axes are open, one of them is a multiple of any grid up to 64."""
+    if grid:
+        yield grid * -(-STEPS[0] // grid)
+    yield from STEPS
+    if foreign.size is None and not grid:
+        yield from range(STEPS[0] + 1, 2 * STEPS[0])
+
+
 def _at_tile(foreign: Foreign, tile: Size, grid: int | None) -> ModelProto:
     """Return the static graph for the tile; the TileError where it does not run names a size that does."""
     try:
@@ -351,7 +374,7 @@ def _at_tile(foreign: Foreign, tile: Size, grid: int | None) -> ModelProto:
             raise TileError(
                 f"{error}; the file is fixed to {fixed}: use --tile {fixed}, or export it with open axes"
             ) from error
-        for multiple in (grid,) if grid else USUAL_GRIDS:
+        for multiple in (grid,) if grid else GRIDS:
             near = (-(-tile[0] // multiple) * multiple, -(-tile[1] // multiple) * multiple)
             beyond = (near[0] + multiple, near[1] + multiple)
             if near != tile and foreign.runs(near) and foreign.runs(beyond):
@@ -372,8 +395,6 @@ def _margin(graph: ModelProto, size: Size) -> Size:
         raise OptionError(
             f"the output has shape {shape}: it must be (batch, classes, H, W), or (batch, H, W) of labels"
         )
-    if len(shape) == 4 and shape[1:3] == size:
-        raise ModelFileError(f"the output has shape {shape}, its channels last: export it as (batch, classes, H, W)")
     return size[0] - shape[-2], size[1] - shape[-1]
 
 

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from unetrt.export.adoption._footprint import footprint
+from unetrt.export.adoption._footprint import WholeImageError, footprint
 from unetrt.export.adoption._foreign import Runner, Sizes
 from unetrt.runtime.errors import ModelFileError, OptionError, TileError
 
@@ -161,13 +161,15 @@ def measure(sizes: Sizes, grid: int | None = None) -> ReceptiveField:
 
     Raises
     ------
+    WholeImageError
+        An operator sees the whole image.
     ModelFileError
-        An operator sees the whole image, its reach is not known, or the output is off centre.
+        The reach of an operator is not known, or the output is off centre.
     OptionError
         The grid is not a period of the network, or is not given and cannot be measured.
     """
     rulers = [_ruler(sizes, axis, sizes.step or grid or 1) for axis in (0, 1)]
-    found = _grid(sizes, grid)
+    found = period_of(sizes, grid)
     if sizes.step and grid is None:
         found = _repeating(sizes, rulers, found)
     for ruler, margin in zip(rulers, sizes.margin, strict=True):
@@ -186,10 +188,11 @@ def _ruler(sizes: Sizes, axis: int, period: int) -> Ruler:
         operator = ruler.global_operator()
         # A window that fills a short image sees all of it. An operator that also sees all of a longer one is global.
         if operator and (operator == suspect or not sizes.step):
-            raise ModelFileError(
-                f"{sizes.foreign.name}: {operator} sees the whole image, so every pixel depends on every other and no "
-                "halo makes tiles exact: train the network without it (batch normalisation in place of instance or "
-                "group normalisation, no squeeze-and-excitation, global pooling or attention)"
+            raise WholeImageError(
+                sizes.foreign.name,
+                f"{operator} sees the whole image",
+                "train the network without it (batch normalisation in place of instance or group normalisation, no "
+                "squeeze-and-excitation, global pooling or attention)",
             )
         length, suspect = _longer(sizes, length), operator
     return ruler
@@ -203,14 +206,16 @@ def _longer(sizes: Sizes, length: int) -> int:
             "export it with open axes, or for a larger image"
         )
     if 2 * length > MAX_LENGTH:
-        raise ModelFileError(
-            f"{name}: an output pixel depends on pixels more than {length // 2} px away: no tile is large enough"
+        raise WholeImageError(
+            name,
+            f"an output pixel depends on pixels more than {length // 2} px away",
+            "train a network that sees less of the image",
         )
     return length + -(-length // sizes.step) * sizes.step
 
 
-def _grid(sizes: Sizes, given: int | None) -> int:
-    """Return the given period, or that of the axes inside the network; raises OptionError as `measure`."""
+def period_of(sizes: Sizes, given: int | None) -> int:
+    """Return the given period, in pixels, or that of the axes inside the network; raises OptionError as `measure`."""
     lattice = sizes.lattice
     if lattice is None and given is None:
         raise OptionError(

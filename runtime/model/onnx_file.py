@@ -245,7 +245,8 @@ def read_spec(path: str | Path) -> ModelSpec:
     entries = read_metadata(path)
     if KEY not in entries:
         raise ModelFileError(
-            f"{path} carries no unetrt spec, so its tile and normalisation are unknown: export it with `unetrt export`"
+            f"{path} carries no unetrt spec, so its tile and normalisation are unknown: export it with `unetrt "
+            f"export`, or convert a network of another toolkit with `unetrt adopt {path}`"
         )
     try:
         return ModelSpec.from_json(entries[KEY])

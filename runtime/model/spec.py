@@ -148,6 +148,46 @@ class Decoding:
             raise OptionError("bridge and smallest are for decoding by cores: use 0 for components")
 
 
+@dataclass(frozen=True)
+class Approximation:
+    """Why tiles of a network do not equal one pass over the frame, and how much they differ.
+
+    Attributes
+    ----------
+    cause
+        What makes an output pixel depend on the whole frame.
+    disagreement
+        Share of the pixels, 0 to 1, whose class differed between tiles and one pass, over all frames measured.
+    frames
+        Number of frames measured.
+
+    Raises
+    ------
+    OptionError
+        A number is out of range, or the cause is not printable.
+    """
+
+    cause: str
+    disagreement: Annotated[float, Meta(ge=0, le=1)]
+    frames: Annotated[int, Meta(ge=1, le=MAX_COUNT)]
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.disagreement <= 1 or not 1 <= self.frames <= MAX_COUNT:
+            raise OptionError(
+                f"disagreement must be 0 to 1 (got {self.disagreement!r:.60}), frames 1 to {MAX_COUNT} (got "
+                f"{self.frames!r:.60})"
+            )
+        if not self.cause.strip() or not self.cause.isprintable():
+            raise OptionError(f"invalid cause {self.cause!r:.60}: use printable characters on one line")
+
+    def __str__(self) -> str:
+        frames = "1 frame" if self.frames == 1 else f"{self.frames} frames"
+        return (
+            f"tiles are approximate, as {self.cause:.200}: {self.disagreement:.2%} of the pixels of {frames} had "
+            "another class in tiles than in one pass"
+        )
+
+
 # Plans by frame size: thousands of frames share a few sizes.
 _plan = lru_cache(maxsize=64)(TilePlan)
 
@@ -193,6 +233,8 @@ class ModelSpec:
         SHA-256 of the weights, in hexadecimal.
     written_by
         Version of unetrt that wrote the file.
+    approximate
+        Set if tiles do not equal one pass over the frame; None if they do. The file then has no such entry.
     """
 
     tile: tuple[Count, Count]
@@ -212,6 +254,7 @@ class ModelSpec:
     training: Mapping[str, Any] = field(default_factory=dict)
     weights_sha256: str = ""
     written_by: str = ""
+    approximate: Approximation | None = None
 
     def __post_init__(self) -> None:
         for name, least in (("grid", 1), ("batch", 1), ("channels", 1)):
@@ -330,6 +373,8 @@ class ModelSpec:
         """Return the spec as JSON, as it is stored in a model file."""
         fields = {name: getattr(self, name) for name in self.__dataclass_fields__}
         fields |= {"network": dict(self.network), "training": dict(self.training)}
+        if (approximate := fields.pop("approximate")) is not None:
+            fields["approximate"] = asdict(approximate)
         return json.dumps(
             {
                 "schema": SCHEMA,

@@ -247,7 +247,7 @@ def open_session(
     device: int | None = None,
     backend_options: Mapping[str, Any] | None = None,
 ) -> Session:
-    """Load a model file or an engine.
+    """Load a model file or an engine; a model whose tiles are approximate logs a warning.
 
     Parameters
     ----------
@@ -282,13 +282,17 @@ def open_session(
     if device is not None and (not isinstance(device, int) or device < 0):
         raise OptionError(f"invalid device {device!r}: use the index of a CUDA device, from 0, or omit it for the CPU")
     _require_names(backend_options)
-    if backend != AUTO:
-        return _named(backend).open(path, device, backend_options)
-    if backend_options:
+    if backend == AUTO and backend_options:
         raise OptionError(
             f"backend options ({', '.join(backend_options)}) need a named backend: name one, such as onnxruntime-cuda"
         )
-    return _opened_automatically(path, device)
+    if backend == AUTO:
+        session = _opened_automatically(path, device)
+    else:
+        session = _named(backend).open(path, device, backend_options)
+    if session.spec.approximate is not None:
+        log.warning("%s: %s", path, session.spec.approximate)
+    return session
 
 
 def chosen_backend(name: str = AUTO, device: int | None = None) -> Backend:

@@ -3,6 +3,7 @@
 import re
 
 import numpy as np
+import onnx
 import pytest
 import tifffile
 
@@ -60,6 +61,31 @@ def test_one_line_exit_2_and_nothing_left(place, capsys, options, message):
     (line,) = capsys.readouterr().err.strip().splitlines()
     assert re.search(f"^Error: .*{message}", line), line
     assert [(path, path.stat().st_mtime_ns) for path in place.iterdir()] == before
+
+
+@pytest.mark.parametrize(
+    "command", ["build fcn.onnx -o new/m.engine", "predict fcn.onnx IMAGES -o new", "info fcn.onnx"]
+)
+def test_a_file_that_is_not_adopted_yet_points_to_adopt(place, capsys, command):
+    tifffile.imwrite(place / "IMAGES", np.zeros((90, 90), np.uint8))
+    assert main(command.split()) == 2
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    assert re.search("fcn.onnx carries no unetrt spec.*of another toolkit with `unetrt adopt fcn.onnx`$", line), line
+    assert not (place / "new").exists()
+
+
+def test_one_of_several_outputs(place, capsys):
+    model = onnx.load("fcn.onnx")
+    model.graph.node.append(onnx.helper.make_node("Sigmoid", ["mask"], ["mask_probabilities"]))
+    model.graph.output.append(onnx.helper.make_tensor_value_info("mask_probabilities", 1, ["n", 2, "h", "w"]))
+    onnx.save(model, "fcn.onnx")
+    told = [*GIVEN.split(), "-o", "m.onnx", "--normalisation", "zscore"]
+    assert main(told) == 2
+    line = capsys.readouterr().err
+    assert re.search(r"has 2 outputs \(mask \(n, 2, .*\), mask_pr.*\): choose one with --output mask$", line.strip()), (
+        line
+    )
+    assert main([*told, "--output", "mask"]) == 0
 
 
 def test_constants_of_each_channel(place):

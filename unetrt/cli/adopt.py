@@ -1,5 +1,6 @@
 """`unetrt adopt`."""
 
+from functools import partial
 from math import isfinite
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -98,17 +99,32 @@ def _names(_context: click.Context, _option: click.Parameter, value: str) -> tup
     show_default=True,
     help="Width of the background that training cuts between touching objects, in pixels.",
 )
-def command(foreign: Path, out: Path, **choices: Any) -> None:
+@click.option("--output", metavar="NAME", help="The output to use, of a network that has several.")
+@click.option(
+    "--approximate",
+    type=click.IntRange(0),
+    metavar="OVERLAP",
+    help="Accept a network that sees the whole image: its tiles get OVERLAP pixels of context on each side, and differ "
+    "from one pass.",
+)
+@click.option(
+    "--images",
+    type=click.Path(path_type=Path),
+    help="Raw image or folder on which --approximate is measured: up to 16, larger than a tile.",
+)
+def command(foreign: Path, out: Path, images: Path | None, **choices: Any) -> None:
     """Convert FOREIGN, an ONNX file of another toolkit, to a model file with a fixed tile.
 
     The network's receptive field and grid are measured. A halo that is too small is refused, and so is a network whose
-    output depends on the whole image. The file is written only if tiled inference agrees with one pass over a larger
-    image.
+    output depends on the whole image, unless --approximate is given. The file is written only if tiled inference agrees
+    with one pass over a larger image.
     """
+    from unetrt.cli.package import raw_frames
     from unetrt.export.adoption import Choices, adopt
 
     require_writable(out.parent)
-    _report(adopt(foreign, out, Choices(**choices)), out)
+    frames = None if images is None else partial(raw_frames, images)
+    _report(adopt(foreign, out, Choices(**choices), frames), out)
 
 
 def _report(adoption: "Adoption", out: Path) -> None:
@@ -120,10 +136,15 @@ def _report(adoption: "Adoption", out: Path) -> None:
         f"{size:.1f} MB"
     )
     grid = "is given as" if adoption.given_grid else "is"
-    click.echo(
-        f"measured: an output pixel depends on pixels up to {field.radius} px away; the grid {grid} {field.grid} px"
-    )
-    click.echo(f"tiles against {adoption.reference}: max difference {adoption.difference:.1e} of the output's range")
+    if field is None:
+        click.echo(f"the grid {grid} {spec.grid} px; {spec.approximate}")
+    else:
+        click.echo(
+            f"measured: an output pixel depends on pixels up to {field.radius} px away; the grid {grid} {field.grid} px"
+        )
+        click.echo(
+            f"tiles against {adoption.reference}: max difference {adoption.difference:.1e} of the output's range"
+        )
     for remark in adoption.remarks:
         click.echo(f"remark: {remark}")
     click.echo(f"next: unetrt predict {out} IMAGES -o DIR")

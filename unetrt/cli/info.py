@@ -4,12 +4,15 @@ import json
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from unetrt.cli import MODEL
 from unetrt.runtime.errors import ModelFileError
+
+if TYPE_CHECKING:
+    from unetrt.runtime.model.spec import ModelSpec
 
 
 @click.command("info")
@@ -59,7 +62,12 @@ def _of_onnx(path: Path) -> dict[str, Any]:
 
     spec = read_spec(path)
     core, stride = spec.core, [spec.geometry.stride(side) for side in spec.tile]
-    return {**json.loads(spec.to_json()), "core": list(core), "stride": stride}
+    return {**_warning(spec), **json.loads(spec.to_json()), "core": list(core), "stride": stride}
+
+
+def _warning(spec: "ModelSpec") -> dict[str, Any]:
+    """Return an entry that says what to know before the model is used, if there is something."""
+    return {} if spec.approximate is None else {"warning": str(spec.approximate)}
 
 
 def _of_engine(path: Path) -> dict[str, Any]:
@@ -70,7 +78,8 @@ def _of_engine(path: Path) -> dict[str, Any]:
     stored = json.loads(sidecar.to_json())
     facts = {**stored["facts"], "machine": str(sidecar.facts.machine), "options": " ".join(arguments(sidecar.facts))}
     plain = {name: stored[name] for name in ("source", "size")}
-    return {"fits this machine": misfit_here(path, sidecar, here) or "yes", **plain, **facts, "spec": stored["spec"]}
+    fit = {"fits this machine": misfit_here(path, sidecar, here) or "yes"}
+    return {**_warning(sidecar.spec), **fit, **plain, **facts, "spec": stored["spec"]}
 
 
 def _of_checkpoint(path: Path) -> dict[str, Any]:

@@ -144,7 +144,7 @@ CASES = {
 }
 
 
-def save(net: nn.Module, path: Path, open_axes: bool = True, channels: int = 1) -> Path:
+def save(net: nn.Module, path: Path, open_axes: bool = True, channels: int = 1, training: bool = False) -> Path:
     """Export as other toolkits do, with axes that are open or fixed to 64 x 64."""
     axes = {name: {0: "n", 2: "h", 3: "w"} for name in ("image", "mask")} if open_axes else None
     kind = next(net.parameters()).dtype
@@ -152,6 +152,7 @@ def save(net: nn.Module, path: Path, open_axes: bool = True, channels: int = 1) 
         warnings.simplefilter("ignore")
         torch.onnx.export(
             net, (torch.zeros(1, channels, 64, 64, dtype=kind),), path, input_names=["image"], output_names=["mask"],
-            dynamo=False, opset_version=17, dynamic_axes=axes,
+            dynamo=False, opset_version=17, dynamic_axes=axes, do_constant_folding=not training,
+            training=torch.onnx.TrainingMode.TRAINING if training else torch.onnx.TrainingMode.EVAL,
         )  # fmt: skip
     return path

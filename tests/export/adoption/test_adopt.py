@@ -105,7 +105,7 @@ def test_a_sigmoid_of_one_channel_becomes_two_classes(tmp_path):
     image = noise(*FRAME)
     net[1].bias.data -= float(np.median(scores(net[:2], image)))
     path = save(net, tmp_path / "foreign.onnx")
-    with pytest.raises(OptionError, match="is a sigmoid's.*use --head probabilities"):
+    with pytest.raises(OptionError, match="between 0 and 1, as probabilities: use --head probabilities"):
         adopt(path, tmp_path / "p.onnx", choices())
     adoption = adopt(path, tmp_path / "p.onnx", choices(head="probabilities", border="symmetric"))
     with Segmenter(tmp_path / "p.onnx") as segmenter:

@@ -78,7 +78,7 @@ def test_what_sees_the_whole_image_is_refused_by_name(tmp_path, body, weights, o
 
 def test_normalisation_over_channels_sees_one_pixel(tmp_path):
     body = (
-        "c = Concat<axis = 1>(image, image) t = Transpose<perm = [0, 2, 3, 1]>(c) "
+        "a = Abs(image) c = Concat<axis = 1>(image, a) t = Transpose<perm = [0, 2, 3, 1]>(c) "
         "l = LayerNormalization<axis = -1>(t, s) mask = Transpose<perm = [0, 3, 1, 2]>(l)"
     )
     path = write(tmp_path / "net.onnx", body, s=np.ones(2, np.float32))
@@ -123,15 +123,24 @@ SPOILT = {
     ),
     "two outputs": (
         {"body": f"{BOTH} deep = Relu(mask)", "answer": f"{MASK}, float[n, 2, h, w] deep"}, {},
-        ModelFileError, r"has 2 outputs \(mask, deep\)",
+        ModelFileError, r"has 2 outputs \(mask \(n, 2, h, w\), deep \(n, 2, h, w\)\): choose one with --output mask",
     ),
     "three axes": (
         {"body": "mask = Relu(image)", "given": "float[1, h, w] image", "answer": "float[1, h, w] mask"}, {},
         ModelFileError, r"its input image has axes \[1, 'h', 'w'\]: it must be \(batch, channels, H, W\)",
     ),
-    "bytes in": (
-        {"body": f"f = Cast<to = 1>(image) {BOTH.replace('image', 'f')}", "given": "uint8[n, 1, h, w] image"}, {},
-        ModelFileError, "its input is uint8: export it for float32 or float16",
+    "an output that does not exist": (
+        {"body": BOTH}, {"output": "deep"},
+        OptionError, r"has no output 'deep': choose one of mask \(n, 2, h, w\)",
+    ),
+    "integers in": (
+        {"body": f"f = Cast<to = 1>(image) {BOTH.replace('image', 'f')}", "given": "int32[n, 1, h, w] image"}, {},
+        ModelFileError, "its input is int32: export it for float32 or float16, normalised outside, or for raw uint8",
+    ),
+    "bytes in, normalised to less than one": (
+        {"body": f"f = Cast<to = 1>(image) {BOTH.replace('image', 'f')}", "given": "uint8[n, 1, h, w] image"},
+        {"normalisation": Normalisation("percentile")},
+        OptionError, "takes grey values as whole numbers from 0 to 255, but normalisation percentile .*use fixed:0:1",
     ),
     "an open channel count": (
         {"body": BOTH, "given": "float[n, c, h, w] image"}, {}, ModelFileError, "export it with a fixed channel count",
@@ -166,7 +175,7 @@ SPOILT = {
         OptionError, "3 classes are named, the output has 1 channels: name two, background first, for one",
     ),
     "labels that are scores": (
-        {"body": "mask = Relu(image)", "answer": "float[n, 1, h, w] mask"}, {"head": "labels"},
+        {"body": "mask = Identity(image)", "answer": "float[n, 1, h, w] mask"}, {"head": "labels"},
         OptionError, "is one channel of scores, no labels",
     ),
     "scores that are labels": (
@@ -174,7 +183,7 @@ SPOILT = {
         OptionError, "has one label a pixel, no scores: use --head labels",
     ),
     "logits that are probabilities": (
-        {"body": f"s = {BOTH[7:]} mask = Softmax<axis = 1>(s)"}, {},
+        {"body": "a = Abs(image) s = Concat<axis = 1>(image, a) mask = Softmax<axis = 1>(s)"}, {},
         OptionError, "is probabilities, which sum to 1 at each pixel: use --head probabilities",
     ),
     "probabilities that are logits": (
@@ -182,7 +191,7 @@ SPOILT = {
     ),
     "a label that is not named": (
         {"body": "i = Cast<to = 7>(image) a = Abs(i) mask = Min(a, nine)", "answer": "int64[n, 1, h, w] mask",
-         "nine": np.int64(9)}, {"head": "labels"}, OptionError, "has label 4, 2 classes are named: name all",
+         "nine": np.int64(9)}, {"head": "labels"}, OptionError, "has label 9, 2 classes are named: name all",
     ),
     "no tile": ({"body": BOTH}, {"tile": None}, OptionError, "takes images of any size: choose one with --tile"),
     "a grid that is half the period": (
