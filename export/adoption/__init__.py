@@ -13,17 +13,16 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-import onnx
-
 from unetrt._version import __version__
-from unetrt.export.adoption._agreement import adapted, gives_scores, require_agreement
+from unetrt.export.adoption._agreement import TOLERANCE, adapted, gives_scores, require_agreement
 from unetrt.export.adoption._foreign import Foreign, read_foreign, sizes_of
 from unetrt.export.adoption._receptive_field import ReceptiveField, measure
+from unetrt.export.onnx_model import describe, save, today
 from unetrt.runtime.errors import OptionError
 from unetrt.runtime.files.atomic import require_place, whole_file
 from unetrt.runtime.geometry.plan import Border
 from unetrt.runtime.model.safety import external_files
-from unetrt.runtime.model.spec import Annotation, Decoding, Head, ModelSpec
+from unetrt.runtime.model.spec import Annotation, Decoding, Head, ModelSpec, Verification
 from unetrt.runtime.pixels.normalisation import Normalisation
 from unetrt.runtime.sessions import open_session
 
@@ -118,7 +117,7 @@ def adopt(source: str | Path, path: str | Path, choices: Choices) -> Adoption:
     TileError
         The network does not run on the tile, or the tile is too small for the halo.
     ParityError
-        Tiles differ from a pass over a larger image.
+        Tiles differ from a pass over a larger image, or the output is the same at every pixel.
     OutputError
         The file cannot be written.
     """
@@ -131,16 +130,22 @@ def adopt(source: str | Path, path: str | Path, choices: Choices) -> Adoption:
     field = measure(sizes, choices.grid)
     spec = _spec(foreign, tile, field, choices)
     network = foreign.at(tile, spec.batch)
+    reference = "one pass over a larger image" if sizes.step else "each other"
     with whole_file(path) as temporary, TemporaryDirectory(dir=temporary.parent) as folder:
-        onnx.save(adapted(network, spec), temporary)
+        model = adapted(network, spec)
+        save(model, temporary)
         compared = temporary
         if spec.head == "labels" and gives_scores(network):
             # The labels of noise are nearly all background and would hide differences that the scores show.
             compared = Path(folder) / "scores.onnx"
-            onnx.save(adapted(network, replace(spec, head="logits")), compared)
+            save(adapted(network, replace(spec, head="logits")), compared)
         with open_session(compared, "onnxruntime") as session:
             difference = require_agreement(session, sizes)
-    reference = "one pass over a larger image" if sizes.step else "each other"
+        limits = {"difference": TOLERANCE[spec.precision]}
+        verification = Verification(reference, {"difference": difference}, limits, 0, 0, "", today())
+        spec = replace(spec, verification=verification)
+        describe(model, spec)
+        save(model, temporary)
     return Adoption(spec, field, difference, reference, tuple(_remarks(spec, field)), choices.grid is not None)
 
 

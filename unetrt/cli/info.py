@@ -56,10 +56,12 @@ def _holds_a_graph(path: Path) -> bool:
 
 def _of_onnx(path: Path) -> dict[str, Any]:
     from unetrt.runtime.model.onnx_file import read_spec
+    from unetrt.runtime.model.safety import is_intact
 
     spec = read_spec(path)
+    intact = "yes" if is_intact(path) else "unknown: the file states no SHA-256 of its contents; export it again"
     core, stride = spec.core, [spec.geometry.stride(side) for side in spec.tile]
-    return {**json.loads(spec.to_json()), "core": list(core), "stride": stride}
+    return {"intact": intact, **json.loads(spec.to_json()), "core": list(core), "stride": stride}
 
 
 def _of_engine(path: Path) -> dict[str, Any]:

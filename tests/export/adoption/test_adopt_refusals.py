@@ -78,7 +78,7 @@ def test_what_sees_the_whole_image_is_refused_by_name(tmp_path, body, weights, o
 
 def test_normalisation_over_channels_sees_one_pixel(tmp_path):
     body = (
-        "c = Concat<axis = 1>(image, image) t = Transpose<perm = [0, 2, 3, 1]>(c) "
+        "r = Relu(image) c = Concat<axis = 1>(image, r) t = Transpose<perm = [0, 2, 3, 1]>(c) "
         "l = LayerNormalization<axis = -1>(t, s) mask = Transpose<perm = [0, 3, 1, 2]>(l)"
     )
     path = write(tmp_path / "net.onnx", body, s=np.ones(2, np.float32))
@@ -183,6 +183,14 @@ SPOILT = {
     "a label that is not named": (
         {"body": "i = Cast<to = 7>(image) a = Abs(i) mask = Min(a, nine)", "answer": "int64[n, 1, h, w] mask",
          "nine": np.int64(9)}, {"head": "labels"}, OptionError, "has label 4, 2 classes are named: name all",
+    ),
+    "scores that never change": (
+        {"body": f"x = Mul(image, zero) {BOTH.replace('image', 'x')}", "zero": np.float32(0)}, {},
+        ParityError, "the output for noise is the same at every pixel, so that equal tiles verify nothing",
+    ),
+    "labels that never change": (
+        {"body": "i = Cast<to = 7>(image) mask = Mul(i, zero)", "answer": "int64[n, 1, h, w] mask",
+         "zero": np.int64(0)}, {"head": "labels"}, ParityError, "same at every pixel.*whose output is the scores",
     ),
     "no tile": ({"body": BOTH}, {"tile": None}, OptionError, "takes images of any size: choose one with --tile"),
     "a grid that is half the period": (
