@@ -5,7 +5,7 @@
 """
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,9 +13,9 @@ import onnx
 from numpy.typing import NDArray
 
 from unetrt._version import __version__
-from unetrt.export.gate import DEFAULTS, Parity, Thresholds, verify
+from unetrt.export.gate import DEFAULTS, Parity, Thresholds, verification_of, verify
 from unetrt.export.graph import build_graph
-from unetrt.export.onnx_model import describe, require_clean
+from unetrt.export.onnx_model import describe, require_clean, save
 from unetrt.export.quantisation import quantised
 from unetrt.runtime.errors import FrameError, OptionError
 from unetrt.runtime.files.atomic import whole_file
@@ -109,8 +109,8 @@ def export(
     TileError
         The tile is not legal.
     OptionError
-        There are too few frames, they show a single class, or raw input is combined with a normalisation that is
-        measured on each frame.
+        There are too few frames, the network finds a single class on them, a threshold exceeds its ceiling, or raw
+        input is combined with a normalisation that is measured on each frame.
     FrameError
         A frame has another number of channels, or pixels that the export cannot take.
     ParityError
@@ -124,13 +124,13 @@ def export(
     # Constants are measured on every second frame and verified on all frames.
     measured = verified[::2]
     spec = spec_for(checkpoint, options, measured)
+    limits = thresholds or DEFAULTS[options.precision]
     with whole_file(path) as temporary:
-        onnx.save(_model(checkpoint, spec, measured), temporary)
-        parity = verify(checkpoint, temporary, spec, verified, thresholds or DEFAULTS[options.precision])
-        if parity.classes < 2 and options.measures(checkpoint.normalisation):
-            raise OptionError(
-                "the network predicts a single class on these frames, which verifies nothing: give other frames"
-            )
+        model = _model(checkpoint, spec, measured)
+        save(model, temporary)
+        parity = verify(checkpoint, temporary, spec, verified, limits)
+        describe(model, replace(spec, verification=verification_of(parity, limits, verified)))
+        save(model, temporary)
     return parity
 
 

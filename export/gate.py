@@ -9,10 +9,15 @@ and compares probabilities, classes and IoU with the `Thresholds` of the precisi
 - the outputs for one tile in every slot of a batch, which must agree.
 
 A refusal lists each threshold that is missed, names the first layer whose output is wrong, and proposes a remedy.
+
+Thresholds can be changed up to their `CEILINGS`, and frames on which the network finds a single class are refused: with
+both, a constant output never passes. What was measured, on which frames and with which thresholds, goes into the file
+(`verification_of`).
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import asdict, dataclass, fields, replace
+from hashlib import sha256
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -22,10 +27,10 @@ import onnx
 from numpy.typing import NDArray
 
 from unetrt.export._inspection import LayerError, first_explosion, in_float32, tile_batches, with_scores
-from unetrt.export.onnx_model import describe
+from unetrt.export.onnx_model import describe, today
 from unetrt.runtime.errors import OptionError, ParityError
 from unetrt.runtime.model.onnx_file import read_spec
-from unetrt.runtime.model.spec import ModelSpec, Precision
+from unetrt.runtime.model.spec import ModelSpec, Precision, Verification
 from unetrt.runtime.pixels.frames import as_image
 from unetrt.runtime.pixels.scores import best_class, softmax
 from unetrt.runtime.segment.segmenter import Segmenter
@@ -73,14 +78,30 @@ class Thresholds:
         max_flips: float | None = None,
         min_iou: float | None = None,
     ) -> "Thresholds":
-        """Return the default thresholds of a precision, replaced by those that are given; each is 0 to 1."""
-        given = {"max_error": max_error, "max_flips": max_flips, "min_iou": min_iou}
-        for name, value in given.items():
-            if value is not None and not 0 <= value <= 1:
-                option = name.replace("_", "-")
-                raise OptionError(f"--{option} {value} is not a threshold: use a number from 0 to 1")
-        chosen = {name.partition("_")[2]: value for name, value in given.items() if value is not None}
-        return replace(DEFAULTS[precision], **chosen)
+        """Return the default thresholds of a precision, replaced by those that are given.
+
+        Raises
+        ------
+        OptionError
+            One exceeds its ceiling.
+        """
+        given = {"error": max_error, "flips": max_flips, "iou": min_iou}
+        chosen = replace(DEFAULTS[precision], **{name: value for name, value in given.items() if value is not None})
+        chosen.require_for(precision)
+        return chosen
+
+    def require_for(self, precision: Precision) -> None:
+        """Raise OptionError where a threshold exceeds its ceiling for a precision."""
+        ceilings = CEILINGS[precision]
+        for option, value, least, most in (
+            ("max-error", self.error, 0, ceilings.error),
+            ("max-flips", self.flips, 0, ceilings.flips),
+            ("min-iou", self.iou, ceilings.iou, 1),
+        ):
+            if not least <= value <= most:
+                raise OptionError(
+                    f"--{option} {value:g} is not a threshold of {precision}: use a number from {least:g} to {most:g}"
+                )
 
 
 # FP32 exports differ by summation order alone. FP16 keeps 11 bits of each activation, bfloat16 8: after twenty layers
@@ -91,6 +112,15 @@ DEFAULTS: dict[Precision, Thresholds] = {
     "fp16": Thresholds(error=5e-2, flips=2e-3, iou=0.99),
     "bf16": Thresholds(error=0.3, flips=1e-2, iou=0.97),
     "int8": Thresholds(error=0.8, flips=2e-2, iou=0.95),
+}
+# The laxest thresholds that may be chosen: the defaults of the next coarser precision, since an export that needs more
+# has not the precision that its file states. INT8 has no coarser one: about twice its own shares, and 0.9, beyond which
+# the network is sure of one class and the export of another.
+CEILINGS: dict[Precision, Thresholds] = {
+    "fp32": DEFAULTS["fp16"],
+    "fp16": DEFAULTS["bf16"],
+    "bf16": DEFAULTS["int8"],
+    "int8": Thresholds(error=0.9, flips=5e-2, iou=0.9),
 }
 
 
@@ -166,7 +196,10 @@ def verify(
     ------
     ParityError
         A threshold is missed, the file's spec, classes or batch slots are inconsistent, or a value is not finite.
+    OptionError
+        A threshold exceeds its ceiling, or the network finds a single class on the frames.
     """
+    thresholds.require_for(spec.precision)
     _require_spec(read_spec(path), spec)
     with TemporaryDirectory(dir=path.parent) as folder:
         computable, scores = _copies(path, spec, Path(folder))
@@ -185,6 +218,11 @@ def verify(
                     f"the output of the {spec.precision} export differs from that of its network: "
                     f"{'; '.join(misses)}; {_cause(layer, checkpoint, spec)}"
                 )
+            if parity.classes < 2:
+                raise OptionError(
+                    "the network finds a single class on these frames, which verifies nothing: give frames that show "
+                    "more with --images, or train it longer"
+                )
             if scores != computable:
                 _require_same_labels(exported, computable, frames, 0.0)
             if computable != path and spec.precision != "bf16":  # ONNX Runtime has no bfloat16 convolutions
@@ -192,6 +230,25 @@ def verify(
             if spec.batch > 1:
                 _require_same_slots(exported, next(tile_batches(spec, frames[:1]))[0])
     return parity
+
+
+def verification_of(parity: Parity, thresholds: Thresholds, frames: Sequence[Array]) -> Verification:
+    """Return the record of a comparison that `verify` made today on raw frames (C, H, W), as the file stores it."""
+    digest = sha256()
+    for frame in frames:
+        digest.update(f"{frame.shape} {frame.dtype}".encode())
+        digest.update(np.ascontiguousarray(frame).data)
+    measured = {name: getattr(parity, name) for name in ("max_error", "mean_error", "flips", "iou")}
+    limits = asdict(thresholds)
+    return Verification(
+        reference="the network in FP32",
+        measured=measured,
+        thresholds={"max_error": limits.pop("error"), **limits},
+        frames=parity.frames,
+        pixels=parity.pixels,
+        frames_sha256=digest.hexdigest(),
+        date=today(),
+    )
 
 
 def _copies(path: Path, spec: ModelSpec, folder: Path) -> tuple[Path, Path]:

@@ -1,12 +1,13 @@
 """ONNX models in memory: the operations that the exporter, the gate, adoption and packages share.
 
 A model of unetrt has one input and one output, whose shapes and dtypes follow from its spec (`tensors`), no shape
-arithmetic inside, and the spec as JSON in its metadata (`describe`). This module imports no torch.
+arithmetic inside, and the spec as JSON in its metadata (`describe`). `save` writes it with its digest. This module
+imports no torch.
 """
 
-import shutil
 from collections.abc import Sequence
 from dataclasses import replace
+from datetime import UTC, datetime
 from pathlib import Path
 
 import onnx
@@ -14,7 +15,7 @@ from onnx import ModelProto, ValueInfoProto
 
 from unetrt.runtime.errors import ModelFileError, one_line
 from unetrt.runtime.model.onnx_file import read_spec
-from unetrt.runtime.model.safety import external_files, require_safe
+from unetrt.runtime.model.safety import external_files, require_safe, with_digest
 from unetrt.runtime.model.spec import KEY, ModelSpec
 
 FREE = "batch"  # name of a first axis of any length
@@ -24,6 +25,16 @@ Axis = int | str
 def describe(model: ModelProto, spec: ModelSpec) -> None:
     """Make the spec the only entry of a model's metadata."""
     onnx.helper.set_model_props(model, {KEY: spec.to_json()})
+
+
+def save(model: ModelProto, path: Path) -> None:
+    """Write a model with the digest of its contents."""
+    path.write_bytes(with_digest(model.SerializeToString()))
+
+
+def today() -> str:
+    """Return the day in UTC, such as 2026-03-31, as a `Verification` states it."""
+    return datetime.now(UTC).date().isoformat()
 
 
 def axes_of(value: ValueInfoProto) -> tuple[Axis, ...]:
@@ -124,8 +135,9 @@ def with_batch(path: Path, batch: int | None) -> ModelProto:
 
 
 def copy_file(path: Path, target: Path) -> None:
-    """Copy a model file; weights that lie in files beside it are stored in the copy itself."""
+    """Copy a model file, once it is checked; the copy holds all weights, and the digest of its contents."""
+    require_safe(path)
     if external_files(path):
-        onnx.save(onnx.load(path), target)
+        save(onnx.load(path), target)
     else:
-        shutil.copyfile(path, target)
+        target.write_bytes(with_digest(path.read_bytes()))

@@ -71,6 +71,19 @@ def coordinate_frame(height: int, width: int) -> np.ndarray:
     return (np.arange(height)[:, None] * 1000 + np.arange(width)).astype(np.float32)
 
 
+def editable(path):
+    """Return the ONNX model in a file without the digest of its contents, for tests that change it."""
+    import onnx
+
+    from unetrt.runtime.model.safety import DIGEST
+
+    model = onnx.load(path)
+    kept = [entry for entry in model.metadata_props if entry.key != DIGEST]
+    del model.metadata_props[:]
+    model.metadata_props.extend(kept)
+    return model
+
+
 @pytest.fixture(scope="session", autouse=True)
 def own_cache(tmp_path_factory):
     """Use a cache folder of the test run, also in child processes."""

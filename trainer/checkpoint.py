@@ -1,7 +1,8 @@
 """Checkpoints: a safetensors file with weights as tensors and everything else as JSON in its header.
 
 Nothing is unpickled. `best.safetensors` holds a trained network and what its exporter needs; `last.safetensors` also
-holds the state from which the training resumes.
+holds the state from which the training resumes. The header states the SHA-256 of the JSON and of all tensors; files of
+earlier versions state none, and are read as they are.
 
 >>> load("run").network()
 """
@@ -28,7 +29,8 @@ from unetrt.runtime.pixels.normalisation import Normalisation
 from unetrt.runtime.records import parse, validated
 from unetrt.trainer.unet import UNet
 
-KEY = "unetrt"
+# Keys of the safetensors header: the JSON, and the digest.
+KEY, DIGEST = "unetrt", "unetrt_sha256"
 # Schema 2: a ReLU follows each up-convolution. Schema 3: `decoding`, of which schema 2 had only the reach, as
 # `separation_border`.
 SCHEMA = 3
@@ -89,12 +91,7 @@ class Checkpoint:
 
     def weights_sha256(self) -> str:
         """Return the SHA-256 of names, shapes and values of the weights, in hexadecimal."""
-        digest = hashlib.sha256()
-        for name in sorted(self.weights):
-            array = np.ascontiguousarray(self.weights[name])
-            digest.update(f"{name} {array.shape} {array.dtype}".encode())
-            digest.update(array.tobytes())
-        return digest.hexdigest()
+        return _sha256(self.weights)
 
     def save(self, path: str | Path) -> None:
         """Write the checkpoint atomically: after a crash or a power cut `path` holds the old file or the new one.
@@ -119,11 +116,22 @@ class Checkpoint:
         tensors = {WEIGHTS + name: np.ascontiguousarray(array) for name, array in self.weights.items()}
         tensors |= {f"{FRAMES}{index:03d}": np.ascontiguousarray(frame) for index, frame in enumerate(self.frames)}
         tensors |= {STATE + name: np.require(array, requirements="C") for name, array in self.state.items()}
+        text = json.dumps(header)
         with whole_file(path, durable=True) as temporary:
             try:
-                save_file(tensors, temporary, metadata={KEY: json.dumps(header)})
+                save_file(tensors, temporary, metadata={KEY: text, DIGEST: _sha256(tensors, text)})
             except SafetensorError as error:
                 raise OutputError(f"cannot write {path}: {one_line(error)}") from error
+
+
+def _sha256(arrays: Mapping[str, NDArray[Any]], text: str = "") -> str:
+    """Return the SHA-256 of a text, and of names, shapes, dtypes and values of arrays, in hexadecimal."""
+    digest = hashlib.sha256(text.encode())
+    for name in sorted(arrays):
+        array = np.ascontiguousarray(arrays[name])
+        digest.update(f"{name} {array.shape} {array.dtype}".encode())
+        digest.update(array.reshape(-1).view(np.uint8).data)
+    return digest.hexdigest()
 
 
 def state_of(net: UNet) -> dict[str, NDArray[np.float32]]:
@@ -149,7 +157,7 @@ def load(path: str | Path) -> Checkpoint:
     Raises
     ------
     ModelFileError
-        The file is missing, is not a safetensors file, was not written by `unetrt train`, or is inconsistent.
+        The file is missing, damaged, not a safetensors file, not written by `unetrt train`, or inconsistent.
     """
     path = Path(path)
     if path.is_dir():
@@ -158,13 +166,18 @@ def load(path: str | Path) -> Checkpoint:
         raise ModelFileError(f"{path} does not exist: `unetrt train` writes checkpoints")
     try:
         with safe_open(path, framework="numpy") as file:
-            stored = (file.metadata() or {}).get(KEY)
+            metadata = file.metadata() or {}
             names = file.keys()
             tensors = {name: file.get_tensor(name) for name in names}
     except (SafetensorError, OSError) as error:
         raise ModelFileError(f"{path} is not a safetensors checkpoint: {error}; `unetrt train` writes them") from error
+    stored = metadata.get(KEY)
     if stored is None:
         raise ModelFileError(f"{path} was not written by `unetrt train`: its header does not describe the network")
+    if metadata.get(DIGEST, "") not in ("", _sha256(tensors, stored)):
+        raise ModelFileError(
+            f"{path} is damaged: its contents do not have the SHA-256 that it states; copy it again, or retrain"
+        )
     return _assembled(path, _header(path, stored), tensors)
 
 

@@ -30,7 +30,7 @@ from unetrt.runtime.model.onnx_file import (
     read_spec,
     resolved,
 )
-from unetrt.runtime.model.safety import StoredTensor, external_files
+from unetrt.runtime.model.safety import StoredTensor, external_files, require_safe
 from unetrt.runtime.pixels.normalisation import MODES, Mode
 from unetrt.trainer.checkpoint import Checkpoint, load
 from unetrt.trainer.unet import UNet
@@ -180,6 +180,7 @@ def _require_shapes(path: Path, network: Checkpoint) -> None:
 
 def _read_weights(path: Path) -> Weights:
     """Return the weights of the convolutions in a model file, by their names in the network."""
+    require_safe(path)
     if external_files(path):
         raise ModelFileError(f"{path} keeps weights in other files: start from its checkpoint, or export it again")
     with opened(path) as model:

@@ -16,22 +16,21 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-import onnx
 from numpy.typing import NDArray
 
 from unetrt._version import __version__
-from unetrt.export.adoption._agreement import adapted, require_agreement
+from unetrt.export.adoption._agreement import TOLERANCE, adapted, require_agreement
 from unetrt.export.adoption._approximate import disagreement, overlap_of
 from unetrt.export.adoption._footprint import WholeImageError
 from unetrt.export.adoption._foreign import Foreign, Sizes, read_foreign, sizes_of
 from unetrt.export.adoption._output import require_fit, require_repeatable
 from unetrt.export.adoption._receptive_field import ReceptiveField, measure, period_of
-from unetrt.export.onnx_model import describe
+from unetrt.export.onnx_model import describe, save, today
 from unetrt.runtime.errors import OptionError
 from unetrt.runtime.files.atomic import require_place, whole_file
 from unetrt.runtime.geometry.plan import Border
 from unetrt.runtime.model.safety import external_files
-from unetrt.runtime.model.spec import Annotation, Decoding, Head, ModelSpec
+from unetrt.runtime.model.spec import Annotation, Decoding, Head, ModelSpec, Verification
 from unetrt.runtime.pixels.normalisation import Normalisation
 from unetrt.runtime.sessions import open_session
 
@@ -142,7 +141,7 @@ def adopt(source: str | Path, path: str | Path, choices: Choices, frames: Frames
     TileError
         The network does not run on the tile, or the tile is too small for the halo.
     ParityError
-        Tiles differ from a pass over a larger image.
+        Tiles differ from a pass over a larger image, or the output is the same at every pixel.
     OutputError
         The file cannot be written.
     """
@@ -188,16 +187,22 @@ def _exact(sizes: Sizes, path: str | Path, choices: Choices, field: ReceptiveFie
     foreign, spec = sizes.foreign, _spec(sizes, halo, field.grid, choices)
     kind = require_fit(foreign.at(sizes.tile), spec)
     network = foreign.at(sizes.tile, spec.batch)
+    reference = "one pass over a larger image" if sizes.step else "each other"
     with whole_file(path) as temporary, TemporaryDirectory(dir=temporary.parent) as folder:
-        onnx.save(adapted(network, spec, kind), temporary)
+        model = adapted(network, spec, kind)
+        save(model, temporary)
         compared = temporary
         if spec.head == "labels" and kind != "labels":
             # The labels of noise are nearly all background and would hide differences that the scores show.
             compared = Path(folder) / "scores.onnx"
-            onnx.save(adapted(network, replace(spec, head="logits"), kind), compared)
+            save(adapted(network, replace(spec, head="logits"), kind), compared)
         with open_session(compared, "onnxruntime") as session:
             difference = require_agreement(session, sizes, kind)
-    reference = "one pass over a larger image" if sizes.step else "each other"
+        limits = {"difference": TOLERANCE[spec.precision]}
+        verification = Verification(reference, {"difference": difference}, limits, 0, 0, "", today())
+        spec = replace(spec, verification=verification)
+        describe(model, spec)
+        save(model, temporary)
     return Adoption(spec, field, difference, reference, tuple(_remarks(spec, field)), choices.grid is not None)
 
 
@@ -212,11 +217,11 @@ def _approximate(
     model = adapted(sizes.foreign.at(sizes.tile, spec.batch), spec, kind)
     with whole_file(path) as temporary, TemporaryDirectory(dir=temporary.parent) as folder:
         tiled = Path(folder) / "tiled.onnx"
-        onnx.save(model, tiled)
+        save(model, tiled)
         approximate = disagreement(sizes, tiled, spec, kind, frames, cause)
         spec = replace(spec, approximate=approximate)
         describe(model, spec)
-        onnx.save(model, temporary)
+        save(model, temporary)
     return Adoption(spec, None, approximate.disagreement, "one pass over each frame", (), choices.grid is not None)
 
 

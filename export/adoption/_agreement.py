@@ -176,7 +176,7 @@ def require_agreement(session: Session, sizes: Sizes, kind: Kind) -> float:
     Raises
     ------
     ParityError
-        The tiles differ by more than `TOLERANCE`.
+        The tiles differ by more than `TOLERANCE`, or the output is the same at every pixel, which verifies nothing.
     TileError
         The core is too small to compare tiles of a network that runs on no larger image.
     """
@@ -188,11 +188,17 @@ def require_agreement(session: Session, sizes: Sizes, kind: Kind) -> float:
         )
     # A drift that is small from pixel to pixel adds up over most of a core.
     far = [max(spec.grid, 3 * side // 4 // spec.grid * spec.grid) for side in spec.core]
-    worst = 0.0
+    worst, varies = 0.0, False
     for shift in dict.fromkeys(((spec.grid, spec.grid), (far[0], far[1]))):
         for image in noise(spec, (spec.tile[0] + shift[0], spec.tile[1] + shift[1])):
             tiles = [_answer(session, image, origin) for origin in ((0, 0), shift)]
+            varies = varies or bool((tiles[0] != tiles[0][..., :1, :1]).any())
             worst = max(worst, *_differences(tiles, _whole(sizes, spec, kind, image), spec, shift))
+    if not varies:
+        raise ParityError(
+            "the output for noise is the same at every pixel, so that equal tiles verify nothing: check the weights "
+            "and --normalisation; where the output is labels, adopt a file whose output is the scores"
+        )
     if not worst <= TOLERANCE[spec.precision]:
         other = "a pass over a larger image" if sizes.step else "each other"
         raise ParityError(

@@ -12,12 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx
 from numpy.typing import NDArray
 
 from unetrt.export.adoption._agreement import adapted
 from unetrt.export.adoption._foreign import Size, Sizes
 from unetrt.export.adoption._output import Kind
+from unetrt.export.onnx_model import save
 from unetrt.runtime.errors import OptionError, TileError
 from unetrt.runtime.geometry.plan import Geometry
 from unetrt.runtime.model.spec import Approximation, ModelSpec
@@ -117,4 +117,4 @@ def _save_whole(sizes: Sizes, spec: ModelSpec, kind: Kind, size: Size, path: Pat
     geometry = Geometry(_least(sizes), spec.grid, spec.tile[0] % spec.grid)
     height, width = (geometry.side_for(side) for side in size)
     large = replace(spec, tile=(height, width), halo=geometry.halo, batch=1)
-    onnx.save(adapted(sizes.at(large.tile), large, kind), path)
+    save(adapted(sizes.at(large.tile), large, kind), path)

@@ -31,7 +31,7 @@ from bioimageio.spec.model.v0_5 import ModelDescr
 from numpy.typing import NDArray
 from PIL import Image
 
-from unetrt.export.onnx_model import copy_file, with_batch
+from unetrt.export.onnx_model import copy_file, save, with_batch
 from unetrt.runtime.errors import FrameError, ModelFileError, OptionError
 from unetrt.runtime.files.atomic import whole_file
 from unetrt.runtime.geometry.plan import Tile
@@ -175,7 +175,7 @@ def _fill(folder: Path, model: Path, frames: Sequence[Array], metadata: Metadata
     if spec.batch == 1:
         copy_file(model, weights)
     else:
-        onnx.save(with_batch(model, 1), weights)
+        save(with_batch(model, 1), weights)
     with open_session(weights, "onnxruntime") as session:
         spec = session.spec
         tile, output = _test_pair(session, frames)

@@ -13,9 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, get_args
 
-import onnx
-
-from unetrt.export.onnx_model import copy_file, with_batch
+from unetrt.export.onnx_model import copy_file, save, with_batch
 from unetrt.runtime.engines import SUFFIXES
 from unetrt.runtime.engines.engine_file import engine_tensors, read_sidecar
 from unetrt.runtime.engines.flavours import named_flavour
@@ -39,7 +37,7 @@ TYPES = {"float32": "TYPE_FP32", "uint8": "TYPE_UINT8", "uint16": "TYPE_UINT16"}
 # max_batch_size of an ONNX file unless chosen.
 USUAL_BATCH = 8
 # Fields of a spec that describe the weights and not the interface: they may differ from version to version.
-OF_THE_WEIGHTS = ("precision", "network", "training", "weights_sha256", "written_by")
+OF_THE_WEIGHTS = ("precision", "network", "training", "weights_sha256", "written_by", "verification")
 # A model's name becomes a folder and a part of URLs.
 NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
 
@@ -190,7 +188,7 @@ def _write_model(model: Path, folder: Path, engine: Engine, free: bool) -> None:
     """Write the served file; `free` gives an ONNX file a free batch axis."""
     file = folder / FILES[engine][1]
     if free:
-        onnx.save(with_batch(model, None), file)
+        save(with_batch(model, None), file)
     elif engine == "onnxruntime":
         copy_file(model, file)
     else:

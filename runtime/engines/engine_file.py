@@ -31,7 +31,7 @@ from unetrt.runtime.engines.flavours import (
 from unetrt.runtime.errors import BackendUnavailableError, EngineError, OptionError, UnetrtError
 from unetrt.runtime.files.atomic import whole_file
 from unetrt.runtime.machine import Machine, why_no_gpu
-from unetrt.runtime.model.safety import sha256_of_model
+from unetrt.runtime.model.safety import DIGEST, sha256_of_model
 from unetrt.runtime.model.spec import ModelSpec, Tensors
 from unetrt.runtime.records import parse, to_json, validated
 
@@ -238,13 +238,15 @@ class Sidecar:
     written_by: str = ""
 
     def to_json(self) -> str:
-        """Return the text of the sidecar file."""
-        return to_json({"schema": SCHEMA, **vars(self), "spec": json.loads(self.spec.to_json())})
+        """Return the text of the sidecar file, with the digest of everything else in it."""
+        stored = json.loads(to_json({"schema": SCHEMA, **vars(self), "spec": json.loads(self.spec.to_json())}))
+        return to_json({**stored, DIGEST: _sha256_of(stored)})
 
     @classmethod
     def from_json(cls, text: str) -> "Sidecar":
         """Return what `to_json` wrote; raises EngineError for any other text."""
         stored = parse(text, "it", EngineError)
+        stated, found = stored.pop(DIGEST, None), _sha256_of(stored)
         if stored.pop("schema", None) != SCHEMA:
             raise EngineError(f"it does not have schema {SCHEMA}, which this version reads")
         record = validated(stored, _Stored, "it", EngineError)
@@ -256,7 +258,13 @@ class Sidecar:
             spec = ModelSpec.from_json(json.dumps(record.spec))
         except UnetrtError as error:
             raise EngineError(f"it is invalid: {error}") from error
+        if stated not in (None, found):  # sidecars of earlier versions state none
+            raise EngineError("it is damaged: its contents do not have the SHA-256 that it states")
         return cls(facts, spec, record.source, record.sha256, record.size, record.written_by)
+
+
+def _sha256_of(stored: dict[str, Any]) -> str:
+    return sha256(json.dumps(stored, sort_keys=True).encode()).hexdigest()
 
 
 @dataclass(frozen=True)

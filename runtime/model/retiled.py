@@ -2,7 +2,8 @@
 
 The graph of a U-Net depends on the tile in three places: the shapes of input and output, and the spec. The crops of the
 skips end at negative indices, so they do not. (Files of earlier versions count the ends from the start; a crop takes
-as much from both ends, so its end is minus its start.) Weights and all nodes stay byte for byte.
+as much from both ends, so its end is minus its start.) Weights and all nodes stay byte for byte. The file is checked
+against its digest before it is changed: damage must not be confirmed by a new digest.
 """
 
 from collections.abc import Iterator
@@ -53,7 +54,7 @@ from unetrt.runtime.model.onnx_file import (
     read_spec,
 )
 from unetrt.runtime.model.onnx_file import replace as replaced
-from unetrt.runtime.model.safety import external_files
+from unetrt.runtime.model.safety import external_files, require_safe, with_digest
 from unetrt.runtime.model.spec import INPUT, KEY, OUTPUT, ModelSpec
 
 INT64 = 7  # TensorProto.DataType
@@ -63,7 +64,7 @@ MOST_RAW = 32
 
 
 def retiled(path: str | Path, tile: tuple[int, int], batch: int) -> bytes:
-    """Return a U-Net's model file with another tile.
+    """Return a U-Net's model file with another tile, and the digest of its contents.
 
     Parameters
     ----------
@@ -77,7 +78,7 @@ def retiled(path: str | Path, tile: tuple[int, int], batch: int) -> bytes:
     Raises
     ------
     ModelFileError
-        The file cannot be read, holds another kind of network, or keeps weights in other files.
+        The file cannot be read, is damaged, holds another kind of network, or keeps weights in other files.
     TileError
         The tile is not legal.
     """
@@ -94,12 +95,13 @@ def retiled(path: str | Path, tile: tuple[int, int], batch: int) -> bytes:
             elif part.number == METADATA and read_entry(model.inside(part))[0] == KEY:
                 entry = field_of(ENTRY_KEY, KEY.encode()) + field_of(ENTRY_VALUE, spec.to_json().encode())
                 changes[part] = field_of(METADATA, entry)
-        return replaced(path.read_bytes(), changes)
+        return with_digest(replaced(path.read_bytes(), changes))
 
 
 def require_retilable(path: Path) -> tuple[ModelSpec, UNetShape]:
     """Return the spec and the shape of a file whose tile can be changed; raises ModelFileError for others."""
     spec = read_spec(path)
+    require_safe(path)
     if spec.shape is None:
         raise ModelFileError(f"{path} is not a U-Net of ours: export or adopt its network again, with another tile")
     if external_files(path):

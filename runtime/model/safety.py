@@ -1,10 +1,14 @@
-"""Checks of a model file before any engine opens it: nodes, tensors, and files with weights.
+"""Checks of a model file before any engine opens it: nodes, tensors, files with weights, and the digest of all of it.
 
 A model file may come from anywhere, and engines crash on some malformed files and open any file that an ONNX file
 names. `require_safe` looks at every node, operator set and tensor: nodes need their inputs, the bytes of a tensor must
 fit its dims and type, and external data must be a plain relative path to a regular file in the model's folder that
-holds the bytes the tensor needs. Weights are not read. A file that changes between this check and the engine's reading
-is not detected.
+holds the bytes the tensor needs.
+
+A file that unetrt writes ends with the SHA-256 of everything else in it (`with_digest`): graph, weights and spec.
+`is_intact` compares the two, so that no bit changes unnoticed on the way. Files of earlier versions state no digest. It
+shows damage and not who wrote a file; and a file that changes between the check and the engine's reading is not
+detected.
 """
 
 import hashlib
@@ -18,16 +22,21 @@ from stat import S_ISREG
 
 from unetrt.runtime.errors import ModelFileError
 from unetrt.runtime.model.onnx_file import (
+    ENTRY_KEY,
+    ENTRY_VALUE,
+    METADATA,
     VARINT,
     Field,
     Message,
     WireError,
+    field_of,
     opened,
     parts,
     read_entry,
     read_varint,
     signed,
 )
+from unetrt.runtime.model.onnx_file import replace as replaced
 
 # NodeProto.
 INPUT, OUTPUT, OP_TYPE, DOMAIN = 1, 2, 4, 7
@@ -238,9 +247,76 @@ CHUNK = 1 << 20
 OPSET_VERSION, MAX_OPSET = 2, 1000
 
 
+# Key of the digest in metadata_props, and the most of its entries that are read.
+DIGEST, MAX_DIGESTS = "unetrt_sha256", 16
+
+
 def require_safe(path: str | Path) -> None:
-    """Raise ModelFileError, as `external_files` does, where no engine should open this ONNX file."""
-    external_files(path)
+    """Raise ModelFileError, as `is_intact` does, where no engine should open this ONNX file."""
+    is_intact(path)
+
+
+def is_intact(path: str | Path) -> bool:
+    """Return whether an ONNX file and its external weights are as written; False where it states no digest.
+
+    Raises
+    ------
+    ModelFileError
+        As `external_files` does, or the contents do not have the stated digest.
+    """
+    path = Path(path)
+    files = external_files(path)
+    with opened(path) as model:
+        entries = _digests(model)
+        stated = {read_entry(model.inside(part))[1] for part in entries}
+        found = stated and _with_external(_sha256_around(model, entries), files, path.parent)
+    if stated and stated != {found}:
+        raise ModelFileError(
+            f"{path} is damaged: its contents do not have the SHA-256 that it states; export or copy it again, or, "
+            f"where another program changed it on purpose, remove {DIGEST} from its metadata_props"
+        )
+    return bool(stated)
+
+
+def with_digest(content: bytes, folder: Path = Path()) -> bytes:
+    """Return an ONNX file's bytes with the digest of all others as the last field; any earlier digest is left out.
+
+    Parameters
+    ----------
+    content
+        A ModelProto.
+    folder
+        Folder of its external weights, which the digest includes.
+
+    Raises
+    ------
+    ModelFileError
+        As `external_files` does.
+    """
+    content = replaced(content, dict.fromkeys(_digests(Message.of(content)), b""))
+    digest = _with_external(hashlib.sha256(content).hexdigest(), _external(Message.of(content), folder), folder)
+    entry = field_of(ENTRY_KEY, DIGEST.encode()) + field_of(ENTRY_VALUE, digest.encode())
+    return content + field_of(METADATA, entry)
+
+
+def _digests(model: Message) -> list[Field]:
+    """Return the entries of a model's metadata that state its digest: one, or none."""
+    metadata = (part for part in model.fields() if part.number == METADATA)
+    found = [part for part in metadata if read_entry(model.inside(part))[0] == DIGEST]
+    if len(found) > MAX_DIGESTS:
+        raise WireError(f"it states its SHA-256 {len(found)} times")
+    return found
+
+
+def _sha256_around(model: Message, left_out: list[Field]) -> str:
+    """Return the SHA-256 of a message without some of its fields, which are in file order."""
+    digest, position = hashlib.sha256(), model.begin
+    for begin, end in (*((part.begin, part.end) for part in left_out), (model.end, model.end)):
+        model.file.seek(position)
+        while chunk := model.file.read(min(CHUNK, begin - model.file.tell())):
+            digest.update(chunk)
+        position = end
+    return digest.hexdigest()
 
 
 def external_files(path: str | Path) -> tuple[Path, ...]:
@@ -257,9 +333,13 @@ def external_files(path: str | Path) -> tuple[Path, ...]:
     path = Path(path)
     with opened(path) as model:
         try:
-            found = {_checked(tensor, path.parent) for tensor in _tensors(model)}
+            return _external(model, path.parent)
         except ModelFileError as error:
             raise ModelFileError(f"{path}: {error}") from error
+
+
+def _external(model: Message, folder: Path) -> tuple[Path, ...]:
+    found = {_checked(tensor, folder) for tensor in _tensors(model)}
     return tuple(sorted(file for file in found if file is not None))
 
 
@@ -276,9 +356,14 @@ def sha256_of_model(path: str | Path) -> str:
     """
     path = Path(path)
     files = external_files(path)
+    return _with_external(_sha256(path), files, path.parent)
+
+
+def _with_external(digest: str, files: tuple[Path, ...], folder: Path) -> str:
+    """Return the digest of an ONNX file and its external weights, see `sha256_of_model`."""
     if not files:
-        return _sha256(path)
-    lines = [_sha256(path), *(f"{_sha256(file)}  {file.relative_to(path.parent).as_posix()}" for file in files)]
+        return digest
+    lines = [digest, *(f"{_sha256(file)}  {file.relative_to(folder).as_posix()}" for file in files)]
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
 

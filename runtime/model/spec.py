@@ -47,8 +47,8 @@ CORE_CLASSES = ("background", "rim", "core")
 # Limits of what a model file may ask of a decoding, in pixels.
 MAX_REACH, MAX_AREA = 1024, 1 << 20
 
-# Schema 2: `decoding`; schema 1 had only its reach, as `separation_border`.
-SCHEMA = 2
+# Schema 3: `verification`. Schema 2: `decoding`; schema 1 had only its reach, as `separation_border`.
+SCHEMA = 3
 KEY = "unetrt"  # in the ONNX file's metadata_props
 INPUT, OUTPUT = "frame", "scores"  # names of the graph's input and output
 
@@ -188,6 +188,51 @@ class Approximation:
         )
 
 
+@dataclass(frozen=True)
+class Verification:
+    """The comparison that a model file passed when it was written.
+
+    Attributes
+    ----------
+    reference
+        What its output was compared with.
+    measured
+        The largest differences found, by name. An export has `max_error` and `mean_error` of a probability, `flips`,
+        the share of pixels that change class, and `iou` of the worst class; an adopted network has `difference`, a
+        share of the output's range.
+    thresholds
+        Limits of these by the same names: at most, and for `iou` at least.
+    frames, pixels
+        Number of frames and of pixels compared; 0 where noise was.
+    frames_sha256
+        SHA-256 of the raw frames (shape, dtype and values of each), in hexadecimal; empty for noise.
+    date
+        Day of the comparison in UTC, such as 2026-03-31.
+
+    Raises
+    ------
+    ModelFileError
+        A text does not fit on a terminal's line.
+    """
+
+    reference: str
+    measured: Mapping[str, float]
+    thresholds: Mapping[str, float]
+    frames: Annotated[int, Meta(ge=0)]
+    pixels: Annotated[int, Meta(ge=0)]
+    frames_sha256: str
+    date: str
+
+    def __post_init__(self) -> None:
+        _require_printable(self.reference, self.frames_sha256, self.date, *self.measured, *self.thresholds)
+
+
+def _require_printable(*texts: str) -> None:
+    for text in texts:
+        if not text.isprintable():
+            raise ModelFileError(f"invalid text {text!r:.60}: use printable characters on one line")
+
+
 # Plans by frame size: thousands of frames share a few sizes.
 _plan = lru_cache(maxsize=64)(TilePlan)
 
@@ -233,6 +278,9 @@ class ModelSpec:
         SHA-256 of the weights, in hexadecimal.
     written_by
         Version of unetrt that wrote the file.
+    verification
+        The comparison that the file passed; None for files of earlier versions. Another tile keeps that of the file it
+        was made from, with which it agrees on a drawn frame.
     approximate
         Set if tiles do not equal one pass over the frame; None if they do. The file then has no such entry.
     """
@@ -254,6 +302,7 @@ class ModelSpec:
     training: Mapping[str, Any] = field(default_factory=dict)
     weights_sha256: str = ""
     written_by: str = ""
+    verification: Verification | None = None
     approximate: Approximation | None = None
 
     def __post_init__(self) -> None:
@@ -296,9 +345,7 @@ class ModelSpec:
         for name in self.classes:
             if not name.strip() or not name.isprintable():
                 raise ModelFileError(f"invalid class name {name!r:.60}: use printable characters on one line")
-        for text in (self.weights_sha256, self.written_by):
-            if not text.isprintable():
-                raise ModelFileError(f"invalid text {text!r:.60}: use printable characters on one line")
+        _require_printable(self.weights_sha256, self.written_by)
 
     def _require_decodable(self) -> None:
         if self.decoding.method == "cores" and len(self.classes) != len(CORE_CLASSES):
@@ -381,6 +428,7 @@ class ModelSpec:
                 **fields,
                 "decoding": asdict(self.decoding),
                 "normalisation": self.normalisation.to_dict(),
+                "verification": asdict(self.verification) if self.verification else None,
             }
         )
 
@@ -400,7 +448,7 @@ class ModelSpec:
         schema = stored.pop("schema")
         if schema == 1 and type(schema) is int:
             stored["decoding"] = {"method": "components", "reach": stored.pop("separation_border", 0)}
-        elif type(schema) is not int or schema != SCHEMA:
+        elif type(schema) is not int or not 2 <= schema <= SCHEMA:
             wrote = one_line(str(stored.get("written_by") or "another version"), 60)
             raise ModelFileError(
                 f"{what} has schema {schema!r:.60}, written by {wrote}; this version reads 1 to {SCHEMA}: install that "

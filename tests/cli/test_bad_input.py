@@ -9,6 +9,7 @@ import onnx
 import pytest
 import tifffile
 
+from tests.conftest import editable
 from unetrt.__main__ import main
 from unetrt.export.exporter import Options, export
 from unetrt.runtime.model.spec import KEY
@@ -51,14 +52,14 @@ def place(tmp_path, tiny_model, labels_model, tiny_run, drawn_folder):
     whole = tiny_model.read_bytes()
     (tmp_path / "model.onnx").write_bytes(whole)
     (tmp_path / "cut.onnx").write_bytes(whole[: len(whole) // 2])
-    plain = onnx.load(tiny_model)
+    plain = editable(tiny_model)
     onnx.helper.set_model_props(plain, {})
     onnx.save(plain, tmp_path / "plain.onnx")
-    other = onnx.load(tiny_model)
+    other = editable(tiny_model)
     scale = next(tensor for tensor in other.graph.initializer if tensor.name == "net.classify.weight")
     scale.CopyFrom(onnx.numpy_helper.from_array(1.5 * onnx.numpy_helper.to_array(scale), scale.name))
     onnx.save(other, tmp_path / "other.onnx")
-    odd = onnx.load(tiny_model)
+    odd = editable(tiny_model)
     onnx.helper.set_model_props(odd, {KEY: "{}"})
     onnx.save(odd, tmp_path / "odd.onnx")
     (tmp_path / "best.safetensors").write_bytes((tiny_run / "best.safetensors").read_bytes())

@@ -4,6 +4,7 @@ import onnx
 import pytest
 
 from tests import requirements
+from tests.conftest import editable
 from tests.runtime.engines.machines import HOPPER, TURING
 from unetrt.cli import main
 from unetrt.runtime.engines.cache import EngineCache
@@ -139,7 +140,7 @@ def test_bad_input_gets_one_line(tiny_model, own_cache_folder, tmp_path, capsys,
 @pytest.mark.parametrize("out", ["weights.engine", "link.engine"])
 def test_what_is_read_is_not_overwritten(tiny_model, own_cache_folder, tmp_path, capsys, out):
     model, weights = tmp_path / "m.onnx", tmp_path / "weights.engine"
-    onnx.save(onnx.load(tiny_model), model, save_as_external_data=True, location=weights.name, size_threshold=0)
+    onnx.save(editable(tiny_model), model, save_as_external_data=True, location=weights.name, size_threshold=0)
     (tmp_path / "link.engine").symlink_to(weights)
     before = weights.read_bytes()
     assert run("build", model, "-o", tmp_path / out) == 2

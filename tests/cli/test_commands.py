@@ -6,10 +6,12 @@ from dataclasses import replace
 
 import click
 import numpy as np
+import onnx
 import pytest
 import tifffile
 from PIL import Image
 
+from tests.conftest import editable
 from unetrt.__main__ import main
 from unetrt.benchmarks.contenders import CONTENDERS
 from unetrt.benchmarks.result import WAYS, load
@@ -113,10 +115,26 @@ def test_info_of_a_model_and_of_a_checkpoint(run, tiny_model, tiny_run):
     assert about["tile"] == [60, 76]
     assert about["core"] == [20, 36]
     assert about["stride"] == [20, 36]
-    assert "weights_sha256" in run("info", tiny_model)
+    assert about["intact"] == "yes"
+    assert about["verification"]["frames"] > 0
+    assert 0 < about["verification"]["measured"]["iou"] <= 1
+    said = run("info", tiny_model)
+    assert "weights_sha256" in said
+    assert f'"frames_sha256": "{about["verification"]["frames_sha256"]}"' in said
     assert json.loads(run("info", tiny_run, "--json"))["network"] == {
         "depth": 2, "base": 4, "channels": 1, "classes": 2,
     }  # fmt: skip
+
+
+def test_info_of_a_file_that_states_no_digest_and_of_a_damaged_one(run, tiny_model, tmp_path, capsys):
+    onnx.save(editable(tiny_model), tmp_path / "earlier.onnx")
+    assert "unknown: the file states no SHA-256 of its contents" in run("info", tmp_path / "earlier.onnx")
+    content = tiny_model.read_bytes()
+    weights = onnx.load(tiny_model).graph.initializer[0].raw_data
+    (tmp_path / "damaged.onnx").write_bytes(content.replace(weights, weights[::-1]))
+    assert main(["info", str(tmp_path / "damaged.onnx")]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "damaged.onnx is damaged: its contents do not have the SHA-256 that it states" in line
 
 
 def test_plan_names_the_best_tile(run, tiny_model, tiny_run):

@@ -2,6 +2,7 @@ import onnx
 import pytest
 from click.testing import CliRunner
 
+from tests.conftest import editable
 from tests.runtime.engines.machines import FACTS, RTX
 from unetrt.cli import main
 from unetrt.runtime.engines.engine_file import write_engine
@@ -63,7 +64,7 @@ def test_no_batching_is_an_answer(tiny_model, tmp_path):
 @pytest.mark.parametrize("kind", ["bioimageio", "triton"])
 def test_weights_that_lie_beside_the_model_are_packed(tiny_model, drawn_folder, tmp_path, kind):
     model = tmp_path / "model.onnx"
-    onnx.save(onnx.load(tiny_model), model, save_as_external_data=True, location="w.bin", size_threshold=0)
+    onnx.save(editable(tiny_model), model, save_as_external_data=True, location="w.bin", size_threshold=0)
     out, image = tmp_path / "out" / "a.zip", drawn_folder / "images" / "0.tif"
     chosen = ("--images", image) if kind == "bioimageio" else ("--max-batch", 0)
     assert run("package", model, kind, "-o", out, *chosen) == 0

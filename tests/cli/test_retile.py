@@ -9,7 +9,7 @@ import onnx
 import pytest
 import tifffile
 
-from tests.conftest import coordinate_frame
+from tests.conftest import coordinate_frame, editable
 from unetrt.cli import main
 from unetrt.export.onnx_model import describe
 from unetrt.runtime.geometry.planner import Budget, best_tile
@@ -87,9 +87,9 @@ def place(large_model, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "file").touch()
     (tmp_path / "MODEL").write_bytes(large_model.read_bytes())
-    model = onnx.load(large_model)
+    model = editable(large_model)
     onnx.save(model, "external.onnx", save_as_external_data=True, location="weights", size_threshold=0)
-    adopted = onnx.load(large_model)
+    adopted = editable(large_model)
     describe(adopted, replace(read_spec(large_model), network={}))
     onnx.save(adopted, "adopted.onnx")
     return tmp_path

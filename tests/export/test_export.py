@@ -13,6 +13,7 @@ from unetrt.export.graph import build_graph
 from unetrt.runtime.errors import OptionError, TileError
 from unetrt.runtime.geometry.unet_shape import UNetShape
 from unetrt.runtime.model.onnx_file import read_spec
+from unetrt.runtime.model.safety import DIGEST
 from unetrt.runtime.model.spec import INPUT, KEY, ModelSpec
 from unetrt.runtime.pixels.normalisation import Normalisation
 from unetrt.runtime.segment.segmenter import Segmenter
@@ -34,7 +35,7 @@ def test_the_graph_is_clean_and_holds_nothing_of_this_machine(tiny_model):
         "Slice",
         "Concat",
     }
-    assert [entry.key for entry in model.metadata_props] == [KEY]
+    assert [entry.key for entry in model.metadata_props] == [KEY, DIGEST]
     assert b"/" + b"site-packages" not in tiny_model.read_bytes()
     assert not any(node.metadata_props or node.doc_string for node in model.graph.node)
 

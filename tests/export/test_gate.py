@@ -1,6 +1,8 @@
 """The parity gate refuses a wrong export and names the layer that goes wrong."""
 
 from dataclasses import replace
+from datetime import UTC, date, datetime
+from hashlib import sha256
 
 import numpy as np
 import onnx
@@ -12,7 +14,7 @@ from unetrt._exit_codes import exit_code
 from unetrt.export import exporter
 from unetrt.export._inspection import LayerError, exploding, in_float32, tile_batches, with_layers
 from unetrt.export.exporter import Options, export
-from unetrt.export.gate import DEFAULTS, Parity, Thresholds
+from unetrt.export.gate import CEILINGS, DEFAULTS, Parity, Thresholds
 from unetrt.export.graph import build_graph
 from unetrt.runtime.errors import FrameError, OptionError, ParityError
 from unetrt.runtime.model.onnx_file import read_spec
@@ -124,9 +126,68 @@ def test_thresholds_are_those_of_the_precision_or_what_is_given(tiny_checkpoint,
         ParityError, match=r"differs by .* \(at most 1e-09\); no single layer causes the error, which grows gradually"
     ):
         export(tiny_checkpoint, tmp_path / "model.onnx", Options(TILE, "fp16"), thresholds=strict)
-    for bad in ({"max_error": -1}, {"max_flips": 2}, {"min_iou": float("nan")}):
-        with pytest.raises(OptionError, match="use a number from 0 to 1"):
-            Thresholds.of("fp32", **bad)
+
+
+@pytest.mark.parametrize(
+    ("precision", "given", "message"),
+    [
+        ("fp32", {"max_error": 1}, "--max-error 1 is not a threshold of fp32: use a number from 0 to 0.05$"),
+        ("fp32", {"max_flips": 1}, "--max-flips 1 is not a threshold of fp32: use a number from 0 to 0.002$"),
+        ("fp32", {"min_iou": 0}, "--min-iou 0 is not a threshold of fp32: use a number from 0.99 to 1$"),
+        ("fp16", {"max_error": 0.31}, "--max-error 0.31 .* fp16: use a number from 0 to 0.3$"),
+        ("bf16", {"max_flips": 0.03}, "--max-flips 0.03 .* bf16: use a number from 0 to 0.02$"),
+        ("int8", {"max_error": 1}, "--max-error 1 .* int8: use a number from 0 to 0.9$"),
+        ("int8", {"min_iou": 0.89}, "--min-iou 0.89 .* int8: use a number from 0.9 to 1$"),
+        ("int8", {"max_error": -1}, "--max-error -1 .* int8: use a number from 0 to 0.9$"),
+        ("int8", {"max_flips": float("inf")}, "--max-flips inf .* int8: use a number from 0 to 0.05$"),
+        ("int8", {"min_iou": float("nan")}, "--min-iou nan .* int8: use a number from 0.9 to 1$"),
+        ("int8", {"min_iou": 1.1}, "--min-iou 1.1 .* int8: use a number from 0.9 to 1$"),
+    ],
+)
+def test_thresholds_have_ceilings(tiny_checkpoint, tmp_path, precision, given, message):
+    with pytest.raises(OptionError, match=message):
+        Thresholds.of(precision, **given)
+    short = {name.partition("_")[2]: value for name, value in given.items()}
+    frames = [tiny_checkpoint.frames[0]] * 2
+    with pytest.raises(OptionError, match=message):
+        export(
+            tiny_checkpoint,
+            tmp_path / "model.onnx",
+            Options(TILE, precision),
+            frames=frames,
+            thresholds=replace(DEFAULTS[precision], **short),
+        )
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_ceilings_are_laxer_than_the_defaults_and_never_off():
+    for precision, defaults in DEFAULTS.items():
+        ceilings = CEILINGS[precision]
+        assert defaults.error < ceilings.error < 1
+        assert defaults.flips < ceilings.flips < 1
+        assert defaults.iou > ceilings.iou > 0
+
+
+def test_the_file_says_how_it_was_verified(tiny_checkpoint, tmp_path):
+    path, frame = tmp_path / "model.onnx", tiny_checkpoint.frames[0]
+    lax = Thresholds.of("fp32", max_error=0.01)
+    first = datetime.now(UTC).date()
+    parity = export(tiny_checkpoint, path, Options(TILE), frames=[frame], thresholds=lax)
+    found = read_spec(path).verification
+    assert found.measured == {
+        "max_error": parity.max_error,
+        "mean_error": parity.mean_error,
+        "flips": parity.flips,
+        "iou": parity.iou,
+    }
+    assert found.thresholds == {"max_error": 0.01, "flips": 1e-4, "iou": 0.999}
+    assert (found.frames, found.pixels) == (1, frame[0].size)
+    assert found.frames_sha256 == sha256(f"{frame.shape} uint16".encode() + frame.tobytes()).hexdigest()
+    assert first <= date.fromisoformat(found.date) <= datetime.now(UTC).date()
+    changed = frame.copy()
+    changed[0, 0, 0] += 1
+    export(tiny_checkpoint, path, Options(TILE), frames=[changed])
+    assert read_spec(path).verification.frames_sha256 != found.frames_sha256
 
 
 def of_three_classes(checkpoint):
@@ -217,11 +278,17 @@ def test_the_gate_rounds_what_every_operator_gives(settled_checkpoint, precision
     assert (answers["contracting.0.0"] == first).float().mean() > 0.95
 
 
-def test_frames_that_show_one_class_prove_nothing_of_what_is_measured_on_them(settled_checkpoint, tmp_path):
-    dark = np.full((1, 90, 90), 420, np.uint16)
-    dark[0, 0, :2] = 900
-    with pytest.raises(OptionError, match="predicts a single class|are too few"):
-        export(settled_checkpoint, tmp_path / "model.onnx", Options(TILE, "int8"), frames=[dark, dark])
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"precision": "fp16"}, {"precision": "bf16", "head": "labels"}, {"precision": "int8"}, {"batch": 2}],
+    ids=str,
+)
+def test_a_constant_answer_is_refused_in_every_export(tiny_checkpoint, tmp_path, options):
+    bias = np.array([1e3, 0], np.float32)
+    constant = replace(tiny_checkpoint, weights={**tiny_checkpoint.weights, "classify.bias": bias})
+    frames = [constant.frames[0], constant.frames[0][..., ::-1]]
+    with pytest.raises(OptionError, match="finds a single class on these frames.*give frames that show more"):
+        export(constant, tmp_path / "model.onnx", Options(TILE, **options), frames=frames)
     assert list(tmp_path.iterdir()) == []
 
 

@@ -6,6 +6,7 @@ import numpy as np
 import onnx
 import pytest
 
+from tests.conftest import editable
 from tests.runtime.fake_onnxruntime import Bench
 from unetrt.export.exporter import Options, export
 from unetrt.runtime.errors import (
@@ -160,7 +161,7 @@ def test_a_pass_that_fails_says_why_and_the_lane_goes_on(bench, tiny_model, flaw
 
 
 def test_a_graph_that_does_not_fit_its_spec_is_refused(bench, tiny_model, tmp_path):
-    model, path = onnx.load(tiny_model), tmp_path / "changed.onnx"
+    model, path = editable(tiny_model), tmp_path / "changed.onnx"
     onnx.helper.set_model_props(model, {KEY: replace(read_spec(tiny_model), batch=2).to_json()})
     onnx.save(model, path)
     with pytest.raises(ModelFileError, match="its spec says.*export it again"):
@@ -169,7 +170,7 @@ def test_a_graph_that_does_not_fit_its_spec_is_refused(bench, tiny_model, tmp_pa
 
 
 def test_a_file_that_onnxruntime_cannot_load_is_no_fault_of_the_device(bench, tiny_model, tmp_path):
-    model, path = onnx.load(tiny_model), tmp_path / "odd.onnx"
+    model, path = editable(tiny_model), tmp_path / "odd.onnx"
     model.graph.node[0].input[0] = "nowhere"
     onnx.save(model, path)
     with pytest.raises(ModelFileError, match="not a model that ONNX Runtime can load"):

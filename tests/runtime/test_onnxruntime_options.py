@@ -12,7 +12,7 @@ import onnx
 import onnxruntime
 import pytest
 
-from tests.conftest import small_spec
+from tests.conftest import editable, small_spec
 from tests.runtime.fake_onnxruntime import Behaviour, Bench
 from unetrt.__main__ import main
 from unetrt.export.exporter import Options, export
@@ -192,7 +192,7 @@ def test_a_damaged_verdict_is_made_again(bench, tiny_model, cache, damage):
 
 
 def changed_weights(model, folder):
-    changed = onnx.load(model)
+    changed = editable(model)
     weights = onnx.numpy_helper.to_array(changed.graph.initializer[0])
     changed.graph.initializer[0].CopyFrom(onnx.numpy_helper.from_array(weights + 1, changed.graph.initializer[0].name))
     onnx.save(changed, folder / "changed.onnx")

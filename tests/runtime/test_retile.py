@@ -7,6 +7,7 @@ import numpy as np
 import onnx
 import pytest
 
+from tests.conftest import editable
 from tests.export.earlier_file import SHAPE as EARLIER_SHAPE
 from tests.export.earlier_file import SPEC as EARLIER_SPEC
 from tests.export.earlier_file import earlier_model
@@ -161,7 +162,7 @@ def with_result_that_depends_on_the_tile(model):
 
 def test_a_file_whose_result_depends_on_the_tile_is_refused(large_model, tmp_path):
     path = tmp_path / "model.onnx"
-    onnx.save(with_result_that_depends_on_the_tile(onnx.load(large_model)), path)
+    onnx.save(with_result_that_depends_on_the_tile(editable(large_model)), path)
     message = r"tile 60x60 is not verified against its own tile 300x316: a probability differs by .*--tile$"
     with pytest.raises(GateError, match=message):
         retile(path, tmp_path / "new" / "out.onnx", (60, 60), 1)
@@ -202,7 +203,7 @@ def test_files_of_earlier_versions_and_their_crops(tmp_path, crop, runs):
 def test_labels_of_a_single_class_verify_nothing(tiny_checkpoint, tmp_path):
     path = tmp_path / "labels.onnx"
     export(tiny_checkpoint, path, Options(tile=(60, 60), head="labels"))
-    model = onnx.load(path)
+    model = editable(path)
     for stored in model.graph.initializer:
         if stored.name.endswith("classify.bias"):
             stored.CopyFrom(onnx.numpy_helper.from_array(np.array([1e6, 0], np.float32), stored.name))
@@ -263,7 +264,7 @@ def test_models_whose_tile_is_fixed(tiny_model, tmp_path):
         Segmenter(tmp_path / "a.engine", frame=SMALL)
     with pytest.raises(ModelFileError, match="none.onnx does not exist"):
         Segmenter(tmp_path / "none.onnx", frame=SMALL)
-    adopted = onnx.load(tiny_model)
+    adopted = editable(tiny_model)
     describe(adopted, replace(read_spec(tiny_model), network={}))
     onnx.save(adopted, tmp_path / "adopted.onnx")
     with pytest.raises(ModelFileError, match="is not a U-Net of ours: export or adopt its network again"):

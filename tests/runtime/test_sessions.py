@@ -9,6 +9,7 @@ import numpy as np
 import onnx
 import pytest
 
+from tests.conftest import editable
 from tests.runtime.cuda.conftest import fake_libcuda, python  # noqa: F401
 from tests.runtime.model_files import small_models
 from unetrt.runtime import sessions
@@ -155,7 +156,7 @@ def test_a_session_that_is_dropped_ends_its_worker(tiny_model):
 
 @pytest.mark.parametrize("change", [{"tile": (44, 60)}, {"batch": 2}, {"head": "labels"}, {"classes": ("a", "b", "c")}])
 def test_a_graph_that_does_not_fit_its_spec_is_refused(tiny_model, tmp_path, change):
-    model, path = onnx.load(tiny_model), tmp_path / "changed.onnx"
+    model, path = editable(tiny_model), tmp_path / "changed.onnx"
     spec = replace(open_session(tiny_model, "numpy").spec, **change)
     onnx.helper.set_model_props(model, {KEY: spec.to_json()})
     onnx.save(model, path)
@@ -166,7 +167,7 @@ def test_a_graph_that_does_not_fit_its_spec_is_refused(tiny_model, tmp_path, cha
 
 @pytest.mark.parametrize(("backend", "name"), [("openvino", "OpenVINO"), ("onnxruntime", "ONNX Runtime")])
 def test_a_graph_that_an_engine_cannot_load_is_one_line(tiny_model, tmp_path, backend, name):
-    model, path = onnx.load(tiny_model), tmp_path / "odd.onnx"
+    model, path = editable(tiny_model), tmp_path / "odd.onnx"
     model.graph.node[0].op_type = "NoSuchOperator"
     onnx.save(model, path)
     with pytest.raises(ModelFileError, match=f"not a model that {name} can load") as caught:

@@ -7,7 +7,7 @@ import pytest
 
 from tests.conftest import small_spec
 from unetrt.runtime.errors import ModelFileError, TileError
-from unetrt.runtime.model.spec import CORE_CLASSES, HEADS, INPUT_TYPES, Decoding, ModelSpec
+from unetrt.runtime.model.spec import CORE_CLASSES, HEADS, INPUT_TYPES, Decoding, ModelSpec, Verification
 from unetrt.runtime.pixels.normalisation import Normalisation
 
 SPEC = small_spec(
@@ -20,6 +20,37 @@ SPEC = small_spec(
 
 def test_json_and_back():
     assert ModelSpec.from_json(SPEC.to_json()) == SPEC
+
+
+VERIFIED = replace(
+    SPEC, verification=Verification("the network", {"iou": 0.1 + 0.2}, {"iou": 0.1}, 2, 400, "ab" * 32, "2026-03-31")
+)
+
+
+def test_a_verification_is_stored():
+    assert ModelSpec.from_json(VERIFIED.to_json()) == VERIFIED
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"date": "\x1b[31m"}, r"invalid text '\\x1b\[31m': use printable characters on one line"),
+        ({"measured": {"\n": 1.0}}, "invalid text"),
+        ({"measured": {"iou": "1"}}, "measured.*: expected `float`, got `str`"),
+        ({"frames": -1}, "verification.frames: expected `int` >= 0"),
+    ],
+)
+def test_what_is_no_verification(changes, message):
+    stored = json.loads(VERIFIED.to_json())
+    stored["verification"] |= changes
+    with pytest.raises(ModelFileError, match=message):
+        ModelSpec.from_json(json.dumps(stored))
+
+
+def test_a_file_of_schema_2_has_no_verification():
+    stored = {**json.loads(SPEC.to_json()), "schema": 2}
+    del stored["verification"]
+    assert ModelSpec.from_json(json.dumps(stored)) == SPEC
 
 
 def test_a_file_of_schema_1_decodes_as_it_did():

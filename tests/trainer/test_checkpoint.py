@@ -1,5 +1,6 @@
 import json
 import pickle
+import random
 import shutil
 
 import numpy as np
@@ -27,6 +28,52 @@ def test_saved_and_read_again(tiny_checkpoint, tmp_path):
     for ours, theirs in zip(again.frames, tiny_checkpoint.frames, strict=True):
         assert ours.dtype == np.uint16
         np.testing.assert_array_equal(ours, theirs)
+
+
+def test_a_flipped_bit_is_refused_or_harmless(tiny_run, tmp_path):
+    for name in (checkpoint.BEST, checkpoint.LAST):
+        content, rng, refused = (tiny_run / name).read_bytes(), random.Random(0), 0
+        header = 8 + int.from_bytes(content[:8], "little")
+        expected, path = _contents(tiny_run / name), tmp_path / name
+        for end in [len(content)] * 40 + [header] * 160:
+            bit = rng.randrange(8 * end)
+            changed = bytearray(content)
+            changed[bit // 8] ^= 1 << bit % 8
+            path.write_bytes(changed)
+            error = _refusal(path)
+            refused += error is not None
+            assert "\n" not in error if error else _contents(path) == expected, bit
+        assert refused > 150
+
+
+def _refusal(path):
+    try:
+        checkpoint.load(path)
+    except ModelFileError as error:
+        return str(error)
+    return None
+
+
+def _contents(path):
+    """Everything in a checkpoint, as bytes and text."""
+    loaded = vars(checkpoint.load(path)).copy()
+    arrays = {name: loaded.pop(name) for name in ("weights", "state")}
+    arrays["frames"] = dict(enumerate(loaded.pop("frames")))
+    return repr(loaded), {
+        (part, name): (array.shape, array.dtype, array.tobytes())
+        for part, found in arrays.items()
+        for name, array in found.items()
+    }
+
+
+def test_a_checkpoint_of_an_earlier_version_states_no_digest(tiny_run, tmp_path):
+    stored = {"unetrt": json.dumps(header_of(tiny_run / "best.safetensors"))}
+    save_file(load_file(tiny_run / "best.safetensors"), tmp_path / "a.safetensors", stored)
+    assert _contents(tmp_path / "a.safetensors") == _contents(tiny_run / "best.safetensors")
+    wrong = stored | {"unetrt_sha256": "0" * 64}
+    save_file(load_file(tiny_run / "best.safetensors"), tmp_path / "a.safetensors", wrong)
+    with pytest.raises(ModelFileError, match="a.safetensors is damaged: its contents do not have the SHA-256 that it"):
+        checkpoint.load(tmp_path / "a.safetensors")
 
 
 def test_a_folder_means_its_best(tiny_run, tiny_checkpoint):

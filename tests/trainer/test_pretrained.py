@@ -9,6 +9,7 @@ import onnx
 import pytest
 import tifffile
 
+from tests.conftest import editable
 from unetrt.__main__ import main
 from unetrt.export.exporter import Options, spec_for
 from unetrt.export.graph import build_graph
@@ -42,7 +43,7 @@ def weights_of(net):
 
 def with_spec(path, out, **changes):
     """Write a copy of a model file with other values in its spec."""
-    model = onnx.load(path)
+    model = editable(path)
     (entry,) = [entry for entry in model.metadata_props if entry.key == KEY]
     entry.value = json.dumps(json.loads(entry.value) | changes)
     onnx.save(model, out)
@@ -109,7 +110,7 @@ def test_model_files_that_are_refused(tiny_model, tmp_path, changes, error, mess
 
 def test_weights_in_another_file_are_refused(tiny_model, tmp_path):
     path = tmp_path / "model.onnx"
-    onnx.save(onnx.load(tiny_model), path, save_as_external_data=True, location="weights.bin", size_threshold=0)
+    onnx.save(editable(tiny_model), path, save_as_external_data=True, location="weights.bin", size_threshold=0)
     with pytest.raises(ModelFileError, match="keeps weights in other files: start from its checkpoint"):
         Pretrained.read(path)
 

@@ -59,10 +59,13 @@ def _holds_a_graph(path: Path) -> bool:
 
 def _of_onnx(path: Path) -> dict[str, Any]:
     from unetrt.runtime.model.onnx_file import read_spec
+    from unetrt.runtime.model.safety import is_intact
 
     spec = read_spec(path)
+    intact = "yes" if is_intact(path) else "unknown: the file states no SHA-256 of its contents; export it again"
     core, stride = spec.core, [spec.geometry.stride(side) for side in spec.tile]
-    return {**_warning(spec), **json.loads(spec.to_json()), "core": list(core), "stride": stride}
+    fields = {"intact": intact, **json.loads(spec.to_json()), "core": list(core), "stride": stride}
+    return {**_warning(spec), **fields}
 
 
 def _warning(spec: "ModelSpec") -> dict[str, Any]:

@@ -12,6 +12,7 @@ from tests.export.adoption.foreign_nets import CASES, Case, save
 from unetrt.export.adoption import Choices, adopt
 from unetrt.runtime.errors import OptionError, TileError
 from unetrt.runtime.model.onnx_file import read_spec
+from unetrt.runtime.model.safety import is_intact
 from unetrt.runtime.pixels.normalisation import Normalisation
 from unetrt.runtime.segment.segmenter import Segmenter
 
@@ -192,7 +193,11 @@ def test_the_spec_holds_the_choices(files, tmp_path):
     assert len(spec.weights_sha256) == 64
     model = onnx.load(tmp_path / "model.onnx")
     onnx.checker.check_model(model, full_check=True)
-    assert [entry.key for entry in model.metadata_props] == ["unetrt"]
+    assert [entry.key for entry in model.metadata_props] == ["unetrt", "unetrt_sha256"]
+    assert is_intact(tmp_path / "model.onnx")
+    found = spec.verification
+    assert (found.reference, found.thresholds) == ("one pass over a larger image", {"difference": 1e-4})
+    assert 0 <= found.measured["difference"] <= 1e-4
     assert not any(node.doc_string for node in model.graph.node)
     assert str(tmp_path) not in json.dumps(json.loads(spec.to_json()))
 

@@ -193,6 +193,14 @@ SPOILT = {
         {"body": "i = Cast<to = 7>(image) a = Abs(i) mask = Min(a, nine)", "answer": "int64[n, 1, h, w] mask",
          "nine": np.int64(9)}, {"head": "labels"}, OptionError, "has label 9, 2 classes are named: name all",
     ),
+    "scores that never change": (
+        {"body": f"x = Mul(image, zero) {BOTH.replace('image', 'x')}", "zero": np.float32(0)}, {},
+        ParityError, "the output for noise is the same at every pixel, so that equal tiles verify nothing",
+    ),
+    "labels that never change": (
+        {"body": "i = Cast<to = 7>(image) mask = Mul(i, zero)", "answer": "int64[n, 1, h, w] mask",
+         "zero": np.int64(0)}, {"head": "labels"}, ParityError, "same at every pixel.*whose output is the scores",
+    ),
     "no tile": ({"body": BOTH}, {"tile": None}, OptionError, "takes images of any size: choose one with --tile"),
     "a grid that is half the period": (
         {"body": f"d = MaxPool<kernel_shape = [4, 4], strides = [4, 4]>(image) x = Resize(d, , four) {TWICE}",

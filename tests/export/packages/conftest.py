@@ -7,6 +7,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
+from tests.conftest import editable
 from unetrt.runtime.model.onnx_file import read_spec
 from unetrt.runtime.model.spec import INPUT, KEY, OUTPUT
 from unetrt.runtime.pixels.normalisation import Normalisation
@@ -18,7 +19,7 @@ EXPORTS = ("logits", "probabilities", "labels", "batch 3", "zscore", "fixed", "u
 
 def said_otherwise(path, out, **changes):
     """Write a copy of an ONNX file with another spec."""
-    model = onnx.load(path)
+    model = editable(path)
     helper.set_model_props(model, {KEY: replace(read_spec(path), **changes).to_json()})
     onnx.save(model, out)
     return out

@@ -8,7 +8,7 @@ from google.protobuf import text_format
 from onnx import TensorProto, helper, numpy_helper
 from tritonclient.grpc import model_config_pb2 as triton_proto
 
-from tests.conftest import small_spec
+from tests.conftest import editable, small_spec
 from tests.export.packages.conftest import EXPORTS
 from unetrt.export.packages import triton, write
 from unetrt.runtime.errors import EngineError, ModelFileError, OptionError, OutputError
@@ -70,7 +70,7 @@ def test_a_client_can_plan_its_tiles_from_the_configuration(exports, tmp_path):
     write("triton", exports["labels"], tmp_path, name="cells")
     said = ModelSpec.from_json(configured(tmp_path / "cells").parameters["unetrt"].string_value)
     spec = read_spec(exports["labels"])
-    assert said == replace(spec, network={}, training={}, weights_sha256="", written_by="")
+    assert said == replace(spec, network={}, training={}, weights_sha256="", written_by="", verification=None)
     assert said.normalisation == spec.normalisation
 
 
@@ -185,7 +185,7 @@ def test_bad_input_is_one_line_and_changes_nothing(exports, tmp_path, changes, e
 
 def _with_reshape(path, out):
     """Write a copy whose graph holds its batch as a constant, which no export does."""
-    model, shape = onnx.load(path), read_spec(path).new_output().shape
+    model, shape = editable(path), read_spec(path).new_output().shape
     model.graph.node[-1].output[0] = "before"
     model.graph.initializer.append(numpy_helper.from_array(np.array(shape, np.int64), "shape"))
     model.graph.node.append(helper.make_node("Reshape", ["before", "shape"], [OUTPUT]))
@@ -194,7 +194,7 @@ def _with_reshape(path, out):
 
 
 def _other_output(path, out):
-    model = onnx.load(path)
+    model = editable(path)
     model.graph.node.append(helper.make_node("Cast", [OUTPUT], ["other"], to=TensorProto.FLOAT))
     model.graph.output[0].name = "other"
     onnx.save(model, out)

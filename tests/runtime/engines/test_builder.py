@@ -11,6 +11,7 @@ import onnx
 import pytest
 
 from tests import requirements
+from tests.conftest import editable
 from tests.runtime.engines.machines import ADA, HOPPER, NONE, TURING
 from unetrt.export.onnx_model import describe
 from unetrt.runtime.engines.build import Progress, TimingCache, build, configure
@@ -167,7 +168,7 @@ def test_ctrl_c_cancels_the_build(tiny_model, facts):
 
 
 def without_an_operator(tiny_model, folder):
-    model, path = onnx.load(tiny_model), folder / "model.onnx"
+    model, path = editable(tiny_model), folder / "model.onnx"
     node = next(node for node in model.graph.node if node.op_type == "Relu")
     node.op_type, node.domain = "NoSuchOperator", "nobody"
     model.opset_import.append(onnx.helper.make_opsetid("nobody", 1))
@@ -192,7 +193,7 @@ def test_an_error_keeps_nothing_of_tensorrts_alive(tiny_model, tmp_path):
 
 
 def test_a_graph_that_is_not_what_its_spec_says(tiny_model, tmp_path):
-    model, path = onnx.load(tiny_model), tmp_path / "model.onnx"
+    model, path = editable(tiny_model), tmp_path / "model.onnx"
     describe(model, replace(read_spec(tiny_model), batch=3))
     onnx.save(model, path)
     with pytest.raises(EngineError, match="its graph has .* its spec says .*export it again"):
@@ -200,7 +201,7 @@ def test_a_graph_that_is_not_what_its_spec_says(tiny_model, tmp_path):
 
 
 def test_a_model_with_data_outside_its_folder_is_not_read(tiny_model, tmp_path):
-    model, folder = onnx.load(tiny_model), tmp_path / "model"
+    model, folder = editable(tiny_model), tmp_path / "model"
     folder.mkdir()
     onnx.save(model, folder / "model.onnx", save_as_external_data=True, location="w.bin", size_threshold=0)
     facts = facts_for(folder / "model.onnx")
@@ -213,7 +214,7 @@ def test_a_model_with_data_outside_its_folder_is_not_read(tiny_model, tmp_path):
 
 def test_external_data_is_built_in(tiny_model, tmp_path):
     path = tmp_path / "model.onnx"
-    onnx.save(onnx.load(tiny_model), path, save_as_external_data=True, location="w.bin", size_threshold=0)
+    onnx.save(editable(tiny_model), path, save_as_external_data=True, location="w.bin", size_threshold=0)
     assert len(build(path, facts_for(path))) == pytest.approx(len(build(tiny_model, facts_for(tiny_model))), rel=0.05)
 
 

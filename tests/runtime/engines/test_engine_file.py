@@ -1,4 +1,5 @@
 import json
+import random
 from pathlib import Path
 
 import pytest
@@ -29,6 +30,36 @@ def test_a_damaged_engine_is_noticed(engine):
     engine.write_bytes(PLAN[:-1])
     with pytest.raises(EngineError, match="is damaged, or not the engine that model.engine.json describes"):
         read_sidecar(engine)
+
+
+def test_a_flipped_bit_of_an_engine_or_its_sidecar_is_refused_or_harmless(engine):
+    expected, rng = read_sidecar(engine), random.Random(0)
+    for path, flips in ((engine, 8 * len(PLAN)), (sidecar_path(engine), 400)):
+        content, refused = path.read_bytes(), 0
+        for number in range(flips):
+            bit = number if path == engine else rng.randrange(8 * len(content))
+            changed = bytearray(content)
+            changed[bit // 8] ^= 1 << bit % 8
+            path.write_bytes(changed)
+            error = refusal(engine)
+            refused += error is not None
+            assert "\n" not in error if error else read_sidecar(engine) == expected, bit
+        assert refused == flips if path == engine else refused > 0.8 * flips
+        path.write_bytes(content)
+
+
+def refusal(engine):
+    try:
+        read_sidecar(engine)
+    except EngineError as error:
+        return str(error)
+    return None
+
+
+def test_a_sidecar_of_an_earlier_version_states_no_digest(engine):
+    expected = read_sidecar(engine)
+    sidecar_path(engine).write_text(_changed(engine, ["unetrt_sha256"], None))
+    assert read_sidecar(engine) == expected
 
 
 def test_a_missing_half(engine):
@@ -72,6 +103,7 @@ def _changed(engine, path, value):
         (["spec", "tile"], [60, 61], "tile 61 is not legal"),
         (["size"], "5", "size: expected `int`, got `str`"),
         (["sha256"], None, "sha256"),
+        (["spec", "halo"], 24, "it is damaged: its contents do not have the SHA-256 that it states"),
     ],
 )
 def test_a_sidecar_that_is_none(engine, path, value, message):

@@ -5,6 +5,7 @@ import numpy as np
 import onnx
 import pytest
 
+from tests.conftest import editable
 from tests.runtime.engines.machines import ADA, FACTS, NONE
 from unetrt.export.exporter import Options, export
 from unetrt.runtime.engines.engine_file import BuildOptions, Facts, facts_of
@@ -59,7 +60,7 @@ def facts_of_file(path):
 
 
 def test_a_changed_weight_changes_the_key(tiny_model, tmp_path):
-    model = onnx.load(tiny_model)
+    model = editable(tiny_model)
     (bias,) = (tensor for tensor in model.graph.initializer if tensor.name == "net.classify.bias")
     weights = onnx.numpy_helper.to_array(bias).copy()
     weights[0] = np.nextafter(weights[0], np.float32(9))
@@ -71,7 +72,7 @@ def test_a_changed_weight_changes_the_key(tiny_model, tmp_path):
 
 def test_a_changed_weight_in_external_data_changes_the_key(tiny_model, tmp_path):
     path, outside = tmp_path / "model.onnx", tmp_path / "weights.bin"
-    onnx.save(onnx.load(tiny_model), path, save_as_external_data=True, location=outside.name, size_threshold=0)
+    onnx.save(editable(tiny_model), path, save_as_external_data=True, location=outside.name, size_threshold=0)
     before = facts_of_file(path)
     content = bytearray(outside.read_bytes())
     content[len(content) // 2] ^= 1

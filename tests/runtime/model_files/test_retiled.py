@@ -4,6 +4,7 @@ import numpy as np
 import onnx
 import pytest
 
+from tests.conftest import editable
 from tests.export.earlier_file import SHAPE as EARLIER_SHAPE
 from tests.export.earlier_file import SPEC, earlier_model
 from unetrt.export.exporter import Options, spec_for
@@ -72,6 +73,6 @@ def test_an_illegal_tile_is_refused(tiny_model):
 
 def test_weights_in_other_files_are_refused(tiny_model, tmp_path):
     path = tmp_path / "model.onnx"
-    onnx.save(onnx.load(tiny_model), path, save_as_external_data=True, location="weights", size_threshold=0)
+    onnx.save(editable(tiny_model), path, save_as_external_data=True, location="weights", size_threshold=0)
     with pytest.raises(ModelFileError, match="keeps weights in other files: export it again"):
         retiled(path, (60, 60), 1)
