@@ -2,12 +2,22 @@
 
 They have one root, so that a host program can catch all of them; each subclass also derives from the built-in exception
 that fits. A message states what was given, the rule, and the nearest thing that works: "tile 512 is not legal at depth
-4: use 508 or 524".
+4: use 508 or 524". Text from a file, an option or another library is shown as `printable` text: a crafted file cannot
+send control sequences to a terminal.
 """
+
+from unicodedata import category
+
+# Longest message in characters: a path has up to 4096, of which both ends are shown.
+LONGEST = 2000
 
 
 class UnetrtError(Exception):
     """Root of all errors of unetrt."""
+
+    def __str__(self) -> str:
+        """Return the message as printable text of limited length: it may quote a file or an option."""
+        return printable(super().__str__(), LONGEST)
 
 
 class TileError(UnetrtError, ValueError):
@@ -102,8 +112,40 @@ def is_out_of_memory(error: BaseException | str) -> bool:
     return any(sign in text for sign in OUT_OF_MEMORY)
 
 
+def printable(text: str, limit: int | None = None, *, keep: str = "") -> str:
+    r"""Return text with its control characters, line breaks and other unprintable characters escaped.
+
+    >>> printable("a\x1b[2Jb")
+    'a\\x1b[2Jb'
+
+    Parameters
+    ----------
+    text
+        Text of any origin.
+    limit
+        Maximum length in characters, at least 3, before anything is escaped; the middle of a longer text becomes "...".
+    keep
+        Characters that are not escaped, such as a line break.
+    """
+    if limit is not None and len(text) > limit:
+        end = (limit - 3) // 3
+        text = f"{text[: limit - 3 - end]}...{text[len(text) - end :]}"
+    if text.isprintable():
+        return text
+    return "".join(one if one in keep or _is_printable(one) else _escaped(one) for one in text)
+
+
+def _is_printable(character: str) -> bool:
+    # Spaces other than U+0020 occur in file names of macOS and in Japanese ones.
+    return character.isprintable() or category(character) == "Zs"
+
+
+def _escaped(character: str) -> str:
+    return character.encode("unicode_escape").decode("ascii")
+
+
 def one_line(error: BaseException | str, limit: int | None = None, *, kind: bool = False, first: bool = False) -> str:
-    """Return an error, or its message, as one line of text; never raises.
+    """Return an error, or its message, as one line of `printable` text; never raises.
 
     Parameters
     ----------
@@ -124,4 +166,5 @@ def one_line(error: BaseException | str, limit: int | None = None, *, kind: bool
     text = " ".join(lines[:1] if first else lines)
     if isinstance(error, BaseException) and (kind or not text):
         text = f"{type(error).__name__}: {text}".removesuffix(": ")
+    text = printable(text)
     return text if limit is None or len(text) <= limit else f"{text[: limit - 3].rstrip()}..."

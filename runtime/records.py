@@ -2,6 +2,7 @@
 
 A record is a frozen dataclass. Its annotations are the schema: `Literal` for choices, `Annotated[int, Meta(ge=0)]`
 for ranges, nested dataclasses for objects. Rules that span fields belong in `__post_init__`, which raises ValueError.
+`read_regular` reads a file of any origin: a regular one, of limited size.
 
 >>> from dataclasses import dataclass
 >>> @dataclass(frozen=True)
@@ -18,8 +19,13 @@ unetrt.runtime.errors.ModelFileError: point.json is invalid: x: expected `int`, 
 
 import dataclasses
 import json
-from contextlib import suppress
-from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from errno import EFBIG, EINVAL, EPERM
+from pathlib import Path
+from stat import S_ISLNK, S_ISREG
+from typing import Any, BinaryIO, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 import msgspec
 
@@ -116,3 +122,45 @@ def _choices(kind: Any, place: str) -> tuple[Any, ...]:
 def _lower(cause: Exception) -> str:
     text = str(cause)
     return text[:1].lower() + text[1:] if text[:1].isupper() and not text[1:2].isupper() else text
+
+
+@contextmanager
+def open_regular(path: Path, limit: int | None = None, own: bool = False) -> Iterator[BinaryIO]:
+    """Open a regular file for reading, never a pipe or a device.
+
+    Parameters
+    ----------
+    path
+        The file.
+    limit
+        Maximum size in bytes.
+    own
+        Whether the file must not be a link, and must belong to this user.
+
+    Raises
+    ------
+    OSError
+        The file cannot be opened, is not one of these, or is too large; `strerror` says which.
+    """
+    flags = getattr(os, "O_NONBLOCK", 0) | (getattr(os, "O_NOFOLLOW", 0) if own else 0)
+    _require_regular(path, path.stat(follow_symlinks=not own), limit, own)
+    with open(path, "rb", opener=lambda name, usual: os.open(name, usual | flags)) as file:
+        _require_regular(path, os.fstat(file.fileno()), limit, own)
+        yield file
+
+
+def read_regular(path: Path, limit: int, own: bool = False) -> bytes:
+    """Return the content of a regular file; see `open_regular`."""
+    with open_regular(path, limit, own) as file:
+        return file.read(limit)
+
+
+def _require_regular(path: Path, about: os.stat_result, limit: int | None, own: bool) -> None:
+    if S_ISLNK(about.st_mode):
+        raise OSError(EINVAL, "it is a link", str(path))
+    if not S_ISREG(about.st_mode):
+        raise OSError(EINVAL, "it is not a regular file", str(path))
+    if limit is not None and about.st_size > limit:
+        raise OSError(EFBIG, f"it has {about.st_size} bytes, and at most {limit} are read", str(path))
+    if own and hasattr(os, "geteuid") and about.st_uid != os.geteuid():
+        raise OSError(EPERM, f"it belongs to user {about.st_uid}", str(path))

@@ -14,7 +14,7 @@ import os
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from math import ceil, log, pi, sqrt
+from math import ceil, log, pi, prod, sqrt
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -24,8 +24,9 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from unetrt.runtime.errors import OutputError
-from unetrt.runtime.files.atomic import cache_folder, whole_file
+from unetrt.runtime.files.atomic import cache_folder, cached_file
 from unetrt.runtime.model.spec import BACKGROUND, CORE, CORE_CLASSES, RIM, Decoding
+from unetrt.runtime.records import open_regular
 
 Array = NDArray[Any]
 Labels = NDArray[np.int32]
@@ -47,6 +48,8 @@ NEGLIGIBLE = 5e-5
 METHOD = 1
 # Size limit of the cache in bytes; the least recently used files go first.
 CACHE_LIMIT = 2 * 2**30
+# Limit of the header of a .npy file in bytes; one has 128.
+HEADER = 4096
 
 
 def as_instances(labels: Array) -> Labels:
@@ -216,7 +219,7 @@ def cached_separation_weights(
     weights = _cached(path, objects.shape)
     if weights is None:
         weights = separation_weights(objects, w0, sigma)
-        with suppress(OutputError), whole_file(path) as temporary:
+        with suppress(OutputError), cached_file(path) as temporary:
             np.save(temporary, weights)
     return weights
 
@@ -226,8 +229,8 @@ def prune_cache(folder: Path | None = None, limit: int = CACHE_LIMIT) -> None:
     folder = folder or cache_folder("weight-maps")
     kept = 0
     with suppress(OSError):
-        for path in sorted(folder.glob("*.npy"), key=lambda path: path.stat().st_mtime, reverse=True):
-            kept += path.stat().st_size
+        for path in sorted(folder.glob("*.npy"), key=lambda path: path.lstat().st_mtime, reverse=True):
+            kept += path.lstat().st_size
             if kept > limit:
                 path.unlink()
 
@@ -241,7 +244,8 @@ def _key(objects: Labels, w0: float, sigma: float) -> str:
 def _cached(path: Path, shape: tuple[int, ...]) -> NDArray[np.float32] | None:
     """Return a file's weights and mark it as used; None where it is missing or damaged."""
     try:
-        weights: NDArray[np.float32] = np.load(path, allow_pickle=False)
+        with open_regular(path, 4 * prod(shape) + HEADER, own=True) as file:
+            weights: NDArray[np.float32] = np.load(file, allow_pickle=False)
     except (OSError, ValueError, EOFError):
         return None
     with suppress(OSError):

@@ -278,6 +278,8 @@ def loaded_binding(environ: Mapping[str, str] = os.environ) -> Binding:
 
 def why_not(environ: Mapping[str, str] = os.environ) -> str | None:
     """Return None where `open_driver` has a usable binding, else one sentence that says why not."""
+    if not environ.get(VARIABLE) and (missing := _missing_library()):
+        return missing
     try:
         _first(environ, Binding.probe)
     except (OptionError, BackendUnavailableError) as error:

@@ -22,7 +22,7 @@ import numpy as np
 from unetrt.runtime.engines.engine_file import BuildOptions, Facts, engine_tensors
 from unetrt.runtime.engines.flavours import collected, first_error, logger_of, named_flavour
 from unetrt.runtime.errors import EngineError, OutOfMemoryError, OutputError, UnetrtError, is_out_of_memory
-from unetrt.runtime.files.atomic import cache_folder, locked, whole_file
+from unetrt.runtime.files.atomic import cache_folder, cached_file, locked, read_cached
 from unetrt.runtime.model.byte_pairs import as_byte_pairs
 from unetrt.runtime.model.onnx_file import read_spec
 from unetrt.runtime.model.safety import require_safe, sha256_of_model
@@ -32,6 +32,8 @@ log = logging.getLogger("unetrt.tensorrt")
 
 # Seconds between checks for KeyboardInterrupt during a build.
 POLL_INTERVAL = 0.1
+# Limit of a timing cache in bytes; those of some hundred layers take a megabyte.
+LARGEST = 1 << 28
 
 # Makes a device current on the thread that enters it.
 DeviceContext = Callable[[], AbstractContextManager[Any]]
@@ -289,10 +291,10 @@ class TimingCache:
             others = config.create_timing_cache(self._read())
             if others is not None:
                 times.combine(others, ignore_mismatch=False)
-            with whole_file(self.path) as temporary:
+            with cached_file(self.path) as temporary:
                 temporary.write_bytes(bytes(times.serialize()))
 
     def _read(self) -> bytes:
         with suppress(OSError):
-            return self.path.read_bytes()
+            return read_cached(self.path, LARGEST)
         return b""

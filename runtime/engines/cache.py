@@ -4,21 +4,41 @@
 path of the user's. `RuntimeCache` saves TensorRT for RTX from compiling an engine's kernels again at each start.
 """
 
+import json
 import logging
 import os
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
+from stat import S_ISREG
 from typing import Any
 
 from unetrt.runtime.engines.build import DeviceContext, Progress, build
-from unetrt.runtime.engines.engine_file import Difference, Facts, Sidecar, read_sidecar, sidecar_path, write_engine
+from unetrt.runtime.engines.engine_file import (
+    Difference,
+    Facts,
+    Sidecar,
+    load_sidecar,
+    read_sidecar,
+    sidecar_path,
+    write_engine,
+)
 from unetrt.runtime.errors import EngineError, OutputError
-from unetrt.runtime.files.atomic import cache_folder, clear_unfinished, locked, require_place, whole_file
+from unetrt.runtime.files.atomic import (
+    cache_folder,
+    cached_file,
+    clear_unfinished,
+    locked,
+    private_folder,
+    read_cached,
+    require_place,
+)
 from unetrt.runtime.machine import Machine
 from unetrt.runtime.model.onnx_file import read_spec
 from unetrt.runtime.model.safety import external_files
+from unetrt.runtime.model.spec import ModelSpec
+from unetrt.runtime.records import to_json
 
 log = logging.getLogger("unetrt")
 tensorrt_log = logging.getLogger("unetrt.tensorrt")
@@ -27,6 +47,10 @@ tensorrt_log = logging.getLogger("unetrt.tensorrt")
 KEEP = 20 * 2**30
 # Seconds after which an unfinished build is considered abandoned.
 UNFINISHED = 3600.0
+# Seconds to wait for another process that builds the same engine.
+BUILD_WAIT = 3600.0
+# Limit of a runtime cache in bytes; the kernels of a U-Net take some megabytes.
+LARGEST = 1 << 30
 
 
 @dataclass(frozen=True)
@@ -52,7 +76,7 @@ class Entry:
 
 
 class EngineCache:
-    """A folder of engines, each under its key.
+    """A folder of engines, each under its key; no other user can enter it, and links in it are replaced.
 
     Parameters
     ----------
@@ -75,10 +99,13 @@ class EngineCache:
 
         Parameters and exceptions are those of `place`.
         """
-        path = self.folder / f"{facts.key}.engine"
-        if not current(path, facts):
+        path, spec = private_folder(self.folder) / f"{facts.key}.engine", read_spec(model)
+        if not _is_current(path, facts, spec, cached=True):
             log.info("an engine is built: %s", self.reason(model, facts))
-        built = place(path, model, facts, progress, force, device_context)
+        with locked(path, BUILD_WAIT):
+            if built := force or not _is_current(path, facts, spec, cached=True):
+                content = build(model, facts, progress, device_context)
+                write_engine(path, content, facts, spec, model, cached=True)
         with suppress(OSError):
             os.utime(path)
         self.prune()
@@ -99,8 +126,9 @@ class EngineCache:
         found = []
         for path in self.folder.glob("*.engine"):
             with suppress(OSError):
-                about = path.stat()
-                found.append(Entry(path, _sidecar(path), about.st_mtime, about.st_size))
+                about = path.lstat()
+                if S_ISREG(about.st_mode):
+                    found.append(Entry(path, _sidecar(path), about.st_mtime, about.st_size))
         return sorted(found, key=lambda entry: entry.used, reverse=True)
 
     def clear(self, keys: tuple[str, ...] = ()) -> list[Path]:
@@ -113,8 +141,9 @@ class EngineCache:
         chosen = [path for path in self.folder.glob("*.engine") if not keys or path.name.startswith(keys)]
         gone = [path for path in chosen if _delete(path)]
         for sidecar in self.folder.glob("*.engine.json"):
-            if not sidecar.with_suffix("").exists():
-                sidecar.unlink(missing_ok=True)
+            if not os.path.lexists(sidecar.with_suffix("")):
+                with suppress(OSError):
+                    sidecar.unlink(missing_ok=True)
         clear_unfinished(self.folder, older=UNFINISHED)
         return gone
 
@@ -160,23 +189,30 @@ def place(
         See `build`; no file is left.
     """
     require_place(path, (model, *external_files(model)))
-    with locked(path):
-        if not force and current(path, facts):
+    spec = read_spec(model)
+    with locked(path, BUILD_WAIT):
+        if not force and _is_current(path, facts, spec):
             return False
-        write_engine(path, build(model, facts, progress, device_context), facts, read_spec(model), model)
+        write_engine(path, build(model, facts, progress, device_context), facts, spec, model)
         return True
 
 
-def current(path: Path, facts: Facts) -> bool:
-    """Return whether an undamaged engine with these facts is at a path."""
+def _is_current(path: Path, facts: Facts, spec: ModelSpec, cached: bool = False) -> bool:
+    """Return whether an undamaged engine with these facts and this spec is at a path; `cached` as in `read_sidecar`."""
     with suppress(EngineError):
-        return read_sidecar(path).facts == facts
+        sidecar = read_sidecar(path, cached)
+        return sidecar.facts == facts and _as_stored(sidecar.spec) == _as_stored(spec)
     return False
 
 
+def _as_stored(spec: ModelSpec) -> str:
+    """Return a spec as a sidecar stores it, where NaN is null."""
+    return to_json(json.loads(spec.to_json()))
+
+
 def _sidecar(engine: Path) -> Sidecar | None:
-    with suppress(EngineError, OSError, UnicodeDecodeError):
-        return Sidecar.from_json(sidecar_path(engine).read_text(encoding="utf-8"))
+    with suppress(EngineError, OSError):
+        return load_sidecar(engine, cached=True)
     return None
 
 
@@ -185,7 +221,7 @@ def _delete(engine: Path) -> bool:
     with suppress(OSError):
         engine.unlink(missing_ok=True)
         sidecar_path(engine).unlink(missing_ok=True)
-    return not engine.exists()
+    return not os.path.lexists(engine)
 
 
 class RuntimeCache:
@@ -207,7 +243,7 @@ class RuntimeCache:
     def restore(self, cache: Any) -> None:
         """Load the file into a TensorRT IRuntimeCache."""
         with suppress(OSError):
-            self._known = self.path.read_bytes()
+            self._known = read_cached(self.path, LARGEST)
             if not cache.deserialize(self._known):
                 tensorrt_log.info("this TensorRT cannot use %s: kernels are compiled again", self.path)
 
@@ -218,6 +254,6 @@ class RuntimeCache:
             if serialized is None or bytes(serialized) == self._known:
                 return
             content = bytes(serialized)
-            with locked(self.path), whole_file(self.path) as temporary:
+            with locked(self.path), cached_file(self.path) as temporary:
                 temporary.write_bytes(content)
             self._known = content

@@ -29,11 +29,12 @@ from unetrt.runtime.engines.flavours import (
     version_numbers,
 )
 from unetrt.runtime.errors import BackendUnavailableError, EngineError, OptionError, UnetrtError
-from unetrt.runtime.files.atomic import whole_file
+from unetrt.runtime.files.atomic import cached_file, whole_file
 from unetrt.runtime.machine import Machine, why_no_gpu
+from unetrt.runtime.model.onnx_file import MAX_METADATA
 from unetrt.runtime.model.safety import DIGEST, sha256_of_model
 from unetrt.runtime.model.spec import ModelSpec, Tensors
-from unetrt.runtime.records import parse, to_json, validated
+from unetrt.runtime.records import open_regular, parse, read_regular, to_json, validated
 
 Compatibility = Literal["none", "same-capability", "ampere-plus"]
 COMPATIBILITIES: tuple[Compatibility, ...] = get_args(Compatibility)
@@ -210,6 +211,8 @@ class Difference(NamedTuple):
 
 
 SCHEMA = 1
+# Limit of a sidecar in bytes: that of a model file's metadata, which is written here with more spaces.
+LARGEST = 4 * MAX_METADATA
 
 
 @dataclass(frozen=True)
@@ -238,15 +241,19 @@ class Sidecar:
     written_by: str = ""
 
     def to_json(self) -> str:
-        """Return the text of the sidecar file, with the digest of everything else in it."""
+        """Return the text of the sidecar file; its last field is the SHA-256 of the others."""
         stored = json.loads(to_json({"schema": SCHEMA, **vars(self), "spec": json.loads(self.spec.to_json())}))
         return to_json({**stored, DIGEST: _sha256_of(stored)})
 
     @classmethod
     def from_json(cls, text: str) -> "Sidecar":
-        """Return what `to_json` wrote; raises EngineError for any other text."""
-        stored = parse(text, "it", EngineError)
-        stated, found = stored.pop(DIGEST, None), _sha256_of(stored)
+        """Return what `to_json` wrote; raises EngineError for any other text.
+
+        Earlier versions wrote no digest.
+        """
+        whole = parse(text, "it", EngineError)
+        stated = whole.pop(DIGEST, None)
+        stored = dict(whole)
         if stored.pop("schema", None) != SCHEMA:
             raise EngineError(f"it does not have schema {SCHEMA}, which this version reads")
         record = validated(stored, _Stored, "it", EngineError)
@@ -256,14 +263,16 @@ class Sidecar:
         try:
             named_flavour(facts.flavour)
             spec = ModelSpec.from_json(json.dumps(record.spec))
-        except UnetrtError as error:
+            changed = stated is not None and stated != _sha256_of(whole)
+        except (UnetrtError, RecursionError) as error:
             raise EngineError(f"it is invalid: {error}") from error
-        if stated not in (None, found):  # sidecars of earlier versions state none
+        if changed:
             raise EngineError("it is damaged: its contents do not have the SHA-256 that it states")
         return cls(facts, spec, record.source, record.sha256, record.size, record.written_by)
 
 
 def _sha256_of(stored: dict[str, Any]) -> str:
+    """Return the SHA-256 of a sidecar's other fields, in hexadecimal."""
     return sha256(json.dumps(stored, sort_keys=True).encode()).hexdigest()
 
 
@@ -284,10 +293,23 @@ def sidecar_path(engine: Path) -> Path:
     return engine.with_name(f"{engine.name}.json")
 
 
-def write_engine(path: Path, content: bytes, facts: Facts, spec: ModelSpec, source: Path) -> Sidecar:
+def write_engine(
+    path: Path, content: bytes, facts: Facts, spec: ModelSpec, source: Path, cached: bool = False
+) -> Sidecar:
     """Write an engine and then its sidecar; where the engine cannot be replaced, both old files stay.
 
     If the process is killed between the two, `read_sidecar` refuses the pair.
+
+    Parameters
+    ----------
+    path
+        The engine file.
+    content
+        The plan as TensorRT wrote it.
+    facts, spec, source
+        What the sidecar states.
+    cached
+        Whether the files are those of a cache, where links are replaced; see `cached_file`.
 
     Raises
     ------
@@ -296,19 +318,27 @@ def write_engine(path: Path, content: bytes, facts: Facts, spec: ModelSpec, sour
     """
     digest = sha256(content).hexdigest()
     sidecar = Sidecar(facts, spec, str(source), digest, len(content), f"unetrt {__version__}")
-    with whole_file(sidecar_path(path)) as beside, whole_file(path) as engine:
+    written = cached_file if cached else whole_file
+    with written(sidecar_path(path)) as beside, written(path) as engine:
         engine.write_bytes(content)
         beside.write_text(sidecar.to_json(), encoding="utf-8")
     return sidecar
 
 
-def read_sidecar(path: str | Path) -> Sidecar:
+def read_sidecar(path: str | Path, cached: bool = False) -> Sidecar:
     """Return the sidecar of an engine file whose hash it states.
+
+    Parameters
+    ----------
+    path
+        The engine file.
+    cached
+        Whether both files are those of a cache: links and files of other users are refused.
 
     Raises
     ------
     EngineError
-        The engine or its sidecar is missing or damaged, or the sidecar is that of another engine.
+        The engine or its sidecar is missing or damaged, is no regular file, or the sidecar is that of another engine.
     """
     path = Path(path)
     if not path.is_file():
@@ -316,16 +346,40 @@ def read_sidecar(path: str | Path) -> Sidecar:
     beside = sidecar_path(path)
     again = f"`unetrt build model.onnx -o {path}` writes both"
     try:
-        sidecar = Sidecar.from_json(beside.read_text(encoding="utf-8"))
-        with path.open("rb") as file:
-            digest = file_digest(file, "sha256").hexdigest()
+        sidecar = load_sidecar(path, cached)
     except FileNotFoundError as error:
         raise EngineError(f"{path} needs its sidecar {beside.name} beside it, which does not exist: {again}") from error
-    except (EngineError, OSError, UnicodeDecodeError) as error:
+    except EngineError as error:
         raise EngineError(f"{beside}: {error}; {again}") from error
+    try:
+        with open_regular(path, own=cached) as file:
+            whole = os.fstat(file.fileno()).st_size == sidecar.size
+            digest = file_digest(file, "sha256").hexdigest() if whole else ""
+    except OSError as error:
+        raise EngineError(f"{path} cannot be read: {error.strerror or error}; {again}") from error
     if digest != sidecar.sha256:
         raise EngineError(f"{path} is damaged, or not the engine that {beside.name} describes: {again}")
     return sidecar
+
+
+def load_sidecar(engine: Path, cached: bool = False) -> Sidecar:
+    """Return the sidecar beside an engine file, without reading the engine; see `read_sidecar`.
+
+    Raises
+    ------
+    FileNotFoundError
+        There is no sidecar.
+    EngineError
+        It is damaged, or cannot be read.
+    """
+    try:
+        return Sidecar.from_json(read_regular(sidecar_path(engine), LARGEST, own=cached).decode())
+    except UnicodeDecodeError as error:
+        raise EngineError("it is not UTF-8") from error
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        raise EngineError(error.strerror or str(error)) from error
 
 
 def require_fit(path: Path, sidecar: Sidecar, machine: Machine, version: str | None = None) -> None:

@@ -1,34 +1,44 @@
-"""Atomic file writes: a file appears complete or not at all. Also the user's cache folder, and locks.
+"""Atomic file writes: a file appears complete or not at all. Also the user's cache, and locks.
 
 `whole_file` writes to a temporary path beside the target and renames it on success; `whole_folder` does the same for a
 folder. Functions named `require_...` check a target before long work, without creating anything.
+
+A cache lies in a folder that this user alone can enter (`private_folder`). `cached_file` writes to it and replaces a
+link instead of following it; `read_cached` reads from it, but neither a link nor a file of another user. `locked` holds
+a lock in such a folder, for a limited time.
 """
 
+import logging
 import os
 import shutil
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from functools import cache
-from getpass import getuser
 from hashlib import sha256
 from os.path import normcase
 from pathlib import Path
+from stat import S_ISLNK
 from tempfile import gettempdir, mkdtemp
 
-from filelock import FileLock
+from filelock import BaseFileLock, FileLock, Timeout
 from platformdirs import user_cache_path
 
 from unetrt.runtime.errors import OutputError
+from unetrt.runtime.records import read_regular
+
+log = logging.getLogger("unetrt")
 
 # Prefix of the folders that hold temporary files.
 HIDDEN = ".unetrt-"
 # Age in seconds from which a temporary file is known to be that of a killed process: no write takes a day.
 FORGOTTEN = 86400.0
+# Seconds that `locked` waits by default, and after which it logs for which process it waits.
+WAIT, SILENT = 30.0, 5.0
 
 
 @contextmanager
-def whole_file(path: str | Path, durable: bool = False) -> Iterator[Path]:
+def whole_file(path: str | Path, durable: bool = False, follow: bool = True) -> Iterator[Path]:
     """Yield a temporary path on the same disk; it is renamed to `path` on success and removed on any exception.
 
     The temporary file has the name of the target, for writers that depend on it, and lies in a hidden folder beside
@@ -40,13 +50,15 @@ def whole_file(path: str | Path, durable: bool = False) -> Iterator[Path]:
         The target.
     durable
         Whether to wait until the disk has stored the file, so that it survives a power failure.
+    follow
+        Whether a link at `path` stays, and the file that it leads to is replaced; else the link is replaced.
 
     Raises
     ------
     OutputError
         The folder cannot be written to, or the disk is full.
     """
-    path = Path(os.path.realpath(require_place(path)))  # replace the file, not a link to it
+    path = Path(os.path.realpath(require_place(path))) if follow else Path(path)
     with _beside(path) as temporary:
         yield temporary
         _share(temporary)
@@ -185,40 +197,158 @@ def _sync(path: Path) -> None:
 
 
 def cache_folder(part: str) -> Path:
-    """Return the folder of one part of the user's cache, such as `engines`; it may not exist."""
-    return user_cache_path("unetrt", appauthor=False) / part
+    """Return the folder of one part of the user's cache, such as `engines`; it may not exist.
+
+    Without a home folder, it lies in the system's temporary folder.
+    """
+    try:
+        root = user_cache_path("unetrt", appauthor=False)
+    except RuntimeError:  # there is no home folder
+        root = Path()
+    return (root if root.is_absolute() else _temporary_cache()) / part
 
 
-@contextmanager
-def locked(path: str | Path) -> Iterator[None]:
-    """Hold the lock of a path, which need not exist, among the processes of this user on this machine.
+def _temporary_cache() -> Path:
+    """Return a folder in the system's temporary folder, which has a known name: `private_folder` checks its owner."""
+    user = f"-{os.geteuid()}" if hasattr(os, "geteuid") else ""
+    try:
+        return Path(gettempdir()) / f"unetrt{user}"
+    except FileNotFoundError as error:
+        raise OutputError("there is no temporary folder that can be written to: set TMPDIR to one") from error
 
-    The lock is a file in the user's cache, or in the system's temporary folder where the cache cannot be written to,
-    so nothing is left beside `path`. It is released when its process ends.
+
+def private_folder(path: str | Path) -> Path:
+    """Create a folder that only this user can enter, or make one of theirs so, and return its path.
+
+    A link of this user is followed to a folder of theirs to which no others can write, and which stays as it is. In the
+    user's cache, the folder of the whole cache is made private too. On Windows, folders have the permissions of the
+    folder above: those of the user's profile.
 
     Raises
     ------
     OutputError
-        Neither folder can be written to, or the disk does not support locks.
+        The folder cannot be created or written to, or belongs to another user.
     """
-    name = sha256(normcase(Path(path).resolve()).encode()).hexdigest()[:32]
-    lock = FileLock(_folder_of_locks() / f"{name}.lock")
+    path = Path(path)
+    root = cache_folder("")
+    for folder in (root, path) if root in path.parents else (path,):
+        require_writable(folder)
+        try:
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            reason = _why_not_private(folder)
+        except OSError as error:
+            reason = error.strerror or str(error)
+        if reason:
+            raise OutputError(
+                f"{folder} is not usable as a cache: {reason}; remove it, or set XDG_CACHE_HOME to a folder of yours"
+            )
+    return path
+
+
+def _why_not_private(folder: Path) -> str | None:
+    """Take the permissions of others away from a folder; return why that is not possible, None where it was."""
+    if not hasattr(os, "geteuid"):
+        return None
+    about = folder.lstat()
+    linked = S_ISLNK(about.st_mode)
+    for owned in (about, folder.stat()):
+        if owned.st_uid != os.geteuid():
+            return f"it belongs to user {owned.st_uid}, and you are user {os.geteuid()}"
+    if linked:
+        return "others can write to the folder that it links to" if folder.stat().st_mode & 0o022 else None
+    if about.st_mode & 0o077:
+        folder.chmod(0o700)
+    return None
+
+
+@contextmanager
+def cached_file(path: Path) -> Iterator[Path]:
+    """Yield a temporary path as `whole_file` does, for a file of a cache: a link at `path` is replaced.
+
+    Raises
+    ------
+    OutputError
+        The folder is not private or cannot be written to, or the disk is full.
+    """
+    private_folder(path.parent)
+    with whole_file(path, follow=False) as temporary:
+        yield temporary
+
+
+def read_cached(path: Path, limit: int) -> bytes:
+    """Return the content of a file of a cache, neither a link nor another user's; raises OSError as `read_regular`."""
+    return read_regular(path, limit, own=True)
+
+
+@contextmanager
+def locked(path: str | Path, wait: float = WAIT) -> Iterator[None]:
+    """Hold the lock of a path, which need not exist, among the processes of this user on this machine.
+
+    The lock is a file in the user's cache, or in the system's temporary folder where the cache cannot be written to,
+    so nothing is left beside `path`. It is released when its process ends. A stopped process keeps it.
+
+    Parameters
+    ----------
+    path
+        What is locked.
+    wait
+        Seconds to wait for a process that holds the lock; a longer wait than `SILENT` is logged as a warning.
+
+    Raises
+    ------
+    OutputError
+        Another process has held the lock all the time, neither folder can be written to, or the disk does not support
+        locks.
+    """
+    name = sha256(os.fsencode(normcase(os.path.realpath(path)))).hexdigest()[:32]
+    file = _folder_of_locks() / f"{name}.lock"
+    holder = file.with_suffix(".holder")
+    lock = FileLock(file, mode=0o600)
     try:
-        lock.acquire()
+        if file.is_symlink():
+            file.unlink()
+        _acquire(lock, holder, path, wait)
+    except OutputError:
+        raise
     except (OSError, NotImplementedError) as error:
         raise OutputError(
-            f"cannot lock {lock.lock_file}: {error}; its disk does not support locks: use a cache folder on "
-            "another one (XDG_CACHE_HOME on Linux)"
+            f"cannot lock {file}: {error}; its disk does not support locks: use a cache folder on another one "
+            "(XDG_CACHE_HOME on Linux)"
         ) from error
     try:
+        with suppress(OSError), cached_file(holder) as temporary:  # for messages only
+            temporary.write_bytes(str(os.getpid()).encode())
         yield
     finally:
         lock.release()
 
 
+def _acquire(lock: BaseFileLock, holder: Path, path: str | Path, wait: float) -> None:
+    """Acquire a lock; the error after `wait` seconds names the process whose number is in the file `holder`."""
+    try:
+        lock.acquire(timeout=min(SILENT, wait))
+        return
+    except Timeout:
+        if wait > SILENT:
+            log.warning("waiting for %s, which works on %s, %g s at most", _name_of(holder), path, wait)
+    try:
+        lock.acquire(timeout=max(0.0, wait - SILENT))
+    except Timeout as error:
+        raise OutputError(
+            f"{_name_of(holder)} has worked on {path} for more than {wait:g} s, and holds its lock, "
+            f"{lock.lock_file}: wait until it ends, or end it where it is stopped"
+        ) from error
+
+
+def _name_of(holder: Path) -> str:
+    """Return the name of the process whose number is in a file."""
+    with suppress(OSError, ValueError):
+        return f"process {int(read_cached(holder, 20))}"
+    return "another process"
+
+
 def _folder_of_locks() -> Path:
     try:
-        return writable_folder(cache_folder("locks"))
+        return private_folder(cache_folder("locks"))
     except OutputError:
-        user = os.getuid() if hasattr(os, "getuid") else getuser()
-        return writable_folder(Path(gettempdir()) / f"unetrt-locks-{user}")
+        return private_folder(private_folder(_temporary_cache()) / "locks")

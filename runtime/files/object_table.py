@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
+from unetrt.runtime.errors import printable
 from unetrt.runtime.files.atomic import whole_file
 from unetrt.runtime.pixels.frames import as_frame, stack_of
 
@@ -69,7 +70,7 @@ class ObjectTable:
             measured = properties(as_frame(frame, self._channels), labels)
             last = [] if confidence is None else [[f"{each:.4f}"] for each in confidence[number]]
             for row, (label, values) in enumerate(measured):
-                self._rows.writerow([image, number, label, *values, *(last[row] if last else ())])
+                self._rows.writerow([printable(image), number, label, *values, *(last[row] if last else ())])
 
 
 @contextmanager

@@ -24,7 +24,7 @@ import numpy as np
 
 from unetrt.runtime.engines.flavours import usable_flavour
 from unetrt.runtime.errors import ModelFileError
-from unetrt.runtime.files.atomic import cache_folder, locked, whole_file
+from unetrt.runtime.files.atomic import cache_folder, cached_file, locked, read_cached
 from unetrt.runtime.geometry.planner import Budget, FrameSize, TileTime
 from unetrt.runtime.geometry.unet_shape import UNetShape
 from unetrt.runtime.machine import cores, processor, this_machine
@@ -40,6 +40,8 @@ LONG, FEWEST, MOST = 0.4, 2, 30
 SLOW = 4.0
 # Uncertainty of a median at least, as a share of it: rounds that agree by chance show none.
 LEAST_NOISE = 0.01
+# Limit of a file of times in bytes; a tile takes about 100.
+LARGEST = 1 << 20
 
 Progress = Callable[[int, int], None]  # passes timed, and their number in all rounds
 
@@ -122,7 +124,7 @@ def folder() -> Path:
 def kept(setting: Setting) -> tuple[TileTime, ...]:
     """Return the tiles measured in a setting so far; raises ModelFileError where their file cannot be read."""
     try:
-        text = setting.path.read_bytes()
+        text = read_cached(setting.path, LARGEST)
     except FileNotFoundError:
         return ()
     except OSError as error:
@@ -141,7 +143,7 @@ def keep(setting: Setting, measured: Iterable[TileTime]) -> tuple[TileTime, ...]
         with suppress(ModelFileError):  # a damaged file is replaced
             before = kept(setting)
         tiles = tuple({one.tile: one for one in chain(before, measured)}.values())
-        with whole_file(setting.path) as temporary:
+        with cached_file(setting.path) as temporary:
             temporary.write_text(to_json(TileTimes(setting, tiles)) + "\n", encoding="utf-8")
     return tiles
 

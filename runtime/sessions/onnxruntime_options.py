@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from unetrt.runtime.cuda.device import CudaDevice
 from unetrt.runtime.engines.engine_file import ModelFacts, key_of, model_facts
 from unetrt.runtime.errors import ModelFileError, OptionError, OutputError, UnetrtError
-from unetrt.runtime.files.atomic import cache_folder, locked, whole_file
+from unetrt.runtime.files.atomic import cache_folder, cached_file, locked, read_cached
 from unetrt.runtime.machine import Machine, format_bytes, this_machine
 from unetrt.runtime.model.safety import external_files
 from unetrt.runtime.model.spec import ModelSpec, Precision
@@ -72,6 +72,10 @@ GIVEN = "given"  # name of the set of a user's options
 PASSES = 10
 # A set during whose trial this many processes ended is passed over.
 DEATHS = 2
+# Seconds to wait for another process that tries them.
+TRIALS_WAIT = 600.0
+# Limit of a file of the cache in bytes; a choice takes about 1 kB.
+LARGEST = 1 << 20
 # Bytes by which a lane's arena may at least grow beyond its measured size.
 MARGIN = 64 * 2**20
 # Part of every key: increased when the same conditions no longer lead to the same choice.
@@ -187,7 +191,7 @@ class Choice:
         """Write the record; failure to do so is logged."""
         stored = {"schema": SCHEMA, **asdict(self), "conditions": conditions}
         try:
-            with whole_file(path) as temporary:
+            with cached_file(path) as temporary:
                 temporary.write_text(to_json(stored) + "\n", encoding="utf-8")
         except (OutputError, OSError) as error:
             log.info("the choice of ONNX Runtime's options is not kept: %s", error)
@@ -195,7 +199,7 @@ class Choice:
     @classmethod
     def load(cls, path: Path) -> "Choice":
         """Return the record in a file; raises OSError, or ModelFileError where it is damaged."""
-        stored = parse(path.read_bytes(), path.name)
+        stored = parse(read_cached(path, LARGEST), path.name)
         if stored.pop("schema", None) != SCHEMA:
             raise ModelFileError(f"{path.name} does not have schema {SCHEMA}: it is made again")
         return validated(stored, cls, path.name, unknown=True)
@@ -284,7 +288,7 @@ class Trials:
         path = self._conditions.path
         with ExitStack() as stack:
             with suppress(OutputError):  # without a lock, two processes may both try
-                stack.enter_context(locked(path))
+                stack.enter_context(locked(path, TRIALS_WAIT))
             if kept := self.kept():
                 return kept
             choice = self._tried(_Attempts(path.with_suffix(".trying")))
@@ -404,7 +408,7 @@ class _Attempts:
         self._path = path
         self.deaths: Counter[str] = Counter()
         with suppress(OSError, UnicodeDecodeError):
-            self.deaths.update(path.read_text(encoding="utf-8").split())
+            self.deaths.update(read_cached(path, LARGEST).decode().split())
 
     @contextmanager
     def recorded(self, name: str) -> Iterator[None]:
@@ -421,5 +425,5 @@ class _Attempts:
             self._path.unlink(missing_ok=True)
 
     def _write(self, deaths: Counter[str]) -> None:
-        with suppress(OutputError, OSError), whole_file(self._path) as temporary:
+        with suppress(OutputError, OSError), cached_file(self._path) as temporary:
             temporary.write_text("\n".join(sorted(deaths.elements())), encoding="utf-8")

@@ -20,6 +20,7 @@ from contextlib import closing, suppress
 from dataclasses import replace
 from hashlib import sha256
 from pathlib import Path
+from stat import S_ISREG
 from typing import Any
 
 import numpy as np
@@ -36,7 +37,7 @@ from unetrt.runtime.errors import (
     OutOfMemoryError,
     one_line,
 )
-from unetrt.runtime.files.atomic import cache_folder, locked, whole_file
+from unetrt.runtime.files.atomic import cache_folder, cached_file, locked, read_cached, whole_file
 from unetrt.runtime.geometry.planner import Budget, FrameSize, best_tile, cost_of
 from unetrt.runtime.geometry.unet_shape import UNetShape
 from unetrt.runtime.model.onnx_file import read_spec
@@ -53,6 +54,8 @@ log = logging.getLogger("unetrt")
 KEEP = 4 * 2**30
 # Share of the arithmetic of the planned tile by which that of the file's own tile must exceed it.
 WORTH = 0.1
+# Seconds to wait for another process that verifies the same tile.
+VERIFICATION_WAIT = 600.0
 # Least side of the drawn frame, in pixels, where the tiles allow it: some objects are then in it.
 DRAWN = 256
 
@@ -86,7 +89,7 @@ def retile(model: Path, out: Path, tile: FrameSize, batch: int) -> None:
     OutputError
         The file cannot be written.
     """
-    _write(out, model, retiled(model, tile, batch))
+    _write(out, model, retiled(model, tile, batch), cached=False)
 
 
 def model_for(
@@ -168,7 +171,8 @@ def kept() -> list[Path]:
     found = []
     for path in folder().glob("*.onnx"):
         with suppress(OSError):
-            found.append((path.stat().st_mtime, path))
+            about = path.lstat()
+            found += [(about.st_mtime, path)] if S_ISREG(about.st_mode) else []
     return [path for _, path in sorted(found, reverse=True)]
 
 
@@ -192,11 +196,10 @@ def _cached(model: Path, tile: FrameSize, batch: int) -> Path:
     """Return the file of the cache with another tile, which is written and verified where it is missing or damaged."""
     content, path = retiled(model, tile, batch), _place(model, tile, batch)
     if not _holds(path, content):
-        with locked(path):  # another process may be verifying it
+        with locked(path, VERIFICATION_WAIT):  # another process may be verifying it
             if not _holds(path, content):
                 log.info("tile %dx%d of %s is verified, once", *tile, model)
-                _delete(path)  # a link would be followed
-                _write(path, model, content)
+                _write(path, model, content, cached=True)
     with suppress(OSError):
         os.utime(path)
     _prune()
@@ -209,10 +212,9 @@ def _place(model: Path, tile: FrameSize, batch: int) -> Path:
 
 
 def _holds(path: Path, content: bytes) -> bool:
-    """Return whether a file, not a link, has this content."""
+    """Return whether a file of the cache has this content."""
     with suppress(OSError):
-        about = path.lstat()
-        return about.st_size == len(content) and not path.is_symlink() and path.read_bytes() == content
+        return read_cached(path, len(content)) == content
     return False
 
 
@@ -227,13 +229,13 @@ def _prune(keep: int = KEEP) -> None:
     size = 0
     for number, path in enumerate(kept()):
         with suppress(OSError):
-            size += path.stat().st_size
+            size += path.lstat().st_size
         if number and size > keep:
             _delete(path)
 
 
-def _write(out: Path, model: Path, content: bytes) -> None:
-    with whole_file(out) as temporary:
+def _write(out: Path, model: Path, content: bytes, cached: bool) -> None:
+    with (cached_file if cached else whole_file)(out) as temporary:
         temporary.write_bytes(content)
         _verify(model, temporary)
 

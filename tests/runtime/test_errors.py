@@ -2,7 +2,16 @@
 
 import pytest
 
-from unetrt.runtime.errors import OutOfMemoryError, is_out_of_memory, one_line
+from unetrt.runtime.errors import (
+    LONGEST,
+    ModelFileError,
+    OutOfMemoryError,
+    OutputError,
+    UnetrtError,
+    is_out_of_memory,
+    one_line,
+    printable,
+)
 
 
 @pytest.mark.parametrize(
@@ -52,7 +61,44 @@ class UnprintableError(ValueError):
         (UnprintableError(), {}, "UnprintableError"),
         (ValueError("a" * 99), {"limit": 10}, "aaaaaaa..."),
         (ValueError("a" * 10), {"limit": 10}, "a" * 10),
+        ("\x1b]0;title\x07\x1b[2J", {}, r"\x1b]0;title\x07\x1b[2J"),
     ],
 )
 def test_an_error_is_one_line(error, options, expected):
     assert one_line(error, **options) == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("plain ü Ж 細胞 µm", None),
+        ("no-break\xa0space, narrow\u202fspace, ideographic\u3000space", None),
+        ("\x1b[2J\x07\x00\x7f\x9b", r"\x1b[2J\x07\x00\x7f\x9b"),
+        ("two\nlines\r\ttab\u2028", r"two\nlines\r\ttab\u2028"),
+        ("right\u202eto left", r"right\u202eto left"),
+        ("not UTF-8: \udcff", r"not UTF-8: \udcff"),
+    ],
+)
+def test_printable_text_has_no_control_characters(text, shown):
+    assert printable(text) == (text if shown is None else shown)
+    assert printable(printable(text)) == printable(text)
+
+
+def test_line_breaks_are_kept_on_request():
+    assert printable("a\nb\x1b", keep="\n") == "a\nb\\x1b"
+
+
+@pytest.mark.parametrize(("limit", "shown"), [(10, "abcdefghij"), (9, "abcd...ij"), (3, "...")])
+def test_the_middle_of_a_long_text_is_left_out(limit, shown):
+    assert printable("abcdefghij", limit) == shown
+
+
+@pytest.mark.parametrize("kind", [UnetrtError, ModelFileError, OutputError, OutOfMemoryError])
+def test_the_message_of_an_error_is_bounded_and_printable(kind):
+    error = kind("spec \x1b[2J" + 100_000 * "a" + ": use another")
+    assert len(str(error)) <= LONGEST + 10
+    assert str(error).startswith(r"spec \x1b[2Jaaa")
+    assert str(error).endswith("aaa: use another")
+    assert len(str(kind(100_000 * "\x00"))) <= 4 * LONGEST
+    assert str(kind("a\nb")) == r"a\nb"
+    assert str(kind()) == ""

@@ -3,6 +3,8 @@
 `unetrt --help` imports none of them, and none of numpy, torch or an inference engine. `main` turns every expected error
 into one line on standard error and an exit code; other exceptions keep their traceback.
 
+Commands print with `echo`, as text from files and options may hold control sequences for the terminal.
+
 Options that several commands share are here too, so that they have the same help everywhere: `engine_options` adds
 --backend, --backend-option, --device and --lanes, and passes them as one `EngineOptions`.
 """
@@ -22,7 +24,7 @@ import click
 
 from unetrt._exit_codes import STOPPED, exit_code
 from unetrt._version import __version__
-from unetrt.runtime.errors import OptionError, UnetrtError, one_line
+from unetrt.runtime.errors import LONGEST, OptionError, UnetrtError, one_line, printable
 
 if TYPE_CHECKING:
     from unetrt.runtime.segment.segmenter import Segmenter
@@ -34,6 +36,23 @@ else:
 Size = tuple[int, int]
 Command = TypeVar("Command", bound=Callable[..., Any])
 BYTES = {"": 1, "b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "kib": 2**10, "mib": 2**20, "gib": 2**30}
+
+
+def echo(text: object, err: bool = False) -> None:
+    """Print lines of text; all other control characters, and what the stream cannot encode, are escaped.
+
+    Parameters
+    ----------
+    text
+        Text that may quote files and options.
+    err
+        Whether to print on standard error.
+    """
+    encoding = getattr(sys.stderr if err else sys.stdout, "encoding", None) or "utf-8"
+    shown = str(text)
+    if not shown.replace("\n", "").isprintable():
+        shown = printable(shown, keep="\n")
+    click.echo(shown.encode(encoding, "backslashreplace").decode(encoding), err=err)  # noqa: TID251
 
 
 class Parsed(_ParamType):
@@ -254,7 +273,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         status = cli.main(arguments, prog_name="unetrt", standalone_mode=False)
     except click.exceptions.NoArgsIsHelpError as error:
-        click.echo(error.format_message(), err=True)
+        echo(error.format_message(), err=True)
         return 2
     except (Exception, KeyboardInterrupt) as error:
         explained = _explained(error)
@@ -262,7 +281,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise
         message, status = explained
         label = "" if status == STOPPED else "Error: "
-        click.echo(label + one_line(message), err=True)
+        echo(label + printable(one_line(message), LONGEST), err=True)
         return status
     return status if isinstance(status, int) else 0
 

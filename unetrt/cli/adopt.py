@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from unetrt.cli import SIZE
+from unetrt.cli import SIZE, echo
 from unetrt.runtime.errors import OptionError
 from unetrt.runtime.files.atomic import require_writable
 from unetrt.runtime.geometry.plan import BORDERS
@@ -131,20 +131,18 @@ def _report(adoption: "Adoption", out: Path) -> None:
     spec, field = adoption.spec, adoption.field
     tile, core = ("x".join(map(str, sides)) for sides in (spec.tile, spec.core))
     size = out.stat().st_size / 1e6
-    click.echo(
+    echo(
         f"{out}: tile {tile}, core {core}, halo {spec.halo}, grid {spec.grid}, {spec.precision}, {spec.head}, "
         f"{size:.1f} MB"
     )
     grid = "is given as" if adoption.given_grid else "is"
     if field is None:
-        click.echo(f"the grid {grid} {spec.grid} px; {spec.approximate}")
+        echo(f"the grid {grid} {spec.grid} px; {spec.approximate}")
     else:
-        click.echo(
+        echo(
             f"measured: an output pixel depends on pixels up to {field.radius} px away; the grid {grid} {field.grid} px"
         )
-        click.echo(
-            f"tiles against {adoption.reference}: max difference {adoption.difference:.1e} of the output's range"
-        )
+        echo(f"tiles against {adoption.reference}: max difference {adoption.difference:.1e} of the output's range")
     for remark in adoption.remarks:
-        click.echo(f"remark: {remark}")
-    click.echo(f"next: unetrt predict {out} IMAGES -o DIR")
+        echo(f"remark: {remark}")
+    echo(f"next: unetrt predict {out} IMAGES -o DIR")

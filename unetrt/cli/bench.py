@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from unetrt.cli import SIZE
+from unetrt.cli import SIZE, echo
 from unetrt.runtime.errors import InferenceError, OptionError
 from unetrt.runtime.files.atomic import require_place
 
@@ -81,7 +81,7 @@ class BenchOptions:
         """Print on standard error which steps were not begun, and how to continue."""
         if names:
             advice = f" (--json {self.json_path} --resume continues)" if self.json_path else ""
-            click.echo(f"the time was up before: {', '.join(names)}{advice}", err=True)
+            echo(f"the time was up before: {', '.join(names)}{advice}", err=True)
 
 
 @click.command("bench")
@@ -251,16 +251,16 @@ def training(options: BenchOptions) -> None:
     result = measure(case, options.rounds, options.json_path, options.patience)
     if result.detail:
         recipe = case.recipe
-        click.echo(f"depth {recipe.depth}, base {recipe.base}, tile {recipe.tile}, on {result.detail['device']}:")
+        echo(f"depth {recipe.depth}, base {recipe.base}, tile {recipe.tile}, on {result.detail['device']}:")
     for way, figure in result.detail.get("ways", {}).items():
         seconds = figure["seconds"]
-        click.echo(
+        echo(
             f"  {way:18s} {1 / seconds['median']:7.2f} steps/s in {figure['dtype']} "
             f"({1 / seconds['high']:.2f} to {1 / seconds['low']:.2f}), {figure['waiting']:.1%} waiting for tiles, "
             f"{figure['share']:.0%} of matrix products' {figure['limit']:.0f} GFLOP/s"
         )
         validation = figure["validation"]
-        click.echo(
+        echo(
             f"  {'':18s} a validation of 2 Mpixel takes {validation['seconds']:.2f} s: {validation['times']} in "
             f"{validation['steps']} steps, {validation['share']:.1%} of the time (at most 10%)"
         )
@@ -275,4 +275,4 @@ def _print(renderable: Any) -> None:
 
 def _echo(lines: Iterable[str]) -> None:
     for line in lines:
-        click.echo(line)
+        echo(line)

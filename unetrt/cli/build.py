@@ -7,17 +7,20 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from unetrt.cli import MEMORY, MODEL
+from unetrt.cli import MEMORY, MODEL, echo
 from unetrt.runtime.engines import SUFFIXES
 from unetrt.runtime.engines.engine_file import COMPATIBILITIES
 from unetrt.runtime.engines.flavours import AUTO, NAMES
-from unetrt.runtime.errors import BackendUnavailableError, OptionError
+from unetrt.runtime.errors import BackendUnavailableError, OptionError, printable
 from unetrt.runtime.files.atomic import require_place
 
 if TYPE_CHECKING:
     from unetrt.runtime.engines.build import Phase, Progress
     from unetrt.runtime.engines.flavours import Flavour
     from unetrt.runtime.machine import Machine
+
+# Longest name of a phase that is shown, in characters: some name a layer.
+NAME = 60
 
 
 @click.command("build")
@@ -79,7 +82,7 @@ def command(model: Path, out: Path | None, flavour: str, force: bool, **requeste
             path, built = out, place(out, model, facts, progress, force)
     size = f"{path.stat().st_size / 1e6:.1f} MB"
     how = f"built{why}" if built else "is up to date (--force rebuilds it)"
-    click.echo(f"{path} {how}: {size}, {spec.precision}, {chosen.title} {chosen.version}")
+    echo(f"{path} {how}: {size}, {spec.precision}, {chosen.title} {chosen.version}")
 
 
 def _flavour(name: str, machine: "Machine", capabilities: tuple[str, ...]) -> "Flavour":
@@ -112,14 +115,14 @@ def _bar() -> Iterator["Progress"]:
 
     from unetrt.runtime.engines.build import Progress
 
-    columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
+    columns = (TextColumn("{task.description}", markup=False), BarColumn(), TimeElapsedColumn())
     console = Console(stderr=True)
     with Bars(*columns, console=console, transient=True, disable=not console.is_terminal) as bars:
         tasks: dict[str, Any] = {}
 
         def show(phase: "Phase") -> None:
             if phase.name not in tasks:
-                tasks[phase.name] = bars.add_task(phase.name, total=phase.steps)
+                tasks[phase.name] = bars.add_task(printable(phase.name, NAME), total=phase.steps)
             bars.update(tasks[phase.name], completed=phase.done, total=phase.steps)
             if phase.parent and phase.done == phase.steps:
                 bars.remove_task(tasks.pop(phase.name))

@@ -6,12 +6,16 @@ from typing import TYPE_CHECKING
 
 import click
 
-from unetrt.runtime.errors import ModelFileError, OptionError, OutputError
+from unetrt.cli import echo
+from unetrt.runtime.errors import ModelFileError, OptionError, OutputError, printable
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from unetrt.runtime.engines.engine_file import Sidecar
+
+# Longest description of an entry, in characters: the path of a model has up to 4096.
+WIDEST = 1000
 
 
 @click.group("cache")
@@ -30,14 +34,14 @@ def listed() -> None:
         total += entry.size
         about = "not readable" if entry.sidecar is None else _about(entry.sidecar)
         used = time.strftime("%Y-%m-%d %H:%M", time.localtime(entry.used))
-        click.echo(f"{entry.path.stem[:12]}  {entry.size / 1e6:8.1f} MB  used {used}  {about}")
+        echo(f"{entry.path.stem[:12]}  {entry.size / 1e6:8.1f} MB  used {used}  {printable(about, WIDEST)}")
     for path in retile.kept():
         with suppress(OSError):
-            click.echo(f"{path.stem[:12]}  {path.stat().st_size / 1e6:8.1f} MB  used {_day(path)}  {_tile(path)}")
+            echo(f"{path.stem[:12]}  {path.stat().st_size / 1e6:8.1f} MB  used {_day(path)}  {_tile(path)}")
     for path, choice in onnxruntime_options.choices():
         about = "not readable" if choice is None else f"{choice.source}: {choice}"
-        click.echo(f"{path.stem[:12]}  options  tried {_day(path)}  {about}")
-    click.echo(f"{total / 1e6:.1f} MB in {cache.folder}")
+        echo(f"{path.stem[:12]}  options  tried {_day(path)}  {printable(about, WIDEST)}")
+    echo(f"{total / 1e6:.1f} MB in {cache.folder}")
 
 
 def _tile(path: "Path") -> str:
@@ -77,11 +81,11 @@ def clear(keys: tuple[str, ...]) -> None:
     left = [path for path in left if not keys or path.name.startswith(keys)]
     if keys and not gone and not left and not tiles and not choices:
         raise OptionError(f"no key begins with {' or '.join(keys)}: `unetrt cache list` shows the keys")
-    click.echo(f"{len(gone)} engines deleted from {cache.folder}")
+    echo(f"{len(gone)} engines deleted from {cache.folder}")
     if tiles:
-        click.echo(f"{len(tiles)} models with other tiles deleted from {retile.folder()}")
+        echo(f"{len(tiles)} models with other tiles deleted from {retile.folder()}")
     if choices:
-        click.echo(f"{len(choices)} choices of ONNX Runtime's options deleted from {onnxruntime_options.folder()}")
+        echo(f"{len(choices)} choices of ONNX Runtime's options deleted from {onnxruntime_options.folder()}")
     if left:
         raise OutputError(
             f"{len(left)} could not be deleted, such as {left[0]}: is it open in another program, or a folder?"

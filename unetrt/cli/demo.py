@@ -4,6 +4,7 @@ from pathlib import Path
 
 import click
 
+from unetrt.cli import echo
 from unetrt.runtime.files.atomic import require_writable
 
 # A number of steps produces the same network on every machine; a number of minutes would not.
@@ -26,6 +27,6 @@ def command(out: Path, steps: int, seed: int) -> None:
     from unetrt.cli._demo import Demo
 
     require_writable(out)
-    report = Demo(out, steps, seed).run(click.echo)
-    click.echo(f"report: {out / 'report.json'}\nlook at: {out / 'overlay.png'} and {out / 'curves.png'}")
-    click.echo(f"exact: {report['exactness']['exact']}")
+    report = Demo(out, steps, seed).run(echo)
+    echo(f"report: {out / 'report.json'}\nlook at: {out / 'overlay.png'} and {out / 'curves.png'}")
+    echo(f"exact: {report['exactness']['exact']}")

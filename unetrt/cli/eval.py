@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from unetrt.cli import echo
+
 if TYPE_CHECKING:
     from unetrt.trainer.evaluation import Tally
 
@@ -56,14 +58,14 @@ def command(
     everything = pooled(list(tallies.values()))
     if as_json:
         images = [{"name": name, **tally.to_dict()} for name, tally in tallies.items()]
-        click.echo(json.dumps({"images": images, "pooled": everything.to_dict()}, indent=2))
+        echo(json.dumps({"images": images, "pooled": everything.to_dict()}, indent=2))
         return
     columns = INSTANCES if classes is None else (*CLASSES, *_each_class(classes))
     width = max(len(name) for name in (*tallies, "pooled"))
-    click.echo(" " * width + "".join(f"{heading:>11s}" for heading, _, _ in columns))
+    echo(" " * width + "".join(f"{heading:>11s}" for heading, _, _ in columns))
     for name, tally in (*tallies.items(), ("pooled", everything)):
         scores = _flat(tally)
-        click.echo(f"{name:{width}s}" + "".join(f"{_shown(scores[key], kind):>11s}" for _, key, kind in columns))
+        echo(f"{name:{width}s}" + "".join(f"{_shown(scores[key], kind):>11s}" for _, key, kind in columns))
 
 
 def _flat(tally: "Tally") -> dict[str, Any]:

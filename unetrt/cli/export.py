@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Literal, TypedDict, Unpack
 
 import click
 
-from unetrt.cli import SIZE, Size
+from unetrt.cli import SIZE, Size, echo
 from unetrt.cli.package import (
     SEARCHED,
     package_place,
@@ -131,13 +131,13 @@ def command(
         model = Path(folder) / "model.onnx" if package else out
         verified = raw_frames(images, trained.shape.channels) if images else None
         parity = export(trained, model, options, frames=verified, thresholds=thresholds)
-        click.echo(f"{_summary(out, model, options)}\nparity with the network in FP32: {parity}")
+        echo(f"{_summary(out, model, options)}\nparity with the network in FP32: {parity}")
         if not package:
-            click.echo(f"next: {_next(out, options)}")
+            echo(f"next: {_next(out, options)}")
             return
         frames = raw_frames(images, trained.shape.channels) if images else iter(trained.frames)
         written = write(package, model, out, list(islice(frames, SEARCHED)), **about)
-    click.echo(f"{written}: a package for {package}")
+    echo(f"{written}: a package for {package}")
 
 
 def _next(out: Path, options: "Options") -> str:

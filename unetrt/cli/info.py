@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from unetrt.cli import MODEL
-from unetrt.runtime.errors import ModelFileError
+from unetrt.cli import MODEL, echo
+from unetrt.runtime.errors import LONGEST, ModelFileError, printable
 
 if TYPE_CHECKING:
     from unetrt.runtime.model.spec import ModelSpec
@@ -22,11 +22,11 @@ def command(model: Path, as_json: bool) -> None:
     """Describe MODEL: an ONNX file, an engine, a checkpoint, or a model that comes with unetrt."""
     about = _reader(model)(model)
     if as_json:
-        click.echo(json.dumps(about, indent=2))
+        echo(json.dumps(about, indent=2))
         return
     for name, value in about.items():
-        shown = json.dumps(value) if isinstance(value, dict | list) else value
-        click.echo(f"{name:18s} {shown}")
+        shown = json.dumps(value) if isinstance(value, dict | list) else str(value)
+        echo(f"{name:18s} {printable(shown, LONGEST)}")
 
 
 def _reader(path: Path) -> Callable[[Path], dict[str, Any]]:

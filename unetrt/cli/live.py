@@ -29,6 +29,7 @@ from unetrt.cli import (
     backend_name_option,
     backend_option,
     device_option,
+    echo,
     given_options,
     kind_option,
     lanes_option,
@@ -215,9 +216,9 @@ def _run(
         live.close(drain=False)
         status = live.status()
         for line in [*summary(observer.look(status), live.segmenter.session.name), *_saved(output, options, status)]:
-            click.echo(line)
+            echo(line)
     for error in source.unread.values() if len(source.unread) > 1 else ():
-        click.echo(f"skipped: {error}", err=True)
+        echo(f"skipped: {error}", err=True)
     if failed := verdict(status, observer.failure, source.unread):
         raise failed
     if stopped and not options.is_endless:
@@ -247,7 +248,7 @@ def _show_in_browser(live: "LiveSegmenter", port: int, stack: ExitStack) -> None
     from unetrt.live_view.browser import BrowserView
 
     view = stack.enter_context(BrowserView(live, port=port))
-    click.echo(f"showing at {view.url}")
+    echo(f"showing at {view.url}")
     view.show()
 
 

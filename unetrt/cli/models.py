@@ -7,6 +7,7 @@ from dataclasses import dataclass, fields
 
 import click
 
+from unetrt.cli import echo
 from unetrt.runtime.errors import ModelFileError
 from unetrt.runtime.model.onnx_file import bundled_names, bundled_path, read_spec
 from unetrt.runtime.records import from_json
@@ -65,9 +66,9 @@ def command() -> None:
     name, it is taken instead.
     """
     for name in bundled_names():
-        click.echo("\n".join(_about(name)))
+        echo("\n".join(_about(name)))
     if not bundled_names():
-        click.echo("no models come with this installation")
+        echo("no models come with this installation")
 
 
 def _about(name: str) -> list[str]:

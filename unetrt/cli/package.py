@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from unetrt.cli import MODEL
+from unetrt.cli import MODEL, echo
 from unetrt.export.packages import KINDS, named_kind, write
 from unetrt.runtime.engines import SUFFIXES
 from unetrt.runtime.errors import OptionError
@@ -71,7 +71,7 @@ def command(model: Path, kind: str, out: Path | None, images: Path | None, **cho
             raise OptionError(f"a {kind} package shows the model on a raw image: give one with --images")
         channels = read_spec(model).channels
         frames = list(islice(raw_frames(images, channels), SEARCHED)) if images else []
-    click.echo(f"{write(kind, model, out, frames, **chosen)}: a package for {kind}")
+    echo(f"{write(kind, model, out, frames, **chosen)}: a package for {kind}")
 
 
 def require_options(kind: str | None, chosen: dict[str, Any]) -> None:

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any, cast
 
 import click
 
-from unetrt.cli import MEMORY, MODEL, SIZE, Size, backend_name_option, device_option
+from unetrt.cli import MEMORY, MODEL, SIZE, Size, backend_name_option, device_option, echo
 from unetrt.runtime.errors import BackendUnavailableError, ModelFileError, OptionError
-from unetrt.runtime.files.atomic import require_place
+from unetrt.runtime.files.atomic import require_writable
 from unetrt.runtime.geometry.unet_shape import UNetShape
 
 if TYPE_CHECKING:
@@ -165,11 +165,11 @@ def _plan(options: PlanOptions) -> None:
     if options.as_json:
         measured = {"setting": asdict(setting), "tiles": [asdict(one) for one in times]} if setting and times else None
         plan = {"best": asdict(best), "candidates": [asdict(row) for row in rows], "measured": measured}
-        click.echo(json.dumps(plan, indent=2))
+        echo(json.dumps(plan, indent=2))
         return
     usual = cost_of(USUAL, *given) if network.shape.geometry.is_legal(USUAL[0]) else None
     _print(rows, best, usual, budget, len(options.frames))
-    click.echo(_source(best, setting, times))
+    echo(_source(best, setting, times))
 
 
 def _measure(network: PlannedNetwork, options: PlanOptions, budget: "Budget", precision: str) -> "Timed":
@@ -184,7 +184,7 @@ def _measure(network: PlannedNetwork, options: PlanOptions, budget: "Budget", pr
 
     backend = chosen_backend(options.backend, options.device)
     setting = Setting.here(backend, network.shape, precision, budget, options.device)
-    require_place(setting.path)
+    require_writable(setting.path.parent)
     possible = budget if backend.gpu else budget.within_free_memory()
     tiles = worth_timing(candidates(options.frames, network.shape, possible), possible.memory)
     console = Console(stderr=True)
@@ -198,9 +198,9 @@ def _measure(network: PlannedNetwork, options: PlanOptions, budget: "Budget", pr
             model, tiles, setting, options.device,
             lambda done, total: bar.update(task, completed=done, total=total),
         )  # fmt: skip
-    click.echo(f"timed: {what}", err=True)
+    echo(f"timed: {what}", err=True)
     if possible.memory < budget.memory:
-        click.echo(f"planned for {format_bytes(possible.memory)}, as no more memory is free here", err=True)
+        echo(f"planned for {format_bytes(possible.memory)}, as no more memory is free here", err=True)
     return possible, setting, keep(setting, times)
 
 
@@ -218,7 +218,7 @@ def _kept(network: PlannedNetwork, options: PlanOptions, budget: "Budget", preci
         try:
             return budget, setting, kept(setting)
         except ModelFileError as error:
-            click.echo(f"ignored: {error}; --measure replaces it", err=True)
+            echo(f"ignored: {error}; --measure replaces it", err=True)
     return budget, None, ()
 
 
@@ -246,7 +246,7 @@ def _print(
         times = ""
         if best.seconds is not None and usual.seconds is not None:
             times = f" and {best.seconds / usual.seconds:.0%} of their time"
-        click.echo(f"the best tile needs {best.macs / usual.macs:.0%} of the arithmetic of 572-tiles{times}")
+        echo(f"the best tile needs {best.macs / usual.macs:.0%} of the arithmetic of 572-tiles{times}")
 
 
 def _time(row: "PlannedTile") -> str:

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any, TypedDict, Unpack
 
 import click
 
-from unetrt.cli import MODEL, EngineOptions, engine_options, kind_option
-from unetrt.runtime.errors import FrameError, OptionError, UnetrtError
+from unetrt.cli import MODEL, EngineOptions, echo, engine_options, kind_option
+from unetrt.runtime.errors import FrameError, OptionError, UnetrtError, printable
 from unetrt.runtime.files.atomic import require_writable
 
 if TYPE_CHECKING:
@@ -104,7 +104,7 @@ def command(
     if segmented := len(sources) - len(failures):
         found = f", {objects} objects" if output.kind == "instances" else ""
         speed = f"{seconds:.1f} s, {pixels / seconds / 1e6:.1f} Mpixel/s"
-        click.echo(f"{segmented} images{found} -> {out} ({speed}, {name})")
+        echo(f"{segmented} images{found} -> {out} ({speed}, {name})")
     _report(failures, len(sources))
 
 
@@ -132,7 +132,7 @@ def _say_which_tile(chosen: Path, model: Path) -> None:
     from unetrt.runtime.model.onnx_file import read_spec
 
     planned, own = ("{}x{}".format(*read_spec(path).tile) for path in (chosen, model))
-    click.echo(f"tile {planned}, planned for these images; --tile model uses the file's, {own}", err=True)
+    echo(f"tile {planned}, planned for these images; --tile model uses the file's, {own}", err=True)
 
 
 def _frame_sizes(sources: list[Path], tta: bool) -> list[tuple[int, int]]:
@@ -161,7 +161,7 @@ def _report(failures: list[FrameError], images: int) -> None:
     if len(failures) == images == 1:
         raise failures[0]
     for failure in failures:
-        click.echo(f"skipped: {failure}", err=True)
+        echo(f"skipped: {failure}", err=True)
     if failures:
         rest = ", the others are done" if len(failures) < images else ""
         raise FrameError(f"{len(failures)} of {images} images could not be segmented{rest}")
@@ -176,6 +176,7 @@ def _objects(labels: "NDArray[Any]") -> int:
 def _bar(images: int) -> Iterator[Callable[[str], Callable[[int, int], None]]]:
     """Show a progress bar over images on standard error; yield what makes the progress callback of the next image."""
     from rich.console import Console
+    from rich.markup import escape
     from rich.progress import Progress
 
     console = Console(stderr=True)
@@ -185,7 +186,8 @@ def _bar(images: int) -> Iterator[Callable[[str], Callable[[int, int], None]]]:
 
         def start(name: str) -> Callable[[int, int], None]:
             before = next(numbers)
-            bar.update(task, description=name, completed=before)
+            if not bar.disable:
+                bar.update(task, description=escape(printable(name)), completed=before)
             return lambda done, total: bar.update(task, completed=before + done / total)
 
         yield start

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import click
 
-from unetrt.cli import MEMORY, MODEL, SIZE, Size
+from unetrt.cli import MEMORY, MODEL, SIZE, Size, echo
 from unetrt.runtime.engines import SUFFIXES
 from unetrt.runtime.errors import OptionError
 from unetrt.runtime.files.atomic import require_place
@@ -39,4 +39,4 @@ def command(model: Path, out: Path, frame: tuple[Size, ...], tile: Size | None, 
     height, width = tile or best_tile(frame, shape, Budget(memory, batch)).tile
     retile(model, out, (height, width), batch)
     was = f"{spec.tile[0]}x{spec.tile[1]}"
-    click.echo(f"{out}: tile {height}x{width} (was {was}), {spec.precision}, {spec.head}; verified on a drawn frame")
+    echo(f"{out}: tile {height}x{width} (was {was}), {spec.precision}, {spec.head}; verified on a drawn frame")

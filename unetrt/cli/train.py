@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from unetrt._exit_codes import STOPPED
-from unetrt.cli import MODEL
+from unetrt.cli import MODEL, echo
 from unetrt.cli._shutdown import shutdown_request
 from unetrt.runtime.errors import DatasetError, OptionError, OutputError, TrainingStoppedError
 from unetrt.runtime.files.atomic import require_writable
@@ -227,7 +227,7 @@ def _train(job: "TrainingJob", members: "Team", tensorboard: bool) -> Path:
     """Train as a member of a team, whose leader prints; return the path of the best checkpoint."""
     from unetrt.trainer.training import Training
 
-    say: Callable[[str], None] = click.echo if members.leads else lambda _: None
+    say: Callable[[str], None] = echo if members.leads else lambda _: None
     train, validation = _read(job)
     say(f"training on   {train}\nvalidating on {validation}")
     for warning in (*train.warnings(), *job.source.warnings()):
@@ -240,7 +240,7 @@ def _train(job: "TrainingJob", members: "Team", tensorboard: bool) -> Path:
         say(f"continuing after step {training.steps}")
     best = run_with_bar(training, job.budget, tensorboard=tensorboard, quiet=not members.leads)
     if members.leads:
-        click.echo(f"best: {training.history.best_scores} -> {best}")
+        echo(f"best: {training.history.best_scores} -> {best}")
     return best
 
 
@@ -259,15 +259,15 @@ def _export(best: Path, model: Path) -> None:
     try:
         from unetrt.export.exporter import Options, export, planned_tile
     except ModuleNotFoundError as error:
-        click.echo(f"not exported ({error.name} is missing): pip install 'unetrt[export]', then unetrt export {best}")
+        echo(f"not exported ({error.name} is missing): pip install 'unetrt[export]', then unetrt export {best}")
         return
     from unetrt.trainer.checkpoint import load
 
     trained = load(best)
     tile = planned_tile(trained)
     parity = export(trained, model, Options(tile))
-    click.echo(f"{model}: tile {tile[0]}x{tile[1]}, fp32; parity with the network: {parity}")
-    click.echo(f"next: unetrt predict {model} IMAGES -o DIR")
+    echo(f"{model}: tile {tile[0]}x{tile[1]}, fp32; parity with the network: {parity}")
+    echo(f"next: unetrt predict {model} IMAGES -o DIR")
 
 
 def run_with_bar(

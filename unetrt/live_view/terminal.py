@@ -19,6 +19,7 @@ from rich.table import Table
 from rich.text import Text
 
 from unetrt.runtime.closing import Closable
+from unetrt.runtime.errors import printable
 from unetrt.runtime.live.results import LiveResult, LiveStatus, Outcome, Percentiles
 
 # Number of results in the history of object counts: what fits the width of a terminal.
@@ -238,7 +239,7 @@ class PlainLines(View):
         """Do nothing."""
 
     def _write(self, text: str) -> None:
-        print(text, file=self._console.file, flush=True)
+        print(printable(text), file=self._console.file, flush=True)
 
 
 def drawing(figures: Figures, title: str, hint: str, console: Console) -> RenderableType:
@@ -248,7 +249,7 @@ def drawing(figures: Figures, title: str, hint: str, console: Console) -> Render
     bars = ASCII_BARS if console.options.ascii_only else BARS
     rows.append(_pairs({"found": f"{found(figures) or '-':<14} {sparkline(figures.history, bars)}"}))
     rows.append(_pairs({"state": str(status.state), "last error": status.last_error or "none"}))
-    return Group(Text(title, "bold", no_wrap=True), Text(), *rows, Text(), Text(hint, "dim", no_wrap=True))
+    return Group(Text(printable(title), "bold", no_wrap=True), Text(), *rows, Text(), Text(hint, "dim", no_wrap=True))
 
 
 def sparkline(numbers: tuple[int, ...], bars: str = BARS) -> str:

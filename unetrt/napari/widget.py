@@ -161,6 +161,7 @@ def _beside(*widgets: QWidget) -> QWidget:
 
 def _note(text: str) -> QLabel:
     note = QLabel(text)
+    note.setTextFormat(Qt.TextFormat.PlainText)  # names from a model file may look like HTML
     note.setWordWrap(True)
     note.setTextInteractionFlags(Qt.TextInteractionFlag.TextSelectableByMouse)
     return note

@@ -1,3 +1,4 @@
+import json
 import logging
 import os
 import signal
@@ -5,10 +6,12 @@ import subprocess
 import sys
 from dataclasses import replace
 
+import onnx
 import pytest
 
 from tests import requirements
 from tests.runtime.engines.machines import NONE
+from unetrt.export.onnx_model import describe
 from unetrt.runtime.engines import cache as cache_module
 from unetrt.runtime.engines.build import Progress
 from unetrt.runtime.engines.cache import EngineCache, place
@@ -115,6 +118,72 @@ def test_a_damaged_engine_is_built_again(cache, tiny_model, facts, damage):
         sidecar_path(path).write_bytes(sidecar_path(other).read_bytes())
     assert cache.obtain(tiny_model, facts) == (path, True)
     assert len(path.read_bytes()) == len(whole)
+
+
+def spec_in(path, **changes):
+    """Change the spec in a sidecar as an earlier version wrote it, without a digest."""
+    stored = json.loads(sidecar_path(path).read_text())
+    del stored["unetrt_sha256"]
+    stored["spec"].update(changes)
+    sidecar_path(path).write_text(json.dumps(stored))
+
+
+def test_an_engine_with_another_spec_is_built_again(cache, tiny_model, facts, tmp_path):
+    path, _ = cache.obtain(tiny_model, facts)
+    out = tmp_path / "here.engine"
+    assert place(out, tiny_model, facts)
+    for changed in (path, out):
+        spec_in(changed, halo=read_spec(tiny_model).halo + 4)
+    assert cache.obtain(tiny_model, facts) == (path, True)
+    assert place(out, tiny_model, facts)
+    spec_in(out)
+    assert not place(out, tiny_model, facts)
+    assert read_sidecar(path).spec == read_sidecar(out).spec == read_spec(tiny_model)
+
+
+def test_a_spec_with_a_number_that_json_does_not_have_is_up_to_date(cache, tiny_model, tmp_path):
+    describe(model := onnx.load(tiny_model), replace(read_spec(tiny_model), training={"loss": float("nan")}))
+    onnx.save(model, path := tmp_path / "nan.onnx")
+    facts = facts_of(path, read_spec(path), FLAVOURS[1], NONE, BuildOptions())
+    assert [cache.obtain(path, facts)[1] for _ in range(2)] == [True, False]
+
+
+@pytest.mark.skipif(os.name != "posix", reason="links and pipes")
+@pytest.mark.parametrize("which", ["engine", "sidecar", "both", "pipe"])
+def test_links_in_the_cache_are_replaced(cache, tiny_model, facts, tmp_path, which):
+    path, _ = cache.obtain(tiny_model, facts)
+    files = {"engine": [path], "sidecar": [sidecar_path(path)], "both": [path, sidecar_path(path)], "pipe": [path]}
+    for file in files[which]:
+        content, victim = file.read_bytes(), tmp_path / file.name
+        file.unlink()
+        if which == "pipe":
+            os.mkfifo(file)
+        else:
+            victim.write_bytes(content)
+            file.symlink_to(victim)
+    before = {victim: victim.read_bytes() for victim in tmp_path.glob("*.engine*")}
+    assert cache.obtain(tiny_model, facts) == (path, True)
+    assert cache.obtain(tiny_model, facts) == (path, False)
+    assert not any(file.is_symlink() for file in files[which])
+    assert {victim: victim.read_bytes() for victim in tmp_path.glob("*.engine*")} == before
+
+
+@pytest.mark.skipif(os.name != "posix", reason="links")
+def test_links_are_not_engines_of_the_cache(cache, tiny_model, facts):
+    path, _ = cache.obtain(tiny_model, facts)
+    (link := path.with_name("a.engine")).symlink_to(path)
+    cache.prune(keep=path.stat().st_size)
+    assert [entry.path for entry in cache.entries()] == [path]
+    assert sorted(cache.clear()) == sorted([path, link])
+    assert list(cache.folder.iterdir()) == []
+
+
+@pytest.mark.skipif(os.name != "posix", reason="modes of POSIX")
+def test_the_folder_of_engines_is_private(cache, tiny_model, facts):
+    cache.folder.mkdir(mode=0o777)
+    cache.folder.chmod(0o777)
+    cache.obtain(tiny_model, facts)
+    assert cache.folder.stat().st_mode & 0o777 == 0o700
 
 
 def test_it_is_said_what_changed_since_the_last_engine(cache, tiny_model, facts, caplog):

@@ -1,5 +1,7 @@
 import json
+import os
 import random
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -54,12 +56,6 @@ def refusal(engine):
     except EngineError as error:
         return str(error)
     return None
-
-
-def test_a_sidecar_of_an_earlier_version_states_no_digest(engine):
-    expected = read_sidecar(engine)
-    sidecar_path(engine).write_text(_changed(engine, ["unetrt_sha256"], None))
-    assert read_sidecar(engine) == expected
 
 
 def test_a_missing_half(engine):
@@ -117,6 +113,83 @@ def test_a_sidecar_that_is_no_json_of_ours(engine, text):
     sidecar_path(engine).write_text(text)
     with pytest.raises(EngineError, match="model.engine.json: it (is|does) .*; `unetrt build"):
         read_sidecar(engine)
+
+
+@pytest.mark.parametrize(
+    ("path", "value"),
+    [
+        (["spec", "halo"], 4),
+        (["spec", "normalisation", "scale"], [2.0]),
+        (["spec", "classes"], ["background", "nothing"]),
+        (["facts", "version"], "11.4.0.107"),
+        (["source"], "another.onnx"),
+        (["unetrt_sha256"], "0" * 64),
+        (["unetrt_sha256"], 5),
+    ],
+)
+def test_a_sidecar_that_was_changed_is_refused(engine, path, value):
+    sidecar_path(engine).write_text(_changed(engine, path, value))
+    with pytest.raises(EngineError, match="model.engine.json: it is damaged: .* SHA-256 that it states; `unetrt build"):
+        read_sidecar(engine)
+
+
+def test_the_order_of_fields_and_a_missing_digest_do_not_matter(engine):
+    """As after a formatter, and in a sidecar of an earlier version."""
+    stored = json.loads(sidecar_path(engine).read_text())
+    sidecar_path(engine).write_text(json.dumps(stored, sort_keys=True))
+    assert read_sidecar(engine).spec == SPEC
+    sidecar_path(engine).write_text(_changed(engine, ["unetrt_sha256"], None))
+    assert read_sidecar(engine).spec == SPEC
+
+
+def test_a_number_that_json_does_not_have_is_stored(engine):
+    write_engine(engine, PLAN, FACTS, replace(SPEC, training={"loss": float("nan"), "steps": 10**18}), Path("m.onnx"))
+    assert read_sidecar(engine).spec.training == {"loss": None, "steps": 10**18}
+
+
+def of_a_gigabyte(path):
+    path.touch()
+    os.truncate(path, 10**9)
+
+
+ODD = [
+    (os.mkfifo, "it is not a regular file"),
+    (os.mkdir, "it is not a regular file"),
+    (lambda path: path.symlink_to("/dev/zero"), "it is not a regular file"),
+    (of_a_gigabyte, "it has 1000000000 bytes, and at most 67108864 are read"),
+    (lambda path: path.write_bytes(b"\xff"), "it is not UTF-8"),
+    (lambda path: path.write_text('{"size": 1' + 5000 * "0" + "}"), "it is not a JSON object"),
+    (lambda path: path.write_text('{"spec": ' + 900 * "[" + 900 * "]" + "}"), "it does not have schema 1"),
+]
+
+
+@pytest.mark.skipif(os.name != "posix", reason="pipes and links")
+@pytest.mark.parametrize(("made", "message"), ODD)
+def test_a_sidecar_that_is_no_file_of_text_is_refused_at_once(engine, made, message):
+    sidecar_path(engine).unlink()
+    made(sidecar_path(engine))
+    with pytest.raises(EngineError, match=f"model.engine.json: {message}.*; `unetrt build"):
+        read_sidecar(engine)
+
+
+@pytest.mark.skipif(os.name != "posix", reason="holes in files")
+def test_an_engine_of_another_size_is_not_read(engine):
+    os.truncate(engine, 10**12)
+    with pytest.raises(EngineError, match="is damaged"):
+        read_sidecar(engine)
+
+
+@pytest.mark.skipif(os.name != "posix", reason="links")
+def test_a_link_to_an_engine_is_followed_but_not_in_a_cache(engine, tmp_path):
+    (link := tmp_path / "link.engine").symlink_to(engine)
+    sidecar_path(link).symlink_to(sidecar_path(engine))
+    assert read_sidecar(link).facts == FACTS
+    with pytest.raises(EngineError, match="link.engine.json: it is a link"):
+        read_sidecar(link, cached=True)
+    sidecar_path(link).unlink()
+    sidecar_path(link).write_text(sidecar_path(engine).read_text())
+    with pytest.raises(EngineError, match="link.engine cannot be read: it is a link"):
+        read_sidecar(link, cached=True)
 
 
 def test_where_the_engine_cannot_be_replaced_the_old_one_stays_whole(engine, monkeypatch):
