@@ -25,8 +25,6 @@ tensorrt_log = logging.getLogger("unetrt.tensorrt")
 
 # Bytes of engines that are kept; the least recently used are deleted first.
 KEEP = 20 * 2**30
-# Seconds after which an unfinished build is considered abandoned.
-UNFINISHED = 3600.0
 
 
 @dataclass(frozen=True)
@@ -115,7 +113,7 @@ class EngineCache:
         for sidecar in self.folder.glob("*.engine.json"):
             if not sidecar.with_suffix("").exists():
                 sidecar.unlink(missing_ok=True)
-        clear_unfinished(self.folder, older=UNFINISHED)
+        clear_unfinished(self.folder)
         return gone
 
     def prune(self, keep: int = KEEP) -> None:
@@ -162,6 +160,7 @@ def place(
     require_place(path, (model, *external_files(model)))
     with locked(path):
         if not force and current(path, facts):
+            clear_unfinished(path.parent)
             return False
         write_engine(path, build(model, facts, progress, device_context), facts, read_spec(model), model)
         return True
