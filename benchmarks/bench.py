@@ -12,7 +12,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property, partial
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any, TypeVar
 
 import numpy as np
@@ -40,6 +39,7 @@ from unetrt.benchmarks.processes import fresh
 from unetrt.benchmarks.result import SEGMENT, BenchResult, LeftOut, Limit, Measured, now
 from unetrt.export.exporter import Options, planned_tile
 from unetrt.runtime.errors import InferenceError, OptionError, ParityError, UnetrtError
+from unetrt.runtime.files.atomic import scratch_folder
 from unetrt.runtime.model.spec import Head, Precision
 from unetrt.runtime.records import validated
 from unetrt.trainer.checkpoint import Checkpoint
@@ -158,8 +158,8 @@ class Bench:
         here = environment(self.device)
         journal = Journal(path, self._facts(here), patience, lambda journal: self._document(journal, here))
         journal.forget_failures()
-        with TemporaryDirectory(prefix="unetrt-bench-") as scratch:
-            job = BenchJob(Path(scratch), self.device, self.enough or ENOUGH)
+        with scratch_folder() as scratch:
+            job = BenchJob(scratch, self.device, self.enough or ENOUGH)
             progress("exporting")
             frame = self._write(job)
             checks = _Checks(job, self.checkpoint, frame)

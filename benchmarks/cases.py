@@ -12,7 +12,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any, ClassVar
 
 import numpy as np
@@ -22,6 +21,7 @@ from unetrt.benchmarks.figures import Figure
 from unetrt.benchmarks.journal import Journal, Patience
 from unetrt.benchmarks.processes import fresh
 from unetrt.benchmarks.result import CaseResult, Measure, now
+from unetrt.runtime.files.atomic import scratch_folder
 from unetrt.trainer.drawn_cells import Drawing, draw
 
 Figures = Mapping[str, Figure]
@@ -96,9 +96,9 @@ def measure(case: BenchCase, rounds: int, path: Path | None = None, patience: Pa
     here = environment()
     facts = {"case": case.NAME, **case.facts(), "processor": here["processor"], "versions": here["versions"]}
     journal = Journal(path, facts, patience, lambda journal: _result(case, journal, here).to_dict())
-    with TemporaryDirectory(prefix="unetrt-bench-") as folder:
-        case.prepare(Path(folder))
-        journal.take_turns(rounds, case.steps(Path(folder)))
+    with scratch_folder() as folder:
+        case.prepare(folder)
+        journal.take_turns(rounds, case.steps(folder))
     return _result(case, journal, here)
 
 

@@ -13,7 +13,6 @@ from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property, partial
 from pathlib import Path
 from statistics import median
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -33,6 +32,7 @@ from unetrt.benchmarks.processes import summary
 from unetrt.benchmarks.torch_contenders import PlannedTiles, UsualLoop
 from unetrt.export.exporter import Options
 from unetrt.runtime.errors import BackendUnavailableError, OptionError, OutOfMemoryError, ParityError, UnetrtError
+from unetrt.runtime.files.atomic import scratch_folder
 from unetrt.runtime.geometry.planner import Budget, best_tile
 from unetrt.runtime.geometry.unet_shape import UNetShape
 from unetrt.runtime.model.spec import InputType, ModelSpec
@@ -494,10 +494,10 @@ def goals(
     """
     device = require_gpu()
     free, _ = torch.cuda.mem_get_info(device)
-    with TemporaryDirectory(prefix="unetrt-bench-") as folder:
+    with scratch_folder() as folder:
         network = undecided(base, depth, fixed=True)
         filled = int(FILLED * free)
-        bench = GoalsBench(network, device, Path(folder), rounds, LATENCIES, filled, tuple(backends) or BACKENDS)
+        bench = GoalsBench(network, device, folder, rounds, LATENCIES, filled, tuple(backends) or BACKENDS)
         return measured(bench, cases, show, **kept)
 
 

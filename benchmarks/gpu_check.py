@@ -20,7 +20,6 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from difflib import get_close_matches
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import click
@@ -29,7 +28,7 @@ from filelock import FileLock, Timeout
 from unetrt.benchmarks.journal import Patience
 from unetrt.benchmarks.terminal import OneLine
 from unetrt.runtime.errors import InferenceError, OptionError, OutputError
-from unetrt.runtime.files.atomic import cache_folder, whole_file, writable_folder
+from unetrt.runtime.files.atomic import cache_folder, scratch_folder, whole_file, writable_folder
 from unetrt.runtime.records import parse, to_json, validated
 
 SCHEMA = 1
@@ -233,8 +232,8 @@ def _outcome(step: Step, folder: Path, limit: float, dry: bool) -> StepOutcome:
     """Run a step, and return its outcome."""
     begin, log = time.monotonic(), folder / f"{step.name}.log"
     # A separate folder for temporary files, as a killed step does not remove its own.
-    with _new(log) as file, TemporaryDirectory(prefix="unetrt-check-", ignore_cleanup_errors=True) as temporary:
-        status = _status(step.command, file, limit, _environment(folder, dry) | {"TMPDIR": temporary})
+    with _new(log) as file, scratch_folder() as temporary:
+        status = _status(step.command, file, limit, _environment(folder, dry) | {"TMPDIR": str(temporary)})
     said = log.read_text(encoding="utf-8", errors="replace")
     seconds = round(time.monotonic() - begin, 1)
     skipped = step.tests is not None and status == 0 and " passed" not in said.rstrip().rpartition("\n")[2]

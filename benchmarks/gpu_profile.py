@@ -4,11 +4,11 @@ import json
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
-from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 from torch.profiler import ProfilerActivity, profile, supported_activities
+
+from unetrt.runtime.files.atomic import scratch_folder
 
 # Kernels that a profile names, those with the longest total time first.
 NAMED = 15
@@ -45,8 +45,8 @@ def profiled(
                 begin = time.perf_counter()
                 run()
                 wall = time.perf_counter() - begin
-        with TemporaryDirectory(prefix="unetrt-trace-") as folder:
-            trace = Path(folder) / "trace.json"
+        with scratch_folder() as folder:
+            trace = folder / "trace.json"
             profiler.export_chrome_trace(str(trace))
             events = json.loads(trace.read_text(encoding="utf-8"))["traceEvents"]
     except (RuntimeError, ValueError, KeyError) as error:  # the profiler's; the other figures stand

@@ -7,7 +7,9 @@ the memory of contenders that do without.
 
 import multiprocessing
 import os
+import signal
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
@@ -37,7 +39,8 @@ T = TypeVar("T")
 def fresh(work: Callable[..., T], *given: Any) -> T:
     """Return the result of a module's function, called in a new process.
 
-    The process is spawned, not forked: a fork would inherit this one's threads and memory. It ends with this one.
+    The process is spawned, not forked: a fork would inherit this one's threads and memory. It ends with this one, even
+    if this one is killed, and ignores Ctrl-C, which ends this one.
 
     Raises
     ------
@@ -49,15 +52,19 @@ def fresh(work: Callable[..., T], *given: Any) -> T:
     context = multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe(duplex=False)
     process = context.Process(target=_answer, args=(theirs, work, given), daemon=True)
-    process.start()
+    with _without_interrupts():
+        process.start()
     theirs.close()
     try:
         failed, answer = ours.recv()
     except EOFError:
         process.join()
         raise InferenceError(f"its process died (exit status {process.exitcode}); is there enough memory?") from None
+    except KeyboardInterrupt:
+        process.kill()
+        raise
     finally:
-        ours.close()  # a process that is still at work ends when it cannot send its answer
+        ours.close()
         # One that ends regularly ends its own children, such as those of torch's compiler; a killed one does not.
         process.join(GRACE)
         if process.is_alive():
@@ -70,16 +77,36 @@ def fresh(work: Callable[..., T], *given: Any) -> T:
 
 def _answer(connection: Connection, work: Callable[..., Any], given: tuple[Any, ...]) -> None:
     """Send the result or the error of a function; runs in the new process."""
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     try:
         answer = (False, work(*given))
-    except KeyboardInterrupt:
-        return
     except UnetrtError as error:
         answer = (True, error)
     except Exception as error:  # noqa: BLE001 - any error: the caller raises it
         answer = (True, InferenceError(summary(error)))
     with suppress(BrokenPipeError):
         connection.send(answer)
+
+
+def _end_with_parent() -> None:
+    """End this process when the one that spawned it has ended, if need be in the middle of its work."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
+
+
+@contextmanager
+def _without_interrupts() -> Iterator[None]:
+    """Block SIGINT inside; it arrives afterwards. Processes that start inside never get it, their imports included."""
+    if not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def summary(error: Exception) -> str:

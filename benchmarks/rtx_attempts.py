@@ -18,7 +18,6 @@ from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import click
@@ -29,6 +28,7 @@ from unetrt.runtime.cuda.device import Buffer, CudaDevice, LibraryObjects, Strea
 from unetrt.runtime.cuda.driver import open_driver
 from unetrt.runtime.engines.flavours import CAPABILITIES, collected, logger_of, named_flavour
 from unetrt.runtime.errors import BackendUnavailableError, EngineError, OptionError, UnetrtError, one_line
+from unetrt.runtime.files.atomic import scratch_folder
 from unetrt.runtime.geometry.unet_shape import UNetShape
 from unetrt.runtime.machine import Machine, this_machine, why_no_gpu
 from unetrt.runtime.records import from_json, to_json, validated
@@ -265,9 +265,9 @@ def command(folder: Path, seconds: float | None, resume: bool, one: str | None, 
         raise BackendUnavailableError(reason)
     path = result_path(folder, machine)
     click.echo(f"{RTX.title} {RTX.version} on {machine}:")
-    with TemporaryDirectory(prefix="unetrt-") as scratch:
+    with scratch_folder() as scratch:
         if model is None:
-            model = Path(scratch) / "model.onnx"
+            model = scratch / "model.onnx"
             write_model(model)
         outcomes = attempts(path, model, machine, RTX.version, patience)
     for outcome in outcomes.values():

@@ -327,7 +327,7 @@ FLOWS = {"predict": predict, "export": export, "live": live, "lane": lane}
 
 
 def _command(trace: Trace, *arguments: object) -> None:
-    from unetrt.__main__ import main
+    from unetrt.cli import main
 
     trace.recording = True
     status = main([str(argument) for argument in arguments])

@@ -8,8 +8,6 @@ import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout
 from io import StringIO
-from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -17,6 +15,7 @@ import onnx
 from numpy.typing import NDArray
 
 from unetrt.export._inspection import tile_batches
+from unetrt.runtime.files.atomic import scratch_folder
 from unetrt.runtime.model.spec import INPUT, ModelSpec
 
 # Convolutions that stay in FP32.
@@ -42,9 +41,9 @@ def quantised(model: onnx.ModelProto, spec: ModelSpec, frames: Sequence[NDArray[
     """
     from onnxruntime.quantization import CalibrationMethod, QuantFormat, QuantType, quantize_static
 
-    with TemporaryDirectory(prefix="unetrt-") as folder, _quiet():
+    with scratch_folder() as folder, _quiet():
         # Files, because older ONNX Runtimes write copies of a model in memory that onnx does not read.
-        plain, out = Path(folder) / "fp32.onnx", Path(folder) / "int8.onnx"
+        plain, out = folder / "fp32.onnx", folder / "int8.onnx"
         onnx.save(model, plain)
         quantize_static(
             plain,

@@ -19,6 +19,7 @@ log = logging.getLogger("unetrt")
 SMOOTHING = 25
 # Columns of history.csv with scores.
 COLUMNS = ("iou", "seg", "ap", "merged")
+CURVES = "curves.png"
 
 
 @dataclass(frozen=True)
@@ -84,7 +85,7 @@ class History:
             for step, loss in enumerate(self.losses, 1):
                 validated = [getattr(scores[step], name) for name in COLUMNS] if step in scores else [""] * len(COLUMNS)
                 rows.writerow([step, loss, *validated])
-        with whole_file(folder / "curves.png") as temporary:
+        with whole_file(folder / CURVES) as temporary:
             self._draw(temporary)
 
     def _draw(self, path: Path) -> None:

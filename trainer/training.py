@@ -17,9 +17,9 @@ import torch
 from unetrt.runtime.errors import DatasetError, ModelFileError, OptionError, TrainingStoppedError, one_line
 from unetrt.runtime.files.atomic import clear_unfinished
 from unetrt.runtime.geometry.unet_shape import UNetShape
-from unetrt.trainer.checkpoint import BEST, LAST, Checkpoint, state_of
+from unetrt.trainer.checkpoint import BEST, LAST, Checkpoint, load, state_of
 from unetrt.trainer.dataset import Dataset
-from unetrt.trainer.history import History, TrainingProgress
+from unetrt.trainer.history import CURVES, History, TrainingProgress
 from unetrt.trainer.learner import Learner, Team, alone
 from unetrt.trainer.pretrained import Pretrained
 from unetrt.trainer.recipe import Recipe
@@ -131,6 +131,30 @@ class Training:
             raise ModelFileError(f"{path} holds another network ({reason}): start a new training") from error
         self._seconds, self._validated_at = state.seconds, state.validated_at
 
+    def complete(self, budget: TrainingBudget, *derived: Path) -> bool:
+        """Write the curves and pictures of a restored training that was killed after its last step.
+
+        Parameters
+        ----------
+        budget
+            Length of the training.
+        derived
+            Files that the caller makes from the best checkpoint.
+
+        Returns
+        -------
+        Whether the budget is spent, and curves, pictures or a derived file were missing or older than the checkpoint.
+        """
+        best, last = self.folder / BEST, self.folder / LAST
+        drawn = not (_outdated(self.folder / CURVES, last) or _outdated(self.folder / SHEET, best))
+        spent = budget.spent(self.steps, self._seconds) >= 1
+        (undone,) = self._team.from_leader(spent and not (drawn and not any(_outdated(path, best) for path in derived)))
+        if self._team.leads:
+            clear_unfinished(self.folder)
+            if undone and not drawn:
+                self._draw()
+        return bool(undone)
+
     def run(
         self,
         budget: TrainingBudget,
@@ -201,9 +225,12 @@ class Training:
 
     def _validations(self, budget: TrainingBudget) -> "_Validations":
         """Return the validations of a run with this budget."""
-        validator = Validator(self._validation, self._learner.result, self._normalisation, self._target, self._run.tta)
+        validator = self._validator(self._learner.result)
         step = macs_of_step(self._learner.net.shape, self._recipe.legal_tile(), len(self._indices))
         return _Validations(validator, budget, validator.macs / step, budget.spent(*self._validated_at))
+
+    def _validator(self, net: UNet) -> Validator:
+        return Validator(self._validation, net, self._normalisation, self._target, self._run.tta)
 
     def _validate_and_save(
         self, validations: "_Validations", spent: float, budget: TrainingBudget, stop: bool
@@ -235,6 +262,8 @@ class Training:
         """
         try:
             self.history.save(self.folder)
+            if not self._best and _outdated(self.folder / SHEET, self.folder / BEST):  # those of a process before
+                self._best = self._validator(load(self.folder / BEST).network())()[1]
             if self._best:
                 draw_sheet(self.folder / SHEET, self._best)
                 self._best = []
@@ -290,6 +319,11 @@ class Training:
 
     def _digests(self) -> tuple[str, str]:
         return self._train.digest, self._validation.digest
+
+
+def _outdated(path: Path, source: Path) -> bool:
+    """Return whether a file is missing or older than the file that it is made from, if that exists."""
+    return source.exists() and not (path.exists() and path.stat().st_mtime_ns >= source.stat().st_mtime_ns)
 
 
 class _Validations:

@@ -15,11 +15,13 @@ load on first use: importing `unetrt` imports neither numpy nor an engine.
 
 import os
 from importlib import import_module
-from typing import TYPE_CHECKING, Any
 
 from unetrt._version import __version__
 
+TYPE_CHECKING = False  # the type checkers' own: until the command line runs, Ctrl-C ends in a traceback
 if TYPE_CHECKING:
+    from typing import Any
+
     from unetrt.live_view.browser import BrowserView
     from unetrt.runtime import (
         LiveSegmenter,
@@ -53,7 +55,7 @@ def __dir__() -> list[str]:
     return __all__
 
 
-def __getattr__(name: str) -> Any:
+def __getattr__(name: str) -> "Any":
     if name in __all__:
         return getattr(import_module("unetrt.live_view.browser" if name == "BrowserView" else "unetrt.runtime"), name)
     raise AttributeError(f"module 'unetrt' has no attribute {name!r}")

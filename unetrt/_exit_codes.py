@@ -1,6 +1,7 @@
 """Exit codes of the commands, by class of error.
 
-0 is success, 1 a failed gate or run, 2 bad input, 130 a run that the user stopped (128 + SIGINT, as in shells).
+0 is success, 1 a failed gate or run, 2 bad input or an output that cannot be written. As in shells, a run that a signal
+ends has 128 and its number: 130 for SIGINT (Ctrl-C), 143 for SIGTERM, 129 for SIGHUP.
 """
 
 from unetrt.runtime.errors import (
@@ -12,7 +13,9 @@ from unetrt.runtime.errors import (
     UnetrtError,
 )
 
-STOPPED = 130
+# Added to the number of the signal that ended a run; the exit code of a run that the user stopped.
+STOPPED_BY = 128
+STOPPED = STOPPED_BY + 2
 
 # A class that is not listed has the code of its nearest base class.
 EXIT_CODES: dict[type, int] = {

@@ -12,7 +12,6 @@ from functools import cached_property
 from hashlib import sha256
 from math import lcm, prod
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -24,6 +23,7 @@ from onnx import ModelProto, TensorProto
 from unetrt.export.adoption._ends import WHOLE, give_channels_first, is_channels_last, keep_output, take_float_image
 from unetrt.export.onnx_model import axes_of, copy_of, declare_input, inferred, strip
 from unetrt.runtime.errors import BackendUnavailableError, ModelFileError, OptionError, TileError, one_line
+from unetrt.runtime.files.atomic import scratch_folder
 from unetrt.runtime.model.onnx_file import read_metadata
 from unetrt.runtime.model.safety import require_safe
 from unetrt.runtime.model.spec import KEY, Precision
@@ -227,8 +227,8 @@ class Runner:
 
 
 def _folded(model: ModelProto) -> ModelProto:
-    with TemporaryDirectory() as folder:
-        path = Path(folder) / "folded.onnx"
+    with scratch_folder() as folder:
+        path = folder / "folded.onnx"
         _session(model, path)
         folded = onnx.load(path)
     strip(folded)

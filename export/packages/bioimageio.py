@@ -13,7 +13,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from textwrap import shorten
 from typing import Any
 
@@ -33,7 +32,7 @@ from PIL import Image
 
 from unetrt.export.onnx_model import copy_file, save, with_batch
 from unetrt.runtime.errors import FrameError, ModelFileError, OptionError
-from unetrt.runtime.files.atomic import whole_file
+from unetrt.runtime.files.atomic import scratch_folder, whole_file
 from unetrt.runtime.geometry.plan import Tile
 from unetrt.runtime.model.objects import overlay
 from unetrt.runtime.model.onnx_file import read_spec
@@ -158,10 +157,10 @@ def write(model: Path, out: Path, frames: Sequence[Array], metadata: Metadata | 
     if out.suffix != ".zip":
         raise OptionError(f"{out} is not a .zip, as bioimage.io packages are: use {out.name}.zip")
     metadata = metadata or Metadata()
-    with TemporaryDirectory(ignore_cleanup_errors=True) as made, whole_file(out) as temporary:
-        content = _fill(Path(made), model, frames, metadata)
+    with scratch_folder() as made, whole_file(out) as temporary:
+        content = _fill(made, model, frames, metadata)
         with _collected():
-            refusal = _package(content, Path(made), temporary)
+            refusal = _package(content, made, temporary)
         if refusal is not None:
             raise OptionError(_in_one_line(refusal, metadata))
     return out

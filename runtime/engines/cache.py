@@ -45,8 +45,6 @@ tensorrt_log = logging.getLogger("unetrt.tensorrt")
 
 # Bytes of engines that are kept; the least recently used are deleted first.
 KEEP = 20 * 2**30
-# Seconds after which an unfinished build is considered abandoned.
-UNFINISHED = 3600.0
 # Seconds to wait for another process that builds the same engine.
 BUILD_WAIT = 3600.0
 # Limit of a runtime cache in bytes; the kernels of a U-Net take some megabytes.
@@ -144,7 +142,7 @@ class EngineCache:
             if not os.path.lexists(sidecar.with_suffix("")):
                 with suppress(OSError):
                     sidecar.unlink(missing_ok=True)
-        clear_unfinished(self.folder, older=UNFINISHED)
+        clear_unfinished(self.folder)
         return gone
 
     def prune(self, keep: int = KEEP) -> None:
@@ -192,6 +190,7 @@ def place(
     spec = read_spec(model)
     with locked(path, BUILD_WAIT):
         if not force and _is_current(path, facts, spec):
+            clear_unfinished(path.parent)
             return False
         write_engine(path, build(model, facts, progress, device_context), facts, spec, model)
         return True

@@ -1,7 +1,10 @@
-"""Atomic file writes: a file appears complete or not at all. Also the user's cache, and locks.
+"""Atomic file writes: a file appears complete or not at all. Also scratch folders, the user's cache, and locks.
 
 `whole_file` writes to a temporary path beside the target and renames it on success; `whole_folder` does the same for a
 folder. Functions named `require_...` check a target before long work, without creating anything.
+
+Temporary files lie in hidden folders, `.unetrt-MACHINE-RANDOM`, each of which holds a lock that ends with its process.
+A killed process cannot remove its own; the next one that writes into the same folder removes those that nobody locks.
 
 A cache lies in a folder that this user alone can enter (`private_folder`). `cached_file` writes to it and replaces a
 link instead of following it; `read_cached` reads from it, but neither a link nor a file of another user. `locked` holds
@@ -10,6 +13,7 @@ a lock in such a folder, for a limited time.
 
 import logging
 import os
+import platform
 import shutil
 import time
 from collections.abc import Iterable, Iterator
@@ -29,10 +33,11 @@ from unetrt.runtime.records import read_regular
 
 log = logging.getLogger("unetrt")
 
-# Prefix of the folders that hold temporary files.
-HIDDEN = ".unetrt-"
-# Age in seconds from which a temporary file is known to be that of a killed process: no write takes a day.
-FORGOTTEN = 86400.0
+# Prefix of the folders that hold temporary files, and the file in them that their process locks.
+HIDDEN, LOCK = ".unetrt-", ".unetrt-lock"
+# Seconds without a change after which another machine's temporary files on a shared disk are considered abandoned: not
+# every such disk shows one machine the locks of the others.
+FORGOTTEN = 7 * 86400.0
 # Seconds that `locked` waits by default, and after which it logs for which process it waits.
 WAIT, SILENT = 30.0, 5.0
 
@@ -42,7 +47,7 @@ def whole_file(path: str | Path, durable: bool = False, follow: bool = True) -> 
     """Yield a temporary path on the same disk; it is renamed to `path` on success and removed on any exception.
 
     The temporary file has the name of the target, for writers that depend on it, and lies in a hidden folder beside
-    it. Temporary files that a killed process left there more than a day ago are removed.
+    it. Temporary files that killed processes left there are removed, see `clear_unfinished`.
 
     Parameters
     ----------
@@ -86,49 +91,107 @@ def whole_folder(path: str | Path) -> Iterator[Path]:
 
 
 @contextmanager
+def scratch_folder() -> Iterator[Path]:
+    """Yield a new, empty folder among the system's temporary files, and remove it with its content afterwards.
+
+    As for `whole_file`, what a killed process could not remove is removed by the next call of any process.
+
+    Raises
+    ------
+    OutputError
+        The system's folder of temporary files cannot be written to.
+    """
+    with _hidden(Path(gettempdir())) as hidden:
+        (folder := hidden / "scratch").mkdir()
+        yield folder
+
+
+@contextmanager
 def _beside(path: Path) -> Iterator[Path]:
     """Yield a path named as `path` in a hidden folder beside it, which is removed afterwards."""
     missing = [folder for folder in (path.parent, *path.parent.parents) if not os.path.lexists(folder)]
-    folder = writable_folder(path.parent)
-    _forget(folder)
     try:
-        hidden = Path(mkdtemp(prefix=HIDDEN, dir=folder))
-    except OSError as error:
-        raise OutputError(f"cannot write to {folder}: {error.strerror or error}") from error
-    try:
-        yield hidden / path.name
+        with _hidden(writable_folder(path.parent)) as hidden:
+            yield hidden / path.name
     except OutputError:
         raise
     except OSError as error:
         raise OutputError(f"cannot write {path}: {error.strerror or error}") from error
     finally:
-        shutil.rmtree(hidden, ignore_errors=True)
         if not path.exists():
             for made in missing:  # deepest first
                 with suppress(OSError):
                     made.rmdir()
 
 
-def clear_unfinished(folder: str | Path, older: float = 0) -> None:
+@contextmanager
+def _hidden(folder: Path) -> Iterator[Path]:
+    """Yield a new hidden folder that this process has locked, and remove it afterwards."""
+    _forget(folder)
+    try:
+        hidden, lock = _claimed(folder)
+    except OSError as error:
+        raise OutputError(f"cannot write to {folder}: {error.strerror or error}") from error
+    try:
+        yield hidden
+    finally:
+        lock.release()
+        shutil.rmtree(hidden, ignore_errors=True)
+
+
+def _claimed(folder: Path) -> tuple[Path, FileLock]:
+    """Create a hidden folder and lock it; where the disk has no locks, it is not locked."""
+    hidden = Path(mkdtemp(prefix=f"{HIDDEN}{_machine()}-", dir=folder))
+    lock = FileLock(hidden / LOCK)
+    with suppress(OSError, NotImplementedError):
+        lock.acquire()  # creates the folder again if another process removed it while it was not locked
+    return hidden, lock
+
+
+@cache
+def _machine() -> str:
+    """Return 16 hexadecimal digits: 8 of the machine's name, and 8 of its start, which containers on it share."""
+    name = start = platform.node().encode()
+    with suppress(OSError):
+        start = Path("/proc/sys/kernel/random/boot_id").read_bytes()  # random(4): drawn each time that Linux starts
+    return sha256(name).hexdigest()[:8] + sha256(start).hexdigest()[:8]
+
+
+def clear_unfinished(folder: str | Path) -> None:
     """Remove temporary files that killed processes left in a folder.
 
-    Parameters
-    ----------
-    folder
-        Folder of the targets.
-    older
-        Minimum age in seconds; 0 is safe only where no other process writes to the folder.
+    Those of a running process are locked, and stay. Locks of other machines may be invisible on a shared disk: their
+    files stay until nothing in them has changed for a week. A machine is known by its name and by its start, so that
+    neither a restart nor containers with changing names make it another one.
     """
     for hidden in Path(folder).glob(f"{HIDDEN}*"):
         with suppress(OSError):
-            if time.time() - hidden.stat().st_mtime >= older:
+            if hidden.is_symlink() or not hidden.is_dir() or not _owned(hidden):
+                continue
+            machine, here = hidden.name.removeprefix(HIDDEN).partition("-")[0], _machine()
+            if machine[:8] == here[:8] or machine[8:] == here[8:]:
+                _remove_unlocked(hidden)
+            elif time.time() - max(path.stat().st_mtime for path in (hidden, *hidden.rglob("*"))) > FORGOTTEN:
                 shutil.rmtree(hidden, ignore_errors=True)
+
+
+def _owned(folder: Path) -> bool:
+    """Return whether a folder is this user's: in a temporary folder of all users, another's lock is not opened."""
+    return not hasattr(os, "geteuid") or folder.lstat().st_uid == os.geteuid()
+
+
+def _remove_unlocked(hidden: Path) -> None:
+    """Remove a hidden folder of this machine unless its process still runs; raises OSError where that is unknown."""
+    with FileLock(hidden / LOCK, timeout=0):  # its Timeout is an OSError
+        shutil.rmtree(hidden, ignore_errors=True)
+    if os.name == "nt":  # where an open file, such as the lock, cannot be removed
+        shutil.rmtree(hidden, ignore_errors=True)
 
 
 @cache
 def _forget(folder: Path) -> None:
     """Remove abandoned temporary files, once per process and folder: a folder may hold a hundred thousand files."""
-    clear_unfinished(folder, older=FORGOTTEN)
+    clear_unfinished(folder)
 
 
 def writable_folder(path: str | Path) -> Path:
@@ -199,13 +262,16 @@ def _sync(path: Path) -> None:
 def cache_folder(part: str) -> Path:
     """Return the folder of one part of the user's cache, such as `engines`; it may not exist.
 
-    Without a home folder, it lies in the system's temporary folder.
+    Without a home folder, it lies in the system's temporary folder. Temporary files that killed processes left in it
+    are removed: a later run finds its result there and writes nothing.
     """
     try:
         root = user_cache_path("unetrt", appauthor=False)
     except RuntimeError:  # there is no home folder
         root = Path()
-    return (root if root.is_absolute() else _temporary_cache()) / part
+    folder = (root if root.is_absolute() else _temporary_cache()) / part
+    _forget(folder)
+    return folder
 
 
 def _temporary_cache() -> Path:

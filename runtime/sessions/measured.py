@@ -17,14 +17,13 @@ from itertools import chain
 from math import ceil
 from pathlib import Path
 from statistics import median
-from tempfile import TemporaryDirectory
 from typing import Literal
 
 import numpy as np
 
 from unetrt.runtime.engines.flavours import usable_flavour
 from unetrt.runtime.errors import ModelFileError
-from unetrt.runtime.files.atomic import cache_folder, cached_file, locked, read_cached
+from unetrt.runtime.files.atomic import cache_folder, cached_file, locked, read_cached, scratch_folder
 from unetrt.runtime.geometry.planner import Budget, FrameSize, TileTime
 from unetrt.runtime.geometry.unet_shape import UNetShape
 from unetrt.runtime.machine import cores, processor, this_machine
@@ -181,8 +180,8 @@ def measure(
     """
     rounds: list[list[float]] = [[] for _ in tiles]
     order, total = np.random.default_rng(0), ROUNDS * len(tiles)
-    with TemporaryDirectory(prefix="unetrt-plan-") as temporary:
-        files = [Path(temporary, f"{height}x{width}.onnx") for height, width in tiles]
+    with scratch_folder() as folder:
+        files = [folder / f"{height}x{width}.onnx" for height, width in tiles]
         for file, tile in zip(files, tiles, strict=True):
             file.write_bytes(retiled(model, tile, setting.batch))
         end = float("inf")

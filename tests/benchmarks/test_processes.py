@@ -1,4 +1,5 @@
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -31,20 +32,25 @@ def test_a_process_that_dies_is_an_error():
 
 
 @pytest.mark.skipif(os.name == "nt", reason="kills by signal")
-def test_a_process_ends_with_the_one_that_waits_for_it(tmp_path):
-    """A killed benchmark leaves none behind."""
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])
+def test_a_process_ends_with_the_one_that_waits_for_it(tmp_path, number):
+    """A killed benchmark leaves none behind, and after Ctrl-C, which all processes get, only one prints a traceback."""
     lines = ("from unetrt.benchmarks.processes import fresh", "from tests.benchmarks.sleepers import noted")
     program = "\n".join([*lines, "if __name__ == '__main__':", f"    fresh(noted, {str(tmp_path / 'pid')!r})"])
     (tmp_path / "program.py").write_text(program)
     place = {"PYTHONPATH": str(Path(__file__).parents[2]), "PYTHONSAFEPATH": "1"}
-    parent = subprocess.Popen([sys.executable, tmp_path / "program.py"], env=os.environ | place)
+    command = [sys.executable, tmp_path / "program.py"]
+    parent = subprocess.Popen(
+        command, env=os.environ | place, stderr=subprocess.PIPE, text=True, start_new_session=True
+    )  # fmt: skip
     while not (tmp_path / "pid").exists():
         assert parent.poll() is None
         time.sleep(0.05)
-    parent.kill()
-    parent.wait()
+    (os.killpg if number == signal.SIGINT else os.kill)(parent.pid, number)
+    said = parent.communicate(timeout=60)[1]
+    assert said.count("Traceback") == (number == signal.SIGINT), said
     child = int((tmp_path / "pid").read_text())
-    end = time.monotonic() + 60
+    end = time.monotonic() + 20
     while alive(child) and time.monotonic() < end:
         time.sleep(0.1)
     assert not alive(child)

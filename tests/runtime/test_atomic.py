@@ -1,9 +1,24 @@
 import os
+import platform
+import subprocess
+import sys
+import tempfile
+from contextlib import ExitStack
+from pathlib import Path
 
 import pytest
 
 from unetrt.runtime.errors import OutputError
-from unetrt.runtime.files.atomic import require_writable, whole_file, whole_folder, writable_folder
+from unetrt.runtime.files import atomic
+from unetrt.runtime.files.atomic import (
+    cache_folder,
+    clear_unfinished,
+    require_writable,
+    scratch_folder,
+    whole_file,
+    whole_folder,
+    writable_folder,
+)
 
 
 def test_a_file_appears_whole_and_nothing_else(tmp_path):
@@ -103,10 +118,128 @@ def test_behind_a_link_lies_what_is_meant(tmp_path):
     assert (tmp_path / "real").read_text() == "new"
 
 
-def test_what_a_killed_process_left_a_day_ago_is_removed(tmp_path):
-    for name in ("old", "new"):
-        (tmp_path / f".unetrt-{name}").mkdir()
-    os.utime(tmp_path / ".unetrt-old", (1, 1))
-    with whole_file(tmp_path / "a.txt") as temporary:
+# Writes a file and waits in the middle.
+WRITER = """
+import sys, time
+from unetrt.runtime.files.atomic import scratch_folder, whole_file, whole_folder
+with {opened} as temporary:
+    print(temporary, flush=True)
+    time.sleep(60)
+"""
+KINDS = ["whole_file('a.txt')", "whole_folder('a')", "scratch_folder()"]
+
+
+@pytest.fixture
+def writer(tmp_path, monkeypatch):
+    """Start a process that writes and waits; return it, with its temporary path. All run in `tmp_path`."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    with ExitStack() as running:
+
+        def start(opened):
+            process = running.enter_context(
+                subprocess.Popen(
+                    [sys.executable, "-c", WRITER.format(opened=opened)],
+                    cwd=tmp_path, env={**os.environ, "TMPDIR": str(tmp_path)}, stdout=subprocess.PIPE, text=True,
+                )
+            )  # fmt: skip
+            running.callback(process.kill)
+            return process, tmp_path / process.stdout.readline().strip()
+
+        yield start
+
+
+def write_another(folder):
+    """Write a file and a scratch folder as the first call of a process in this folder."""
+    atomic._forget.cache_clear()
+    with whole_file(folder / "b.txt") as temporary:
         temporary.touch()
-    assert sorted(path.name for path in tmp_path.iterdir()) == [".unetrt-new", "a.txt"]
+    with scratch_folder() as scratch:
+        assert list(scratch.iterdir()) == []
+
+
+@pytest.mark.parametrize("opened", KINDS)
+def test_what_a_killed_process_left_is_removed_by_the_next_one(tmp_path, writer, opened):
+    process, temporary = writer(opened)
+    process.kill()
+    process.wait()
+    assert temporary.parent.is_dir(), "a killed process removes nothing"
+    write_another(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["b.txt"]
+
+
+@pytest.mark.parametrize("opened", KINDS)
+def test_what_a_running_process_writes_stays(tmp_path, writer, opened):
+    _, temporary = writer(opened)
+    os.utime(temporary.parent, (1, 1))
+    write_another(tmp_path)
+    assert temporary.parent.is_dir()
+    with whole_file(tmp_path / "c.txt") as of_this_process:
+        of_this_process.touch()
+        write_another(tmp_path)
+        assert of_this_process.exists()
+
+
+def hidden_of(folder, machine):
+    """Return what a process on another machine left: a file in a hidden folder, unlocked."""
+    hidden = folder / f".unetrt-{machine}-12345678"
+    hidden.mkdir()
+    (hidden / "a.txt").touch()
+    return hidden
+
+
+def test_of_another_machine_only_what_did_not_change_for_a_week_is_removed(tmp_path):
+    name, start = atomic._machine()[:8], atomic._machine()[8:]
+    restarted, renamed = hidden_of(tmp_path, f"{name}00000000"), hidden_of(tmp_path, f"00000000{start}")
+    other, growing, old = (hidden_of(tmp_path, f"0000000{digit}00000000") for digit in (1, 2, 3))
+    (earlier := tmp_path / ".unetrt-abc_1234").mkdir()  # of a version without machines
+    for path in (growing, old, old / "a.txt", earlier):
+        os.utime(path, (1, 1))
+    write_another(tmp_path)
+    assert [path.is_dir() for path in (restarted, renamed, other, growing, old, earlier)] == [
+        False, False, True, True, False, False,
+    ]  # fmt: skip
+
+
+def test_machines_without_the_number_of_their_start_differ(monkeypatch):
+    def machine(name):
+        atomic._machine.cache_clear()
+        with monkeypatch.context() as patch:
+            patch.setattr(platform, "node", lambda: name)
+            patch.setattr(Path, "read_bytes", lambda path: (path / "missing").stat())  # as on Windows
+            return atomic._machine()
+
+    one, other = machine("one"), machine("other")
+    atomic._machine.cache_clear()
+    assert one[:8] != other[:8]
+    assert one[8:] != other[8:]
+
+
+def test_a_folder_that_is_removed_before_it_is_locked_is_made_again(tmp_path, monkeypatch):
+    def slow(**given):
+        made = tempfile.mkdtemp(**given)
+        clear_unfinished(tmp_path)
+        assert not Path(made).exists()
+        return made
+
+    monkeypatch.setattr(atomic, "mkdtemp", slow)
+    with whole_file(tmp_path / "a.txt") as temporary:
+        temporary.write_text("content")
+    assert [path.name for path in tmp_path.iterdir()] == ["a.txt"]
+    assert (tmp_path / "a.txt").read_text() == "content"
+
+
+def test_what_only_has_such_a_name_stays(tmp_path):
+    (target := tmp_path / "target").mkdir()
+    (tmp_path / ".unetrt-link").symlink_to(target)
+    (tmp_path / ".unetrt-demo").touch()
+    os.utime(tmp_path / ".unetrt-demo", (1, 1))
+    os.utime(target, (1, 1))
+    clear_unfinished(tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".unetrt-demo", ".unetrt-link", "target"]
+
+
+def test_a_folder_of_the_cache_is_cleared_when_it_is_used(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    (tmp_path / "unetrt" / "part").mkdir(parents=True)
+    hidden_of(tmp_path / "unetrt" / "part", atomic._machine())
+    assert list(cache_folder("part").iterdir()) == []

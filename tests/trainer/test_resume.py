@@ -152,14 +152,14 @@ def wait_for(path, process, seconds=120):
         time.sleep(0.01)
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])  # SIGHUP has the same handler
 def test_a_signal_saves_and_resume_goes_on(drawn_folder, tmp_path, capsys, number):
     folder = tmp_path / "run"
     process = child(drawn_folder, "--steps", 100_000, "-o", folder, *SMALL)
     wait_for(folder / LAST, process)
     process.send_signal(number)
     said, _ = process.communicate(timeout=60)
-    assert process.returncode == 130
+    assert process.returncode == 128 + number
     assert said.strip().splitlines()[-1].startswith("stopped after step ")
     steps = load(folder / LAST).training["steps"]
     assert f"stopped after step {steps}; its state is saved" in said
@@ -255,3 +255,21 @@ def test_names_that_are_not_utf_8(drawn_folder, tmp_path, capfd):
         path.name for path in out.iterdir()
     }
     assert "not written" not in capfd.readouterr().err
+
+
+def test_what_a_kill_after_the_last_step_left_undone_is_completed(drawn_folder, tmp_path, capsys):
+    folder, small = tmp_path / "run", ["--depth", "1", "--base", "2", "--tile", "60", "--steps", "3"]
+    assert main(["train", str(drawn_folder), "-o", str(folder), *small]) == 0
+    names = ("curves.png", "validation.png", "model.onnx")
+    before = {name: (folder / name).read_bytes() for name in names}
+    resume = ["train", "--resume", str(folder)]
+    assert main(resume) == 2
+    assert "spent its budget (3 steps done)" in capsys.readouterr().err
+    for name in names:
+        (folder / name).unlink()
+        assert main(resume) == 0
+        assert (folder / name).read_bytes() == before[name]
+    os.utime(folder / "model.onnx", (1, 1))
+    assert main([*resume, "--no-export"]) == 2
+    assert main(resume) == 0
+    assert main(resume) == 2

@@ -12,6 +12,7 @@ Options that several commands share are here too, so that they have the same hel
 import logging
 import os
 import re
+import signal
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -22,9 +23,10 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from unetrt._exit_codes import STOPPED, exit_code
+from unetrt._exit_codes import STOPPED_BY, exit_code
 from unetrt._version import __version__
-from unetrt.runtime.errors import LONGEST, OptionError, UnetrtError, one_line, printable
+from unetrt.cli._shutdown import StopSignal
+from unetrt.runtime.errors import LONGEST, OptionError, TrainingStoppedError, UnetrtError, one_line, printable
 
 if TYPE_CHECKING:
     from unetrt.runtime.segment.segmenter import Segmenter
@@ -265,7 +267,8 @@ def cli() -> None:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return the exit code, one of `unetrt._exit_codes`.
 
-    Every error is one line on standard error, without a traceback unless `--debug` is given.
+    Every error is one line on standard error, without a traceback unless `--debug` is given. So is a signal that a
+    handler raises (`_shutdown.stop_signals`).
     """
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     # The error of a damaged file includes what tifffile logs about it.
@@ -280,25 +283,29 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if explained is None or ("--debug" in arguments and not isinstance(error, click.ClickException)):
             raise
         message, status = explained
-        label = "" if status == STOPPED else "Error: "
+        label = "" if status > STOPPED_BY else "Error: "
         echo(label + printable(one_line(message), LONGEST), err=True)
         return status
     return status if isinstance(status, int) else 0
 
 
-def _interrupted(error: BaseException | None) -> bool:
-    """Return whether an error is, or was caused by, Ctrl-C: an interrupted import can fail with any exception."""
+def _stopped_by(error: BaseException | None) -> StopSignal | None:
+    """Return the signal that an error is, or was caused by: an interrupted import can fail with any exception."""
+    stop = None
     while error is not None:
+        if isinstance(error, StopSignal):
+            return error
         if isinstance(error, click.Abort | KeyboardInterrupt):
-            return True
+            stop = StopSignal(signal.SIGINT)
         error = error.__cause__ or error.__context__
-    return False
+    return stop
 
 
 def _explained(error: BaseException) -> tuple[str, int] | None:
     """Return the message and exit code of an expected error; None for a defect, whose traceback is shown."""
-    if _interrupted(error):
-        return "stopped by the user", STOPPED
+    if stop := _stopped_by(error):
+        how = "stopped by the user" if stop.number == signal.SIGINT else f"stopped by {stop}"
+        return str(error) if isinstance(error, TrainingStoppedError) else how, stop.status
     if isinstance(error, click.ClickException):
         return error.format_message(), error.exit_code
     if isinstance(error, UnetrtError):

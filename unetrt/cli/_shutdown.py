@@ -1,4 +1,7 @@
-"""Graceful shutdown: the first SIGINT (Ctrl-C) or SIGTERM only sets a flag, which a long command polls.
+"""Signals that end a command: SIGINT (Ctrl-C), SIGTERM and SIGHUP, where they are not ignored (`nohup`).
+
+During a command the first one raises `StopSignal`, so that temporary files are removed, and the second ends the process
+at once. A long command replaces that by a graceful shutdown, in which the first signal only sets a flag:
 
 >>> with shutdown_request() as request:
 ...     while not request.made:
@@ -6,11 +9,68 @@
 """
 
 import signal
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM)
+from unetrt._exit_codes import STOPPED_BY
+
+SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
+
+
+class StopSignal(KeyboardInterrupt):
+    """A signal asks the process to end.
+
+    Attributes
+    ----------
+    number
+        Number of the signal.
+    """
+
+    def __init__(self, number: int) -> None:
+        super().__init__(signal.Signals(number).name)
+        self.number = number
+
+    @property
+    def status(self) -> int:
+        """Exit code of a command that it ends."""
+        return STOPPED_BY + self.number
+
+
+@contextmanager
+def _handled(handle: Callable[[int], None]) -> Iterator[None]:
+    """Call a function at the first signal of each kind, before which the previous handler is restored.
+
+    Python delivers signals to the main thread; in others nothing changes. Signals that are ignored remain so.
+    """
+    before = {number: signal.getsignal(number) for number in SIGNALS}
+    before = {number: handler for number, handler in before.items() if handler not in (signal.SIG_IGN, None)}
+    if threading.current_thread() is not threading.main_thread():
+        before = {}
+
+    def once(number: int, _frame: FrameType | None) -> None:
+        signal.signal(number, before[number])
+        handle(number)
+
+    try:
+        for number in before:
+            signal.signal(number, once)
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+@contextmanager
+def stop_signals() -> Iterator[None]:
+    """Let the first signal of each kind raise StopSignal inside; a second one of a kind has its previous effect."""
+
+    def stop(number: int) -> None:
+        raise StopSignal(number)
+
+    with _handled(stop):
+        yield
 
 
 class ShutdownRequest:
@@ -18,27 +78,31 @@ class ShutdownRequest:
 
     Attributes
     ----------
-    made
-        Whether a signal has arrived.
+    number
+        Number of the signal that has arrived; None for none.
     immediate
-        Whether a signal also has its previous effect, such as KeyboardInterrupt.
+        Whether a signal also has its previous effect, such as StopSignal.
     """
 
     def __init__(self, immediate: bool) -> None:
-        self.made, self.immediate = False, immediate
+        self.number: int | None = None
+        self.immediate = immediate
+
+    @property
+    def made(self) -> bool:
+        """Whether a signal has arrived."""
+        return self.number is not None
 
     def defer(self) -> None:
-        """Let signals only set the flag from now on; raises KeyboardInterrupt if one has arrived and had no effect."""
+        """Let signals only set the flag from now on; raises StopSignal if one has arrived and had no effect."""
         self.immediate = False
-        if self.made:
-            raise KeyboardInterrupt
+        if self.number is not None:
+            raise StopSignal(self.number)
 
 
 @contextmanager
 def shutdown_request(*, immediate: bool = False) -> Iterator[ShutdownRequest]:
-    """Replace the handlers of SIGINT and SIGTERM inside; a second signal of a kind has its previous effect.
-
-    Only in the main thread, to which Python delivers signals.
+    """Let signals set a flag inside; a second signal of a kind has its previous effect.
 
     Parameters
     ----------
@@ -47,18 +111,11 @@ def shutdown_request(*, immediate: bool = False) -> Iterator[ShutdownRequest]:
         KeyboardInterrupt in some places, such as destructors and the import of some packages; the flag remains set.
     """
     request = ShutdownRequest(immediate)
-    before = {number: signal.getsignal(number) for number in SIGNALS}
 
-    def handle(number: int, _frame: FrameType | None) -> None:
-        request.made = True
-        signal.signal(number, before[signal.Signals(number)])
+    def note(number: int) -> None:
+        request.number = number
         if request.immediate:
             signal.raise_signal(number)
 
-    for number in SIGNALS:
-        signal.signal(number, handle)
-    try:
+    with _handled(note):
         yield request
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

@@ -2,7 +2,6 @@
 
 from itertools import islice
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Literal, TypedDict, Unpack
 
 import click
@@ -16,7 +15,7 @@ from unetrt.cli.package import (
 )
 from unetrt.export.packages import KINDS, write
 from unetrt.runtime.errors import OptionError
-from unetrt.runtime.files.atomic import require_place
+from unetrt.runtime.files.atomic import require_place, scratch_folder
 from unetrt.runtime.model.spec import HEADS, INPUT_TYPES, PRECISIONS, Head, InputType, Precision
 
 if TYPE_CHECKING:
@@ -127,8 +126,8 @@ def command(
         input=given["input"],
         normalisation=given["normalisation"],
     )
-    with TemporaryDirectory(prefix="unetrt-") as folder:
-        model = Path(folder) / "model.onnx" if package else out
+    with scratch_folder() as folder:
+        model = folder / "model.onnx" if package else out
         verified = raw_frames(images, trained.shape.channels) if images else None
         parity = export(trained, model, options, frames=verified, thresholds=thresholds)
         echo(f"{_summary(out, model, options)}\nparity with the network in FP32: {parity}")

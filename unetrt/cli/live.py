@@ -7,6 +7,7 @@ sets a flag.
 """
 
 import logging
+import signal
 import threading
 import warnings
 from collections.abc import Callable, Mapping
@@ -21,7 +22,6 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
-from unetrt._exit_codes import STOPPED
 from unetrt.cli import (
     MODEL,
     SIZE,
@@ -34,7 +34,7 @@ from unetrt.cli import (
     kind_option,
     lanes_option,
 )
-from unetrt.cli._shutdown import ShutdownRequest, shutdown_request
+from unetrt.cli._shutdown import ShutdownRequest, StopSignal, shutdown_request
 from unetrt.runtime.errors import FrameError, InferenceError, OptionError, OutputError, UnetrtError
 
 if TYPE_CHECKING:
@@ -222,7 +222,7 @@ def _run(
     if failed := verdict(status, observer.failure, source.unread):
         raise failed
     if stopped and not options.is_endless:
-        raise click.exceptions.Exit(STOPPED)
+        raise click.exceptions.Exit(StopSignal(request.number or signal.SIGINT).status)
 
 
 def _live(model: Path, observer: "Observer", output: "ResultOutput | None", options: LiveOptions) -> "LiveSegmenter":

@@ -4,14 +4,13 @@ import json
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, cast
 
 import click
 
 from unetrt.cli import MEMORY, MODEL, SIZE, Size, backend_name_option, device_option, echo
 from unetrt.runtime.errors import BackendUnavailableError, ModelFileError, OptionError
-from unetrt.runtime.files.atomic import require_writable
+from unetrt.runtime.files.atomic import require_writable, scratch_folder
 from unetrt.runtime.geometry.unet_shape import UNetShape
 
 if TYPE_CHECKING:
@@ -189,11 +188,11 @@ def _measure(network: PlannedNetwork, options: PlanOptions, budget: "Budget", pr
     tiles = worth_timing(candidates(options.frames, network.shape, possible), possible.memory)
     console = Console(stderr=True)
     with (
-        TemporaryDirectory(prefix="unetrt-plan-") as folder,
+        scratch_folder() as folder,
         Progress(console=console, transient=True, disable=not console.is_terminal) as bar,
     ):
         task = bar.add_task(f"timing {len(tiles)} tiles", total=None)
-        model, what = network.model_file(precision, Path(folder))
+        model, what = network.model_file(precision, folder)
         times = measure(
             model, tiles, setting, options.device,
             lambda done, total: bar.update(task, completed=done, total=total),

@@ -1,5 +1,6 @@
 """`unetrt train`: the command, its progress bar, and the export at its end."""
 
+import signal
 import time
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -11,7 +12,7 @@ import click
 
 from unetrt._exit_codes import STOPPED
 from unetrt.cli import MODEL, echo
-from unetrt.cli._shutdown import shutdown_request
+from unetrt.cli._shutdown import StopSignal, shutdown_request
 from unetrt.runtime.errors import DatasetError, OptionError, OutputError, TrainingStoppedError
 from unetrt.runtime.files.atomic import require_writable
 from unetrt.runtime.pixels.normalisation import MODES
@@ -170,15 +171,16 @@ def command(exporting: bool, tensorboard: bool, **choices: Any) -> None:
     of_recipe = {name: choices.pop(name) for name in options_of() if name in choices}
     options = TrainOptions(**choices)
     job = _new_job(options, of_recipe) if options.resume is None else _resumed_job(options, options.resume)
+    model = job.run.folder / "model.onnx"
     try:
         with team() as members:
-            best = _train(job, members, tensorboard)
+            best = _train(job, members, tensorboard, [model] if exporting else [])
     except TrainingStoppedError:
         if is_leader():
             raise
         raise click.exceptions.Exit(STOPPED) from None  # the leader prints the message
     if exporting and is_leader():
-        _export(best, job.run.folder / "model.onnx")
+        _export(best, model)
 
 
 def _new_job(options: TrainOptions, of_recipe: dict[str, Any]) -> "TrainingJob":
@@ -223,8 +225,9 @@ def _resumed_job(options: TrainOptions, folder: Path) -> "TrainingJob":
     return TrainingJob.resumed(folder, options.budget, moved)
 
 
-def _train(job: "TrainingJob", members: "Team", tensorboard: bool) -> Path:
+def _train(job: "TrainingJob", members: "Team", tensorboard: bool, derived: list[Path]) -> Path:
     """Train as a member of a team, whose leader prints; return the path of the best checkpoint."""
+    from unetrt.trainer.checkpoint import BEST
     from unetrt.trainer.training import Training
 
     say: Callable[[str], None] = echo if members.leads else lambda _: None
@@ -238,6 +241,8 @@ def _train(job: "TrainingJob", members: "Team", tensorboard: bool) -> Path:
     if job.last is not None:
         training.restore(job.last)
         say(f"continuing after step {training.steps}")
+        if training.complete(job.budget, *derived):
+            return training.folder / BEST
     best = run_with_bar(training, job.budget, tensorboard=tensorboard, quiet=not members.leads)
     if members.leads:
         echo(f"best: {training.history.best_scores} -> {best}")
@@ -275,8 +280,8 @@ def run_with_bar(
 ) -> Path:
     """Run a training with a progress bar on standard error; return the path of the best checkpoint.
 
-    On Ctrl-C and SIGTERM the training finishes the current step, saves, and raises TrainingStoppedError. The process
-    keeps freed memory from here on.
+    On Ctrl-C, SIGTERM and SIGHUP the training finishes the current step, saves, and raises TrainingStoppedError. The
+    process keeps freed memory from here on.
     """
     from unetrt.trainer.learner import keep_freed_memory
 
@@ -293,7 +298,10 @@ def run_with_bar(
             for reporter in reporters:
                 reporter(progress)
 
-        return training.run(budget, report, lambda: request.made)
+        try:
+            return training.run(budget, report, lambda: request.made)
+        except TrainingStoppedError as error:
+            raise error from StopSignal(request.number or signal.SIGINT)
 
 
 @contextmanager

@@ -18,6 +18,7 @@ from unetrt.runtime.engines.cache import EngineCache, place
 from unetrt.runtime.engines.engine_file import BuildOptions, facts_of, read_sidecar, sidecar_path
 from unetrt.runtime.engines.flavours import FLAVOURS
 from unetrt.runtime.errors import EngineError
+from unetrt.runtime.files.atomic import whole_file
 from unetrt.runtime.model.onnx_file import read_spec
 
 pytest.importorskip("tensorrt_rtx", reason=requirements.RTX)
@@ -237,12 +238,12 @@ def test_listing_while_another_process_clears(cache, tiny_model, facts):
 
 
 def test_clearing_leaves_what_another_process_is_writing(cache, tmp_path):
-    cache.folder.mkdir()
-    (writing := cache.folder / ".unetrt-new").mkdir()
-    (killed := cache.folder / ".unetrt-old").mkdir()
-    os.utime(killed, (1, 1))
-    cache.clear()
-    assert list(cache.folder.iterdir()) == [writing]
+    with whole_file(cache.folder / "a.engine") as writing:
+        writing.touch()
+        killed = writing.parent.with_name(writing.parent.name + "0")  # its process ended with its lock
+        killed.mkdir()
+        cache.clear()
+        assert list(cache.folder.iterdir()) == [writing.parent]
 
 
 def test_obtaining_prunes(cache, tiny_model, facts, monkeypatch):
