@@ -132,10 +132,10 @@ class Floor:
     @classmethod
     def parse(cls, text: str) -> Self:
         """Read `2.6`, `NAME=2.6` or `NAME/OTHER=2.6`; raises OptionError for anything else."""
-        match = re.fullmatch(r"(?:([\w-]+)(?:/([\w-]+))?=)?(\d+(?:\.\d*)?|\.\d+)", text.strip())
+        match = re.fullmatch(r"(?:([\w-]+)(?:/([\w-]+))?=)?([0-9]{1,9}(?:\.[0-9]{0,20})?|\.[0-9]{1,20})", text.strip())
         if match is None:
             raise OptionError(
-                f"{text!r} is not a floor: write 2.6 for unetrt's fastest against the usual loop, NAME=2.6, or "
+                f"{text!r:.60} is not a floor: write 2.6 for unetrt's fastest against the usual loop, NAME=2.6, or "
                 "NAME/OTHER=2.6"
             )
         return cls(float(match[3]), match[1] or "", match[2] or "")

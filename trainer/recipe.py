@@ -20,6 +20,9 @@ SCHEDULES: tuple[Schedule, ...] = get_args(Schedule)
 # The linear warm-up of cosine and poly, as a share of the budget, and the share at which it starts, so that the first
 # step has a rate above 0. Chosen, not tuned.
 WARM_UP, HEAD_START = 0.05, 0.01
+# Far beyond any training, so that a number with a digit too many is refused before it takes hours or all memory: side
+# of a tile in pixels, tiles in one step, factor of random scaling.
+MAX_TILE, MAX_BATCH, MAX_ZOOM = 1 << 14, 1 << 12, 16
 # Exponent of the polynomial decay, as in nnU-Net and DeepLab.
 POWER = 0.9
 
@@ -95,15 +98,16 @@ class Recipe:
         smallest = self.shape(1, 2).geometry.smallest
         rules = (
             ("tile", self.tile, self.tile >= smallest, f"{smallest} or more at depth {self.depth}"),
-            ("batch", self.batch, self.batch >= 1, "1 or more"),
+            ("tile", self.tile, self.tile <= max(MAX_TILE, smallest), f"{MAX_TILE} or less"),
+            ("batch", self.batch, 1 <= self.batch <= MAX_BATCH, f"1 or more, up to {MAX_BATCH}"),
             ("rate", self.rate, 0 < self.rate < inf, "a number above 0"),
             ("average", self.average, 0 <= self.average < 1, "a number from 0 to below 1, such as 0.999"),
-            ("zoom", self.augmentation.zoom, 1 <= self.augmentation.zoom < inf, "1 or more, such as 1.4"),
+            ("zoom", self.augmentation.zoom, 1 <= self.augmentation.zoom <= MAX_ZOOM, f"1 or more, up to {MAX_ZOOM}"),
             ("gamma", self.augmentation.gamma, 0 <= self.augmentation.gamma < inf, "0 or more, such as 0.3"),
             ("invert", self.augmentation.invert, 0 <= self.augmentation.invert <= 1, "a share from 0 to 1"),
             ("dropout", self.dropout, 0 <= self.dropout < 1, "a number from 0 to below 1"),
             ("target", self.target, self.target in TARGETS, " or ".join(TARGETS)),
-            ("rim", self.rim, 0 < self.rim < inf, "a number above 0, such as 0.2"),
+            ("rim", self.rim, 0 < self.rim <= 1, "a number above 0, up to 1, such as 0.2"),
             ("separation border", self.separation_border, self.separation_border >= 0, "0 or more"),
             ("foreground", self.foreground, 0 < self.foreground < inf, "a number above 0, such as 1.6"),
             ("core", self.core, 0 < self.core < inf, "a number above 0, such as 2.5"),

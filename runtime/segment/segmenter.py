@@ -47,6 +47,8 @@ if TYPE_CHECKING:
 Progress = Callable[[int, int], None]
 # Lanes by default: enough to cut the next tile and stitch the last one while one is computed.
 LANES = 2
+# More lanes than these only take memory: one pass is computed at a time on a CPU, and a few fill a GPU.
+MAX_LANES = 64
 
 
 @dataclass(frozen=True)
@@ -111,7 +113,7 @@ class Segmenter(Closable):
     backend
         Name of the inference engine; `auto` selects the first usable one.
     lanes
-        Number of passes that may be in flight; on a GPU, each has a CUDA stream and memory.
+        Number of passes that may be in flight, 1 to `MAX_LANES`; on a GPU, each has a CUDA stream and memory.
     device
         CUDA device index; None selects GPU 0, or the CPU if no engine for a GPU is usable.
     backend_options
@@ -150,8 +152,8 @@ class Segmenter(Closable):
         device: int | None = None,
         backend_options: Mapping[str, Any] | None = None,
     ) -> None:
-        if not isinstance(lanes, int) or lanes < 1:
-            raise OptionError(f"lanes must be an integer of at least 1 (got {lanes!r:.60})")
+        if not isinstance(lanes, int) or not 1 <= lanes <= MAX_LANES:
+            raise OptionError(f"lanes must be an integer from 1 to {MAX_LANES} (got {lanes!r:.60})")
         if not isinstance(model, str | Path) and not hasattr(model, "lanes"):
             raise OptionError(f"model must be the path of a file or an open session (got {type(model).__name__})")
         if backend_options and not isinstance(model, str | Path):

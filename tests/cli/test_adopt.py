@@ -48,7 +48,7 @@ REFUSED = {
     "percentiles the wrong way": ("--normalisation percentile:99:1", "percentiles 99.0 and 1.0 are invalid"),
     "one class": ("--normalisation zscore --classes cell", "'cell' are not class names: write two or more"),
     "classes of one name": ("--normalisation zscore --classes a,a", "'a,a' are not class names"),
-    "a halo below zero": ("--normalisation zscore --halo -1", "-1 is not in the range"),
+    "a halo below zero": ("--normalisation zscore --halo -1", "'-1' is not valid: use a whole number from 0"),
     "over the input": ("--normalisation zscore -o fcn.onnx", "is read for this, and would be overwritten"),
     "into a file": ("--normalisation zscore -o fcn.onnx/m.onnx", "cannot write to fcn.onnx: .*not a folder"),
 }

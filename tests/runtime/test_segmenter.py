@@ -253,9 +253,10 @@ def test_a_closed_session_says_so():
         segmenter.segment(np.zeros((5, 5)))
 
 
-def test_no_lanes_no_segmenter():
-    with pytest.raises(OptionError, match="lanes must be an integer of at least 1"):
-        crop_segmenter(lanes=0)
+@pytest.mark.parametrize("lanes", [0, -1, 65, 10**400, 2.0, "2", None])
+def test_no_segmenter_has_no_lanes_or_too_many(lanes):
+    with pytest.raises(OptionError, match=r"^lanes must be an integer from 1 to 64 \(got .{1,60}\)$"):
+        crop_segmenter(lanes=lanes)
 
 
 def test_an_interrupt_of_who_waits_for_the_lanes_does_not_keep_them(monkeypatch):

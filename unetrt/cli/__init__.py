@@ -16,8 +16,9 @@ import signal
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from functools import wraps
+from functools import partial, wraps
 from importlib import import_module
+from math import inf
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -38,6 +39,12 @@ else:
 Size = tuple[int, int]
 Command = TypeVar("Command", bound=Callable[..., Any])
 BYTES = {"": 1, "b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "kib": 2**10, "mib": 2**20, "gib": 2**30}
+# Largest whole and decimal number of an option, unless the option has its own limit.
+MOST = 10**9
+# Largest side of a size, in pixels, as the planner's; it is not imported, since that imports numpy.
+MAX_SIDE = 1 << 24
+# 1 EiB.
+MOST_BYTES = 2**60
 
 
 def echo(text: object, err: bool = False) -> None:
@@ -60,38 +67,77 @@ def echo(text: object, err: bool = False) -> None:
 class Parsed(_ParamType):
     """The type of an option whose text a function parses; the function raises OptionError for invalid text.
 
-    A default that is not text is the option's value as it is.
+    The name of the option precedes the message. A default that is not text is the option's value as it is.
     """
 
     def __init__(self, name: str, parse: Callable[[str], Any]) -> None:
         self.name, self._parse = name, parse
 
-    def convert(self, value: Any, _param: click.Parameter | None, _ctx: click.Context | None) -> Any:
+    def convert(self, value: Any, param: click.Parameter | None, _ctx: click.Context | None) -> Any:
         """Return the value of the option."""
-        return self._parse(value.strip()) if isinstance(value, str) else value
+        if not isinstance(value, str):
+            return value
+        try:
+            return self._parse(value.strip())
+        except OptionError as error:
+            if param is None:
+                raise
+            name = param.opts[-1] if isinstance(param, click.Option) else param.human_readable_name
+            raise OptionError(f"{name}: {error}") from error
+
+
+def whole(least: int = -MOST, most: int = MOST) -> Parsed:
+    """Return the type of an option that is a whole number from `least` to `most`, in decimal digits."""
+    return Parsed("integer", partial(_whole_of, least=least, most=most))
+
+
+def real(least: float = -MOST, most: float = MOST, *, above: float = -inf, below: float = inf) -> Parsed:
+    """Return the type of an option that is a decimal number from `least` to `most`, `above` and `below` excluded.
+
+    Numbers other than 0 between -1 / MOST and 1 / MOST are refused too: their squares underflow in float32.
+    """
+    return Parsed("float", partial(_real_of, least=max(least, above), most=min(most, below), open_=(above, below)))
+
+
+def _whole_of(text: str, least: int, most: int) -> int:
+    if re.fullmatch(r"[+-]?[0-9]{1,40}", text) and least <= int(text) <= most:
+        return int(text)
+    raise OptionError(f"{text!r:.60} is not valid: use a whole number from {least} to {most}")
+
+
+def _real_of(text: str, least: float, most: float, open_: tuple[float, float]) -> float:
+    if number := re.fullmatch(r"[+-]?([0-9]{1,40}(\.[0-9]{0,40})?|\.[0-9]{1,40})(e[+-]?[0-9]{1,4})?", text.lower()):
+        value = float(number[0])
+        if least <= value <= most and value not in open_ and (value == 0 or abs(value) * MOST >= 1):
+            return value
+    low, high = ("above" if least in open_ else "from"), ("below" if most in open_ else "to")
+    raise OptionError(f"{text!r:.60} is not valid: use a decimal number {low} {least:g} {high} {most:g}")
 
 
 def size_of(text: str) -> Size:
     """Return (height, width) in pixels of `572`, a square, or `2048x1536`, height x width."""
-    match = re.fullmatch(r"0*([1-9]\d*)(?:[x\N{MULTIPLICATION SIGN}]0*([1-9]\d*))?", text.lower())
-    if match is None:
-        raise OptionError(f"{text!r} is not a size: write 572, or 2048x1536 for height x width, each at least 1 px")
+    match = re.fullmatch(r"0*([1-9][0-9]{0,7})(?:[x\N{MULTIPLICATION SIGN}]0*([1-9][0-9]{0,7}))?", text.lower())
+    if match is None or max(map(int, match.groups("1"))) > MAX_SIDE:
+        raise OptionError(
+            f"{text!r:.60} is not a size: write 572, or 2048x1536 for height x width, each from 1 to {MAX_SIDE} px"
+        )
     return int(match[1]), int(match[2] or match[1])
 
 
 def bytes_of(text: str) -> int:
     """Return the bytes of `800MiB`, `8GiB`, `8GB`, or a plain number of bytes."""
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([a-z]*)", text.lower())
-    if match is None or match[2] not in BYTES:
-        raise OptionError(f"{text!r} is not an amount of memory: write 800MiB or 8GiB")
-    return int(float(match[1]) * BYTES[match[2]])
+    match = re.fullmatch(r"([0-9]{1,20}(?:\.[0-9]{1,20})?)\s*([a-z]*)", text.lower())
+    amount = float(match[1]) * BYTES[match[2]] if match and match[2] in BYTES else 0
+    if not 1 <= amount <= MOST_BYTES:
+        raise OptionError(f"{text!r:.60} is not an amount of memory: write 800MiB or 8GiB, from 1 B to 1 EiB")
+    return int(amount)
 
 
 def backend_option_of(text: str) -> tuple[str, str]:
     """Return (name, value) of `prefer_nhwc=1`."""
     name, equals, value = (part.strip() for part in text.partition("="))
     if not (name and equals and value):
-        raise OptionError(f"{text!r} is not a backend option: write NAME=VALUE, such as prefer_nhwc=1")
+        raise OptionError(f"{text!r:.60} is not a backend option: write NAME=VALUE, such as prefer_nhwc=1")
     return name, value
 
 
@@ -162,9 +208,9 @@ backend_option = click.option(
     help="Option of the backend, such as prefer_nhwc=1 for onnxruntime-cuda; repeatable. [default: the fastest]",
 )
 device_option = click.option(
-    "--device", type=int, metavar="N", help="CUDA device index. [default: the first GPU, or the CPU]"
+    "--device", type=whole(0), metavar="N", help="CUDA device index. [default: the first GPU, or the CPU]"
 )
-lanes_option = click.option("--lanes", type=int, default=2, show_default=True, help="Passes in flight at once.")
+lanes_option = click.option("--lanes", type=whole(), default=2, show_default=True, help="Passes in flight at once.")
 kind_option = click.option(
     "--as",
     "kind",

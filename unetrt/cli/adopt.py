@@ -1,13 +1,12 @@
 """`unetrt adopt`."""
 
 from functools import partial
-from math import isfinite
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from unetrt.cli import SIZE, echo
+from unetrt.cli import SIZE, Parsed, echo, real, whole
 from unetrt.runtime.errors import OptionError
 from unetrt.runtime.files.atomic import require_writable
 from unetrt.runtime.geometry.plan import BORDERS
@@ -18,16 +17,20 @@ if TYPE_CHECKING:
     from unetrt.export.adoption import Adoption
 
 
-def _normalisation(_context: click.Context, _option: click.Parameter, value: str) -> Normalisation:
+# The type of one number of a normalisation.
+NUMBER = real()
+
+
+def _normalisation_of(value: str) -> Normalisation:
     """Parse `fixed:OFFSET:SCALE` (a number each, or one for each channel), `percentile[:LOW:HIGH]` or `zscore`."""
     mode, *constants = value.split(":")
     try:
-        numbers = [tuple(float(number) for number in part.split(",")) for part in constants]
-    except ValueError:
+        numbers = [tuple(NUMBER(number) for number in part.split(",")) for part in constants]
+    except OptionError:
         numbers = [()]
     match mode, numbers:
         # A scale of 0 would make all pixels equal.
-        case "fixed", [offset, scale] if all(map(isfinite, (*offset, *scale))) and 0 not in scale:
+        case "fixed", [offset, scale] if 0 not in scale:
             return Normalisation("fixed", offset=offset, scale=scale)
         case "percentile", []:
             return Normalisation("percentile")
@@ -36,16 +39,16 @@ def _normalisation(_context: click.Context, _option: click.Parameter, value: str
         case "zscore", []:
             return Normalisation("zscore")
     raise OptionError(
-        f"{value!r} is not a normalisation: write fixed:OFFSET:SCALE for (grey value - OFFSET) * SCALE, with a SCALE "
-        "other than 0, percentile, percentile:LOW:HIGH or zscore"
+        f"{value!r:.60} is not a normalisation: write fixed:OFFSET:SCALE for (grey value - OFFSET) * SCALE, with a "
+        "SCALE other than 0, percentile, percentile:LOW:HIGH or zscore"
     )
 
 
-def _names(_context: click.Context, _option: click.Parameter, value: str) -> tuple[str, ...]:
+def _names_of(value: str) -> tuple[str, ...]:
     """Parse names separated by commas."""
     names = tuple(name.strip() for name in value.split(","))
     if len(names) < 2 or "" in names or len(set(names)) < len(names):
-        raise OptionError(f"{value!r} are not class names: write two or more, background first: background,nuclei")
+        raise OptionError(f"{value!r:.60} are not class names: write two or more, background first: background,nuclei")
     return names
 
 
@@ -59,18 +62,22 @@ def _names(_context: click.Context, _option: click.Parameter, value: str) -> tup
     type=SIZE,
     help="Input size of the network in pixels: 572 or HEIGHTxWIDTH. [default: the size that FOREIGN fixes]",
 )
-@click.option("--halo", type=click.IntRange(0), help="Context on each side, in pixels. [default: measured]")
-@click.option("--grid", type=click.IntRange(1), help="Product of strides and poolings, in pixels. [default: measured]")
-@click.option("--batch", type=click.IntRange(1), default=1, show_default=True, help="Tiles in one pass.")
+@click.option("--halo", type=whole(0), help="Context on each side, in pixels. [default: measured]")
+@click.option("--grid", type=whole(1), help="Product of strides and poolings, in pixels. [default: measured]")
+@click.option("--batch", type=whole(1), default=1, show_default=True, help="Tiles in one pass.")
 @click.option(
     "--normalisation",
-    callback=_normalisation,
+    type=Parsed("MODE", _normalisation_of),
     required=True,
     metavar="MODE",
     help="Normalisation of grey values: fixed:OFFSET:SCALE, percentile[:LOW:HIGH] or zscore.",
 )
 @click.option(
-    "--classes", callback=_names, required=True, metavar="A,B,...", help="Names of the classes, background first."
+    "--classes",
+    type=Parsed("A,B,...", _names_of),
+    required=True,
+    metavar="A,B,...",
+    help="Names of the classes, background first.",
 )
 @click.option(
     "--head",
@@ -94,7 +101,7 @@ def _names(_context: click.Context, _option: click.Parameter, value: str) -> tup
 )
 @click.option(
     "--separation-border",
-    type=click.IntRange(0),
+    type=whole(0),
     default=0,
     show_default=True,
     help="Width of the background that training cuts between touching objects, in pixels.",
@@ -102,7 +109,7 @@ def _names(_context: click.Context, _option: click.Parameter, value: str) -> tup
 @click.option("--output", metavar="NAME", help="The output to use, of a network that has several.")
 @click.option(
     "--approximate",
-    type=click.IntRange(0),
+    type=whole(0),
     metavar="OVERLAP",
     help="Accept a network that sees the whole image: its tiles get OVERLAP pixels of context on each side, and differ "
     "from one pass.",

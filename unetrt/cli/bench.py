@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from unetrt.cli import SIZE, echo
+from unetrt.cli import SIZE, echo, real, whole
 from unetrt.runtime.errors import InferenceError, OptionError
 from unetrt.runtime.files.atomic import require_place
 
@@ -88,16 +88,28 @@ class BenchOptions:
 @click.argument("checkpoint", type=PATH, required=False)
 @click.option("--frame", type=SIZE, default="2048x2048", show_default=True, help="Size of the drawn frame.")
 @click.option("--tile", type=SIZE, help="unetrt's tile. [default: planned]")
-@click.option("--base", default=16, show_default=True, help="Feature channels of the first level, without CHECKPOINT.")
-@click.option("--depth", default=4, show_default=True, help="Number of poolings, without CHECKPOINT.")
 @click.option(
-    "--rounds", default=ROUNDS, show_default=True, help="Fresh processes of each contender; a 95 % interval needs 6."
+    "--base",
+    type=whole(),
+    default=16,
+    show_default=True,
+    help="Feature channels of the first level, without CHECKPOINT.",
+)
+@click.option("--depth", type=whole(), default=4, show_default=True, help="Number of poolings, without CHECKPOINT.")
+@click.option(
+    "--rounds",
+    type=whole(),
+    default=ROUNDS,
+    show_default=True,
+    help="Fresh processes of each contender; a 95 % interval needs 6.",
 )
 @click.option(
     "--device", type=click.Choice(["cpu", "gpu"]), help="Device of all contenders. [default: gpu where torch finds one]"
 )
 @click.option("--only", multiple=True, metavar="NAME", help="Time only this contender and the usual loop; repeatable.")
-@click.option("--seconds", type=float, help="Start no step after this time; --json keeps the figures measured by then.")
+@click.option(
+    "--seconds", type=real(), help="Start no step after this time; --json keeps the figures measured by then."
+)
 @click.option("--resume", is_flag=True, help="Continue the --json file of an unfinished run.")
 @click.option("--list", "listed", is_flag=True, help="List the contenders, and why some cannot be timed here.")
 @click.option("--json", "json_path", type=PATH, help="Write all figures as JSON.")

@@ -1,5 +1,6 @@
 """The command `unetrt build`: a TensorRT engine from a model file."""
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -7,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from unetrt.cli import MEMORY, MODEL, echo
+from unetrt.cli import MEMORY, MODEL, Parsed, echo, whole
 from unetrt.runtime.engines import SUFFIXES
 from unetrt.runtime.engines.engine_file import COMPATIBILITIES
 from unetrt.runtime.engines.flavours import AUTO, NAMES
@@ -23,6 +24,13 @@ if TYPE_CHECKING:
 NAME = 60
 
 
+def _capability_of(text: str) -> str:
+    """Return the text of a compute capability."""
+    if not re.fullmatch(r"[0-9]{1,2}\.[0-9]", text):
+        raise OptionError(f"{text!r:.60} is not a compute capability: write one such as 8.9")
+    return text
+
+
 @click.command("build")
 @click.argument("model", type=MODEL)
 @click.option("-o", "--out", type=click.Path(path_type=Path), help="The engine file. [default: kept in the cache]")
@@ -34,7 +42,7 @@ NAME = 60
     help="TensorRT or TensorRT for RTX; auto: the first usable one.",
 )
 @click.option("--workspace", type=MEMORY, help="Largest workspace of a layer, such as 2GiB. [default: no limit]")
-@click.option("--level", type=int, help="Optimisation level, 0 to 5; higher levels search longer. [default: 3]")
+@click.option("--level", type=whole(), help="Optimisation level, 0 to 5; higher levels search longer. [default: 3]")
 @click.option("--tf32", is_flag=True, help="Let FP32 convolutions round their factors to 10 bits of mantissa.")
 @click.option("--version-compatible", is_flag=True, help="Allow newer releases of the same major version to load it.")
 @click.option(
@@ -47,6 +55,7 @@ NAME = 60
 @click.option(
     "--capability",
     "capabilities",
+    type=Parsed("X.Y", _capability_of),
     multiple=True,
     metavar="X.Y",
     help="Build for GPUs of this compute capability (TensorRT for RTX); repeatable. [default: 8.0, 8.6, 8.9, 12.0 and "

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import click
 
-from unetrt.cli import echo
+from unetrt.cli import echo, whole
 from unetrt.runtime.files.atomic import require_writable
 
 # A number of steps produces the same network on every machine; a number of minutes would not.
@@ -13,10 +13,8 @@ STEPS = 500
 
 @click.command("demo")
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder for all results.")
-@click.option(
-    "--steps", type=click.IntRange(1), default=STEPS, show_default=True, help="Length of the training, in steps."
-)
-@click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Seed of drawings and training.")
+@click.option("--steps", type=whole(1), default=STEPS, show_default=True, help="Length of the training, in steps.")
+@click.option("--seed", type=whole(0), default=0, show_default=True, help="Seed of drawings and training.")
 def command(out: Path, steps: int, seed: int) -> None:
     """Segment real nuclei with the model that comes with unetrt; then train a network on drawn cells.
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from unetrt.cli import echo
+from unetrt.cli import echo, whole
 
 if TYPE_CHECKING:
     from unetrt.trainer.evaluation import Tally
@@ -32,8 +32,8 @@ CLASSES = (("IoU", "iou", ".3f"), ("pixel err", "pixel_error", ".4f"))
 @click.command("eval")
 @click.argument("predicted", type=click.Path(path_type=Path))
 @click.argument("labels", type=click.Path(path_type=Path))
-@click.option("--classes", type=int, help="Labels are class indices 0 ... N-1, not instances.")
-@click.option("--ignore-label", type=int, help="Label of unannotated pixels. [default: 255 with --classes]")
+@click.option("--classes", type=whole(), help="Labels are class indices 0 ... N-1, not instances.")
+@click.option("--ignore-label", type=whole(), help="Label of unannotated pixels. [default: 255 with --classes]")
 @click.option("--ignore", type=click.Path(path_type=Path), help="Folder of masks whose nonzero pixels are unannotated.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def command(

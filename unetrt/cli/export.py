@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Literal, TypedDict, Unpack
 
 import click
 
-from unetrt.cli import SIZE, Size, echo
+from unetrt.cli import SIZE, Size, echo, real, whole
 from unetrt.cli.package import (
     SEARCHED,
     package_place,
@@ -53,7 +53,7 @@ class ExportArguments(TypedDict):
     help="Type of the layers between input and head.",
 )
 @click.option("--head", type=click.Choice(HEADS), default="logits", show_default=True, help="Output of the network.")
-@click.option("--batch", default=1, show_default=True, help="Tiles in one pass.")
+@click.option("--batch", type=whole(), default=1, show_default=True, help="Tiles in one pass.")
 @click.option(
     "--input",
     type=click.Choice(INPUT_TYPES),
@@ -71,11 +71,11 @@ class ExportArguments(TypedDict):
     type=click.Path(path_type=Path),
     help="Verify on up to 16 of these images instead of the checkpoint's frames.",
 )
-@click.option("--max-error", type=float, help="Largest allowed difference of a probability. [default: by precision]")
+@click.option("--max-error", type=real(), help="Largest allowed difference of a probability. [default: by precision]")
 @click.option(
-    "--max-flips", type=float, help="Largest allowed share of pixels that change class. [default: by precision]"
+    "--max-flips", type=real(), help="Largest allowed share of pixels that change class. [default: by precision]"
 )
-@click.option("--min-iou", type=float, help="Smallest allowed IoU of the worst class. [default: by precision]")
+@click.option("--min-iou", type=real(), help="Smallest allowed IoU of the worst class. [default: by precision]")
 @click.option(
     "--package",
     type=click.Choice([kind.name for kind in KINDS]),

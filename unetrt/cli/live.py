@@ -15,7 +15,6 @@ from concurrent.futures import Future
 from concurrent.futures import wait as wait_for
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
-from math import isfinite
 from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING, Any, Literal
@@ -33,6 +32,8 @@ from unetrt.cli import (
     given_options,
     kind_option,
     lanes_option,
+    real,
+    whole,
 )
 from unetrt.cli._shutdown import ShutdownRequest, StopSignal, shutdown_request
 from unetrt.runtime.errors import FrameError, InferenceError, OptionError, OutputError, UnetrtError
@@ -83,21 +84,23 @@ class LiveOptions:
 @click.command("live")
 @click.argument("model", type=MODEL)
 @click.option("--config", metavar="FILE", help="Micro-Manager configuration of a camera, such as MMConfig_demo.cfg.")
-@click.option("--exposure", type=click.FloatRange(0, min_open=True), metavar="MS", help="Exposure time of the camera.")
+@click.option("--exposure", type=real(above=0), metavar="MS", help="Exposure time of the camera.")
 @click.option("--replay", type=click.Path(path_type=Path), metavar="FOLDER", help="Replay images instead of a camera.")
 @click.option(
-    "--fps", type=click.FloatRange(0), default=10, show_default=True, metavar="N",
+    "--fps", type=real(0), default=10, show_default=True, metavar="N",
     help="Frames per second of a replay; 0: as fast as they are segmented.",
 )  # fmt: skip
 @click.option("--loop", is_flag=True, help="Repeat the replay endlessly.")
-@click.option("--frames", type=click.IntRange(1), metavar="N", help="End after N frames.")
-@click.option("--seconds", type=click.FloatRange(0, min_open=True), metavar="S", help="End after S seconds.")
+@click.option("--frames", type=whole(1), metavar="N", help="End after N frames.")
+@click.option("--seconds", type=real(above=0), metavar="S", help="End after S seconds.")
 @click.option(
     "--policy",
     type=click.Choice(["latest", "drop_oldest", "block"]),
     help="Action when the queue is full. [default: latest; with --fps 0: block]",
 )
-@click.option("--queue", type=int, metavar="N", help="Maximum number of queued frames. [default: 1 for latest, else 8]")
+@click.option(
+    "--queue", type=whole(), metavar="N", help="Maximum number of queued frames. [default: 1 for latest, else 8]"
+)
 @click.option(
     "--normalisation",
     type=click.Choice(["model", "running"]),
@@ -114,7 +117,7 @@ class LiveOptions:
 )
 @click.option("--overwrite", is_flag=True, help="Let --save replace an existing file.")
 @click.option("--view", is_flag=True, help="Show frames and labels in a browser on this machine.")
-@click.option("--port", type=click.IntRange(0, 65535), metavar="N", help="Port of --view. [default: any free port]")
+@click.option("--port", type=whole(0, 65535), metavar="N", help="Port of --view. [default: any free port]")
 @click.option("--frame-size", "frame", type=SIZE, help="Plan the tile for such frames. [default: the file's tile]")
 @backend_name_option
 @backend_option
@@ -153,9 +156,6 @@ def _checked(options: LiveOptions) -> LiveOptions:
     for option, needed in {"exposure": "config", "loop": "replay", "port": "view", "overwrite": "save"}.items():
         if getattr(options, option) and not getattr(options, needed):
             raise OptionError(f"--{option} has no effect without --{needed}: leave out --{option}")
-    for option in ("fps", "seconds", "exposure"):
-        if not isfinite(getattr(options, option) or 0):
-            raise OptionError(f"--{option} {getattr(options, option)} is not a finite number: give one, such as 10")
     if options.backend not in engines():
         raise unknown(options.backend)
     if options.view:

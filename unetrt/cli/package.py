@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from unetrt.cli import MODEL, echo
+from unetrt.cli import MODEL, echo, whole
 from unetrt.export.packages import KINDS, named_kind, write
 from unetrt.runtime.engines import SUFFIXES
 from unetrt.runtime.errors import OptionError
@@ -42,14 +42,14 @@ OPTIONS = {
 @click.option("--author", "authors", multiple=True, help="Name of an author; repeatable (bioimageio).")
 @click.option("--license", metavar="SPDX", help="Licence, such as CC-BY-4.0 (bioimageio).")
 @click.option("--description", help="One or two sentences about the model (bioimageio).")
-@click.option("--max-batch", "max_batch_size", type=int, help="Largest number of tiles in one pass (triton).")
+@click.option("--max-batch", "max_batch_size", type=whole(), help="Largest number of tiles in one pass (triton).")
 @click.option(
     "--queue-delay",
     "max_queue_delay_microseconds",
-    type=int,
+    type=whole(),
     help="Longest wait for other requests, in microseconds (triton).",
 )
-@click.option("--instances", type=int, help="Copies of the model on each device (triton).")
+@click.option("--instances", type=whole(), help="Copies of the model on each device (triton).")
 @click.option("--device", type=click.Choice(["gpu", "cpu"]), help="Device of the copies (triton).")
 def command(model: Path, kind: str, out: Path | None, images: Path | None, **choices: Any) -> None:
     """Package MODEL in the format of another program.

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import click
 
-from unetrt.cli import MEMORY, MODEL, SIZE, Size, backend_name_option, device_option, echo
+from unetrt.cli import MEMORY, MODEL, SIZE, Size, backend_name_option, device_option, echo, whole
 from unetrt.runtime.errors import BackendUnavailableError, ModelFileError, OptionError
 from unetrt.runtime.files.atomic import require_writable, scratch_folder
 from unetrt.runtime.geometry.unet_shape import UNetShape
@@ -111,15 +111,17 @@ class PlannedNetwork:
 @click.command("plan")
 @click.argument("frames", type=SIZE, nargs=-1, required=True)
 @click.option("--model", type=MODEL, help="Plan for this model file or checkpoint.")
-@click.option("--depth", default=4, show_default=True, help="Number of poolings, without --model.")
-@click.option("--base", default=64, show_default=True, help="Feature channels of the first level, without --model.")
-@click.option("--channels", default=1, show_default=True, help="Channels of a frame, without --model.")
-@click.option("--classes", default=2, show_default=True, help="Classes, without --model.")
+@click.option("--depth", type=whole(), default=4, show_default=True, help="Number of poolings, without --model.")
+@click.option(
+    "--base", type=whole(), default=64, show_default=True, help="Feature channels of the first level, without --model."
+)
+@click.option("--channels", type=whole(), default=1, show_default=True, help="Channels of a frame, without --model.")
+@click.option("--classes", type=whole(), default=2, show_default=True, help="Classes, without --model.")
 @click.option(
     "--memory", type=MEMORY, default="8GiB", show_default=True, help="Memory limit for the activations of all lanes."
 )
-@click.option("--batch", default=1, show_default=True, help="Tiles in one pass.")
-@click.option("--lanes", default=1, show_default=True, help="Passes in flight at once; 1 on a CPU.")
+@click.option("--batch", type=whole(), default=1, show_default=True, help="Tiles in one pass.")
+@click.option("--lanes", type=whole(), default=1, show_default=True, help="Passes in flight at once; 1 on a CPU.")
 @click.option(
     "--precision",
     type=click.Choice(["fp32", "fp16", "bf16"]),

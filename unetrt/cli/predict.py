@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, TypedDict, Unpack
 
 import click
 
-from unetrt.cli import MODEL, EngineOptions, echo, engine_options, kind_option
+from unetrt.cli import MODEL, EngineOptions, echo, engine_options, kind_option, whole
 from unetrt.runtime.errors import FrameError, OptionError, UnetrtError, printable
 from unetrt.runtime.files.atomic import require_writable
 
@@ -39,7 +39,9 @@ class Written(TypedDict):
     "-o", "--out", type=click.Path(path_type=Path), required=True, metavar="DIR", help="Folder for labels and overlays."
 )
 @kind_option
-@click.option("--min-area", default=0, show_default=True, metavar="PIXELS", help="Drop instances smaller than this.")
+@click.option(
+    "--min-area", type=whole(), default=0, show_default=True, metavar="PIXELS", help="Drop instances smaller than this."
+)
 @click.option("--tta", is_flag=True, help="Average over 8 rotated and reflected copies; takes 8 times as long.")
 @click.option(
     "--tile",

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import click
 
-from unetrt.cli import MEMORY, MODEL, SIZE, Size, echo
+from unetrt.cli import MEMORY, MODEL, SIZE, Size, echo, whole
 from unetrt.runtime.engines import SUFFIXES
 from unetrt.runtime.errors import OptionError
 from unetrt.runtime.files.atomic import require_place
@@ -15,7 +15,7 @@ from unetrt.runtime.files.atomic import require_place
 @click.option("-o", "--out", type=click.Path(path_type=Path), required=True, help="The new model file.")
 @click.option("--frame", type=SIZE, multiple=True, help="Plan the tile for frames of this size; repeatable.")
 @click.option("--tile", type=SIZE, help="Input size of the network in pixels: 572 or HEIGHTxWIDTH; must be legal.")
-@click.option("--batch", type=click.IntRange(1), metavar="N", help="Tiles in one pass. [default: that of MODEL]")
+@click.option("--batch", type=whole(1), metavar="N", help="Tiles in one pass. [default: that of MODEL]")
 @click.option(
     "--memory", type=MEMORY, default="8GiB", show_default=True, help="Memory limit for the activations of a pass."
 )

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from unetrt._exit_codes import STOPPED
-from unetrt.cli import MODEL, echo
+from unetrt.cli import MODEL, echo, real, whole
 from unetrt.cli._shutdown import StopSignal, shutdown_request
 from unetrt.runtime.errors import DatasetError, OptionError, OutputError, TrainingStoppedError
 from unetrt.runtime.files.atomic import require_writable
@@ -69,7 +69,7 @@ class TrainOptions:
 )
 @click.option(
     "--val-fraction",
-    type=float,
+    type=real(),
     help="Share of DATA held back without --val. [default: 0.2 of the images, a third of a single image]",
 )
 @click.option(
@@ -86,10 +86,10 @@ class TrainOptions:
 )
 @click.option(
     "--minutes",
-    type=float,
+    type=real(),
     help=f"Length of the training, without the last validation and the export. [default: {DEFAULT_MINUTES:g}]",
 )
-@click.option("--steps", type=int, help="Length of the training in steps, instead of minutes.")
+@click.option("--steps", type=whole(), help="Length of the training in steps, instead of minutes.")
 @click.option(
     "--recipe",
     "recipe_name",
@@ -104,47 +104,45 @@ class TrainOptions:
     metavar="MODEL",
     help="Start from the weights of a model file, a checkpoint, a run's folder, or a model that `unetrt models` lists.",
 )
-@click.option("--classes", type=int, help="Labels are class indices 0 ... N-1, not instances.")
-@click.option("--ignore-label", type=int, help="Label of unannotated pixels. [default: 255 with --classes]")
-@click.option("--depth", type=int, help="Number of poolings.")
-@click.option("--base", type=int, help="Feature channels of the first level.")
-@click.option("--dropout", type=float, help="Drop-out rate at the end of the contracting path.")
-@click.option("--tile", type=int, help="Side of the training tile, in pixels; rounded down to a legal side.")
-@click.option("--batch", type=int, help="Tiles in one step.")
+@click.option("--classes", type=whole(), help="Labels are class indices 0 ... N-1, not instances.")
+@click.option("--ignore-label", type=whole(), help="Label of unannotated pixels. [default: 255 with --classes]")
+@click.option("--depth", type=whole(), help="Number of poolings.")
+@click.option("--base", type=whole(), help="Feature channels of the first level.")
+@click.option("--dropout", type=real(), help="Drop-out rate at the end of the contracting path.")
+@click.option("--tile", type=whole(), help="Side of the training tile, in pixels; rounded down to a legal side.")
+@click.option("--batch", type=whole(), help="Tiles in one step.")
 @click.option("--optimiser", type=click.Choice(["sgd", "adamw"]), help="Optimiser; sgd has momentum 0.99.")
-@click.option("--rate", type=float, help="Learning rate.")
+@click.option("--rate", type=real(), help="Learning rate.")
 @click.option("--schedule", type=click.Choice(["constant", "cosine", "poly"]), help="Decay of the learning rate.")
 @click.option(
-    "--average", type=float, help="Decay of the weights' moving average, at least 0 and below 1; 0: no average."
+    "--average", type=real(), help="Decay of the weights' moving average, at least 0 and below 1; 0: no average."
 )
 @click.option("--balance/--no-balance", default=None, help="Balance the classes' frequencies with class weights (w_c).")
-@click.option("--foreground", type=float, help="Weight of the pixels of instances relative to background.")
-@click.option("--core", type=float, help="Weight of the pixels of cores relative to rims.")
-@click.option("--w0", type=float, help="Largest weight between neighbouring objects.")
-@click.option("--sigma", type=float, help="Reach of that weight, in pixels.")
+@click.option("--foreground", type=real(), help="Weight of the pixels of instances relative to background.")
+@click.option("--core", type=real(), help="Weight of the pixels of cores relative to rims.")
+@click.option("--w0", type=real(), help="Largest weight between neighbouring objects.")
+@click.option("--sigma", type=real(), help="Reach of that weight, in pixels.")
 @click.option(
     "--target",
     type=click.Choice(["cores", "border"]),
     help="What is learnt from instances: cores (background, rim and core), or the paper's separation border.",
 )
-@click.option("--rim", type=float, help="Width of the rim at most, as a share of the objects' median diameter.")
+@click.option("--rim", type=real(), help="Width of the rim at most, as a share of the objects' median diameter.")
 @click.option(
     "--separation-border",
-    type=int,
+    type=whole(),
     help="Width of the background that --target border cuts between touching objects, in pixels.",
 )
-@click.option("--zoom", type=float, help="Largest factor of random scaling, 1 or more.")
-@click.option("--gamma", type=float, help="Standard deviation of the logarithm of a random gamma, 0 or more.")
-@click.option("--invert", type=float, help="Share of the tiles whose grey values are inverted, 0 to 1.")
+@click.option("--zoom", type=real(), help="Largest factor of random scaling, 1 or more.")
+@click.option("--gamma", type=real(), help="Standard deviation of the logarithm of a random gamma, 0 or more.")
+@click.option("--invert", type=real(), help="Share of the tiles whose grey values are inverted, 0 to 1.")
 @click.option("--mixed/--no-mixed", default=None, help="Compute in 16 bits if the device supports them in hardware.")
 @click.option("--normalisation", type=click.Choice(MODES), help="Normalisation of grey values.")
 @click.option("--compile", "compiled", is_flag=True, help="Compile the network with torch.compile.")
 @click.option("--tta", is_flag=True, help="In validation, average over 8 rotated and reflected copies.")
 @click.option("--tensorboard", is_flag=True, help="Also write events for TensorBoard.")
 @click.option("--export/--no-export", "exporting", default=True, show_default=True, help="Also write model.onnx.")
-@click.option(
-    "--seed", type=click.IntRange(0), default=0, show_default=True, help="Seed of weights, samples and split."
-)
+@click.option("--seed", type=whole(0), default=0, show_default=True, help="Seed of weights, samples and split.")
 def command(exporting: bool, tensorboard: bool, **choices: Any) -> None:
     """Train a U-Net on DATA: a folder with images/ and labels/, paired by name, or a Cell Tracking Challenge data set.
 
