@@ -1,11 +1,12 @@
 """Atomic file writes: a file appears complete or not at all. Also the user's cache folder, and locks.
 
 `whole_file` writes to a temporary path beside the target and renames it on success; `whole_folder` does the same for a
-folder. Functions named `require_...` check a target before long work, without creating anything.
+folder. Functions named `require_...` check a path before long work, without creating anything.
 """
 
 import os
 import shutil
+import stat
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
@@ -19,10 +20,18 @@ from tempfile import gettempdir, mkdtemp
 from filelock import FileLock
 from platformdirs import user_cache_path
 
-from unetrt.runtime.errors import OutputError
+from unetrt.runtime.errors import FrameError, OutputError
 
 # Prefix of the folders that hold temporary files.
 HIDDEN = ".unetrt-"
+# What a path is, by the file type of its mode, if it is not a regular file.
+KINDS = {
+    stat.S_IFDIR: "a folder",
+    stat.S_IFIFO: "a named pipe",
+    stat.S_IFSOCK: "a socket",
+    stat.S_IFCHR: "a device",
+    stat.S_IFBLK: "a device",
+}
 # Age in seconds from which a temporary file is known to be that of a killed process: no write takes a day.
 FORGOTTEN = 86400.0
 
@@ -149,6 +158,22 @@ def require_place(path: str | Path, sources: Iterable[str | Path] = ()) -> Path:
         if there and path.samefile(source):
             raise OutputError(f"{path} is read for this, and would be overwritten: give another name with -o")
     require_writable(path.parent)
+    return path
+
+
+def require_regular(path: str | Path, subject: str = "") -> Path:
+    """Return `path`, or raise FrameError unless it is a regular file, or a symbolic link to one.
+
+    Reading a named pipe or a terminal waits, and a device such as /dev/zero never ends. The message begins with
+    `subject` and lacks the path, so that it can follow the name of a file.
+    """
+    path = Path(path)
+    try:
+        mode = path.stat().st_mode
+    except OSError as error:
+        raise FrameError(f"{subject}cannot be read: {error.strerror or error}") from error
+    if not stat.S_ISREG(mode):
+        raise FrameError(f"{subject}is {KINDS.get(stat.S_IFMT(mode), 'of an unknown kind')}: give a regular file")
     return path
 
 

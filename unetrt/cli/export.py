@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Literal, TypedDict, Unpack
 
 import click
 
-from unetrt.cli import SIZE, Size
+from unetrt.cli import SIZE, Size, image_memory_option
 from unetrt.cli.package import (
     SEARCHED,
     package_place,
@@ -32,6 +32,7 @@ class ExportArguments(TypedDict):
     input: InputType
     normalisation: Literal["fixed"] | None
     images: Path | None
+    max_image_memory: int | None
     max_error: float | None
     max_flips: float | None
     min_iou: float | None
@@ -72,6 +73,7 @@ class ExportArguments(TypedDict):
     type=click.Path(path_type=Path),
     help="Verify on up to 16 of these images instead of the checkpoint's frames.",
 )
+@image_memory_option
 @click.option("--max-error", type=float, help="Largest allowed difference of a probability. [default: by precision]")
 @click.option(
     "--max-flips", type=float, help="Largest allowed share of pixels that change class. [default: by precision]"
@@ -106,7 +108,7 @@ def command(
 
     if tile and frame:
         raise OptionError("--tile and --frame exclude each other: a planned tile, or one of your choice")
-    package, images = given["package"], given["images"]
+    package, images, most = given["package"], given["images"], given["max_image_memory"]
     about = {"name": given["name"], "authors": given["authors"], "license": given["license"]}
     about = {name: value for name, value in about.items() if value}
     if package or about:
@@ -129,13 +131,13 @@ def command(
     )
     with TemporaryDirectory(prefix="unetrt-") as folder:
         model = Path(folder) / "model.onnx" if package else out
-        verified = raw_frames(images, trained.shape.channels) if images else None
+        verified = raw_frames(images, trained.shape.channels, most) if images else None
         parity = export(trained, model, options, frames=verified, thresholds=thresholds)
         click.echo(f"{_summary(out, model, options)}\nparity with the network in FP32: {parity}")
         if not package:
             click.echo(f"next: {_next(out, options)}")
             return
-        frames = raw_frames(images, trained.shape.channels) if images else iter(trained.frames)
+        frames = raw_frames(images, trained.shape.channels, most) if images else iter(trained.frames)
         written = write(package, model, out, list(islice(frames, SEARCHED)), **about)
     click.echo(f"{written}: a package for {package}")
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from unetrt._exit_codes import STOPPED
-from unetrt.cli import MODEL
+from unetrt.cli import MODEL, image_memory_option
 from unetrt.cli._shutdown import shutdown_request
 from unetrt.runtime.errors import DatasetError, OptionError, OutputError, TrainingStoppedError
 from unetrt.runtime.files.atomic import require_writable
@@ -47,6 +47,7 @@ class TrainOptions:
     start: Path | None
     classes: int | None
     ignore_label: int | None
+    max_image_memory: int | None
     compiled: bool
     tta: bool
     seed: int
@@ -105,6 +106,7 @@ class TrainOptions:
 )
 @click.option("--classes", type=int, help="Labels are class indices 0 ... N-1, not instances.")
 @click.option("--ignore-label", type=int, help="Label of unannotated pixels. [default: 255 with --classes]")
+@image_memory_option
 @click.option("--depth", type=int, help="Number of poolings.")
 @click.option("--base", type=int, help="Feature channels of the first level.")
 @click.option("--dropout", type=float, help="Drop-out rate at the end of the contracting path.")
@@ -201,7 +203,13 @@ def _new_job(options: TrainOptions, of_recipe: dict[str, Any]) -> "TrainingJob":
     recipe = RECIPES[options.recipe_name].with_options(**(start.options(of_recipe) if start else of_recipe))
     budget = options.budget or TrainingBudget(minutes=DEFAULT_MINUTES)
     source = DataSource(
-        data, options.val, options.val_fraction, options.val_list, options.classes, options.ignore_label
+        data,
+        options.val,
+        options.val_fraction,
+        options.val_list,
+        options.classes,
+        options.ignore_label,
+        options.max_image_memory,
     )
     origin = start.origin if start else None
     run = TrainingRun(folder, options.seed, options.tta, options.compiled, origin, source)
