@@ -27,8 +27,8 @@ from filelock import FileLock, Timeout
 
 from unetrt.benchmarks.journal import Patience
 from unetrt.benchmarks.terminal import OneLine
-from unetrt.runtime.errors import InferenceError, OptionError, OutputError
-from unetrt.runtime.files.atomic import cache_folder, scratch_folder, whole_file, writable_folder
+from unetrt.runtime.errors import FrameError, InferenceError, OptionError, OutputError
+from unetrt.runtime.files.atomic import cache_folder, require_regular, scratch_folder, whole_file, writable_folder
 from unetrt.runtime.records import parse, to_json, validated
 
 SCHEMA = 1
@@ -218,11 +218,11 @@ def _known(path: Path, dry: bool) -> StepOutcome | None:
     if not path.exists():
         return None
     try:
-        stored = parse(path.read_bytes(), str(path), OptionError)
+        stored = parse(require_regular(path).read_bytes(), str(path), OptionError)
         known = validated(stored, StepOutcome, str(path), OptionError, unknown=True)
         if (stored.get("schema"), known.step) != (SCHEMA, path.stem):
             raise OptionError(f"{path} is of schema {stored.get('schema')} and step {known.step}")
-    except (OSError, OptionError) as error:
+    except (FrameError, OSError, OptionError) as error:
         raise OptionError(f"{path} holds no outcome of step {path.stem}: remove it, or leave --resume out") from error
     passed = known.status == 0 and known.dry == dry and (dry or not known.skipped)
     return known if passed else None

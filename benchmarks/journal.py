@@ -18,8 +18,8 @@ from math import inf
 from pathlib import Path
 from typing import Any
 
-from unetrt.runtime.errors import OptionError
-from unetrt.runtime.files.atomic import whole_file
+from unetrt.runtime.errors import FrameError, OptionError
+from unetrt.runtime.files.atomic import require_regular, whole_file
 from unetrt.runtime.records import parse, to_json, validated
 
 # Keys of a journal's file: what is measured, the results by name, and the steps that were not begun.
@@ -186,10 +186,10 @@ class Journal:
         if self._path is None or not self._path.exists():
             return {}
         try:
-            stored = parse(self._path.read_bytes(), str(self._path), OptionError)
+            stored = parse(require_regular(self._path).read_bytes(), str(self._path), OptionError)
             finished = KIND in stored and MISSING in stored and RESULTS not in stored
             results = {} if finished else validated(stored.get(RESULTS), dict[str, Any], RESULTS, OptionError)
-        except (OSError, OptionError) as error:
+        except (FrameError, OSError, OptionError) as error:
             raise self._unusable() from error
         if finished:
             raise OptionError(f"{self._path} is finished: leave --resume out to measure anew")

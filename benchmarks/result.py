@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any, ClassVar, Self
 
 from unetrt.benchmarks.figures import Figure
-from unetrt.runtime.errors import OptionError
-from unetrt.runtime.files.atomic import whole_file
+from unetrt.runtime.errors import FrameError, OptionError, one_line
+from unetrt.runtime.files.atomic import require_regular, whole_file
 from unetrt.runtime.records import parse, to_json, validated
 
 # Sections of a frame's way that are timed. All contenders have the first, and the second if they can decode; the others
@@ -108,12 +108,12 @@ class StoredResult:
         """Read a JSON file; raises OptionError where it holds no result of this kind."""
         advice = f"give a file that {cls.WRITTEN_BY} wrote"
         try:
-            stored = parse(path.read_bytes(), str(path), OptionError)
+            stored = parse(require_regular(path).read_bytes(), str(path), OptionError)
             found = (stored.get("kind"), stored.get("schema"))
             if found == (cls.KIND, cls.SCHEMA):
                 return validated(stored, cls, str(path), OptionError, unknown=True)
-        except OSError as error:
-            raise OptionError(f"{path} cannot be read ({error.strerror}): {advice}") from error
+        except (FrameError, OSError) as error:
+            raise OptionError(f"{path} cannot be read ({one_line(error)}): {advice}") from error
         except OptionError as error:
             raise OptionError(f"{error}: {advice}") from error
         raise OptionError(f"{path} holds schema {found[1]} of {found[0]}, not {cls.SCHEMA} of {cls.KIND}: {advice}")

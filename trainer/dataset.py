@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from unetrt.runtime.errors import DatasetError, FrameError, OptionError
+from unetrt.runtime.files.atomic import require_regular
 from unetrt.runtime.files.images import SUFFIXES, list_images, read_label_stack, read_stack, stem_of
 from unetrt.runtime.geometry.unet_shape import MAX_CLASSES
 from unetrt.runtime.pixels.frames import as_frame
@@ -338,7 +339,9 @@ def class_names(classes: int | None) -> tuple[str, ...]:
     return ("background", *(f"class {index}" for index in range(1, classes)))
 
 
-def read_dataset(folder: str | Path, classes: int | None = None, ignore: int | None = None) -> Dataset:
+def read_dataset(
+    folder: str | Path, classes: int | None = None, ignore: int | None = None, max_image_memory: int | None = None
+) -> Dataset:
     """Read every annotated image of a folder, in one of the two layouts.
 
     Parameters
@@ -352,6 +355,8 @@ def read_dataset(folder: str | Path, classes: int | None = None, ignore: int | N
         objects.
     ignore
         Label of unannotated pixels; None: 255 for class maps with at most 255 classes, no label for instances.
+    max_image_memory
+        Memory in bytes that the pixels of one file may take, as for `read_stack`.
 
     Raises
     ------
@@ -364,7 +369,9 @@ def read_dataset(folder: str | Path, classes: int | None = None, ignore: int | N
     """
     require_classes(classes, "trained")
     ignore = ignored_label(classes, ignore)
-    images = tuple(image for files in _find_files(Path(folder)) for image in _read(files, classes, ignore))
+    images = tuple(
+        image for files in _find_files(Path(folder)) for image in _read(files, classes, ignore, max_image_memory)
+    )
     if not images:
         raise DatasetError(
             f"{folder}: no pixel is annotated, all of them are ignored: check the masks in ignore/ and --ignore-label"
@@ -390,9 +397,10 @@ def read_names(path: str | Path) -> list[str]:
         The file does not exist, or contains no name.
     """
     try:
-        lines = [line.strip() for line in Path(path).read_text(encoding="utf-8").splitlines()]
-    except (OSError, UnicodeDecodeError) as error:
+        text = require_regular(path).read_text(encoding="utf-8")
+    except (FrameError, OSError, UnicodeDecodeError) as error:
         raise DatasetError(f"{path} cannot be read as a list of names, one a line: {error}") from error
+    lines = [line.strip() for line in text.splitlines()]
     names = [_without_suffix(line) for line in lines if line and not line.startswith("#")]
     if not names:
         raise DatasetError(f"{path} names no image: write one name a line")
@@ -516,10 +524,10 @@ def _challenge_files(truth: Path) -> list[_ImageFiles]:
     return found
 
 
-def _read(files: _ImageFiles, classes: int | None, ignore: int | None) -> list[AnnotatedImage]:
-    """Read the frames of an image; frames without any annotated pixel are left out."""
-    frames, planes = _read_frames(files), read_label_stack(files.labels)
-    masks = None if files.ignored is None else read_label_stack(files.ignored)
+def _read(files: _ImageFiles, classes: int | None, ignore: int | None, most: int | None) -> list[AnnotatedImage]:
+    """Read the frames of an image, each file up to `most` bytes; frames without any annotated pixel are left out."""
+    frames, planes = _read_frames(files, most), read_label_stack(files.labels, most)
+    masks = None if files.ignored is None else read_label_stack(files.ignored, most)
     _require_same_shape(frames, files.image, planes, files.labels)
     if masks is not None:
         _require_same_shape(frames, files.image, masks, files.ignored)
@@ -541,9 +549,9 @@ def without_ignored(plane: Array, label: int | None, mask: Mask | None) -> tuple
     return np.where(unknown, 0, plane), unknown if mask is None else mask | unknown
 
 
-def _read_frames(files: _ImageFiles) -> Array:
+def _read_frames(files: _ImageFiles, most: int | None) -> Array:
     """Return the annotated frames of an image, (N, C, H, W)."""
-    stack = read_stack(files.image)
+    stack = read_stack(files.image, most)
     if files.plane is not None:
         if files.plane >= len(stack):
             raise DatasetError(f"{files.labels} annotates plane {files.plane} of {files.image}, which has {len(stack)}")

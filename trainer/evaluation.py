@@ -128,7 +128,9 @@ class LabelFormat:
         require_classes(self.classes, "compared")
 
 
-def compare_files(predicted: Path, labels: Path, labelled: LabelFormat) -> Iterator[tuple[str, Tally]]:
+def compare_files(
+    predicted: Path, labels: Path, labelled: LabelFormat, max_image_memory: int | None = None
+) -> Iterator[tuple[str, Tally]]:
     """Compare every plane of every file of `labels` with that of the same name in `predicted`.
 
     Parameters
@@ -137,6 +139,8 @@ def compare_files(predicted: Path, labels: Path, labelled: LabelFormat) -> Itera
         Two folders, or two files. Names of the Cell Tracking Challenge pair by time: man_seg007, mask007, t007.
     labelled
         Meaning of the labels in both.
+    max_image_memory
+        Memory in bytes that the pixels of one file may take, as for `read_stack`.
 
     Yields
     ------
@@ -158,8 +162,8 @@ def compare_files(predicted: Path, labels: Path, labelled: LabelFormat) -> Itera
             raise DatasetError(
                 f"{predicted} has no labels for {path.name}: each file of {labels} needs one of the same name"
             )
-        guess, truth = read_label_stack(found[_key(stem)]), read_label_stack(path)
-        mask = read_label_stack(masks[stem]) if stem in masks else None
+        guess, truth = (read_label_stack(file, max_image_memory) for file in (found[_key(stem)], path))
+        mask = read_label_stack(masks[stem], max_image_memory) if stem in masks else None
         _require_same_size(path, predicted=guess, true=truth, ignored=mask)
         for index in range(len(truth)):
             name = stem if len(truth) == 1 else f"{stem}[{index}]"

@@ -42,6 +42,8 @@ class DataSource:
         Number of classes in the labels; None: labels are instances.
     ignore
         Label of unannotated pixels; None: 255 for class maps, no label for instances.
+    max_image_memory
+        Memory in bytes that the pixels of one file may take, as for `read_stack`.
     """
 
     data: Path
@@ -50,6 +52,7 @@ class DataSource:
     listed: Path | None = None
     classes: int | None = None
     ignore: int | None = None
+    max_image_memory: int | None = None
 
     def read(self, seed: int) -> tuple[Dataset, Dataset]:
         """Return training and validation images; the seed draws those held back.
@@ -61,12 +64,12 @@ class DataSource:
         """
         if self.val is not None and self.listed is not None:
             raise OptionError("give either a validation folder (--val) or a list of images (--val-list), not both")
-        train = read_dataset(self.data, self.classes, self.ignore)
+        train = read_dataset(self.data, self.classes, self.ignore, self.max_image_memory)
         if self.listed is not None:
             return train.split_by(read_names(self.listed))
         if self.val is None:
             return train.split(self.fraction, seed)
-        validation = read_dataset(self.val, self.classes, self.ignore)
+        validation = read_dataset(self.val, self.classes, self.ignore, self.max_image_memory)
         if validation.channels != train.channels:
             raise DatasetError(
                 f"{self.val} has {validation.channels} channels, {self.data} has {train.channels}: they must agree"

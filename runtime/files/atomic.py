@@ -1,7 +1,7 @@
 """Atomic file writes: a file appears complete or not at all. Also scratch folders, the user's cache, and locks.
 
 `whole_file` writes to a temporary path beside the target and renames it on success; `whole_folder` does the same for a
-folder. Functions named `require_...` check a target before long work, without creating anything.
+folder. Functions named `require_...` check a path before long work, without creating anything.
 
 Temporary files lie in hidden folders, `.unetrt-MACHINE-RANDOM`, each of which holds a lock that ends with its process.
 A killed process cannot remove its own; the next one that writes into the same folder removes those that nobody locks.
@@ -15,6 +15,7 @@ import logging
 import os
 import platform
 import shutil
+import stat
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
@@ -22,13 +23,12 @@ from functools import cache
 from hashlib import sha256
 from os.path import normcase
 from pathlib import Path
-from stat import S_ISLNK
 from tempfile import gettempdir, mkdtemp
 
 from filelock import BaseFileLock, FileLock, Timeout
 from platformdirs import user_cache_path
 
-from unetrt.runtime.errors import OutputError
+from unetrt.runtime.errors import FrameError, OutputError
 from unetrt.runtime.records import read_regular
 
 log = logging.getLogger("unetrt")
@@ -40,6 +40,14 @@ HIDDEN, LOCK = ".unetrt-", ".unetrt-lock"
 FORGOTTEN = 7 * 86400.0
 # Seconds that `locked` waits by default, and after which it logs for which process it waits.
 WAIT, SILENT = 30.0, 5.0
+# What a path is, by the file type of its mode, if it is not a regular file.
+KINDS = {
+    stat.S_IFDIR: "a folder",
+    stat.S_IFIFO: "a named pipe",
+    stat.S_IFSOCK: "a socket",
+    stat.S_IFCHR: "a device",
+    stat.S_IFBLK: "a device",
+}
 
 
 @contextmanager
@@ -227,6 +235,22 @@ def require_place(path: str | Path, sources: Iterable[str | Path] = ()) -> Path:
     return path
 
 
+def require_regular(path: str | Path, subject: str = "") -> Path:
+    """Return `path`, or raise FrameError unless it is a regular file, or a symbolic link to one.
+
+    Reading a named pipe or a terminal waits, and a device such as /dev/zero never ends. The message begins with
+    `subject` and lacks the path, so that it can follow the name of a file.
+    """
+    path = Path(path)
+    try:
+        mode = path.stat().st_mode
+    except OSError as error:
+        raise FrameError(f"{subject}cannot be read: {error.strerror or error}") from error
+    if not stat.S_ISREG(mode):
+        raise FrameError(f"{subject}is {KINDS.get(stat.S_IFMT(mode), 'of an unknown kind')}: give a regular file")
+    return path
+
+
 def require_writable(path: str | Path) -> Path:
     """Return `path`, or raise OutputError unless it is a folder that can be written to or created; creates nothing."""
     path = Path(path)
@@ -316,7 +340,7 @@ def _why_not_private(folder: Path) -> str | None:
     if not hasattr(os, "geteuid"):
         return None
     about = folder.lstat()
-    linked = S_ISLNK(about.st_mode)
+    linked = stat.S_ISLNK(about.st_mode)
     for owned in (about, folder.stat()):
         if owned.st_uid != os.geteuid():
             return f"it belongs to user {owned.st_uid}, and you are user {os.geteuid()}"

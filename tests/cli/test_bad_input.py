@@ -1,5 +1,6 @@
 """Every bad input: exit 2, one line that says what to do, and no file left behind."""
 
+import os
 import re
 import sys
 from pathlib import Path
@@ -71,6 +72,10 @@ def place(tmp_path, tiny_model, labels_model, tiny_run, drawn_folder):
         (tmp_path / folder).mkdir()
         (tmp_path / folder / "last.safetensors").write_bytes(source)
     (tmp_path / "labels.onnx").write_bytes(labels_model.read_bytes())
+    for name in ("pipe", "piped/a.tif"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        os.mkfifo(tmp_path / name)
+    (tmp_path / "endless").symlink_to("/dev/zero")
     return tmp_path
 
 
@@ -169,6 +174,44 @@ CASES = {
     "folder without images": ("predict model.onnx whole -o new", "whole holds no image"),
     "no image": ("predict model.onnx text.tif -o new", "text.tif cannot be read"),
     "wrong channel count": ("predict model.onnx rgb -o new", "a.tif has 3 channels: this model takes 1"),
+    "an image that is a pipe": ("predict model.onnx piped -o new", "piped/a.tif is a named pipe: give a regular file"),
+    "a pipe as images": (
+        "predict model.onnx pipe -o new",
+        "pipe is neither a file nor a folder: give",
+    ),
+    "a model that is a pipe": ("predict pipe good -o new", "pipe .*is not a regular file"),
+    "a model without end": ("predict endless good -o new", "endless .*is not a regular file"),
+    "a checkpoint that is a pipe": ("export pipe -o new/m.onnx", "pipe (does not exist|is )"),
+    "a checkpoint without end": ("export endless -o new/m.onnx", "endless (does not exist|is )"),
+    "a network that is a pipe": ("adopt pipe -o new/m.onnx --normalisation zscore", "pipe (does not exist|is )"),
+    "a start that is a pipe": ("train drawn --from pipe -o new", "pipe (does not exist|is )"),
+    "a list of names that is a pipe": (
+        "train drawn --val-list pipe -o new",
+        "pipe cannot be read .* a named pipe",
+    ),
+    "a list of names without end": ("train drawn --val-list endless -o new", "endless cannot be read .* a device"),
+    "labels that are a pipe": ("eval good piped", "piped/a.tif is a named pipe"),
+    "a replay of a pipe": ("live model.onnx --replay piped --fps 0", "piped/a.tif is a named pipe"),
+    "results that are a pipe": ("bench --compare pipe endless", "pipe cannot be read .is a named pipe"),
+    "an image above the limit": (
+        "predict model.onnx good -o new --max-image-memory 8191",
+        "a.tif declares 64 x 64 values of uint16, 8 KiB in memory, .* at most 8 KiB are read; --max-image-memory",
+    ),
+    "labels above the limit": ("eval whole/labels whole/labels --max-image-memory 1000", "at most 1 KiB are read"),
+    "training images above the limit": ("train drawn -o new --max-image-memory 1KiB", "at most 1 KiB are read"),
+    "a replay above the limit": (
+        "live model.onnx --replay good --fps 0 --max-image-memory 1KiB",
+        "at most 1 KiB are read",
+    ),
+    "an example above the limit": (
+        "package model.onnx bioimageio -o new.zip --images good --author A --license MIT --max-image-memory 1KiB",
+        "at most 1 KiB are read",
+    ),
+    "verified images above the limit": (
+        "export best.safetensors -o new/m.onnx --tile 60 --images good --max-image-memory 1KiB",
+        "at most 1 KiB are read",
+    ),
+    "no memory for images": ("predict model.onnx good -o new --max-image-memory 0", "number of bytes above 0"),
     "NaN pixels": ("predict model.onnx nan -o new", "a.tif: 1 pixels are NaN or infinite, .* row 3, column 5"),
     "predict into a file": ("predict model.onnx good -o file", "cannot write to file: .*not a folder"),
     "predict over the images": ("predict model.onnx good -o good", "is an input and would be overwritten"),

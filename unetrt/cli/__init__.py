@@ -219,6 +219,13 @@ kind_option = click.option(
 )
 
 
+image_memory_option = click.option(
+    "--max-image-memory",
+    type=MEMORY,
+    help="Largest image that is read, in memory. [default: 2GiB, or 16 times the file's size if that much is free]",
+)
+
+
 def engine_options(command: Command) -> Callable[..., Any]:
     """Add the options of a session to a command, which gets them as `engine`, an `EngineOptions`."""
 

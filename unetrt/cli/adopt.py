@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from unetrt.cli import SIZE, Parsed, echo, real, whole
+from unetrt.cli import SIZE, Parsed, echo, image_memory_option, real, whole
 from unetrt.runtime.errors import OptionError
 from unetrt.runtime.files.atomic import require_writable
 from unetrt.runtime.geometry.plan import BORDERS
@@ -119,7 +119,8 @@ def _names_of(value: str) -> tuple[str, ...]:
     type=click.Path(path_type=Path),
     help="Raw image or folder on which --approximate is measured: up to 16, larger than a tile.",
 )
-def command(foreign: Path, out: Path, images: Path | None, **choices: Any) -> None:
+@image_memory_option
+def command(foreign: Path, out: Path, images: Path | None, max_image_memory: int | None, **choices: Any) -> None:
     """Convert FOREIGN, an ONNX file of another toolkit, to a model file with a fixed tile.
 
     The network's receptive field and grid are measured. A halo that is too small is refused, and so is a network whose
@@ -130,7 +131,7 @@ def command(foreign: Path, out: Path, images: Path | None, **choices: Any) -> No
     from unetrt.export.adoption import Choices, adopt
 
     require_writable(out.parent)
-    frames = None if images is None else partial(raw_frames, images)
+    frames = None if images is None else partial(raw_frames, images, max_image_memory=max_image_memory)
     _report(adopt(foreign, out, Choices(**choices), frames), out)
 
 

@@ -30,6 +30,7 @@ from unetrt.cli import (
     device_option,
     echo,
     given_options,
+    image_memory_option,
     kind_option,
     lanes_option,
     real,
@@ -70,6 +71,7 @@ class LiveOptions:
     view: bool
     port: int | None
     frame: Size | None
+    max_image_memory: int | None
     backend: str
     backend_options: Mapping[str, str]
     device: int | None
@@ -119,6 +121,7 @@ class LiveOptions:
 @click.option("--view", is_flag=True, help="Show frames and labels in a browser on this machine.")
 @click.option("--port", type=whole(0, 65535), metavar="N", help="Port of --view. [default: any free port]")
 @click.option("--frame-size", "frame", type=SIZE, help="Plan the tile for such frames. [default: the file's tile]")
+@image_memory_option
 @backend_name_option
 @backend_option
 @device_option
@@ -189,7 +192,8 @@ def _opened(options: LiveOptions, stack: ExitStack) -> "tuple[FrameSource, Resul
     if options.save is not None:
         output = output_for(options.save, files, loop=loop, most=most, overwrite=options.overwrite)
     if files is not None:
-        return FileReplay(files, options.fps or 0, loop=loop, most=most), output
+        memory = options.max_image_memory
+        return FileReplay(files, options.fps or 0, loop=loop, most=most, max_image_memory=memory), output
     assert options.config is not None
     return stack.enter_context(Camera(options.config, options.exposure, most=most)), output
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, TypedDict, Unpack
 
 import click
 
-from unetrt.cli import MODEL, EngineOptions, echo, engine_options, kind_option, whole
+from unetrt.cli import MODEL, EngineOptions, echo, engine_options, image_memory_option, kind_option, whole
 from unetrt.runtime.errors import FrameError, OptionError, UnetrtError, printable
 from unetrt.runtime.files.atomic import require_writable
 
@@ -21,6 +21,9 @@ if TYPE_CHECKING:
     from unetrt.runtime.model.spec import Annotation, ModelSpec
 
 log = logging.getLogger("unetrt")
+
+# Frames of a file by which a tile is planned at most; more of the same size change nothing.
+MANY = 100_000
 
 
 class Written(TypedDict):
@@ -53,6 +56,7 @@ class Written(TypedDict):
 )
 @click.option("--table", is_flag=True, help="Write objects.csv: a row for each instance, with its confidence.")
 @click.option("--overlays/--no-overlays", default=True, show_default=True, help="Write overlays/NAME.png.")
+@image_memory_option
 @engine_options
 def command(
     model: Path,
@@ -60,6 +64,7 @@ def command(
     out: Path,
     choice: str,
     table: bool,
+    max_image_memory: int | None,
     engine: EngineOptions,
     **written: Unpack[Written],
 ) -> None:
@@ -95,7 +100,7 @@ def command(
         begin, pixels, objects = time.perf_counter(), 0, 0
         for source in sources:
             try:
-                labels = predict_file(segmenter, source, output, progress_of(source.name))
+                labels = predict_file(segmenter, source, output, progress_of(source.name), max_image_memory)
             except FrameError as error:
                 failures.append(error)
                 continue
@@ -143,7 +148,7 @@ def _frame_sizes(sources: list[Path], tta: bool) -> list[tuple[int, int]]:
 
     sizes = []
     for shape in filter(None, map(stack_shape, sources)):
-        number, _, height, width = shape
+        number, _, height, width = min(shape[0], MANY), *shape[1:]
         # Half of the rotated and reflected copies have rows and columns exchanged.
         sizes += [(height, width), (width, height)] * (4 * number) if tta else [(height, width)] * number
     return sizes

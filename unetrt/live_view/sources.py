@@ -165,6 +165,8 @@ class FileReplay:
         Whether to repeat the files endlessly.
     most
         Maximum number of frames; None: no limit.
+    max_image_memory
+        Memory in bytes that the pixels of one file may take, as for `read_stack`.
 
     Attributes
     ----------
@@ -174,11 +176,19 @@ class FileReplay:
         Files that cannot be read -> why.
     """
 
-    def __init__(self, paths: Sequence[Path], fps: float, *, loop: bool = False, most: int | None = None) -> None:
+    def __init__(
+        self,
+        paths: Sequence[Path],
+        fps: float,
+        *,
+        loop: bool = False,
+        most: int | None = None,
+        max_image_memory: int | None = None,
+    ) -> None:
         self.unread: dict[Path, FrameError] = {}
         self.name = f"{len(paths)} files" if len(paths) > 1 else paths[0].name
         self._paths, self._period = paths, 1 / fps if fps else 0.0
-        self._loop, self._most = loop, most
+        self._loop, self._most, self._memory = loop, most, max_image_memory
 
     def feed(self, live: LiveSegmenter, stop: Event) -> None:
         """Submit all frames, until there are no more or `stop` is set.
@@ -203,7 +213,7 @@ class FileReplay:
 
     def _frames_of(self, path: Path, channels: int) -> Iterator[tuple[FileFrame, NDArray[Any]]]:
         try:
-            frames = read_frames(path, channels)
+            frames = read_frames(path, channels, self._memory)
         except FrameError as error:
             self.unread[path] = error
             return

@@ -1,0 +1,270 @@
+"""Zarr arrays in folders: no file in one blocks the reader, and no chunk decodes to more than the array declares.
+
+A chunk that is a named pipe would be waited for endlessly, a link to /dev/zero fills the memory, and a few kilobytes
+can decompress to gigabytes. `open_zarr` therefore reads through `CheckedStore`, which refuses files that are not
+regular, and replaces each compressor in the metadata by a bounded codec, `BoundedCodec` (Zarr 3) or `BoundedCompressor`
+(Zarr 2).
+"""
+
+import bz2
+import json
+import lzma
+import zlib
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from math import inf, prod
+from pathlib import Path
+from typing import Any, Self
+
+import numcodecs
+import numpy as np
+import zarr
+from numcodecs.abc import Codec
+from zarr.abc.codec import BytesBytesCodec
+from zarr.abc.store import ByteRequest
+from zarr.core.buffer import Buffer, BufferPrototype, default_buffer_prototype
+from zarr.registry import get_codec_class, register_codec
+from zarr.storage import LocalStore
+
+from unetrt.runtime.errors import FrameError
+from unetrt.runtime.files.atomic import require_regular
+from unetrt.runtime.machine import format_bytes
+
+# Largest metadata file in bytes: that of a plate with thousands of images has some 20 MiB.
+METADATA = 64 * 2**20
+METADATA_FILES = {"zarr.json", ".zarray", ".zgroup", ".zattrs"}
+# Copies of the metadata of all members, which may be a million.
+CONSOLIDATED = {".zmetadata"}
+# A chunk may decode to so many times its declared size, and a bit more, for headers, padding and checksums.
+SLACK, HEADER = 2, 2**18
+# A file may be so many times as large as its chunk: in the worst case a shard stores 16 bytes of index for each pixel.
+INDEX = 32
+# Names of the codecs that decompress; Zarr 3 has some of numcodecs with a prefix.
+COMPRESSORS = {"gzip", "zlib", "bz2", "lzma", "zstd", "blosc", "lz4"}
+PREFIX = "numcodecs."
+# Name of both bounded codecs.
+BOUNDED = "unetrt.bounded"
+
+
+def open_zarr(path: Path) -> Any:
+    """Open a folder as a Zarr array or group, read-only; reads no pixels.
+
+    Reading chunks, here and later, raises FrameError for a file that is not regular or a chunk that is too large.
+    """
+    return zarr.open(CheckedStore(path, read_only=True), mode="r")
+
+
+class CheckedStore(LocalStore):
+    """A folder whose files are regular and of bounded size, and whose compressors are bounded.
+
+    Attributes
+    ----------
+    most
+        Largest file of a chunk in bytes; known once the metadata of an array are read.
+    """
+
+    most: float = inf
+
+    async def get(
+        self, key: str, prototype: BufferPrototype | None = None, byte_range: ByteRequest | None = None
+    ) -> Buffer | None:
+        """Return the content of a file, None where there is none."""
+        path, name = self.root / key, key.rpartition("/")[2]
+        if name in CONSOLIDATED or path.is_dir() or not (path.exists() or path.is_symlink()):
+            return None
+        is_metadata, size = name in METADATA_FILES, require_regular(path, f"holds {key}, which ").stat().st_size
+        if size > (METADATA if is_metadata else self.most):
+            raise FrameError(f"holds {key} of {format_bytes(size)}, more than it can be for what the array declares")
+        if not is_metadata:
+            return await super().get(key, prototype, byte_range)
+        return (prototype or default_buffer_prototype()).buffer.from_bytes(self._bounded(path.read_bytes()))
+
+    async def get_partial_values(
+        self, prototype: BufferPrototype, key_ranges: Iterable[tuple[str, ByteRequest | None]]
+    ) -> list[Buffer | None]:
+        """Return parts of files, as `get`."""
+        return [await self.get(key, prototype, part) for key, part in key_ranges]
+
+    def _bounded(self, content: bytes) -> bytes:
+        """Return metadata with bounded compressors, without copies of the metadata of members."""
+        stored = json.loads(content)
+        if isinstance(stored, dict):
+            stored.pop("consolidated_metadata", None)
+            if stored.get("node_type") == "array":
+                shape = stored["chunk_grid"]["configuration"]["chunk_shape"]
+                itemsize = _itemsize(stored["data_type"])
+                stored["codecs"] = _bounded_codecs(stored["codecs"], shape, itemsize)
+                self.most = INDEX * itemsize * prod(shape) + HEADER
+            elif "chunks" in stored:
+                size = _itemsize(stored["dtype"]) * prod(stored["chunks"])
+                stored["compressor"] = _bounded_compressor(stored["compressor"], size)
+                stored["filters"] = [_bounded_compressor(one, size) for one in stored["filters"] or []] or None
+                self.most = INDEX * size + HEADER
+        return json.dumps(stored).encode()
+
+
+def _itemsize(dtype: Any) -> int:
+    """Return the bytes of a pixel, 16 for a dtype that numpy does not know by this name."""
+    try:
+        return np.dtype(dtype).itemsize
+    except (TypeError, ValueError):
+        return 16
+
+
+def _bounded_codecs(codecs: list[Any], chunk: list[int], itemsize: int) -> list[Any]:
+    """Return codecs of Zarr 3, also those inside shards, with bounded compressors."""
+    bounded = []
+    for codec in codecs:
+        name = codec if isinstance(codec, str) else codec["name"]
+        configuration = {} if isinstance(codec, str) else codec.get("configuration", {})
+        if name == "sharding_indexed":
+            inner = _bounded_codecs(configuration["codecs"], configuration["chunk_shape"], itemsize)
+            codec = {"name": name, "configuration": {**configuration, "codecs": inner}}  # noqa: PLW2901
+        elif name.removeprefix(PREFIX) in COMPRESSORS:
+            most = SLACK * itemsize * prod(chunk) + HEADER
+            codec = {"name": BOUNDED, "configuration": {"codec": codec, "most": most}}  # noqa: PLW2901
+        bounded.append(codec)
+    return bounded
+
+
+def _bounded_compressor(config: dict[str, Any] | None, size: int) -> dict[str, Any] | None:
+    """Return a compressor or filter of Zarr 2, bounded where it decompresses chunks of `size` bytes."""
+    if config is None or config["id"] not in COMPRESSORS:
+        return config
+    return {"id": BOUNDED, "inner": config, "most": SLACK * size + HEADER}
+
+
+@dataclass(frozen=True)
+class BoundedCodec(BytesBytesCodec):
+    """A compressor of Zarr 3 whose chunks decode to at most `most` bytes; it encodes nothing."""
+
+    inner: BytesBytesCodec
+    name: str
+    settings: Mapping[str, Any]
+    most: int
+    is_fixed_size = False
+
+    @classmethod
+    def from_dict(cls, data: Any) -> Self:
+        """Return the codec that `_bounded_codecs` writes."""
+        codec, most = data["configuration"]["codec"], data["configuration"]["most"]
+        codec = {"name": codec} if isinstance(codec, str) else codec
+        settings = codec.get("configuration", {})
+        inner: Any = get_codec_class(codec["name"]).from_dict(codec)
+        return cls(inner, codec["name"].removeprefix(PREFIX), settings, most)
+
+    def compute_encoded_size(self, input_byte_length: int, chunk_spec: Any) -> int:
+        """Return the size of an encoded chunk in bytes."""
+        return self.inner.compute_encoded_size(input_byte_length, chunk_spec)
+
+    async def _decode_single(self, chunk_bytes: Buffer, chunk_spec: Any) -> Buffer:
+        content = chunk_bytes.to_bytes()
+        if self.name in STREAMS:
+            return chunk_spec.prototype.buffer.from_bytes(_decompressed(content, self.name, self.settings, self.most))
+        _require_size(content, self.name, self.most)
+        (decoded,) = await self.inner.decode([(chunk_bytes, chunk_spec)])
+        assert decoded is not None
+        return decoded
+
+
+class BoundedCompressor(Codec):  # type: ignore[misc] # numcodecs has no types
+    """A compressor of Zarr 2 whose chunks decode to at most `most` bytes; it encodes nothing."""
+
+    codec_id = BOUNDED
+
+    def __init__(self, inner: Mapping[str, Any], most: int) -> None:
+        self.inner, self.most = dict(inner), most
+
+    def encode(self, buf: Any) -> Any:
+        """Raise NotImplementedError: arrays are read only."""
+        raise NotImplementedError
+
+    def decode(self, buf: Any, out: Any = None) -> Any:
+        """Return a decoded chunk."""
+        name, content = self.inner["id"], bytes(buf)
+        if name in STREAMS:
+            return _decompressed(content, name, self.inner, self.most)
+        _require_size(content, name, self.most)
+        return numcodecs.get_codec(dict(self.inner)).decode(content, out)
+
+
+register_codec(BOUNDED, BoundedCodec)
+numcodecs.register_codec(BoundedCompressor)
+
+
+def _inflater(_settings: Mapping[str, Any]) -> Any:
+    return zlib.decompressobj(zlib.MAX_WBITS | 32)  # recognises the headers of zlib and gzip
+
+
+def _lzma(settings: Mapping[str, Any]) -> Any:
+    how = settings.get("format", lzma.FORMAT_XZ)
+    return lzma.LZMADecompressor(how, filters=settings.get("filters") if how == lzma.FORMAT_RAW else None)
+
+
+# Compressors without a reliable size in the header -> a decompressor that stops at a length.
+STREAMS: Mapping[str, Callable[[Mapping[str, Any]], Any]] = {
+    "gzip": _inflater,
+    "zlib": _inflater,
+    "bz2": lambda _settings: bz2.BZ2Decompressor(),
+    "lzma": _lzma,
+}
+
+
+def _decompressed(content: bytes, name: str, settings: Mapping[str, Any], most: int) -> bytes:
+    """Decompress a chunk of one or more streams, and raise FrameError beyond `most` bytes."""
+    parts: list[bytes] = []
+    left = most
+    while content:
+        stream = STREAMS[name](settings)
+        parts.append(stream.decompress(content, left + 1))
+        left -= len(parts[-1])
+        if left < 0:
+            raise _too_large(name, most)
+        if not stream.eof:
+            raise FrameError(f"has a chunk whose {name} stream is cut off")
+        content = stream.unused_data.lstrip(b"\0")
+    return b"".join(parts)
+
+
+def _require_size(content: bytes, name: str, most: int) -> None:
+    """Raise FrameError if the header of a chunk says that it decodes to more than `most` bytes."""
+    # Blosc: `nbytes` (README_CHUNK_FORMAT.rst of c-blosc); LZ4: the length that numcodecs writes first.
+    begin = {"blosc": 4, "lz4": 0}.get(name)
+    size = _size_of_zstd(content) if begin is None else int.from_bytes(content[begin : begin + 4], "little")
+    if size > most:
+        raise _too_large(name, most)
+
+
+def _too_large(name: str, most: int) -> FrameError:
+    return FrameError(f"has a {name} chunk that decompresses to more than the {most} bytes that the array declares")
+
+
+ZSTD_MAGIC = 0xFD2FB528
+# Largest block of Zstandard in bytes (RFC 8878, section 3.1.1.2.4).
+ZSTD_BLOCK = 2**17
+
+
+def _size_of_zstd(content: bytes) -> int:
+    """Return at least the decompressed size of Zstandard frames in bytes (RFC 8878, section 3.1.1)."""
+    total, at = 0, 0
+    while int.from_bytes(content[at : at + 4], "little") == ZSTD_MAGIC:
+        descriptor = content[at + 4] if len(content) > at + 4 else 0
+        single = descriptor >> 5 & 1
+        at += 5 + (not single) + (0, 1, 2, 4)[descriptor & 3]
+        width = (single, 2, 4, 8)[descriptor >> 6]
+        declared = int.from_bytes(content[at : at + width], "little") + (256 if width == 2 else 0)
+        largest, at = _blocks_of_zstd(content, at + width)
+        at += 4 * (descriptor >> 2 & 1)  # checksum
+        total += declared if width else largest
+    return total
+
+
+def _blocks_of_zstd(content: bytes, at: int) -> tuple[int, int]:
+    """Return at least the size of the blocks of a frame in bytes, and the index after them."""
+    total, last = 0, False
+    while not last and at < len(content):
+        header = int.from_bytes(content[at : at + 3], "little")
+        last, kind, size = bool(header & 1), header >> 1 & 3, header >> 3
+        total += ZSTD_BLOCK if kind == 2 else size  # compressed; else as is, or one byte that is repeated
+        at += 3 + (1 if kind == 1 else size)
+    return total, at
