@@ -18,9 +18,11 @@ from numpy.typing import NDArray
 
 from unetrt.runtime.engines import SUFFIXES
 from unetrt.runtime.errors import ModelFileError, OptionError
-from unetrt.runtime.model.byte_pairs import INITIALIZER, NODE, NODE_INPUT, NODE_NAME, TENSOR_RAW
+from unetrt.runtime.model.byte_pairs import INITIALIZER, NODE, TENSOR_RAW
 from unetrt.runtime.model.onnx_file import (
     GRAPH,
+    NODE_INPUT,
+    NODE_NAME,
     SUFFIX,
     Message,
     WireError,

@@ -24,7 +24,7 @@ from onnx import ModelProto, TensorProto
 from unetrt.export.onnx_model import axes_of, copy_of, declare_input, inferred, strip
 from unetrt.runtime.errors import BackendUnavailableError, ModelFileError, OptionError, TileError, one_line
 from unetrt.runtime.model.onnx_file import read_metadata
-from unetrt.runtime.model.safety import require_safe
+from unetrt.runtime.model.safety import external_files
 from unetrt.runtime.model.spec import KEY, Precision
 from unetrt.runtime.sessions.onnxruntime import probe
 
@@ -134,7 +134,7 @@ def read_foreign(path: str | Path) -> Foreign:
     path = Path(path)
     if not path.is_file():
         raise ModelFileError(f"{path} does not exist: give the ONNX file of a trained network")
-    require_safe(path)
+    external_files(path)
     if KEY in read_metadata(path):
         raise ModelFileError(f"{path} is a model of unetrt already: nothing to adopt, `unetrt predict {path}` runs it")
     try:
