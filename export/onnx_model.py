@@ -124,7 +124,14 @@ def with_batch(path: Path, batch: int | None) -> ModelProto:
 
 
 def copy_file(path: Path, target: Path) -> None:
-    """Copy a model file; weights that lie in files beside it are stored in the copy itself."""
+    """Copy a model file; weights that lie in files beside it are stored in the copy itself.
+
+    Raises
+    ------
+    ModelFileError
+        The file is not safe to open.
+    """
+    require_safe(path)
     if external_files(path):
         onnx.save(onnx.load(path), target)
     else:

@@ -1,6 +1,7 @@
 """unetrt.export.adoption: converts an ONNX file of another toolkit to a model file whose tiles are exact.
 
-`adopt` reads the file and finds the sizes it runs on (`_foreign`), measures its receptive field and lattice
+`adopt` reads the file and finds the sizes it runs on (`_foreign`), first in a separate process where opening the file
+might end this one (`_trial`), measures its receptive field and lattice
 (`_receptive_field`, on the graph's `_footprint`), puts unetrt's input, core and head around it, and compares tiles with
 one pass over a larger image (`_agreement`). A network whose tiles differ is refused.
 
@@ -19,6 +20,7 @@ from unetrt._version import __version__
 from unetrt.export.adoption._agreement import adapted, gives_scores, require_agreement
 from unetrt.export.adoption._foreign import Foreign, read_foreign, sizes_of
 from unetrt.export.adoption._receptive_field import ReceptiveField, measure
+from unetrt.export.adoption._trial import Limits, require_survivable
 from unetrt.runtime.errors import OptionError
 from unetrt.runtime.files.atomic import require_place, whole_file
 from unetrt.runtime.geometry.plan import Border
@@ -27,7 +29,9 @@ from unetrt.runtime.model.spec import Annotation, Decoding, Head, ModelSpec
 from unetrt.runtime.pixels.normalisation import Normalisation
 from unetrt.runtime.sessions import open_session
 
-__all__ = ["Adoption", "Choices", "ReceptiveField", "adopt"]
+__all__ = ["Adoption", "Choices", "Limits", "ReceptiveField", "adopt"]
+
+DEFAULT_LIMITS = Limits()
 
 
 @dataclass(frozen=True)
@@ -96,7 +100,7 @@ class Adoption:
     given_grid: bool = False
 
 
-def adopt(source: str | Path, path: str | Path, choices: Choices) -> Adoption:
+def adopt(source: str | Path, path: str | Path, choices: Choices, limits: Limits = DEFAULT_LIMITS) -> Adoption:
     """Convert an ONNX file of another toolkit to a model file that the segmenter tiles exactly.
 
     Parameters
@@ -108,11 +112,15 @@ def adopt(source: str | Path, path: str | Path, choices: Choices) -> Adoption:
         The model file. It is created only after its tiles have been compared; on an error no file is left.
     choices
         Information that the file does not contain.
+    limits
+        Limits of the first opening of the file, where that is in a separate process.
 
     Raises
     ------
     ModelFileError
-        The file cannot be read, or its network cannot be tiled.
+        The file cannot be read, its network cannot be tiled, or it ends the process that opens it.
+    OutOfMemoryError
+        Opening it takes more memory than the limit.
     OptionError
         The halo or the grid is too small, or head and classes do not fit the network's output.
     TileError
@@ -122,6 +130,7 @@ def adopt(source: str | Path, path: str | Path, choices: Choices) -> Adoption:
     OutputError
         The file cannot be written.
     """
+    require_survivable(Path(source), choices.tile, choices.grid, limits)
     foreign = read_foreign(source)
     require_place(path, (source, *external_files(source)))
     tile = choices.tile or foreign.size

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from unetrt.cli import SIZE
+from unetrt.cli import MEMORY, SIZE
 from unetrt.runtime.errors import OptionError
 from unetrt.runtime.files.atomic import require_writable
 from unetrt.runtime.geometry.plan import BORDERS
@@ -98,17 +98,26 @@ def _names(_context: click.Context, _option: click.Parameter, value: str) -> tup
     show_default=True,
     help="Width of the background that training cuts between touching objects, in pixels.",
 )
-def command(foreign: Path, out: Path, **choices: Any) -> None:
+@click.option("--memory", type=MEMORY, help="Memory limit for the first opening of FOREIGN. [default: what is free]")
+@click.option(
+    "--time-limit",
+    type=click.FloatRange(0, min_open=True),
+    default=600,
+    show_default=True,
+    help="Seconds that the first opening may take.",
+)
+def command(foreign: Path, out: Path, memory: int | None, time_limit: float, **choices: Any) -> None:
     """Convert FOREIGN, an ONNX file of another toolkit, to a model file with a fixed tile.
 
     The network's receptive field and grid are measured. A halo that is too small is refused, and so is a network whose
     output depends on the whole image. The file is written only if tiled inference agrees with one pass over a larger
-    image.
+    image. A graph that computes with its own shapes is first opened in a separate process, within --memory and
+    --time-limit.
     """
-    from unetrt.export.adoption import Choices, adopt
+    from unetrt.export.adoption import Choices, Limits, adopt
 
     require_writable(out.parent)
-    _report(adopt(foreign, out, Choices(**choices)), out)
+    _report(adopt(foreign, out, Choices(**choices), Limits(memory, time_limit)), out)
 
 
 def _report(adoption: "Adoption", out: Path) -> None:
