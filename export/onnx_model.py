@@ -135,7 +135,13 @@ def with_batch(path: Path, batch: int | None) -> ModelProto:
 
 
 def copy_file(path: Path, target: Path) -> None:
-    """Copy a model file, once it is checked; the copy holds all weights, and the digest of its contents."""
+    """Copy a model file; the copy holds all weights, and the digest of its contents.
+
+    Raises
+    ------
+    ModelFileError
+        The file is not safe to open.
+    """
     require_safe(path)
     if external_files(path):
         save(onnx.load(path), target)

@@ -14,13 +14,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from unetrt.runtime.engines import SUFFIXES
 from unetrt.runtime.errors import ModelFileError, OptionError
-from unetrt.runtime.model.byte_pairs import INITIALIZER, NODE, NODE_INPUT, NODE_NAME, TENSOR_RAW
+from unetrt.runtime.model.byte_pairs import INITIALIZER, NODE, TENSOR_RAW
 from unetrt.runtime.model.onnx_file import (
     GRAPH,
+    NODE_INPUT,
+    NODE_NAME,
     SUFFIX,
     Message,
     WireError,
@@ -168,7 +171,15 @@ def _of_model_file(path: Path) -> Pretrained:
 
 def _require_shapes(path: Path, network: Checkpoint) -> None:
     """Raise ModelFileError where weights are missing, or have other shapes than in a network of this shape."""
-    expected = {name: tuple(tensor.shape) for name, tensor in UNet(network.shape).state_dict().items()}
+    try:
+        with torch.device("meta"):  # shapes without memory: a spec may state a network far larger than its weights
+            expected = {name: tuple(tensor.shape) for name, tensor in UNet(network.shape).state_dict().items()}
+    except (RuntimeError, TypeError, OverflowError) as error:
+        shape = network.shape
+        raise ModelFileError(
+            f"{path}: its spec states a network of depth {shape.depth} and base {shape.base}, larger than torch can "
+            "describe: export it again"
+        ) from error
     found = {name: array.shape for name, array in network.weights.items()}
     for name in sorted(expected.keys() | found.keys()):
         if expected.get(name) != found.get(name):

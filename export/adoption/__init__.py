@@ -1,9 +1,10 @@
 """unetrt.export.adoption: converts an ONNX file of another toolkit to a model file whose tiles are exact.
 
-`adopt` reads the file and finds the sizes it runs on (`_foreign`), measures its receptive field and lattice
-(`_receptive_field`, on the graph's `_footprint`), judges its output by its values (`_output`), puts unetrt's input,
-core and head around it, and compares tiles with one pass over a larger image (`_agreement`). A network whose tiles
-differ is refused, unless it sees the whole image and the user accepts that (`_approximate`).
+`adopt` reads the file and finds the sizes it runs on (`_foreign`), first in a separate process where opening the file
+might end this one (`_trial`). It measures the network's receptive field and lattice (`_receptive_field`, on the graph's
+`_footprint`), judges its output by its values (`_output`), puts unetrt's input, core and head around it, and compares
+tiles with one pass over a larger image (`_agreement`). A network whose tiles differ is refused, unless it sees the
+whole image and the user accepts that (`_approximate`).
 
 >>> choices = Choices(("background", "cell"), Normalisation("zscore"), "logits", tile=(512, 512))
 >>> adopt("net.onnx", "model.onnx", choices).field.radius  # doctest: +SKIP
@@ -25,6 +26,7 @@ from unetrt.export.adoption._footprint import WholeImageError
 from unetrt.export.adoption._foreign import Foreign, Sizes, read_foreign, sizes_of
 from unetrt.export.adoption._output import require_fit, require_repeatable
 from unetrt.export.adoption._receptive_field import ReceptiveField, measure, period_of
+from unetrt.export.adoption._trial import Limits, require_survivable
 from unetrt.export.onnx_model import describe, save, today
 from unetrt.runtime.errors import OptionError
 from unetrt.runtime.files.atomic import require_place, whole_file
@@ -34,7 +36,9 @@ from unetrt.runtime.model.spec import Annotation, Decoding, Head, ModelSpec, Ver
 from unetrt.runtime.pixels.normalisation import Normalisation
 from unetrt.runtime.sessions import open_session
 
-__all__ = ["Adoption", "Choices", "ReceptiveField", "adopt"]
+__all__ = ["Adoption", "Choices", "Limits", "ReceptiveField", "adopt"]
+
+DEFAULT_LIMITS = Limits()
 
 
 # Number of channels C -> raw frames (C, H, W).
@@ -116,7 +120,13 @@ class Adoption:
     given_grid: bool = False
 
 
-def adopt(source: str | Path, path: str | Path, choices: Choices, frames: Frames | None = None) -> Adoption:
+def adopt(
+    source: str | Path,
+    path: str | Path,
+    choices: Choices,
+    frames: Frames | None = None,
+    limits: Limits = DEFAULT_LIMITS,
+) -> Adoption:
     """Convert an ONNX file of another toolkit to a model file that the segmenter tiles exactly, or says if it does not.
 
     Parameters
@@ -131,11 +141,15 @@ def adopt(source: str | Path, path: str | Path, choices: Choices, frames: Frames
     frames
         With `approximate`: returns raw frames (C, H, W) for the number of channels C, on which tiles are compared with
         one pass.
+    limits
+        Limits of the first opening of the file, where that is in a separate process.
 
     Raises
     ------
     ModelFileError
-        The file cannot be read, or its network cannot be tiled or draws at random.
+        The file cannot be read, its network cannot be tiled or draws at random, or it ends the process that opens it.
+    OutOfMemoryError
+        Opening it takes more memory than the limit.
     OptionError
         The halo or the grid is too small, or head and classes do not fit the network's output.
     TileError
@@ -146,6 +160,7 @@ def adopt(source: str | Path, path: str | Path, choices: Choices, frames: Frames
         The file cannot be written.
     """
     _require_choices(choices, frames)
+    require_survivable(Path(source), choices.output, choices.tile, choices.grid, limits)
     foreign = read_foreign(source, choices.output)
     require_place(path, (source, *external_files(source)))
     tile = choices.tile or foreign.size

@@ -5,7 +5,7 @@ graph with every shape fixed, and raises TileError for a size that does not run.
 """
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import cached_property
@@ -18,14 +18,14 @@ import numpy as np
 import onnx
 import onnx.inliner
 from numpy.typing import NDArray
-from onnx import ModelProto, TensorProto
+from onnx import ModelProto, NodeProto, TensorProto
 
 from unetrt.export.adoption._ends import WHOLE, give_channels_first, is_channels_last, keep_output, take_float_image
 from unetrt.export.onnx_model import axes_of, copy_of, declare_input, inferred, strip
 from unetrt.runtime.errors import BackendUnavailableError, ModelFileError, OptionError, TileError, one_line
 from unetrt.runtime.files.atomic import scratch_folder
 from unetrt.runtime.model.onnx_file import read_metadata
-from unetrt.runtime.model.safety import require_safe
+from unetrt.runtime.model.safety import external_files
 from unetrt.runtime.model.spec import KEY, Precision
 from unetrt.runtime.sessions.onnxruntime import probe
 
@@ -37,6 +37,10 @@ FLOATS: dict[int, Precision] = {TensorProto.FLOAT: "fp32", TensorProto.FLOAT16: 
 OLDEST_OPSET = 11
 # The domain of the standard's operators, in both spellings.
 STANDARD = ("", "ai.onnx")
+# Operators that repeat a graph.
+REPEATING = ("Loop", "Scan", "SequenceMap")
+# Limits of nodes after inlining, a large network has some thousands, and of functions that call each other.
+MOST_NODES, MOST_NESTED = 1 << 17, 100
 QUANTISED = ("QuantizeLinear", "DequantizeLinear", "QLinearConv", "ConvInteger", "QLinearMatMul", "MatMulInteger")
 
 # Steps from the tile to other sizes, in pixels: 64 suits lattices of powers of two, 960 those with factors 3 and 5 too.
@@ -148,13 +152,16 @@ def read_foreign(path: str | Path, output: str | None = None) -> Foreign:
     path = Path(path)
     if not path.is_file():
         raise ModelFileError(f"{path} does not exist: give the ONNX file of a trained network")
-    require_safe(path)
+    external_files(path)
     if KEY in read_metadata(path):
         raise ModelFileError(f"{path} is a model of unetrt already: nothing to adopt, `unetrt predict {path}` runs it")
     try:
         model = onnx.load(path)
+        _require_bounded(model, path)
         onnx.checker.check_model(model)
         model = onnx.inliner.inline_local_functions(model)
+    except ModelFileError:
+        raise
     # onnx raises protobuf's DecodeError, ValueError, its checker's ValidationError and OSErrors.
     except Exception as error:
         reason = one_line(error, first=True)
@@ -169,6 +176,38 @@ def read_foreign(path: str | Path, output: str | None = None) -> Foreign:
     kind = _require_one_image(model, path)
     take_float_image(model.graph, _inputs(model)[0].name)
     return Foreign(model, path.name, WHOLE.get(kind))
+
+
+def _require_bounded(model: ModelProto, path: Path) -> None:
+    """Refuse operators that repeat a graph, and functions that become too many nodes when they are inlined."""
+    functions = {(function.domain, function.name): function for function in model.functions}
+    counted: dict[tuple[str, str], int] = {}
+
+    def count(nodes: Iterable[NodeProto], depth: int) -> int:
+        if depth > MOST_NESTED:
+            raise ModelFileError(f"{path}: its functions call each other more than {MOST_NESTED} deep")
+        total = 0
+        for node in nodes:
+            if node.op_type in REPEATING and node.domain in STANDARD:
+                raise ModelFileError(
+                    f"{path} has a {node.op_type}, which computes for as long as a value says: export the network "
+                    "without it"
+                )
+            for graph in (graph for each in node.attribute for graph in (each.g, *each.graphs)):
+                total += count(graph.node, depth + 1)
+            key = (node.domain, node.op_type)
+            if key in functions and key not in counted:
+                counted[key] = count(functions[key].node, depth + 1)
+            total += counted.get(key, 1)
+        if total > MOST_NODES:
+            raise ModelFileError(
+                f"{path} has more than {MOST_NODES} nodes with its functions inlined: export it without"
+            )
+        return total
+
+    count(model.graph.node, 0)
+    for function in model.functions:
+        count(function.node, 0)
 
 
 def _require_one_image(model: ModelProto, path: Path) -> int:

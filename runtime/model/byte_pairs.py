@@ -9,7 +9,16 @@ from struct import pack
 
 from unetrt.runtime.errors import ModelFileError
 from unetrt.runtime.model.onnx_file import (
+    ATTRIBUTE,
+    ATTRIBUTE_INT,
+    ATTRIBUTE_NAME,
+    ATTRIBUTE_STRING,
+    DOMAIN,
     GRAPH,
+    NODE_INPUT,
+    NODE_NAME,
+    NODE_OUTPUT,
+    OP_TYPE,
     VARINT,
     Field,
     Message,
@@ -24,9 +33,8 @@ from unetrt.runtime.model.spec import INPUT
 
 # Field numbers (onnx-ml.proto) of GraphProto, ...
 NODE, INITIALIZER, GRAPH_INPUT, GRAPH_OUTPUT, VALUE_INFO = 1, 5, 11, 12, 13
-# ... NodeProto and AttributeProto, ...
-NODE_INPUT, NODE_OUTPUT, NODE_NAME, OP_TYPE, ATTRIBUTE, DOMAIN = 1, 2, 3, 4, 5, 7
-ATTRIBUTE_NAME, ATTRIBUTE_INT, ATTRIBUTE_STRING, ATTRIBUTE_TYPE, TYPE_STRING = 1, 3, 4, 20, 3
+# ... AttributeProto, ...
+ATTRIBUTE_TYPE, TYPE_STRING = 20, 3
 # ... ValueInfoProto, TypeProto, TypeProto.Tensor, TensorShapeProto and its Dimension, ...
 VALUE_NAME, VALUE_TYPE, TENSOR_TYPE, ELEM_TYPE, SHAPE, DIM, DIM_VALUE = 1, 2, 1, 1, 2, 1, 1
 # ... and TensorProto.

@@ -19,8 +19,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from importlib import resources
 from io import BytesIO
+from math import prod
 from pathlib import Path
-from typing import BinaryIO, NamedTuple, Self
+from struct import calcsize, iter_unpack
+from typing import Any, BinaryIO, NamedTuple, NoReturn, Self
 
 from unetrt.runtime.errors import ModelFileError
 from unetrt.runtime.model.spec import KEY, ModelSpec
@@ -136,9 +138,12 @@ class Message:
 
 def read_varint(file: BinaryIO) -> int:
     """Read a varint at the file's position, 0 to 2^64 - 1; raises WireError where it is truncated or too long."""
-    value = 0
-    for shift in range(0, 64, 7):
-        byte = file.read(1)
+    byte = file.read(1)
+    if byte and byte[0] < 0x80:
+        return byte[0]
+    value = byte[0] & 0x7F if byte else 0
+    for shift in range(7, 64, 7):
+        byte = byte and file.read(1)
         if not byte:
             raise WireError("it ends within a number")
         value |= (byte[0] & 0x7F) << shift
@@ -150,6 +155,17 @@ def read_varint(file: BinaryIO) -> int:
 def signed(value: int) -> int:
     """Interpret a varint's value as int64."""
     return value - (1 << 64) if value >> 63 else value
+
+
+def integers(message: Message, part: Field, most: int) -> list[int]:
+    """Return the int64 values in one field, one or up to `most` packed ones; raises WireError where it has others."""
+    if part.kind == VARINT:
+        return [signed(part.value)]
+    # A varint has at most 10 bytes.
+    packed, found = BytesIO(message.read(part, 10 * most)), []
+    while packed.tell() < part.size:
+        found.append(signed(read_varint(packed)))
+    return found
 
 
 def varint(value: int) -> bytes:
@@ -324,6 +340,203 @@ def parts(message: Message, kind: str = "model", depth: int = 0) -> Iterator[tup
             raise WireError(f"its {kind} at byte {message.begin} has two of its field {part.number} ({child})")
         seen.add(part.number)
         yield from parts(message.inside(part), child, depth + 1)
+
+
+# NodeProto, and AttributeProto; OTHER are graphs, types, sparse tensors and lists of tensors.
+NODE_INPUT, NODE_OUTPUT, NODE_NAME, OP_TYPE, ATTRIBUTE, DOMAIN = 1, 2, 3, 4, 5, 7
+ATTRIBUTE_NAME, ATTRIBUTE_INT, ATTRIBUTE_STRING, ATTRIBUTE_TENSOR, ATTRIBUTE_INTS = 1, 3, 4, 5, 8
+OTHER = {6, 10, 11, 14, 15, 22, 23}
+# Limits of a name or text in bytes, and of the integers of an attribute.
+MAX_TEXT, MAX_INTEGERS = 1 << 16, 1 << 12
+
+
+@dataclass
+class Node:
+    """A NodeProto.
+
+    Attributes
+    ----------
+    operator, domain, name
+        Type, operator set and name.
+    inputs, outputs
+        Names of values; empty for those that are left out.
+    attributes
+        Name -> integers, text or a TensorProto. Fractions are not read.
+    others
+        Names of attributes that hold a graph, a type, a sparse tensor or a list of tensors.
+    """
+
+    operator: str = ""
+    domain: str = ""
+    name: str = ""
+    inputs: list[str] = field(default_factory=list)
+    outputs: list[str] = field(default_factory=list)
+    attributes: dict[str, "list[int] | str | Message"] = field(default_factory=dict)
+    others: list[str] = field(default_factory=list)
+
+    @classmethod
+    def read(cls, message: Message) -> "Node":
+        """Read a NodeProto; raises WireError where it is malformed, or has a name or an attribute twice."""
+        node, seen = cls(), set[int]()
+        texts = {OP_TYPE: "operator", DOMAIN: "domain", NODE_NAME: "name"}
+        for part in message.fields():
+            if part.number in seen & texts.keys():
+                raise WireError(f"its node at byte {message.begin} has two of its field {part.number}")
+            seen.add(part.number)
+            if part.number == ATTRIBUTE:
+                node._take(message.inside(part))
+            elif part.number in (NODE_INPUT, NODE_OUTPUT):
+                (node.inputs if part.number == NODE_INPUT else node.outputs).append(_text(message, part))
+            elif part.number in texts:
+                setattr(node, texts[part.number], _text(message, part))
+        return node
+
+    def _take(self, attribute: Message) -> None:
+        name, found, is_other = "", list[int](), False
+        content: str | Message | None = None
+        for part in attribute.fields():
+            if part.number == ATTRIBUTE_NAME:
+                name = _text(attribute, part)
+            elif part.number in (ATTRIBUTE_INT, ATTRIBUTE_INTS):
+                found += integers(attribute, part, MAX_INTEGERS)
+            elif part.number == ATTRIBUTE_STRING:
+                content = _text(attribute, part)
+            elif part.number == ATTRIBUTE_TENSOR:
+                content = attribute.inside(part)
+            is_other |= part.number in OTHER
+        self.others += [name] * is_other
+        if name in self.attributes:
+            raise WireError(f"its node at byte {attribute.begin} has an attribute twice")
+        self.attributes[name] = found if content is None else content
+
+
+def _text(message: Message, part: Field) -> str:
+    return message.read(part, MAX_TEXT).decode(errors="replace")
+
+
+# TensorProto.DataType of some values, and TensorProto's fields of numbers.
+FLOAT, INT32, INT64 = 1, 6, 7
+RAW_DATA, FLOAT_DATA, INT32_DATA, INT64_DATA = 9, 4, 5, 7
+# Limits: numbers of a constant that shapes or places follow from, and characters of what an error shows of a name.
+MOST_NUMBERS, SHOWN = 1 << 16, 60
+# Advice for a damaged file.
+AGAIN = "export or copy the model again"
+
+Shape = tuple[int, ...]
+
+
+class Value(NamedTuple):
+    """A value of a network.
+
+    Attributes
+    ----------
+    shape, data_type
+        Lengths of the axes, and TensorProto.DataType.
+    tensor
+        The TensorProto of a constant, None for other values.
+    outside
+        The file with a constant's numbers, and their offset in bytes; None where they are in the TensorProto.
+    """
+
+    shape: Shape
+    data_type: int
+    tensor: Message | None = None
+    outside: tuple[Path, int] | None = None
+
+
+class Operation(NamedTuple):
+    """A node, and the values of its inputs; None for those that are left out."""
+
+    node: Node
+    values: list[Value | None]
+
+    def refuse(self, why: str) -> NoReturn:
+        """Raise ModelFileError: the node's operator and name, then `why`."""
+        raise ModelFileError(f"its {self.node.operator[:SHOWN]} {self.node.name[:SHOWN]!r} {why}")
+
+    def require(self, holds: bool, why: str) -> None:
+        """Raise ModelFileError unless `holds`."""
+        if not holds:
+            self.refuse(f"{why}; {AGAIN}")
+
+    def given(self, index: int) -> Value | None:
+        """Return an input; None where it is left out."""
+        return self.values[index] if index < len(self.values) else None
+
+    def value(self, index: int = 0) -> Value:
+        """Return an input that the operator needs."""
+        value = self.given(index)
+        if value is None:
+            self.refuse(f"lacks its input {index + 1}; {AGAIN}")
+        return value
+
+    def shape(self, index: int = 0) -> Shape:
+        """Return the shape of an input that the operator needs."""
+        return self.value(index).shape
+
+    def constant(self, index: int, kinds: tuple[int, ...] = (INT32, INT64)) -> list[Any] | None:
+        """Return the numbers of an input that must be a constant; None where it is left out."""
+        value = self.given(index)
+        if value is None:
+            return None
+        if value.tensor is None or value.data_type not in kinds or prod(value.shape) > MOST_NUMBERS:
+            self.refuse(
+                f"takes places or lengths from {self.node.inputs[index][:SHOWN]!r}, which is not a constant of up to "
+                f"{MOST_NUMBERS} integers: export the network for one size, with its constants folded"
+            )
+        return _numbers(value)
+
+    def numbers(self, name: str, default: list[int]) -> list[int]:
+        """Return an attribute of as many integers, of 31 bits and a sign, as `default` has."""
+        found = self.node.attributes.get(name, default)
+        if not isinstance(found, list) or len(found) != len(default) or max(map(abs, found), default=0) >= 1 << 31:
+            self.refuse(f"has an attribute {name} that is not {len(default)} integers of 32 bits; {AGAIN}")
+        return found
+
+    def number(self, name: str, default: int) -> int:
+        """Return an attribute that is one integer."""
+        return self.numbers(name, [default])[0]
+
+    def listed(self, name: str, index: int) -> list[int] | None:
+        """Return integers of an input that must be a constant, or of the attribute `name`; None without both."""
+        stored = self.node.attributes.get(name)
+        return self.constant(index) or (stored if isinstance(stored, list) else None)
+
+    def axes(self, index: int, rank: int) -> list[int] | None:
+        """Return the axes, counted from 0, that an input or the attribute `axes` names; None without both."""
+        found = self.listed("axes", index)
+        places = None if found is None else [self.place(axis, rank) for axis in found]
+        self.require(len(set(places or [])) == len(places or []), "names an axis twice")
+        return places
+
+    def place(self, axis: int, rank: int) -> int:
+        """Return an axis counted from 0; a negative one counts from the end."""
+        self.require(-rank <= axis < rank, f"names axis {axis} of {rank}")
+        return axis % rank
+
+    def axis(self, default: int) -> int:
+        """Return the attribute `axis`, counted from 0, of the first input."""
+        return self.place(self.number("axis", default), len(self.shape()))
+
+
+def _numbers(value: Value) -> list[Any]:
+    """Return the numbers of a constant of integers or float32; raises OSError where their file cannot be read."""
+    tensor, found, count = value.tensor, list[Any](), prod(value.shape)
+    code = {FLOAT: "<f", INT32: "<i", INT64: "<q"}[value.data_type]
+    assert tensor is not None
+    if value.outside:
+        path, offset = value.outside
+        with path.open("rb") as file:
+            file.seek(offset)
+            found += (number for (number,) in iter_unpack(code, file.read(count * calcsize(code))))
+    for part in tensor.fields():
+        if part.number == RAW_DATA or (part.number == FLOAT_DATA and part.kind == DELIMITED):
+            found += (number for (number,) in iter_unpack(code, tensor.read(part)))
+        elif part.number in (INT32_DATA, INT64_DATA):
+            found += integers(tensor, part, MOST_NUMBERS)
+    if len(found) != count:
+        raise WireError(f"its tensor at byte {tensor.begin} has {len(found)} of its {count} numbers")
+    return found
 
 
 def read_entry(entry: Message, limit: int = MAX_METADATA) -> tuple[str, str]:

@@ -19,13 +19,45 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from unetrt.runtime.errors import SessionClosedError
+from unetrt.runtime.errors import OutOfMemoryError, SessionClosedError
+from unetrt.runtime.machine import format_bytes, free_memory
 from unetrt.runtime.model.onnx_file import read_spec
+from unetrt.runtime.model.safety import require_safe
 from unetrt.runtime.model.spec import ModelSpec
 from unetrt.runtime.sessions import Lane, Session
 from unetrt.runtime.timings import Passed
 
 Array = NDArray[Any]
+
+# A pass of fewer bytes is not compared with the free memory.
+SMALL = 1 << 28
+
+
+def require_fitting(path: Path, memory: int | None = None) -> None:
+    """Check a model file before an engine on the CPU opens it.
+
+    Parameters
+    ----------
+    path
+        The ONNX file.
+    memory
+        Limit in bytes of what a pass holds at once; None for the memory that is free.
+
+    Raises
+    ------
+    ModelFileError
+        The file is not safe to open, see `require_safe`.
+    OutOfMemoryError
+        A pass needs more. On Linux an allocation beyond the free memory succeeds, and ends the process later.
+    """
+    needed = require_safe(path)
+    if memory is None and needed > SMALL:
+        memory = free_memory()
+    if memory is not None and needed > memory:
+        raise OutOfMemoryError(
+            f"{path}: a pass holds at least {format_bytes(needed)} at once, the limit (memory) is "
+            f"{format_bytes(memory)}: use a smaller tile or batch, or free memory"
+        )
 
 
 class WorkerSession(Session):

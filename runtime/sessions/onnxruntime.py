@@ -19,9 +19,8 @@ from unetrt.runtime.errors import (
     one_line,
 )
 from unetrt.runtime.model.onnx_file import read_spec
-from unetrt.runtime.model.safety import require_safe
 from unetrt.runtime.model.spec import INPUT, OUTPUT, ModelSpec
-from unetrt.runtime.sessions.cpu import Array, WorkerSession
+from unetrt.runtime.sessions.cpu import Array, WorkerSession, require_fitting
 
 # An execution provider of ONNX Runtime, with its options.
 ProviderChoice = str | tuple[str, Mapping[str, str]]
@@ -45,10 +44,9 @@ def session_options(threads: int) -> Any:
 
 
 def load(path: Path, options: Any, providers: Sequence[ProviderChoice]) -> Any:
-    """Return an InferenceSession; raises ModelFileError for unsafe files, and what `failures` lists."""
+    """Return an InferenceSession of a file that is safe to open; raises what `failures` lists."""
     import onnxruntime
 
-    require_safe(path)
     # Without ONNX Runtime's fallback, which prints to standard output and computes on the CPU.
     return onnxruntime.InferenceSession(str(path), options, providers=list(providers), enable_fallback=0)
 
@@ -132,22 +130,27 @@ class OnnxRuntimeSession(WorkerSession):
         The ONNX file.
     threads
         Threads of one pass; 0 is ONNX Runtime's default: one for each physical core.
+    memory
+        Limit in bytes of what a pass holds at once; None for the memory that is free.
 
     Raises
     ------
     ModelFileError
-        The file is not a unetrt model, or ONNX Runtime cannot load it.
+        The file is not a unetrt model, is not safe to open, or ONNX Runtime cannot load it.
+    OutOfMemoryError
+        A pass holds more than the limit.
     BackendUnavailableError
         The file computes in bfloat16.
     """
 
-    def __init__(self, path: Path, threads: int = 0) -> None:
+    def __init__(self, path: Path, threads: int = 0, memory: int | None = None) -> None:
         spec = read_spec(path)
         if spec.precision == "bf16":
             raise BackendUnavailableError(
                 f"{path} computes in bfloat16, and ONNX Runtime has no bfloat16 convolutions on the CPU: use "
                 "OpenVINO (pip install openvino), build an engine (`unetrt build`), or export with --precision fp32"
             )
+        require_fitting(path, memory)
         try:
             self._engine = load(path, session_options(threads), ["CPUExecutionProvider"])
         except failures() as error:

@@ -18,6 +18,7 @@ from unetrt.runtime.cuda.device import Buffer, CudaDevice, Stream
 from unetrt.runtime.cuda.driver import open_driver, why_not
 from unetrt.runtime.errors import BackendUnavailableError, ModelFileError, OptionError, UnetrtError
 from unetrt.runtime.model.onnx_file import read_spec
+from unetrt.runtime.model.safety import require_safe
 from unetrt.runtime.model.spec import ModelSpec
 from unetrt.runtime.sessions import onnxruntime as ort
 from unetrt.runtime.sessions.cuda import CudaSession, EnginePass, Place
@@ -113,7 +114,7 @@ def load(path: Path, spec: ModelSpec, options: Mapping[str, str], index: int, st
     BackendUnavailableError
         The provider's library does not load, or it lacks operators of the graph.
     ModelFileError
-        ONNX Runtime cannot load the file, or it does not fit its spec.
+        The file is not safe to open, ONNX Runtime cannot load it, or it does not fit its spec.
     OptionError
         This ONNX Runtime does not know an option or its value.
     OutOfMemoryError
@@ -121,6 +122,7 @@ def load(path: Path, spec: ModelSpec, options: Mapping[str, str], index: int, st
     InferenceError
         A call on the device failed.
     """
+    require_safe(path)
     # The provider sets has_user_compute_stream itself.
     place = {"device_id": str(index)} | ({"user_compute_stream": str(stream.handle)} if stream else {})
     session_options = ort.session_options(threads=1)  # there is nothing to compute on the host

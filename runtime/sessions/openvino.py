@@ -17,9 +17,8 @@ from typing import Any
 from unetrt.runtime.candidates import why_not_importable
 from unetrt.runtime.errors import InferenceError, ModelFileError, OutOfMemoryError, is_out_of_memory
 from unetrt.runtime.model.onnx_file import read_spec
-from unetrt.runtime.model.safety import require_safe
 from unetrt.runtime.model.spec import ModelSpec
-from unetrt.runtime.sessions.cpu import Array, WorkerSession
+from unetrt.runtime.sessions.cpu import Array, WorkerSession, require_fitting
 
 # What OpenVINO raises for a model; a name in a damaged file is not always UTF-8.
 FAILURES = (RuntimeError, TypeError, UnicodeDecodeError)
@@ -64,16 +63,20 @@ class OpenVinoSession(WorkerSession):
         The ONNX file.
     threads
         Threads of one pass; 0 is OpenVINO's default: one for each physical core of one socket.
+    memory
+        Limit in bytes of what a pass holds at once; None for the memory that is free.
 
     Raises
     ------
     ModelFileError
-        The file is not a unetrt model, or OpenVINO cannot load it.
+        The file is not a unetrt model, is not safe to open, or OpenVINO cannot load it.
+    OutOfMemoryError
+        A pass holds more than the limit.
     """
 
-    def __init__(self, path: Path, threads: int = 0) -> None:
+    def __init__(self, path: Path, threads: int = 0, memory: int | None = None) -> None:
         spec = read_spec(path)
-        require_safe(path)
+        require_fitting(path, memory)
         core, _ = _loaded()
         hints = ["bf16", "f32"] if spec.precision == "bf16" and has_bfloat16() else ["f32"]
         options = {

@@ -99,8 +99,14 @@ def test_every_kind_of_source_gives_the_same_weights(tiny_checkpoint, tiny_run, 
             r"holds classify.weight of shape \(2, 4, 1, 1\), and its",
         ),
         ({"network": {"depth": 1, "base": 4}}, ModelFileError, "needs"),
+        ({"network": {"depth": 2, "base": 1 << 16}}, ModelFileError, r"and its spec needs \(2, 65536, 1, 1\)"),
+        (
+            {"network": {"depth": 16, "base": 1 << 16}},
+            ModelFileError,
+            "larger than torch can describe|and its spec needs",
+        ),
     ],
-    ids=["int8", "another toolkit", "another hash", "another base", "another depth"],
+    ids=["int8", "another toolkit", "another hash", "another base", "another depth", "petabytes", "beyond 64 bits"],
 )
 def test_model_files_that_are_refused(tiny_model, tmp_path, changes, error, message):
     path = with_spec(tiny_model, tmp_path / "model.onnx", **changes)

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from unetrt.cli import SIZE, Parsed, echo, image_memory_option, real, whole
+from unetrt.cli import MEMORY, SIZE, Parsed, echo, image_memory_option, real, whole
 from unetrt.runtime.errors import OptionError
 from unetrt.runtime.files.atomic import require_writable
 from unetrt.runtime.geometry.plan import BORDERS
@@ -120,19 +120,36 @@ def _names_of(value: str) -> tuple[str, ...]:
     help="Raw image or folder on which --approximate is measured: up to 16, larger than a tile.",
 )
 @image_memory_option
-def command(foreign: Path, out: Path, images: Path | None, max_image_memory: int | None, **choices: Any) -> None:
+@click.option("--memory", type=MEMORY, help="Memory limit for the first opening of FOREIGN. [default: what is free]")
+@click.option(
+    "--time-limit",
+    type=real(above=0),
+    default=600,
+    show_default=True,
+    help="Seconds that the first opening may take.",
+)
+def command(
+    foreign: Path,
+    out: Path,
+    images: Path | None,
+    max_image_memory: int | None,
+    memory: int | None,
+    time_limit: float,
+    **choices: Any,
+) -> None:
     """Convert FOREIGN, an ONNX file of another toolkit, to a model file with a fixed tile.
 
     The network's receptive field and grid are measured. A halo that is too small is refused, and so is a network whose
     output depends on the whole image, unless --approximate is given. The file is written only if tiled inference agrees
-    with one pass over a larger image.
+    with one pass over a larger image. A graph that computes with its own shapes is first opened in a separate process,
+    within --memory and --time-limit.
     """
     from unetrt.cli.package import raw_frames
-    from unetrt.export.adoption import Choices, adopt
+    from unetrt.export.adoption import Choices, Limits, adopt
 
     require_writable(out.parent)
     frames = None if images is None else partial(raw_frames, images, max_image_memory=max_image_memory)
-    _report(adopt(foreign, out, Choices(**choices), frames), out)
+    _report(adopt(foreign, out, Choices(**choices), frames, Limits(memory, time_limit)), out)
 
 
 def _report(adoption: "Adoption", out: Path) -> None:

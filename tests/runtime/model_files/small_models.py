@@ -69,6 +69,35 @@ def branching(then, otherwise):
     return model(nodes, [zero])
 
 
+def various():
+    """Operators whose constants are lengths and places, as adopted networks have them."""
+    node = helper.make_node
+    places = {"pads": [0, 0, 1, -2, 0, 0, 3, 4], "starts": [0, 1], "ends": [99, -1], "axes": [2, 3], "steps": [2, 1]}
+    places |= {"picked": [1, 0, -1], "shape": [1, 3, -1], "parts": [1, 2], "again": [1, 3, 8, 8]}
+    nodes = [
+        convolution(output="x"),
+        node("Pad", ["x", "pads"], ["padded"]),
+        node("Slice", ["padded", "starts", "ends", "axes", "steps"], ["sliced"]),
+        node("Resize", ["sliced", "", "scales"], ["resized"]),
+        node("MaxPool", ["resized"], ["pooled"], kernel_shape=[2, 2], strides=[1, 1], auto_pad="SAME_UPPER"),
+        node("Gather", ["pooled", "picked"], ["gathered"], axis=1),
+        node("Reshape", ["gathered", "shape"], ["flat"]),
+        node("Transpose", ["flat"], ["turned"], perm=[0, 2, 1]),
+        node("Transpose", ["turned"], ["back"], perm=[0, 2, 1]),
+        node("ReduceMean", ["back"], ["mean"], keepdims=1),
+        node("Expand", ["mean", "again"], ["wide"]),
+        node("Split", ["wide", "parts"], ["first", "rest"], axis=1),
+        node("Softmax", ["rest"], ["soft"], axis=1),
+        node("Concat", ["first", "soft", "first"], ["joined"], axis=1),
+        node("Tile", ["first", "repeats"], ["tiled"]),
+        node("Add", ["tiled", "x"], ["scores"]),
+    ]
+    stored = [tensor(name, values, np.int64) for name, values in places.items()]
+    return model(
+        nodes, [weights(), *stored, tensor("scales", [1, 1, 2, 1.5]), tensor("repeats", [1, 2, 1, 1], np.int64)]
+    )
+
+
 def network():
     """A U-Net of depth 1, as torch exports it."""
     import torch

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from tests.runtime.model_files.mutations import mutant
-from tests.runtime.model_files.small_models import branch, branching, convolution, model, network, outside, weights
+from tests.runtime.model_files.small_models import convolution, model, network, outside, various, weights
 
 # How many: in `make test`, and in `make test-slow`.
 FEW, MUTANTS = 300, 1000
@@ -19,13 +19,12 @@ pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="limits of memor
 
 
 def damageable():
-    """Three small models: with external data, with subgraphs, and a U-Net of ours."""
+    """Three small models: with external data, with many operators, and a U-Net of ours."""
     external = model([convolution()], [outside(weights(), "in/w.bin", offset=0, length=8)])
-    subgraph = branching(branch(weights(name="a"), "bright_scores"), branch(weights(name="b"), "dark_scores"))
-    return [made.SerializeToString() for made in (external, subgraph, network())]
+    return [made.SerializeToString() for made in (external, various(), network())]
 
 
-def _loaded(folder, engine="onnxruntime"):
+def loaded(folder, engine="onnxruntime"):
     """What a process of its own says of each model, started again after each model that kills it."""
     models, results, crashes = sorted(folder.glob("*.onnx")), [], {}
     while len(results) + len(crashes) < len(models):
@@ -65,7 +64,7 @@ def test_damaged_models_are_refused_in_one_line(folder, engine, name, count):
     originals = damageable()
     for number in range(count):
         (folder / f"{number:04d}.onnx").write_bytes(mutant(originals[number % len(originals)], number))
-    results, crashes = _loaded(folder, engine)
+    results, crashes = loaded(folder, engine)
     assert crashes == {}
     assert [line for line in results if "defect" in line] == []
     assert [line for line in results if line["outside"] or line["canary"]] == []
@@ -84,7 +83,7 @@ def test_crashes_canaries_and_reads_outside_are_seen(folder):
     for name in ("control-canary", "control-crash", "control-read", "last"):
         (folder / f"{name}.onnx").write_bytes(data)
     (folder / "in" / "w.bin").write_bytes((folder.parent / "w.bin").read_bytes())
-    results, crashes = _loaded(folder)
+    results, crashes = loaded(folder)
     assert list(crashes) == ["control-crash.onnx"]
     assert [line["canary"] for line in results] == [True, True, True]
     assert [bool(line["outside"]) for line in results] == [False, True, False]
