@@ -118,7 +118,7 @@ def require_repeatable(foreign: Foreign, network: ModelProto, size: Size) -> Non
     ModelFileError
         They differ, or an operator draws at random, whether or not these frames show it.
     """
-    drawing = _drawing(foreign.model.graph)
+    drawing = _drawing(foreign.model.graph) or _drawing(network.graph)
     if drawing is None:
         run, random = Runner(network), np.random.default_rng(2017)
         for amplitude in AMPLITUDES:

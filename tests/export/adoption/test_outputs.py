@@ -169,6 +169,13 @@ RANDOM = {
     ),
     "uniform noise": ("n = RandomUniformLike(image) x = Add(image, n)", {}, "RandomUniformLike"),
     "coins": ("p = Sigmoid(image) x = Bernoulli(p)", {}, "Bernoulli"),
+    "noise in a branch": (
+        "n = If(yes) <then_branch = t () => (float[1, 1, 64, 64] y) "
+        "{ y = RandomNormal<shape = [1, 1, 64, 64], scale = 0.000001>() }, "
+        "else_branch = e () => (float[1, 1, 64, 64] y) { y = RandomNormal<shape = [1, 1, 64, 64]>() }> "
+        "x = Add(image, n)",
+        {"yes": np.array(True)}, "RandomNormal",
+    ),
     "drawn classes": (
         "s = Shape(image) f = Reshape(image, row) d = Multinomial<sample_size = 4096>(f) c = Cast<to = 1>(d) "
         "x = Reshape(c, s)", {"row": np.array([1, -1])}, "Multinomial",
