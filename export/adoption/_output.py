@@ -118,7 +118,7 @@ def require_repeatable(foreign: Foreign, network: ModelProto, size: Size) -> Non
     ModelFileError
         They differ, or an operator draws at random, whether or not these frames show it.
     """
-    drawing = _drawing(foreign.model.graph)
+    drawing = _drawing(foreign.model.graph) or _drawing(network.graph)
     if drawing is None:
         run, random = Runner(network), np.random.default_rng(2017)
         for amplitude in AMPLITUDES:
@@ -178,8 +178,8 @@ def require_fit(network: ModelProto, spec: ModelSpec) -> Kind:
     _require_classes(channels, spec)
     if not values.varied.any():
         raise OptionError(
-            f"the output is {values.high.max():.4g} for every image of noise, so its head cannot be told: check that "
-            "the file holds trained weights, and --normalisation"
+            f"the output is {values.high.max():.4g} for every image of noise, so its head cannot be told: export "
+            "integer labels for --head labels, or trained scores that vary for --head logits or --head probabilities"
         )
     (_require_channel if channels == 1 else _require_channels)(values, spec)
     return "channel" if channels == 1 else "channels"

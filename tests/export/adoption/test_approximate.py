@@ -190,3 +190,18 @@ def test_what_a_file_says_of_its_tiles_is_checked(net, tmp_path):
             read_spec(tmp_path / "changed.onnx")
     with pytest.raises(OptionError, match=r"disagreement must be 0 to 1 \(got nan\)"):
         Approximation("x", float("nan"), 1)
+
+
+def test_a_network_without_padding_is_compared_with_one_pass_over_the_mirrored_frame(tmp_path):
+    """Its output is smaller than its input, so that one pass over the frame needs mirrored pixels around it."""
+    torch.manual_seed(1)
+    net = nn.Sequential(nn.Conv2d(1, 4, 5), nn.InstanceNorm2d(4), nn.ReLU(), nn.Conv2d(4, 2, 5)).eval()
+    path, image = save(net, tmp_path / "net.onnx"), frame()
+    with pytest.raises(OptionError, match=r"the network crops 4 px .*: use --approximate 4$"):
+        adopt(path, tmp_path / "model.onnx", choices(approximate=2), large)
+    spec = adopt(path, tmp_path / "model.onnx", choices(approximate=8), large).spec
+    with Segmenter(tmp_path / "model.onnx") as segmenter, torch.no_grad():
+        tiled = segmenter.segment(image[0]).labels
+        whole = net(torch.from_numpy(np.pad(image[None], ((0, 0), (0, 0), (4, 4), (4, 4)), mode="reflect")))[0]
+    expected = (tiled != whole.argmax(0).numpy()).mean()
+    assert 0 < expected == pytest.approx(spec.approximate.disagreement, abs=2 / tiled.size)

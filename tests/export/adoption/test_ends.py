@@ -93,6 +93,27 @@ def test_raw_grey_values_are_taken_as_the_frame_has_them(tmp_path, by_cast):
             np.testing.assert_allclose(segmenter.scores(frame), expected, rtol=0, atol=1e-6)
 
 
+def test_raw_grey_values_with_channels_last(tmp_path):
+    """Three colours of 8 bits, as networks of Keras take them."""
+
+    class Colours(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.net = nn.Conv2d(3, 2, 3, padding=1)
+
+        def forward(self, x):
+            return self.net(x.float().permute(0, 3, 1, 2) / 255).permute(0, 2, 3, 1)
+
+    net, given = Colours(), torch.zeros(1, 64, 64, 3, dtype=torch.uint8)
+    spec = adopt(save(net, tmp_path / "net.onnx", given, last=True), tmp_path / "model.onnx", choices()).spec
+    assert (spec.channels, spec.halo, len(spec.normalisation.offset)) == (3, 1, 3)
+    frame = np.random.default_rng(0).integers(0, 256, (3, 70, 90), np.uint8)
+    with Segmenter(tmp_path / "model.onnx") as segmenter, torch.no_grad():
+        expected = net(torch.from_numpy(frame[None].transpose(0, 2, 3, 1)))[0].permute(2, 0, 1).numpy()
+        inside = (slice(None), slice(1, -1), slice(1, -1))
+        np.testing.assert_allclose(segmenter.scores(frame)[inside], expected[inside], rtol=0, atol=1e-6)
+
+
 class TwoOutputs(nn.Module):
     """The mask behind another output, which is made from it."""
 
