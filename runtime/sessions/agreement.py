@@ -79,11 +79,12 @@ def _probabilities(spec: ModelSpec, scores: NDArray[np.float32]) -> NDArray[np.f
 
 
 def shows_classes(spec: ModelSpec, answer: Array) -> bool:
-    """Return whether an answer can serve as the reference: finite scores, or labels of at least two classes.
+    """Return whether an answer can serve as the reference: finite scores that vary, or labels of at least two classes.
 
     NaN scores also result in labels of a single class.
     """
-    return len(np.unique(answer)) > 1 if spec.head == "labels" else bool(np.isfinite(answer.sum()))
+    varies = bool((answer != answer[..., :1, :1]).any())
+    return varies and (spec.head == "labels" or bool(np.isfinite(answer.sum())))
 
 
 def tiles_for(spec: ModelSpec) -> Iterator[Array]:

@@ -272,7 +272,7 @@ def _disagreement(backend: Backend, model: Path, other: Path, images: Iterable[A
             if shows_classes(session.spec, expected):
                 break
         else:
-            return "its output for drawn frames is a single class, NaN or infinity, which verifies nothing"
+            return "its output for drawn frames is the same at every pixel, NaN or infinity, which verifies nothing"
     try:
         with backend.open(other) as session:
             return difference(session.spec, expected, _stitched(session, image))
