@@ -28,7 +28,14 @@ from filelock import FileLock, Timeout
 from unetrt.benchmarks.journal import Patience
 from unetrt.benchmarks.terminal import OneLine
 from unetrt.runtime.errors import FrameError, InferenceError, OptionError, OutputError
-from unetrt.runtime.files.atomic import cache_folder, require_regular, scratch_folder, whole_file, writable_folder
+from unetrt.runtime.files.atomic import (
+    cache_folder,
+    private_folder,
+    require_regular,
+    scratch_folder,
+    whole_file,
+    writable_folder,
+)
 from unetrt.runtime.records import parse, to_json, validated
 
 SCHEMA = 1
@@ -250,7 +257,7 @@ def _new(log: Path) -> Any:
 
 def _environment(folder: Path, dry: bool) -> dict[str, str]:
     # torch caches compiled kernels among temporary files by default; kept here, so that steps share them.
-    compiled = {"TORCHINDUCTOR_CACHE_DIR": str(cache_folder("inductor"))}
+    compiled = {"TORCHINDUCTOR_CACHE_DIR": str(private_folder(cache_folder("inductor")))}
     variables = compiled | os.environ | {FOLDER: str(folder.absolute()), "PYTHONUNBUFFERED": "1"}
     return variables | {DRY: "1", "CUDA_VISIBLE_DEVICES": ""} if dry else variables
 

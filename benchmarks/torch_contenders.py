@@ -25,6 +25,7 @@ from unetrt.runtime.model.spec import ModelSpec
 from unetrt.runtime.pixels.frames import as_frame
 from unetrt.runtime.pixels.normalisation import Normalisation
 from unetrt.trainer.checkpoint import load
+from unetrt.trainer.learner import compile_privately
 from unetrt.trainer.unet import UNet
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
@@ -130,7 +131,7 @@ class PlannedTiles:
         self._format = torch.channels_last if channels_last else torch.contiguous_format
         net = net.eval().to(dtype).to(memory_format=self._format)  # type: ignore[call-overload]
         self._net: Callable[[Tensor], Tensor] = (
-            torch.compile(_labels_of(net), dynamic=False) if compiled else _labels_of(net)
+            compile_privately(_labels_of(net), dynamic=False) if compiled else _labels_of(net)
         )
         staged = torch.empty(1, spec.channels, *spec.tile)
         self._staged = staged.pin_memory() if self._device.type == "cuda" else staged

@@ -16,8 +16,8 @@ class UnetrtError(Exception):
     """Root of all errors of unetrt."""
 
     def __str__(self) -> str:
-        """Return the message as printable text of limited length: it may quote a file or an option."""
-        return printable(super().__str__(), LONGEST)
+        """Return the message as one line of printable text, of limited length: it may quote a file or an option."""
+        return printable(" ".join(_lines(super().__str__())), LONGEST)
 
 
 class TileError(UnetrtError, ValueError):
@@ -144,6 +144,11 @@ def _escaped(character: str) -> str:
     return character.encode("unicode_escape").decode("ascii")
 
 
+def _lines(text: str) -> list[str]:
+    """Return the lines that are not blank, without the space around them."""
+    return [line.strip() for line in text.splitlines() if line.strip()]
+
+
 def one_line(error: BaseException | str, limit: int | None = None, *, kind: bool = False, first: bool = False) -> str:
     """Return an error, or its message, as one line of `printable` text; never raises.
 
@@ -152,7 +157,8 @@ def one_line(error: BaseException | str, limit: int | None = None, *, kind: bool
     error
         An exception; one without a message is shown as the name of its class.
     limit
-        Maximum length in characters; a longer text ends in "...".
+        Maximum length in characters; a longer text ends in "...". By default, the middle of a text longer than
+        `LONGEST` is left out.
     kind
         Whether the name of the exception's class precedes the message.
     first
@@ -162,9 +168,11 @@ def one_line(error: BaseException | str, limit: int | None = None, *, kind: bool
         text = str(error)
     except Exception:  # noqa: BLE001 - an exception class may fail to format itself
         text = ""
-    lines = [" ".join(line.split()) for line in text.splitlines() if line.strip()]
+    lines = [" ".join(line.split()) for line in _lines(text)]
     text = " ".join(lines[:1] if first else lines)
     if isinstance(error, BaseException) and (kind or not text):
         text = f"{type(error).__name__}: {text}".removesuffix(": ")
+    if limit is None:
+        return printable(text, LONGEST)
     text = printable(text)
-    return text if limit is None or len(text) <= limit else f"{text[: limit - 3].rstrip()}..."
+    return text if len(text) <= limit else f"{text[: limit - 3].rstrip()}..."

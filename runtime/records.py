@@ -23,9 +23,10 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from errno import EFBIG, EINVAL, EPERM
+from io import BufferedReader
 from pathlib import Path
 from stat import S_ISLNK, S_ISREG
-from typing import Any, BinaryIO, Literal, TypeVar, get_args, get_origin, get_type_hints
+from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 import msgspec
 
@@ -125,7 +126,7 @@ def _lower(cause: Exception) -> str:
 
 
 @contextmanager
-def open_regular(path: Path, limit: int | None = None, own: bool = False) -> Iterator[BinaryIO]:
+def open_regular(path: Path, limit: int | None = None, own: bool = False) -> Iterator[BufferedReader]:
     """Open a regular file for reading, never a pipe or a device.
 
     Parameters

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
+from typing import Any
 
 import numpy as np
 import torch
@@ -22,6 +23,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel
 
 from unetrt.runtime.errors import OptionError, TrainingError, TrainingStoppedError
+from unetrt.runtime.files.atomic import cache_folder, private_folder
 from unetrt.runtime.geometry.unet_shape import UNetShape
 from unetrt.trainer.recipe import Recipe
 from unetrt.trainer.samples import DROPOUT, WEIGHTS, Batch, generator_for, seed_for
@@ -36,6 +38,8 @@ TIMEOUT = timedelta(hours=12)
 # glibc's mallopt: parameters (malloc.h), and the bytes of freed memory at the end of the heap that a process keeps.
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4
 KEPT = 2**30
+# torch's variable for the folder of compiled code.
+FOLDER_OF_COMPILED = "TORCHINDUCTOR_CACHE_DIR"
 # Names in `Learner.state`.
 NET, AVERAGE, OPTIMISER, UPDATES, SCALE = "net.", "average.", "optimiser.", "updates", "scale"
 
@@ -155,6 +159,23 @@ def keep_freed_memory() -> None:
         libc.mallopt(M_TRIM_THRESHOLD, KEPT)
 
 
+def compile_privately(function: Callable[..., Any], **options: Any) -> Callable[..., Any]:
+    """Return torch.compile of a function; the compiled code is kept in the user's cache, which only they can enter.
+
+    By default torch loads it from a folder of a known name in the system's temporary folder, which another user may
+    have prepared. A folder in `TORCHINDUCTOR_CACHE_DIR` is used as it is.
+
+    Raises
+    ------
+    OutputError
+        The cache is not usable.
+    """
+    if FOLDER_OF_COMPILED not in os.environ:
+        os.environ[FOLDER_OF_COMPILED] = str(private_folder(cache_folder("inductor")))
+    compiled: Callable[..., Any] = torch.compile(function, **options)
+    return compiled
+
+
 def has_fast_bf16(device: torch.device) -> bool:
     """Return whether a device multiplies bfloat16 in hardware; emulated, it is slower than float32."""
     if device.type == "cuda":
@@ -209,7 +230,7 @@ class Learner:
         self._scaler = GradScaler(team.device.type, enabled=self.dtype == torch.float16)
         self._average = _average(self.net, recipe.average) if recipe.average else None
         forward: Callable[[Tensor], Tensor] = team.distribute(self.net)
-        self._forward = torch.compile(forward) if compiled else forward
+        self._forward = compile_privately(forward) if compiled else forward
 
     @property
     def result(self) -> UNet:

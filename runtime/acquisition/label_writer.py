@@ -274,7 +274,7 @@ class FrameTable(Closable):
     def __init__(self, path: Path) -> None:
         self._path = path
         try:
-            self._file: TextIO = path.open("w", newline="", encoding="utf-8")
+            self._file: TextIO = path.open("w", newline="", encoding="utf-8", errors="backslashreplace")
         except OSError as error:
             raise self._failure(error) from error
         self._writer = csv.writer(self._file)

@@ -24,7 +24,7 @@ from unetrt.runtime.engines.engine_file import (
     sidecar_path,
     write_engine,
 )
-from unetrt.runtime.errors import EngineError, OutputError
+from unetrt.runtime.errors import EngineError, OutputError, printable
 from unetrt.runtime.files.atomic import (
     cache_folder,
     cached_file,
@@ -99,7 +99,7 @@ class EngineCache:
         """
         path, spec = private_folder(self.folder) / f"{facts.key}.engine", read_spec(model)
         if not _is_current(path, facts, spec, cached=True):
-            log.info("an engine is built: %s", self.reason(model, facts))
+            log.info("an engine is built: %s", printable(self.reason(model, facts)))
         with locked(path, BUILD_WAIT):
             if built := force or not _is_current(path, facts, spec, cached=True):
                 content = build(model, facts, progress, device_context)
@@ -186,7 +186,9 @@ def place(
     EngineError, ModelFileError, OutOfMemoryError
         See `build`; no file is left.
     """
-    require_place(path, (model, *external_files(model)))
+    sources = (model, *external_files(model))
+    for place_of in (path, sidecar_path(path)):
+        require_place(place_of, sources)
     spec = read_spec(model)
     with locked(path, BUILD_WAIT):
         if not force and _is_current(path, facts, spec):

@@ -28,7 +28,7 @@ from tempfile import gettempdir, mkdtemp
 from filelock import BaseFileLock, FileLock, Timeout
 from platformdirs import user_cache_path
 
-from unetrt.runtime.errors import FrameError, OutputError
+from unetrt.runtime.errors import FrameError, OutputError, printable
 from unetrt.runtime.records import read_regular
 
 log = logging.getLogger("unetrt")
@@ -420,7 +420,7 @@ def _acquire(lock: BaseFileLock, holder: Path, path: str | Path, wait: float) ->
         return
     except Timeout:
         if wait > SILENT:
-            log.warning("waiting for %s, which works on %s, %g s at most", _name_of(holder), path, wait)
+            log.warning("waiting for %s, which works on %s, %g s at most", _name_of(holder), printable(str(path)), wait)
     try:
         lock.acquire(timeout=max(0.0, wait - SILENT))
     except Timeout as error:

@@ -24,7 +24,14 @@ from unetrt.runtime.candidates import first_usable
 from unetrt.runtime.closing import Closable
 from unetrt.runtime.cuda import driver
 from unetrt.runtime.engines import SUFFIXES
-from unetrt.runtime.errors import BackendUnavailableError, CudaError, EngineError, FrameError, OptionError
+from unetrt.runtime.errors import (
+    BackendUnavailableError,
+    CudaError,
+    EngineError,
+    FrameError,
+    OptionError,
+    printable,
+)
 from unetrt.runtime.model.onnx_file import resolved
 from unetrt.runtime.model.spec import ModelSpec
 from unetrt.runtime.timings import Passed
@@ -341,7 +348,7 @@ def _opened_automatically(path: Path, device: int | None) -> Session:
         except (BackendUnavailableError, CudaError, EngineError) as error:
             if engine:
                 raise  # no other backend runs engines
-            log.warning("%s is usable but does not run %s: %s", backend.name, path, str(error))
+            log.warning("%s is usable but does not run %s: %s", backend.name, printable(str(path)), str(error))
             return f"{backend.name}: {error}"
         return None
 

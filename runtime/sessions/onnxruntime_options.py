@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 
 from unetrt.runtime.cuda.device import CudaDevice
 from unetrt.runtime.engines.engine_file import ModelFacts, key_of, model_facts
-from unetrt.runtime.errors import ModelFileError, OptionError, OutputError, UnetrtError
+from unetrt.runtime.errors import ModelFileError, OptionError, OutputError, UnetrtError, printable
 from unetrt.runtime.files.atomic import cache_folder, cached_file, locked, read_cached
 from unetrt.runtime.machine import Machine, format_bytes, this_machine
 from unetrt.runtime.model.safety import external_files
@@ -305,7 +305,8 @@ class Trials:
 
     def _tried(self, attempts: "_Attempts") -> Choice:
         if len(self._sets) > 1:
-            log.info("trying %d sets of ONNX Runtime's options for %s, once", len(self._sets), self._path)
+            path = printable(str(self._path))
+            log.info("trying %d sets of ONNX Runtime's options for %s, once", len(self._sets), path)
         first, *others = self._sets
         trial, reference = self._first(first)
         trials = [trial]
@@ -322,7 +323,7 @@ class Trials:
         attempts.forget()
         chosen = min(trials, key=lambda one: one.seconds or np.inf).name
         choice = Choice(chosen, self._measured(chosen), tuple(trials), str(self._path))
-        log.info("ONNX Runtime's options for %s: %s", self._path, choice)
+        log.info("ONNX Runtime's options for %s: %s", printable(str(self._path)), choice)
         return choice
 
     def _first(self, name: str) -> tuple[Trial, "_Reference"]:

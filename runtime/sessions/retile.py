@@ -36,6 +36,7 @@ from unetrt.runtime.errors import (
     OptionError,
     OutOfMemoryError,
     one_line,
+    printable,
 )
 from unetrt.runtime.files.atomic import cache_folder, cached_file, locked, read_cached, whole_file
 from unetrt.runtime.geometry.planner import Budget, FrameSize, best_tile, cost_of
@@ -198,7 +199,7 @@ def _cached(model: Path, tile: FrameSize, batch: int) -> Path:
     if not _holds(path, content):
         with locked(path, VERIFICATION_WAIT):  # another process may be verifying it
             if not _holds(path, content):
-                log.info("tile %dx%d of %s is verified, once", *tile, model)
+                log.info("tile %dx%d of %s is verified, once", *tile, printable(str(model)))
                 _write(path, model, content, cached=True)
     with suppress(OSError):
         os.utime(path)

@@ -38,6 +38,7 @@ from unetrt.runtime.errors import (
     OutOfMemoryError,
     UnetrtError,
     is_out_of_memory,
+    printable,
 )
 from unetrt.runtime.machine import Machine, format_bytes, this_machine
 from unetrt.runtime.model.spec import Tensor
@@ -155,7 +156,8 @@ class LoadedEngine:
             raise self._refused("; ".join(reasons) or first_error(errors))
         if validity == self.trt.EngineValidity.SUBOPTIMAL:
             release = f"{self.flavour.title} {self.flavour.version}"
-            log.warning("%s may be slow: %s is newer than %s; use a newer release", self._path, self.device, release)
+            path = printable(str(self._path))
+            log.warning("%s may be slow: %s is newer than %s; use a newer release", path, self.device, release)
 
     def _require_tensors(self) -> None:
         """Compare the engine's tensors with its spec: lanes allocate memory by the spec."""

@@ -1,4 +1,5 @@
 import json
+import os
 
 import onnx
 import pytest
@@ -146,6 +147,17 @@ def test_what_is_read_is_not_overwritten(tiny_model, own_cache_folder, tmp_path,
     assert run("build", model, "-o", tmp_path / out) == 2
     assert "is read for this, and would be overwritten" in capsys.readouterr().err
     assert weights.read_bytes() == before
+
+
+@pytest.mark.parametrize("sidecar", ["folder", "pipe", "link"])
+def test_a_sidecar_that_cannot_be_written_is_refused_before_the_build(tiny_model, tmp_path, capsys, sidecar):
+    place = tmp_path / "m.engine.json"
+    {"folder": place.mkdir, "pipe": lambda: os.mkfifo(place), "link": lambda: place.symlink_to(tiny_model)}[sidecar]()
+    before = tiny_model.read_bytes()
+    assert run("build", tiny_model, "-o", tmp_path / "m.engine") == 2
+    assert f"{place} is" in capsys.readouterr().err
+    assert not (tmp_path / "m.engine").exists()
+    assert tiny_model.read_bytes() == before
 
 
 def test_info_reads_a_renamed_model(tiny_model, tmp_path, capsys):

@@ -17,9 +17,13 @@ from tests.runtime.engines.machines import FACTS
 from unetrt.__main__ import main
 from unetrt.cli import predict
 from unetrt.export.onnx_model import describe
+from unetrt.live_view.terminal import Observer, PlainLines, drawing
 from unetrt.runtime.engines.cache import EngineCache
 from unetrt.runtime.engines.engine_file import sidecar_path, write_engine
-from unetrt.runtime.errors import LONGEST
+from unetrt.runtime.errors import LONGEST, OutputError
+from unetrt.runtime.files import atomic
+from unetrt.runtime.files.atomic import locked
+from unetrt.runtime.live.results import LiveStatus, Percentiles, State
 from unetrt.runtime.model.onnx_file import read_spec
 from unetrt.runtime.model.spec import KEY
 from unetrt.runtime.sessions.onnxruntime_options import Choice, Trial, folder
@@ -28,6 +32,10 @@ from unetrt.runtime.sessions.onnxruntime_options import Choice, Trial, folder
 CRAFTED = "\x1b[2J\x1b]0;title\x07\u202e"
 LONG = 100_000 * "a"
 FRAME = np.arange(64 * 64, dtype=np.uint16).reshape(64, 64)
+
+
+NEVER = Percentiles()
+STATUS = LiveStatus(State.WAITING, 0, 0, 0, 0, 0, 0, 0, "", 0.0, NEVER, NEVER, NEVER)
 
 
 @pytest.fixture(autouse=True)
@@ -172,6 +180,36 @@ def test_a_name_beside_a_progress_bar(monkeypatch, tmp_path, name):
     drawn = (tmp_path / "terminal").read_text(encoding="utf-8")
     assert "\x1b[2J" not in drawn
     assert name.encode("unicode_escape").decode() in drawn or name in drawn
+
+
+def test_a_result_of_a_benchmark(run, tmp_path):
+    text = Path("benchmarks/results/cpu-512.json").read_text(encoding="utf-8")
+    titles = {contender["title"] for contender in json.loads(text)["contenders"]}
+    for title in titles:
+        text = text.replace(json.dumps(title), json.dumps(title + CRAFTED))
+    (crafted := tmp_path / "crafted.json").write_text(text, encoding="utf-8")
+    status, printed = run("bench", "--compare", crafted, crafted)
+    assert status == 0
+    assert r"\x1b[2J" in printed
+
+
+def test_a_title_of_a_live_view(tmp_path):
+    for terminal in (False, True):
+        with (tmp_path / "terminal").open("w", encoding="utf-8") as file:
+            console = Console(file=file, force_terminal=terminal, width=80)
+            PlainLines(console, NAMES[3] + CRAFTED)
+            console.print(drawing(Observer().look(STATUS), CRAFTED, "", console))
+        shown = (tmp_path / "terminal").read_text(encoding="utf-8")
+        assert shown.count(r"\x1b[2J") == 2
+        assert CRAFTED[:4] not in shown
+
+
+def test_a_log_of_a_library(tmp_path, caplog, monkeypatch):
+    monkeypatch.setattr(atomic, "SILENT", 0.0)
+    with locked(path := tmp_path / CRAFTED), pytest.raises(OutputError) as raised, locked(path, wait=0.1):
+        pass
+    assert "\x1b" not in caplog.text + str(raised.value)
+    assert caplog.messages[0].startswith(f"waiting for process {os.getpid()}, which works on {tmp_path}/\\x1b[2J")
 
 
 def test_what_the_terminal_cannot_encode_is_escaped(tiny_model, tmp_path):

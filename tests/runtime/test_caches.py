@@ -124,6 +124,15 @@ def test_a_folder_that_is_not_ours_is_refused(own_cache_folder, made, message):
     assert "\n" not in str(raised.value)
 
 
+def test_where_files_have_no_owner_the_cache_is_in_use(own_cache_folder, monkeypatch):
+    """As on Windows."""
+    for name in ("geteuid", "getuid", "O_NOFOLLOW", "O_NONBLOCK"):
+        monkeypatch.delattr(os, name, raising=False)
+    with cached_file(cache_folder("part") / "a") as temporary:
+        temporary.write_bytes(b"content")
+    assert read_cached(cache_folder("part") / "a", 7) == b"content"
+
+
 @on_posix
 def test_a_link_of_the_user_to_a_folder_of_theirs_is_followed(own_cache_folder):
     (target := own_cache_folder.parent / "target").mkdir(parents=True, mode=0o755)

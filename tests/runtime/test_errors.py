@@ -100,5 +100,5 @@ def test_the_message_of_an_error_is_bounded_and_printable(kind):
     assert str(error).startswith(r"spec \x1b[2Jaaa")
     assert str(error).endswith("aaa: use another")
     assert len(str(kind(100_000 * "\x00"))) <= 4 * LONGEST
-    assert str(kind("a\nb")) == r"a\nb"
+    assert str(kind("a\n\n  b  c\n")) == "a b  c"
     assert str(kind()) == ""

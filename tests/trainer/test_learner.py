@@ -1,3 +1,4 @@
+import os
 import platform
 import subprocess
 import sys
@@ -10,7 +11,7 @@ from unetrt.runtime.errors import OptionError
 from unetrt.runtime.geometry.unet_shape import UNetShape
 from unetrt.runtime.records import from_json, to_json
 from unetrt.trainer import learner as learners
-from unetrt.trainer.learner import Learner, alone, fastest_dtype, has_fast_bf16
+from unetrt.trainer.learner import FOLDER_OF_COMPILED, Learner, alone, compile_privately, fastest_dtype, has_fast_bf16
 from unetrt.trainer.recipe import RECIPES, Recipe
 from unetrt.trainer.samples import Batch
 
@@ -91,6 +92,19 @@ def test_16_bits_are_used_where_the_device_has_them_and_nowhere_else():
     assert learner(replace(RECIPE, mixed=False)).dtype == torch.float32
     assert learner(replace(RECIPE, mixed=True)).dtype == fastest_dtype(cpu)
     assert fastest_dtype(cpu) == (torch.bfloat16 if has_fast_bf16(cpu) else torch.float32)
+
+
+@pytest.mark.skipif(os.name != "posix", reason="modes of POSIX")
+@pytest.mark.parametrize("given", [None, "elsewhere"])
+def test_compiled_code_is_kept_where_only_the_user_can_enter(tmp_path, monkeypatch, given):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setenv(FOLDER_OF_COMPILED, given or "")
+    if given is None:
+        monkeypatch.delenv(FOLDER_OF_COMPILED)
+    compile_privately(abs)
+    folder = tmp_path / "unetrt" / "inductor"
+    assert os.environ[FOLDER_OF_COMPILED] == given or str(folder)
+    assert folder.stat().st_mode & 0o777 == 0o700 if given is None else not folder.exists()
 
 
 @pytest.mark.slow

@@ -27,7 +27,7 @@ import click
 from unetrt._exit_codes import STOPPED_BY, exit_code
 from unetrt._version import __version__
 from unetrt.cli._shutdown import StopSignal
-from unetrt.runtime.errors import LONGEST, OptionError, TrainingStoppedError, UnetrtError, one_line, printable
+from unetrt.runtime.errors import OptionError, TrainingStoppedError, UnetrtError, one_line, printable
 
 if TYPE_CHECKING:
     from unetrt.runtime.segment.segmenter import Segmenter
@@ -337,7 +337,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise
         message, status = explained
         label = "" if status > STOPPED_BY else "Error: "
-        echo(label + printable(one_line(message), LONGEST), err=True)
+        echo(label + one_line(message), err=True)
         return status
     return status if isinstance(status, int) else 0
 

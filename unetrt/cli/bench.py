@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from unetrt.cli import SIZE, echo, real, whole
-from unetrt.runtime.errors import InferenceError, OptionError
+from unetrt.runtime.errors import InferenceError, OptionError, printable
 from unetrt.runtime.files.atomic import require_place
 
 if TYPE_CHECKING:
@@ -281,8 +281,11 @@ def training(options: BenchOptions) -> None:
 
 def _print(renderable: Any) -> None:
     from rich.console import Console
+    from rich.segment import Segment, Segments
 
-    Console().print(renderable)
+    console = Console()
+    drawn = console.render(renderable)
+    console.print(Segments(Segment(printable(text, keep="\n"), style) for text, style, _ in drawn), end="")
 
 
 def _echo(lines: Iterable[str]) -> None:

@@ -108,9 +108,12 @@ def _flavour(name: str, machine: "Machine", capabilities: tuple[str, ...]) -> "F
 
 
 def _require_engine_place(out: Path, model: Path) -> None:
+    from unetrt.runtime.engines.engine_file import sidecar_path
     from unetrt.runtime.model.safety import external_files
 
-    require_place(out, (model, *external_files(model)) if model.is_file() else ())
+    sources = (model, *external_files(model)) if model.is_file() else ()
+    for path in (out, sidecar_path(out)):
+        require_place(path, sources)
     if out.suffix.lower() not in SUFFIXES:
         raise OptionError(f"{out} is not the name of an engine file: use {out.with_suffix('.engine')}")
 
