@@ -116,11 +116,14 @@ def _exit_code_of_trial(
     # The child finds modules where this process does, but not in the working folder.
     command = [sys.executable, "-P", "-c", f"from {__name__} import open_in_trial; open_in_trial()", *arguments]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
-    pipes = {"stdin": subprocess.DEVNULL, "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    quiet = subprocess.DEVNULL
     try:
-        return subprocess.run(command, env=environment, timeout=seconds, check=False, **pipes).returncode
+        done = subprocess.run(
+            command, env=environment, timeout=seconds, check=False, stdin=quiet, stdout=quiet, stderr=quiet
+        )
     except subprocess.TimeoutExpired:
         return None
+    return done.returncode
 
 
 def open_in_trial() -> None:
