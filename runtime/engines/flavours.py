@@ -17,7 +17,7 @@ from textwrap import shorten
 from typing import Any
 
 from unetrt.runtime.candidates import first_usable, why_not_importable
-from unetrt.runtime.errors import BackendUnavailableError, OptionError
+from unetrt.runtime.errors import BackendUnavailableError, OptionError, printable
 from unetrt.runtime.machine import Machine, why_no_gpu
 
 log = logging.getLogger("unetrt.tensorrt")
@@ -202,6 +202,7 @@ def _new_logger(trt: Any) -> Any:
                 for errors in _of_thread.__dict__.get("stack", [])[-1:] or list(_of_all_threads):
                     errors.append(msg)
                 level = logging.INFO  # the caller raises it
-            log.log(level, "%s", msg)
+            if log.isEnabledFor(level):
+                log.log(level, "%s", printable(msg, keep="\n"))  # it may name a node of a model file
 
     return Logger()

@@ -330,7 +330,7 @@ def private_folder(path: str | Path) -> Path:
             reason = error.strerror or str(error)
         if reason:
             raise OutputError(
-                f"{folder} is not usable as a cache: {reason}; remove it, or set XDG_CACHE_HOME to a folder of yours"
+                f"{folder} is not usable as a cache: {reason}; use another cache folder (XDG_CACHE_HOME on Linux)"
             )
     return path
 

@@ -75,6 +75,12 @@ def test_errors_go_to_who_collects_on_their_thread(tell, caplog):
     assert {record.levelno for record in caplog.records} == {logging.INFO}
 
 
+def test_control_characters_in_a_message_are_escaped(tell, caplog):
+    with caplog.at_level(logging.INFO, "unetrt.tensorrt"):
+        tell(2, "node \x1b[2J")
+    assert caplog.messages == [r"node \x1b[2J"]
+
+
 def test_errors_of_tensorrts_own_threads_go_to_all(tell):
     with collected() as errors:
         thread = threading.Thread(target=tell, args=(1, "from within"))
