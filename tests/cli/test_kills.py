@@ -61,10 +61,7 @@ CASES = {
     "build": Case("build {model} -o model.engine --capability 8.6", 2, requires="tensorrt_rtx"),
     "predict": Case("predict {model} {data}/images -o out --table --tile model", 9),
     "package": Case("package {model} bioimageio --images {data}/images -o model.zip --name tiny-net --author A", 1),
-    "bench": Case(
-        "bench --depth 2 --base 2 --frame 400x390 --rounds 1 --only onnxruntime --device cpu --json b.json --png b.png",
-        2,
-    ),
+    "bench": Case(f"bench {BENCHED} --json bench.json --png bench.png", 2),
 }
 
 
