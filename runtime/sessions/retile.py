@@ -35,6 +35,7 @@ from unetrt.runtime.errors import (
     OptionError,
     OutOfMemoryError,
     one_line,
+    shown,
 )
 from unetrt.runtime.files.atomic import cache_folder, locked, whole_file
 from unetrt.runtime.geometry.planner import Budget, FrameSize, best_tile, cost_of
@@ -154,7 +155,7 @@ def frame_size(frame: object) -> FrameSize:
             if len(frame) == 2 and min(height, width) >= 1:
                 return height, width
     raise OptionError(
-        f"frame must be the height and width of your frames in pixels, such as (512, 512) (got {frame!r:.60})"
+        f"frame must be the height and width of your frames in pixels, such as (512, 512) (got {shown(frame)})"
     )
 
 

@@ -310,13 +310,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise
         message, status = explained
         label = "" if status == STOPPED else "Error: "
-        click.echo(label + _shortened(one_line(message)), err=True)
+        click.echo(label + _printable(one_line(message)), err=True)
         return status
     return status if isinstance(status, int) else 0
 
 
-def _shortened(message: str) -> str:
-    """Return a message without its middle where it is longer than `LONGEST`: the end often says what to do."""
+def _printable(message: str) -> str:
+    """Return a message with escapes for control characters, which a file may hold, and at most `LONGEST` characters.
+
+    Of a longer message the middle is left out: its end often says what to do.
+    """
+    message = "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in message)
     half = LONGEST // 2
     return message if len(message) <= LONGEST else f"{message[:half]} ... {message[-half:]}"
 
