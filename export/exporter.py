@@ -4,6 +4,7 @@
 >>> export(checkpoint, "model.onnx", Options(planned_tile(checkpoint), precision="fp16"))  # doctest: +SKIP
 """
 
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,7 +18,7 @@ from unetrt.export.gate import DEFAULTS, Parity, Thresholds, verification_of, ve
 from unetrt.export.graph import build_graph
 from unetrt.export.onnx_model import describe, require_clean, save
 from unetrt.export.quantisation import quantised
-from unetrt.runtime.errors import FrameError, OptionError
+from unetrt.runtime.errors import FrameError, OptionError, shown
 from unetrt.runtime.files.atomic import whole_file
 from unetrt.runtime.geometry.plan import TilePlan
 from unetrt.runtime.geometry.planner import Budget, best_tile
@@ -70,10 +71,16 @@ class Options:
 
 def planned_tile(checkpoint: Checkpoint, frames: Sequence[tuple[int, int]] = (), batch: int = 1) -> tuple[int, int]:
     """Return the best tile for frames of these sizes (H, W), by default those of the training."""
-    sizes = list(frames) or [(height, width) for height, width, often in checkpoint.frame_sizes for _ in range(often)]
+    _require_checkpoint(checkpoint)
+    sizes = Counter(frames) or Counter({(height, width): often for height, width, often in checkpoint.frame_sizes})
     if not sizes:
         raise OptionError("the checkpoint does not store the sizes of its training frames: give --tile or --frame")
     return best_tile(sizes, checkpoint.shape, Budget(batch=batch)).tile
+
+
+def _require_checkpoint(given: object) -> None:
+    if not isinstance(given, Checkpoint):
+        raise OptionError(f"checkpoint must be a Checkpoint, such as load('run') (got {shown(given)})")
 
 
 def export(
@@ -118,6 +125,9 @@ def export(
     OutputError
         The file cannot be written.
     """
+    _require_checkpoint(checkpoint)
+    if not isinstance(options, Options):
+        raise OptionError(f"options must be Options, such as Options(tile=(572, 572)) (got {shown(options)})")
     for side in options.tile:
         checkpoint.shape.geometry.require(side)
     verified = _verified(checkpoint, options, checkpoint.frames if frames is None else frames)

@@ -149,6 +149,21 @@ def _lines(text: str) -> list[str]:
     return [line.strip() for line in text.splitlines() if line.strip()]
 
 
+def shown(given: object) -> str:
+    """Return what an argument is, as one short line for an error message; never raises.
+
+    Numbers, text and short sequences are shown as Python writes them, other objects by the name of their class.
+    """
+    text = ""
+    if isinstance(given, str | bytes | bool | int | float | tuple | list | type(None)):
+        try:
+            text = " ".join(repr(given).split())
+        except Exception:  # noqa: BLE001 - an integer of thousands of digits, or an element that fails to format itself
+            text = ""
+    text = text or f"a {type(given).__name__}"
+    return text if len(text) <= 60 else f"{text[:57]}..."
+
+
 def one_line(error: BaseException | str, limit: int | None = None, *, kind: bool = False, first: bool = False) -> str:
     """Return an error, or its message, as one line of `printable` text; never raises.
 

@@ -55,7 +55,7 @@ def parse(text: str | bytes, name: str, error: type[UnetrtError] = ModelFileErro
     try:
         # Not msgspec's decoder, which refuses the NaN that json.dumps writes.
         return msgspec.convert(json.loads(text), dict[str, Any])
-    except (ValueError, RecursionError) as cause:
+    except (TypeError, ValueError, RecursionError) as cause:
         raise error(f"{name} is not a JSON object: {_lower(cause)}") from cause
 
 

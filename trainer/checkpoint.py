@@ -12,10 +12,11 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import torch
+from msgspec import Meta
 from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
@@ -191,6 +192,10 @@ def _best_in(folder: Path) -> Path:
     return folder / BEST
 
 
+# A number or size of frames.
+Positive = Annotated[int, Meta(ge=1, le=1 << 24)]
+
+
 @dataclass(frozen=True)
 class _Network:
     depth: int
@@ -208,7 +213,7 @@ class _Header:
     normalisation: Normalisation
     annotation: Annotation
     decoding: Decoding
-    frame_sizes: tuple[tuple[int, int, int], ...]
+    frame_sizes: tuple[tuple[Positive, Positive, Positive], ...]
     training: dict[str, Any]
     progress: dict[str, Any] = field(default_factory=dict)
 

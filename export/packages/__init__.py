@@ -15,7 +15,7 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from unetrt.runtime.errors import OptionError
+from unetrt.runtime.errors import OptionError, shown
 
 __all__ = ["KINDS", "Kind", "named_kind", "write"]
 
@@ -72,9 +72,9 @@ KINDS = (
 def named_kind(kind: str) -> Kind:
     """Return the kind of a name; raises OptionError for an unknown name."""
     for known in KINDS:
-        if known.name == kind:
+        if isinstance(kind, str) and known.name == kind:
             return known
-    raise OptionError(f"package kind {kind!r} is unknown: use one of {', '.join(known.name for known in KINDS)}")
+    raise OptionError(f"package kind {shown(kind)} is unknown: use one of {', '.join(known.name for known in KINDS)}")
 
 
 def write(kind: str, model: str | Path, out: str | Path, frames: Sequence[NDArray[Any]] = (), **chosen: Any) -> Path:

@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from unetrt.runtime.closing import Closable
-from unetrt.runtime.errors import OptionError, one_line
+from unetrt.runtime.errors import OptionError, one_line, shown
 from unetrt.runtime.live.results import IMAGE_NUMBER
 
 if TYPE_CHECKING:
@@ -95,6 +95,8 @@ class LiveModeFeed(Closable):
     def __init__(
         self, core: Any, live: "LiveSegmenter", interval: float = INTERVAL, *, most: int | None = None
     ) -> None:
+        if not hasattr(core, "mda"):
+            raise OptionError(f"core must be a CMMCorePlus (got {shown(core)})")
         if not interval > 0:
             raise OptionError(f"invalid interval {interval} s: use a positive one, such as 0.01 for 100 polls a second")
         self._poller = poller = Poller(core, live, interval, most)

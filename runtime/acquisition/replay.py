@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from unetrt.runtime.errors import BackendUnavailableError, FrameError
+from unetrt.runtime.errors import BackendUnavailableError, FrameError, OptionError, shown
 from unetrt.runtime.files.images import read_stack
 
 if TYPE_CHECKING:
@@ -54,7 +54,7 @@ class Replay:
     """
 
     def __init__(self, files: Sequence[str | Path]) -> None:
-        self.files = [Path(file) for file in files]
+        self.files = _paths(files)
         if not self.files:
             raise FrameError("no files to replay: give one or more")
         self.shape, self.dtype = _kind(self.files[0])
@@ -100,9 +100,16 @@ def by_kind(files: Sequence[str | Path]) -> dict[Kind, list[Path]]:
         A file cannot be read or has several channels.
     """
     groups: dict[Kind, list[Path]] = {}
-    for file in files:
-        groups.setdefault(_kind(Path(file)), []).append(Path(file))
+    for file in _paths(files):
+        groups.setdefault(_kind(file), []).append(file)
     return groups
+
+
+def _paths(files: Sequence[str | Path]) -> list[Path]:
+    """Return paths; raises OptionError where a single path or something else was given instead of several."""
+    if isinstance(files, list | tuple) and all(isinstance(file, str | Path) for file in files):
+        return [Path(file) for file in files]
+    raise OptionError(f"files must be a list of paths of images (got {shown(files)})")
 
 
 def _kind(file: Path) -> Kind:
@@ -154,6 +161,8 @@ def load_replay_camera(
     FrameError
         As for `Replay`.
     """
+    if not hasattr(core, "isPyDevice"):
+        raise OptionError(f"core must be a UniMMCore, which supports cameras written in Python (got {shown(core)})")
     replay = source if isinstance(source, Replay) else Replay(source)
     camera = _camera(replay, exposure)
     if core.isPyDevice(label):

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 from PIL.PngImagePlugin import PngImageFile
 
-from unetrt.runtime.errors import FrameError, OptionError, OutputError, is_out_of_memory, one_line
+from unetrt.runtime.errors import FrameError, OptionError, OutputError, is_out_of_memory, one_line, shown
 from unetrt.runtime.files.atomic import require_regular, whole_file
 from unetrt.runtime.files.embedded import SIZES, require_sizes
 from unetrt.runtime.machine import format_bytes, free_memory
@@ -329,8 +329,9 @@ def list_images(path: str | Path) -> list[Path]:
     return found
 
 
-def stem_of(path: Path) -> str:
+def stem_of(path: str | Path) -> str:
     """Return a file's name without its suffix; `.ome.tif` and `.ome.zarr` are one suffix."""
+    path = Path(path)
     return path.stem[: -len(".ome")] if path.stem.lower().endswith(".ome") else path.stem
 
 
@@ -433,8 +434,22 @@ def read_label_stack(path: str | Path, max_image_memory: int | None = None) -> A
 
 
 def write_labels(path: str | Path, labels: Array) -> None:
-    """Write labels (..., H, W) atomically as a compressed TIFF of the smallest unsigned dtype that holds them."""
-    highest = int(labels.max(initial=0))
+    """Write labels (..., H, W) atomically as a compressed TIFF of the smallest unsigned dtype that holds them.
+
+    Raises
+    ------
+    FrameError
+        The labels are not integers from 0 to 2^32 - 1, have fewer than two axes, or hold no pixels.
+    OutputError
+        The file cannot be written.
+    """
+    if not isinstance(labels, np.ndarray) or labels.dtype.kind not in "uib" or labels.ndim < 2 or not labels.size:
+        is_array = isinstance(labels, np.ndarray)
+        given = f"{labels.dtype} {labels.shape}" if is_array else shown(labels)
+        raise FrameError(f"labels must be a numpy array of integers (..., H, W) (got {given})")
+    lowest, highest = int(labels.min()), int(labels.max())
+    if lowest < 0 or highest > np.iinfo(np.uint32).max:
+        raise FrameError(f"labels must be from 0 to {np.iinfo(np.uint32).max} (got {lowest} to {highest})")
     dtype = next(kind for kind in (np.uint8, np.uint16, np.uint32) if highest <= np.iinfo(kind).max)
     with whole_file(path) as temporary:
         # Level 1: labels are large flat areas, which higher levels hardly compress more.

@@ -17,20 +17,23 @@ copy of the frame: `reflect` does not repeat the edge pixel (... 2 1 0 1 2 ...),
 All sizes are in pixels and hold for both axes.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import islice
+from numbers import Integral
 from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from unetrt.runtime.errors import FrameError, TileError
+from unetrt.runtime.errors import FrameError, TileError, shown
 
 Array = NDArray[Any]
 Border = Literal["reflect", "symmetric"]
 BORDERS: tuple[Border, ...] = ("reflect", "symmetric")
+# Far beyond any U-Net: the smallest tile of depth 16 has a side of 786,428 px.
+MAX_DEPTH = 16
 
 
 @dataclass(frozen=True)
@@ -52,17 +55,23 @@ class Geometry:
     remainder: int = 0
 
     def __post_init__(self) -> None:
-        if self.halo < 0 or self.grid < 1 or not 0 <= self.remainder < self.grid:
+        numbers = (self.halo, self.grid, self.remainder)
+        whole = all(isinstance(number, Integral) for number in numbers)
+        if not whole or self.halo < 0 or self.grid < 1 or not 0 <= self.remainder < self.grid:
+            halo, grid, remainder = map(shown, numbers)
             raise TileError(
-                f"invalid geometry: halo {self.halo}, grid {self.grid}, remainder {self.remainder}; halo must be at "
+                f"invalid geometry: halo {halo}, grid {grid}, remainder {remainder}; they must be integers, halo at "
                 "least 0, grid at least 1 and remainder from 0 to grid - 1, such as 92, 16 and 12 for the 2015 U-Net"
             )
 
     @classmethod
     def unet(cls, depth: int) -> "Geometry":
         """Return the geometry of the 2015 U-Net with `depth` poolings (4 in the paper: halo 92, grid 16)."""
-        if depth < 1:
-            raise TileError(f"invalid depth {depth}: a U-Net needs at least one pooling, use a depth of 1 or more")
+        if not isinstance(depth, Integral) or not 1 <= depth <= MAX_DEPTH:
+            raise TileError(
+                f"invalid depth {shown(depth)}: a U-Net needs at least one pooling, use a depth of 1 or more, up to "
+                f"{MAX_DEPTH}"
+            )
         period = 2**depth
         return cls(halo=6 * period - 4, grid=period, remainder=-4 % period)
 
@@ -82,6 +91,8 @@ class Geometry:
 
     def require(self, side: int) -> int:
         """Return `side`, or raise TileError naming the nearest legal sides."""
+        if not isinstance(side, Integral):
+            raise TileError(f"a tile side must be an integer of at least {self.smallest} (got {shown(side)})")
         if self.is_legal(side):
             return side
         above = max(self.smallest, side + (self.remainder - side) % self.grid)
@@ -280,6 +291,12 @@ class TilePlan:
     def __init__(
         self, frame: tuple[int, int], tile: tuple[int, int], geometry: Geometry, border: Border = "reflect"
     ) -> None:
+        if not _is_size(frame):
+            raise FrameError(f"frame must be a height and a width, two integers of pixels (got {shown(frame)})")
+        if not _is_size(tile):
+            raise TileError(f"tile must be a height and a width, two integers of pixels (got {shown(tile)})")
+        if not isinstance(geometry, Geometry):
+            raise TileError(f"geometry must be a Geometry, such as spec.geometry of a model (got {shown(geometry)})")
         if min(frame) < 1:
             raise FrameError(
                 f"a frame of {frame[0]} x {frame[1]} px has no pixels: height and width must be at least 1"
@@ -300,6 +317,10 @@ class TilePlan:
         tiles = iter(self)
         while batch := tuple(islice(tiles, size)):
             yield batch
+
+
+def _is_size(given: object) -> bool:
+    return isinstance(given, Sequence) and len(given) == 2 and all(isinstance(side, Integral) for side in given)
 
 
 def _axes(length: int, side: int, geometry: Geometry, border: Border) -> tuple[Axis, ...]:

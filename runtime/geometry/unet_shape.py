@@ -8,12 +8,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from unetrt.runtime.errors import OptionError
-from unetrt.runtime.geometry.plan import Geometry
+from unetrt.runtime.geometry.plan import MAX_DEPTH, Geometry
 
 # Labels are uint8.
 MAX_CLASSES = 256
-# Far beyond any U-Net (the smallest tile of depth 16 has a side of 786,428 px), so that a header cannot ask for more.
-MAX_DEPTH, MAX_CHANNELS = 16, 1 << 16
+# Far beyond any U-Net, so that a header cannot ask for more.
+MAX_CHANNELS = 1 << 16
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from functools import partial
 from time import perf_counter
 from typing import Any
 
-from unetrt.runtime.errors import OptionError
+from unetrt.runtime.errors import OptionError, shown
 from unetrt.runtime.live.results import LiveResult, LiveSequence, Outcome
 
 # Number of queued frames with drop_oldest and block: a few hundred milliseconds of a camera.
@@ -250,12 +250,12 @@ class FrameQueue:
 
 def _policy(policy: Policy | str, capacity: int | None) -> tuple[Policy, int]:
     """Return a valid policy and capacity."""
-    if policy not in list(Policy):
-        raise OptionError(f"policy {policy!r} is unknown: use one of {', '.join(Policy)}")
+    if not isinstance(policy, str) or policy not in list(Policy):
+        raise OptionError(f"policy {shown(policy)} is unknown: use one of {', '.join(Policy)}")
     default = 1 if policy == Policy.LATEST else CAPACITY
     capacity = default if capacity is None else capacity
     if not isinstance(capacity, int) or capacity < 1:
-        raise OptionError(f"invalid queue capacity {capacity}: use a whole number of frames, 1 or more")
+        raise OptionError(f"invalid queue capacity {shown(capacity)}: use a whole number of frames, 1 or more")
     if policy == Policy.LATEST and capacity > 1:
-        raise OptionError(f"policy latest queues 1 frame, not {capacity}: use drop_oldest to queue more")
+        raise OptionError(f"policy latest queues 1 frame, not {shown(capacity)}: use drop_oldest to queue more")
     return Policy(policy), capacity

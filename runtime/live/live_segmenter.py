@@ -27,7 +27,7 @@ from typing import Any, Literal
 import numpy as np
 
 from unetrt.runtime.closing import Closable
-from unetrt.runtime.errors import FrameError, OptionError
+from unetrt.runtime.errors import FrameError, OptionError, shown
 from unetrt.runtime.live.frame_queue import FrameQueue, Notice, Policy, WaitingFrame
 from unetrt.runtime.live.results import (
     Delivery,
@@ -129,8 +129,8 @@ class LiveSegmenter(Closable):
         backend_options: Mapping[str, Any] | None = None,
     ) -> None:
         queue = FrameQueue(policy, capacity)
-        if kind not in (None, "instances", "classes"):
-            raise OptionError(f"labels of kind {kind!r} are unknown: use instances or classes")
+        if not (kind is None or (isinstance(kind, str) and kind in ("instances", "classes"))):
+            raise OptionError(f"labels of kind {shown(kind)} are unknown: use instances or classes")
         require_consumers(on_result, outputs)
         with ExitStack() as opened:
             self.segmenter = _segmenter(model, opened, frame, backend, lanes, device, backend_options)

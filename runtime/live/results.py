@@ -23,7 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from unetrt.runtime.closing import Closable
-from unetrt.runtime.errors import OptionError, one_line
+from unetrt.runtime.errors import OptionError, one_line, shown
 from unetrt.runtime.timings import Timings
 
 log = logging.getLogger("unetrt.live")
@@ -151,8 +151,8 @@ class ResultStream(Closable):
     """
 
     def __init__(self, capacity: int) -> None:
-        if capacity < 1:
-            raise OptionError(f"invalid stream capacity {capacity}: use 1 or more results")
+        if not isinstance(capacity, int) or capacity < 1:
+            raise OptionError(f"invalid stream capacity {shown(capacity)}: use a whole number of results, 1 or more")
         self.missed = 0
         self._waiting: deque[LiveResult] = deque()
         self._capacity, self._ended = capacity, False
@@ -396,10 +396,11 @@ class Delivery:
 def require_consumers(on_result: Any, outputs: Any) -> None:
     """Raise OptionError unless the consumers of results have the methods that are called."""
     if on_result is not None and not callable(on_result):
-        raise OptionError(f"on_result={on_result!r} cannot be called: give a function of one result")
+        raise OptionError(f"on_result={shown(on_result)} cannot be called: give a function of one result")
     if not isinstance(outputs, Sequence) or not all(_is_output(one) for one in outputs):
         raise OptionError(
-            f"outputs={outputs!r} are not a list of result outputs: give one, such as [LabelWriter('labels.ome.zarr')]"
+            f"outputs={shown(outputs)} are not a list of result outputs: give one, such as "
+            "[LabelWriter('labels.ome.zarr')]"
         )
 
 

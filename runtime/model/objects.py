@@ -18,6 +18,7 @@ array([[1, 1, 1, 2, 2, 0]], dtype=int32)
 import colorsys
 from dataclasses import dataclass
 from math import exp, inf, isqrt
+from numbers import Real
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -25,7 +26,7 @@ from numpy.typing import NDArray
 from scipy.sparse import csr_array
 from scipy.sparse.csgraph import connected_components
 
-from unetrt.runtime.errors import FrameError, OptionError
+from unetrt.runtime.errors import FrameError, OptionError, shown
 from unetrt.runtime.model.spec import CORE, Decoding
 from unetrt.runtime.pixels.scores import best_class
 
@@ -69,13 +70,15 @@ def instances(classes: Array, decoding: Decoding | None = None, min_area: int = 
     OptionError
         `decoding` is of another type, or `min_area` is negative.
     """
+    if not isinstance(classes, np.ndarray):
+        raise FrameError(f"a class map must be a numpy array of integers (..., H, W) (got {shown(classes)})")
     if classes.ndim < 2 or classes.dtype.kind not in "uib":
         raise FrameError(f"a class map must be integers (..., H, W) (got {classes.dtype} {classes.shape})")
     require_min_area(min_area)
     how = Decoding() if decoding is None else decoding
     if not isinstance(how, Decoding):
-        raise OptionError(f"decoding must be a Decoding, such as spec.decoding of a model (got {how!r:.60})")
-    min_area = max(min_area, how.area)
+        raise OptionError(f"decoding must be a Decoding, such as spec.decoding of a model (got {shown(how)})")
+    min_area = max(min(min_area, classes.size + 1), how.area)  # numpy compares with numbers of 64 bits
     decode = _from_cores if how.method == "cores" else _from_components
     found: Labels = np.empty(classes.shape, np.int32)
     for plane in np.ndindex(classes.shape[:-2]):
@@ -83,10 +86,10 @@ def instances(classes: Array, decoding: Decoding | None = None, min_area: int = 
     return found
 
 
-def require_min_area(min_area: int) -> None:
+def require_min_area(min_area: object) -> None:
     """Raise OptionError unless a minimum area in pixels is a number from 0."""
-    if isinstance(min_area, str) or not min_area >= 0:
-        raise OptionError(f"min_area must be at least 0 (got {min_area!r:.60})")
+    if not isinstance(min_area, Real) or not min_area >= 0:
+        raise OptionError(f"min_area must be at least 0 (got {shown(min_area)})")
 
 
 def _from_components(classes: Array, how: Decoding, min_area: int, objects: Labels) -> None:

@@ -68,7 +68,10 @@ def as_frame(read: Any, channels: int) -> Array:
 def as_array(given: Any) -> Array:
     """Convert to a numpy array; raises FrameError where numpy cannot."""
     try:
-        return np.asarray(given)
+        array = np.asarray(given)
+        if array.dtype == object and not isinstance(given, np.ndarray):
+            raise TypeError("it would hold Python objects")
+        return array
     except (NotImplementedError, RuntimeError, TypeError, ValueError) as error:
         raise FrameError(
             f"a {type(given).__name__} cannot be converted to an array ({one_line(error)}): give a numpy array, "
@@ -122,7 +125,8 @@ def array_of(given: Any) -> Any:
     if not isinstance(given, np.ndarray) and (found := device_array(given)) is not None:
         return found
     # A memoryview of several axes cannot be indexed by part.
-    return given if hasattr(given, "shape") and not isinstance(given, memoryview) else as_array(given)
+    indexed = hasattr(given, "__getitem__") and not isinstance(given, memoryview | type)
+    return given if indexed and isinstance(getattr(given, "shape", None), tuple) else as_array(given)
 
 
 def labels_for(image: Any, out: Any, shape: tuple[int, ...]) -> NDArray[np.uint8] | DeviceArray:

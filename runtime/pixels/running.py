@@ -12,7 +12,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from unetrt.runtime.errors import OptionError
+from unetrt.runtime.errors import OptionError, shown
 from unetrt.runtime.pixels.normalisation import Affine, Measure, Normalisation
 
 # Frames of the average: about one second of a camera.
@@ -111,8 +111,8 @@ class Streams:
     """
 
     def __init__(self, normalisation: Normalisation, way: Literal["model", "running"] = "model") -> None:
-        if way not in ("model", "running"):
-            raise OptionError(f"normalisation {way!r} is not one of a stream: use model or running")
+        if not isinstance(way, str) or way not in ("model", "running"):
+            raise OptionError(f"normalisation {shown(way)} is not one of a stream: use model or running")
         self._runs = way == "running" or normalisation.mode == "running"
         self._normalisation = normalisation
         if self._runs:

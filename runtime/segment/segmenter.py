@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 
 from unetrt.runtime.closing import Closable
 from unetrt.runtime.cuda.arrays import DeviceArray
-from unetrt.runtime.errors import FrameError, OptionError, SessionClosedError
+from unetrt.runtime.errors import FrameError, OptionError, SessionClosedError, shown
 from unetrt.runtime.model.objects import confidence, instances, require_min_area
 from unetrt.runtime.model.onnx_file import resolved
 from unetrt.runtime.model.spec import ModelSpec
@@ -153,10 +153,10 @@ class Segmenter(Closable):
         backend_options: Mapping[str, Any] | None = None,
     ) -> None:
         if not isinstance(lanes, int) or not 1 <= lanes <= MAX_LANES:
-            raise OptionError(f"lanes must be an integer from 1 to {MAX_LANES} (got {lanes!r:.60})")
+            raise OptionError(f"lanes must be an integer from 1 to {MAX_LANES} (got {shown(lanes)})")
         if not isinstance(model, str | Path) and not hasattr(model, "lanes"):
             raise OptionError(f"model must be the path of a file or an open session (got {type(model).__name__})")
-        if backend_options and not isinstance(model, str | Path):
+        if not isinstance(model, str | Path) and backend_options:
             raise OptionError(
                 "backend_options cannot apply to a session that is already open: pass them to open_session"
             )
@@ -231,6 +231,7 @@ class Segmenter(Closable):
         After an exception, `out` may be partly written. An exception in the progress callback ends the call and is
         raised.
         """
+        _require_callable(progress=progress, measure=measure)
         timings = Timings()
         with timings.phase("total"):
             given, room = array_of(image), None if out is None else array_of(out)
@@ -282,6 +283,7 @@ class Segmenter(Closable):
             What `segment` raises.
         """
         require_min_area(min_area)
+        _require_callable(progress=progress)
         timings = Timings()
         with timings.phase("total"):
             given = array_of(image)
@@ -400,6 +402,12 @@ class Segmenter(Closable):
     def _require_scores(self) -> None:
         if self.spec.head == "labels":
             raise OptionError("this model's head outputs labels only: export it with --head logits or probabilities")
+
+
+def _require_callable(**given: object) -> None:
+    for name, function in given.items():
+        if function is not None and not callable(function):
+            raise OptionError(f"{name} must be a function (got {shown(function)})")
 
 
 def _counter(total: int, progress: Progress | None) -> Callable[[int], None]:

@@ -10,6 +10,7 @@ backend, or with the first usable one of the table::
 
 import importlib
 import logging
+import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from contextlib import closing
@@ -31,6 +32,7 @@ from unetrt.runtime.errors import (
     FrameError,
     OptionError,
     printable,
+    shown,
 )
 from unetrt.runtime.model.onnx_file import resolved
 from unetrt.runtime.model.spec import ModelSpec
@@ -159,6 +161,8 @@ class Session(Closable, ABC):
 __all__ = ["AUTO", "BACKENDS", "Backend", "Lane", "Session", "chosen_backend", "engines", "open_session", "unknown"]
 
 log = logging.getLogger("unetrt")
+# Largest CUDA device index that is looked for.
+MAX_DEVICE = 1023
 
 AUTO = "auto"
 
@@ -283,22 +287,24 @@ def open_session(
     OutOfMemoryError
         The weights do not fit on the GPU.
     """
+    if not isinstance(path, str | os.PathLike):
+        raise OptionError(f"path must be that of a model file (got {shown(path)})")
     path = Path(path)
     if not path.exists():
         path = resolved(path)
-    if device is not None and (not isinstance(device, int) or device < 0):
-        raise OptionError(f"invalid device {device!r}: use the index of a CUDA device, from 0, or omit it for the CPU")
+    if device is not None and not (isinstance(device, int) and 0 <= device <= MAX_DEVICE):
+        raise OptionError(
+            f"invalid device {shown(device)}: use the index of a CUDA device, from 0, or omit it for the CPU"
+        )
     _require_names(backend_options)
-    if backend == AUTO and backend_options:
+    automatic = isinstance(backend, str) and backend == AUTO
+    if automatic and backend_options:
         raise OptionError(
             f"backend options ({', '.join(backend_options)}) need a named backend: name one, such as onnxruntime-cuda"
         )
-    if backend == AUTO:
-        session = _opened_automatically(path, device)
-    else:
-        session = _named(backend).open(path, device, backend_options)
+    session = _opened_automatically(path, device) if automatic else _named(backend).open(path, device, backend_options)
     if session.spec.approximate is not None:
-        log.warning("%s: %s", path, session.spec.approximate)
+        log.warning("%s: %s", printable(str(path)), session.spec.approximate)
     return session
 
 
@@ -327,10 +333,12 @@ def engines() -> list[str]:
     return [AUTO, *(candidate.name for candidate in BACKENDS if candidate.computes)]
 
 
-def unknown(name: str) -> OptionError:
+def unknown(name: object) -> OptionError:
     """Return the error for a backend that does not exist, or that users may not choose."""
+    if not isinstance(name, str):
+        return OptionError(f"backend must be one of {', '.join(engines())} (got {shown(name)})")
     instead = f"; instead of {name}, use {REPLACEMENTS[name]}" if name in REPLACEMENTS else ""
-    return OptionError(f"backend {name!r} is unknown: use one of {', '.join(engines())}{instead}")
+    return OptionError(f"backend {shown(name)} is unknown: use one of {', '.join(engines())}{instead}")
 
 
 def _opened_automatically(path: Path, device: int | None) -> Session:
@@ -382,13 +390,11 @@ def _require_names(options: object) -> None:
     """Raise OptionError unless options are None, or values by name."""
     if options is None or (isinstance(options, Mapping) and all(isinstance(name, str) and name for name in options)):
         return
-    raise OptionError(
-        f"backend options must be values by name, such as {{'prefer_nhwc': '1'}}, not {repr(options)[:60]}"
-    )
+    raise OptionError(f"backend options must be values by name, such as {{'prefer_nhwc': '1'}}, not {shown(options)}")
 
 
 def _named(name: str) -> Backend:
     for candidate in BACKENDS:
-        if candidate.name == name:
+        if isinstance(name, str) and candidate.name == name:
             return candidate
     raise unknown(name)

@@ -37,6 +37,7 @@ from unetrt.runtime.errors import (
     OutOfMemoryError,
     one_line,
     printable,
+    shown,
 )
 from unetrt.runtime.files.atomic import cache_folder, cached_file, locked, read_cached, whole_file
 from unetrt.runtime.geometry.planner import Budget, FrameSize, best_tile, cost_of
@@ -158,7 +159,7 @@ def frame_size(frame: object) -> FrameSize:
             if len(frame) == 2 and min(height, width) >= 1:
                 return height, width
     raise OptionError(
-        f"frame must be the height and width of your frames in pixels, such as (512, 512) (got {frame!r:.60})"
+        f"frame must be the height and width of your frames in pixels, such as (512, 512) (got {shown(frame)})"
     )
 
 

@@ -178,3 +178,10 @@ def test_errors_of_any_length_keep_their_begin_and_end(capsys):
     assert len(error) < LONGEST
     assert error.startswith("Error: Invalid value for '--precision'")
     assert error.endswith("'fp32', 'fp16', 'bf16'.")
+
+
+def test_errors_show_no_control_characters_of_files(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    status, (error,) = run("info", ["a\x1b[31m\udcff\u202e.onnx"], capsys)
+    assert status == 2
+    assert error.startswith(r"Error: a\x1b[31m\udcff\u202e.onnx does not exist")

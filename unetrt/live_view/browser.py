@@ -30,7 +30,7 @@ from typing import TYPE_CHECKING, Any
 from unetrt.live_view.pictures import colours, encoded
 from unetrt.runtime import LiveResult, LiveSegmenter, Outcome
 from unetrt.runtime.closing import Closable
-from unetrt.runtime.errors import BackendUnavailableError, OptionError, one_line
+from unetrt.runtime.errors import BackendUnavailableError, OptionError, one_line, shown
 
 if TYPE_CHECKING:
     from starlette.applications import Starlette
@@ -103,6 +103,8 @@ class BrowserView(Closable):
     """
 
     def __init__(self, live: LiveSegmenter, *, port: int = 0) -> None:
+        if not hasattr(live, "results"):
+            raise OptionError(f"live must be a LiveSegmenter (got {shown(live)})")
         _require_packages()
         listening = _listen(port)
         self.url = f"http://{HOST}:{listening.getsockname()[1]}/"

@@ -30,5 +30,5 @@ def test_closing_wakes_waiting_threads():
 
 
 def test_a_stream_needs_a_capacity():
-    with pytest.raises(OptionError, match="invalid stream capacity 0: use 1 or more"):
+    with pytest.raises(OptionError, match="invalid stream capacity 0: use a whole number of results, 1 or more"):
         ResultStream(0)
