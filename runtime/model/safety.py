@@ -224,7 +224,7 @@ def is_intact(path: str | Path) -> bool:
     with opened(path) as model:
         entries = _digests(model)
         stated = {read_entry(model.inside(part))[1] for part in entries}
-        found = stated and _with_external(_sha256_around(model, entries), files, path.parent)
+        found = _with_external(_sha256_around(model, entries), files, path.parent) if stated else ""
     if stated and stated != {found}:
         raise ModelFileError(
             f"{path} is damaged: its contents do not have the SHA-256 that it states; export or copy it again, or, "
