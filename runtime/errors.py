@@ -89,7 +89,8 @@ class ParityError(GateError):
 
 
 # Messages of a failed allocation, in lower case: C++, OpenVINO and oneDNN, TensorRT, ONNX Runtime (its bfc_arena.cc),
-# cuBLAS and cuDNN, and torch's CPU allocator.
+# cuBLAS and cuDNN, and torch's CPU allocator. The last are the system's (ENOMEM), the loader's of libraries, and those
+# of a thread without room for its stack: Python's and pthread_create's (EAGAIN).
 OUT_OF_MEMORY = (
     "out of memory",
     "out_of_memory",
@@ -100,15 +101,19 @@ OUT_OF_MEMORY = (
     "failed to allocate",
     "_alloc_failed",
     "_allocation_failed",
-    "can't allocate memory",
+    "can't alloc",
+    "cannot allocate memory",
+    "failed to map segment",
+    "can't start new thread",
+    "resource temporarily unavailable",
 )
 
 
 def is_out_of_memory(error: BaseException | str) -> bool:
     """Return whether an engine's error, or its message, reports a failed allocation on the host or on a device."""
-    if isinstance(error, MemoryError):
-        return True
-    text = str(error).lower()
+    if isinstance(error, MemoryError | BlockingIOError):
+        return isinstance(error, MemoryError)
+    text = one_line(error).lower()
     return any(sign in text for sign in OUT_OF_MEMORY)
 
 

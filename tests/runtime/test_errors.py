@@ -25,6 +25,10 @@ from unetrt.runtime.errors import (
         "could not create a primitive: out_of_memory",
         "Requested amount of GPU memory (8589934592 bytes) could not be allocated",
         "Error Code 2: OutOfMemory (Requested size was 8589934592 bytes.)",
+        "/lib/libtorch_cpu.so: failed to map segment from shared object",
+        "[Errno 12] Cannot allocate memory",
+        "can't start new thread",
+        "Resource temporarily unavailable",
         "DefaultCPUAllocator: can't allocate memory: you tried to allocate 1 bytes",
     ],
 )
@@ -36,6 +40,10 @@ def test_failed_allocations_are_recognised(message):
 @pytest.mark.parametrize("message", ["", "no kernel", "illegal memory access", "CUDA failure 700: memory", "cannot"])
 def test_other_errors_are_not_taken_for_failed_allocations(message):
     assert not is_out_of_memory(RuntimeError(message))
+
+
+def test_a_full_pipe_is_not_taken_for_a_failed_allocation():
+    assert not is_out_of_memory(BlockingIOError(11, "Resource temporarily unavailable"))
 
 
 def test_an_exception_for_memory_needs_no_message():

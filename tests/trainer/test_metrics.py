@@ -238,3 +238,11 @@ def test_true_probabilities_are_calibrated(seed):
     confidence = rng.random(20_000)
     assert calibration_error(confidence, rng.random(20_000) < confidence) < 0.03
     assert calibration_error(confidence, rng.random(20_000) < confidence**2) > 0.1
+
+
+def test_objects_that_share_a_partner_are_matched_once():
+    """Two predicted objects with an IoU of exactly 0.5 with one true object; beside it, an object of one pair."""
+    truth = np.array([[1, 1, 0, 2, 2]])
+    predicted = np.array([[1, 2, 0, 3, 3]])
+    assert count_objects(predicted, truth).matched == (2, *9 * [1])
+    assert count_objects(truth, predicted).matched == (2, *9 * [1])

@@ -27,7 +27,14 @@ import click
 from unetrt._exit_codes import STOPPED_BY, exit_code
 from unetrt._version import __version__
 from unetrt.cli._shutdown import StopSignal
-from unetrt.runtime.errors import OptionError, TrainingStoppedError, UnetrtError, one_line, printable
+from unetrt.runtime.errors import (
+    OptionError,
+    TrainingStoppedError,
+    UnetrtError,
+    is_out_of_memory,
+    one_line,
+    printable,
+)
 
 if TYPE_CHECKING:
     from unetrt.runtime.segment.segmenter import Segmenter
@@ -37,6 +44,8 @@ else:
     _ParamType = click.ParamType  # generic only in recent versions of click
 
 Size = tuple[int, int]
+# Largest part of a message of another library that is shown, in characters.
+SHOWN = 200
 Command = TypeVar("Command", bound=Callable[..., Any])
 BYTES = {"": 1, "b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "kib": 2**10, "mib": 2**20, "gib": 2**30}
 # Largest whole and decimal number of an option, unless the option has its own limit.
@@ -354,6 +363,13 @@ def _stopped_by(error: BaseException | None) -> StopSignal | None:
     return stop
 
 
+def _memory_error(error: BaseException | None) -> BaseException | None:
+    """Return the failed allocation that an error is, or was caused by, if any: of an import it can be any exception."""
+    while error is not None and not is_out_of_memory(error):
+        error = error.__cause__ or error.__context__
+    return error
+
+
 def _explained(error: BaseException) -> tuple[str, int] | None:
     """Return the message and exit code of an expected error; None for a defect, whose traceback is shown."""
     if stop := _stopped_by(error):
@@ -363,9 +379,9 @@ def _explained(error: BaseException) -> tuple[str, int] | None:
         return error.format_message(), error.exit_code
     if isinstance(error, UnetrtError):
         return str(error), exit_code(error)
-    if isinstance(error, ModuleNotFoundError):
-        package = (error.name or "").partition(".")[0]
-        return (f"this needs {package}: pip install 'unetrt[{EXTRAS[package]}]'", 2) if package in EXTRAS else None
-    if isinstance(error, OSError):
-        return f"{error.filename or 'a file'}: {error.strerror or error}", 2
-    return None
+    if memory := _memory_error(error):
+        return f"memory ran out ({one_line(memory, SHOWN, kind=True)}): raise the limit, or give smaller images", 1
+    package = (error.name or "").partition(".")[0] if isinstance(error, ModuleNotFoundError) else ""
+    if package in EXTRAS:
+        return f"this needs {package}: pip install 'unetrt[{EXTRAS[package]}]'", 2
+    return (f"{error.filename or 'a file'}: {error.strerror or error}", 2) if isinstance(error, OSError) else None
