@@ -37,13 +37,10 @@ def program() -> "NoReturn":
     """
     _end_at_interrupts()
     output = _standard_streams()
-    from unetrt.cli._shutdown import StopSignal, stop_signals
+    from unetrt.cli import stoppable_main
 
     try:
-        with stop_signals():
-            status = main()
-    except StopSignal as stop:
-        status = stop.status
+        status = stoppable_main()
     except SystemExit as end:  # raised for a broken pipe by click and rich
         status = end.code if isinstance(end.code, int) else 1
     with suppress(BrokenPipeError):

@@ -26,7 +26,7 @@ import click
 
 from unetrt._exit_codes import STOPPED_BY, exit_code
 from unetrt._version import __version__
-from unetrt.cli._shutdown import StopSignal
+from unetrt.cli._shutdown import StopSignal, stop_signals
 from unetrt.runtime.errors import (
     OptionError,
     TrainingStoppedError,
@@ -329,8 +329,8 @@ def cli() -> None:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return the exit code, one of `unetrt._exit_codes`.
 
-    Every error is one line on standard error, without a traceback unless `--debug` is given. So is a signal that a
-    handler raises (`_shutdown.stop_signals`).
+    Every error is one line on standard error, without a traceback unless `--debug` is given. So is a signal, where it
+    raises an exception: see `stoppable_main`.
     """
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     # The error of a damaged file includes what tifffile logs about it.
@@ -349,6 +349,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         echo(label + one_line(message), err=True)
         return status
     return status if isinstance(status, int) else 0
+
+
+def stoppable_main() -> int:
+    """Run `main` so that SIGINT, SIGTERM and SIGHUP end the command as an error does; return the exit code."""
+    try:
+        with stop_signals():
+            return main()
+    except StopSignal as stop:  # before the command began, or after its end
+        return stop.status
 
 
 def _stopped_by(error: BaseException | None) -> StopSignal | None:
