@@ -11,7 +11,7 @@ NVRTC := nvidia-cuda-nvrtc-cu12==12.0.140
 # Each process loads torch, and a file runs in one process: more than 8 take memory and gain little.
 SIDE_BY_SIDE := -n auto --maxprocesses 8 --dist loadfile
 
-.PHONY: demo test test-portable test-without-bfloat16 test-without-vectors test-on-one-core test-slow gpu-check gpu-pack model-nuclei kernels docs wheel lint format bench bench-weights bench-augmentation bench-host bench-decoding bench-live bench-cpu bench-small bench-page soak clean
+.PHONY: demo test test-portable test-without-bfloat16 test-without-vectors test-on-one-core test-slow fuzz gpu-check gpu-pack model-nuclei kernels docs wheel lint format bench bench-weights bench-augmentation bench-host bench-decoding bench-live bench-cpu bench-small bench-page soak clean
 
 demo: $(READY)  ## draw cells, train, export, segment, check: leaves demo-out/
 	$(BIN)/unetrt demo --out demo-out
@@ -43,6 +43,9 @@ test-on-one-core: $(READY)
 
 test-slow: $(READY)  ## the tests that train or measure for minutes
 	$(BIN)/python -m pytest -m slow
+
+fuzz: $(READY)  ## 10,000 damaged files and odd options, an hour on 2 cores; CASES=, SEED=; findings in build/fuzz
+	$(BIN)/python -m tests.fuzz --cases $(or $(CASES),10000) --seed $(or $(SEED),0)
 
 # Steps, seconds and a host without a network: docs/gpu-check.md. STEPS: all by default. DRY=1: without a GPU, here.
 SECONDS :=

@@ -11,9 +11,10 @@ significant digits, times in a unit that fits them, and an interval is named by 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from math import comb, floor, log10
-from typing import Any, NamedTuple, Self
+from typing import Annotated, Any, NamedTuple, Self
 
 import numpy as np
+from msgspec import Meta
 
 from unetrt.runtime.machine import format_bytes
 
@@ -21,6 +22,9 @@ from unetrt.runtime.machine import format_bytes
 CONFIDENCE, ROUNDS_NEEDED = 0.95, 6
 # Percentile -> runs needed: with fewer, no run is expected beyond the percentile, which would be the maximum itself.
 RUNS_NEEDED = {50: 1, 95: 20, 99: 100}
+
+# A time, a rate or their ratio in a file: far beyond what is measured, so that ratios of two are finite.
+Positive = Annotated[float, Meta(ge=1e-18, le=1e24)]
 
 
 @dataclass(frozen=True)
@@ -44,11 +48,11 @@ class Figure:
         The value of each round, in order.
     """
 
-    median: float
-    low: float
-    high: float
+    median: Positive
+    low: Positive
+    high: Positive
     coverage: float
-    rounds: tuple[float, ...]
+    rounds: tuple[Positive, ...]
 
     @classmethod
     def of(cls, values: Iterable[float]) -> Self:

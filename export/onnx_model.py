@@ -116,10 +116,14 @@ def with_batch(path: Path, batch: int | None) -> ModelProto:
     spec = replace(read_spec(path), batch=batch or 1)
     model = onnx.load(path)
     describe(model, spec)
-    declare_input(model, model.graph.input[0].name, [batch or FREE])
+    names = [value.name for value in model.graph.input]
+    if len(names) != 1:
+        raise ModelFileError(f"{path}: its graph has {len(names)} inputs, not one frame: export it again")
+    declare_input(model, names[0], [batch or FREE])
     try:
         model = inferred(model)
-    except onnx.shape_inference.InferenceError as error:
+        onnx.checker.check_model(model, full_check=True)
+    except (onnx.shape_inference.InferenceError, onnx.checker.ValidationError) as error:
         reason = one_line(error, first=True)
         raise ModelFileError(f"{path}: its graph cannot take another batch ({reason}); export it again") from error
     expected = {tensor.name: tensor.shape[1:] for tensor in spec.tensors()}
@@ -130,7 +134,6 @@ def with_batch(path: Path, batch: int | None) -> ModelProto:
                 f"{path}: with batch {batch or 'free'} its {value.name} has shape {axes_of(value)}, not {wanted}: its "
                 "graph depends on its batch or is not the one of its spec; export it again"
             )
-    onnx.checker.check_model(model, full_check=True)
     return model
 
 

@@ -34,6 +34,7 @@ def require_sizes(series: tifffile.TiffPageSeries) -> None:
 def _headers(series: tifffile.TiffPageSeries) -> Iterator[bytes]:
     """Read the beginning of each strip and tile."""
     for page in filter(None, series.pages):
+        assert isinstance(page, tifffile.TiffPage | tifffile.TiffFrame)
         file = page.parent.filehandle
         for offset, length in zip(page.dataoffsets, page.databytecounts, strict=False):
             if length:

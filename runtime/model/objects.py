@@ -18,7 +18,6 @@ array([[1, 1, 1, 2, 2, 0]], dtype=int32)
 import colorsys
 from dataclasses import dataclass
 from math import exp, inf, isqrt
-from numbers import Real
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -88,7 +87,7 @@ def instances(classes: Array, decoding: Decoding | None = None, min_area: int = 
 
 def require_min_area(min_area: object) -> None:
     """Raise OptionError unless a minimum area in pixels is a number from 0."""
-    if not isinstance(min_area, Real) or not min_area >= 0:
+    if not isinstance(min_area, int | float | np.integer | np.floating) or not min_area >= 0:
         raise OptionError(f"min_area must be at least 0 (got {shown(min_area)})")
 
 

@@ -9,7 +9,7 @@ import pytest
 from tests.benchmarks.results_of_bench import RESULT
 from unetrt.benchmarks.environment import environment
 from unetrt.benchmarks.figures import Figure, shown
-from unetrt.benchmarks.result import BenchResult, CaseResult, Measure, load, now
+from unetrt.benchmarks.result import SEGMENT, BenchResult, CaseResult, Measure, load, now
 from unetrt.benchmarks.terminal import goal
 from unetrt.runtime.errors import OptionError
 
@@ -122,3 +122,13 @@ def test_a_goal_is_shown_with_its_verdict():
     assert goal(SECONDS) == "3.00 s, met"
     assert goal(replace(SECONDS, goal=1.0)) == "1.00 s, MISSED"
     assert goal(replace(SECONDS, goal=None)) == ""
+
+
+@pytest.mark.parametrize("median", [0, -1.0, 1e300])
+def test_a_file_with_a_time_that_is_none_is_refused(tmp_path, median):
+    RESULT.save(tmp_path / "a.json")
+    stored = json.loads((tmp_path / "a.json").read_text(encoding="utf-8"))
+    stored["contenders"][0]["seconds"][SEGMENT]["median"] = median
+    (tmp_path / "a.json").write_text(json.dumps(stored), encoding="utf-8")
+    with pytest.raises(OptionError, match=r"a\.json is invalid: contenders\[0\]\.seconds.*expected `float` [<>]="):
+        load(tmp_path / "a.json")

@@ -201,7 +201,21 @@ def _other_output(path, out):
     return out
 
 
-@pytest.mark.parametrize("spoil", [_with_reshape, _other_output])
+def _input_twice(path, out):
+    model = onnx.load(path)
+    model.graph.input.append(model.graph.input[0])
+    onnx.save(model, out)
+    return out
+
+
+def _no_input(path, out):
+    model = onnx.load(path)
+    model.graph.ClearField("input")
+    onnx.save(model, out)
+    return out
+
+
+@pytest.mark.parametrize("spoil", [_with_reshape, _other_output, _input_twice, _no_input])
 def test_a_graph_that_depends_on_its_batch_is_refused(exports, tmp_path, spoil):
     model = spoil(exports["logits"], tmp_path / "odd.onnx")
     with pytest.raises(ModelFileError, match="odd.onnx: .*export it again"):
