@@ -35,7 +35,7 @@ from PIL import Image
 from unetrt.export.onnx_model import copy_file, save, with_batch
 from unetrt.export.packages._blocks import IMAGE, SEGMENTATION, Blocks, in_blocks, require_same
 from unetrt.runtime.errors import FrameError, ModelFileError, OptionError
-from unetrt.runtime.files.atomic import scratch_folder, whole_file
+from unetrt.runtime.files.atomic import whole_file
 from unetrt.runtime.geometry.plan import Tile, TilePlan
 from unetrt.runtime.model.objects import overlay
 from unetrt.runtime.model.onnx_file import read_spec
@@ -113,7 +113,7 @@ class Metadata:
     Raises
     ------
     OptionError
-        A name that the format refuses.
+        A name that the format refuses, a list that is none, or text that is not printable.
     """
 
     name: str = "U-Net segmentation"
@@ -124,12 +124,35 @@ class Metadata:
     tags: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
+        _require_text("name", self.name)
         if not NAME.fullmatch(self.name):
             raise OptionError(
-                f"the name {self.name!r} does not fit bioimage.io: use 5 to 128 letters, digits, spaces and _ + - ( )"
+                f"the name {self.name!r:.60} does not fit bioimage.io: use 5 to 128 letters, digits, spaces and "
+                "_ + - ( )"
             )
+        for what, several in (("authors", self.authors), ("tags", self.tags), ("cite", self.cite)):
+            if not isinstance(several, Sequence) or isinstance(several, str | bytes):
+                raise OptionError(f"{what} must be a list (got {several!r:.60}): give a list, also of one")
+        for text in (*self.authors, *self.tags):
+            _require_text("author or tag", text)
         if wrong := [author for author in self.authors if not author.strip() or "/" in author]:
-            raise OptionError(f"author {wrong[0]!r} does not fit bioimage.io: give a person's name, without slashes")
+            raise OptionError(f"author {wrong[0]!r:.60} does not fit bioimage.io: use a name without slashes")
+        for entry in self.cite:
+            if not isinstance(entry, Citation):
+                raise OptionError(f"cite must be a list of Citation (got {entry!r:.60})")
+            _require_text("citation", entry.text)
+            _require_text("doi", entry.doi)
+        if self.license is not None:
+            _require_text("license", self.license)
+        _require_text("description", self.description, lines=True)
+
+
+def _require_text(what: str, text: object, lines: bool = False) -> None:
+    """Raise OptionError unless this is printable text on one line, or on several."""
+    if not isinstance(text, str):
+        raise OptionError(f"{what} must be text (got {text!r:.60})")
+    if not all(line.isprintable() for line in (text.split("\n") if lines else [text])):
+        raise OptionError(f"{what} {text!r:.60} is not printable: use printable characters")
 
 
 def write(model: Path, out: Path, frames: Sequence[Array], metadata: Metadata | None = None) -> Path:
@@ -168,7 +191,9 @@ def write(model: Path, out: Path, frames: Sequence[Array], metadata: Metadata | 
     if out.suffix != ".zip":
         raise OptionError(f"{out} is not a .zip, as bioimage.io packages are: use {out.name}.zip")
     metadata = metadata or Metadata()
-    with scratch_folder() as made, whole_file(out) as temporary:
+    with whole_file(out) as temporary:
+        made = temporary.parent / "content"  # removed with the temporary file
+        made.mkdir()
         content = _fill(made, model, frames, metadata)
         with _collected():
             refusal = _package(content, made, temporary)
@@ -241,7 +266,7 @@ def _in_one_line(summary: ValidationSummary, metadata: Metadata) -> str:
         # The library lists every licence in its message.
         near = get_close_matches(metadata.license or "", re.findall(r"'([^']+)'", entry.msg))
         advice = " or ".join(near) or "one from spdx.org/licenses"
-        return f"license {metadata.license!r} is not an SPDX identifier: use {advice}"
+        return f"license {metadata.license!r:.60} is not an SPDX identifier: use {advice}"
     return f"bioimage.io refuses the package: {place}: {shorten(entry.msg, 300)}"
 
 
@@ -263,7 +288,7 @@ def _test_pair(session: Session, blocks: Blocks, frames: Sequence[Array]) -> tup
     spec = session.spec
     height, width = blocks.inner
     for frame in frames:
-        raw = _block_of_contrast(blocks, frame)
+        raw = _block_of_contrast(blocks, np.asarray(frame))
         image = raw if spec.takes_raw else spec.normalisation(raw)
         tile: Array = spec.new_input()[0]
         given = image[:, blocks.margin :, blocks.margin :][:, : tile.shape[1], : tile.shape[2]]
@@ -504,6 +529,7 @@ def _readme(blocks: Blocks, metadata: Metadata) -> str:
     """Return the README.md of a package."""
     spec = blocks.spec
     facts = [f"{key} {value}" for key, value in spec.training.items() if isinstance(value, int | float | str)]
+    facts = [fact for fact in facts if fact.isprintable()]
     sizes = ANY_SIDE if blocks.of_any_side else ONE_SIZE
     return README_TEXT.format(
         name=metadata.name,

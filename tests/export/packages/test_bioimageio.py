@@ -3,6 +3,7 @@ import shutil
 import socket
 import subprocess
 import sys
+import tempfile
 import zipfile
 
 import numpy as np
@@ -169,6 +170,13 @@ def test_the_format_s_own_program_reproduces_the_test_output(verdicts, name):
 def test_it_would_not_reproduce_a_wrong_one(verdicts):
     assert verdicts[SPOILT][0] == "valid-format"
     assert REPRODUCED not in verdicts[SPOILT][1]
+
+
+@pytest.mark.parametrize(("name", "code"), [("logits", 0), (SPOILT, 1)])
+def test_the_format_s_command_line_tests_a_package(packages, name, code):
+    command = [sys.executable, "-m", "bioimageio.core", "test", str(packages[name])]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == code, done.stdout[-2000:]
 
 
 # Export, size of a frame in pixels, and way to segment it.
@@ -351,6 +359,20 @@ BAD = [
     ({"license": "%%"}, OptionError, "use one from spdx.org"),
     ({"name": "ab"}, OptionError, "name 'ab' does not fit.*5 to 128"),
     ({"authors": ("A/B",)}, OptionError, "author 'A/B' does not fit"),
+    ({"name": None}, OptionError, r"name must be text \(got None\)"),
+    ({"name": "x" * 1000}, OptionError, "name 'xxx.*5 to 128"),
+    ({"authors": "A. Name"}, OptionError, r"authors must be a list \(got 'A. Name'\): give a list"),
+    ({"authors": ("A\x1b[31m",)}, OptionError, r"author or tag 'A\\x1b\[31m' is not printable"),
+    ({"authors": (None,)}, OptionError, r"author or tag must be text \(got None\)"),
+    ({"authors": None}, OptionError, r"authors must be a list \(got None\)"),
+    ({"tags": "cells"}, OptionError, r"tags must be a list \(got 'cells'\)"),
+    ({"tags": ("\udcff",)}, OptionError, r"author or tag '\\udcff' is not printable"),
+    ({"cite": ("U-Net",)}, OptionError, r"cite must be a list of Citation \(got 'U-Net'\)"),
+    ({"license": 5}, OptionError, r"license must be text \(got 5\)"),
+    ({"license": "M" * 10000}, OptionError, "license 'MMM.* is not an SPDX identifier"),
+    ({"description": None}, OptionError, r"description must be text \(got None\)"),
+    ({"description": "a\x00"}, OptionError, "description .* is not printable"),
+    ({"frames": lambda frame: [None]}, FrameError, r"shape \(\): a package needs \(1, H, W\)"),
     ({"description": "x" * 1025}, OptionError, "refuses the package: description: .*at most 1024"),
     ({"frames": lambda frame: []}, FrameError, "on 0 frames, .* give one that shows objects"),
     ({"frames": lambda frame: [np.zeros_like(frame)]}, FrameError, "is constant on 1 frames"),
@@ -377,6 +399,18 @@ def test_bad_input_is_one_line_and_leaves_what_was_there(exports, others, frame,
     assert len(str(caught.value)) < 500
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.zip", "file"]
     assert (tmp_path / "a.zip").read_text() == "old"
+
+
+def test_text_of_the_model_s_training_need_not_be_printable(exports, frame, tmp_path):
+    model = changed(exports["logits"], tmp_path / "m.onnx", training={"steps": 12, "by": "\x1b[31m", "at": "\udcff"})
+    with zipfile.ZipFile(write("bioimageio", model, tmp_path / "a.zip", [frame])) as content:
+        assert "Trained: steps 12." in content.read("README.md").decode()
+
+
+def test_everything_is_written_beside_the_package(exports, frame, tmp_path, monkeypatch):
+    """A folder for temporary files that is full or missing does no harm, and what SIGKILL leaves is found there."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "none"))
+    assert write("bioimageio", exports["logits"], tmp_path / "a.zip", [frame]).is_file()
 
 
 def test_a_package_can_be_written_over(packages, exports, frame, tmp_path):
