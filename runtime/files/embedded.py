@@ -6,6 +6,7 @@ take gigabytes. `require_sizes` compares both before anything is decoded. JPEG X
 
 from collections.abc import Callable, Iterator, Mapping
 from math import prod
+from typing import Any
 
 import tifffile
 
@@ -33,8 +34,8 @@ def require_sizes(series: tifffile.TiffPageSeries) -> None:
 
 def _headers(series: tifffile.TiffPageSeries) -> Iterator[bytes]:
     """Read the beginning of each strip and tile."""
-    for page in filter(None, series.pages):
-        assert isinstance(page, tifffile.TiffPage | tifffile.TiffFrame)
+    pages: list[Any] = [page for page in series.pages if page is not None]
+    for page in pages:
         file = page.parent.filehandle
         for offset, length in zip(page.dataoffsets, page.databytecounts, strict=False):
             if length:

@@ -132,7 +132,7 @@ class OpenedImage(NamedTuple):
 def _stored(*paths: Path) -> int:
     """Return the bytes that files take on the disk: a sparse file takes less than its size."""
     found = [path.stat() for path in paths]
-    return sum(min(about.st_size, int(512 * getattr(about, "st_blocks", about.st_size))) for about in found)
+    return sum(min(about.st_size, 512 * getattr(about, "st_blocks", about.st_size)) for about in found)
 
 
 @contextmanager

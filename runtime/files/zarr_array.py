@@ -155,13 +155,15 @@ class BoundedCodec(BytesBytesCodec):
 
     def compute_encoded_size(self, input_byte_length: int, chunk_spec: Any) -> int:
         """Return the size of an encoded chunk in bytes."""
-        return self.inner.compute_encoded_size(input_byte_length, chunk_spec)
+        size: int = self.inner.compute_encoded_size(input_byte_length, chunk_spec)
+        return size
 
     async def _decode_single(self, chunk_bytes: Buffer, chunk_spec: Any) -> Buffer:
         content = chunk_bytes.to_bytes()
         if self.name in STREAMS:
-            buffer: type[Buffer] = chunk_spec.prototype.buffer
-            return buffer.from_bytes(_decompressed(content, self.name, self.settings, self.most))
+            whole = _decompressed(content, self.name, self.settings, self.most)
+            buffer: Buffer = chunk_spec.prototype.buffer.from_bytes(whole)
+            return buffer
         _require_size(content, self.name, self.most)
         (decoded,) = await self.inner.decode([(chunk_bytes, chunk_spec)])
         assert decoded is not None
