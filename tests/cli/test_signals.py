@@ -4,11 +4,12 @@ import os
 import signal
 import subprocess
 import sys
+import time
 
 import pytest
 
 from unetrt.cli import main
-from unetrt.cli._shutdown import shutdown_request, stop_signals
+from unetrt.cli._shutdown import StopSignal, shutdown_request, stop_signals
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="needs POSIX signals")
 # Exit codes of a process that a signal ended, either by its handler or by the system.
@@ -80,6 +81,22 @@ def test_a_command_is_told_once_and_its_temporary_files_are_removed(tmp_path, mo
     assert capsys.readouterr().err == f"stopped by {'the user' if number == signal.SIGINT else number.name}\n"
     assert list(tmp_path.iterdir()) == []
     assert signal.getsignal(number) is before
+
+
+@pytest.mark.parametrize("number", ENDED, ids=lambda number: number.name)
+def test_a_signal_whose_exception_python_drops_is_repeated(number):
+    class Destroyed:
+        def __del__(self):
+            os.kill(os.getpid(), number)
+            time.sleep(1)  # interrupted
+
+    before, hook = signal.getsignal(number), sys.unraisablehook
+    with pytest.raises(StopSignal, match=number.name), stop_signals():
+        one = Destroyed()
+        del one
+        time.sleep(10)
+        pytest.fail("the signal was lost")
+    assert (signal.getsignal(number), sys.unraisablehook) == (before, hook)
 
 
 @pytest.mark.parametrize("number", ENDED, ids=lambda number: number.name)

@@ -8,7 +8,9 @@ at once. A long command replaces that by a graceful shutdown, in which the first
 ...         work()
 """
 
+import _thread
 import signal
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -17,6 +19,10 @@ from types import FrameType
 from unetrt._exit_codes import STOPPED_BY
 
 SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
+
+
+# Seconds after which a signal is repeated whose exception was dropped: later than the destructor that dropped it.
+REPEATED_AFTER = 0.05
 
 
 class StopSignal(KeyboardInterrupt):
@@ -64,13 +70,32 @@ def _handled(handle: Callable[[int], None]) -> Iterator[None]:
 
 @contextmanager
 def stop_signals() -> Iterator[None]:
-    """Let the first signal of each kind raise StopSignal inside; a second one of a kind has its previous effect."""
+    """Let the first signal of each kind raise StopSignal inside; a second one of a kind has its previous effect.
+
+    Python drops an exception that a destructor or the callback of a weak reference raises; torch's exporter has many.
+    The signal is then repeated.
+    """
+    unraisable = sys.unraisablehook
 
     def stop(number: int) -> None:
         raise StopSignal(number)
 
-    with _handled(stop):
-        yield
+    def repeat(dropped: "sys.UnraisableHookArgs") -> None:
+        if not isinstance(dropped.exc_value, StopSignal):
+            unraisable(dropped)
+            return
+        number = dropped.exc_value.number
+        signal.signal(number, lambda number, _: stop(number))
+        again = threading.Timer(REPEATED_AFTER, _thread.interrupt_main, [number])
+        again.daemon = True
+        again.start()
+
+    sys.unraisablehook = repeat
+    try:
+        with _handled(stop):
+            yield
+    finally:
+        sys.unraisablehook = unraisable
 
 
 class ShutdownRequest:
