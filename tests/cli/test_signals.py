@@ -1,5 +1,6 @@
 """Signals end the program in one line or in silence, at every moment of its life."""
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -8,7 +9,7 @@ import time
 
 import pytest
 
-from unetrt.cli import main
+from unetrt.cli import main, stoppable_main
 from unetrt.cli._shutdown import StopSignal, shutdown_request, stop_signals
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="needs POSIX signals")
@@ -81,6 +82,17 @@ def test_a_command_is_told_once_and_its_temporary_files_are_removed(tmp_path, mo
     assert capsys.readouterr().err == f"stopped by {'the user' if number == signal.SIGINT else number.name}\n"
     assert list(tmp_path.iterdir()) == []
     assert signal.getsignal(number) is before
+
+
+def test_an_error_that_a_signal_became_is_the_signal(monkeypatch, capsys):
+    def fail(*_, **__):
+        with contextlib.suppress(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGTERM)
+        raise RuntimeError("as pydantic does")
+
+    monkeypatch.setattr("unetrt.cli.cli.main", fail)
+    assert stoppable_main() == 143
+    assert capsys.readouterr().err == "stopped by SIGTERM\n"
 
 
 @pytest.mark.parametrize("number", ENDED, ids=lambda number: number.name)

@@ -353,11 +353,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def stoppable_main() -> int:
     """Run `main` so that SIGINT, SIGTERM and SIGHUP end the command as an error does; return the exit code."""
-    try:
-        with stop_signals():
-            return main()
-    except StopSignal as stop:  # before the command began, or after its end
-        return stop.status
+    with stop_signals() as raised:
+        try:
+            status = main()
+        except (Exception, StopSignal) as error:
+            if not raised:
+                raise
+            message, status = _explained(raised[0]) or ("", 1)
+            if not isinstance(error, StopSignal):  # else before the command began, or after its end
+                click.echo(message, err=True)
+    return raised[0].status if raised and status else status
 
 
 def _stopped_by(error: BaseException | None) -> StopSignal | None:

@@ -69,16 +69,21 @@ def _handled(handle: Callable[[int], None]) -> Iterator[None]:
 
 
 @contextmanager
-def stop_signals() -> Iterator[None]:
+def stop_signals() -> Iterator[list[StopSignal]]:
     """Let the first signal of each kind raise StopSignal inside; a second one of a kind has its previous effect.
+
+    Yields the list of those that were raised: pydantic, for one, replaces them by errors of its own.
 
     Python drops an exception that a destructor or the callback of a weak reference raises; torch's exporter has many.
     The signal is then repeated.
     """
     unraisable = sys.unraisablehook
 
+    raised: list[StopSignal] = []
+
     def stop(number: int) -> None:
-        raise StopSignal(number)
+        raised.append(StopSignal(number))
+        raise raised[-1]
 
     def repeat(dropped: "sys.UnraisableHookArgs") -> None:
         if not isinstance(dropped.exc_value, StopSignal):
@@ -93,7 +98,7 @@ def stop_signals() -> Iterator[None]:
     sys.unraisablehook = repeat
     try:
         with _handled(stop):
-            yield
+            yield raised
     finally:
         sys.unraisablehook = unraisable
 
