@@ -186,9 +186,9 @@ def refusal(call, given):
         call(given)
     except UnetrtError as error:
         return str(error)
-    except (TypeError, ValueError) as error:
+    except (OSError, TypeError, ValueError) as error:
         # Of pathlib and of the system: the argument is no path, or no path can be like that.
-        if not any(words in str(error) for words in ("os.PathLike", "null byte")):
+        if not any(words in str(error) for words in ("os.PathLike", "null byte", "File name too long")):
             raise
     return None
 

@@ -24,7 +24,7 @@ from unetrt.__main__ import main
 # Memory that one case may take, in bytes, beyond that of the process with all engines loaded. Address space is limited
 # too, so that a case beyond all bounds does not take the machine with it.
 MEMORY, SPACE = 1 << 30, 8 << 30
-# Longest line that a command may write, in characters.
+# Longest line of an error, in characters.
 LONGEST = 2100
 STATUS = Path("/proc/self/status")
 
@@ -59,7 +59,7 @@ def fault_of(status, out, err):
         return f"exit code {status}"
     if len(errors) != (status != 0):
         return f"exit code {status} with {len(errors)} lines of error"
-    if long := [line for line in (*out.splitlines(), *err.splitlines()) if len(line) > LONGEST]:
+    if long := [line for line in err.splitlines() if len(line) > LONGEST]:
         return f"a line of {len(long[0])} characters: {long[0][:80]}"
     if odd := {letter for letter in out + err if not letter.isprintable() and letter not in "\n\r\t"}:
         return f"characters of control: {sorted(map(repr, odd))}"
