@@ -361,7 +361,7 @@ def stoppable_main() -> int:
                 raise
             message, status = _explained(raised[0]) or ("", 1)
             if not isinstance(error, StopSignal):  # else before the command began, or after its end
-                click.echo(message, err=True)
+                echo(message, err=True)
     return raised[0].status if raised and status else status
 
 
