@@ -17,7 +17,7 @@ import unetrt.runtime.acquisition
 from tests import requirements
 from tests.export.adoption.foreign_nets import save, unpadded
 from unetrt.__main__ import main
-from unetrt.export.gate import DEFAULTS
+from unetrt.export.gate import CEILINGS, DEFAULTS
 
 DOCS = Path(__file__).parents[1] / "docs"
 EXPORT = (DOCS / "export.md").read_text()
@@ -30,9 +30,11 @@ def test_the_picture_of_the_augmentation(tmp_path):
 
 
 def test_the_thresholds_are_those_of_the_gate():
-    rows = re.findall(r"^\| (\w+) \| ([\d.]+) \| ([\d.]+) \| ([\d.]+) \|$", EXPORT, flags=re.MULTILINE)
+    rows = re.findall(r"^\| (\w+)" + 3 * r" \| ([\d.]+), (?:up|down) to ([\d.]+)" + r" \|$", EXPORT, flags=re.MULTILINE)
     told = {precision: tuple(map(float, limits)) for precision, *limits in rows}
-    assert told == {name: (known.error, known.flips, known.iou) for name, known in DEFAULTS.items()}
+    for first, known in enumerate((DEFAULTS, CEILINGS)):
+        shown = {precision: limits[first::2] for precision, limits in told.items()}
+        assert shown == {name: (limit.error, limit.flips, limit.iou) for name, limit in known.items()}
 
 
 def test_the_table_of_engines_shows_the_figures_that_were_measured():

@@ -91,7 +91,7 @@ IMAGES = {
 VALUES = {
     "Adoption", "BACKENDS", "Choices", "FeedStatus", "KINDS", "Kind", "LiveResult", "LiveSequence", "LiveStatus",
     "ModelSpec", "Objects", "Outcome", "ReceptiveField", "ResultOutput", "ResultStream", "Segmentation", "Session",
-    "Tile", "UnetrtError", "__version__",
+    "Tile", "TrialLimits", "UnetrtError", "__version__",
 }  # fmt: skip
 
 

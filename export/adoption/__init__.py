@@ -26,7 +26,7 @@ from unetrt.export.adoption._footprint import WholeImageError
 from unetrt.export.adoption._foreign import Foreign, Sizes, read_foreign, sizes_of
 from unetrt.export.adoption._output import require_fit, require_repeatable
 from unetrt.export.adoption._receptive_field import ReceptiveField, measure, period_of
-from unetrt.export.adoption._trial import Limits, require_survivable
+from unetrt.export.adoption._trial import TrialLimits, require_survivable
 from unetrt.export.onnx_model import describe, save, today
 from unetrt.runtime.errors import OptionError
 from unetrt.runtime.files.atomic import require_place, whole_file
@@ -36,9 +36,9 @@ from unetrt.runtime.model.spec import Annotation, Decoding, Head, ModelSpec, Ver
 from unetrt.runtime.pixels.normalisation import Normalisation
 from unetrt.runtime.sessions import open_session
 
-__all__ = ["Adoption", "Choices", "Limits", "ReceptiveField", "adopt"]
+__all__ = ["Adoption", "Choices", "ReceptiveField", "TrialLimits", "adopt"]
 
-DEFAULT_LIMITS = Limits()
+DEFAULT_LIMITS = TrialLimits()
 
 
 # Number of channels C -> raw frames (C, H, W).
@@ -125,7 +125,7 @@ def adopt(
     path: str | Path,
     choices: Choices,
     frames: Frames | None = None,
-    limits: Limits = DEFAULT_LIMITS,
+    limits: TrialLimits = DEFAULT_LIMITS,
 ) -> Adoption:
     """Convert an ONNX file of another toolkit to a model file that the segmenter tiles exactly, or says if it does not.
 
@@ -142,7 +142,7 @@ def adopt(
         With `approximate`: returns raw frames (C, H, W) for the number of channels C, on which tiles are compared with
         one pass.
     limits
-        Limits of the first opening of the file, where that is in a separate process.
+        TrialLimits of the first opening of the file, where that is in a separate process.
 
     Raises
     ------

@@ -178,7 +178,7 @@ def require_fit(network: ModelProto, spec: ModelSpec) -> Kind:
     _require_classes(channels, spec)
     if not values.varied.any():
         raise OptionError(
-            f"the output is {values.high.max():.4g} for every image of noise, so its head cannot be told: export "
+            f"the output is {values.high.max() + 0.0:.4g} for every image of noise, so its head cannot be told: export "
             "integer labels for --head labels, or trained scores that vary for --head logits or --head probabilities"
         )
     (_require_channel if channels == 1 else _require_channels)(values, spec)

@@ -9,6 +9,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,8 +29,8 @@ NAMED = 6
 
 
 @dataclass(frozen=True)
-class Limits:
-    """Limits of the first opening of a foreign network.
+class TrialLimits:
+    """TrialLimits of the first opening of a foreign network.
 
     Attributes
     ----------
@@ -52,7 +53,9 @@ class Limits:
             raise OptionError(f"memory {self.memory} and time limit {self.seconds} s must be above 0")
 
 
-def require_survivable(path: Path, output: str | None, tile: Size | None, grid: int | None, limits: Limits) -> None:
+def require_survivable(
+    path: Path, output: str | None, tile: Size | None, grid: int | None, limits: TrialLimits
+) -> None:
     """Return if a file can be opened in this process, be it to find an error.
 
     Parameters
@@ -66,7 +69,7 @@ def require_survivable(path: Path, output: str | None, tile: Size | None, grid: 
     grid
         The period of its lattice in pixels, if known.
     limits
-        Limits of memory and time.
+        TrialLimits of memory and time.
 
     Raises
     ------
@@ -117,17 +120,18 @@ def _exit_code_of_trial(
     command = [sys.executable, "-P", "-c", f"from {__name__} import open_in_trial; open_in_trial()", *arguments]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
     quiet = subprocess.DEVNULL
-    try:
-        done = subprocess.run(
-            command, env=environment, timeout=seconds, check=False, stdin=quiet, stdout=quiet, stderr=quiet
-        )
-    except subprocess.TimeoutExpired:
-        return None
-    return done.returncode
+    # Leaving the block, by any error too, closes the child's input, which ends the child.
+    with subprocess.Popen(command, env=environment, stdin=subprocess.PIPE, stdout=quiet, stderr=quiet) as child:
+        try:
+            return child.wait(seconds)
+        except subprocess.TimeoutExpired:
+            child.kill()
+            return None
 
 
 def open_in_trial() -> None:
     """Open the network that the arguments of this process name, and exit with the code of what happened."""
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     path, output, *numbers = sys.argv[1:]
     height, width, grid, memory = map(int, numbers)
     _limit(memory)
@@ -142,6 +146,12 @@ def open_in_trial() -> None:
         code = OUT_OF_MEMORY if any(cause and is_out_of_memory(cause) for cause in causes) else REFUSED
     # Without the clean-up of the interpreter, in which engines may crash too.
     os._exit(code)
+
+
+def _end_with_parent() -> None:
+    """End this process when its standard input ends: the one that started it has ended."""
+    sys.stdin.buffer.read()
+    os._exit(1)
 
 
 def _limit(memory: int) -> None:

@@ -172,7 +172,10 @@ def clear_unfinished(folder: str | Path) -> None:
     files stay until nothing in them has changed for a week. A machine is known by its name and by its start, so that
     neither a restart nor containers with changing names make it another one.
     """
-    for hidden in Path(folder).glob(f"{HIDDEN}*"):
+    found: list[Path] = []
+    with suppress(OSError):  # a folder that may not be entered
+        found = list(Path(folder).glob(f"{HIDDEN}*"))
+    for hidden in found:
         with suppress(OSError):
             if hidden.is_symlink() or not hidden.is_dir() or not _owned(hidden):
                 continue

@@ -183,7 +183,10 @@ CASES = {
     "a model without end": ("predict endless good -o new", "endless .*is not a regular file"),
     "a checkpoint that is a pipe": ("export pipe -o new/m.onnx", "pipe (does not exist|is )"),
     "a checkpoint without end": ("export endless -o new/m.onnx", "endless (does not exist|is )"),
-    "a network that is a pipe": ("adopt pipe -o new/m.onnx --normalisation zscore", "pipe (does not exist|is )"),
+    "a network that is a pipe": (
+        "adopt pipe -o new/m.onnx --normalisation zscore --classes a,b --head logits",
+        "pipe (does not exist|is )",
+    ),
     "a start that is a pipe": ("train drawn --from pipe -o new", "pipe (does not exist|is )"),
     "a list of names that is a pipe": (
         "train drawn --val-list pipe -o new",
@@ -211,7 +214,10 @@ CASES = {
         "export best.safetensors -o new/m.onnx --tile 60 --images good --max-image-memory 1KiB",
         "at most 1 KiB are read",
     ),
-    "no memory for images": ("predict model.onnx good -o new --max-image-memory 0", "number of bytes above 0"),
+    "no memory for images": (
+        "predict model.onnx good -o new --max-image-memory 0",
+        "--max-image-memory: '0' is not an amount",
+    ),
     "NaN pixels": ("predict model.onnx nan -o new", "a.tif: 1 pixels are NaN or infinite, .* row 3, column 5"),
     "predict into a file": ("predict model.onnx good -o file", "cannot write to file: .*not a folder"),
     "predict over the images": ("predict model.onnx good -o good", "is an input and would be overwritten"),

@@ -16,6 +16,15 @@ pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="needs POSIX sig
 # Exit codes of a process that a signal ended, either by its handler or by the system.
 ENDED = {number: {-number, 128 + number} for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
 
+
+@pytest.fixture(autouse=True)
+def _hangups_end_a_process():
+    """As in a terminal: under nohup, hangups are ignored, by processes that start here too."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, before)
+
+
 # Runs the program and sends it a signal when it begins to import a module, or as its interpreter shuts down.
 PROGRAM = """
 import atexit, os, runpy, sys

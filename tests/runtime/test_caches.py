@@ -126,7 +126,7 @@ def test_a_folder_that_is_not_ours_is_refused(own_cache_folder, made, message):
 
 def test_where_files_have_no_owner_the_cache_is_in_use(own_cache_folder, monkeypatch):
     """As on Windows."""
-    for name in ("geteuid", "getuid", "O_NOFOLLOW", "O_NONBLOCK"):
+    for name in ("geteuid", "getuid", "O_NOFOLLOW"):
         monkeypatch.delattr(os, name, raising=False)
     with cached_file(cache_folder("part") / "a") as temporary:
         temporary.write_bytes(b"content")

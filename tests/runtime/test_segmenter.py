@@ -123,7 +123,7 @@ def test_progress_and_timings_count_every_tile():
         (3, np.zeros((2, 5, 5)), r"2 channels: this model takes \(3, H, W\)"),
         (1, np.zeros((0, 5)), "holds no pixels"),
         (1, np.zeros((9, 9, 3), np.uint8), r"\(9, 9, 3\), as if colours came last"),
-        (1, None, r"shape \(\)"),
+        (1, None, "a NoneType cannot be converted to an array"),
         (1, np.zeros((5, 5), complex), "the image is complex128"),
         (1, np.array([[1, np.nan], [np.inf, 2]]), "2 pixels are NaN or infinite, the first at row 0, column 1"),
         (1, np.array([[1, 2], [3, 1e300]]), "1 pixels are NaN or infinite, the first at row 1, column 1"),

@@ -145,11 +145,11 @@ def command(
     within --memory and --time-limit.
     """
     from unetrt.cli.package import raw_frames
-    from unetrt.export.adoption import Choices, Limits, adopt
+    from unetrt.export.adoption import Choices, TrialLimits, adopt
 
     require_writable(out.parent)
     frames = None if images is None else partial(raw_frames, images, max_image_memory=max_image_memory)
-    _report(adopt(foreign, out, Choices(**choices), frames, Limits(memory, time_limit)), out)
+    _report(adopt(foreign, out, Choices(**choices), frames, TrialLimits(memory, time_limit)), out)
 
 
 def _report(adoption: "Adoption", out: Path) -> None:

@@ -1,7 +1,10 @@
 """Foreign networks that would end, fill or block the process that opens them are refused, and this process goes on."""
 
+import subprocess
 import sys
+import time
 from itertools import pairwise
+from pathlib import Path
 
 import numpy as np
 import onnx
@@ -9,7 +12,7 @@ import pytest
 from onnx import TensorProto, helper
 
 from tests.export.adoption.test_adopt_refusals import BOTH, TWICE, choices, write
-from unetrt.export.adoption import Limits, adopt
+from unetrt.export.adoption import TrialLimits, adopt
 from unetrt.runtime.errors import ModelFileError, OptionError, OutOfMemoryError
 
 # A graph that computes with the shape of its image: it is opened by a child first.
@@ -49,8 +52,36 @@ def test_what_never_returns_is_stopped(tmp_path, onnxruntime_that):
     onnxruntime_that("import time\ntime.sleep(1000)")
     path = write(tmp_path / "net.onnx", OWN_SHAPE)
     with pytest.raises(ModelFileError, match=r"is not open after 3 s, perhaps by Shape: raise --time-limit"):
-        adopt(path, out(tmp_path), choices(), Limits(seconds=3))
+        adopt(path, out(tmp_path), choices(), limits=TrialLimits(seconds=3))
     assert not out(tmp_path).parent.exists()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="/proc")
+def test_a_child_ends_with_the_process_that_waits_for_it(tmp_path, onnxruntime_that):
+    onnxruntime_that("import os, pathlib, time\npathlib.Path('child').write_text(str(os.getpid()))\ntime.sleep(1000)")
+    path = write(tmp_path / "net.onnx", OWN_SHAPE)
+    program = (
+        "import sys\nsys.path.insert(0, sys.argv[1])\nfrom pathlib import Path\n"
+        "from unetrt.export.adoption._trial import TrialLimits, require_survivable\n"
+        "require_survivable(Path(sys.argv[2]), None, (64, 64), None, TrialLimits())"
+    )
+    command = [sys.executable, "-c", program, tmp_path / "modules", path]
+    with subprocess.Popen(command, cwd=tmp_path) as parent:
+        child = tmp_path / "child"
+        assert waited_for(lambda: child.exists() and child.read_text())
+        parent.kill()
+    running = Path("/proc", child.read_text())
+    assert waited_for(lambda: not running.exists() or "State:\tZ" in (running / "status").read_text())
+
+
+def waited_for(happened):
+    """Return whether something happens within a minute."""
+    end = time.monotonic() + 60
+    while not happened():
+        if time.monotonic() > end:
+            return False
+        time.sleep(0.05)
+    return True
 
 
 def test_a_network_whose_shapes_are_known_needs_no_child(tmp_path, onnxruntime_that):
@@ -66,7 +97,7 @@ def test_a_graph_that_computes_with_its_shape_is_adopted(tmp_path):
 def test_what_fills_the_memory_is_refused(tmp_path):
     path = write(tmp_path / "net.onnx", LARGE, n=np.array([40000, 40000], np.int64))
     with pytest.raises(OutOfMemoryError, match=r"net.onnx needs more memory than 2.0 GiB to be opened: raise --memory"):
-        adopt(path, out(tmp_path), choices(), Limits(memory=2 << 30))
+        adopt(path, out(tmp_path), choices(), limits=TrialLimits(memory=2 << 30))
     assert not out(tmp_path).parent.exists()
 
 
@@ -144,4 +175,4 @@ def test_functions_are_inlined(tmp_path):
 @pytest.mark.parametrize("limits", [{"memory": 0}, {"memory": -1}, {"seconds": 0}, {"seconds": float("nan")}])
 def test_limits_are_above_0(limits):
     with pytest.raises(OptionError, match="must be above 0"):
-        Limits(**limits)
+        TrialLimits(**limits)

@@ -12,6 +12,7 @@ import pytest
 import ruyaml
 from onnx import helper, numpy_helper
 
+from tests.conftest import editable
 from tests.export.packages.conftest import EXPORTS, FIXED, raw
 from tests.export.packages.conftest import said_otherwise as changed
 from unetrt.export.packages import write
@@ -94,7 +95,7 @@ def two_channels(path, out):
 
 def of_the_tile(path, out):
     """Write a copy of an ONNX file whose scores are multiplied by the largest of the tile."""
-    model = onnx.load(path)
+    model = editable(path)
     model.graph.node[-1].output[0] = "raw"
     model.graph.node.append(helper.make_node("ReduceMax", ["raw"], ["largest"]))
     model.graph.node.append(helper.make_node("Mul", ["raw", "largest"], [OUTPUT]))

@@ -202,14 +202,14 @@ def _other_output(path, out):
 
 
 def _input_twice(path, out):
-    model = onnx.load(path)
+    model = editable(path)
     model.graph.input.append(model.graph.input[0])
     onnx.save(model, out)
     return out
 
 
 def _no_input(path, out):
-    model = onnx.load(path)
+    model = editable(path)
     model.graph.ClearField("input")
     onnx.save(model, out)
     return out
