@@ -209,7 +209,7 @@ def commands(drawn_folder, tiny_run, tiny_model, tmp_path) -> Callable[[str], Co
     return prepare
 
 
-@pytest.mark.parametrize("name", ["train", "predict"])
+@pytest.mark.parametrize("name", [pytest.param("train", marks=pytest.mark.slow), "predict"])
 def test_a_kill_leaves_nothing_that_a_rerun_does_not_remove(commands, name):
     commands(name).interrupted(signal.SIGKILL, random.Random(name).uniform(0.5, 0.9))
 

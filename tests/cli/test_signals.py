@@ -104,7 +104,9 @@ def test_an_error_that_a_signal_became_is_the_signal(monkeypatch, capsys):
     assert capsys.readouterr().err == "stopped by SIGTERM\n"
 
 
-@pytest.mark.parametrize("number", ENDED, ids=lambda number: number.name)
+@pytest.mark.parametrize(
+    "number", [signal.SIGINT, *(pytest.param(each, marks=pytest.mark.slow) for each in (signal.SIGTERM, signal.SIGHUP))]
+)
 def test_a_signal_whose_exception_python_drops_is_repeated(number):
     class Destroyed:
         def __del__(self):
