@@ -95,10 +95,10 @@ class LiveModeFeed(Closable):
     def __init__(
         self, core: Any, live: "LiveSegmenter", interval: float = INTERVAL, *, most: int | None = None
     ) -> None:
-        if not hasattr(core, "mda"):
-            raise OptionError(f"core must be a CMMCorePlus (got {shown(core)})")
         if not interval > 0:
             raise OptionError(f"invalid interval {interval} s: use a positive one, such as 0.01 for 100 polls a second")
+        if not hasattr(core, "mda"):
+            raise OptionError(f"core must be a CMMCorePlus (got {shown(core)})")
         self._poller = poller = Poller(core, live, interval, most)
         thread = threading.Thread(target=poller.run, name="unetrt-live-mode", daemon=True)
         # Runs also when this object is collected, and at the interpreter's end, which a thread inside the core must not
