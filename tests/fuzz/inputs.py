@@ -7,6 +7,7 @@ command that reads it. Mutations are those of model files (`mutations`) for byte
 import json
 import random
 import shutil
+from copy import deepcopy
 from pathlib import Path
 from zlib import crc32
 
@@ -118,7 +119,7 @@ def swapped(rng, document, times=1):
     for _ in range(times):
         places = list(_places(document))
         if not places:
-            return rng.choice(VALUES)
+            return deepcopy(rng.choice(VALUES))
         parent, key = rng.choice(places)
         other, there = rng.choice(places)
         match rng.randrange(24):
@@ -127,13 +128,13 @@ def swapped(rng, document, times=1):
             case 2 | 3 | 4:
                 parent[key] = json.loads(json.dumps(other[there]))
             case 5 if isinstance(parent, dict):
-                parent[rng.choice(["", "\x1b[31m", "\ud800", key + " ", "x" * 100_000])] = parent[key]
+                parent[rng.choice(["", "\x1b[31m", "\ud800", key + " ", "x" * 100_000])] = deepcopy(parent[key])
             case 6:
                 parent[key] = "NESTED"
             case 7 | 8 | 9 | 10 if isinstance(parent[key], int | float):
                 parent[key] = rng.choice((parent[key] + 1, parent[key] * 1000, -parent[key], parent[key] // 3))
             case _:
-                parent[key] = rng.choice(VALUES)
+                parent[key] = deepcopy(rng.choice(VALUES))  # else a later change could put a value into itself
     return document
 
 
