@@ -460,7 +460,7 @@ def _summary(spec: ModelSpec) -> str:
 
 README_TEXT = """# {name}
 
-{channels} channel(s) in, {classes} out ({head}), computed in {precision}.
+{channels} channel(s) in, {classes} out ({head}), computed in {precision}.{warning}
 
 ## Use
 
@@ -537,6 +537,7 @@ def _readme(blocks: Blocks, metadata: Metadata) -> str:
         classes=", ".join(spec.classes),
         head=spec.head,
         precision=spec.precision,
+        warning="" if spec.approximate is None else f" Note: {spec.approximate}.",
         halo=blocks.geometry.halo,
         grid=spec.grid,
         border=spec.border,

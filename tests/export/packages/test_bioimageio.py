@@ -19,7 +19,7 @@ from unetrt.export.packages import write
 from unetrt.runtime.errors import FrameError, GateError, ModelFileError, OptionError, OutputError, TileError
 from unetrt.runtime.model.onnx_file import read_spec
 from unetrt.runtime.model.retiled import retiled
-from unetrt.runtime.model.spec import INPUT, OUTPUT
+from unetrt.runtime.model.spec import INPUT, OUTPUT, Approximation
 from unetrt.runtime.segment.segmenter import Segmenter
 from unetrt.runtime.sessions.agreement import difference
 
@@ -418,3 +418,11 @@ def test_a_package_can_be_written_over(packages, exports, frame, tmp_path):
     shutil.copy(packages["labels"], tmp_path / "a.zip")
     write("bioimageio", exports["logits"], tmp_path / "a.zip", [frame])
     assert described(tmp_path / "a.zip")["config"]["unetrt"]["head"] == "logits"
+
+
+def test_the_readme_says_that_a_model_is_approximate(tiny_model, frame, tmp_path):
+    model, out = tmp_path / "model.onnx", tmp_path / "a.zip"
+    changed(tiny_model, model, approximate=Approximation("it normalises instances", 0.01, 2))
+    write("bioimageio", model, out, [frame])
+    with zipfile.ZipFile(out) as package:
+        assert "tiles are approximate, as it normalises instances: 1.00%" in package.read("README.md").decode()
