@@ -139,6 +139,8 @@ def _stored(*paths: Path) -> int:
 def _tiff(path: Path) -> Iterator[OpenedImage]:
     """Open a TIFF; the axes are those that it names, as OME-TIFF and ImageJ do."""
     with tifffile.TiffFile(path) as tiff:
+        if not len(tiff.pages):
+            raise FrameError("holds no image: save it again")
         others = _companions(tiff, path)
         if len(tiff.series) != 1:
             raise FrameError(f"holds {len(tiff.series)} images of different kinds: save each as a file")
@@ -380,7 +382,8 @@ def _unreadable(path: Path, error: Exception) -> FrameError:
         return FrameError(f"{path} needs zarr: pip install 'unetrt[zarr]'")
     if is_out_of_memory(error):
         return FrameError(f"{path} needs more memory than there is: {one_line(error)}")
-    return FrameError(f"{path} cannot be read: {one_line(error)}")
+    reason = one_line(error, kind=isinstance(error, LookupError))  # its message is a key or an index alone
+    return FrameError(f"{path} cannot be read: {reason}")
 
 
 def read_frames(source: Path, channels: int, max_image_memory: int | None = None) -> Array:

@@ -70,6 +70,7 @@ def test_a_palette_png_gives_its_indices(tmp_path):
     [
         ("a.tif", b"not a tiff", "a.tif cannot be read"),
         ("a.tif", b"", "a.tif cannot be read"),
+        ("a.tif", b"II*\0\0\0\0\0", "a.tif holds no image: save it again"),
         ("a.png", b"not a png", "a.png is not an image"),
         ("a.png", b"", "a.png is not an image"),
     ],
