@@ -223,6 +223,8 @@ def _npy(path: Path) -> Iterator[OpenedImage]:
         shape, _, dtype = read(file)
         if dtype.hasobject:
             raise FrameError("holds Python objects, which are never loaded: save an array of plain numbers")
+        if dtype.kind not in "biufc":
+            raise FrameError(f"holds values of type {dtype.str}, which are no pixels: save an array of plain numbers")
         declared, left = prod(shape) * dtype.itemsize, size - file.tell()
         if declared > left:
             raise FrameError(f"is cut off: it declares {declared} bytes of pixels and holds {left}")
@@ -471,7 +473,7 @@ def write_png(path: str | Path, picture: NDArray[np.uint8]) -> None:
 
 def require_distinct(sources: list[Path], folder: Path, overlays: bool = True) -> None:
     """Raise OutputError where files named after `sources` in `folder` would overwrite each other or a source."""
-    taken = {source.resolve() for source in sources}
+    taken = {os.path.realpath(source) for source in sources}
     stems: dict[str, Path] = {}
     for source in sources:
         stem = stem_of(source)
@@ -479,7 +481,7 @@ def require_distinct(sources: list[Path], folder: Path, overlays: bool = True) -
             raise OutputError(f"{other} and {source} would both become {stem}.tif: rename one")
         written = [folder / f"{stem}.tif", *([folder / "overlays" / f"{stem}.png"] if overlays else [])]
         for path in written:
-            if path.resolve() in taken:
+            if os.path.realpath(path) in taken:
                 raise OutputError(f"{path} is an input and would be overwritten: choose another output folder")
 
 

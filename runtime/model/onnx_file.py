@@ -19,7 +19,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from importlib import resources
 from io import BytesIO
-from math import prod
+from math import isnan, prod
 from pathlib import Path
 from struct import calcsize, iter_unpack
 from typing import Any, BinaryIO, NamedTuple, NoReturn, Self
@@ -345,6 +345,7 @@ def parts(message: Message, kind: str = "model", depth: int = 0) -> Iterator[tup
 # NodeProto, and AttributeProto; OTHER are graphs, types, sparse tensors and lists of tensors.
 NODE_INPUT, NODE_OUTPUT, NODE_NAME, OP_TYPE, ATTRIBUTE, DOMAIN = 1, 2, 3, 4, 5, 7
 ATTRIBUTE_NAME, ATTRIBUTE_INT, ATTRIBUTE_STRING, ATTRIBUTE_TENSOR, ATTRIBUTE_INTS = 1, 3, 4, 5, 8
+FRACTIONS = (2, 7)  # float and floats, in little-endian float32
 OTHER = {6, 10, 11, 14, 15, 22, 23}
 # Limits of a name or text in bytes, and of the integers of an attribute.
 MAX_TEXT, MAX_INTEGERS = 1 << 16, 1 << 12
@@ -361,7 +362,9 @@ class Node:
     inputs, outputs
         Names of values; empty for those that are left out.
     attributes
-        Name -> integers, text or a TensorProto. Fractions are not read.
+        Name -> integers, text or a TensorProto. Of fractions, only whether all are numbers is read.
+    nan
+        Whether a fraction is NaN.
     others
         Names of attributes that hold a graph, a type, a sparse tensor or a list of tensors.
     """
@@ -372,6 +375,7 @@ class Node:
     inputs: list[str] = field(default_factory=list)
     outputs: list[str] = field(default_factory=list)
     attributes: dict[str, "list[int] | str | Message"] = field(default_factory=dict)
+    nan: bool = False
     others: list[str] = field(default_factory=list)
 
     @classmethod
@@ -403,6 +407,10 @@ class Node:
                 content = _text(attribute, part)
             elif part.number == ATTRIBUTE_TENSOR:
                 content = attribute.inside(part)
+            elif part.number in FRACTIONS and part.size % 4 == 0:
+                attribute.file.seek(part.content)
+                stored = attribute.file.read(min(part.size, MAX_TEXT))
+                self.nan |= any(isnan(number) for (number,) in iter_unpack("<f", stored))
             is_other |= part.number in OTHER
         self.others += [name] * is_other
         if name in self.attributes:
@@ -415,7 +423,7 @@ def _text(message: Message, part: Field) -> str:
 
 
 # TensorProto.DataType of some values, and TensorProto's fields of numbers.
-FLOAT, INT32, INT64 = 1, 6, 7
+FLOAT, INT32, INT64, BOOL = 1, 6, 7, 9
 RAW_DATA, FLOAT_DATA, INT32_DATA, INT64_DATA = 9, 4, 5, 7
 # Limits: numbers of a constant that shapes or places follow from, and characters of what an error shows of a name.
 MOST_NUMBERS, SHOWN = 1 << 16, 60
@@ -522,7 +530,7 @@ class Operation(NamedTuple):
 def _numbers(value: Value) -> list[Any]:
     """Return the numbers of a constant of integers or float32; raises OSError where their file cannot be read."""
     tensor, found, count = value.tensor, list[Any](), prod(value.shape)
-    code = {FLOAT: "<f", INT32: "<i", INT64: "<q"}[value.data_type]
+    code = {FLOAT: "<f", INT32: "<i", INT64: "<q", BOOL: "<?"}[value.data_type]
     assert tensor is not None
     if value.outside:
         path, offset = value.outside

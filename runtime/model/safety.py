@@ -20,6 +20,8 @@ from pathlib import Path, PurePosixPath
 from stat import S_ISREG
 from typing import NamedTuple
 
+import numpy as np
+
 from unetrt.runtime.errors import ModelFileError
 from unetrt.runtime.model.byte_pairs import (
     DIM,
@@ -36,6 +38,7 @@ from unetrt.runtime.model.byte_pairs import (
 )
 from unetrt.runtime.model.onnx_file import (
     AGAIN,
+    BOOL,
     ENTRY_KEY,
     ENTRY_VALUE,
     FLOAT,
@@ -414,8 +417,14 @@ ONNX = ("", "ai.onnx")
 # Limits: axes of a value (TensorRT's), and steps of a pooling, values of its result times taps, of which engines take
 # some 10^9 a second.
 MOST_AXES, MOST_STEPS = 8, 1 << 38
+# Nodes of a graph. OpenVINO 2026.4 takes minutes to compile a chain of 20,000, and does not end at a signal meanwhile.
+MOST_NODES = 8192
 # TensorProto.DataType of some results; of values, which are neither texts nor complex; and of those with fractions.
-UINT8, BOOL = 2, 9
+UINT8 = 2
+BFLOAT16 = 16
+# TensorProto.DataType of fractions -> how their bytes are read; and the fields float_data and double_data.
+FRACTIONS = {FLOAT: "<f4", 10: "<f2", 11: "<f8", BFLOAT16: "<u2"}
+TYPED_FRACTIONS = (4, 10)
 VALUE_TYPES = BITS.keys() - {STRING, 14, 15}
 # The types of a model's input and output, as numpy names them.
 NAMES = {FLOAT: "float32", UINT8: "uint8", 4: "uint16"}
@@ -427,6 +436,13 @@ def _same(op: Operation) -> Shape:
     if "axis" in op.node.attributes and shape:
         op.place(op.number("axis", 0), len(shape) + (op.node.operator == "Flatten"))
     return shape
+
+
+def _dropout(op: Operation) -> Shape:
+    """Pass the shape on; in training, a drop-out draws at random."""
+    training = op.constant(2, (BOOL,))
+    op.require(not training or not training[0], "drops values at random: export the network in evaluation mode")
+    return _same(op)
 
 
 def _convolution(op: Operation) -> Shape:
@@ -505,6 +521,7 @@ def _sliced(op: Operation) -> Shape:
 RULES: dict[str, Rule] = {
     **OTHER_RULES,
     **dict.fromkeys(POINTWISE, _same),
+    "Dropout": _dropout,
     "Conv": _convolution,
     "ConvTranspose": _convolution,
     "AveragePool": _pooled,
@@ -595,6 +612,8 @@ class Network:
         inputs, self.outputs, self._nodes = list[Declared](), list[Declared](), list[Node]()
         for graph, part in self._parts(model):
             if part.number == NODE:
+                if len(self._nodes) == MOST_NODES:
+                    raise ModelFileError(f"it has more than {MOST_NODES} nodes: export it with its constants folded")
                 self._nodes.append(Node.read(graph.inside(part)))
             elif part.number == INITIALIZER:
                 self._keep(graph.inside(part))
@@ -626,6 +645,12 @@ class Network:
             outputs = [self._derived(one) for one in outputs]
         if mismatch := expected.mismatch(str(one) for one in (*self.inputs, *outputs)):
             raise ModelFileError(f"{mismatch}; export it again")
+
+    def require_numbers(self) -> None:
+        """Raise ModelFileError for a constant that holds NaN: its network has no answer."""
+        for name, value in self.values.items():
+            if value.tensor is not None and value.data_type in FRACTIONS and _holds_nan(value):
+                raise ModelFileError(f"its tensor {name[:SHOWN]!r} holds NaN; {AGAIN}")
 
     def _derived(self, output: Declared) -> Declared:
         value = self.values.get(output.name)
@@ -662,6 +687,8 @@ class Network:
         """Add the results of a node to `values`."""
         if not node.operator or not any(node.outputs):
             raise ModelFileError(f"it has a node without operator or output; {AGAIN}")
+        if not node.name.isprintable():  # ONNX Runtime writes names to the terminal as they are
+            raise ModelFileError(f"it has a node of the name {node.name[:SHOWN]!r}: use printable names")
         operation = Operation(node, [self._named(node, name) if name else None for name in node.inputs])
         tensors = [content for content in node.attributes.values() if isinstance(content, Message)]
         if node.operator == "Constant" and node.domain in ONNX and len(tensors) == len(node.attributes) == 1:
@@ -673,6 +700,7 @@ class Network:
                 "is not an operator that unetrt exports or adopts: export the network without it, or convert its ONNX "
                 "file with `unetrt adopt`"
             )
+        operation.require(not node.nan, "has an attribute that is NaN")
         found = rule(_with_inputs(operation))
         shapes, kind = found if isinstance(found, list) else [found], _type_of(operation)
         operation.require(kind in VALUE_TYPES, f"has results of data type {kind}")
@@ -698,6 +726,8 @@ class Network:
         self._add(stored.name if name is None else name, Value(tuple(stored.dims), stored.data_type, tensor, outside))
 
     def _add(self, name: str, value: Value) -> None:
+        if not name.isprintable():
+            raise ModelFileError(f"it has a value of the name {name[:SHOWN]!r}: use printable names")
         if name in self.values:
             raise ModelFileError(f"it has two values of the name {name[:SHOWN]!r}; {AGAIN}")
         self.values[name] = value
@@ -730,14 +760,33 @@ def require_safe(path: str | Path) -> int:
     """
     path = Path(path)
     spec = read_spec(path)
-    is_intact(path)
+    as_verified = is_intact(path)
     with opened(path) as model:
         try:
             network = Network(model, path.parent)
             network.require_fit(spec)
+            if not as_verified:
+                network.require_numbers()
         except ModelFileError as error:
             raise ModelFileError(f"{path}: {error}") from error
     return network.peak
+
+
+def _holds_nan(value: Value) -> bool:
+    """Return whether a constant of fractions has an element that is NaN."""
+    tensor = value.tensor
+    assert tensor is not None
+    contents = [tensor.read(part) for part in tensor.fields() if part.number in (RAW_DATA, *TYPED_FRACTIONS)]
+    if value.outside:
+        path, offset = value.outside
+        with path.open("rb") as file:
+            file.seek(offset)
+            contents.append(file.read(_nbytes(value)))
+    kind = FRACTIONS[value.data_type]
+    arrays = [np.frombuffer(content, kind) for content in contents if len(content) % np.dtype(kind).itemsize == 0]
+    if value.data_type == BFLOAT16:  # the upper half of a float32
+        arrays = [(array.astype(np.uint32) << 16).view(np.float32) for array in arrays]
+    return any(bool(np.isnan(array).any()) for array in arrays)
 
 
 def _nbytes(value: Value) -> int:

@@ -76,6 +76,7 @@ def place(tmp_path, tiny_model, labels_model, tiny_run, drawn_folder):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         os.mkfifo(tmp_path / name)
     (tmp_path / "endless").symlink_to("/dev/zero")
+    (tmp_path / "circle").symlink_to(tmp_path / "circle")
     return tmp_path
 
 
@@ -192,6 +193,10 @@ CASES = {
         "train drawn --val-list pipe -o new",
         "pipe cannot be read .* a named pipe",
     ),
+    "a link to itself": ("predict model.onnx circle -o new", "circle"),
+    "a folder that is a link to itself": ("predict model.onnx good -o circle", "circle"),
+    "a folder below a link to itself": ("predict model.onnx good -o circle/x", "circle"),
+    "labels below a link to itself": ("live model.onnx --replay good --fps 0 --save circle/x.ome.zarr", "circle"),
     "a list of names without end": ("train drawn --val-list endless -o new", "endless cannot be read .* a device"),
     "labels that are a pipe": ("eval good piped", "piped/a.tif is a named pipe"),
     "a replay of a pipe": ("live model.onnx --replay piped --fps 0", "piped/a.tif is a named pipe"),

@@ -79,8 +79,8 @@ def png(path, shape, *chunks):
     ))  # fmt: skip
 
 
-def npy(path, shape, version=1):
-    header = repr({"descr": "|u1", "fortran_order": False, "shape": shape}).encode()
+def npy(path, shape, version=1, kind="|u1"):
+    header = repr({"descr": kind, "fortran_order": False, "shape": shape}).encode()
     length = struct.pack("<H" if version == 1 else "<I", len(header))
     path.write_bytes(b"\x93NUMPY" + bytes([version, 0]) + length + header)
 
@@ -182,6 +182,7 @@ FILES = {
         lambda path: png(path, (10, 10), (b"iCCP", b"a\0\0" + compressed(*ZLIB))),
         "cannot be read: .*too large",
     ),
+    "texts.npy": (lambda path: npy(path, (45000, 45000), kind="|S0"), "holds values of type .S0, which are no pixels"),
     "pixels.npy": (lambda path: npy(path, (100000, 100000)), "is cut off: it declares 10000000000 bytes"),
     "more.npy": (lambda path: npy(path, (2**63 - 1, 2**63 - 1), version=2), "is cut off"),
     "negative.npy": (lambda path: npy(path, (-(2**40), 5)), "cannot be read"),

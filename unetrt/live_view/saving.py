@@ -4,6 +4,7 @@
 OME-TIFF) or `LabelFiles` (the files that `unetrt predict` writes).
 """
 
+import os
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -144,8 +145,9 @@ def size_of(file: Path) -> tuple[int, int]:
 
 def _require_elsewhere(files: Sequence[Path], place: Path) -> None:
     """Raise OutputError if `place` is a replayed file, or lies inside one, such as a Zarr folder."""
-    inputs = {file.resolve() for file in files}
-    for taken in (place.resolve(), *place.resolve().parents):
+    inputs = {Path(os.path.realpath(file)) for file in files}
+    real = Path(os.path.realpath(place))
+    for taken in (real, *real.parents):
         if taken in inputs:
             raise OutputError(f"{taken} is an input and would be overwritten: name another place for the labels")
 

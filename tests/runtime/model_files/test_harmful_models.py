@@ -229,6 +229,39 @@ HARMFUL = {
     "a value of nothing": (model([convolution("none")]), "Conv takes 'none', which nothing before it makes"),
     "an opset that does not exist": (of_opset(10**6), "version 1000000 of an operator set: 11 to 1000"),
     "an opset without bounds as inputs": (of_opset(9), "version 9 of an operator set: 11 to 1000"),
+    "NaN": (after_a_convolution(node("Add", ["x", "n"], ["scores"]), n=np.float32(np.nan)), "tensor 'n' holds NaN"),
+    "NaN of 16 bits": (
+        after_a_convolution(
+            node("Cast", ["n"], ["wide"], to=TensorProto.FLOAT), node("Add", ["x", "wide"], ["scores"]),
+            n=np.array([np.nan], np.float16),
+        ),
+        "tensor 'n' holds NaN",
+    ),
+    "NaN in a field of floats": (
+        model(
+            [convolution(output="x"), node("Add", ["x", "n"], ["scores"])],
+            [weights(), helper.make_tensor("n", TensorProto.FLOAT, [], [np.nan])],
+        ),
+        "tensor 'n' holds NaN",
+    ),
+    "NaN for a slope": (
+        after_a_convolution(node("LeakyRelu", ["x"], ["scores"], alpha=float("nan"))), "has an attribute that is NaN",
+    ),
+    "drop-out in training": (
+        after_a_convolution(node("Dropout", ["x", "", "t"], ["scores"]), t=np.bool_(True)), "drops values at random",
+    ),
+    "a chain of nodes": (
+        after_a_convolution(*(node("Relu", [a], [b]) for a, b in pairwise(["x", *map(str, range(9000)), "scores"]))),
+        "more than 8192 nodes",
+    ),
+    "a node that clears the screen": (
+        after_a_convolution(node("Relu", ["x"], ["scores"], name="a\x1b[2J")),
+        "node of the name .*: use printable names",
+    ),
+    "a value that clears the screen": (
+        after_a_convolution(node("Relu", ["x"], ["\x1b[2J"]), node("Relu", ["\x1b[2J"], ["scores"])),
+        "value of the name .*: use printable names",
+    ),
     "a constant in text": (
         model([helper.make_node("Constant", [], ["c"], value_string="c"), convolution()], [weights()]), UNKNOWN,
     ),
