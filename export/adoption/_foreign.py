@@ -188,6 +188,9 @@ def _require_bounded(model: ModelProto, path: Path) -> None:
             raise ModelFileError(f"{path}: its functions call each other more than {MOST_NESTED} deep")
         total = 0
         for node in nodes:
+            # protobuf returns text that is not UTF-8 as bytes
+            if not all(isinstance(name, str) for name in (node.name, *node.input, *node.output)):
+                raise ModelFileError(f"{path} has a name that is not UTF-8: export the network again")
             if node.op_type in REPEATING and node.domain in STANDARD:
                 raise ModelFileError(
                     f"{path} has a {node.op_type}, which computes for as long as a value says: export the network "

@@ -76,6 +76,10 @@ class Layout(NamedTuple):
         return prod(length for length, axis in lengths if axis not in "CSYX"), channels, height, width
 
 
+# Strips or tiles that a TIFF may declare for each that it holds: a writer that was stopped leaves some out.
+MISSING = 64
+
+
 def require_image_memory(most: int | None) -> None:
     """Raise OptionError unless a limit in bytes is a number above 0, or None."""
     if most is not None and not (isinstance(most, int) and most > 0):
@@ -145,6 +149,9 @@ def _tiff(path: Path) -> Iterator[OpenedImage]:
         if len(tiff.series) != 1:
             raise FrameError(f"holds {len(tiff.series)} images of different kinds: save each as a file")
         series = tiff.series[0]
+        needed, held = prod(series.keyframe.chunked), len(series.keyframe.dataoffsets)
+        if needed > MISSING * held:
+            raise FrameError(f"declares {needed} strips or tiles and holds {held}: save it again")
 
         def read() -> Array:
             if series.keyframe.compression in SIZES:

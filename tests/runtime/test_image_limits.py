@@ -85,6 +85,12 @@ def npy(path, shape, version=1, kind="|u1"):
     path.write_bytes(b"\x93NUMPY" + bytes([version, 0]) + length + header)
 
 
+def missing_tiles(path):
+    tifffile.imwrite(path, np.zeros((32, 32), np.uint8), tile=(16, 16), compression="zlib")
+    with tifffile.TiffFile(path, mode="r+b") as tiff:
+        tiff.pages[0].tags["ImageLength"].overwrite(8_000_000)
+
+
 def zarr_array(path, shape=(100, 100), chunks=None, dtype="uint8", content=None, **options):
     """Create a Zarr array; `content` becomes its first chunk."""
     zarr = pytest.importorskip("zarr", reason=requirements.ZARR)
@@ -182,6 +188,7 @@ FILES = {
         lambda path: png(path, (10, 10), (b"iCCP", b"a\0\0" + compressed(*ZLIB))),
         "cannot be read: .*too large",
     ),
+    "missing.tif": (missing_tiles, "declares 1000000 strips or tiles and holds 4: save it again"),
     "texts.npy": (lambda path: npy(path, (45000, 45000), kind="|S0"), "holds values of type .S0, which are no pixels"),
     "pixels.npy": (lambda path: npy(path, (100000, 100000)), "is cut off: it declares 10000000000 bytes"),
     "more.npy": (lambda path: npy(path, (2**63 - 1, 2**63 - 1), version=2), "is cut off"),

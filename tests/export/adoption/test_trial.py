@@ -56,6 +56,15 @@ def test_what_never_returns_is_stopped(tmp_path, onnxruntime_that):
     assert not out(tmp_path).parent.exists()
 
 
+def test_a_name_that_is_not_text_is_refused(tmp_path):
+    path = write(tmp_path / "net.onnx", BOTH)
+    model = onnx.load(path)
+    model.graph.node[0].name = "a name to damage"
+    path.write_bytes(model.SerializeToString().replace(b"a name to damage", b"a name to \xffamage"))
+    with pytest.raises(ModelFileError, match="net.onnx (has a name that is not UTF-8|is not an ONNX file)"):
+        adopt(path, out(tmp_path), choices())
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="/proc")
 def test_a_child_ends_with_the_process_that_waits_for_it(tmp_path, onnxruntime_that):
     onnxruntime_that("import os, pathlib, time\npathlib.Path('child').write_text(str(os.getpid()))\ntime.sleep(1000)")
