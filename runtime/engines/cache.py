@@ -187,8 +187,8 @@ def place(
         See `build`; no file is left.
     """
     sources = (model, *external_files(model))
-    for place_of in (path, sidecar_path(path)):
-        require_place(place_of, sources)
+    for written in (path, sidecar_path(path)):
+        require_place(written, sources)
     spec = read_spec(model)
     with locked(path, BUILD_WAIT):
         if not force and _is_current(path, facts, spec):

@@ -345,7 +345,7 @@ def parts(message: Message, kind: str = "model", depth: int = 0) -> Iterator[tup
 # NodeProto, and AttributeProto; OTHER are graphs, types, sparse tensors and lists of tensors.
 NODE_INPUT, NODE_OUTPUT, NODE_NAME, OP_TYPE, ATTRIBUTE, DOMAIN = 1, 2, 3, 4, 5, 7
 ATTRIBUTE_NAME, ATTRIBUTE_INT, ATTRIBUTE_STRING, ATTRIBUTE_TENSOR, ATTRIBUTE_INTS = 1, 3, 4, 5, 8
-FRACTIONS = (2, 7)  # float and floats, in little-endian float32
+ATTRIBUTE_FLOATS = (2, 7)  # float and floats, as little-endian float32
 OTHER = {6, 10, 11, 14, 15, 22, 23}
 # Limits of a name or text in bytes, and of the integers of an attribute.
 MAX_TEXT, MAX_INTEGERS = 1 << 16, 1 << 12
@@ -407,7 +407,7 @@ class Node:
                 content = _text(attribute, part)
             elif part.number == ATTRIBUTE_TENSOR:
                 content = attribute.inside(part)
-            elif part.number in FRACTIONS and part.size % 4 == 0:
+            elif part.number in ATTRIBUTE_FLOATS and part.size % 4 == 0:
                 attribute.file.seek(part.content)
                 stored = attribute.file.read(min(part.size, MAX_TEXT))
                 self.nan |= any(isnan(number) for (number,) in iter_unpack("<f", stored))

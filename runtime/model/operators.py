@@ -15,8 +15,9 @@ from unetrt.runtime.model.onnx_file import AGAIN, FLOAT, Operation, Shape
 
 Rule = Callable[[Operation], Shape | list[Shape]]
 
-# TensorProto.DataType of floating-point numbers.
-FRACTIONS = (FLOAT, 10, 11, 16)
+BFLOAT16 = 16
+# TensorProto.DataType of floating-point numbers -> how numpy reads their bytes; of bfloat16, its 16 bits.
+FRACTIONS = {FLOAT: "<f4", 10: "<f2", 11: "<f8", BFLOAT16: "<u2"}
 # Axes that a node adds at most.
 MOST_ADDED = 8
 

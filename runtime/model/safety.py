@@ -65,7 +65,15 @@ from unetrt.runtime.model.onnx_file import (
     signed,
 )
 from unetrt.runtime.model.onnx_file import replace as replaced
-from unetrt.runtime.model.operators import FEWEST_INPUTS, OTHER_APART, OTHER_RULES, POINTWISE, Rule
+from unetrt.runtime.model.operators import (
+    BFLOAT16,
+    FEWEST_INPUTS,
+    FRACTIONS,
+    OTHER_APART,
+    OTHER_RULES,
+    POINTWISE,
+    Rule,
+)
 from unetrt.runtime.model.spec import MAX_ELEMENTS, ModelSpec
 
 # Field numbers of TensorProto (onnx-ml.proto), and of its fields of typed values, the alternative to raw_data.
@@ -421,9 +429,7 @@ MOST_AXES, MOST_STEPS = 8, 1 << 38
 MOST_NODES = 8192
 # TensorProto.DataType of some results; of values, which are neither texts nor complex; and of those with fractions.
 UINT8 = 2
-BFLOAT16 = 16
-# TensorProto.DataType of fractions -> how their bytes are read; and the fields float_data and double_data.
-FRACTIONS = {FLOAT: "<f4", 10: "<f2", 11: "<f8", BFLOAT16: "<u2"}
+# The fields float_data and double_data.
 TYPED_FRACTIONS = (4, 10)
 VALUE_TYPES = BITS.keys() - {STRING, 14, 15}
 # The types of a model's input and output, as numpy names them.
