@@ -14,7 +14,7 @@ import numpy as np
 from pymmcore_plus.experimental.unicore import UniMMCore
 from useq import MDASequence
 
-from unetrt.runtime import LiveSegmenter, list_images, stem_of, write_labels
+from unetrt.runtime import LiveSegmenter, list_images, write_labels
 from unetrt.runtime.acquisition import Replay, load_replay_camera
 
 
@@ -34,10 +34,10 @@ def main() -> None:
             results.close()
             labels = [result.labels for result in results if result.labels is not None]
             if len(labels) < frames:
-                print(f"{file.name}: {live.status().last_error}")
+                print(f"{file.path.name}: {live.status().last_error}")
                 continue
-            write_labels(arguments.out / f"{stem_of(file)}.tif", np.stack(labels) if frames > 1 else labels[0])
-            print(f"{file.name}: {frames} frames, {sum(int(plane.max()) for plane in labels)} objects")
+            write_labels(arguments.out / f"{file.name}.tif", np.stack(labels) if frames > 1 else labels[0])
+            print(f"{file.path.name}: {frames} frames, {sum(int(plane.max()) for plane in labels)} objects")
     print(f"{live.status().done} frames -> {arguments.out}")
 
 

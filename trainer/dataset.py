@@ -23,7 +23,8 @@ from scipy import ndimage
 
 from unetrt.runtime.errors import DatasetError, FrameError, OptionError
 from unetrt.runtime.files.atomic import require_regular
-from unetrt.runtime.files.images import SUFFIXES, list_images, read_label_stack, read_stack, stem_of
+from unetrt.runtime.files.formats import AS_STORED, SUFFIXES, Reading
+from unetrt.runtime.files.images import ImageSource, list_images, read_label_stack, read_stack, source_of, stem_of
 from unetrt.runtime.geometry.unet_shape import MAX_CLASSES
 from unetrt.runtime.pixels.frames import as_frame
 from unetrt.trainer.targets import as_instances
@@ -340,7 +341,7 @@ def class_names(classes: int | None) -> tuple[str, ...]:
 
 
 def read_dataset(
-    folder: str | Path, classes: int | None = None, ignore: int | None = None, max_image_memory: int | None = None
+    folder: str | Path, classes: int | None = None, ignore: int | None = None, reading: Reading = AS_STORED
 ) -> Dataset:
     """Read every annotated image of a folder, in one of the two layouts.
 
@@ -355,8 +356,8 @@ def read_dataset(
         objects.
     ignore
         Label of unannotated pixels; None: 255 for class maps with at most 255 classes, no label for instances.
-    max_image_memory
-        Memory in bytes that the pixels of one file may take, as for `read_stack`.
+    reading
+        How files are read.
 
     Raises
     ------
@@ -369,9 +370,7 @@ def read_dataset(
     """
     require_classes(classes, "trained")
     ignore = ignored_label(classes, ignore)
-    images = tuple(
-        image for files in _find_files(Path(folder)) for image in _read(files, classes, ignore, max_image_memory)
-    )
+    images = tuple(image for files in _find_files(Path(folder)) for image in _read(files, classes, ignore, reading))
     if not images:
         raise DatasetError(
             f"{folder}: no pixel is annotated, all of them are ignored: check the masks in ignore/ and --ignore-label"
@@ -428,8 +427,8 @@ def ignored_label(classes: int | None, label: int | None) -> int | None:
     return UNANNOTATED if classes is not None and classes <= UNANNOTATED else None
 
 
-def files_by_stem(path: Path) -> dict[str, Path]:
-    """Return the images of a folder, or a single file, by name without suffix.
+def images_by_name(path: Path) -> dict[str, ImageSource]:
+    """Return the images of a folder, or of a single file, by name.
 
     Raises
     ------
@@ -437,15 +436,15 @@ def files_by_stem(path: Path) -> dict[str, Path]:
         There is no image, or two differ in the suffix alone.
     """
     try:
-        files = list_images(path)
+        sources = list_images(path)
     except FrameError as error:
         raise DatasetError(str(error)) from error
-    stems = {stem_of(file): file for file in files}
-    if len(stems) < len(files):
-        twice = next(file for file in files if stems[stem_of(file)] != file)
-        first = stems[stem_of(twice)]
-        raise DatasetError(f"{path} holds {twice.name} and {first.name}: names must differ in the stem")
-    return stems
+    named = {source.name: source for source in sources}
+    if len(named) < len(sources):
+        twice = next(source for source in sources if named[source.name] != source)
+        first = named[twice.name]
+        raise DatasetError(f"{path} holds {twice.path.name} and {first.path.name}: names must differ in the stem")
+    return named
 
 
 @dataclass(frozen=True)
@@ -467,10 +466,10 @@ class _ImageFiles:
     """
 
     name: str
-    image: Path
-    labels: Path
+    image: ImageSource
+    labels: ImageSource
     source: str
-    ignored: Path | None = None
+    ignored: ImageSource | None = None
     plane: int | None = None
 
 
@@ -487,20 +486,22 @@ def _find_files(folder: Path) -> list[_ImageFiles]:
                 f"{folder / part} does not exist: images belong into images/, labels of the same name into labels/; a "
                 "Cell Tracking Challenge data set has 01/ and 01_GT/SEG/"
             )
-    images, labels = (files_by_stem(folder / part) for part in (IMAGES, LABELS))
-    ignored = files_by_stem(folder / IGNORE) if (folder / IGNORE).is_dir() else {}
+    images, labels = (images_by_name(folder / part) for part in (IMAGES, LABELS))
+    ignored = images_by_name(folder / IGNORE) if (folder / IGNORE).is_dir() else {}
     _require_partners(images, "image", labels, folder / LABELS)
     _require_partners(labels, "label", images, folder / IMAGES)
     _require_partners(ignored, "mask", images, folder / IMAGES)
     return [_ImageFiles(stem, images[stem], labels[stem], stem, ignored.get(stem)) for stem in sorted(images)]
 
 
-def _require_partners(files: Mapping[str, Path], what: str, others: Mapping[str, Path], folder: Path) -> None:
+def _require_partners(
+    files: Mapping[str, ImageSource], what: str, others: Mapping[str, ImageSource], folder: Path
+) -> None:
     if alone := sorted(files.keys() - others.keys()):
         more = f" (and {len(alone) - 1} more)" if len(alone) > 1 else ""
         unread = [path.name for path in sorted(folder.glob(f"{glob.escape(alone[0])}.*"))]
         hint = f": {unread[0]} is there, but not read, use {', '.join(SUFFIXES)}" if unread else ""
-        raise DatasetError(f"{what} {files[alone[0]].name}{more} has no partner of that name in {folder}{hint}")
+        raise DatasetError(f"{what} {files[alone[0]].path.name}{more} has no partner of that name in {folder}{hint}")
 
 
 def _challenge_files(truth: Path) -> list[_ImageFiles]:
@@ -518,16 +519,18 @@ def _challenge_files(truth: Path) -> list[_ImageFiles]:
                 f"{labels} annotates {image}, which does not exist: add that frame, or remove the labels"
             )
         name = f"{sequence.name}/t{time}" + (f"[{int(plane)}]" if plane else "")
-        found.append(_ImageFiles(name, image, labels, sequence.name, plane=int(plane) if plane else None))
+        found.append(
+            _ImageFiles(name, source_of(image), source_of(labels), sequence.name, plane=int(plane) if plane else None)
+        )
     if not found:
         raise DatasetError(f"{truth} holds no man_seg*.tif: it should hold labels such as man_seg000.tif")
     return found
 
 
-def _read(files: _ImageFiles, classes: int | None, ignore: int | None, most: int | None) -> list[AnnotatedImage]:
-    """Read the frames of an image, each file up to `most` bytes; frames without any annotated pixel are left out."""
-    frames, planes = _read_frames(files, most), read_label_stack(files.labels, most)
-    masks = None if files.ignored is None else read_label_stack(files.ignored, most)
+def _read(files: _ImageFiles, classes: int | None, ignore: int | None, reading: Reading) -> list[AnnotatedImage]:
+    """Read the frames of an image; frames without any annotated pixel are left out."""
+    frames, planes = _read_frames(files, reading), read_label_stack(files.labels, reading)
+    masks = None if files.ignored is None else read_label_stack(files.ignored, reading)
     _require_same_shape(frames, files.image, planes, files.labels)
     if masks is not None:
         _require_same_shape(frames, files.image, masks, files.ignored)
@@ -549,9 +552,9 @@ def without_ignored(plane: Array, label: int | None, mask: Mask | None) -> tuple
     return np.where(unknown, 0, plane), unknown if mask is None else mask | unknown
 
 
-def _read_frames(files: _ImageFiles, most: int | None) -> Array:
+def _read_frames(files: _ImageFiles, reading: Reading) -> Array:
     """Return the annotated frames of an image, (N, C, H, W)."""
-    stack = read_stack(files.image, most)
+    stack = read_stack(files.image, reading)
     if files.plane is not None:
         if files.plane >= len(stack):
             raise DatasetError(f"{files.labels} annotates plane {files.plane} of {files.image}, which has {len(stack)}")
@@ -562,7 +565,7 @@ def _read_frames(files: _ImageFiles, most: int | None) -> Array:
         raise FrameError(f"{files.image}: {error}") from error
 
 
-def _require_same_shape(frames: Array, image: Path, planes: Array, labels: Path | None) -> None:
+def _require_same_shape(frames: Array, image: ImageSource, planes: Array, labels: ImageSource | None) -> None:
     if len(frames) != len(planes):
         raise DatasetError(
             f"{image} is a stack of {len(frames)} frames, {labels} of {len(planes)}: they must have as many; an array "
@@ -575,7 +578,7 @@ def _require_same_shape(frames: Array, image: Path, planes: Array, labels: Path 
         )
 
 
-def _require_labels(plane: Array, path: Path, classes: int | None) -> NDArray[np.int32]:
+def _require_labels(plane: Array, path: ImageSource, classes: int | None) -> NDArray[np.int32]:
     """Return a plane (H, W) of a label file as instances or as class indices."""
     if classes is None:
         return as_instances(plane)

@@ -17,8 +17,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from unetrt.runtime.errors import DatasetError, FrameError
-from unetrt.runtime.files.images import read_label_stack
-from unetrt.trainer.dataset import Mask, files_by_stem, ignored_label, require_classes, without_ignored
+from unetrt.runtime.files.formats import AS_STORED, Reading
+from unetrt.runtime.files.images import read_label_stack, source_of
+from unetrt.trainer.dataset import Mask, ignored_label, images_by_name, require_classes, without_ignored
 from unetrt.trainer.metrics import (
     THRESHOLDS,
     ObjectTally,
@@ -129,7 +130,7 @@ class LabelFormat:
 
 
 def compare_files(
-    predicted: Path, labels: Path, labelled: LabelFormat, max_image_memory: int | None = None
+    predicted: Path, labels: Path, labelled: LabelFormat, reading: Reading = AS_STORED
 ) -> Iterator[tuple[str, Tally]]:
     """Compare every plane of every file of `labels` with that of the same name in `predicted`.
 
@@ -139,8 +140,8 @@ def compare_files(
         Two folders, or two files. Names of the Cell Tracking Challenge pair by time: man_seg007, mask007, t007.
     labelled
         Meaning of the labels in both.
-    max_image_memory
-        Memory in bytes that the pixels of one file may take, as for `read_stack`.
+    reading
+        How files are read.
 
     Yields
     ------
@@ -153,22 +154,22 @@ def compare_files(
     FrameError
         A file holds no labels, or a class index that is too high.
     """
-    truths, found = files_by_stem(labels), {_key(stem): path for stem, path in files_by_stem(predicted).items()}
-    masks = {} if labelled.masks is None else files_by_stem(labelled.masks)
+    truths, found = images_by_name(labels), {_key(stem): path for stem, path in images_by_name(predicted).items()}
+    masks = {} if labelled.masks is None else images_by_name(labelled.masks)
     if predicted.is_file() and labels.is_file():
-        found = {_key(stem): predicted for stem in truths}
+        found = {_key(stem): source_of(predicted) for stem in truths}
     for stem, path in sorted(truths.items()):
         if _key(stem) not in found:
             raise DatasetError(
-                f"{predicted} has no labels for {path.name}: each file of {labels} needs one of the same name"
+                f"{predicted} has no labels for {path.path.name}: each file of {labels} needs one of the same name"
             )
-        guess, truth = (read_label_stack(file, max_image_memory) for file in (found[_key(stem)], path))
-        mask = read_label_stack(masks[stem], max_image_memory) if stem in masks else None
-        _require_same_size(path, predicted=guess, true=truth, ignored=mask)
+        guess, truth = (read_label_stack(file, reading) for file in (found[_key(stem)], path))
+        mask = read_label_stack(masks[stem], reading) if stem in masks else None
+        _require_same_size(path.path, predicted=guess, true=truth, ignored=mask)
         for index in range(len(truth)):
             name = stem if len(truth) == 1 else f"{stem}[{index}]"
             ignored = None if mask is None else mask[index] > 0
-            yield name, _compare_planes(guess[index], truth[index], ignored, labelled, path.name)
+            yield name, _compare_planes(guess[index], truth[index], ignored, labelled, path.path.name)
 
 
 def _compare_planes(predicted: Array, truth: Array, ignored: Mask | None, labelled: LabelFormat, name: str) -> Tally:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from unetrt.runtime.errors import DatasetError, ModelFileError, OptionError
+from unetrt.runtime.files.formats import AS_STORED, Reading
 from unetrt.runtime.records import validated
 from unetrt.trainer.checkpoint import LAST, Checkpoint, load
 from unetrt.trainer.dataset import Dataset, read_dataset, read_names
@@ -42,8 +43,8 @@ class DataSource:
         Number of classes in the labels; None: labels are instances.
     ignore
         Label of unannotated pixels; None: 255 for class maps, no label for instances.
-    max_image_memory
-        Memory in bytes that the pixels of one file may take, as for `read_stack`.
+    reading
+        How files are read.
     """
 
     data: Path
@@ -52,7 +53,7 @@ class DataSource:
     listed: Path | None = None
     classes: int | None = None
     ignore: int | None = None
-    max_image_memory: int | None = None
+    reading: Reading = AS_STORED
 
     def read(self, seed: int) -> tuple[Dataset, Dataset]:
         """Return training and validation images; the seed draws those held back.
@@ -64,12 +65,12 @@ class DataSource:
         """
         if self.val is not None and self.listed is not None:
             raise OptionError("give either a validation folder (--val) or a list of images (--val-list), not both")
-        train = read_dataset(self.data, self.classes, self.ignore, self.max_image_memory)
+        train = read_dataset(self.data, self.classes, self.ignore, self.reading)
         if self.listed is not None:
             return train.split_by(read_names(self.listed))
         if self.val is None:
             return train.split(self.fraction, seed)
-        validation = read_dataset(self.val, self.classes, self.ignore, self.max_image_memory)
+        validation = read_dataset(self.val, self.classes, self.ignore, self.reading)
         if validation.channels != train.channels:
             raise DatasetError(
                 f"{self.val} has {validation.channels} channels, {self.data} has {train.channels}: they must agree"

@@ -8,17 +8,17 @@ that shows them into a `UniMMCore`; `by_kind` groups files of several sizes or d
     core.mda.run(MDASequence(time_plan={"interval": 0, "loops": 10}), output=[live])
 """
 
+import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import cycle
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from unetrt.runtime.errors import BackendUnavailableError, FrameError, OptionError, shown
-from unetrt.runtime.files.images import read_stack
+from unetrt.runtime.files.images import AnyPath, ImageSource, read_stack, source_of
 
 if TYPE_CHECKING:
     from pymmcore_plus.experimental.unicore import SimpleCameraDevice, UniMMCore
@@ -53,8 +53,8 @@ class Replay:
         No files were given, or the first cannot be read or has several channels.
     """
 
-    def __init__(self, files: Sequence[str | Path]) -> None:
-        self.files = _paths(files)
+    def __init__(self, files: Sequence[AnyPath]) -> None:
+        self.files = _sources(files)
         if not self.files:
             raise FrameError("no files to replay: give one or more")
         self.shape, self.dtype = _kind(self.files[0])
@@ -88,10 +88,10 @@ class Replay:
                     "a camera has one size and dtype; group files with by_kind and load a camera for each"
                 )
             for number, frame in enumerate(stack):
-                yield frame, file.name, number
+                yield frame, file.path.name, number
 
 
-def by_kind(files: Sequence[str | Path]) -> dict[Kind, list[Path]]:
+def by_kind(files: Sequence[AnyPath]) -> dict[Kind, list[ImageSource]]:
     """Group files by size (H, W) and dtype of their frames, so that each group fits one camera; reads all files.
 
     Raises
@@ -99,25 +99,25 @@ def by_kind(files: Sequence[str | Path]) -> dict[Kind, list[Path]]:
     FrameError
         A file cannot be read or has several channels.
     """
-    groups: dict[Kind, list[Path]] = {}
-    for file in _paths(files):
+    groups: dict[Kind, list[ImageSource]] = {}
+    for file in _sources(files):
         groups.setdefault(_kind(file), []).append(file)
     return groups
 
 
-def _paths(files: Sequence[str | Path]) -> list[Path]:
-    """Return paths; raises OptionError where a single path or something else was given instead of several."""
-    if isinstance(files, list | tuple) and all(isinstance(file, str | Path) for file in files):
-        return [Path(file) for file in files]
+def _sources(files: Sequence[AnyPath]) -> list[ImageSource]:
+    """Return the images; raises OptionError where a single path or something else was given instead of several."""
+    if isinstance(files, list | tuple) and all(isinstance(file, str | os.PathLike) for file in files):
+        return [source_of(file) for file in files]
     raise OptionError(f"files must be a list of paths of images (got {shown(files)})")
 
 
-def _kind(file: Path) -> Kind:
+def _kind(file: ImageSource) -> Kind:
     stack = _read_grey(file)
     return (stack.shape[-2], stack.shape[-1]), stack.dtype
 
 
-def _read_grey(file: Path) -> Array:
+def _read_grey(file: ImageSource) -> Array:
     """Read the frames of a file, (N, H, W)."""
     stack = read_stack(file)
     if stack.shape[1] != 1:
@@ -136,7 +136,7 @@ LABEL = "ReplayCamera"
 
 
 def load_replay_camera(
-    core: "UniMMCore", source: Replay | Sequence[str | Path], label: str = LABEL, exposure: float = 10.0
+    core: "UniMMCore", source: Replay | Sequence[AnyPath], label: str = LABEL, exposure: float = 10.0
 ) -> "SimpleCameraDevice":
     """Load a camera that replays files into a core, and select it.
 

@@ -146,9 +146,9 @@ def test_the_bundled_nuclei_on_the_images_that_come_with_it():
     examples = onnx_file.bundled_path("nuclei").parent / "examples"
     tallies, confidence, correct = [], [], []
     with Segmenter("nuclei") as segmenter:
-        for path in list_images(examples / "images"):
-            truth = read_labels(examples / "labels" / path.name)
-            found = segmenter.objects(tifffile.imread(path), confidence=True)
+        for source in list_images(examples / "images"):
+            truth = read_labels(examples / "labels" / source.path.name)
+            found = segmenter.objects(tifffile.imread(source), confidence=True)
             tallies.append(evaluate_instances(found.labels, truth, warping=False))
             confidence.append(found.confidence)
             correct.append(correct_objects(found.labels, truth))

@@ -13,6 +13,7 @@ from unetrt.cli.live import verdict
 from unetrt.live_view.saving import LabelFiles
 from unetrt.live_view.sources import FILE, FileFrame, FileReplay
 from unetrt.runtime.errors import FrameError, InferenceError, OutOfMemoryError, OutputError
+from unetrt.runtime.files.images import source_of
 from unetrt.runtime.live.live_segmenter import LiveSegmenter
 from unetrt.runtime.live.results import LiveResult, LiveStatus, Outcome, Percentiles, State
 from unetrt.runtime.segment.segmenter import Segmenter
@@ -54,8 +55,8 @@ def test_frames_come_in_order_and_again(paths, live, came):
     once = [("a.tif", 0, 1, 0), ("b.tif", 0, 2, 0), ("b.tif", 1, 2, 72)]
     assert [result.index for result, _ in came] == [{"t": number} for number in range(5)]
     places = [(result.meta[FILE], int(result.frame[0, 0])) for result, _ in came]
-    assert [(it.path.name, it.frame, it.frames, pixel) for it, pixel in places] == [*once, *once[:2]]
-    assert [path.name for path in replay.unread] == ["c.tif"]
+    assert [(it.source.path.name, it.frame, it.frames, pixel) for it, pixel in places] == [*once, *once[:2]]
+    assert [source.path.name for source in replay.unread] == ["c.tif"]
 
 
 def test_frames_come_at_their_pace(paths, live, came):
@@ -87,7 +88,7 @@ def test_a_replay_stops_between_two_frames(paths, live):
 def result(path, frame, frames, value=None):
     labels = None if value is None else np.full((4, 5), value, np.int32)
     outcome = Outcome.DONE if labels is not None else Outcome.FAILED
-    return LiveResult(outcome, 0, None, {FILE: FileFrame(path, frame, frames)}, None, None, labels)
+    return LiveResult(outcome, 0, None, {FILE: FileFrame(source_of(path), frame, frames)}, None, None, labels)
 
 
 def test_lost_frames_of_a_stack_are_empty_in_its_file(tmp_path):

@@ -19,7 +19,8 @@ from PIL import Image
 
 from tests import requirements
 from unetrt.runtime.errors import FrameError, OptionError
-from unetrt.runtime.files import images
+from unetrt.runtime.files import formats
+from unetrt.runtime.files.formats import Reading
 from unetrt.runtime.files.images import list_images, read_frames, read_label_stack, read_labels, read_stack, stack_shape
 
 # Memory in bytes that refusing a file may take; each file below would take `LARGE` and more.
@@ -251,21 +252,21 @@ def test_what_a_header_declares_is_not_believed(tmp_path, request, write, messag
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_large_image_that_is_there_is_read_and_the_option_sets_another_limit(tmp_path, monkeypatch, kind):
     """With a limit of 1000 bytes in place of 2 GiB."""
-    monkeypatch.setattr(images, "ROOM", 1000)
-    monkeypatch.setattr(images, "PER_FRAME", 1)
+    monkeypatch.setattr(formats, "ROOM", 1000)
+    monkeypatch.setattr(formats, "PER_FRAME", 1)
     path, pixels = tmp_path / f"a.{kind}", np.random.default_rng(0).integers(0, 255, (64, 64), np.uint8)
     write_plain(path, pixels)
     np.testing.assert_array_equal(read_stack(path)[0, 0], pixels)
-    np.testing.assert_array_equal(read_stack(path, max_image_memory=64 * 64)[0, 0], pixels)
+    np.testing.assert_array_equal(read_stack(path, Reading(64 * 64))[0, 0], pixels)
     for read in (read_stack, read_labels, read_label_stack, lambda *most: read_frames(most[0], 1, most[1])):
         with pytest.raises(FrameError, match="at most 4 KiB are read"):
-            read(path, 64 * 64 - 1)
-    monkeypatch.setattr(images, "free_memory", lambda: 3000)
+            read(path, Reading(64 * 64 - 1))
+    monkeypatch.setattr(formats, "free_memory", lambda: 3000)
     with pytest.raises(FrameError, match="at most 3 KiB are read"):
         read_stack(path)
     for wrong in (0, -1, 1.5, "2GiB"):
         with pytest.raises(OptionError, match="max_image_memory must be a number of bytes above 0"):
-            read_stack(path, wrong)
+            read_stack(path, Reading(wrong))
 
 
 def write_plain(path, pixels):
@@ -386,7 +387,7 @@ OTHERS = {
 def test_only_regular_files_are_opened(tmp_path, make, message, kind):
     path = tmp_path / f"a.{kind}"
     make(path)
-    assert list_images(tmp_path) == [path]
+    assert [source.path for source in list_images(tmp_path)] == [path]
     with pytest.raises(FrameError, match=f"a.{kind} {message}"):
         read_stack(path)
     assert stack_shape(path) is None
@@ -432,4 +433,4 @@ def test_links_to_regular_files_are_read(tmp_path):
 def test_a_folder_that_contains_itself_is_listed_once(tmp_path):
     tifffile.imwrite(tmp_path / "a.tif", np.zeros((8, 8), np.uint8))
     (tmp_path / "again").symlink_to(tmp_path)
-    assert list_images(tmp_path) == [tmp_path / "a.tif"]
+    assert [source.path for source in list_images(tmp_path)] == [tmp_path / "a.tif"]

@@ -12,6 +12,7 @@ from unetrt.runtime.files.images import (
     read_labels,
     read_stack,
     require_distinct,
+    source_of,
     stack_shape,
     write_labels,
     write_png,
@@ -203,10 +204,10 @@ def test_a_failed_write_leaves_nothing(tmp_path):
 
 def test_files_that_would_collide_or_be_overwritten(tmp_path):
     with pytest.raises(OutputError, match=r"would both become a.tif"):
-        require_distinct([tmp_path / "a.tif", tmp_path / "a.png"], tmp_path / "out")
+        require_distinct([source_of(tmp_path / name) for name in ("a.tif", "a.png")], tmp_path / "out")
     with pytest.raises(OutputError, match="would be overwritten"):
-        require_distinct([tmp_path / "a.tif"], tmp_path)
-    overlays = [tmp_path / "overlays" / "a.png"]
+        require_distinct([source_of(tmp_path / "a.tif")], tmp_path)
+    overlays = [source_of(tmp_path / "overlays" / "a.png")]
     with pytest.raises(OutputError, match="would be overwritten"):
         require_distinct(overlays, tmp_path)
     require_distinct(overlays, tmp_path, overlays=False)
@@ -215,7 +216,7 @@ def test_files_that_would_collide_or_be_overwritten(tmp_path):
 def test_images_of_a_folder_are_sorted_and_others_left_out(tmp_path):
     for name in ("b.tif", "a.PNG", "notes.txt", ".hidden.tif"):
         (tmp_path / name).touch()
-    assert [path.name for path in list_images(tmp_path)] == ["a.PNG", "b.tif"]
+    assert [source.path.name for source in list_images(tmp_path)] == ["a.PNG", "b.tif"]
     with pytest.raises(FrameError, match="does not exist"):
         list_images(tmp_path / "none")
 

@@ -6,7 +6,8 @@ into one line on standard error and an exit code; other exceptions keep their tr
 Commands print with `echo`, as text from files and options may hold control sequences for the terminal.
 
 Options that several commands share are here too, so that they have the same help everywhere: `engine_options` adds
---backend, --backend-option, --device and --lanes, and passes them as one `EngineOptions`.
+--backend, --backend-option, --device and --lanes, and passes them as one `EngineOptions`; `reading_options` adds those
+of image files, a `Reading`.
 """
 
 import logging
@@ -233,6 +234,19 @@ image_memory_option = click.option(
     type=MEMORY,
     help="Largest image that is read, in memory. [default: 2GiB, or 16 times the file's size if that much is free]",
 )
+
+
+def reading_options(command: Command) -> Callable[..., Any]:
+    """Add the options of how image files are read to a command, which gets them as `reading`, a `Reading`."""
+
+    @wraps(command)
+    def with_reading(*, max_image_memory: int | None, **others: Any) -> Any:
+        from unetrt.runtime.files.formats import AS_STORED, Reading
+
+        reading = AS_STORED if max_image_memory is None else Reading(max_image_memory)
+        return command(reading=reading, **others)
+
+    return image_memory_option(with_reading)
 
 
 def engine_options(command: Command) -> Callable[..., Any]:

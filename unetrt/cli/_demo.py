@@ -136,10 +136,10 @@ class Demo:
         with Segmenter(MODEL) as segmenter:
             for source in list_images(examples / "images"):
                 labels = predict_file(segmenter, source, Output(folder))
-                tallies[source.stem] = evaluate_instances(
-                    labels, read_labels(examples / "labels" / source.name), warping=False
+                tallies[source.name] = evaluate_instances(
+                    labels, read_labels(examples / "labels" / source.path.name), warping=False
                 )
-                say(f"    {_scores_line(tallies[source.stem])}  {folder / 'overlays' / source.stem}.png")
+                say(f"    {_scores_line(tallies[source.name])}  {folder / 'overlays' / source.name}.png")
         everything = pooled(list(tallies.values()))
         say(f"    {_scores_line(everything)}  all")
         return {name: everything.to_dict()[name] for name in ("iou", "seg", "objects", "found", "merged", "split")}

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from unetrt.cli import MEMORY, SIZE, Parsed, echo, image_memory_option, real, whole
+from unetrt.cli import MEMORY, SIZE, Parsed, echo, reading_options, real, whole
 from unetrt.runtime.errors import OptionError
 from unetrt.runtime.files.atomic import require_writable
 from unetrt.runtime.geometry.plan import BORDERS
@@ -15,6 +15,7 @@ from unetrt.runtime.pixels.normalisation import Normalisation
 
 if TYPE_CHECKING:
     from unetrt.export.adoption import Adoption
+    from unetrt.runtime.files.formats import Reading
 
 
 # The type of one number of a normalisation.
@@ -119,7 +120,7 @@ def _names_of(value: str) -> tuple[str, ...]:
     type=click.Path(path_type=Path),
     help="Raw image or folder on which --approximate is measured: up to 16, larger than a tile.",
 )
-@image_memory_option
+@reading_options
 @click.option("--memory", type=MEMORY, help="Memory limit for the first opening of FOREIGN. [default: what is free]")
 @click.option(
     "--time-limit",
@@ -132,7 +133,7 @@ def command(
     foreign: Path,
     out: Path,
     images: Path | None,
-    max_image_memory: int | None,
+    reading: "Reading",
     memory: int | None,
     time_limit: float,
     **choices: Any,
@@ -148,7 +149,7 @@ def command(
     from unetrt.export.adoption import Choices, TrialLimits, adopt
 
     require_writable(out.parent)
-    frames = None if images is None else partial(raw_frames, images, max_image_memory=max_image_memory)
+    frames = None if images is None else partial(raw_frames, images, reading=reading)
     _report(adopt(foreign, out, Choices(**choices), frames, TrialLimits(memory, time_limit)), out)
 
 

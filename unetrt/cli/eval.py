@@ -6,9 +6,10 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from unetrt.cli import echo, image_memory_option, whole
+from unetrt.cli import echo, reading_options, whole
 
 if TYPE_CHECKING:
+    from unetrt.runtime.files.formats import Reading
     from unetrt.trainer.evaluation import Tally
 
 # Heading, key of the score, format.
@@ -35,7 +36,7 @@ CLASSES = (("IoU", "iou", ".3f"), ("pixel err", "pixel_error", ".4f"))
 @click.option("--classes", type=whole(), help="Labels are class indices 0 ... N-1, not instances.")
 @click.option("--ignore-label", type=whole(), help="Label of unannotated pixels. [default: 255 with --classes]")
 @click.option("--ignore", type=click.Path(path_type=Path), help="Folder of masks whose nonzero pixels are unannotated.")
-@image_memory_option
+@reading_options
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def command(
     predicted: Path,
@@ -43,7 +44,7 @@ def command(
     classes: int | None,
     ignore_label: int | None,
     ignore: Path | None,
-    max_image_memory: int | None,
+    reading: "Reading",
     as_json: bool,
 ) -> None:
     """Score PREDICTED against LABELS, two folders of label images or two files: each image, and all pooled.
@@ -56,7 +57,7 @@ def command(
     """
     from unetrt.trainer.evaluation import LabelFormat, compare_files, pooled
 
-    tallies = dict(compare_files(predicted, labels, LabelFormat(classes, ignore_label, ignore), max_image_memory))
+    tallies = dict(compare_files(predicted, labels, LabelFormat(classes, ignore_label, ignore), reading))
     everything = pooled(list(tallies.values()))
     if as_json:
         images = [{"name": name, **tally.to_dict()} for name, tally in tallies.items()]

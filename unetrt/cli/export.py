@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Literal, TypedDict, Unpack
 
 import click
 
-from unetrt.cli import SIZE, Size, echo, image_memory_option, real, whole
+from unetrt.cli import SIZE, Size, echo, reading_options, real, whole
 from unetrt.cli.package import (
     SEARCHED,
     package_place,
@@ -20,6 +20,7 @@ from unetrt.runtime.model.spec import HEADS, INPUT_TYPES, PRECISIONS, Head, Inpu
 
 if TYPE_CHECKING:
     from unetrt.export.exporter import Options
+    from unetrt.runtime.files.formats import Reading
 
 
 class ExportArguments(TypedDict):
@@ -31,7 +32,7 @@ class ExportArguments(TypedDict):
     input: InputType
     normalisation: Literal["fixed"] | None
     images: Path | None
-    max_image_memory: int | None
+    reading: "Reading"
     max_error: float | None
     max_flips: float | None
     min_iou: float | None
@@ -72,7 +73,7 @@ class ExportArguments(TypedDict):
     type=click.Path(path_type=Path),
     help="Verify on up to 16 of these images instead of the checkpoint's frames.",
 )
-@image_memory_option
+@reading_options
 @click.option("--max-error", type=real(), help="Largest allowed difference of a probability. [default: by precision]")
 @click.option(
     "--max-flips", type=real(), help="Largest allowed share of pixels that change class. [default: by precision]"
@@ -107,7 +108,7 @@ def command(
 
     if tile and frame:
         raise OptionError("--tile and --frame exclude each other: a planned tile, or one of your choice")
-    package, images, most = given["package"], given["images"], given["max_image_memory"]
+    package, images, reading = given["package"], given["images"], given["reading"]
     about = {"name": given["name"], "authors": given["authors"], "license": given["license"]}
     about = {name: value for name, value in about.items() if value}
     if package or about:
@@ -130,13 +131,13 @@ def command(
     )
     with scratch_folder() as folder:
         model = folder / "model.onnx" if package else out
-        verified = raw_frames(images, trained.shape.channels, most) if images else None
+        verified = raw_frames(images, trained.shape.channels, reading) if images else None
         parity = export(trained, model, options, frames=verified, thresholds=thresholds)
         echo(f"{_summary(out, model, options)}\nparity with the network in FP32: {parity}")
         if not package:
             echo(f"next: {_next(out, options)}")
             return
-        frames = raw_frames(images, trained.shape.channels, most) if images else iter(trained.frames)
+        frames = raw_frames(images, trained.shape.channels, reading) if images else iter(trained.frames)
         written = write(package, model, out, list(islice(frames, SEARCHED)), **about)
     echo(f"{written}: a package for {package}")
 

@@ -30,9 +30,9 @@ from unetrt.cli import (
     device_option,
     echo,
     given_options,
-    image_memory_option,
     kind_option,
     lanes_option,
+    reading_options,
     real,
     whole,
 )
@@ -43,6 +43,8 @@ if TYPE_CHECKING:
     from unetrt.live_view.sources import FrameSource
     from unetrt.live_view.terminal import Observer
     from unetrt.runtime import LiveSegmenter, LiveStatus, ResultOutput
+    from unetrt.runtime.files.formats import Reading
+    from unetrt.runtime.files.images import ImageSource
 
 # Seconds between two updates of the view.
 PERIOD = 0.25
@@ -71,7 +73,7 @@ class LiveOptions:
     view: bool
     port: int | None
     frame: Size | None
-    max_image_memory: int | None
+    reading: "Reading"
     backend: str
     backend_options: Mapping[str, str]
     device: int | None
@@ -121,7 +123,7 @@ class LiveOptions:
 @click.option("--view", is_flag=True, help="Show frames and labels in a browser on this machine.")
 @click.option("--port", type=whole(0, 65535), metavar="N", help="Port of --view. [default: any free port]")
 @click.option("--frame-size", "frame", type=SIZE, help="Plan the tile for such frames. [default: the file's tile]")
-@image_memory_option
+@reading_options
 @backend_name_option
 @backend_option
 @device_option
@@ -192,8 +194,7 @@ def _opened(options: LiveOptions, stack: ExitStack) -> "tuple[FrameSource, Resul
     if options.save is not None:
         output = output_for(options.save, files, loop=loop, most=most, overwrite=options.overwrite)
     if files is not None:
-        memory = options.max_image_memory
-        return FileReplay(files, options.fps or 0, loop=loop, most=most, max_image_memory=memory), output
+        return FileReplay(files, options.fps or 0, loop=loop, most=most, reading=options.reading), output
     assert options.config is not None
     return stack.enter_context(Camera(options.config, options.exposure, most=most)), output
 
@@ -358,7 +359,7 @@ def _saved(output: "ResultOutput | None", options: LiveOptions, status: "LiveSta
 
 
 def verdict(
-    status: "LiveStatus", failure: BaseException | None, unread: Mapping[Path, FrameError]
+    status: "LiveStatus", failure: BaseException | None, unread: "Mapping[ImageSource, FrameError]"
 ) -> UnetrtError | None:
     """Return the error that a run ends with; None if there was none. Dropped frames are not an error.
 

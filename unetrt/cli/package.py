@@ -3,15 +3,18 @@
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from unetrt.cli import MODEL, echo, image_memory_option, whole
+from unetrt.cli import MODEL, echo, reading_options, whole
 from unetrt.export.packages import KINDS, named_kind, write
 from unetrt.runtime.engines import SUFFIXES
 from unetrt.runtime.errors import OptionError
 from unetrt.runtime.files.atomic import require_place, require_writable
+
+if TYPE_CHECKING:
+    from unetrt.runtime.files.formats import Reading
 
 # Most images of a folder that are read, evenly spaced.
 SAMPLES = 16
@@ -38,7 +41,7 @@ OPTIONS = {
     "-o", "--out", type=click.Path(path_type=Path), help="The package. [default: model.zip, or the folder models]"
 )
 @click.option("--images", type=click.Path(path_type=Path), help="Raw image or folder for the example (bioimageio).")
-@image_memory_option
+@reading_options
 @click.option("--name", help="Name of the model in the package.")
 @click.option("--author", "authors", multiple=True, help="Name of an author; repeatable (bioimageio).")
 @click.option("--license", metavar="SPDX", help="Licence, such as CC-BY-4.0 (bioimageio).")
@@ -52,9 +55,7 @@ OPTIONS = {
 )
 @click.option("--instances", type=whole(), help="Copies of the model on each device (triton).")
 @click.option("--device", type=click.Choice(["gpu", "cpu"]), help="Device of the copies (triton).")
-def command(
-    model: Path, kind: str, out: Path | None, images: Path | None, max_image_memory: int | None, **choices: Any
-) -> None:
+def command(model: Path, kind: str, out: Path | None, images: Path | None, reading: "Reading", **choices: Any) -> None:
     """Package MODEL in the format of another program.
 
     bioimageio is a .zip for the bioimage.io model zoo and the programs that read it. triton is a folder in a model
@@ -73,7 +74,7 @@ def command(
         if named_kind(kind).needs_frame and images is None:
             raise OptionError(f"a {kind} package shows the model on a raw image: give one with --images")
         channels = read_spec(model).channels
-        frames = list(islice(raw_frames(images, channels, max_image_memory), SEARCHED)) if images else []
+        frames = list(islice(raw_frames(images, channels, reading), SEARCHED)) if images else []
     echo(f"{write(kind, model, out, frames, **chosen)}: a package for {kind}")
 
 
@@ -101,11 +102,12 @@ def package_place(kind: str, out: Path | None) -> Path:
     return out
 
 
-def raw_frames(images: Path, channels: int, max_image_memory: int | None = None) -> Iterator[Any]:
+def raw_frames(images: Path, channels: int, reading: "Reading | None" = None) -> Iterator[Any]:
     """Iterate over images of a file or folder as raw frames (C, H, W): at most `SAMPLES`, of a stack the first."""
+    from unetrt.runtime.files.formats import AS_STORED
     from unetrt.runtime.files.images import list_images, read_frames
     from unetrt.runtime.pixels.frames import as_frame, stack_of
 
     paths = list_images(images)
     for path in paths[:: -(-len(paths) // SAMPLES)]:
-        yield as_frame(stack_of(read_frames(path, channels, max_image_memory), channels)[0], channels)
+        yield as_frame(stack_of(read_frames(path, channels, reading or AS_STORED), channels)[0], channels)

@@ -10,13 +10,15 @@ from typing import TYPE_CHECKING, Any, TypedDict, Unpack
 
 import click
 
-from unetrt.cli import MODEL, EngineOptions, echo, engine_options, image_memory_option, kind_option, whole
+from unetrt.cli import MODEL, EngineOptions, echo, engine_options, kind_option, reading_options, whole
 from unetrt.runtime.errors import FrameError, OptionError, UnetrtError, printable
 from unetrt.runtime.files.atomic import require_writable
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+    from unetrt.runtime.files.formats import Reading
+    from unetrt.runtime.files.images import ImageSource
     from unetrt.runtime.files.object_table import ObjectTable
     from unetrt.runtime.model.spec import Annotation, ModelSpec
 
@@ -56,7 +58,7 @@ class Written(TypedDict):
 )
 @click.option("--table", is_flag=True, help="Write objects.csv: a row for each instance, with its confidence.")
 @click.option("--overlays/--no-overlays", default=True, show_default=True, help="Write overlays/NAME.png.")
-@image_memory_option
+@reading_options
 @engine_options
 def command(
     model: Path,
@@ -64,7 +66,7 @@ def command(
     out: Path,
     choice: str,
     table: bool,
-    max_image_memory: int | None,
+    reading: "Reading",
     engine: EngineOptions,
     **written: Unpack[Written],
 ) -> None:
@@ -100,7 +102,7 @@ def command(
         begin, pixels, objects = time.perf_counter(), 0, 0
         for source in sources:
             try:
-                labels = predict_file(segmenter, source, output, progress_of(source.name), max_image_memory)
+                labels = predict_file(segmenter, source, output, progress_of(source.name), reading)
             except FrameError as error:
                 failures.append(error)
                 continue
@@ -115,7 +117,7 @@ def command(
     _report(failures, len(sources))
 
 
-def _with_tile(choice: str, model: Path, sources: list[Path], tta: bool, engine: EngineOptions) -> Path:
+def _with_tile(choice: str, model: Path, sources: "list[ImageSource]", tta: bool, engine: EngineOptions) -> Path:
     """Return a file of the model with the tile to use, which is `model` itself or is in the cache."""
     from unetrt.runtime.sessions.retile import model_for, model_if_worth
 
@@ -142,7 +144,7 @@ def _say_which_tile(chosen: Path, model: Path) -> None:
     echo(f"tile {planned}, planned for these images; --tile model uses the file's, {own}", err=True)
 
 
-def _frame_sizes(sources: list[Path], tta: bool) -> list[tuple[int, int]]:
+def _frame_sizes(sources: "list[ImageSource]", tta: bool) -> list[tuple[int, int]]:
     """Return (H, W) of each frame that is computed, from the headers of the images; unreadable ones are left out."""
     from unetrt.runtime.files.images import stack_shape
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from unetrt._exit_codes import STOPPED
-from unetrt.cli import MODEL, echo, image_memory_option, real, whole
+from unetrt.cli import MODEL, echo, reading_options, real, whole
 from unetrt.cli._shutdown import StopSignal, shutdown_request
 from unetrt.runtime.errors import DatasetError, OptionError, OutputError, TrainingStoppedError
 from unetrt.runtime.files.atomic import require_writable
@@ -20,6 +20,7 @@ from unetrt.runtime.pixels.normalisation import MODES
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+    from unetrt.runtime.files.formats import Reading
     from unetrt.trainer.dataset import Dataset
     from unetrt.trainer.history import TrainingProgress
     from unetrt.trainer.learner import Team
@@ -48,7 +49,7 @@ class TrainOptions:
     start: Path | None
     classes: int | None
     ignore_label: int | None
-    max_image_memory: int | None
+    reading: "Reading"
     compiled: bool
     tta: bool
     seed: int
@@ -107,7 +108,7 @@ class TrainOptions:
 )
 @click.option("--classes", type=whole(), help="Labels are class indices 0 ... N-1, not instances.")
 @click.option("--ignore-label", type=whole(), help="Label of unannotated pixels. [default: 255 with --classes]")
-@image_memory_option
+@reading_options
 @click.option("--depth", type=whole(), help="Number of poolings.")
 @click.option("--base", type=whole(), help="Feature channels of the first level.")
 @click.option("--dropout", type=real(), help="Drop-out rate at the end of the contracting path.")
@@ -209,7 +210,7 @@ def _new_job(options: TrainOptions, of_recipe: dict[str, Any]) -> "TrainingJob":
         options.val_list,
         options.classes,
         options.ignore_label,
-        options.max_image_memory,
+        options.reading,
     )
     origin = start.origin if start else None
     run = TrainingRun(folder, options.seed, options.tta, options.compiled, origin, source)

@@ -16,7 +16,8 @@ from unetrt.live_view.sources import FILE, FileFrame
 from unetrt.runtime.acquisition import LabelWriter
 from unetrt.runtime.errors import FrameError, OptionError, OutputError
 from unetrt.runtime.files.atomic import require_writable
-from unetrt.runtime.files.images import SUFFIXES, read_stack, require_distinct, stack_shape, stem_of, write_labels
+from unetrt.runtime.files.formats import SUFFIXES
+from unetrt.runtime.files.images import ImageSource, read_stack, require_distinct, stack_shape, stem_of, write_labels
 from unetrt.runtime.live.results import LiveResult, LiveSequence, ResultOutput
 
 if TYPE_CHECKING:
@@ -46,7 +47,7 @@ class LabelFiles:
         self.written = 0
         self.partial: list[str] = []
         self._folder = folder
-        self._path: Path | None = None  # of the current file
+        self._source: ImageSource | None = None  # of the current file
         self._planes: dict[int, NDArray[Any]] = {}
         self._frames = 0
 
@@ -59,9 +60,9 @@ class LabelFiles:
     def result(self, result: LiveResult) -> None:
         """Keep the labels of a frame, and write its file after the last one."""
         place: FileFrame = result.meta[FILE]
-        if place.path != self._path:
+        if place.source != self._source:
             self.close()
-            self._path, self._frames = place.path, place.frames
+            self._source, self._frames = place.source, place.frames
         if result.labels is not None:
             self._planes[place.frame] = result.labels
         if place.frame + 1 == place.frames:
@@ -69,17 +70,17 @@ class LabelFiles:
 
     def close(self) -> None:
         """Write the current file, even if results are missing. Idempotent."""
-        path, planes, self._path, self._planes = self._path, self._planes, None, {}
-        if path is None or not planes:
+        source, planes, self._source, self._planes = self._source, self._planes, None, {}
+        if source is None or not planes:
             return
         labels = next(iter(planes.values()))
         if self._frames > 1:
             empty = np.zeros_like(labels)
             labels = np.stack([planes.get(frame, empty) for frame in range(self._frames)])
-        write_labels(self._folder / f"{stem_of(path)}.tif", labels)
+        write_labels(self._folder / f"{source.name}.tif", labels)
         self.written += 1
         if missing := self._frames - len(planes):
-            self.partial.append(f"{path.name}: {missing} of {self._frames} frames are empty")
+            self.partial.append(f"{source.path.name}: {missing} of {self._frames} frames are empty")
 
 
 # Suffixes of files that hold all labels of a run.
@@ -88,7 +89,7 @@ SERIES = (".ome.zarr", ".ome.tiff", ".ome.tif")
 
 def output_for(
     place: Path,
-    files: Sequence[Path] | None,
+    files: Sequence[ImageSource] | None,
     *,
     loop: bool = False,
     most: int | None = None,
@@ -131,7 +132,7 @@ def output_for(
     return LabelFiles(place)
 
 
-def size_of(file: Path) -> tuple[int, int]:
+def size_of(file: ImageSource) -> tuple[int, int]:
     """Return (H, W) of a file's frames, from its header.
 
     Raises
@@ -143,7 +144,7 @@ def size_of(file: Path) -> tuple[int, int]:
     return height, width
 
 
-def _require_elsewhere(files: Sequence[Path], place: Path) -> None:
+def _require_elsewhere(files: Sequence[ImageSource], place: Path) -> None:
     """Raise OutputError if `place` is a replayed file, or lies inside one, such as a Zarr folder."""
     inputs = {Path(os.path.realpath(file)) for file in files}
     real = Path(os.path.realpath(place))
@@ -152,16 +153,16 @@ def _require_elsewhere(files: Sequence[Path], place: Path) -> None:
             raise OutputError(f"{taken} is an input and would be overwritten: name another place for the labels")
 
 
-def _require_one_size(files: Sequence[Path], place: Path) -> None:
+def _require_one_size(files: Sequence[ImageSource], place: Path) -> None:
     """Raise OptionError if files have frames of several sizes; unreadable ones are reported by the replay."""
-    first: tuple[Path, tuple[int, ...]] | None = None
+    first: tuple[ImageSource, tuple[int, ...]] | None = None
     for file in files:
         with suppress(FrameError):
             size = size_of(file)
             if first is not None and size != first[1]:
                 sizes = " and ".join(" x ".join(map(str, one)) for one in (first[1], size))
                 raise OptionError(
-                    f"{first[0].name} and {file.name} have {sizes} pixels, and {place.name} holds one size: "
+                    f"{first[0].path.name} and {file.path.name} have {sizes} pixels, and {place.name} holds one size: "
                     f"name a folder, {stem_of(place)}, or replay files of one size"
                 )
             first = first or (file, size)

@@ -19,7 +19,8 @@ from numpy.typing import NDArray
 from unetrt.runtime import LiveSegmenter
 from unetrt.runtime.closing import Closable
 from unetrt.runtime.errors import CameraError, FrameError, OptionError
-from unetrt.runtime.files.images import read_frames
+from unetrt.runtime.files.formats import AS_STORED, Reading
+from unetrt.runtime.files.images import AnyPath, ImageSource, read_frames, source_of
 from unetrt.runtime.pixels.frames import stack_of
 
 # Seconds between two checks that the camera still runs.
@@ -40,7 +41,7 @@ class FrameSource(Protocol):
     """
 
     name: str
-    unread: dict[Path, FrameError]
+    unread: dict[ImageSource, FrameError]
 
     def feed(self, live: LiveSegmenter, stop: Event) -> None:
         """Submit frames until there are no more, or until soon after `stop` is set."""
@@ -74,7 +75,7 @@ class Camera(Closable):
     def __init__(self, config: str, exposure: float | None = None, *, most: int | None = None) -> None:
         from pymmcore_plus import CMMCorePlus
 
-        self.unread: dict[Path, FrameError] = {}
+        self.unread: dict[ImageSource, FrameError] = {}
         self.core = CMMCorePlus()
         self._most = most
         try:
@@ -145,9 +146,9 @@ def _advice() -> str:
 
 @dataclass(frozen=True)
 class FileFrame:
-    """The origin of a replayed frame: frame `frame`, from 0, of the `frames` frames in `path`."""
+    """The origin of a replayed frame: frame `frame`, from 0, of the `frames` frames of `source`."""
 
-    path: Path
+    source: ImageSource
     frame: int
     frames: int
 
@@ -157,7 +158,7 @@ class FileReplay:
 
     Parameters
     ----------
-    paths
+    files
         Image files.
     fps
         Frames per second; 0: each as soon as the queue has room.
@@ -165,8 +166,8 @@ class FileReplay:
         Whether to repeat the files endlessly.
     most
         Maximum number of frames; None: no limit.
-    max_image_memory
-        Memory in bytes that the pixels of one file may take, as for `read_stack`.
+    reading
+        How files are read.
 
     Attributes
     ----------
@@ -178,17 +179,18 @@ class FileReplay:
 
     def __init__(
         self,
-        paths: Sequence[Path],
+        files: Sequence[AnyPath],
         fps: float,
         *,
         loop: bool = False,
         most: int | None = None,
-        max_image_memory: int | None = None,
+        reading: Reading = AS_STORED,
     ) -> None:
-        self.unread: dict[Path, FrameError] = {}
-        self.name = f"{len(paths)} files" if len(paths) > 1 else paths[0].name
-        self._paths, self._period = paths, 1 / fps if fps else 0.0
-        self._loop, self._most, self._memory = loop, most, max_image_memory
+        self.unread: dict[ImageSource, FrameError] = {}
+        sources = [source_of(file) for file in files]
+        self.name = f"{len(sources)} files" if len(sources) > 1 else sources[0].path.name
+        self._sources, self._period = sources, 1 / fps if fps else 0.0
+        self._loop, self._most, self._reading = loop, most, reading
 
     def feed(self, live: LiveSegmenter, stop: Event) -> None:
         """Submit all frames, until there are no more or `stop` is set.
@@ -206,17 +208,17 @@ class FileReplay:
 
     def _frames(self, channels: int) -> Iterator[tuple[FileFrame, NDArray[Any]]]:
         for _ in count():
-            for path in self._paths:
-                yield from self._frames_of(path, channels)
-            if not self._loop or len(self.unread) == len(self._paths):
+            for source in self._sources:
+                yield from self._frames_of(source, channels)
+            if not self._loop or len(self.unread) == len(self._sources):
                 return
 
-    def _frames_of(self, path: Path, channels: int) -> Iterator[tuple[FileFrame, NDArray[Any]]]:
+    def _frames_of(self, source: ImageSource, channels: int) -> Iterator[tuple[FileFrame, NDArray[Any]]]:
         try:
-            frames = read_frames(path, channels, self._memory)
+            frames = read_frames(source, channels, self._reading)
         except FrameError as error:
-            self.unread[path] = error
+            self.unread[source] = error
             return
         stack = stack_of(frames, channels)
         for number, frame in enumerate(stack):
-            yield FileFrame(path, number, len(stack)), frame
+            yield FileFrame(source, number, len(stack)), frame
