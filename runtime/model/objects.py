@@ -21,12 +21,13 @@ from math import exp, inf, isqrt
 from typing import Any, NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 from scipy.sparse import csr_array
 from scipy.sparse.csgraph import connected_components
 
 from unetrt.runtime.errors import FrameError, OptionError, shown
 from unetrt.runtime.model.spec import CORE, Decoding
+from unetrt.runtime.pixels.frames import as_array
 from unetrt.runtime.pixels.scores import best_class
 
 Array = NDArray[Any]
@@ -45,13 +46,14 @@ INSIDE = 0.75
 COLOURS = np.array([colorsys.hsv_to_rgb(turn * 0.618 % 1, 0.85, 1.0) for turn in range(32)], np.float32)
 
 
-def instances(classes: Array, decoding: Decoding | None = None, min_area: int = 0) -> Labels:
+def instances(classes: ArrayLike, decoding: Decoding | None = None, min_area: int = 0) -> Labels:
     """Return the objects of a class map, numbered.
 
     Parameters
     ----------
     classes
-        (..., H, W), integers; 0 is the background. The planes of a stack are independent.
+        (..., H, W), integers; 0 is the background. The planes of a stack are independent. What numpy converts, such as
+        a list or a tensor on the host, is taken too.
     decoding
         How classes become objects, `spec.decoding` of the model; None: connected components.
     min_area
@@ -65,23 +67,23 @@ def instances(classes: Array, decoding: Decoding | None = None, min_area: int = 
     Raises
     ------
     FrameError
-        The map has fewer than two axes, or does not hold integers.
+        The map cannot be converted to an array, has fewer than two axes, or does not hold integers.
     OptionError
         `decoding` is of another type, or `min_area` is negative.
     """
-    if not isinstance(classes, np.ndarray):
-        raise FrameError(f"a class map must be a numpy array of integers (..., H, W) (got {shown(classes)})")
-    if classes.ndim < 2 or classes.dtype.kind not in "uib":
-        raise FrameError(f"a class map must be integers (..., H, W) (got {classes.dtype} {classes.shape})")
+    planes = as_array(classes)
+    if planes.ndim < 2 or planes.dtype.kind not in "uib":
+        hint = ": scores become one with argmax over the classes" if planes.dtype.kind == "f" else ""
+        raise FrameError(f"a class map must be integers (..., H, W) (got {planes.dtype} {planes.shape}){hint}")
     require_min_area(min_area)
     how = Decoding() if decoding is None else decoding
     if not isinstance(how, Decoding):
         raise OptionError(f"decoding must be a Decoding, such as spec.decoding of a model (got {shown(how)})")
-    min_area = max(min(min_area, classes.size + 1), how.area)  # numpy compares with numbers of 64 bits
+    min_area = max(min(min_area, planes.size + 1), how.area)  # numpy compares with numbers of 64 bits
     decode = _from_cores if how.method == "cores" else _from_components
-    found: Labels = np.empty(classes.shape, np.int32)
-    for plane in np.ndindex(classes.shape[:-2]):
-        decode(classes[plane], how, min_area, found[plane])
+    found: Labels = np.empty(planes.shape, np.int32)
+    for plane in np.ndindex(planes.shape[:-2]):
+        decode(planes[plane], how, min_area, found[plane])
     return found
 
 
@@ -430,7 +432,10 @@ CALIBRATION = Calibration(core=1.29, foreground=1.19, slope=2.52, offset=0.54)
 
 
 def confidence(
-    objects: Labels, probabilities: Array, decoding: Decoding | None = None, calibration: Calibration = CALIBRATION
+    objects: ArrayLike,
+    probabilities: ArrayLike,
+    decoding: Decoding | None = None,
+    calibration: Calibration = CALIBRATION,
 ) -> Confidence:
     """Return how certain the network is of each object, from 0 to 1.
 
@@ -457,8 +462,9 @@ def confidence(
     return calibration(object_features(objects, probabilities, decoding))
 
 
-def object_features(objects: Labels, probabilities: Array, decoding: Decoding | None = None) -> ObjectFeatures:
+def object_features(objects: ArrayLike, probabilities: ArrayLike, decoding: Decoding | None = None) -> ObjectFeatures:
     """Return the features from which the confidence of each object follows; see `confidence`."""
+    objects, probabilities = as_array(objects), as_array(probabilities)
     if objects.ndim != 2 or probabilities.ndim != 3 or probabilities.shape[1:] != objects.shape:
         raise FrameError(
             f"objects {objects.shape} and probabilities {probabilities.shape} do not belong together: give (H, W) and "

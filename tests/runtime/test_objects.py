@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy import ndimage
@@ -152,6 +153,17 @@ def test_growing_undoes_the_cut_of_training(width):
 def test_small_objects_are_dropped_and_the_rest_renumbered():
     found = instances(picture("1.22", "..22", "3...") > 0, min_area=2)
     np.testing.assert_array_equal(found, picture("..11", "..11", "...."))
+
+
+@pytest.mark.parametrize("convert", [np.ndarray.tolist, torch.from_numpy, memoryview], ids=["list", "tensor", "buffer"])
+def test_what_numpy_converts_is_a_class_map(convert):
+    classes = picture("122.", "..21")
+    expected = instances(classes, Decoding("cores", 2))
+    np.testing.assert_array_equal(instances(convert(classes), Decoding("cores", 2)), expected)
+    probabilities = np.full((3, 2, 4), 1 / 3, np.float32)
+    np.testing.assert_array_equal(
+        confidence(convert(expected), convert(probabilities)), confidence(expected, probabilities)
+    )
 
 
 def test_a_stack_is_numbered_plane_by_plane():
