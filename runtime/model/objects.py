@@ -57,8 +57,8 @@ def instances(classes: ArrayLike, decoding: Decoding | None = None, min_area: in
     decoding
         How classes become objects, `spec.decoding` of the model; None: connected components.
     min_area
-        Minimum area in pixels, if it is more than that of the decoding; smaller objects become background. Components
-        are measured before they grow over the border, cores after they grow over their rims.
+        Minimum area in pixels, if it is more than that of the decoding; smaller objects become background. It is the
+        area that objects are returned with, after they have grown over the border or their rims.
 
     Returns
     -------
@@ -98,11 +98,12 @@ def _from_components(classes: Array, how: Decoding, min_area: int, objects: Labe
     runs = Runs.of(foreground)
     numbers, count = runs.components()
     _paint(objects, foreground, runs, numbers)
-    if min_area > 1:
-        _renumber(objects, _kept(np.arange(count + 1), runs.areas(numbers, count), min_area))
-        foreground = _framed(np.greater, objects, 0, max(how.reach, 1))
+    grown = objects.reshape(-1)[:0]
     if how.reach and objects.size:
-        _grow(objects, foreground, _between(objects, how.reach), how.reach, inf)
+        grown = _grow(objects, foreground, _between(objects, how.reach), how.reach, inf)
+    if min_area > 1:
+        areas = runs.areas(numbers, count) + np.bincount(grown, minlength=count + 1)
+        _renumber(objects, _kept(np.arange(count + 1), areas, min_area))
 
 
 def _from_cores(classes: Array, how: Decoding, min_area: int, objects: Labels) -> None:
@@ -113,14 +114,17 @@ def _from_cores(classes: Array, how: Decoding, min_area: int, objects: Labels) -
     runs = Runs.of(cores) if how.bridge else widened
     numbers = components[widened.containing(runs)]
     _paint(objects, cores, runs, numbers)
-    small = runs.areas(numbers, count) < how.smallest
+    areas = runs.areas(numbers, count)
+    small = areas < how.smallest
     small[0] = False
+    grown = objects.reshape(-1)[:0]
     if how.reach and count:
         foreground ^= cores
-        _grow(objects, cores, foreground, how.reach, how.reach**2)
+        grown = _grow(objects, cores, foreground, how.reach, how.reach**2)
     owners = _joined(objects, small) if small.any() else np.arange(count + 1)
     if min_area > 1:
-        owners = _kept(owners, np.bincount(owners, _areas(objects, count), count + 1), min_area)
+        areas += np.bincount(grown, minlength=count + 1)
+        owners = _kept(owners, np.bincount(owners, areas, count + 1), min_area)
     _renumber(objects, owners)
 
 
@@ -205,16 +209,6 @@ def _paint(objects: Labels, framed: Mask, runs: Runs, numbers: NDArray[np.intp])
     objects[inside] = np.repeat(numbers.astype(np.int32), runs.stops - runs.starts)
 
 
-def _areas(objects: Labels, count: int) -> Counts:
-    """Return the number of pixels of each number, (count + 1,)."""
-    if not objects.size:
-        return np.zeros(count + 1)
-    begins = np.ones(objects.shape, bool)
-    np.not_equal(objects[:, 1:], objects[:, :-1], out=begins[:, 1:])
-    starts = np.flatnonzero(begins)
-    return np.bincount(objects.reshape(-1)[starts], np.diff(starts, append=objects.size), count + 1)
-
-
 def _joined(objects: Labels, small: Mask) -> NDArray[np.intp]:
     """Return for each number that of the object it belongs to: small ones join the neighbour of the longest border.
 
@@ -284,8 +278,8 @@ def _running(flat: Array, reach: int, stride: int, best: np.ufunc) -> Array:
     return flat
 
 
-def _grow(objects: Labels, found: Mask, wanted: Mask, reach: int, furthest: float) -> None:
-    """Assign each wanted background pixel to the nearest object, in place.
+def _grow(objects: Labels, found: Mask, wanted: Mask, reach: int, furthest: float) -> Labels:
+    """Assign each wanted background pixel to the nearest object, in place; return the numbers assigned, (n,).
 
     The nearest pixel is found in two passes, as in the exact distance transform of Saito and Toriwaki (1994): the
     nearest in each row, then the best of `2 reach + 1` rows.
@@ -303,6 +297,7 @@ def _grow(objects: Labels, found: Mask, wanted: Mask, reach: int, furthest: floa
     """
     height, width = objects.shape
     row, labels = width + reach, objects.reshape(-1)
+    assigned = [labels[:0]]
     for top in range(reach, height + reach, BLOCK):
         bottom = min(top + BLOCK, height + reach)
         at = np.flatnonzero(wanted[top:bottom])
@@ -316,7 +311,10 @@ def _grow(objects: Labels, found: Mask, wanted: Mask, reach: int, furthest: floa
         source = at + (down + reach) * row
         west, east = left[source].astype(np.intp), right[source].astype(np.intp)
         at += (top - reach) * width - at // row * reach  # in `labels`, whose rows are shorter
-        labels[at] = labels[at + down * width + np.where(west <= east, -west, east)]
+        grown = labels[at + down * width + np.where(west <= east, -west, east)]
+        labels[at] = grown
+        assigned.append(grown)
+    return np.concatenate(assigned)
 
 
 def _distances_in_row(found: Mask, reach: int) -> tuple[Array, Array]:
