@@ -27,7 +27,7 @@ from unetrt.runtime.files.formats import AS_STORED, SUFFIXES, Reading
 from unetrt.runtime.files.images import ImageSource, list_images, read_label_stack, read_stack, source_of, stem_of
 from unetrt.runtime.geometry.unet_shape import MAX_CLASSES
 from unetrt.runtime.pixels.frames import as_frame
-from unetrt.trainer.targets import as_instances
+from unetrt.trainer.label_values import UNSTATED, LabelDoubts, LabelRule, components, require_background, require_ids
 
 Array = NDArray[Any]
 Mask = NDArray[np.bool_]
@@ -110,11 +110,14 @@ class Dataset:
         Background first.
     instances
         Whether labels are instances; otherwise they are class indices.
+    notes
+        Sentences about how the values of labels were taken.
     """
 
     images: tuple[AnnotatedImage, ...]
     class_names: tuple[str, ...]
     instances: bool
+    notes: tuple[str, ...] = ()
 
     @property
     def channels(self) -> int:
@@ -166,7 +169,7 @@ class Dataset:
 
     def warnings(self) -> list[str]:
         """Return a sentence for each property of the data that is likely a mistake."""
-        found = []
+        found = list(self.notes)
         if self.part:
             found.append(
                 f"there is one image, validated on {self.part.about}: scores say little about other images "
@@ -181,7 +184,10 @@ class Dataset:
             objects = sum(len(np.unique(image.labels[image.labels > 0])) for image in self.images)
             pieces = sum(ndimage.label(image.labels > 0)[1] for image in self.images)
             if pieces > PIECES * objects:
-                found.append(f"{objects} objects in {pieces} separate pieces: if labels are classes, give --classes")
+                found.append(
+                    f"{objects} objects in {pieces} separate pieces: if labels are classes, give --classes; if "
+                    "they are grey values of masks, --threshold"
+                )
         return found
 
     def some_frames(self) -> tuple[Array, ...]:
@@ -285,7 +291,7 @@ class Dataset:
     def _subset(self, indices: Iterable[int]) -> "Dataset":
         images = tuple(self.images[index] for index in sorted(indices))
         _require_objects(images, "the split left a set in which")
-        return Dataset(images, self.class_names, self.instances)
+        return replace(self, images=images)
 
 
 def _parts(
@@ -341,7 +347,11 @@ def class_names(classes: int | None) -> tuple[str, ...]:
 
 
 def read_dataset(
-    folder: str | Path, classes: int | None = None, ignore: int | None = None, reading: Reading = AS_STORED
+    folder: str | Path,
+    classes: int | None = None,
+    ignore: int | None = None,
+    reading: Reading = AS_STORED,
+    rule: LabelRule = UNSTATED,
 ) -> Dataset:
     """Read every annotated image of a folder, in one of the two layouts.
 
@@ -351,26 +361,30 @@ def read_dataset(
         With `images/` and `labels/` in it, and optionally `ignore/`: masks that are not 0 where nothing is annotated.
         Or a Cell Tracking Challenge data set.
     classes
-        Number of classes, the background included; labels are class indices below it. None: labels are instances, one
-        number for each object; labels with a single value besides 0 are a mask, whose connected components are the
-        objects.
+        Number of classes, the background included; labels are class indices below it. None: labels are objects.
     ignore
         Label of unannotated pixels; None: 255 for class maps with at most 255 classes, no label for instances.
     reading
         How files are read.
+    rule
+        How values become objects.
 
     Raises
     ------
     DatasetError
-        A folder is missing, a file has no partner, an image and its labels differ in shape, or all labels are empty.
+        A folder is missing, a file has no partner, an image and its labels differ in shape, all labels are empty, or
+        their values cannot be objects (`require_ids`, `require_background`).
     FrameError
         A file cannot be read, or holds pixels that are not finite.
     OptionError
         `classes` or `ignore` is out of range.
     """
     require_classes(classes, "trained")
+    rule.require_objects(classes)
     ignore = ignored_label(classes, ignore)
-    images = tuple(image for files in _find_files(Path(folder)) for image in _read(files, classes, ignore, reading))
+    images = tuple(
+        image for files in _find_files(Path(folder)) for image in _read(files, classes, ignore, reading, rule)
+    )
     if not images:
         raise DatasetError(
             f"{folder}: no pixel is annotated, all of them are ignored: check the masks in ignore/ and --ignore-label"
@@ -384,7 +398,34 @@ def read_dataset(
             "frames that says it is RGB is read as colours: save it with photometric='minisblack')"
         )
     _require_objects(images, f"{folder}:")
-    return Dataset(images, class_names(classes), instances=classes is None)
+    if classes is not None:
+        return Dataset(images, class_names(classes), instances=False)
+    images, notes = _as_objects(images, rule)
+    return Dataset(images, class_names(None), instances=True, notes=tuple(notes))
+
+
+def _as_objects(images: tuple[AnnotatedImage, ...], rule: LabelRule) -> tuple[tuple[AnnotatedImage, ...], list[str]]:
+    """Return images whose labels are objects, for ids; and sentences about what may be a mistake.
+
+    If no image holds more than one id, and the rule does not say what labels are, they are masks.
+    """
+    notes = []
+    guessed = rule == UNSTATED and all(image.labels.max() <= 1 for image in images)
+    if guessed:
+        images = tuple(replace(image, labels=components(image.labels)) for image in images)
+        found = sum(int(image.labels.max()) for image in images)
+        if any(image.labels.max() > 1 for image in images):
+            notes.append(
+                f"labels hold a single value, and are taken as masks, whose {found} connected components are the "
+                "objects: --masks says so, --ids that each label file holds one object"
+            )
+    doubts = LabelDoubts()
+    for image in images:
+        if rule.masks is None:
+            require_background(image.labels, f"labels of {image.name}")
+        if rule.masks is not False:
+            doubts.add(image.name, image.labels)
+    return images, notes + doubts.sentences()
 
 
 def read_names(path: str | Path) -> list[str]:
@@ -527,9 +568,11 @@ def _challenge_files(truth: Path) -> list[_ImageFiles]:
     return found
 
 
-def _read(files: _ImageFiles, classes: int | None, ignore: int | None, reading: Reading) -> list[AnnotatedImage]:
+def _read(
+    files: _ImageFiles, classes: int | None, ignore: int | None, reading: Reading, rule: LabelRule
+) -> list[AnnotatedImage]:
     """Read the frames of an image; frames without any annotated pixel are left out."""
-    frames, planes = _read_frames(files, reading), read_label_stack(files.labels, reading)
+    frames, planes = _read_frames(files, reading), rule.planes(files.labels, reading)
     masks = None if files.ignored is None else read_label_stack(files.ignored, reading)
     _require_same_shape(frames, files.image, planes, files.labels)
     if masks is not None:
@@ -539,7 +582,7 @@ def _read(files: _ImageFiles, classes: int | None, ignore: int | None, reading: 
         name = files.name if len(frames) == 1 else f"{files.name}[{index}]"
         known, ignored = without_ignored(plane, ignore, None if masks is None else masks[index] > 0)
         if ignored is None or not ignored.all():
-            labels = _require_labels(known, files.labels, classes)
+            labels = _require_labels(known, files.labels, classes, rule)
             images.append(AnnotatedImage(name, frame, labels, ignored, files.source))
     return images
 
@@ -578,10 +621,12 @@ def _require_same_shape(frames: Array, image: ImageSource, planes: Array, labels
         )
 
 
-def _require_labels(plane: Array, path: ImageSource, classes: int | None) -> NDArray[np.int32]:
+def _require_labels(plane: Array, path: ImageSource, classes: int | None, rule: LabelRule) -> NDArray[np.int32]:
     """Return a plane (H, W) of a label file as instances or as class indices."""
     if classes is None:
-        return as_instances(plane)
+        if rule.threshold is None and rule.masks is not False:
+            require_ids(plane, str(path))
+        return rule.objects(plane)
     if plane.max() >= classes:
         raise DatasetError(
             f"{path} holds class {plane.max()}, {classes} classes are 0 ... {classes - 1}: "

@@ -30,6 +30,9 @@ if TYPE_CHECKING:
 Array = NDArray[Any]
 AnyPath = str | os.PathLike[str]
 
+# Whole numbers below this are exact in float64.
+EXACT = 2.0**53
+
 
 @dataclass(frozen=True)
 class ImageSource(os.PathLike[str]):
@@ -206,16 +209,34 @@ def read_label_stack(path: AnyPath, reading: Reading = AS_STORED) -> Array:
     FrameError
         The file is not an image, has several channels, or values other than integers from 0.
     """
+    planes = read_grey_stack(path, reading)
+    try:
+        return whole_numbers(planes)
+    except FrameError as error:
+        raise FrameError(f"{path} {error}") from error
+
+
+def read_grey_stack(path: AnyPath, reading: Reading = AS_STORED) -> Array:
+    """Read a file of one channel, (N, H, W) in its own dtype; raises as `read_stack` does, and for several channels.
+
+    Grey values that were saved as colours are one channel.
+    """
     stack = read_stack(path, reading)
     if stack.shape[1] in (3, 4) and (stack[:, 1:3] == stack[:, :1]).all():
-        stack = stack[:, :1]  # grey saved as colours
+        stack = stack[:, :1]
     if stack.shape[1] != 1:
         raise FrameError(f"{path} has {stack.shape[1]} channels: save labels as one grey plane")
-    labels: Array = stack[:, 0]
-    if labels.dtype.kind == "f" and np.array_equal(labels, np.rint(labels)):
+    planes: Array = stack[:, 0]
+    return planes
+
+
+def whole_numbers(planes: Array) -> Array:
+    """Return labels of any shape as integers; raises FrameError for values that are not whole numbers from 0."""
+    labels = planes
+    if labels.dtype.kind == "f" and np.array_equal(labels, np.rint(labels)) and np.abs(labels).max() < EXACT:
         labels = labels.astype(np.int64)
     if labels.dtype.kind not in "ui" or labels.min() < 0:
-        raise FrameError(f"{path} holds {labels.dtype} values that are not labels: use whole numbers from 0")
+        raise FrameError(f"holds {planes.dtype} values that are not labels: use whole numbers from 0")
     return labels
 
 

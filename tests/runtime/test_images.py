@@ -173,6 +173,8 @@ def test_what_would_be_read_in_part_or_in_fewer_bits_is_refused(tmp_path):
         (np.zeros((2, 5, 5), np.uint8), "2 frames: save labels as one grey plane"),
         (np.full((5, 5), 0.5, np.float32), "not labels: use whole numbers"),
         (np.full((5, 5), -1, np.int16), "not labels: use whole numbers"),
+        (np.full((5, 5), 1e300), "a.tif holds float64 values that are not labels: use whole numbers"),
+        (np.full((5, 5), np.inf), "a.tif holds float64 values that are not labels: use whole numbers"),
     ],
 )
 def test_what_are_no_labels(tmp_path, labels, message):

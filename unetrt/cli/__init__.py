@@ -249,6 +249,24 @@ def reading_options(command: Command) -> Callable[..., Any]:
     return image_memory_option(with_reading)
 
 
+def label_rule_options(command: Command) -> Command:
+    """Add the options of `LabelRule` to a command, which gets them as `masks` and `threshold`."""
+    masks = click.option(
+        "--masks/--ids",
+        default=None,
+        help="Masks: in label files with a single value besides 0, connected components are the objects. Ids: each "
+        "value is one object, without a check that it can be.",
+    )
+    threshold = click.option(
+        "--threshold",
+        type=real(0, above=0),
+        metavar="VALUE",
+        help="Make masks of the annotations: values from VALUE on are foreground, whose connected components are the "
+        "objects.",
+    )
+    return masks(threshold(command))
+
+
 def engine_options(command: Command) -> Callable[..., Any]:
     """Add the options of a session to a command, which gets them as `engine`, an `EngineOptions`."""
 
