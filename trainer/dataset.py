@@ -19,7 +19,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import ndimage
 
 from unetrt.runtime.errors import DatasetError, FrameError, OptionError
 from unetrt.runtime.files.atomic import require_regular
@@ -40,8 +39,6 @@ CHALLENGE_LABELS = re.compile(r"man_seg_?(\d+)(?:_(\d+))?")
 UNANNOTATED = 255
 # Number of frames in `Dataset.some_frames`, and the largest side of each, in pixels.
 SOME, SIDE = 4, 512
-# More connected components per instance than this, and the labels are likely classes.
-PIECES = 1.5
 # Share held back for validation: of the images, and of a single image.
 SHARE, SHARE_OF_ONE = 0.2, 1 / 3
 # Least height or width of each part of a single image, in pixels: about the size of one object and its surroundings.
@@ -180,14 +177,6 @@ class Dataset:
         ]:
             more = f" and {len(flat) - 1} more" if len(flat) > 1 else ""
             found.append(f"{flat[0]}{more} without any contrast, but with objects")
-        if self.instances:
-            objects = sum(len(np.unique(image.labels[image.labels > 0])) for image in self.images)
-            pieces = sum(ndimage.label(image.labels > 0)[1] for image in self.images)
-            if pieces > PIECES * objects:
-                found.append(
-                    f"{objects} objects in {pieces} separate pieces: if labels are classes, give --classes; if "
-                    "they are grey values of masks, --threshold"
-                )
         return found
 
     def some_frames(self) -> tuple[Array, ...]:

@@ -16,10 +16,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
+from scipy.sparse import csr_array
+from scipy.sparse.csgraph import connected_components
 
 from unetrt.runtime.errors import DatasetError, FrameError, OptionError
 from unetrt.runtime.files.formats import AS_STORED, Reading
 from unetrt.runtime.files.images import AnyPath, read_grey_stack, whole_numbers
+from unetrt.runtime.model.objects import outlines
 from unetrt.runtime.pixels.frames import require_finite
 
 Array = NDArray[Any]
@@ -35,6 +38,10 @@ FULL = 0.9
 # Share of an image above which an object may be its background; number of holes from which it is, and their least area
 # in pixels.
 LARGE, HOLES, HOLE = 0.5, 3, 9
+# Number of holes from which an object of any size that reaches all sides may be the background.
+NETWORK = 10
+# More connected components per id than this, and values are likely classes, masks or interpolated.
+PIECES = 1.5
 # Number of objects, and their largest median area in pixels, that may be noise.
 MANY, SPECK_AREA = 1000, 4
 
@@ -128,6 +135,26 @@ def components(mask: Array) -> Labels:
     return found
 
 
+def count_pieces(labels: Array) -> int:
+    """Return the number of connected components, along edges, of pixels (H, W) of equal value, without the background.
+
+    A component consists of runs: pixels of equal value along a row.
+    """
+    width = labels.shape[1] + 1
+    flat = np.pad(labels, ((0, 0), (1, 0))).reshape(-1)
+    starts = np.flatnonzero(np.append(flat[1:] != flat[:-1], False)) + 1
+    stops = np.append(starts[1:], flat.size)
+    starts, stops = starts[flat[starts] > 0], stops[flat[starts] > 0]
+    # Runs of the next row that begin before a run ends and end after it begins.
+    first = np.searchsorted(stops, starts + width, side="right")
+    touching = np.maximum(np.searchsorted(starts, stops + width, side="left") - first, 0)
+    above = np.repeat(np.arange(len(starts)), touching)
+    below = np.arange(len(above)) + np.repeat(first - np.cumsum(touching) + touching, touching)
+    equal = flat[starts[above]] == flat[starts[below]]
+    graph = csr_array((np.ones(equal.sum(), np.int8), (above[equal], below[equal])), shape=(len(starts),) * 2)
+    return int(connected_components(graph, directed=False)[0]) if len(starts) else 0
+
+
 def require_ids(values: Array, name: str) -> None:
     """Raise DatasetError if values (H, W) are interpolated: grey values, of which each would be an object.
 
@@ -142,11 +169,14 @@ def require_ids(values: Array, name: str) -> None:
         What is named in the message.
     """
     solid = _solid(values)
-    highest, lowest = ndimage.maximum_filter(values, 3), ndimage.minimum_filter(values, 3)
     labelled = values > 0
-    rims = np.count_nonzero(labelled & ~solid & (lowest < values) & (values < highest))
-    outlines = np.count_nonzero(labelled & (lowest < highest))
-    if rims < max(FEWEST_RIMS, RIMS * outlines):
+    thin = labelled & ~solid
+    if np.count_nonzero(thin) < max(FEWEST_RIMS, RIMS * np.count_nonzero(outlines(values))):
+        return  # most labels, in a fifth of the time
+    highest, lowest = ndimage.maximum_filter(values, 3), ndimage.minimum_filter(values, 3)
+    rims = np.count_nonzero(thin & (lowest < values) & (values < highest))
+    along = np.count_nonzero(labelled & (lowest < highest))
+    if rims < max(FEWEST_RIMS, RIMS * along):
         return
     inside, top = values[solid & labelled], int(values.max())
     if inside.size and np.mean(inside >= FULL * top) >= 0.5:
@@ -155,7 +185,7 @@ def require_ids(values: Array, name: str) -> None:
         what = "grey values, or labels resized with interpolation"
         remedy = "save one value for each object, and resize labels to the nearest pixel"
     raise DatasetError(
-        f"{name} holds {what}: {rims / outlines:.0%} of the pixels along outlines have values between those of their "
+        f"{name} holds {what}: {rims / along:.0%} of the pixels along outlines have values between those of their "
         f"neighbours, which would be objects; {remedy} (--ids takes them as they are)"
     )
 
@@ -184,19 +214,24 @@ def require_background(objects: Labels, name: str) -> None:
     name
         What is named in the message.
     """
-    areas = np.bincount(objects.reshape(-1))[1:]
-    if areas.max(initial=0) <= LARGE * objects.size:
-        return
-    largest = objects == areas.argmax() + 1
-    if not all(side.any() for side in (largest[0], largest[-1], largest[:, 0], largest[:, -1])):
-        return
-    holes = _holes(largest)
-    if holes >= HOLES:
+    share, holes = _largest(objects)
+    if share > LARGE and holes >= HOLES:
         raise DatasetError(
-            f"{name} holds an object that covers {areas.max() / objects.size:.0%} of the image, reaches all sides and "
-            f"encloses {holes} regions, as the background of an inverted mask does: make the background 0, for example "
-            "with labels.max() - labels (--masks or --ids takes the labels as they are)"
+            f"{name} holds an object that covers {share:.0%} of the image, reaches all sides and encloses {holes} "
+            "regions, as the background of an inverted mask does: make the background 0, for example with "
+            "labels.max() - labels (--masks or --ids takes the labels as they are)"
         )
+
+
+def _largest(objects: Labels) -> tuple[float, int]:
+    """Return the share of the image (H, W) that the largest object covers, and the holes that it has.
+
+    Holes are not counted, 0, unless the object reaches all four sides.
+    """
+    areas = np.bincount(objects.reshape(-1))[1:]
+    largest = objects == (areas.argmax() + 1 if len(areas) else -1)
+    reaches = all(side.any() for side in (largest[:1], largest[-1:], largest[:, :1], largest[:, -1:]))
+    return float(areas.max(initial=0) / max(1, objects.size)), _holes(largest) if reaches else 0
 
 
 def _holes(mask: Mask) -> int:
@@ -216,30 +251,32 @@ class LabelDoubts:
     Attributes
     ----------
     large
-        Name, and share of the image that one object covers, where that is more than half.
+        Name, and share of the image that one object covers, where it may be the background.
     pieces
-        Name and number of pieces, where the only object of an image has several.
+        Name, number of values, and number of pieces, where these are many, or those of a single value.
     noisy
         Name, number of objects and their median area in pixels, where it looks like noise.
     """
 
     large: list[tuple[str, float]] = field(default_factory=list)
-    pieces: list[tuple[str, int]] = field(default_factory=list)
+    pieces: list[tuple[str, int, int]] = field(default_factory=list)
     noisy: list[tuple[str, int, float]] = field(default_factory=list)
 
     def add(self, name: str, objects: Labels) -> None:
         """Look at the objects (H, W) of an image."""
         self.add_pieces(name, objects)
+        share, holes = _largest(objects)
+        if share > LARGE or holes >= NETWORK:
+            self.large.append((name, share))
         areas = np.bincount(objects.reshape(-1))[1:]
-        if areas.max(initial=0) > LARGE * objects.size:
-            self.large.append((name, float(areas.max() / objects.size)))
         if len(areas) >= MANY and np.median(areas) <= SPECK_AREA:
             self.noisy.append((name, len(areas), float(np.median(areas))))
 
     def add_pieces(self, name: str, objects: Labels) -> None:
-        """Look at the only object in (H, W), if there is a single one."""
-        if objects.max(initial=0) == 1 and (count := int(components(objects).max())) > 1:
-            self.pieces.append((name, count))
+        """Look at the pieces of the objects (H, W) of an image."""
+        values, count = int(objects.max(initial=0)), count_pieces(objects)
+        if count > PIECES * values:
+            self.pieces.append((name, values, count))
 
     def sentences(self) -> list[str]:
         """Return a sentence for each kind of doubt."""
@@ -250,10 +287,10 @@ class LabelDoubts:
                 f"one object covers {share:.0%} of {name}{_more(self.large)}: if it is the background, make that 0"
             )
         if self.pieces:
-            name, count = max(self.pieces, key=lambda one: one[1])
+            name, values, count = max(self.pieces, key=lambda one: one[2])
             found.append(
-                f"{name}{_more(self.pieces)} holds a single value, in {count} pieces, which is one object: if it is a "
-                "mask, give --masks"
+                f"{name}{_more(self.pieces)} holds {values} values in {count} pieces, and each value is one object: "
+                "give --masks for masks, --classes for class maps, and do not interpolate labels"
             )
         if self.noisy:
             name, count, area = max(self.noisy, key=lambda one: one[1])

@@ -190,9 +190,9 @@ def test_what_looks_odd_is_said(tmp_path):
         tiff(tmp_path / "images" / f"{name}.tif", frame)
         tiff(tmp_path / "labels" / f"{name}.tif", spots)
     assert [re.sub(r"\d+", "N", doubt) for doubt in read_dataset(tmp_path).warnings()] == [
+        "a (and N more) holds N values in N pieces, and each value is one object: give --masks for masks, --classes "
+        "for class maps, and do not interpolate labels",
         "b without any contrast, but with objects",
-        "N objects in N separate pieces: if labels are classes, give --classes; if they are grey values of masks, "
-        "--threshold",
     ]
     assert named(tmp_path / "good").warnings() == []
 

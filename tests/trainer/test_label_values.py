@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from scipy import ndimage
 from scipy.spatial import cKDTree
+from skimage import measure
 
 from tests.conftest import NUCLEI
 from unetrt.__main__ import main
@@ -20,7 +21,14 @@ from unetrt.runtime.records import validated
 from unetrt.trainer.dataset import read_dataset
 from unetrt.trainer.drawn_cells import draw
 from unetrt.trainer.evaluation import LabelFormat, compare_files
-from unetrt.trainer.label_values import LabelDoubts, LabelRule, as_instances, require_background, require_ids
+from unetrt.trainer.label_values import (
+    LabelDoubts,
+    LabelRule,
+    as_instances,
+    count_pieces,
+    require_background,
+    require_ids,
+)
 from unetrt.trainer.run import DataSource
 
 CELLS = draw((160, 200), seed=3).labels
@@ -146,6 +154,18 @@ def test_real_annotations_are_ids_without_a_doubt():
     assert doubts.sentences() == []
 
 
+def test_few_ids_that_were_interpolated_widely_are_noted(tmp_path):
+    """Rims that are several pixels wide: 1 around 2, 1 and 2 around 3."""
+    data = read_dataset(folder(tmp_path, resized(DISCS, 8).astype(np.uint8)))
+    assert data.notes[0].startswith("0 holds 4 values in ")
+
+
+@given(st.integers(0, 2**32 - 1), st.tuples(st.integers(1, 9), st.integers(1, 12)))
+def test_pieces_are_components_of_equal_values(seed, size):
+    labels = np.random.default_rng(seed).integers(0, 4, size)
+    assert count_pieces(labels) == measure.label(labels, connectivity=1).max()
+
+
 INVERTED = {
     "a mask": DISCS == 0,
     "a mask of many cells": CELLS == 0,
@@ -183,6 +203,13 @@ def test_a_large_cell_is_legal_and_noted(tmp_path, labels):
     assert note.startswith(f"one object covers {np.mean(labels > 0):.0%} of 0: if it is the background, make that 0")
 
 
+def test_a_background_between_dense_cells_is_noted(tmp_path):
+    dense = np.kron(np.ones((5, 5), np.uint8), np.pad(np.ones((9, 9), np.uint8), 1))
+    (note,) = read_dataset(folder(tmp_path, 1 - dense)).notes
+    assert note == "one object covers 33% of 0: if it is the background, make that 0"
+    assert read_dataset(folder(tmp_path / "cells", dense), rule=LabelRule(masks=True)).notes == ()
+
+
 def test_labels_without_a_doubt_have_no_notes(tmp_path):
     assert read_dataset(folder(tmp_path, DISCS, CELLS.astype(np.uint16), 0 * DISCS)).notes == ()
 
@@ -206,7 +233,10 @@ def test_one_value_among_ids_is_one_object_and_noted(tmp_path):
     broken = np.where(DISCS == 2, 0, DISCS == 1) + (DISCS == 4)
     data = read_dataset(folder(tmp_path, DISCS, broken.astype(np.uint8)))
     assert objects(data) == [4, 1]
-    assert data.notes == ("1 holds a single value, in 2 pieces, which is one object: if it is a mask, give --masks",)
+    assert data.notes == (
+        "1 holds 1 values in 2 pieces, and each value is one object: give --masks for masks, --classes for class maps, "
+        "and do not interpolate labels",
+    )
     assert objects(read_dataset(tmp_path, rule=LabelRule(masks=True))) == [4, 2]
 
 
@@ -284,7 +314,9 @@ def test_one_id_in_two_places_is_one_object_in_both_maps(tmp_path):
         doubts = LabelDoubts()
         scores = tally(pair(tmp_path, predicted, truth), doubts=doubts)
         assert (scores["found"], scores["objects"]) == (len(np.unique(predicted)) - 1, len(np.unique(truth)) - 1)
-        assert "in 2 pieces, which is one object: if it is a mask, give --masks" in doubts.sentences()[0]
+        assert (
+            "holds 1 values in 2 pieces, and each value is one object: give --masks for masks" in doubts.sentences()[0]
+        )
     assert tally(pair(tmp_path, one, one), LabelRule(masks=True))["objects"] == 2
     assert tally(pair(tmp_path, DISCS, one), LabelRule(masks=True))["found"] == 4
 
@@ -311,8 +343,8 @@ def test_eval_takes_masks_and_thresholds(tmp_path, capsys):
     out, err = capsys.readouterr()
     assert json.loads(out)["pooled"]["objects"] == 1
     assert err == (
-        "note: truth of the annotations holds a single value, in 4 pieces, which is one object: if it is a mask, give "
-        "--masks\n"
+        "note: truth of the annotations holds 1 values in 4 pieces, and each value is one object: give --masks for "
+        "masks, --classes for class maps, and do not interpolate labels\n"
     )
     assert main(["eval", paths[0], mask, "--json", "--masks"]) == 0
     out, err = capsys.readouterr()
