@@ -82,7 +82,7 @@ class AnnotatedImage:
     ignored
         (H, W) bool, true for unannotated pixels, which count neither in loss nor in scores; None: all are annotated.
     source
-        The stack or sequence of the frame, whose frames resemble each other. Empty: a single image.
+        The acquisition, stack or sequence of the frame, whose frames resemble each other. Empty: a single image.
     part
         Where the image is a part of a single one that is split; None for a whole image.
     """
@@ -193,8 +193,9 @@ class Dataset:
     def split(self, fraction: float | None, seed: int) -> tuple["Dataset", "Dataset"]:
         """Return two sets, the second with about `fraction` of the images, at least one, drawn at random.
 
-        Frames of one stack or sequence stay together, unless there is a single one. A single image is cut in two, see
-        `_cut`. `fraction` None stands for a fifth of the images, or for a third of a single one.
+        Frames of one acquisition, stack or sequence stay together. If there is a single acquisition, its fields stay
+        whole; frames of a single stack are drawn. A single image is cut in two, see `_cut`. `fraction` None stands for
+        a fifth of the images, or for a third of a single one.
 
         Raises
         ------
@@ -210,6 +211,8 @@ class Dataset:
         if len(self.images) == 1:
             return self._cut(fraction or SHARE_OF_ONE)
         groups = list(self._by_source().values())
+        if len(groups) == 1:
+            groups = list(self._by_stack().values())
         if len(groups) == 1:
             groups = [[index] for index in range(len(self.images))]
         wanted = max(1, round((fraction or SHARE) * len(self.images)))
@@ -231,7 +234,8 @@ class Dataset:
         DatasetError
             A name matches no image, or a set would hold no object.
         """
-        by_name = {image.name: [index] for index, image in enumerate(self.images)} | self._by_source()
+        by_name = {image.name: [index] for index, image in enumerate(self.images)}
+        by_name |= self._by_stack() | self._by_source()
         held: set[int] = set()
         for name in names:
             if name not in by_name:
@@ -275,6 +279,13 @@ class Dataset:
         groups: dict[str, list[int]] = {}
         for index, image in enumerate(self.images):
             groups.setdefault(image.source or image.name, []).append(index)
+        return groups
+
+    def _by_stack(self) -> dict[str, list[int]]:
+        """Return the indices of the frames of each stack, and of each single image."""
+        groups: dict[str, list[int]] = {}
+        for index, image in enumerate(self.images):
+            groups.setdefault(re.sub(r"\[\d+\]$", "", image.name), []).append(index)
         return groups
 
     def _subset(self, indices: Iterable[int]) -> "Dataset":
@@ -372,7 +383,7 @@ def read_dataset(
     rule.require_objects(classes)
     ignore = ignored_label(classes, ignore)
     images = tuple(
-        image for files in _find_files(Path(folder)) for image in _read(files, classes, ignore, reading, rule)
+        image for files in _find_files(Path(folder), reading) for image in _read(files, classes, ignore, reading, rule)
     )
     if not images:
         raise DatasetError(
@@ -457,8 +468,8 @@ def ignored_label(classes: int | None, label: int | None) -> int | None:
     return UNANNOTATED if classes is not None and classes <= UNANNOTATED else None
 
 
-def images_by_name(path: Path) -> dict[str, ImageSource]:
-    """Return the images of a folder, or of a single file, by name.
+def images_by_name(path: Path, reading: Reading = AS_STORED) -> dict[str, ImageSource]:
+    """Return the images of a folder, or of a single file, by name; `reading` as in `list_images`.
 
     Raises
     ------
@@ -466,7 +477,7 @@ def images_by_name(path: Path) -> dict[str, ImageSource]:
         There is no image, or two differ in the suffix alone.
     """
     try:
-        sources = list_images(path)
+        sources = list_images(path, reading)
     except FrameError as error:
         raise DatasetError(str(error)) from error
     named = {source.name: source for source in sources}
@@ -503,8 +514,11 @@ class _ImageFiles:
     plane: int | None = None
 
 
-def _find_files(folder: Path) -> list[_ImageFiles]:
-    """Return the files of each image of a folder in either layout, sorted by name."""
+def _find_files(folder: Path, reading: Reading) -> list[_ImageFiles]:
+    """Return the files of each image of a folder in either layout, sorted by name.
+
+    Of files with several images, the one that `reading` picks is taken, and the labels of the others are left out.
+    """
     if not folder.is_dir():
         state = "is a file" if folder.exists() else "does not exist"
         raise DatasetError(f"{folder} {state}: give a folder with images/ and labels/ in it")
@@ -518,10 +532,29 @@ def _find_files(folder: Path) -> list[_ImageFiles]:
             )
     images, labels = (images_by_name(folder / part) for part in (IMAGES, LABELS))
     ignored = images_by_name(folder / IGNORE) if (folder / IGNORE).is_dir() else {}
+    images = _labelled_alone(images, labels)
     _require_partners(images, "image", labels, folder / LABELS)
     _require_partners(labels, "label", images, folder / IMAGES)
     _require_partners(ignored, "mask", images, folder / IMAGES)
-    return [_ImageFiles(stem, images[stem], labels[stem], stem, ignored.get(stem)) for stem in sorted(images)]
+    if reading.series is not None:
+        images = images_by_name(folder / IMAGES, reading)
+    return [
+        _ImageFiles(stem, image, labels[stem], image.acquisition or stem, ignored.get(stem))
+        for stem, image in sorted(images.items())
+    ]
+
+
+def _labelled_alone(images: Mapping[str, ImageSource], labels: Mapping[str, ImageSource]) -> dict[str, ImageSource]:
+    """Return the images, each file of a set alone where every file has labels of its own."""
+    found = {}
+    for name, image in images.items():
+        alone = {Path(name).with_name(stem_of(file)).as_posix(): file for file in (image.path, *image.files)}
+        if image.files and image.series is None and alone.keys() <= labels.keys() and not labels[name].files:
+            group = image.acquisition or name
+            found |= {stem: ImageSource(file, stem, acquisition=group) for stem, file in alone.items()}
+        else:
+            found[name] = image
+    return found
 
 
 def _require_partners(

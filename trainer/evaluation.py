@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from unetrt.runtime.errors import DatasetError, FrameError
 from unetrt.runtime.files.formats import AS_STORED, Reading
-from unetrt.runtime.files.images import read_label_stack, source_of
+from unetrt.runtime.files.images import ImageSource, read_label_stack
 from unetrt.trainer.dataset import Mask, ignored_label, images_by_name, require_classes, without_ignored
 from unetrt.trainer.label_values import UNSTATED, LabelDoubts, LabelRule, require_background, require_ids
 from unetrt.trainer.metrics import (
@@ -165,11 +165,13 @@ def compare_files(
     FrameError
         A file holds no labels, or a class index that is too high.
     """
-    truths, found = images_by_name(labels), {_key(stem): path for stem, path in images_by_name(predicted).items()}
+    truths, guesses = (_picked(path, reading) for path in (labels, predicted))
+    found = {_key(stem): path for stem, path in guesses.items()}
     masks = {} if labelled.ignore is None else images_by_name(labelled.ignore)
     doubts = LabelDoubts() if doubts is None else doubts
-    if predicted.is_file() and labels.is_file():
-        found = {_key(stem): source_of(predicted) for stem in truths}
+    if predicted.is_file() and labels.is_file() and len(truths) == len(guesses):
+        # Two files pair whatever their names, and their images in order.
+        found = {_key(stem): path for stem, path in zip(truths, guesses.values(), strict=True)}
     for stem, path in sorted(truths.items()):
         if _key(stem) not in found:
             raise DatasetError(
@@ -182,6 +184,14 @@ def compare_files(
             name = stem if len(truth) == 1 else f"{stem}[{index}]"
             ignored = None if mask is None else mask[index] > 0
             yield name, _compare_planes(guess[index], truth[index], ignored, labelled, name, doubts)
+
+
+def _picked(path: Path, reading: Reading) -> dict[str, ImageSource]:
+    """Return the images by name; `reading.series` picks one of each file with several, and leaves other files whole."""
+    images = images_by_name(path)
+    if reading.series is not None and any(image.series is not None for image in images.values()):
+        return images_by_name(path, reading)
+    return images
 
 
 def _compare_planes(

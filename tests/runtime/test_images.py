@@ -243,7 +243,7 @@ def test_a_file_is_what_its_suffix_says(tmp_path, monkeypatch, name, suffix):
     monkeypatch.setattr(EpsImagePlugin, "gs_binary", None)
     path = tmp_path / f"a{suffix}"
     path.write_bytes(POSTSCRIPT if name == "EPS" else in_format(name))
-    with pytest.raises(FrameError, match=f"a{suffix} is not an image: .tif, .tiff, .png, .npy, .zarr are read"):
+    with pytest.raises(FrameError, match=f"a{suffix} is not an image: .tif, .tiff, .* are read"):
         read_stack(path)
     assert stack_shape(path) is None
     assert not started.exists()

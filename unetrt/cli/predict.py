@@ -93,7 +93,7 @@ def command(
 
     tta, overlays = written["tta"], written["overlays"]
     engine.require_backend()
-    sources = [file for place in images for file in list_images(place)]
+    sources = [file for place in images for file in list_images(place, reading)]
     require_writable(out)
     require_distinct(sources, out, overlays=overlays)
     failures: list[FrameError] = []
