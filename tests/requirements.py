@@ -13,6 +13,7 @@ _DEBIAN = "apt-get install --no-install-recommends $(cat .ci/debian-packages)"
 
 C_COMPILER = "needs Linux and a C compiler: apt-get install gcc"
 CHROMIUM = f"needs Chromium and its driver: {_DEBIAN}"
+CODECS = "needs imagecodecs: pip install -e '.[codecs]'"
 CPP_COMPILER = "needs a C++ compiler: apt-get install g++"
 CUDA_PYTHON = "needs cuda-python (Linux on x86-64): pip install 'cuda-bindings>=12'"
 CUDA_TOOLKIT = "needs nvcc and ptxas of the CUDA toolkit: https://developer.nvidia.com/cuda-downloads"

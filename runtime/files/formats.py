@@ -1,4 +1,4 @@
-"""Formats of image files: TIFF, PNG, NPY and Zarr.
+"""Formats of image files: TIFF, PNG and other pictures, NPY and Zarr.
 
 `FORMATS` is the table of formats: suffix -> function that opens a file and reads its header, `OpenedImage`. Headers are
 believed within a limit only: `OpenedImage.require_room`. `Reading` holds what a user says about how files are read.
@@ -10,6 +10,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
+from importlib import import_module
 from math import inf, prod
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,8 +18,6 @@ from typing import Any, NamedTuple
 import numpy as np
 import tifffile
 from numpy.typing import NDArray
-from PIL import UnidentifiedImageError
-from PIL.PngImagePlugin import PngImageFile
 
 from unetrt.runtime.errors import FrameError, OptionError
 from unetrt.runtime.files.atomic import require_regular
@@ -28,7 +27,6 @@ from unetrt.runtime.machine import format_bytes, free_memory
 
 Array = NDArray[Any]
 
-PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 # Axes by the number of axes, where a file does not name them. Colours on the last axis are recognised by its length.
 UNNAMED = {2: "YX", 3: "NYX", 4: "NCYX"}
 COLOURS_LAST = {3: "YXC", 4: "NYXC"}
@@ -125,6 +123,9 @@ class OpenedImage(NamedTuple):
         Returns all pixels, an array of the layout's shape.
     name
         Its name in a file that holds several images.
+    as_labels
+        Returns the image that is read where labels are wanted, such as the indices of a palette instead of its colours,
+        or raises FrameError; None: this one.
     """
 
     layout: Layout
@@ -132,6 +133,7 @@ class OpenedImage(NamedTuple):
     stored: Callable[[], int]
     read: Callable[[], Array]
     name: str = ""
+    as_labels: "Callable[[], OpenedImage] | None" = None
 
     def require_room(self, most: int | None) -> None:
         """Raise FrameError if the image would take too much memory; runs before any is allocated.
@@ -162,9 +164,11 @@ class OpenedImage(NamedTuple):
 
 # The images of an open file.
 Images = Sequence[OpenedImage]
+# Opens a file.
+Open = Callable[[Path], AbstractContextManager[Images]]
 
 
-def _stored(*paths: Path) -> int:
+def stored_bytes(*paths: Path) -> int:
     """Return the bytes that files take on the disk: a sparse file takes less than its size."""
     found = [path.stat() for path in paths]
     return sum(min(about.st_size, 512 * getattr(about, "st_blocks", about.st_size)) for about in found)
@@ -191,7 +195,7 @@ def _tiff(path: Path) -> Iterator[Images]:
             return pixels
 
         layout = Layout(series.shape, series.axes, series.dtype)
-        yield [OpenedImage(layout, series.keyframe.chunks, lambda: _stored(path, *others), read)]
+        yield [OpenedImage(layout, series.keyframe.chunks, lambda: stored_bytes(path, *others), read)]
 
 
 def _companions(tiff: tifffile.TiffFile, path: Path) -> list[Path]:
@@ -226,29 +230,6 @@ def _files_of_ome(description: str) -> set[str]:
 
 
 @contextmanager
-def _png(path: Path) -> Iterator[Images]:
-    """Open a PNG: grey, colours, or a palette's indices, which are the labels of label files.
-
-    Nothing else is opened, whatever the suffix: for PostScript, Image.open would start Ghostscript. Its limit on the
-    number of pixels does not apply; `OpenedImage.require_room` has one.
-    """
-    with path.open("rb") as file:
-        header = file.read(26)
-        if header[:8] != PNG_SIGNATURE:
-            raise UnidentifiedImageError
-        # Bit depth and colour type of the IHDR chunk (PNG specification, 11.2.1); Pillow would cut such colours to 8
-        # bits.
-        if header[24:25] == b"\x10" and header[25:26] != b"\0":
-            raise FrameError("is a PNG of 16-bit colours, which would be read as 8 bits: save it as TIFF")
-        file.seek(0)
-        with PngImageFile(file) as image:
-            size, bands = (image.height, image.width), len(image.getbands())
-            dtype = np.dtype(np.uint16 if image.mode.startswith("I") else np.uint8)
-            layout = Layout(size, "YX", dtype) if bands == 1 else Layout((*size, bands), "YXC", dtype)
-            yield [OpenedImage(layout, (), lambda: _stored(path), lambda: np.asarray(image))]
-
-
-@contextmanager
 def _npy(path: Path) -> Iterator[Images]:
     """Open a numpy array, its axes as `unnamed_axes`; Python objects are never unpickled."""
     size = path.stat().st_size
@@ -267,7 +248,7 @@ def _npy(path: Path) -> Iterator[Images]:
         if declared > left:
             raise FrameError(f"is cut off: it declares {declared} bytes of pixels and holds {left}")
     layout = Layout(shape, unnamed_axes(shape), dtype)
-    yield [OpenedImage(layout, (), lambda: _stored(path), lambda: np.load(path, allow_pickle=False))]
+    yield [OpenedImage(layout, (), lambda: stored_bytes(path), lambda: np.load(path, allow_pickle=False))]
 
 
 @contextmanager
@@ -289,7 +270,9 @@ def _zarr(path: Path) -> Iterator[Images]:
     layout = Layout(level.shape, unnamed_axes(level.shape) if axes is None else axes, np.dtype(level.dtype))
     files = (Path(folder, name) for folder, _, names in os.walk(path) for name in names)
     part = getattr(level, "shards", None) or level.chunks
-    yield [OpenedImage(layout, part, lambda: _stored(*filter(Path.is_file, files)), lambda: np.asarray(level[...]))]
+    yield [
+        OpenedImage(layout, part, lambda: stored_bytes(*filter(Path.is_file, files)), lambda: np.asarray(level[...]))
+    ]
 
 
 def _letter(axis: str | Mapping[str, str]) -> str:
@@ -299,10 +282,25 @@ def _letter(axis: str | Mapping[str, str]) -> str:
     return "C" if axis.get("type") == "channel" else axis["name"][0].upper()
 
 
-FORMATS: Mapping[str, Callable[[Path], AbstractContextManager[Images]]] = {
+def _module(name: str) -> Open:
+    """Return what opens files with a module of this package, which is imported then."""
+
+    def open_file(path: Path) -> AbstractContextManager[Images]:
+        images: AbstractContextManager[Images] = import_module(f"unetrt.runtime.files.{name}").opened(path)
+        return images
+
+    return open_file
+
+
+_picture = _module("pictures")
+FORMATS: Mapping[str, Open] = {
     ".tif": _tiff,
     ".tiff": _tiff,
-    ".png": _png,
+    ".png": _picture,
+    ".jpg": _picture,
+    ".jpeg": _picture,
+    ".bmp": _picture,
+    ".gif": _picture,
     ".npy": _npy,
     ".zarr": _zarr,
 }
@@ -319,7 +317,7 @@ def opened(path: Path) -> AbstractContextManager[Images]:
     suffix = path.suffix.lower()
     if not (suffix == ZARR and path.is_dir()):
         require_regular(path)
-    return FORMATS.get(suffix, _png)(path)
+    return FORMATS.get(suffix, _picture)(path)
 
 
 def unnamed_axes(shape: tuple[int, ...]) -> str:

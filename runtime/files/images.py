@@ -117,7 +117,7 @@ def read_stack(path: AnyPath, reading: Reading = AS_STORED) -> Array:
     return read_image(path, reading).pixels
 
 
-def read_image(path: AnyPath, reading: Reading = AS_STORED) -> RawImage:
+def read_image(path: AnyPath, reading: Reading = AS_STORED, *, as_labels: bool = False) -> RawImage:
     """Read an image as a stack (N, C, H, W) with the file's dtype; a single frame has N = 1.
 
     The file's own axes decide, where it names them: samples and channels become C, all others (time, depth, pages) are
@@ -129,6 +129,8 @@ def read_image(path: AnyPath, reading: Reading = AS_STORED) -> RawImage:
         The file, or an `ImageSource`.
     reading
         How it is read.
+    as_labels
+        Whether its values are labels: a palette's indices, and not its colours.
 
     Raises
     ------
@@ -139,6 +141,8 @@ def read_image(path: AnyPath, reading: Reading = AS_STORED) -> RawImage:
     try:
         with opened(source.path) as images:
             image = _chosen(images, source)
+            if as_labels and image.as_labels is not None:
+                image = image.as_labels()
             image.require_room(reading.max_image_memory)
             if 0 in image.layout.shape:
                 raise FrameError("holds no pixels")
@@ -172,9 +176,34 @@ def _unreadable(path: ImageSource, error: Exception) -> FrameError:
     return FrameError(f"{path} cannot be read: {reason}")
 
 
+def without_opacity(image: RawImage) -> Array:
+    """Return the pixels (N, C, H, W) of an image; the opacity of grey or colours is left out where it is constant."""
+    pixels = image.pixels
+    if image.layout.axes[-1] in "CS" and pixels.shape[1] in (2, 4) and (pixels[:, -1] == pixels[0, -1, 0, 0]).all():
+        return pixels[:, :-1]
+    return pixels
+
+
+def is_grey(pixels: Array) -> bool:
+    """Whether pixels (..., C, H, W) are grey, also if they are saved as three equal colours."""
+    channels = pixels.shape[-3]
+    return channels == 1 or (channels == 3 and bool((pixels[..., 1:, :, :] == pixels[..., :1, :, :]).all()))
+
+
+def fitting(image: RawImage, channels: int) -> Array:
+    """Return the pixels (N, C, H, W) of an image, with `channels` if only copies or constant opacity are left out."""
+    if image.pixels.shape[1] == channels:
+        return image.pixels
+    pixels = without_opacity(image)
+    return pixels[:, :1] if channels == 1 and is_grey(pixels) else pixels
+
+
 def read_frames(source: AnyPath, channels: int, reading: Reading = AS_STORED) -> Array:
-    """Read an image file for a model of `channels`: a frame, (H, W) or (C, H, W), or a stack of frames."""
-    stack = read_stack(source, reading)
+    """Read an image file for a model of `channels`: a frame, (H, W) or (C, H, W), or a stack of frames.
+
+    Grey that is saved as colours is grey, and constant opacity is left out, where the model takes the rest.
+    """
+    stack = fitting(read_image(source, reading), channels)
     if stack.shape[1] != channels:
         raise FrameError(
             f"{source} has {stack.shape[1]} channels: this model takes {channels}; save those, or train on all"
@@ -206,9 +235,10 @@ def read_label_stack(path: AnyPath, reading: Reading = AS_STORED) -> Array:
     FrameError
         The file is not an image, has several channels, or values other than integers from 0.
     """
-    stack = read_stack(path, reading)
-    if stack.shape[1] in (3, 4) and (stack[:, 1:3] == stack[:, :1]).all():
-        stack = stack[:, :1]  # grey saved as colours
+    image = read_image(path, reading, as_labels=True)
+    stack = image.pixels if image.pixels.shape[1] == 4 else without_opacity(image)
+    if is_grey(stack[:, :3]):
+        stack = stack[:, :1]
     if stack.shape[1] != 1:
         raise FrameError(f"{path} has {stack.shape[1]} channels: save labels as one grey plane")
     labels: Array = stack[:, 0]

@@ -61,7 +61,7 @@ def test_ome_tiff_npy_and_zarr_pair_by_stem(tmp_path):
 
 
 def test_channels_of_npy_and_ome(tmp_path):
-    rgb = np.stack([FRAMES[0]] * 3, axis=-1)
+    rgb = np.stack(list(FRAMES), axis=-1)
     npy(tmp_path / "images" / "a.npy", rgb)
     npy(tmp_path / "images" / "b.npy", np.moveaxis(rgb, -1, 0)[None])
     tiff(tmp_path / "images" / "c.tif", np.moveaxis(rgb, -1, 0), ome=True, metadata={"axes": "CYX"})
@@ -70,6 +70,29 @@ def test_channels_of_npy_and_ome(tmp_path):
     data = read_dataset(tmp_path)
     for image in data.images:
         np.testing.assert_array_equal(image.frame, np.moveaxis(rgb, -1, 0))
+
+
+GREY = RNG.integers(0, 255, (20, 30), np.uint8)
+GREY_COLOURS, COLOURS = np.dstack([GREY] * 3), RNG.integers(0, 255, (20, 30, 3), np.uint8)
+OPAQUE = np.full((20, 30), 255, np.uint8)
+PICTURES = {
+    "grey": ([GREY_COLOURS, GREY], 1),
+    "grey colours alone": ([GREY_COLOURS], 1),
+    "grey with opacity": ([np.dstack([GREY_COLOURS, OPAQUE]), np.dstack([GREY, OPAQUE]), GREY], 1),
+    "colours": ([COLOURS, np.dstack([COLOURS, OPAQUE]), GREY_COLOURS], 3),
+}
+
+
+@pytest.mark.parametrize(("pictures", "channels"), PICTURES.values(), ids=PICTURES)
+def test_grey_saved_as_colours_and_opacity(tmp_path, pictures, channels):
+    (tmp_path / "images").mkdir()
+    for index, pixels in enumerate(pictures):
+        Image.fromarray(pixels).save(tmp_path / "images" / f"{index}.png")
+        npy(tmp_path / "labels" / f"{index}.npy", LABELS[0])
+    data = read_dataset(tmp_path)
+    assert data.channels == channels
+    for image, pixels in zip(data.images, pictures, strict=True):
+        np.testing.assert_array_equal(np.moveaxis(image.frame, 0, -1), np.atleast_3d(pixels)[..., :channels])
 
 
 def test_the_cell_tracking_challenges_layout(tmp_path):
@@ -161,8 +184,8 @@ BAD = {
         {"images/a.tif": FRAMES[0], "labels/a.tif": LABELS[0], "ignore/a.tif": LABELS[0] + 1}, "no pixel is annotated",
     ),
     "a format that is not read": (
-        {"images/a.tif": FRAMES[0], "labels/a.tif": LABELS[0], "labels/b.tif": LABELS[0], "images/b.jpg": FRAMES[0]},
-        "label b.tif has no partner .*: b.jpg is there, but not read, use .tif",
+        {"images/a.tif": FRAMES[0], "labels/a.tif": LABELS[0], "labels/b.tif": LABELS[0], "images/b.webp": FRAMES[0]},
+        "label b.tif has no partner .*: b.webp is there, but not read, use .tif",
     ),
     "masks of 255 as classes": (
         {"images/a.tif": FRAMES[0], "labels/a.tif": (LABELS[0] > 0) * np.uint8(255)}, "leave --classes out for masks",
@@ -293,7 +316,7 @@ def test_an_image_without_objects_is_a_negative_example(tmp_path):
 
 
 NAN = np.where(SMALL == 7, np.nan, SMALL).astype(np.float32)
-RGB = np.zeros((4, 5, 3), np.uint8)
+RGB = RNG.integers(0, 255, (4, 5, 3), np.uint8)
 
 
 @pytest.mark.parametrize(
