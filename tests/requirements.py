@@ -23,6 +23,7 @@ MICRO_MANAGER = "needs Micro-Manager's demo devices (Linux on x86-64): pip insta
 MONAI = "needs MONAI: pip install -e '.[bench]'"
 NAPARI = "needs napari: pip install -e '.[napari]' 'napari[pyqt6]'"
 NVTX = "needs nvtx: pip install 'nvtx>=0.2.10'"
+OME_ZARR_WRITER = "needs yaozarrs, which writes OME-Zarr: pip install -e '.[acquire]'"
 PYCUDA = "needs PyCUDA: pip install pycuda, which compiles it with g++, Python's headers and CUDA's toolkit"
 RTX = "needs TensorRT for RTX (Linux on x86-64): pip install tensorrt-rtx-cu13"
 X_SERVER = f"needs an X server and the libraries that Qt draws with: {_DEBIAN}"

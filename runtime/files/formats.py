@@ -251,37 +251,6 @@ def _npy(path: Path) -> Iterator[Images]:
     yield [OpenedImage(layout, (), lambda: stored_bytes(path), lambda: np.load(path, allow_pickle=False))]
 
 
-@contextmanager
-def _zarr(path: Path) -> Iterator[Images]:
-    """Open a Zarr array, or the full resolution of an OME-Zarr image with its named axes."""
-    import zarr
-
-    from unetrt.runtime.files.zarr_array import open_zarr
-
-    level, axes = open_zarr(path), None
-    if not isinstance(level, zarr.Array):
-        attributes: Mapping[str, Any] = level.attrs.asdict()
-        # OME-Zarr 0.5 moved the metadata below `ome`; https://ngff.openmicroscopy.org/0.5
-        scales = attributes.get("ome", attributes).get("multiscales")
-        if not scales:
-            raise FrameError("is a Zarr group without an OME-Zarr image: give an array of it")
-        level = level[scales[0]["datasets"][0]["path"]]
-        axes = "".join(_letter(axis) for axis in scales[0]["axes"])
-    layout = Layout(level.shape, unnamed_axes(level.shape) if axes is None else axes, np.dtype(level.dtype))
-    files = (Path(folder, name) for folder, _, names in os.walk(path) for name in names)
-    part = getattr(level, "shards", None) or level.chunks
-    yield [
-        OpenedImage(layout, part, lambda: stored_bytes(*filter(Path.is_file, files)), lambda: np.asarray(level[...]))
-    ]
-
-
-def _letter(axis: str | Mapping[str, str]) -> str:
-    """Return one letter for an axis of OME-Zarr: a name or, from version 0.4 on, a name and a type."""
-    if isinstance(axis, str):
-        return axis[0].upper()
-    return "C" if axis.get("type") == "channel" else axis["name"][0].upper()
-
-
 def _module(name: str) -> Open:
     """Return what opens files with a module of this package, which is imported then."""
 
@@ -302,22 +271,29 @@ FORMATS: Mapping[str, Open] = {
     ".bmp": _picture,
     ".gif": _picture,
     ".npy": _npy,
-    ".zarr": _zarr,
+    ".zarr": _module("ome_zarr"),
 }
 SUFFIXES = tuple(FORMATS)
-# The format whose files are folders.
+# The format whose files are folders, and the files that make a folder, whatever its name, one of that format.
 ZARR = ".zarr"
+ZARR_FILES = frozenset({"zarr.json", ".zarray", ".zgroup", ".zattrs"})
+
+
+def is_zarr(path: Path) -> bool:
+    """Whether a path is a folder of Zarr, by its name or by what is in it."""
+    named = path.suffix.lower() == ZARR
+    return path.is_dir() and (named or any(os.path.lexists(path / name) for name in ZARR_FILES))
 
 
 def opened(path: Path) -> AbstractContextManager[Images]:
     """Open a file of images as what its suffix says; raises FrameError for a path that is no regular file.
 
-    A Zarr array is a folder. Decoders raise all kinds of exceptions for damaged files, here and when they read.
+    A Zarr folder needs no suffix. Decoders raise all kinds of exceptions for damaged files, here and when they read.
     """
-    suffix = path.suffix.lower()
-    if not (suffix == ZARR and path.is_dir()):
-        require_regular(path)
-    return FORMATS.get(suffix, _picture)(path)
+    if is_zarr(path):
+        return FORMATS[ZARR](path)
+    require_regular(path)
+    return FORMATS.get(path.suffix.lower(), _picture)(path)
 
 
 def unnamed_axes(shape: tuple[int, ...]) -> str:

@@ -19,7 +19,7 @@ from PIL import Image, UnidentifiedImageError
 
 from unetrt.runtime.errors import FrameError, OutputError, is_out_of_memory, one_line, shown
 from unetrt.runtime.files.atomic import whole_file
-from unetrt.runtime.files.formats import AS_STORED, SUFFIXES, ZARR, Layout, OpenedImage, Reading, arranged, opened
+from unetrt.runtime.files.formats import AS_STORED, SUFFIXES, Layout, OpenedImage, Reading, arranged, is_zarr, opened
 from unetrt.runtime.pixels.frames import as_image, stack_of
 
 if TYPE_CHECKING:
@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 
 Array = NDArray[Any]
 AnyPath = str | os.PathLike[str]
+# Folders between a Zarr group and one inside it that has metadata: the row of a plate may have none.
+NESTED = 3
 
 
 @dataclass(frozen=True)
@@ -38,7 +40,7 @@ class ImageSource(os.PathLike[str]):
     Attributes
     ----------
     path
-        The file, or the folder of a Zarr array.
+        The file, or the folder of a Zarr array or OME-Zarr image, also inside another, such as a plate.
     name
         Name of what is made from it: the path below the folder that was listed, without suffix, with `/` between
         folders; of a file with several images, their names are appended.
@@ -71,16 +73,39 @@ def list_images(path: AnyPath) -> list[ImageSource]:
         There is no such file or folder, or the folder holds no image.
     """
     path = Path(path)
-    if path.is_file() or (path.is_dir() and path.suffix.lower() == ZARR):
-        return [source_of(path)]
+    if path.is_file() or is_zarr(path):
+        return _images_of(path)
     if not path.is_dir():
         state = "is neither a file nor a folder" if os.path.lexists(path) else "does not exist"
         raise FrameError(f"{path} {state}: give a folder of {', '.join(SUFFIXES)} files, or one file")
-    found = sorted(file for file in path.iterdir() if file.suffix.lower() in SUFFIXES and file.name[0] != ".")
+    files = sorted(file for file in path.iterdir() if file.suffix.lower() in SUFFIXES or is_zarr(file))
+    found = [image for file in files if file.name[0] != "." for image in _images_of(file)]
     if not found:
         hint = f"; did you mean {path / 'images'}?" if (path / "images").is_dir() else ""
         raise FrameError(f"{path} holds no image: {', '.join(SUFFIXES)} are read{hint}")
-    return [source_of(file) for file in found]
+    return found
+
+
+def _images_of(path: Path) -> list[ImageSource]:
+    """Return the images of a file or a Zarr folder."""
+    if not is_zarr(path):
+        return [source_of(path)]
+    name, paths = _name_of_zarr(path), [""]
+    with suppress(Exception):  # `read_image` says what is wrong
+        from unetrt.runtime.files.ome_zarr import image_paths
+
+        paths = image_paths(path) or paths
+    if len(paths) == 1:
+        return [ImageSource(path / paths[0], name)]
+    return [ImageSource(path / below, f"{name}/{below}") for below in paths]
+
+
+def _name_of_zarr(path: Path) -> str:
+    """Return the name of an image in a Zarr folder: it begins with that of the outermost one, as in `plate/A/1/0`."""
+    whole = top = path.absolute()
+    while above := next(filter(is_zarr, top.parents[:NESTED]), None):
+        top = above
+    return "/".join((stem_of(top), *whole.relative_to(top).parts))
 
 
 def stem_of(path: AnyPath) -> str:

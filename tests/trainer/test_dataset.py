@@ -60,6 +60,29 @@ def test_ome_tiff_npy_and_zarr_pair_by_stem(tmp_path):
         np.testing.assert_array_equal(image.labels, LABELS[index % 3])
 
 
+def plate(path, fields):
+    """Write an OME-Zarr plate; `fields` are planes by path."""
+    wells = sorted({field.rpartition("/")[0] for field in fields})
+    group = zarr.open_group(path, mode="w", attributes={"ome": {"plate": {"wells": [{"path": one} for one in wells]}}})
+    for well in wells:
+        images = [{"path": field.rpartition("/")[2]} for field in fields if field.startswith(well)]
+        group.create_group(well, attributes={"ome": {"well": {"images": images}}})
+    for field, pixels in fields.items():
+        scales = [{"axes": [{"name": name} for name in "yx"], "datasets": [{"path": "0"}]}]
+        group.create_group(field, attributes={"ome": {"multiscales": scales}}).create_array("0", data=pixels)
+
+
+def test_the_fields_of_plates_are_paired_by_well_and_field(tmp_path):
+    fields = ("A/1/0", "A/1/1", "B/2/0")
+    plate(tmp_path / "images" / "screen.ome.zarr", dict(zip(fields, FRAMES, strict=True)))
+    plate(tmp_path / "labels" / "screen.zarr", dict(zip(fields, LABELS, strict=True)))
+    data = read_dataset(tmp_path)
+    assert [image.name for image in data.images] == [f"screen/{field}" for field in fields]
+    for image, frame, labels in zip(data.images, FRAMES, LABELS, strict=True):
+        np.testing.assert_array_equal(image.frame[0], frame)
+        np.testing.assert_array_equal(image.labels, labels)
+
+
 def test_channels_of_npy_and_ome(tmp_path):
     rgb = np.stack(list(FRAMES), axis=-1)
     npy(tmp_path / "images" / "a.npy", rgb)
