@@ -23,7 +23,16 @@ from numpy.typing import NDArray
 from unetrt.runtime.errors import DatasetError, FrameError, OptionError
 from unetrt.runtime.files.atomic import require_regular
 from unetrt.runtime.files.formats import AS_STORED, SUFFIXES, Reading
-from unetrt.runtime.files.images import ImageSource, list_images, read_label_stack, read_stack, source_of, stem_of
+from unetrt.runtime.files.images import (
+    ImageSource,
+    is_grey,
+    list_images,
+    read_image,
+    read_label_stack,
+    source_of,
+    stem_of,
+    without_opacity,
+)
 from unetrt.runtime.geometry.unet_shape import MAX_CLASSES
 from unetrt.runtime.pixels.frames import as_frame
 from unetrt.trainer.label_values import UNSTATED, LabelDoubts, LabelRule, components, require_background, require_ids
@@ -389,6 +398,8 @@ def read_dataset(
         raise DatasetError(
             f"{folder}: no pixel is annotated, all of them are ignored: check the masks in ignore/ and --ignore-label"
         )
+    if all(is_grey(image.frame) for image in images):  # some or all may be saved as colours
+        images = tuple(replace(image, frame=image.frame[:1]) for image in images)
     channels = Counter(image.frame.shape[0] for image in images)
     if len(channels) > 1:
         usual = channels.most_common(1)[0][0]
@@ -619,7 +630,7 @@ def without_ignored(plane: Array, label: int | None, mask: Mask | None) -> tuple
 
 def _read_frames(files: _ImageFiles, reading: Reading) -> Array:
     """Return the annotated frames of an image, (N, C, H, W)."""
-    stack = read_stack(files.image, reading)
+    stack = without_opacity(read_image(files.image, reading))
     if files.plane is not None:
         if files.plane >= len(stack):
             raise DatasetError(f"{files.labels} annotates plane {files.plane} of {files.image}, which has {len(stack)}")

@@ -1,4 +1,4 @@
-"""Formats of image files: TIFF, PNG, NPY and Zarr.
+"""Formats of image files: TIFF, PNG and other pictures, NPY and Zarr.
 
 `FORMATS` is the table of formats: suffix -> function that opens a file and reads its header, `OpenedImage`. Headers are
 believed within a limit only: `OpenedImage.require_room`. `Reading` holds what a user says about how files are read.
@@ -9,6 +9,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, S
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from functools import partial
+from importlib import import_module
 from math import inf, prod
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,8 +17,6 @@ from typing import Any, NamedTuple
 import numpy as np
 import tifffile
 from numpy.typing import NDArray
-from PIL import UnidentifiedImageError
-from PIL.PngImagePlugin import PngImageFile
 
 from unetrt.runtime.errors import FrameError, OptionError, shown
 from unetrt.runtime.files.acquisitions import COMPANION, described_images
@@ -28,7 +27,6 @@ from unetrt.runtime.machine import format_bytes, free_memory
 
 Array = NDArray[Any]
 
-PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 # Axes by the number of axes, where a file does not name them. Colours on the last axis are recognised by its length.
 UNNAMED = {2: "YX", 3: "NYX", 4: "NCYX"}
 COLOURS_LAST = {3: "YXC", 4: "NYXC"}
@@ -131,6 +129,9 @@ class OpenedImage(NamedTuple):
         Returns all pixels, an array of the layout's shape.
     name
         Its name in a file that holds several images.
+    as_labels
+        Returns the image that is read where labels are wanted, such as the indices of a palette instead of its colours,
+        or raises FrameError; None: this one.
     """
 
     layout: Layout
@@ -138,6 +139,7 @@ class OpenedImage(NamedTuple):
     stored: Callable[[], int]
     read: Callable[[], Array]
     name: str = ""
+    as_labels: "Callable[[], OpenedImage] | None" = None
 
     def require_room(self, most: int | None) -> None:
         """Raise FrameError if the image would take too much memory; runs before any is allocated.
@@ -168,9 +170,11 @@ class OpenedImage(NamedTuple):
 
 # The images of an open file.
 Images = Sequence[OpenedImage]
+# Opens a file.
+Open = Callable[[Path], AbstractContextManager[Images]]
 
 
-def _stored(*paths: Path) -> int:
+def stored_bytes(*paths: Path) -> int:
     """Return the bytes that files take on the disk: a sparse file takes less than its size."""
     found = [path.stat() for path in paths]
     return sum(min(about.st_size, 512 * getattr(about, "st_blocks", about.st_size)) for about in found)
@@ -184,35 +188,12 @@ def _tiff(path: Path, others: Collection[Path] = ()) -> Iterator[Images]:
             OpenedImage(
                 Layout(image.shape, image.axes, image.dtype),
                 image.part,
-                partial(_stored, path, *image.files),
+                partial(stored_bytes, path, *image.files),
                 image.read,
                 image.name,
             )
             for image in tiff_images(tiff, path, others)
         ]
-
-
-@contextmanager
-def _png(path: Path) -> Iterator[Images]:
-    """Open a PNG: grey, colours, or a palette's indices, which are the labels of label files.
-
-    Nothing else is opened, whatever the suffix: for PostScript, Image.open would start Ghostscript. Its limit on the
-    number of pixels does not apply; `OpenedImage.require_room` has one.
-    """
-    with path.open("rb") as file:
-        header = file.read(26)
-        if header[:8] != PNG_SIGNATURE:
-            raise UnidentifiedImageError
-        # Bit depth and colour type of the IHDR chunk (PNG specification, 11.2.1); Pillow would cut such colours to 8
-        # bits.
-        if header[24:25] == b"\x10" and header[25:26] != b"\0":
-            raise FrameError("is a PNG of 16-bit colours, which would be read as 8 bits: save it as TIFF")
-        file.seek(0)
-        with PngImageFile(file) as image:
-            size, bands = (image.height, image.width), len(image.getbands())
-            dtype = np.dtype(np.uint16 if image.mode.startswith("I") else np.uint8)
-            layout = Layout(size, "YX", dtype) if bands == 1 else Layout((*size, bands), "YXC", dtype)
-            yield [OpenedImage(layout, (), lambda: _stored(path), lambda: np.asarray(image))]
 
 
 @contextmanager
@@ -234,65 +215,59 @@ def _npy(path: Path) -> Iterator[Images]:
         if declared > left:
             raise FrameError(f"is cut off: it declares {declared} bytes of pixels and holds {left}")
     layout = Layout(shape, unnamed_axes(shape), dtype)
-    yield [OpenedImage(layout, (), lambda: _stored(path), lambda: np.load(path, allow_pickle=False))]
+    yield [OpenedImage(layout, (), lambda: stored_bytes(path), lambda: np.load(path, allow_pickle=False))]
 
 
-@contextmanager
-def _zarr(path: Path) -> Iterator[Images]:
-    """Open a Zarr array, or the full resolution of an OME-Zarr image with its named axes."""
-    import zarr
+def _module(name: str) -> Open:
+    """Return what opens files with a module of this package, which is imported then."""
 
-    from unetrt.runtime.files.zarr_array import open_zarr
+    def open_file(path: Path) -> AbstractContextManager[Images]:
+        images: AbstractContextManager[Images] = import_module(f"unetrt.runtime.files.{name}").opened(path)
+        return images
 
-    level, axes = open_zarr(path), None
-    if not isinstance(level, zarr.Array):
-        attributes: Mapping[str, Any] = level.attrs.asdict()
-        # OME-Zarr 0.5 moved the metadata below `ome`; https://ngff.openmicroscopy.org/0.5
-        scales = attributes.get("ome", attributes).get("multiscales")
-        if not scales:
-            raise FrameError("is a Zarr group without an OME-Zarr image: give an array of it")
-        level = level[scales[0]["datasets"][0]["path"]]
-        axes = "".join(_letter(axis) for axis in scales[0]["axes"])
-    layout = Layout(level.shape, unnamed_axes(level.shape) if axes is None else axes, np.dtype(level.dtype))
-    files = (Path(folder, name) for folder, _, names in os.walk(path) for name in names)
-    part = getattr(level, "shards", None) or level.chunks
-    yield [OpenedImage(layout, part, lambda: _stored(*filter(Path.is_file, files)), lambda: np.asarray(level[...]))]
-
-
-def _letter(axis: str | Mapping[str, str]) -> str:
-    """Return one letter for an axis of OME-Zarr: a name or, from version 0.4 on, a name and a type."""
-    if isinstance(axis, str):
-        return axis[0].upper()
-    return "C" if axis.get("type") == "channel" else axis["name"][0].upper()
+    return open_file
 
 
 # Suffixes of TIFF, with those of large files, of Zeiss's LSM, MetaMorph's STK and whole slides.
 TIFFS = (".tif", ".tiff", ".btf", ".tf2", ".tf8", ".lsm", ".stk", ".svs", ".ndpi", ".scn", ".qptiff")
-FORMATS: Mapping[str, Callable[[Path], AbstractContextManager[Images]]] = {
+_picture = _module("pictures")
+FORMATS: Mapping[str, Open] = {
     **dict.fromkeys(TIFFS, _tiff),
-    ".png": _png,
+    ".png": _picture,
+    ".jpg": _picture,
+    ".jpeg": _picture,
+    ".bmp": _picture,
+    ".gif": _picture,
     ".npy": _npy,
-    ".zarr": _zarr,
+    ".zarr": _module("ome_zarr"),
 }
 SUFFIXES = (*FORMATS, COMPANION)
-# Formats whose files hold one image.
-SINGLE = {".png", ".npy"}
-# The format whose files are folders.
+# Formats whose files hold several images, besides TIFF.
+SEVERAL: frozenset[str] = frozenset()
+# The format whose files are folders, and the files that make a folder, whatever its name, one of that format.
 ZARR = ".zarr"
+ZARR_FILES = frozenset({"zarr.json", ".zarray", ".zgroup", ".zattrs"})
+
+
+def is_zarr(path: Path) -> bool:
+    """Whether a path is a folder of Zarr, by its name or by what is in it."""
+    named = path.suffix.lower() == ZARR
+    return path.is_dir() and (named or any(os.path.lexists(path / name) for name in ZARR_FILES))
 
 
 def opened(path: Path, others: Collection[Path] = ()) -> AbstractContextManager[Images]:
     """Open a file of images as what its suffix says; raises FrameError for a path that is no regular file.
 
-    `others` are the other files of its set. A Zarr array is a folder. Decoders raise all kinds of exceptions for
+    `others` are the other files of its set. A Zarr folder needs no suffix. Decoders raise all kinds of exceptions for
     damaged files, here and when they read.
     """
+    if is_zarr(path):
+        return FORMATS[ZARR](path)
+    require_regular(path)
     suffix = path.suffix.lower()
-    if not (suffix == ZARR and path.is_dir()):
-        require_regular(path)
     if suffix == COMPANION:
         raise FrameError("describes the images of other files: give those, or list_images of it")
-    return _tiff(path, others) if others else FORMATS.get(suffix, _png)(path)
+    return _tiff(path, others) if others else FORMATS.get(suffix, _picture)(path)
 
 
 def named_images(path: Path, listed: Iterable[Path] = ()) -> list[tuple[str, tuple[Path, ...]]]:
@@ -308,7 +283,7 @@ def named_images(path: Path, listed: Iterable[Path] = ()) -> list[tuple[str, tup
     suffix = path.suffix.lower()
     if suffix in TIFFS or suffix == COMPANION:
         return described_images(path, listed)
-    if suffix in SINGLE:
+    if suffix not in SEVERAL:
         return []
     with opened(path) as images:
         return [(image.name, (path,)) for image in images if image.name]

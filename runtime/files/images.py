@@ -24,11 +24,11 @@ from unetrt.runtime.files.formats import (
     AS_STORED,
     COMPANION,
     SUFFIXES,
-    ZARR,
     Layout,
     OpenedImage,
     Reading,
     arranged,
+    is_zarr,
     named_images,
     opened,
 )
@@ -43,6 +43,8 @@ Array = NDArray[Any]
 AnyPath = str | os.PathLike[str]
 # Images of a file that a message names, and the longest name in characters that is appended to a file's.
 SHOWN, LONGEST = 8, 100
+# Folders between a Zarr group and one inside it that has metadata: the row of a plate may have none.
+NESTED = 3
 
 # Whole numbers below this are exact in float64.
 EXACT = 2.0**53
@@ -55,7 +57,7 @@ class ImageSource(os.PathLike[str]):
     Attributes
     ----------
     path
-        The file, or the folder of a Zarr array.
+        The file, or the folder of a Zarr array or OME-Zarr image, also inside another, such as a plate.
     name
         Name of what is made from it: the path below the folder that was listed, without suffix, with `/` between
         folders; of a file with several images, their names are appended.
@@ -107,16 +109,37 @@ def list_images(path: AnyPath, reading: Reading = AS_STORED) -> list[ImageSource
         A file has no image of the index or name `series`.
     """
     path = Path(path)
-    if path.is_file() or (path.is_dir() and path.suffix.lower() == ZARR):
+    if path.is_file() or is_zarr(path):
         return _sources([path, *_described(path)], reading.series)
     if not path.is_dir():
         state = "is neither a file nor a folder" if os.path.lexists(path) else "does not exist"
         raise FrameError(f"{path} {state}: give a folder of {', '.join(SUFFIXES)} files, or one file")
-    found = sorted(file for file in path.iterdir() if file.suffix.lower() in SUFFIXES and file.name[0] != ".")
+    files = (file for file in path.iterdir() if file.suffix.lower() in SUFFIXES or is_zarr(file))
+    found = sorted(file for file in files if file.name[0] != ".")
     if not found:
         hint = f"; did you mean {path / 'images'}?" if (path / "images").is_dir() else ""
         raise FrameError(f"{path} holds no image: {', '.join(SUFFIXES)} are read{hint}")
     return _sources(found, reading.series)
+
+
+def _images_of_zarr(path: Path) -> list[ImageSource]:
+    """Return the images of a Zarr folder."""
+    name, paths = _name_of_zarr(path), [""]
+    with suppress(Exception):  # `read_image` says what is wrong
+        from unetrt.runtime.files.ome_zarr import image_paths
+
+        paths = image_paths(path) or paths
+    if len(paths) == 1:
+        return [ImageSource(path / paths[0], name)]
+    return [ImageSource(path / below, f"{name}/{below}") for below in paths]
+
+
+def _name_of_zarr(path: Path) -> str:
+    """Return the name of an image in a Zarr folder: it begins with that of the outermost one, as in `plate/A/1/0`."""
+    whole = top = path.absolute()
+    while above := next(filter(is_zarr, top.parents[:NESTED]), None):
+        top = above
+    return "/".join((stem_of(top), *whole.relative_to(top).parts))
 
 
 def stem_of(path: AnyPath) -> str:
@@ -140,7 +163,7 @@ def _sources(
         Returns the name of the image of a file that holds one.
     """
     place = {file: index for index, file in enumerate(files)}
-    found: list[ImageSource] = []
+    found: list[tuple[int, ImageSource]] = []
     taken: set[Path] = set()
     for file in sorted(files, key=lambda file: file.suffix.lower() != COMPANION):  # these describe the others
         if file in taken:
@@ -150,13 +173,15 @@ def _sources(
             fields = named_images(file, files)
         present = {path for _, paths in fields for path in paths if path in place and path not in taken}
         if file in present or (present and file.suffix.lower() == COMPANION):
-            found += _of_fields(fields, present, series, name_of)
+            found += [(place[image.path], image) for image in _of_fields(fields, present, series, name_of)]
             taken |= present
+        elif is_zarr(file):
+            found += [(place[file], image) for image in _images_of_zarr(file)]
         elif series is not None:
-            found.append(_picked(ImageSource(file, name_of(file)), series))
+            found.append((place[file], _picked(ImageSource(file, name_of(file)), series)))
         else:
-            found.append(ImageSource(file, name_of(file)))
-    return sorted(found, key=lambda source: place[source.path])
+            found.append((place[file], ImageSource(file, name_of(file))))
+    return [image for _, image in sorted(found, key=lambda each: each[0])]
 
 
 def _of_fields(
@@ -265,7 +290,7 @@ def read_stack(path: AnyPath, reading: Reading = AS_STORED) -> Array:
     return read_image(path, reading).pixels
 
 
-def read_image(path: AnyPath, reading: Reading = AS_STORED) -> RawImage:
+def read_image(path: AnyPath, reading: Reading = AS_STORED, *, as_labels: bool = False) -> RawImage:
     """Read an image as a stack (N, C, H, W) with the file's dtype; a single frame has N = 1.
 
     The file's own axes decide, where it names them: samples and channels become C, all others (time, depth, pages) are
@@ -277,6 +302,8 @@ def read_image(path: AnyPath, reading: Reading = AS_STORED) -> RawImage:
         The file, or an `ImageSource`.
     reading
         How it is read.
+    as_labels
+        Whether its values are labels: a palette's indices, and not its colours.
 
     Raises
     ------
@@ -289,6 +316,8 @@ def read_image(path: AnyPath, reading: Reading = AS_STORED) -> RawImage:
     try:
         with opened(source.path, source.files) as images:
             image = _chosen(images, source)
+            if as_labels and image.as_labels is not None:
+                image = image.as_labels()
             image.require_room(reading.max_image_memory)
             if 0 in image.layout.shape:
                 raise FrameError("holds no pixels")
@@ -326,9 +355,34 @@ def _unreadable(path: ImageSource, error: Exception) -> FrameError:
     return FrameError(f"{path} cannot be read: {reason}")
 
 
+def without_opacity(image: RawImage) -> Array:
+    """Return the pixels (N, C, H, W) of an image; the opacity of grey or colours is left out where it is constant."""
+    pixels = image.pixels
+    if image.layout.axes[-1] in "CS" and pixels.shape[1] in (2, 4) and (pixels[:, -1] == pixels[0, -1, 0, 0]).all():
+        return pixels[:, :-1]
+    return pixels
+
+
+def is_grey(pixels: Array) -> bool:
+    """Whether pixels (..., C, H, W) are grey, also if they are saved as three equal colours."""
+    channels = pixels.shape[-3]
+    return channels == 1 or (channels == 3 and bool((pixels[..., 1:, :, :] == pixels[..., :1, :, :]).all()))
+
+
+def fitting(image: RawImage, channels: int) -> Array:
+    """Return the pixels (N, C, H, W) of an image, with `channels` if only copies or constant opacity are left out."""
+    if image.pixels.shape[1] == channels:
+        return image.pixels
+    pixels = without_opacity(image)
+    return pixels[:, :1] if channels == 1 and is_grey(pixels) else pixels
+
+
 def read_frames(source: AnyPath, channels: int, reading: Reading = AS_STORED) -> Array:
-    """Read an image file for a model of `channels`: a frame, (H, W) or (C, H, W), or a stack of frames."""
-    stack = read_stack(source, reading)
+    """Read an image file for a model of `channels`: a frame, (H, W) or (C, H, W), or a stack of frames.
+
+    Grey that is saved as colours is grey, and constant opacity is left out, where the model takes the rest.
+    """
+    stack = fitting(read_image(source, reading), channels)
     if stack.shape[1] != channels:
         raise FrameError(
             f"{source} has {stack.shape[1]} channels: this model takes {channels}; save those, or train on all"
@@ -372,8 +426,9 @@ def read_grey_stack(path: AnyPath, reading: Reading = AS_STORED) -> Array:
 
     Grey values that were saved as colours are one channel.
     """
-    stack = read_stack(path, reading)
-    if stack.shape[1] in (3, 4) and (stack[:, 1:3] == stack[:, :1]).all():
+    image = read_image(path, reading, as_labels=True)
+    stack = image.pixels if image.pixels.shape[1] == 4 else without_opacity(image)
+    if is_grey(stack[:, :3]):
         stack = stack[:, :1]
     if stack.shape[1] != 1:
         raise FrameError(f"{path} has {stack.shape[1]} channels: save labels as one grey plane")

@@ -14,6 +14,7 @@ from unetrt.runtime.errors import DatasetError, FrameError, OptionError, UnetrtE
 from unetrt.runtime.files.formats import Reading
 from unetrt.runtime.pixels.normalisation import Normalisation
 from unetrt.trainer.dataset import Dataset, read_dataset, read_names
+from unetrt.trainer.label_values import LabelRule
 from unetrt.trainer.recipe import RECIPES
 from unetrt.trainer.samples import prepare
 
@@ -62,8 +63,31 @@ def test_ome_tiff_npy_and_zarr_pair_by_stem(tmp_path):
         np.testing.assert_array_equal(image.labels, LABELS[index % 3])
 
 
+def plate(path, fields):
+    """Write an OME-Zarr plate; `fields` are planes by path."""
+    wells = sorted({field.rpartition("/")[0] for field in fields})
+    group = zarr.open_group(path, mode="w", attributes={"ome": {"plate": {"wells": [{"path": one} for one in wells]}}})
+    for well in wells:
+        images = [{"path": field.rpartition("/")[2]} for field in fields if field.startswith(well)]
+        group.create_group(well, attributes={"ome": {"well": {"images": images}}})
+    for field, pixels in fields.items():
+        scales = [{"axes": [{"name": name} for name in "yx"], "datasets": [{"path": "0"}]}]
+        group.create_group(field, attributes={"ome": {"multiscales": scales}}).create_array("0", data=pixels)
+
+
+def test_the_fields_of_plates_are_paired_by_well_and_field(tmp_path):
+    fields = ("A/1/0", "A/1/1", "B/2/0")
+    plate(tmp_path / "images" / "screen.ome.zarr", dict(zip(fields, FRAMES, strict=True)))
+    plate(tmp_path / "labels" / "screen.zarr", dict(zip(fields, LABELS, strict=True)))
+    data = read_dataset(tmp_path)
+    assert [image.name for image in data.images] == [f"screen/{field}" for field in fields]
+    for image, frame, labels in zip(data.images, FRAMES, LABELS, strict=True):
+        np.testing.assert_array_equal(image.frame[0], frame)
+        np.testing.assert_array_equal(image.labels, labels)
+
+
 def test_channels_of_npy_and_ome(tmp_path):
-    rgb = np.stack([FRAMES[0]] * 3, axis=-1)
+    rgb = np.stack(list(FRAMES), axis=-1)
     npy(tmp_path / "images" / "a.npy", rgb)
     npy(tmp_path / "images" / "b.npy", np.moveaxis(rgb, -1, 0)[None])
     tiff(tmp_path / "images" / "c.tif", np.moveaxis(rgb, -1, 0), ome=True, metadata={"axes": "CYX"})
@@ -72,6 +96,29 @@ def test_channels_of_npy_and_ome(tmp_path):
     data = read_dataset(tmp_path)
     for image in data.images:
         np.testing.assert_array_equal(image.frame, np.moveaxis(rgb, -1, 0))
+
+
+GREY = RNG.integers(0, 255, (20, 30), np.uint8)
+GREY_COLOURS, COLOURS = np.dstack([GREY] * 3), RNG.integers(0, 255, (20, 30, 3), np.uint8)
+OPAQUE = np.full((20, 30), 255, np.uint8)
+PICTURES = {
+    "grey": ([GREY_COLOURS, GREY], 1),
+    "grey colours alone": ([GREY_COLOURS], 1),
+    "grey with opacity": ([np.dstack([GREY_COLOURS, OPAQUE]), np.dstack([GREY, OPAQUE]), GREY], 1),
+    "colours": ([COLOURS, np.dstack([COLOURS, OPAQUE]), GREY_COLOURS], 3),
+}
+
+
+@pytest.mark.parametrize(("pictures", "channels"), PICTURES.values(), ids=PICTURES)
+def test_grey_saved_as_colours_and_opacity(tmp_path, pictures, channels):
+    (tmp_path / "images").mkdir()
+    for index, pixels in enumerate(pictures):
+        Image.fromarray(pixels).save(tmp_path / "images" / f"{index}.png")
+        npy(tmp_path / "labels" / f"{index}.npy", LABELS[0])
+    data = read_dataset(tmp_path)
+    assert data.channels == channels
+    for image, pixels in zip(data.images, pictures, strict=True):
+        np.testing.assert_array_equal(np.moveaxis(image.frame, 0, -1), np.atleast_3d(pixels)[..., :channels])
 
 
 def test_the_cell_tracking_challenges_layout(tmp_path):
@@ -163,8 +210,8 @@ BAD = {
         {"images/a.tif": FRAMES[0], "labels/a.tif": LABELS[0], "ignore/a.tif": LABELS[0] + 1}, "no pixel is annotated",
     ),
     "a format that is not read": (
-        {"images/a.tif": FRAMES[0], "labels/a.tif": LABELS[0], "labels/b.tif": LABELS[0], "images/b.jpg": FRAMES[0]},
-        "label b.tif has no partner .*: b.jpg is there, but not read, use .tif",
+        {"images/a.tif": FRAMES[0], "labels/a.tif": LABELS[0], "labels/b.tif": LABELS[0], "images/b.webp": FRAMES[0]},
+        "label b.tif has no partner .*: b.webp is there, but not read, use .tif",
     ),
     "masks of 255 as classes": (
         {"images/a.tif": FRAMES[0], "labels/a.tif": (LABELS[0] > 0) * np.uint8(255)}, "leave --classes out for masks",
@@ -264,14 +311,15 @@ def test_images_of_a_file_pair_with_those_of_a_label_file_by_name(tmp_path, labe
         acquisitions.write_series(tmp_path / "labels" / "a.ome.tif", ["Pos2", "Pos1", "Pos0"])
     else:
         label_files(tmp_path, *(f"a_Pos{number}" for number in range(3)), frames=2)
-    data = read_dataset(tmp_path)
+    rule = LabelRule(masks=False)  # planes of numbers stand for labels
+    data = read_dataset(tmp_path, rule=rule)
     assert [image.name for image in data.images] == [f"a_Pos{field}[{t}]" for field in range(3) for t in range(2)]
     for index, image in enumerate(data.images):
         np.testing.assert_array_equal(image.frame[0], acquisitions.plane(index // 2, index % 2))
     if labelled == "series":  # in the opposite order
         for field, image in enumerate(data.images[::2]):
             assert len(np.unique(image.labels)) == len(np.unique(acquisitions.plane(2 - field)))
-    picked = read_dataset(tmp_path, reading=Reading(series="Pos1"))
+    picked = read_dataset(tmp_path, reading=Reading(series="Pos1"), rule=rule)
     assert [image.name for image in picked.images] == ["a_Pos1[0]", "a_Pos1[1]"]
 
 
@@ -364,7 +412,7 @@ def test_an_image_without_objects_is_a_negative_example(tmp_path):
 
 
 NAN = np.where(SMALL == 7, np.nan, SMALL).astype(np.float32)
-RGB = np.zeros((4, 5, 3), np.uint8)
+RGB = RNG.integers(0, 255, (4, 5, 3), np.uint8)
 
 
 @pytest.mark.parametrize(

@@ -75,7 +75,7 @@ def command(
     engine: EngineOptions,
     **written: Unpack[Written],
 ) -> None:
-    """Segment IMAGES, files or folders (TIFF, PNG, NPY, Zarr), with MODEL.
+    """Segment IMAGES, files or folders (TIFF, PNG, NPY, Zarr and others), with MODEL.
 
     MODEL is an ONNX file written by `unetrt export`, a TensorRT engine built by `unetrt build`, or a name that `unetrt
     models` lists. On a machine with a GPU and TensorRT, the engine of an ONNX file is built first and cached.

@@ -152,10 +152,10 @@ class TrainOptions:
 def command(exporting: bool, tensorboard: bool, **choices: Any) -> None:
     """Train a U-Net on DATA: a folder with images/ and labels/, paired by name, or a Cell Tracking Challenge data set.
 
-    Images are TIFF, PNG, NPY or Zarr, single or stacks. Labels are instances, one number for each object, in however
-    many pieces. If no label file has more than one value besides 0, they are masks, whose connected components are the
-    objects, and a note says so. With --classes they are class indices. A third folder, ignore/, may hold masks of
-    unannotated pixels. The run's folder receives best.safetensors, last.safetensors, curves.png, validation.png,
+    Images are TIFF, PNG, NPY, Zarr and others, single or stacks. Labels are instances, one number for each object, in
+    however many pieces. If no label file has more than one value besides 0, they are masks, whose connected components
+    are the objects, and a note says so. With --classes they are class indices. A third folder, ignore/, may hold masks
+    of unannotated pixels. The run's folder receives best.safetensors, last.safetensors, curves.png, validation.png,
     history.csv, and model.onnx for `unetrt predict`.
 
     Defaults come from the recipe. modern: depth 3, base 16, tile 284, AdamW at 1e-3, cosine, average 0.999, 16 bits,
