@@ -8,7 +8,7 @@ write.
 import os
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -19,8 +19,19 @@ from PIL import Image, UnidentifiedImageError
 
 from unetrt.runtime.errors import FrameError, OutputError, is_out_of_memory, one_line, shown
 from unetrt.runtime.files.atomic import whole_file
-from unetrt.runtime.files.formats import AS_STORED, SUFFIXES, ZARR, Layout, OpenedImage, Reading, arranged, opened
-from unetrt.runtime.pixels.frames import as_image, stack_of
+from unetrt.runtime.files.formats import (
+    AS_STORED,
+    SUFFIXES,
+    ZARR,
+    Layout,
+    OpenedImage,
+    Reading,
+    arranged,
+    named,
+    opened,
+    picked,
+)
+from unetrt.runtime.pixels.frames import as_image, is_narrow, stack_of
 
 if TYPE_CHECKING:
     from unetrt.runtime.files.object_table import ObjectTable
@@ -97,18 +108,19 @@ class RawImage(NamedTuple):
     pixels
         (N, C, H, W), in the file's dtype.
     layout
-        What the file says about it.
+        What the file says about it; `channels` are the names of those that were read.
     """
 
     pixels: Array
     layout: Layout
 
 
-def stack_shape(path: AnyPath) -> tuple[int, int, int, int] | None:
+def stack_shape(path: AnyPath, reading: Reading = AS_STORED) -> tuple[int, int, int, int] | None:
     """Return the shape (N, C, H, W) of what `read_stack` reads, from the file's header; None where that fails."""
     source = source_of(path)
     with suppress(Exception), opened(source.path) as images:  # `read_stack` says what is wrong
-        return _chosen(images, source).layout.stack
+        number, channels, height, width = _chosen(images, source, reading).layout.stack
+        return number, len(reading.channel) or channels, height, width
     return None
 
 
@@ -120,8 +132,8 @@ def read_stack(path: AnyPath, reading: Reading = AS_STORED) -> Array:
 def read_image(path: AnyPath, reading: Reading = AS_STORED) -> RawImage:
     """Read an image as a stack (N, C, H, W) with the file's dtype; a single frame has N = 1.
 
-    The file's own axes decide, where it names them: samples and channels become C, all others (time, depth, pages) are
-    flattened into N. NPY and plain Zarr arrays are (H, W), (N, H, W), (N, C, H, W), or have 3 or 4 colours last.
+    The axes are those of the reading, else those that the file names, else the likely ones of its shape
+    (`formats.guessed_axes`). Samples and channels become C, all others (time, depth, pages) are flattened into N.
 
     Parameters
     ----------
@@ -133,16 +145,17 @@ def read_image(path: AnyPath, reading: Reading = AS_STORED) -> RawImage:
     Raises
     ------
     FrameError
-        The file cannot be read as an image, or its header declares too large a one.
+        The file cannot be read as an image, its axes cannot be told, it lacks a channel, or its header declares too
+        large an image.
     """
     source = source_of(path)
     try:
         with opened(source.path) as images:
-            image = _chosen(images, source)
+            image = _chosen(images, source, reading)
             image.require_room(reading.max_image_memory)
             if 0 in image.layout.shape:
                 raise FrameError("holds no pixels")
-            return RawImage(arranged(image.read(), image.layout), image.layout)
+            return RawImage(*picked(arranged(image.read(), image.layout), image.layout, reading.channel))
     except FrameError as error:
         raise FrameError(f"{source} {error}") from error
     except UnidentifiedImageError as error:
@@ -151,13 +164,12 @@ def read_image(path: AnyPath, reading: Reading = AS_STORED) -> RawImage:
         raise _unreadable(source, error) from error
 
 
-def _chosen(images: Sequence[OpenedImage], source: ImageSource) -> OpenedImage:
-    """Return the image of an open file that a source names."""
-    if source.series is not None:
-        return images[source.series]
-    if len(images) != 1:
+def _chosen(images: Sequence[OpenedImage], source: ImageSource, reading: Reading) -> OpenedImage:
+    """Return the image of an open file that a source names, with all axes named."""
+    if source.series is None and len(images) != 1:
         raise FrameError(f"holds {len(images)} images of different kinds: save each as a file")
-    return images[0]
+    image = images[source.series or 0]
+    return image._replace(layout=named(image.layout, reading))
 
 
 def _unreadable(path: ImageSource, error: Exception) -> FrameError:
@@ -177,7 +189,8 @@ def read_frames(source: AnyPath, channels: int, reading: Reading = AS_STORED) ->
     stack = read_stack(source, reading)
     if stack.shape[1] != channels:
         raise FrameError(
-            f"{source} has {stack.shape[1]} channels: this model takes {channels}; save those, or train on all"
+            f"{source} has {stack.shape[1]} channels: this model takes {channels}; choose with --channel, or train on "
+            "all (if they are no channels, name the axes with --axes)"
         )
     frames = as_image(stack)
     return frames[0] if len(frames) == 1 else frames
@@ -199,14 +212,14 @@ def read_labels(path: AnyPath, reading: Reading = AS_STORED) -> Array:
 
 
 def read_label_stack(path: AnyPath, reading: Reading = AS_STORED) -> Array:
-    """Read a label file: integers, (N, H, W).
+    """Read a label file: integers, (N, H, W). `reading.channel` is for images, and ignored.
 
     Raises
     ------
     FrameError
         The file is not an image, has several channels, or values other than integers from 0.
     """
-    stack = read_stack(path, reading)
+    stack = read_stack(path, replace(reading, channel=()))
     if stack.shape[1] in (3, 4) and (stack[:, 1:3] == stack[:, :1]).all():
         stack = stack[:, :1]  # grey saved as colours
     if stack.shape[1] != 1:
@@ -321,7 +334,8 @@ def predict_file(
         if output.kind == "instances":
             labels = _objects(segmenter, source, frames, output, progress)
         else:
-            labels = segmenter.segment(frames, tta=output.tta, progress=progress).labels
+            labels = segmenter.segment(_certain(frames, channels), tta=output.tta, progress=progress).labels
+            labels = labels[:, 0] if labels.ndim > 3 else labels
     except FrameError as error:
         raise FrameError(f"{source}: {error}") from error
     write_labels(output.folder / f"{source.name}.tif", labels)
@@ -331,14 +345,25 @@ def predict_file(
     return labels
 
 
+def _certain(frames: Array, channels: int) -> Array:
+    """Return the frames of a file, whose axes are known, as a segmenter takes them: narrow ones as (N, 1, H, W)."""
+    return frames[:, None] if channels == 1 and is_narrow(frames.shape) else frames
+
+
 def _objects(
     segmenter: "Segmenter", source: ImageSource, frames: Array, output: Output, progress: "Progress | None"
 ) -> NDArray[np.int32]:
     """Return the instances of an image, after adding them to the table, if any."""
     is_confident = output.table is not None and segmenter.spec.head != "labels"
     found = segmenter.objects(
-        frames, min_area=output.min_area, confidence=is_confident, tta=output.tta, progress=progress
+        _certain(frames, segmenter.spec.channels),
+        min_area=output.min_area,
+        confidence=is_confident,
+        tta=output.tta,
+        progress=progress,
     )
+    if found.count.ndim > 1:
+        found = replace(found, labels=found.labels[:, 0], count=found.count[:, 0])
     if output.table is not None:
         output.table.add(source.path.name, frames, found)
     return found.labels

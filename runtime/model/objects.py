@@ -27,6 +27,7 @@ from scipy.sparse.csgraph import connected_components
 
 from unetrt.runtime.errors import FrameError, OptionError, shown
 from unetrt.runtime.model.spec import CORE, Decoding
+from unetrt.runtime.pixels.frames import require_rows_and_columns
 from unetrt.runtime.pixels.scores import best_class
 
 Array = NDArray[Any]
@@ -65,7 +66,7 @@ def instances(classes: Array, decoding: Decoding | None = None, min_area: int = 
     Raises
     ------
     FrameError
-        The map has fewer than two axes, or does not hold integers.
+        The map has fewer than two axes, does not hold integers, or its last axis seems to be channels.
     OptionError
         `decoding` is of another type, or `min_area` is negative.
     """
@@ -73,6 +74,7 @@ def instances(classes: Array, decoding: Decoding | None = None, min_area: int = 
         raise FrameError(f"a class map must be a numpy array of integers (..., H, W) (got {shown(classes)})")
     if classes.ndim < 2 or classes.dtype.kind not in "uib":
         raise FrameError(f"a class map must be integers (..., H, W) (got {classes.dtype} {classes.shape})")
+    require_rows_and_columns(classes.shape, "the class map", "the last two axes are (H, W)")
     require_min_area(min_area)
     how = Decoding() if decoding is None else decoding
     if not isinstance(how, Decoding):

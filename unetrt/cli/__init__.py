@@ -151,6 +151,11 @@ def backend_option_of(text: str) -> tuple[str, str]:
     return name, value
 
 
+def channel_of(text: str) -> int | str:
+    """Return the index of a channel in decimal digits, or its name as it is."""
+    return int(text) if re.fullmatch(r"[0-9]{1,9}", text) else text
+
+
 class ModelPath(click.Path):
     """The type of a path of a model; the name of a model that comes with unetrt becomes the path of its file."""
 
@@ -234,19 +239,34 @@ image_memory_option = click.option(
     type=MEMORY,
     help="Largest image that is read, in memory. [default: 2GiB, or 16 times the file's size if that much is free]",
 )
+axes_option = click.option(
+    "--axes",
+    metavar="LETTERS",
+    help="Axes of image files, a letter each, such as YXC or TZCYX: rows Y, columns X, channels C, frames T Z N P. "
+    "[default: as files say, else (N, H, W), (N, C, H, W), or channels last]",
+)
+channel_option = click.option(
+    "--channel",
+    type=Parsed("N|NAME", channel_of),
+    multiple=True,
+    help="Channel of images to read, by its index from 0 or its name; repeatable. [default: all]",
+)
 
 
 def reading_options(command: Command) -> Callable[..., Any]:
     """Add the options of how image files are read to a command, which gets them as `reading`, a `Reading`."""
 
     @wraps(command)
-    def with_reading(*, max_image_memory: int | None, **others: Any) -> Any:
+    def with_reading(
+        *, max_image_memory: int | None, axes: str | None, channel: tuple[int | str, ...], **others: Any
+    ) -> Any:
         from unetrt.runtime.files.formats import AS_STORED, Reading
 
-        reading = AS_STORED if max_image_memory is None else Reading(max_image_memory)
+        said = max_image_memory is not None or axes is not None or channel
+        reading = Reading(max_image_memory, axes and axes.strip().upper(), channel) if said else AS_STORED
         return command(reading=reading, **others)
 
-    return image_memory_option(with_reading)
+    return axes_option(channel_option(image_memory_option(with_reading)))
 
 
 def engine_options(command: Command) -> Callable[..., Any]:
