@@ -154,7 +154,10 @@ def test_thresholds_are_those_of_the_precision_or_what_is_given(tiny_checkpoint,
         ("int8", {"min_iou": 1.1}, "--min-iou 1.1 .* int8: use a number from 0.9 to 1$"),
     ],
 )
-def test_thresholds_have_ceilings(tiny_checkpoint, tmp_path, precision, given, message):
+def test_thresholds_have_ceilings_and_nothing_is_exported_beyond_them(
+    tiny_checkpoint, tmp_path, monkeypatch, precision, given, message
+):
+    monkeypatch.setattr(exporter, "build_graph", None)
     with pytest.raises(OptionError, match=message):
         Thresholds.of(precision, **given)
     short = {name.partition("_")[2]: value for name, value in given.items()}
