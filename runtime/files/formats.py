@@ -261,7 +261,7 @@ def _module(name: str) -> Open:
     return open_file
 
 
-_picture = _module("pictures")
+_picture, _microscope = _module("pictures"), _module("microscopes")
 FORMATS: Mapping[str, Open] = {
     ".tif": _tiff,
     ".tiff": _tiff,
@@ -272,6 +272,9 @@ FORMATS: Mapping[str, Open] = {
     ".gif": _picture,
     ".npy": _npy,
     ".zarr": _module("ome_zarr"),
+    ".czi": _microscope,
+    ".nd2": _microscope,
+    ".lif": _microscope,
 }
 SUFFIXES = tuple(FORMATS)
 # The format whose files are folders, and the files that make a folder, whatever its name, one of that format.
