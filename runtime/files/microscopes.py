@@ -70,7 +70,8 @@ def _czi(path: Path) -> Iterator[Images]:
     with czi.open_czi(str(path)) as file:
         scenes = file.scenes_bounding_rectangle_no_pyramid or {None: file.total_bounding_rectangle_no_pyramid}
         planes, about = _czi_planes(file), _czi_metadata(file.raw_metadata)
-        yield _named([_czi_scene(path, file, _Scene(*scene, planes[scene[0]]), about) for scene in scenes.items()])
+        found = (_Scene(number, place, planes[number]) for number, place in scenes.items())
+        yield _named([_czi_scene(path, file, scene, about) for scene in found])
 
 
 class _Scene(NamedTuple):
