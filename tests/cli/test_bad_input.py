@@ -38,7 +38,7 @@ def labels_model(tiny_checkpoint, tmp_path_factory):
 def place(tmp_path, tiny_model, labels_model, tiny_run, drawn_folder):
     """A folder with every kind of bad file in it, and some good ones."""
     image(tmp_path / "good" / "a.tif", FRAME)
-    image(tmp_path / "rgb" / "a.tif", np.zeros((64, 64, 3), np.uint8))
+    image(tmp_path / "rgb" / "a.tif", np.arange(64 * 64 * 3).astype(np.uint8).reshape(64, 64, 3))
     nan = FRAME.astype(np.float32)
     nan[3, 5] = np.nan
     image(tmp_path / "nan" / "a.tif", nan)
