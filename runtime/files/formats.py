@@ -266,7 +266,8 @@ def _module(name: str) -> Open:
 
 # Suffixes of TIFF, with those of large files, of Zeiss's LSM, MetaMorph's STK and whole slides.
 TIFFS = (".tif", ".tiff", ".btf", ".tf2", ".tf8", ".lsm", ".stk", ".svs", ".ndpi", ".scn", ".qptiff")
-_picture = _module("pictures")
+MICROSCOPES = (".czi", ".nd2", ".lif")
+_picture, _microscope = _module("pictures"), _module("microscopes")
 FORMATS: Mapping[str, Open] = {
     **dict.fromkeys(TIFFS, _tiff),
     ".png": _picture,
@@ -276,10 +277,9 @@ FORMATS: Mapping[str, Open] = {
     ".gif": _picture,
     ".npy": _npy,
     ".zarr": _module("ome_zarr"),
+    **dict.fromkeys(MICROSCOPES, _microscope),
 }
 SUFFIXES = (*FORMATS, COMPANION)
-# Formats whose files hold several images, besides TIFF.
-SEVERAL: frozenset[str] = frozenset()
 # The format whose files are folders, and the files that make a folder, whatever its name, one of that format.
 ZARR = ".zarr"
 ZARR_FILES = frozenset({"zarr.json", ".zarray", ".zgroup", ".zattrs"})
@@ -319,7 +319,7 @@ def named_images(path: Path, listed: Iterable[Path] = ()) -> list[tuple[str, tup
     suffix = path.suffix.lower()
     if suffix in TIFFS or suffix == COMPANION:
         return described_images(path, listed)
-    if suffix not in SEVERAL:
+    if suffix not in MICROSCOPES:
         return []
     with opened(path) as images:
         return [(image.name, (path,)) for image in images if image.name]

@@ -45,6 +45,8 @@ Array = NDArray[Any]
 AnyPath = str | os.PathLike[str]
 # Images of a file that a message names, and the longest name in characters that is appended to a file's.
 SHOWN, LONGEST = 8, 100
+# Package that reads some files -> the extra that installs it.
+EXTRAS = {"zarr": "zarr", "pylibCZIrw": "formats", "nd2": "formats", "liffile": "formats"}
 # Folders between a Zarr group and one inside it that has metadata: the row of a plate may have none.
 NESTED = 3
 
@@ -353,8 +355,9 @@ def _unreadable(path: ImageSource, error: Exception) -> FrameError:
     """Return the error for a file whose decoder failed."""
     if "imagecodecs" in str(error):
         return FrameError(f"{path} has a compression that needs: pip install 'unetrt[codecs]'")
-    if isinstance(error, ModuleNotFoundError) and error.name == "zarr":
-        return FrameError(f"{path} needs zarr: pip install 'unetrt[zarr]'")
+    package = error.name if isinstance(error, ModuleNotFoundError) else None
+    if package in EXTRAS:
+        return FrameError(f"{path} needs {package}: pip install 'unetrt[{EXTRAS[package]}]'")
     if is_out_of_memory(error):
         return FrameError(f"{path} needs more memory than there is: {one_line(error)}")
     reason = one_line(error, kind=isinstance(error, LookupError))  # its message is a key or an index alone

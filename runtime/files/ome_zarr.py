@@ -179,7 +179,8 @@ def _array(path: Path, array: zarr.Array[Any]) -> OpenedImage:
             for dataset in scale["datasets"]:
                 if folder / dataset["path"] == path.absolute():
                     return _opened(path, array, _layout(array, about, scale, dataset))
-    names = getattr(array.metadata, "dimension_names", None) or array.attrs.get("_ARRAY_DIMENSIONS") or ()
+    attributes: Metadata = array.attrs.asdict()
+    names = getattr(array.metadata, "dimension_names", None) or attributes.get("_ARRAY_DIMENSIONS") or ()
     axes = "".join(str(name).upper() for name in names)
     if len(axes) != array.ndim or not {"Y", "X"} <= set(axes) <= set(EARLY_AXES.upper()):
         axes = unnamed_axes(array.shape)
@@ -225,10 +226,12 @@ def _pixel_size(named: Sequence[Any], axes: str, parts: Sequence[Metadata]) -> P
     rows = MICROMETRES.get(y.unit)
 
     def in_unit_of_rows(size: PixelSize | None) -> float | None:
-        if size is None or size.unit == y.unit:
-            return size and size.y
+        if size is None:
+            return None
         factor = MICROMETRES.get(size.unit)
-        return None if rows is None or factor is None else size.y * factor / rows
+        if size.unit == y.unit or factor is None or rows is None:
+            return size.y if size.unit == y.unit else None
+        return size.y * factor / rows
 
     return PixelSize.found(y.y, in_unit_of_rows(x), in_unit_of_rows(z), y.unit)
 
@@ -236,6 +239,6 @@ def _pixel_size(named: Sequence[Any], axes: str, parts: Sequence[Metadata]) -> P
 def _channels(shape: tuple[int, ...], axes: str, about: Metadata) -> tuple[str, ...]:
     """Return the names of the channels, if each has one."""
     named = (about.get("omero") or {}).get("channels") or ()
-    names = tuple(one.get("label") for one in named if isinstance(one, dict))
-    is_complete = "C" in axes and len(names) == shape[axes.index("C")]
-    return names if is_complete and all(isinstance(name, str) and name for name in names) else ()
+    labels = [one.get("label") for one in named if isinstance(one, dict)]
+    names = tuple(label for label in labels if isinstance(label, str) and label)
+    return names if "C" in axes and len(names) == len(labels) == shape[axes.index("C")] else ()

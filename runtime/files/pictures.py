@@ -7,6 +7,8 @@ The index of a palette is the label in a label file, and stands for a colour in 
 state, in dots per inch, is that of screens and printers: no pixel size is taken from it.
 """
 
+import io
+import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
 from io import BufferedReader
@@ -62,6 +64,8 @@ def opened(path: Path) -> Iterator[Images]:
         if picture.plugin is PngImageFile and header[24:25] == b"\x10" and header[25] in DEEP_COLOURS:
             yield [_deep_png(path, file, header)]
             return
+        if picture.plugin is GifImageFile:
+            _require_limit_of_gif(file)
         with picture.plugin(file) as image:
             yield [_gif(path, image) if isinstance(image, GifImageFile) else _picture(path, image)]
 
@@ -123,10 +127,7 @@ def _with_palette(path: Path, image: ImageFile) -> OpenedImage:
 
 def _gif(path: Path, image: GifImageFile) -> OpenedImage:
     """Return a GIF: grey or colours, or a stack of colours; the labels of a single frame are the indices."""
-    most, frames = Image.MAX_IMAGE_PIXELS, image.n_frames
-    # The class itself warns of more, and then raises.
-    if most is not None and image.height * image.width > most:
-        raise FrameError(f"is a GIF of {image.height} x {image.width} pixels: at most {most} are read, save it as TIFF")
+    frames = image.n_frames
     if frames == 1:
         return _with_palette(path, image) if image.mode == "P" else _opened(path, image, 1, np.dtype(np.uint8))
     layout = Layout((frames, image.height, image.width, 3), "TYXC", np.dtype(np.uint8))
@@ -139,3 +140,30 @@ def _gif(path: Path, image: GifImageFile) -> OpenedImage:
         return pixels
 
     return OpenedImage(layout, (), lambda: stored_bytes(path), read)
+
+
+def _require_limit_of_gif(file: BufferedReader) -> None:
+    """Raise FrameError for a GIF above Pillow's limit on the number of pixels: its class warns of that, or fails."""
+    file.seek(6)
+    width, height, flags = struct.unpack("<HHB", file.read(5))
+    file.seek(2 + _colours(flags), io.SEEK_CUR)
+    while (block := file.read(1)) in (b"!", b","):  # an extension, or a frame, which may be larger than the whole
+        if block == b"!":
+            file.seek(1, io.SEEK_CUR)
+        else:
+            left, top, columns, rows, flags = struct.unpack("<HHHHB", file.read(9))
+            width, height = max(width, left + columns), max(height, top + rows)
+            file.seek(_colours(flags) + 1, io.SEEK_CUR)
+        while length := file.read(1):
+            if length == b"\0":
+                break
+            file.seek(length[0], io.SEEK_CUR)
+    file.seek(0)
+    most = Image.MAX_IMAGE_PIXELS
+    if most is not None and height * width > most:
+        raise FrameError(f"is a GIF of {height} x {width} pixels: at most {most} are read, save it as TIFF")
+
+
+def _colours(flags: int) -> int:
+    """Return the length of a table of colours in bytes (GIF 89a, section 18)."""
+    return 3 << (flags & 7) + 1 if flags & 128 else 0

@@ -172,9 +172,9 @@ def test_colours_of_16_bits_name_the_package_that_reads_them(tmp_path, monkeypat
         read_stack(tmp_path / "a.png")
 
 
-def animation(path):
+def animation(path, **options):
     frames = [Image.fromarray(np.full((20, 30), value, np.uint8)) for value in (10, 90, 200)]
-    frames[0].save(path, save_all=True, append_images=frames[1:])
+    frames[0].save(path, save_all=True, append_images=frames[1:], **options)
     return path
 
 
@@ -205,6 +205,23 @@ def test_the_limit_on_pixels_is_memory_and_not_that_of_pillow(tmp_path, monkeypa
     if kind != "gif":
         with pytest.raises(FrameError, match=r"declares 20 x 30 values of uint8, 1 KiB .* at most 1 KiB are read"):
             read_image(path, Reading(599))
+    assert not recwarn
+
+
+def test_a_gif_above_pillows_limit_is_refused_before_pillow_warns(tmp_path, monkeypatch, recwarn):
+    """Also where a frame is larger than the whole, or takes the pixels of the one before it away."""
+    path = animation(tmp_path / "a.gif", disposal=2)
+    content = bytearray(path.read_bytes())
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 599)
+    with pytest.raises(FrameError, match=r"a.gif is a GIF of 20 x 30 pixels: at most 599 are read, save it as TIFF"):
+        read_stack(path)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 600)
+    assert read_stack(path).shape == (3, 3, 20, 30)
+    frame = content.index(b",\0\0\0\0" + struct.pack("<HH", 30, 20))
+    content[frame + 5 : frame + 9] = struct.pack("<HH", 3000, 2000)
+    path.write_bytes(content)
+    with pytest.raises(FrameError, match=r"a.gif is a GIF of 2000 x 3000 pixels"):
+        read_stack(path)
     assert not recwarn
 
 
