@@ -182,7 +182,7 @@ def _tiff(path: Path, others: Collection[Path] = ()) -> Iterator[Images]:
     with tifffile.TiffFile(path) as tiff:
         yield [
             OpenedImage(
-                Layout(image.shape, image.axes, image.dtype),
+                Layout(image.shape, image.axes, image.dtype, image.pixel_size, image.channels),
                 image.part,
                 partial(_stored, path, *image.files),
                 image.read,
