@@ -75,7 +75,7 @@ def editable(path):
     """Return the ONNX model in a file without the digest of its contents, for tests that change it."""
     import onnx
 
-    from unetrt.runtime.model.safety import DIGEST
+    from unetrt.runtime.model.integrity import DIGEST
 
     model = onnx.load(path)
     kept = [entry for entry in model.metadata_props if entry.key != DIGEST]

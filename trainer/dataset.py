@@ -19,7 +19,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import ndimage
 
 from unetrt.runtime.errors import DatasetError, FrameError, OptionError
 from unetrt.runtime.files.atomic import require_regular
@@ -36,7 +35,7 @@ from unetrt.runtime.files.images import (
 )
 from unetrt.runtime.geometry.unet_shape import MAX_CLASSES
 from unetrt.runtime.pixels.frames import as_frame
-from unetrt.trainer.targets import as_instances
+from unetrt.trainer.label_values import UNSTATED, LabelDoubts, LabelRule, components, require_background, require_ids
 
 Array = NDArray[Any]
 Mask = NDArray[np.bool_]
@@ -49,8 +48,6 @@ CHALLENGE_LABELS = re.compile(r"man_seg_?(\d+)(?:_(\d+))?")
 UNANNOTATED = 255
 # Number of frames in `Dataset.some_frames`, and the largest side of each, in pixels.
 SOME, SIDE = 4, 512
-# More connected components per instance than this, and the labels are likely classes.
-PIECES = 1.5
 # Share held back for validation: of the images, and of a single image.
 SHARE, SHARE_OF_ONE = 0.2, 1 / 3
 # Least height or width of each part of a single image, in pixels: about the size of one object and its surroundings.
@@ -94,7 +91,7 @@ class AnnotatedImage:
     ignored
         (H, W) bool, true for unannotated pixels, which count neither in loss nor in scores; None: all are annotated.
     source
-        The stack or sequence of the frame, whose frames resemble each other. Empty: a single image.
+        The acquisition, stack or sequence of the frame, whose frames resemble each other. Empty: a single image.
     part
         Where the image is a part of a single one that is split; None for a whole image.
     """
@@ -119,11 +116,14 @@ class Dataset:
         Background first.
     instances
         Whether labels are instances; otherwise they are class indices.
+    notes
+        Sentences about how the values of labels were taken.
     """
 
     images: tuple[AnnotatedImage, ...]
     class_names: tuple[str, ...]
     instances: bool
+    notes: tuple[str, ...] = ()
 
     @property
     def channels(self) -> int:
@@ -175,7 +175,7 @@ class Dataset:
 
     def warnings(self) -> list[str]:
         """Return a sentence for each property of the data that is likely a mistake."""
-        found = []
+        found = list(self.notes)
         if self.part:
             found.append(
                 f"there is one image, validated on {self.part.about}: scores say little about other images "
@@ -186,11 +186,6 @@ class Dataset:
         ]:
             more = f" and {len(flat) - 1} more" if len(flat) > 1 else ""
             found.append(f"{flat[0]}{more} without any contrast, but with objects")
-        if self.instances:
-            objects = sum(len(np.unique(image.labels[image.labels > 0])) for image in self.images)
-            pieces = sum(ndimage.label(image.labels > 0)[1] for image in self.images)
-            if pieces > PIECES * objects:
-                found.append(f"{objects} objects in {pieces} separate pieces: if labels are classes, give --classes")
         return found
 
     def some_frames(self) -> tuple[Array, ...]:
@@ -207,8 +202,9 @@ class Dataset:
     def split(self, fraction: float | None, seed: int) -> tuple["Dataset", "Dataset"]:
         """Return two sets, the second with about `fraction` of the images, at least one, drawn at random.
 
-        Frames of one stack or sequence stay together, unless there is a single one. A single image is cut in two, see
-        `_cut`. `fraction` None stands for a fifth of the images, or for a third of a single one.
+        Frames of one acquisition, stack or sequence stay together. If there is a single acquisition, its fields stay
+        whole; frames of a single stack are drawn. A single image is cut in two, see `_cut`. `fraction` None stands for
+        a fifth of the images, or for a third of a single one.
 
         Raises
         ------
@@ -224,6 +220,8 @@ class Dataset:
         if len(self.images) == 1:
             return self._cut(fraction or SHARE_OF_ONE)
         groups = list(self._by_source().values())
+        if len(groups) == 1:
+            groups = list(self._by_stack().values())
         if len(groups) == 1:
             groups = [[index] for index in range(len(self.images))]
         wanted = max(1, round((fraction or SHARE) * len(self.images)))
@@ -245,7 +243,8 @@ class Dataset:
         DatasetError
             A name matches no image, or a set would hold no object.
         """
-        by_name = {image.name: [index] for index, image in enumerate(self.images)} | self._by_source()
+        by_name = {image.name: [index] for index, image in enumerate(self.images)}
+        by_name |= self._by_stack() | self._by_source()
         held: set[int] = set()
         for name in names:
             if name not in by_name:
@@ -291,10 +290,17 @@ class Dataset:
             groups.setdefault(image.source or image.name, []).append(index)
         return groups
 
+    def _by_stack(self) -> dict[str, list[int]]:
+        """Return the indices of the frames of each stack, and of each single image."""
+        groups: dict[str, list[int]] = {}
+        for index, image in enumerate(self.images):
+            groups.setdefault(re.sub(r"\[\d+\]$", "", image.name), []).append(index)
+        return groups
+
     def _subset(self, indices: Iterable[int]) -> "Dataset":
         images = tuple(self.images[index] for index in sorted(indices))
         _require_objects(images, "the split left a set in which")
-        return Dataset(images, self.class_names, self.instances)
+        return replace(self, images=images)
 
 
 def _parts(
@@ -350,7 +356,11 @@ def class_names(classes: int | None) -> tuple[str, ...]:
 
 
 def read_dataset(
-    folder: str | Path, classes: int | None = None, ignore: int | None = None, reading: Reading = AS_STORED
+    folder: str | Path,
+    classes: int | None = None,
+    ignore: int | None = None,
+    reading: Reading = AS_STORED,
+    rule: LabelRule = UNSTATED,
 ) -> Dataset:
     """Read every annotated image of a folder, in one of the two layouts.
 
@@ -360,26 +370,30 @@ def read_dataset(
         With `images/` and `labels/` in it, and optionally `ignore/`: masks that are not 0 where nothing is annotated.
         Or a Cell Tracking Challenge data set.
     classes
-        Number of classes, the background included; labels are class indices below it. None: labels are instances, one
-        number for each object; labels with a single value besides 0 are a mask, whose connected components are the
-        objects.
+        Number of classes, the background included; labels are class indices below it. None: labels are objects.
     ignore
         Label of unannotated pixels; None: 255 for class maps with at most 255 classes, no label for instances.
     reading
         How files are read.
+    rule
+        How values become objects.
 
     Raises
     ------
     DatasetError
-        A folder is missing, a file has no partner, an image and its labels differ in shape, or all labels are empty.
+        A folder is missing, a file has no partner, an image and its labels differ in shape, all labels are empty, or
+        their values cannot be objects (`require_ids`, `require_background`).
     FrameError
         A file cannot be read, or holds pixels that are not finite.
     OptionError
         `classes` or `ignore` is out of range.
     """
     require_classes(classes, "trained")
+    rule.require_objects(classes)
     ignore = ignored_label(classes, ignore)
-    images = tuple(image for files in _find_files(Path(folder)) for image in _read(files, classes, ignore, reading))
+    images = tuple(
+        image for files in _find_files(Path(folder), reading) for image in _read(files, classes, ignore, reading, rule)
+    )
     if not images:
         raise DatasetError(
             f"{folder}: no pixel is annotated, all of them are ignored: check the masks in ignore/ and --ignore-label"
@@ -395,7 +409,34 @@ def read_dataset(
             "frames that says it is RGB is read as colours: save it with photometric='minisblack')"
         )
     _require_objects(images, f"{folder}:")
-    return Dataset(images, class_names(classes), instances=classes is None)
+    if classes is not None:
+        return Dataset(images, class_names(classes), instances=False)
+    images, notes = _as_objects(images, rule)
+    return Dataset(images, class_names(None), instances=True, notes=tuple(notes))
+
+
+def _as_objects(images: tuple[AnnotatedImage, ...], rule: LabelRule) -> tuple[tuple[AnnotatedImage, ...], list[str]]:
+    """Return images whose labels are objects, for ids; and sentences about what may be a mistake.
+
+    If no image holds more than one id, and the rule does not say what labels are, they are masks.
+    """
+    notes = []
+    guessed = rule == UNSTATED and all(image.labels.max() <= 1 for image in images)
+    if guessed:
+        images = tuple(replace(image, labels=components(image.labels)) for image in images)
+        found = sum(int(image.labels.max()) for image in images)
+        if any(image.labels.max() > 1 for image in images):
+            notes.append(
+                f"labels hold a single value, and are taken as masks, whose {found} connected components are the "
+                "objects: --masks says so, --ids that each label file holds one object"
+            )
+    doubts = LabelDoubts()
+    for image in images:
+        if rule.masks is None:
+            require_background(image.labels, f"labels of {image.name}")
+        if rule.masks is not False:
+            doubts.add(image.name, image.labels)
+    return images, notes + doubts.sentences()
 
 
 def read_names(path: str | Path) -> list[str]:
@@ -438,8 +479,8 @@ def ignored_label(classes: int | None, label: int | None) -> int | None:
     return UNANNOTATED if classes is not None and classes <= UNANNOTATED else None
 
 
-def images_by_name(path: Path) -> dict[str, ImageSource]:
-    """Return the images of a folder, or of a single file, by name.
+def images_by_name(path: Path, reading: Reading = AS_STORED) -> dict[str, ImageSource]:
+    """Return the images of a folder, or of a single file, by name; `reading` as in `list_images`.
 
     Raises
     ------
@@ -447,7 +488,7 @@ def images_by_name(path: Path) -> dict[str, ImageSource]:
         There is no image, or two differ in the suffix alone.
     """
     try:
-        sources = list_images(path)
+        sources = list_images(path, reading)
     except FrameError as error:
         raise DatasetError(str(error)) from error
     named = {source.name: source for source in sources}
@@ -484,8 +525,11 @@ class _ImageFiles:
     plane: int | None = None
 
 
-def _find_files(folder: Path) -> list[_ImageFiles]:
-    """Return the files of each image of a folder in either layout, sorted by name."""
+def _find_files(folder: Path, reading: Reading) -> list[_ImageFiles]:
+    """Return the files of each image of a folder in either layout, sorted by name.
+
+    Of files with several images, the one that `reading` picks is taken, and the labels of the others are left out.
+    """
     if not folder.is_dir():
         state = "is a file" if folder.exists() else "does not exist"
         raise DatasetError(f"{folder} {state}: give a folder with images/ and labels/ in it")
@@ -499,10 +543,29 @@ def _find_files(folder: Path) -> list[_ImageFiles]:
             )
     images, labels = (images_by_name(folder / part) for part in (IMAGES, LABELS))
     ignored = images_by_name(folder / IGNORE) if (folder / IGNORE).is_dir() else {}
+    images = _labelled_alone(images, labels)
     _require_partners(images, "image", labels, folder / LABELS)
     _require_partners(labels, "label", images, folder / IMAGES)
     _require_partners(ignored, "mask", images, folder / IMAGES)
-    return [_ImageFiles(stem, images[stem], labels[stem], stem, ignored.get(stem)) for stem in sorted(images)]
+    if reading.series is not None:
+        images = images_by_name(folder / IMAGES, reading)
+    return [
+        _ImageFiles(stem, image, labels[stem], image.acquisition or stem, ignored.get(stem))
+        for stem, image in sorted(images.items())
+    ]
+
+
+def _labelled_alone(images: Mapping[str, ImageSource], labels: Mapping[str, ImageSource]) -> dict[str, ImageSource]:
+    """Return the images, each file of a set alone where every file has labels of its own."""
+    found = {}
+    for name, image in images.items():
+        alone = {Path(name).with_name(stem_of(file)).as_posix(): file for file in (image.path, *image.files)}
+        if image.files and image.series is None and alone.keys() <= labels.keys() and not labels[name].files:
+            group = image.acquisition or name
+            found |= {stem: ImageSource(file, stem, acquisition=group) for stem, file in alone.items()}
+        else:
+            found[name] = image
+    return found
 
 
 def _require_partners(
@@ -538,9 +601,11 @@ def _challenge_files(truth: Path) -> list[_ImageFiles]:
     return found
 
 
-def _read(files: _ImageFiles, classes: int | None, ignore: int | None, reading: Reading) -> list[AnnotatedImage]:
+def _read(
+    files: _ImageFiles, classes: int | None, ignore: int | None, reading: Reading, rule: LabelRule
+) -> list[AnnotatedImage]:
     """Read the frames of an image; frames without any annotated pixel are left out."""
-    frames, planes = _read_frames(files, reading), read_label_stack(files.labels, reading)
+    frames, planes = _read_frames(files, reading), rule.planes(files.labels, reading)
     masks = None if files.ignored is None else read_label_stack(files.ignored, reading)
     _require_same_shape(frames, files.image, planes, files.labels)
     if masks is not None:
@@ -550,7 +615,7 @@ def _read(files: _ImageFiles, classes: int | None, ignore: int | None, reading: 
         name = files.name if len(frames) == 1 else f"{files.name}[{index}]"
         known, ignored = without_ignored(plane, ignore, None if masks is None else masks[index] > 0)
         if ignored is None or not ignored.all():
-            labels = _require_labels(known, files.labels, classes)
+            labels = _require_labels(known, files.labels, classes, rule)
             images.append(AnnotatedImage(name, frame, labels, ignored, files.source))
     return images
 
@@ -589,10 +654,12 @@ def _require_same_shape(frames: Array, image: ImageSource, planes: Array, labels
         )
 
 
-def _require_labels(plane: Array, path: ImageSource, classes: int | None) -> NDArray[np.int32]:
+def _require_labels(plane: Array, path: ImageSource, classes: int | None, rule: LabelRule) -> NDArray[np.int32]:
     """Return a plane (H, W) of a label file as instances or as class indices."""
     if classes is None:
-        return as_instances(plane)
+        if rule.threshold is None and rule.masks is not False:
+            require_ids(plane, str(path))
+        return rule.objects(plane)
     if plane.max() >= classes:
         raise DatasetError(
             f"{path} holds class {plane.max()}, {classes} classes are 0 ... {classes - 1}: "

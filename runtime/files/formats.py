@@ -4,12 +4,11 @@
 believed within a limit only: `OpenedImage.require_room`. `Reading` holds what a user says about how files are read.
 """
 
-import html
 import os
-import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from importlib import import_module
 from math import inf, prod
 from pathlib import Path
@@ -19,10 +18,11 @@ import numpy as np
 import tifffile
 from numpy.typing import NDArray
 
-from unetrt.runtime.errors import FrameError, OptionError
+from unetrt.runtime.errors import FrameError, OptionError, shown
+from unetrt.runtime.files.acquisitions import COMPANION, described_images
 from unetrt.runtime.files.atomic import require_regular
-from unetrt.runtime.files.embedded import SIZES, require_sizes
 from unetrt.runtime.files.pixel_size import PixelSize
+from unetrt.runtime.files.tiff import tiff_images
 from unetrt.runtime.machine import format_bytes, free_memory
 
 Array = NDArray[Any]
@@ -38,8 +38,6 @@ ROOM = 2 * 2**30
 COMPRESSION = 16
 # Memory in bytes that a frame takes at least: its timings and its place in the file.
 PER_FRAME = 1024
-# Largest description of a TIFF in characters, which is parsed as XML or JSON in some hundred times its size.
-DESCRIPTION = 32 * 2**20
 
 
 class Layout(NamedTuple):
@@ -64,6 +62,11 @@ class Layout(NamedTuple):
     channels: tuple[str, ...] = ()
 
     @property
+    def frames(self) -> tuple[tuple[str, int], ...]:
+        """Letter and length of each axis that becomes N, in their order; their lengths have the product N."""
+        return tuple((axis, length) for axis, length in zip(self.axes, self.shape, strict=True) if axis not in "CSYX")
+
+    @property
     def stack(self) -> tuple[int, int, int, int]:
         """Shape (N, C, H, W) of the pixels as `arranged` returns them."""
         if "Y" not in self.axes or "X" not in self.axes:
@@ -72,10 +75,6 @@ class Layout(NamedTuple):
         height, width = (self.shape[self.axes.index(axis)] for axis in "YX")
         channels = prod(length for length, axis in lengths if axis in "CS")
         return prod(length for length, axis in lengths if axis not in "CSYX"), channels, height, width
-
-
-# Strips or tiles that a TIFF may declare for each that it holds: a writer that was stopped leaves some out.
-MISSING = 64
 
 
 @dataclass(frozen=True)
@@ -87,14 +86,18 @@ class Reading:
     max_image_memory
         Memory in bytes that the pixels of one image may take. None: 2 GiB or, where its files are large, 16 times their
         size, but not more than is free.
+    series
+        Which image to read of files that hold several: its index from 0, or its name. None: all, where they are fields
+        of one acquisition.
 
     Raises
     ------
     OptionError
-        `max_image_memory` is not a number above 0.
+        `max_image_memory` is not a number above 0, or `series` is neither an index nor a name.
     """
 
     max_image_memory: int | None = None
+    series: int | str | None = None
 
     def __post_init__(self) -> None:
         most = self.max_image_memory
@@ -102,6 +105,9 @@ class Reading:
             raise OptionError(
                 f"max_image_memory must be a number of bytes above 0, such as 8 * 2**30 (got {most!r:.60})"
             )
+        series = self.series
+        if not (series is None or isinstance(series, str) or (type(series) is int and series >= 0)):
+            raise OptionError(f"series must be the index of an image, from 0, or its name (got {shown(series)})")
 
 
 # Files are read as they say.
@@ -175,58 +181,19 @@ def stored_bytes(*paths: Path) -> int:
 
 
 @contextmanager
-def _tiff(path: Path) -> Iterator[Images]:
-    """Open a TIFF; the axes are those that it names, as OME-TIFF and ImageJ do."""
+def _tiff(path: Path, others: Collection[Path] = ()) -> Iterator[Images]:
+    """Open a TIFF, and the other files of its set; the axes are those that it names, as OME-TIFF and ImageJ do."""
     with tifffile.TiffFile(path) as tiff:
-        if not len(tiff.pages):
-            raise FrameError("holds no image: save it again")
-        others = _companions(tiff, path)
-        if len(tiff.series) != 1:
-            raise FrameError(f"holds {len(tiff.series)} images of different kinds: save each as a file")
-        series = tiff.series[0]
-        needed, held = prod(series.keyframe.chunked), len(series.keyframe.dataoffsets)
-        if needed > MISSING * held:
-            raise FrameError(f"declares {needed} strips or tiles and holds {held}: save it again")
-
-        def read() -> Array:
-            if series.keyframe.compression in SIZES:
-                require_sizes(series)
-            pixels: Array = series.asarray()
-            return pixels
-
-        layout = Layout(series.shape, series.axes, series.dtype)
-        yield [OpenedImage(layout, series.keyframe.chunks, lambda: stored_bytes(path, *others), read)]
-
-
-def _companions(tiff: tifffile.TiffFile, path: Path) -> list[Path]:
-    """Return the other files of an image in several files, which tifffile opens by itself; all are regular.
-
-    Raises FrameError, before tifffile believes it, also for a description that is too long or names too many planes.
-    """
-    description = tiff.pages.first.description
-    if len(description) > DESCRIPTION:
-        raise FrameError(f"has a description of {len(description)} characters: at most {DESCRIPTION} are read")
-    names: set[str] = set()
-    if tiff.is_ome:
-        names |= _files_of_ome(description)
-    if tiff.is_mmstack or tiff.is_ndtiff:
-        names |= {file.name for file in path.parent.glob("*.tif")} | {"NDTiff.index"}
-    others = (path.parent / name for name in sorted(names - {path.name}))
-    return [require_regular(file, f"refers to {file}, which ") for file in others if os.path.lexists(file)]
-
-
-def _files_of_ome(description: str) -> set[str]:
-    """Return the names of files in the metadata of OME-TIFF (docs.openmicroscopy.org, "OME-TIFF specification")."""
-    if "<!DOCTYPE" in description:
-        raise FrameError("has OME metadata with a document type, which can expand endlessly: save it without")
-    text = html.unescape(description)
-    planes: dict[str, int] = {}
-    for name, number in re.findall(r"""\b(Size[CZT]|PlaneCount|NumPlanes|First[CZT])\s*=\s*["']\s*(\d+)""", text):
-        planes[name] = max(planes.get(name, 0), int(number[:20]))
-    most = ROOM // PER_FRAME
-    if prod(planes.get(f"Size{axis}", 1) for axis in "CZT") > most or max(planes.values(), default=0) > most:
-        raise FrameError(f"has OME metadata of more than {most} planes: save it as several files")
-    return set(re.findall(r"""\bFileName\s*=\s*["']([^"']*)""", text))
+        yield [
+            OpenedImage(
+                Layout(image.shape, image.axes, image.dtype),
+                image.part,
+                partial(stored_bytes, path, *image.files),
+                image.read,
+                image.name,
+            )
+            for image in tiff_images(tiff, path, others)
+        ]
 
 
 @contextmanager
@@ -261,10 +228,11 @@ def _module(name: str) -> Open:
     return open_file
 
 
+# Suffixes of TIFF, with those of large files, of Zeiss's LSM, MetaMorph's STK and whole slides.
+TIFFS = (".tif", ".tiff", ".btf", ".tf2", ".tf8", ".lsm", ".stk", ".svs", ".ndpi", ".scn", ".qptiff")
 _picture, _microscope = _module("pictures"), _module("microscopes")
 FORMATS: Mapping[str, Open] = {
-    ".tif": _tiff,
-    ".tiff": _tiff,
+    **dict.fromkeys(TIFFS, _tiff),
     ".png": _picture,
     ".jpg": _picture,
     ".jpeg": _picture,
@@ -276,7 +244,9 @@ FORMATS: Mapping[str, Open] = {
     ".nd2": _microscope,
     ".lif": _microscope,
 }
-SUFFIXES = tuple(FORMATS)
+SUFFIXES = (*FORMATS, COMPANION)
+# Formats whose files hold several images, besides TIFF.
+SEVERAL = frozenset({".czi", ".nd2", ".lif"})
 # The format whose files are folders, and the files that make a folder, whatever its name, one of that format.
 ZARR = ".zarr"
 ZARR_FILES = frozenset({"zarr.json", ".zarray", ".zgroup", ".zattrs"})
@@ -288,15 +258,38 @@ def is_zarr(path: Path) -> bool:
     return path.is_dir() and (named or any(os.path.lexists(path / name) for name in ZARR_FILES))
 
 
-def opened(path: Path) -> AbstractContextManager[Images]:
+def opened(path: Path, others: Collection[Path] = ()) -> AbstractContextManager[Images]:
     """Open a file of images as what its suffix says; raises FrameError for a path that is no regular file.
 
-    A Zarr folder needs no suffix. Decoders raise all kinds of exceptions for damaged files, here and when they read.
+    `others` are the other files of its set. A Zarr folder needs no suffix. Decoders raise all kinds of exceptions for
+    damaged files, here and when they read.
     """
     if is_zarr(path):
         return FORMATS[ZARR](path)
     require_regular(path)
-    return FORMATS.get(path.suffix.lower(), _picture)(path)
+    suffix = path.suffix.lower()
+    if suffix == COMPANION:
+        raise FrameError("describes the images of other files: give those, or list_images of it")
+    return _tiff(path, others) if others else FORMATS.get(suffix, _picture)(path)
+
+
+def named_images(path: Path, listed: Iterable[Path] = ()) -> list[tuple[str, tuple[Path, ...]]]:
+    """Return the name of each image of a file of fields or of its set, and its files; empty for any other file.
+
+    Parameters
+    ----------
+    path
+        The file.
+    listed
+        Files that can belong to the set.
+    """
+    suffix = path.suffix.lower()
+    if suffix in TIFFS or suffix == COMPANION:
+        return described_images(path, listed)
+    if suffix not in SEVERAL:
+        return []
+    with opened(path) as images:
+        return [(image.name, (path,)) for image in images if image.name]
 
 
 def unnamed_axes(shape: tuple[int, ...]) -> str:

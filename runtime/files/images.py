@@ -6,9 +6,10 @@ write.
 """
 
 import os
-from collections.abc import Sequence
+import re
+from collections.abc import Callable, Collection, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -17,9 +18,20 @@ import tifffile
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
-from unetrt.runtime.errors import FrameError, OutputError, is_out_of_memory, one_line, shown
+from unetrt.runtime.errors import FrameError, OptionError, OutputError, is_out_of_memory, one_line, shown
 from unetrt.runtime.files.atomic import whole_file
-from unetrt.runtime.files.formats import AS_STORED, SUFFIXES, Layout, OpenedImage, Reading, arranged, is_zarr, opened
+from unetrt.runtime.files.formats import (
+    AS_STORED,
+    COMPANION,
+    SUFFIXES,
+    Layout,
+    OpenedImage,
+    Reading,
+    arranged,
+    is_zarr,
+    named_images,
+    opened,
+)
 from unetrt.runtime.pixels.frames import as_image, stack_of
 
 if TYPE_CHECKING:
@@ -31,8 +43,13 @@ Array = NDArray[Any]
 AnyPath = str | os.PathLike[str]
 # Package that reads some files -> the extra that installs it.
 EXTRAS = {"zarr": "zarr", "pylibCZIrw": "formats", "nd2": "formats", "liffile": "formats"}
+# Images of a file that a message names, and the longest name in characters that is appended to a file's.
+SHOWN, LONGEST = 8, 100
 # Folders between a Zarr group and one inside it that has metadata: the row of a plate may have none.
 NESTED = 3
+
+# Whole numbers below this are exact in float64.
+EXACT = 2.0**53
 
 
 @dataclass(frozen=True)
@@ -48,17 +65,24 @@ class ImageSource(os.PathLike[str]):
         folders; of a file with several images, their names are appended.
     series
         Index of the image in the file, from 0; None: the only one.
+    files
+        The other files that hold planes of the image, in the same folder; empty: the planes in `path` are the image.
+    acquisition
+        Name that all images of one acquisition share; empty: there is one image.
     """
 
     path: Path
     name: str
     series: int | None = None
+    files: tuple[Path, ...] = ()
+    acquisition: str = ""
 
     def __fspath__(self) -> str:
         return str(self.path)
 
     def __str__(self) -> str:
-        return str(self.path) if self.series is None else f"{self.path}, image {self.series} ({self.name})"
+        more = f" (with {len(self.files)} more files)" if self.files else ""
+        return f"{self.path}{more}" if self.series is None else f"{self.path}{more}, image {self.series} ({self.name})"
 
 
 def source_of(path: AnyPath) -> ImageSource:
@@ -66,54 +90,187 @@ def source_of(path: AnyPath) -> ImageSource:
     return path if isinstance(path, ImageSource) else ImageSource(Path(path), stem_of(path))
 
 
-def list_images(path: AnyPath) -> list[ImageSource]:
+def list_images(path: AnyPath, reading: Reading = AS_STORED) -> list[ImageSource]:
     """Return the images of a folder, sorted by name, or those of a file (or Zarr folder).
+
+    A file can hold several fields of an acquisition, each of which is an image. Files of a folder that are a set, such
+    as an OME-TIFF in several files, give the images of the set; one of them alone gives the planes that it holds.
+
+    Parameters
+    ----------
+    path
+        Folder or file.
+    reading
+        How files are read; `series` picks one image of each file that holds several.
 
     Raises
     ------
     FrameError
         There is no such file or folder, or the folder holds no image.
+    OptionError
+        A file has no image of the index or name `series`.
     """
     path = Path(path)
     if path.is_file() or is_zarr(path):
-        return _images_of(path)
+        return _sources([path, *_described(path)], reading.series)
     if not path.is_dir():
         state = "is neither a file nor a folder" if os.path.lexists(path) else "does not exist"
         raise FrameError(f"{path} {state}: give a folder of {', '.join(SUFFIXES)} files, or one file")
-    files = sorted(file for file in path.iterdir() if file.suffix.lower() in SUFFIXES or is_zarr(file))
-    found = [image for file in files if file.name[0] != "." for image in _images_of(file)]
+    files = (file for file in path.iterdir() if file.suffix.lower() in SUFFIXES or is_zarr(file))
+    found = sorted(file for file in files if file.name[0] != ".")
     if not found:
         hint = f"; did you mean {path / 'images'}?" if (path / "images").is_dir() else ""
         raise FrameError(f"{path} holds no image: {', '.join(SUFFIXES)} are read{hint}")
-    return found
+    return _sources(found, reading.series)
 
 
-def _images_of(path: Path) -> list[ImageSource]:
-    """Return the images of a file or a Zarr folder."""
-    if not is_zarr(path):
-        return [source_of(path)]
-    name, paths = _name_of_zarr(path), [""]
+def _images_of_zarr(path: Path, series: int | str | None, name_of: Callable[[Path], str]) -> list[ImageSource]:
+    """Return the images of a Zarr folder; the fields of a well, or the images of a converted file, are an acquisition.
+
+    `series` and `name_of` are those of `_sources`.
+    """
+    paths = [""]
     with suppress(Exception):  # `read_image` says what is wrong
         from unetrt.runtime.files.ome_zarr import image_paths
 
         paths = image_paths(path) or paths
-    if len(paths) == 1:
-        return [ImageSource(path / paths[0], name)]
-    return [ImageSource(path / below, f"{name}/{below}") for below in paths]
+    name = _name_of_zarr(path, name_of)
+    images = [ImageSource(path / paths[0], name)]
+    if len(paths) > 1:
+        places = [f"{name}/{below}" for below in paths]
+        images = [
+            ImageSource(path / below, place, acquisition=place.rpartition("/")[0])
+            for below, place in zip(paths, places, strict=True)
+        ]
+    return images if series is None else [images[_index_of(series, paths, path)]]
 
 
-def _name_of_zarr(path: Path) -> str:
+def _name_of_zarr(path: Path, name_of: Callable[[Path], str]) -> str:
     """Return the name of an image in a Zarr folder: it begins with that of the outermost one, as in `plate/A/1/0`."""
     whole = top = path.absolute()
     while above := next(filter(is_zarr, top.parents[:NESTED]), None):
         top = above
-    return "/".join((stem_of(top), *whole.relative_to(top).parts))
+    return name_of(path) if top == whole else "/".join((stem_of(top), *whole.relative_to(top).parts))
 
 
 def stem_of(path: AnyPath) -> str:
     """Return a file's name without its suffix; `.ome.tif` and `.ome.zarr` are one suffix."""
     path = Path(path)
     return path.stem[: -len(".ome")] if path.stem.lower().endswith(".ome") else path.stem
+
+
+def _sources(
+    files: Sequence[Path], series: int | str | None = None, name_of: Callable[[Path], str] = stem_of
+) -> list[ImageSource]:
+    """Return the images of files, in their order; files that are a set give the images of the set.
+
+    Parameters
+    ----------
+    files
+        The files; one whose set is not among them gives the planes that it holds.
+    series
+        Image to pick of each acquisition, see `Reading`.
+    name_of
+        Returns the name of the image of a file that holds one.
+    """
+    place = {file: index for index, file in enumerate(files)}
+    found: list[tuple[int, ImageSource]] = []
+    taken: set[Path] = set()
+    for file in sorted(files, key=lambda file: file.suffix.lower() != COMPANION):  # these describe the others
+        if file in taken:
+            continue
+        fields: list[tuple[str, tuple[Path, ...]]] = []
+        with suppress(Exception):  # `read_image` says what is wrong
+            fields = named_images(file, files)
+        present = {path for _, paths in fields for path in paths if path in place and path not in taken}
+        if file in present or (present and file.suffix.lower() == COMPANION):
+            found += [(place[image.path], image) for image in _of_fields(fields, present, series, name_of)]
+            taken |= present
+        elif is_zarr(file):
+            found += [(place[file], image) for image in _images_of_zarr(file, series, name_of)]
+        elif series is not None:
+            found.append((place[file], _picked(ImageSource(file, name_of(file)), series)))
+        else:
+            found.append((place[file], ImageSource(file, name_of(file))))
+    return [image for _, image in sorted(found, key=lambda each: each[0])]
+
+
+def _of_fields(
+    fields: Sequence[tuple[str, tuple[Path, ...]]],
+    present: Collection[Path],
+    series: int | str | None,
+    name_of: Callable[[Path], str],
+) -> list[ImageSource]:
+    """Return the images of an acquisition.
+
+    Parameters
+    ----------
+    fields
+        Name and files of each, as `named_images` returns them.
+    present
+        Those of its files that are listed. A single one gives the planes that it holds.
+    series, name_of
+        As in `_sources`.
+    """
+    images, names = [], []
+    for index, (name, paths) in enumerate(fields):
+        first = next((path for path in paths if path in present), None)
+        if first is None:
+            continue
+        beside = [number for number, (_, others) in enumerate(fields) if first in others]
+        number, label = None, name_of(first)
+        if len(beside) > 1:
+            number = beside.index(index)
+            label = _joined(label, [fields[other][0] for other in beside], number)
+        others = tuple(path for path in paths if path != first) if len(present) > 1 else ()
+        images.append(ImageSource(first, label, number, others))
+        names.append(name)
+    if len(images) > 1:
+        acquisition = name_of(min(present))
+        images = [replace(image, acquisition=acquisition) for image in images]
+    return images if series is None else [images[_index_of(series, names, min(present))]]
+
+
+def _joined(stem: str, names: Sequence[str], index: int) -> str:
+    """Return the name of one of the images `names` of a file; characters that paths do not allow become _."""
+    safe = [re.sub(r'[\x00-\x1f\x7f/\\:*?"<>|]', "_", name).strip(" .")[:LONGEST] for name in names]
+    if len(set(safe)) < len(safe) or not all(safe):
+        return f"{stem}_{index}"
+    return safe[index] if safe[index].startswith(stem) and len(safe[index]) > len(stem) else f"{stem}_{safe[index]}"
+
+
+def _index_of(series: int | str, names: Sequence[str], path: Path) -> int:
+    """Return the index of the image that `series` names."""
+    if isinstance(series, str) and names.count(series) == 1:
+        return names.index(series)
+    if isinstance(series, int) and series < len(names):
+        return series
+    known = ", ".join(f"{index} {name}".strip() for index, name in enumerate(names[:SHOWN]))
+    more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
+    raise OptionError(f"--series (series) {series!r:.60} is no image of {path}, which holds {known}{more}")
+
+
+def _picked(source: ImageSource, series: int | str) -> ImageSource:
+    """Return the source of the image `series` of a file that may hold several."""
+    names = [""]
+    with suppress(Exception), opened(source.path) as images:  # `read_image` says what is wrong
+        names = [image.name for image in images]
+    index = _index_of(series, names, source.path)
+    return source if len(names) == 1 else replace(source, series=index)
+
+
+def _described(path: Path) -> list[Path]:
+    """Return the files that a companion file describes and that exist; none for any other file."""
+    if path.suffix.lower() != COMPANION:
+        return []
+    try:
+        files = dict.fromkeys(file for _, files in named_images(path) for file in files)
+    except FrameError as error:
+        raise FrameError(f"{path} {error}") from error
+    there = [file for file in files if file.is_file()]
+    if not there:
+        raise FrameError(f"{path} describes images in other files, and none of those is in its folder: add them")
+    return there
 
 
 class RawImage(NamedTuple):
@@ -134,7 +291,7 @@ class RawImage(NamedTuple):
 def stack_shape(path: AnyPath) -> tuple[int, int, int, int] | None:
     """Return the shape (N, C, H, W) of what `read_stack` reads, from the file's header; None where that fails."""
     source = source_of(path)
-    with suppress(Exception), opened(source.path) as images:  # `read_stack` says what is wrong
+    with suppress(Exception), opened(source.path, source.files) as images:  # `read_stack` says what is wrong
         return _chosen(images, source).layout.stack
     return None
 
@@ -165,8 +322,10 @@ def read_image(path: AnyPath, reading: Reading = AS_STORED, *, as_labels: bool =
         The file cannot be read as an image, or its header declares too large a one.
     """
     source = source_of(path)
+    if reading.series is not None and not isinstance(path, ImageSource):
+        (source,) = _sources([source.path], reading.series)
     try:
-        with opened(source.path) as images:
+        with opened(source.path, source.files) as images:
             image = _chosen(images, source)
             if as_labels and image.as_labels is not None:
                 image = image.as_labels()
@@ -184,11 +343,15 @@ def read_image(path: AnyPath, reading: Reading = AS_STORED, *, as_labels: bool =
 
 def _chosen(images: Sequence[OpenedImage], source: ImageSource) -> OpenedImage:
     """Return the image of an open file that a source names."""
-    if source.series is not None:
+    if source.series is not None and source.series < len(images):
         return images[source.series]
-    if len(images) != 1:
-        raise FrameError(f"holds {len(images)} images of different kinds: save each as a file")
-    return images[0]
+    if len(images) == 1 and source.series is None:
+        return images[0]
+    names = ", ".join(image.name for image in images[:SHOWN])
+    kinds = f" ({names})" if all(image.name for image in images) else " of different kinds"
+    raise FrameError(
+        f"holds {len(images)} images{kinds}: --series (series) picks one by its index from 0, or save each as a file"
+    )
 
 
 def _unreadable(path: ImageSource, error: Exception) -> FrameError:
@@ -263,17 +426,35 @@ def read_label_stack(path: AnyPath, reading: Reading = AS_STORED) -> Array:
     FrameError
         The file is not an image, has several channels, or values other than integers from 0.
     """
+    planes = read_grey_stack(path, reading)
+    try:
+        return whole_numbers(planes)
+    except FrameError as error:
+        raise FrameError(f"{path} {error}") from error
+
+
+def read_grey_stack(path: AnyPath, reading: Reading = AS_STORED) -> Array:
+    """Read a file of one channel, (N, H, W) in its own dtype; raises as `read_stack` does, and for several channels.
+
+    Grey values that were saved as colours are one channel.
+    """
     image = read_image(path, reading, as_labels=True)
     stack = image.pixels if image.pixels.shape[1] == 4 else without_opacity(image)
     if is_grey(stack[:, :3]):
         stack = stack[:, :1]
     if stack.shape[1] != 1:
         raise FrameError(f"{path} has {stack.shape[1]} channels: save labels as one grey plane")
-    labels: Array = stack[:, 0]
-    if labels.dtype.kind == "f" and np.array_equal(labels, np.rint(labels)):
+    planes: Array = stack[:, 0]
+    return planes
+
+
+def whole_numbers(planes: Array) -> Array:
+    """Return labels of any shape as integers; raises FrameError for values that are not whole numbers from 0."""
+    labels = planes
+    if labels.dtype.kind == "f" and np.array_equal(labels, np.rint(labels)) and np.abs(labels).max() < EXACT:
         labels = labels.astype(np.int64)
     if labels.dtype.kind not in "ui" or labels.min() < 0:
-        raise FrameError(f"{path} holds {labels.dtype} values that are not labels: use whole numbers from 0")
+        raise FrameError(f"holds {planes.dtype} values that are not labels: use whole numbers from 0")
     return labels
 
 
@@ -312,7 +493,7 @@ def write_png(path: str | Path, picture: NDArray[np.uint8]) -> None:
 
 def require_distinct(sources: Sequence[ImageSource], folder: Path, overlays: bool = True) -> None:
     """Raise OutputError where files named after `sources` in `folder` would overwrite each other or a source."""
-    taken = {os.path.realpath(source) for source in sources}
+    taken = {os.path.realpath(file) for source in sources for file in (source.path, *source.files)}
     names: dict[str, ImageSource] = {}
     for source in sources:
         name = source.name
@@ -398,5 +579,5 @@ def _objects(
         frames, min_area=output.min_area, confidence=is_confident, tta=output.tta, progress=progress
     )
     if output.table is not None:
-        output.table.add(source.path.name, frames, found)
+        output.table.add(source.path.name if source.series is None else source.name, frames, found)
     return found.labels

@@ -25,7 +25,7 @@ from unetrt.cli import cli
 from unetrt.export.graph import build_graph
 from unetrt.runtime.geometry.plan import Geometry
 from unetrt.runtime.geometry.unet_shape import UNetShape
-from unetrt.runtime.model.safety import DIGEST
+from unetrt.runtime.model.integrity import DIGEST
 from unetrt.runtime.model.spec import KEY
 from unetrt.trainer.unet import UNet
 

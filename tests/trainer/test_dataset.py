@@ -9,9 +9,12 @@ import torch
 import zarr
 from PIL import Image
 
+from tests.runtime import acquisitions
 from unetrt.runtime.errors import DatasetError, FrameError, OptionError, UnetrtError
+from unetrt.runtime.files.formats import Reading
 from unetrt.runtime.pixels.normalisation import Normalisation
-from unetrt.trainer.dataset import read_dataset, read_names
+from unetrt.trainer.dataset import Dataset, read_dataset, read_names
+from unetrt.trainer.label_values import LabelRule
 from unetrt.trainer.recipe import RECIPES
 from unetrt.trainer.samples import prepare
 
@@ -236,8 +239,9 @@ def test_what_looks_odd_is_said(tmp_path):
         tiff(tmp_path / "images" / f"{name}.tif", frame)
         tiff(tmp_path / "labels" / f"{name}.tif", spots)
     assert [re.sub(r"\d+", "N", doubt) for doubt in read_dataset(tmp_path).warnings()] == [
+        "a (and N more) holds N values in N pieces, and each value is one object: give --masks for masks, --classes "
+        "for class maps, and do not interpolate labels",
         "b without any contrast, but with objects",
-        "N objects in N separate pieces: if labels are classes, give --classes",
     ]
     assert named(tmp_path / "good").warnings() == []
 
@@ -274,6 +278,75 @@ def test_a_single_stack_is_split_by_frames_and_a_sequence_is_held_back_by_its_na
     (tmp_path / "list").write_text("02\n01/t001.tif\n")
     _, held = read_dataset(tmp_path / "b").split_by(read_names(tmp_path / "list"))
     assert [image.name for image in held.images] == ["01/t001", "02/t000", "02/t001"]
+
+
+def label_files(folder, *names, frames=1):
+    """Write labels with one object for each name; an image of several frames gets a stack."""
+    labels = np.zeros((frames, *acquisitions.SIZE), np.uint8)
+    labels[:, 2:5, 3:7] = 1
+    for name in names:
+        tiff(folder / "labels" / f"{name}.tif", labels if frames > 1 else labels[0])
+
+
+@pytest.mark.parametrize("alone", [True, False])
+def test_each_frame_of_a_set_of_files_is_read_once(tmp_path, alone):
+    acquisitions.write_frames(tmp_path / "images")
+    if alone:
+        label_files(tmp_path, *(f"x_T{time}" for time in range(4)))
+    else:
+        label_files(tmp_path, "x_T0", frames=4)
+    data = read_dataset(tmp_path)
+    np.testing.assert_array_equal([image.frame for image in data.images], acquisitions.stack(t=range(4)))
+    assert {image.source for image in data.images} == {"x_T0"}
+    parts = data.split(0.25, seed=0)
+    frames = [{image.frame.tobytes() for image in part.images} for part in parts]
+    assert not frames[0] & frames[1]
+    assert [len(part) for part in frames] == [3, 1]
+
+
+@pytest.mark.parametrize("labelled", ["series", "files"])
+def test_images_of_a_file_pair_with_those_of_a_label_file_by_name(tmp_path, labelled):
+    acquisitions.write_series(tmp_path / "images" / "a.ome.tif")
+    if labelled == "series":
+        acquisitions.write_series(tmp_path / "labels" / "a.ome.tif", ["Pos2", "Pos1", "Pos0"])
+    else:
+        label_files(tmp_path, *(f"a_Pos{number}" for number in range(3)), frames=2)
+    rule = LabelRule(masks=False)  # planes of numbers stand for labels
+    data = read_dataset(tmp_path, rule=rule)
+    assert [image.name for image in data.images] == [f"a_Pos{field}[{t}]" for field in range(3) for t in range(2)]
+    for index, image in enumerate(data.images):
+        np.testing.assert_array_equal(image.frame[0], acquisitions.plane(index // 2, index % 2))
+    if labelled == "series":  # in the opposite order
+        for field, image in enumerate(data.images[::2]):
+            assert len(np.unique(image.labels)) == len(np.unique(acquisitions.plane(2 - field)))
+    picked = read_dataset(tmp_path, reading=Reading(series="Pos1"), rule=rule)
+    assert [image.name for image in picked.images] == ["a_Pos1[0]", "a_Pos1[1]"]
+
+
+def test_fields_of_an_acquisition_stay_together(tmp_path):
+    for name in ("a", "b"):
+        for number, file in enumerate(acquisitions.write_positions(tmp_path / name)):
+            (tmp_path / "images").mkdir(exist_ok=True)
+            shown = f"{name}_MMStack_Pos{number}"
+            with tifffile.TiffFile(file) as opened:
+                text = opened.pages.first.description.replace("a_MMStack", f"{name}_MMStack")
+            pages = [acquisitions.plane(number, time) for time in range(2)]
+            acquisitions.write_pages(tmp_path / "images" / f"{shown}.ome.tif", pages, text)
+            label_files(tmp_path, shown, frames=2)
+    data = read_dataset(tmp_path)
+    assert {image.source for image in data.images} == {"a_MMStack_Pos0", "b_MMStack_Pos0"}
+    for seed in range(3):
+        sources = [{image.source for image in part.images} for part in data.split(0.2, seed)]
+        assert not sources[0] & sources[1]
+    one = Dataset(data.images[:6], data.class_names, data.instances)
+    for seed in range(3):
+        # The frames of a field resemble each other more than two fields do.
+        names = [{image.name.partition("[")[0] for image in part.images} for part in one.split(0.2, seed)]
+        assert not names[0] & names[1]
+    _, held = data.split_by(["a_MMStack_Pos1"])
+    assert [image.name for image in held.images] == ["a_MMStack_Pos1[0]", "a_MMStack_Pos1[1]"]
+    _, held = data.split_by(["b_MMStack_Pos0"])
+    assert len(held.images) == 6
 
 
 def test_an_empty_array_is_refused(tmp_path):

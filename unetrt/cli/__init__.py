@@ -151,6 +151,11 @@ def backend_option_of(text: str) -> tuple[str, str]:
     return name, value
 
 
+def index_or_name(text: str) -> int | str:
+    """Return the index of `3`, or a name."""
+    return int(text) if re.fullmatch("[0-9]{1,9}", text) else text
+
+
 class ModelPath(click.Path):
     """The type of a path of a model; the name of a model that comes with unetrt becomes the path of its file."""
 
@@ -236,17 +241,43 @@ image_memory_option = click.option(
 )
 
 
+series_option = click.option(
+    "--series",
+    type=Parsed("N|NAME", index_or_name),
+    help="Image to read of files that hold several: index from 0, or name. [default: all fields of an acquisition]",
+)
+
+
 def reading_options(command: Command) -> Callable[..., Any]:
     """Add the options of how image files are read to a command, which gets them as `reading`, a `Reading`."""
 
     @wraps(command)
-    def with_reading(*, max_image_memory: int | None, **others: Any) -> Any:
+    def with_reading(*, max_image_memory: int | None, series: int | str | None, **others: Any) -> Any:
         from unetrt.runtime.files.formats import AS_STORED, Reading
 
-        reading = AS_STORED if max_image_memory is None else Reading(max_image_memory)
-        return command(reading=reading, **others)
+        given: dict[str, Any] = {"max_image_memory": max_image_memory, "series": series}
+        given = {name: value for name, value in given.items() if value is not None}
+        return command(reading=Reading(**given) if given else AS_STORED, **others)
 
-    return image_memory_option(with_reading)
+    return image_memory_option(series_option(with_reading))
+
+
+def label_rule_options(command: Command) -> Command:
+    """Add the options of `LabelRule` to a command, which gets them as `masks` and `threshold`."""
+    masks = click.option(
+        "--masks/--ids",
+        default=None,
+        help="Masks: in label files with a single value besides 0, connected components are the objects. Ids: each "
+        "value is one object, without a check that it can be.",
+    )
+    threshold = click.option(
+        "--threshold",
+        type=real(0, above=0),
+        metavar="VALUE",
+        help="Make masks of the annotations: values from VALUE on are foreground, whose connected components are the "
+        "objects.",
+    )
+    return masks(threshold(command))
 
 
 def engine_options(command: Command) -> Callable[..., Any]:

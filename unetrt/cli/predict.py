@@ -45,7 +45,12 @@ class Written(TypedDict):
 )
 @kind_option
 @click.option(
-    "--min-area", type=whole(), default=0, show_default=True, metavar="PIXELS", help="Drop instances smaller than this."
+    "--min-area",
+    type=whole(),
+    default=0,
+    show_default=True,
+    metavar="PIXELS",
+    help="Drop instances that would be written with fewer pixels than this.",
 )
 @click.option("--tta", is_flag=True, help="Average over 8 rotated and reflected copies; takes 8 times as long.")
 @click.option(
@@ -88,7 +93,7 @@ def command(
 
     tta, overlays = written["tta"], written["overlays"]
     engine.require_backend()
-    sources = [file for place in images for file in list_images(place)]
+    sources = [file for place in images for file in list_images(place, reading)]
     require_writable(out)
     require_distinct(sources, out, overlays=overlays)
     failures: list[FrameError] = []

@@ -11,8 +11,8 @@ from torch import nn
 from tests.export.adoption.foreign_nets import CASES, Case, save
 from unetrt.export.adoption import Choices, adopt
 from unetrt.runtime.errors import OptionError, TileError
+from unetrt.runtime.model.integrity import is_intact
 from unetrt.runtime.model.onnx_file import read_spec
-from unetrt.runtime.model.safety import is_intact
 from unetrt.runtime.pixels.normalisation import Normalisation
 from unetrt.runtime.segment.segmenter import Segmenter
 
