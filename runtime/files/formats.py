@@ -4,7 +4,9 @@
 believed within a limit only: `OpenedImage.require_room`. `Reading` holds what a user says about how files are read.
 """
 
+import html
 import os
+import re
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
@@ -24,12 +26,15 @@ from unetrt.runtime.files.atomic import require_regular
 from unetrt.runtime.files.pixel_size import PixelSize
 from unetrt.runtime.files.tiff import tiff_images
 from unetrt.runtime.machine import format_bytes, free_memory
+from unetrt.runtime.pixels.frames import CHANNELS, NARROW, both_readings, is_narrow
 
 Array = NDArray[Any]
 
-# Axes by the number of axes, where a file does not name them. Colours on the last axis are recognised by its length.
+# Axes by the number of axes, where a file does not name them. Channels on the last axis are recognised by its length.
 UNNAMED = {2: "YX", 3: "NYX", 4: "NCYX"}
-COLOURS_LAST = {3: "YXC", 4: "NYXC"}
+CHANNELS_LAST = {3: "YXC", 4: "NYXC"}
+# Letters that a user gives to axes: time, depth, position, any frames; channels, colours; rows, columns.
+AXES = "TZPNCSYX"
 
 # Memory in bytes that an image may take without an option, whatever its files hold.
 ROOM = 2 * 2**30
@@ -46,7 +51,8 @@ class Layout(NamedTuple):
     Attributes
     ----------
     shape, axes
-        Length of each axis, and a letter for each: Y, X, C and S (samples); all others are frames.
+        Length of each axis, and a letter for each: Y, X, C and S (samples); all others are frames. Q and I, of arrays
+        and TIFFs that do not name their axes, become other letters in `named`.
     dtype
         Of the pixels.
     pixel_size
@@ -89,17 +95,29 @@ class Reading:
     series
         Which image to read of files that hold several: its index from 0, or its name. None: all, where they are fields
         of one acquisition.
+    axes
+        A letter of `AXES` for each axis, such as `TZCYX` or `YXC`, for files with as many axes, also where they name
+        others, and for files with one axis fewer, which has no channels; upper case. None: as files say.
+    channel
+        The channels to read from images (not from labels), in order: indices from 0, or names. Empty: all.
 
     Raises
     ------
     OptionError
-        `max_image_memory` is not a number above 0, or `series` is neither an index nor a name.
+        A value is not one of these.
     """
 
     max_image_memory: int | None = None
     series: int | str | None = None
+    axes: str | None = None
+    channel: tuple[int | str, ...] = ()
 
     def __post_init__(self) -> None:
+        if self.axes is not None:
+            require_axes(self.axes)
+        for one in self.channel:
+            if isinstance(one, bool) or not isinstance(one, int | str) or one == "" or (one != str(one) and one < 0):
+                raise OptionError(f"channel {one!r:.60} is none: use its index, from 0, or its name")
         most = self.max_image_memory
         if most is not None and not (isinstance(most, int) and most > 0):
             raise OptionError(
@@ -112,6 +130,15 @@ class Reading:
 
 # Files are read as they say.
 AS_STORED = Reading()
+
+
+def require_axes(axes: object) -> None:
+    """Raise OptionError unless letters can be those of an image's axes."""
+    hint = f"use a letter of {AXES} for each axis, Y and X (rows, columns) among them, such as ZYX, YXC or TZCYX"
+    if not isinstance(axes, str) or not set(axes) <= set(AXES):
+        raise OptionError(f"axes {axes!r:.60} are not known: {hint}")
+    if len(set(axes)) < len(axes) or not {"Y", "X"} <= set(axes) or {"C", "S"} <= set(axes):
+        raise OptionError(f"axes {axes!r:.60} do not say which axes are rows, columns and channels: {hint}")
 
 
 class OpenedImage(NamedTuple):
@@ -184,9 +211,10 @@ def stored_bytes(*paths: Path) -> int:
 def _tiff(path: Path, others: Collection[Path] = ()) -> Iterator[Images]:
     """Open a TIFF, and the other files of its set; the axes are those that it names, as OME-TIFF and ImageJ do."""
     with tifffile.TiffFile(path) as tiff:
+        names = _channel_names(tiff.pages.first.description) if tiff.is_ome and len(tiff.pages) else ()
         yield [
             OpenedImage(
-                Layout(image.shape, image.axes, image.dtype),
+                Layout(image.shape, image.axes, image.dtype, channels=names),
                 image.part,
                 partial(stored_bytes, path, *image.files),
                 image.read,
@@ -196,9 +224,17 @@ def _tiff(path: Path, others: Collection[Path] = ()) -> Iterator[Images]:
         ]
 
 
+def _channel_names(description: str) -> tuple[str, ...]:
+    """Return the names of the channels of the first image in the metadata of OME-TIFF; empty unless all have one."""
+    image = description.partition("</Image>")[0]
+    channels = re.findall(r"<(?:\w+:)?Channel\b([^>]*)", image)
+    names = [re.search(r"""\bName\s*=\s*(?:"([^"]*)"|'([^']*)')""", channel) for channel in channels]
+    return tuple(html.unescape(name[1] or name[2] or "") for name in names if name) if all(names) else ()
+
+
 @contextmanager
 def _npy(path: Path) -> Iterator[Images]:
-    """Open a numpy array, its axes as `unnamed_axes`; Python objects are never unpickled."""
+    """Open a numpy array, which does not name its axes; Python objects are never unpickled."""
     size = path.stat().st_size
     with path.open("rb") as file:
         is_first = np.lib.format.read_magic(file) == (1, 0)
@@ -230,6 +266,7 @@ def _module(name: str) -> Open:
 
 # Suffixes of TIFF, with those of large files, of Zeiss's LSM, MetaMorph's STK and whole slides.
 TIFFS = (".tif", ".tiff", ".btf", ".tf2", ".tf8", ".lsm", ".stk", ".svs", ".ndpi", ".scn", ".qptiff")
+MICROSCOPES = (".czi", ".nd2", ".lif")
 _picture, _microscope = _module("pictures"), _module("microscopes")
 FORMATS: Mapping[str, Open] = {
     **dict.fromkeys(TIFFS, _tiff),
@@ -240,13 +277,9 @@ FORMATS: Mapping[str, Open] = {
     ".gif": _picture,
     ".npy": _npy,
     ".zarr": _module("ome_zarr"),
-    ".czi": _microscope,
-    ".nd2": _microscope,
-    ".lif": _microscope,
+    **dict.fromkeys(MICROSCOPES, _microscope),
 }
 SUFFIXES = (*FORMATS, COMPANION)
-# Formats whose files hold several images, besides TIFF.
-SEVERAL = frozenset({".czi", ".nd2", ".lif"})
 # The format whose files are folders, and the files that make a folder, whatever its name, one of that format.
 ZARR = ".zarr"
 ZARR_FILES = frozenset({"zarr.json", ".zarray", ".zgroup", ".zattrs"})
@@ -286,21 +319,90 @@ def named_images(path: Path, listed: Iterable[Path] = ()) -> list[tuple[str, tup
     suffix = path.suffix.lower()
     if suffix in TIFFS or suffix == COMPANION:
         return described_images(path, listed)
-    if suffix not in SEVERAL:
+    if suffix not in MICROSCOPES:
         return []
     with opened(path) as images:
         return [(image.name, (path,)) for image in images if image.name]
 
 
 def unnamed_axes(shape: tuple[int, ...]) -> str:
-    """Return the axes of an array without axis names: (H, W), a stack (N, H, W), or (N, C, H, W).
+    """Return the axes of an array that does not name them: Q, for unknown, for each."""
+    return "Q" * len(shape)
 
-    A last axis of length 3 or 4 next to longer ones is colours: (H, W, C) or (N, H, W, C).
+
+def named(layout: Layout, reading: Reading = AS_STORED) -> Layout:
+    """Return a layout whose axes are those that the user names, else the file's, else the likely ones of its shape.
+
+    Raises
+    ------
+    FrameError
+        The user's axes do not fit, or nobody names the axes and the shape does not tell them.
     """
-    if len(shape) not in UNNAMED:
+    shape, own = layout.shape, layout.axes
+    unnamed = re.fullmatch("[QI]+(YX)?", own)
+    if (said := _said_axes(len(shape), reading.axes)) is not None:
+        for stored, letter in zip(own, said, strict=True):
+            if letter not in "CS" and (stored == "S" or (stored == "C" and own.endswith("YXC"))):
+                raise FrameError(f"holds {own}, its colours beside each other: --axes {reading.axes} does not fit")
+        return layout._replace(axes=said)
+    if unnamed and reading.axes is not None and len(shape) > 2:
+        raise FrameError(f"has the shape {shape}: --axes {reading.axes} does not name {len(shape)} axes")
+    return layout._replace(axes=guessed_axes(shape)) if unnamed else layout
+
+
+def _said_axes(number: int, axes: str | None) -> str | None:
+    """Return the letters for a number of axes, without channels where there is one fewer; None: they do not fit."""
+    found = (letters for letters in (axes, re.sub("[CS]", "", axes or "")) if letters and len(letters) == number)
+    return next(found, None)
+
+
+def guessed_axes(shape: tuple[int, ...]) -> str:
+    """Return the likely axes of an array that does not name them: (H, W), a stack (N, H, W), or (N, C, H, W).
+
+    A last axis much shorter than the two before it is channels, (H, W, C) or (N, H, W, C), if it has up to `CHANNELS`
+    elements; raises FrameError where it may as well be the width of frames.
+    """
+    if len(shape) < 2:
         raise FrameError(f"has the shape {shape}: save (H, W), a stack (N, H, W), or (N, C, H, W)")
-    colours = len(shape) in COLOURS_LAST and shape[-1] in (3, 4) and min(shape[-3:-1]) > 4
-    return COLOURS_LAST[len(shape)] if colours else UNNAMED[len(shape)]
+    about = f"has the shape {shape} and does not name its axes"
+    if len(shape) not in UNNAMED:
+        raise FrameError(f"{about}: name them, as in --axes TZCYX, or save (H, W), (N, H, W) or (N, C, H, W)")
+    usual = UNNAMED[len(shape)]
+    if not is_narrow(shape):
+        return usual
+    last, others, narrow = shape[-1], min(shape[-3:-1]), CHANNELS_LAST[len(shape)]
+    if (last in (3, 4) and others > 4) or (last <= CHANNELS and last * NARROW <= others):
+        return narrow
+    raise FrameError(f"{about}: {both_readings(shape)}; give --axes {usual} or --axes {narrow}")
+
+
+def picked(stack: Array, layout: Layout, channel: Sequence[int | str]) -> tuple[Array, Layout]:
+    """Return the channels to read of a stack (N, C, H, W), and the layout with their names.
+
+    Raises
+    ------
+    FrameError
+        There is no such channel; the message lists those that there are.
+    """
+    if not channel:
+        return stack, layout
+    indices = [_index_of(one, stack.shape[1], layout.channels) for one in channel]
+    names = tuple(layout.channels[index] for index in indices) if layout.channels else ()
+    return stack[:, indices], layout._replace(channels=names)
+
+
+def _index_of(one: int | str, number: int, names: tuple[str, ...]) -> int:
+    """Return the index of a channel; a name in other case is found too, and a number may be a name, such as 488."""
+    folded = [name.casefold() for name in names]
+    if str(one) in names or folded.count(str(one).casefold()) == 1:
+        index = names.index(str(one)) if str(one) in names else folded.index(str(one).casefold())
+        if isinstance(one, str) or one >= number:
+            return index
+    if isinstance(one, int) and one < number:
+        return one
+    there = f"0 ... {number - 1}" if number > 1 else "0 only"
+    called = f", named {', '.join(names)}" if names else " and does not name them"
+    raise FrameError(f"has no channel {one}: it has {there}{called}")
 
 
 def arranged(pixels: Array, layout: Layout) -> Array:

@@ -29,10 +29,12 @@ from unetrt.runtime.files.formats import (
     Reading,
     arranged,
     is_zarr,
+    named,
     named_images,
     opened,
+    picked,
 )
-from unetrt.runtime.pixels.frames import as_image, stack_of
+from unetrt.runtime.pixels.frames import as_image, is_narrow, stack_of
 
 if TYPE_CHECKING:
     from unetrt.runtime.files.object_table import ObjectTable
@@ -41,10 +43,10 @@ if TYPE_CHECKING:
 
 Array = NDArray[Any]
 AnyPath = str | os.PathLike[str]
-# Package that reads some files -> the extra that installs it.
-EXTRAS = {"zarr": "zarr", "pylibCZIrw": "formats", "nd2": "formats", "liffile": "formats"}
 # Images of a file that a message names, and the longest name in characters that is appended to a file's.
 SHOWN, LONGEST = 8, 100
+# Package that reads some files -> the extra that installs it.
+EXTRAS = {"zarr": "zarr", "pylibCZIrw": "formats", "nd2": "formats", "liffile": "formats"}
 # Folders between a Zarr group and one inside it that has metadata: the row of a plate may have none.
 NESTED = 3
 
@@ -281,18 +283,19 @@ class RawImage(NamedTuple):
     pixels
         (N, C, H, W), in the file's dtype.
     layout
-        What the file says about it.
+        What the file says about it; `channels` are the names of those that were read.
     """
 
     pixels: Array
     layout: Layout
 
 
-def stack_shape(path: AnyPath) -> tuple[int, int, int, int] | None:
+def stack_shape(path: AnyPath, reading: Reading = AS_STORED) -> tuple[int, int, int, int] | None:
     """Return the shape (N, C, H, W) of what `read_stack` reads, from the file's header; None where that fails."""
     source = source_of(path)
     with suppress(Exception), opened(source.path, source.files) as images:  # `read_stack` says what is wrong
-        return _chosen(images, source).layout.stack
+        number, channels, height, width = _chosen(images, source, reading).layout.stack
+        return number, len(reading.channel) or channels, height, width
     return None
 
 
@@ -304,8 +307,8 @@ def read_stack(path: AnyPath, reading: Reading = AS_STORED) -> Array:
 def read_image(path: AnyPath, reading: Reading = AS_STORED, *, as_labels: bool = False) -> RawImage:
     """Read an image as a stack (N, C, H, W) with the file's dtype; a single frame has N = 1.
 
-    The file's own axes decide, where it names them: samples and channels become C, all others (time, depth, pages) are
-    flattened into N. NPY and plain Zarr arrays are (H, W), (N, H, W), (N, C, H, W), or have 3 or 4 colours last.
+    The axes are those of the reading, else those that the file names, else the likely ones of its shape
+    (`formats.guessed_axes`). Samples and channels become C, all others (time, depth, pages) are flattened into N.
 
     Parameters
     ----------
@@ -319,20 +322,19 @@ def read_image(path: AnyPath, reading: Reading = AS_STORED, *, as_labels: bool =
     Raises
     ------
     FrameError
-        The file cannot be read as an image, or its header declares too large a one.
+        The file cannot be read as an image, its axes cannot be told, it lacks a channel, or its header declares too
+        large an image.
     """
     source = source_of(path)
     if reading.series is not None and not isinstance(path, ImageSource):
         (source,) = _sources([source.path], reading.series)
     try:
         with opened(source.path, source.files) as images:
-            image = _chosen(images, source)
-            if as_labels and image.as_labels is not None:
-                image = image.as_labels()
+            image = _chosen(images, source, reading, as_labels)
             image.require_room(reading.max_image_memory)
             if 0 in image.layout.shape:
                 raise FrameError("holds no pixels")
-            return RawImage(arranged(image.read(), image.layout), image.layout)
+            return RawImage(*picked(arranged(image.read(), image.layout), image.layout, reading.channel))
     except FrameError as error:
         raise FrameError(f"{source} {error}") from error
     except UnidentifiedImageError as error:
@@ -341,12 +343,16 @@ def read_image(path: AnyPath, reading: Reading = AS_STORED, *, as_labels: bool =
         raise _unreadable(source, error) from error
 
 
-def _chosen(images: Sequence[OpenedImage], source: ImageSource) -> OpenedImage:
-    """Return the image of an open file that a source names."""
-    if source.series is not None and source.series < len(images):
-        return images[source.series]
-    if len(images) == 1 and source.series is None:
-        return images[0]
+def _chosen(
+    images: Sequence[OpenedImage], source: ImageSource, reading: Reading, as_labels: bool = False
+) -> OpenedImage:
+    """Return the image of an open file that a source names, with all axes named."""
+    index = source.series or 0
+    if index < len(images) and (source.series is not None or len(images) == 1):
+        image = images[index]
+        if as_labels and image.as_labels is not None:
+            image = image.as_labels()
+        return image._replace(layout=named(image.layout, reading))
     names = ", ".join(image.name for image in images[:SHOWN])
     kinds = f" ({names})" if all(image.name for image in images) else " of different kinds"
     raise FrameError(
@@ -397,7 +403,8 @@ def read_frames(source: AnyPath, channels: int, reading: Reading = AS_STORED) ->
     stack = fitting(read_image(source, reading), channels)
     if stack.shape[1] != channels:
         raise FrameError(
-            f"{source} has {stack.shape[1]} channels: this model takes {channels}; save those, or train on all"
+            f"{source} has {stack.shape[1]} channels: this model takes {channels}; choose with --channel, or train on "
+            "all (if they are no channels, name the axes with --axes)"
         )
     frames = as_image(stack)
     return frames[0] if len(frames) == 1 else frames
@@ -419,7 +426,7 @@ def read_labels(path: AnyPath, reading: Reading = AS_STORED) -> Array:
 
 
 def read_label_stack(path: AnyPath, reading: Reading = AS_STORED) -> Array:
-    """Read a label file: integers, (N, H, W).
+    """Read a label file: integers, (N, H, W). `reading.channel` is for images, and ignored.
 
     Raises
     ------
@@ -438,7 +445,7 @@ def read_grey_stack(path: AnyPath, reading: Reading = AS_STORED) -> Array:
 
     Grey values that were saved as colours are one channel.
     """
-    image = read_image(path, reading, as_labels=True)
+    image = read_image(path, replace(reading, channel=()), as_labels=True)
     stack = image.pixels if image.pixels.shape[1] == 4 else without_opacity(image)
     if is_grey(stack[:, :3]):
         stack = stack[:, :1]
@@ -560,7 +567,8 @@ def predict_file(
         if output.kind == "instances":
             labels = _objects(segmenter, source, frames, output, progress)
         else:
-            labels = segmenter.segment(frames, tta=output.tta, progress=progress).labels
+            labels = segmenter.segment(_certain(frames, channels), tta=output.tta, progress=progress).labels
+            labels = labels[:, 0] if labels.ndim > 3 else labels
     except FrameError as error:
         raise FrameError(f"{source}: {error}") from error
     write_labels(output.folder / f"{source.name}.tif", labels)
@@ -570,14 +578,25 @@ def predict_file(
     return labels
 
 
+def _certain(frames: Array, channels: int) -> Array:
+    """Return the frames of a file, whose axes are known, as a segmenter takes them: narrow ones as (N, 1, H, W)."""
+    return frames[:, None] if channels == 1 and is_narrow(frames.shape) else frames
+
+
 def _objects(
     segmenter: "Segmenter", source: ImageSource, frames: Array, output: Output, progress: "Progress | None"
 ) -> NDArray[np.int32]:
     """Return the instances of an image, after adding them to the table, if any."""
     is_confident = output.table is not None and segmenter.spec.head != "labels"
     found = segmenter.objects(
-        frames, min_area=output.min_area, confidence=is_confident, tta=output.tta, progress=progress
+        _certain(frames, segmenter.spec.channels),
+        min_area=output.min_area,
+        confidence=is_confident,
+        tta=output.tta,
+        progress=progress,
     )
+    if found.count.ndim > 1:
+        found = replace(found, labels=found.labels[:, 0], count=found.count[:, 0])
     if output.table is not None:
         output.table.add(source.path.name if source.series is None else source.name, frames, found)
     return found.labels

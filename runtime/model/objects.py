@@ -27,7 +27,7 @@ from scipy.sparse.csgraph import connected_components
 
 from unetrt.runtime.errors import FrameError, OptionError, shown
 from unetrt.runtime.model.spec import CORE, Decoding
-from unetrt.runtime.pixels.frames import as_array
+from unetrt.runtime.pixels.frames import as_array, require_rows_and_columns
 from unetrt.runtime.pixels.scores import best_class
 
 Array = NDArray[Any]
@@ -67,7 +67,8 @@ def instances(classes: ArrayLike, decoding: Decoding | None = None, min_area: in
     Raises
     ------
     FrameError
-        The map cannot be converted to an array, has fewer than two axes, or does not hold integers.
+        The map cannot be converted to an array, has fewer than two axes, does not hold integers, or its last axis seems
+        to be channels.
     OptionError
         `decoding` is of another type, or `min_area` is negative.
     """
@@ -75,6 +76,7 @@ def instances(classes: ArrayLike, decoding: Decoding | None = None, min_area: in
     if planes.ndim < 2 or planes.dtype.kind not in "uib":
         hint = ": scores become one with argmax over the classes" if planes.dtype.kind == "f" else ""
         raise FrameError(f"a class map must be integers (..., H, W) (got {planes.dtype} {planes.shape}){hint}")
+    require_rows_and_columns(planes.shape, "the class map", "the last two axes are (H, W)")
     require_min_area(min_area)
     how = Decoding() if decoding is None else decoding
     if not isinstance(how, Decoding):

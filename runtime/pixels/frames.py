@@ -2,7 +2,8 @@
 
 A frame is (H, W) for a model of one channel and (C, H, W) for one of C channels (`frame_axes`); all axes before these
 are a stack. `array_of` and `labels_for` take images and label arrays on the host or on a GPU, `split_axes` checks the
-shape, and `as_frame` checks dtype and pixels of one frame that was read.
+shape, and `as_frame` checks dtype and pixels of one frame that was read. `is_narrow` recognises shapes whose last axis
+may be channels.
 """
 
 from typing import Any, Protocol
@@ -18,6 +19,36 @@ Size = tuple[int, int]
 
 # The largest float32.
 LARGEST = float(np.finfo(np.float32).max)
+# A last axis shorter than the two before it, of at most so many elements, is hardly the width of an image.
+CHANNELS = 8
+# Nor is one that is so many times shorter.
+NARROW = 4
+
+
+def is_narrow(shape: tuple[int, ...]) -> bool:
+    """Return whether the last axis is much shorter than the two before it, as if it were channels: (..., H, W, C).
+
+    Frames that are much narrower than they are high, and fewer than their width, are not mistaken: (2, 512, 32).
+    """
+    if len(shape) < 3:
+        return False
+    others, last = min(shape[-3:-1]), shape[-1]
+    return 0 < last < others and (last <= CHANNELS or last * NARROW <= others)
+
+
+def both_readings(shape: tuple[int, ...]) -> str:
+    """Return the two meanings of a narrow shape, as frames and as channels last."""
+    *_, first, second, last = shape
+    return f"{first} frames of {second} x {last} px, or {first} x {second} px with the channels last, {last}"
+
+
+def require_rows_and_columns(shape: tuple[int, ...], what: str, wanted: str) -> None:
+    """Raise FrameError for `what`, an array of planes (..., H, W), if its shape is narrow; `wanted` is the rule."""
+    if is_narrow(shape):
+        raise FrameError(
+            f"{what} has shape {tuple(shape)}: {both_readings(shape)}; {wanted}: give array[..., 0] for a channel, or "
+            "array[..., None, :, :] where they are frames"
+        )
 
 
 def frame_axes(channels: int) -> int:
@@ -41,16 +72,17 @@ def split_axes(shape: tuple[int, ...], channels: int) -> tuple[tuple[int, ...], 
     Raises
     ------
     FrameError
-        There are too few axes, the channel count differs, the last axis seems to be colours, or an axis is empty.
+        There are too few axes, the channel count differs, the last axis seems to be channels, or an axis is empty.
     """
     axes = frame_axes(channels)
     wanted = "(H, W)" if channels == 1 else f"({channels}, H, W)"
     if len(shape) < axes:
         raise FrameError(f"the image has shape {tuple(shape)}: this model takes {wanted}, or a stack of them")
     if channels > 1 and shape[-3] != channels:
-        raise FrameError(f"the image has shape {tuple(shape)}, {shape[-3]} channels: this model takes {wanted}")
-    if channels == 1 and len(shape) > 2 and shape[-1] in (3, 4) and min(shape[-3:-1]) > 4:
-        raise FrameError(f"the image has shape {tuple(shape)}, as if colours came last: this model takes {wanted}")
+        last = "; if they come last, give numpy.moveaxis(array, -1, -3)" if shape[-1] == channels else ""
+        raise FrameError(f"the image has shape {tuple(shape)}, {shape[-3]} channels: this model takes {wanted}{last}")
+    if channels == 1:
+        require_rows_and_columns(shape, "the image", f"this model takes {wanted}")
     if 0 in shape:
         raise FrameError(f"the image has shape {tuple(shape)}: it holds no pixels")
     return tuple(shape[:-axes]), (shape[-2], shape[-1])

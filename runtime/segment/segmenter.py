@@ -200,7 +200,8 @@ class Segmenter(Closable):
         image
             Integers or finite floats. For a model of one channel the last two axes are (H, W), for one of C channels
             the last three are (C, H, W); all axes before these form a stack, which is read frame by frame.
-            A model of one channel refuses an image whose last axis, of length 3 or 4, can only be colours.
+            A model of one channel refuses an image whose last axis is much shorter than the two before it, as in
+            (512, 512, 5): it may be channels. Frames of that shape are segmented as (N, 1, H, W).
             An array on the session's GPU (of torch, CuPy, JAX and others, by DLPack or `__cuda_array_interface__`) is
             read there, without a copy to the host.
         out

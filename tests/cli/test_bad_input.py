@@ -38,7 +38,9 @@ def labels_model(tiny_checkpoint, tmp_path_factory):
 def place(tmp_path, tiny_model, labels_model, tiny_run, drawn_folder):
     """A folder with every kind of bad file in it, and some good ones."""
     image(tmp_path / "good" / "a.tif", FRAME)
-    image(tmp_path / "rgb" / "a.tif", np.arange(64 * 64 * 3).astype(np.uint8).reshape(64, 64, 3))
+    image(tmp_path / "rgb" / "a.tif", np.full((64, 64, 3), (0, 1, 2), np.uint8))
+    image(tmp_path / "last" / "a.tif", np.zeros((64, 64, 5), np.uint8))
+    image(tmp_path / "thick" / "a.tif", np.zeros((80, 64, 16), np.uint8))
     nan = FRAME.astype(np.float32)
     nan[3, 5] = np.nan
     image(tmp_path / "nan" / "a.tif", nan)
@@ -223,6 +225,14 @@ CASES = {
         "predict model.onnx good -o new --max-image-memory 0",
         "--max-image-memory: '0' is not an amount",
     ),
+    "axes that are none": ("predict model.onnx good -o new --axes HWC", "axes 'HWC' are not known: use a letter of"),
+    "axes of another number": (
+        "predict model.onnx last -o new --axes TZYX",
+        r"has the shape \(64, 64, 5\): --axes TZYX",
+    ),
+    "axes that nobody names": ("predict model.onnx thick -o new", "give --axes NYX or --axes YXC"),
+    "five channels for a model of one": ("predict model.onnx last -o new", "5 channels: .* choose with --channel"),
+    "a channel that is missing": ("predict model.onnx last -o new --channel 5", "no channel 5: it has 0 ... 4"),
     "NaN pixels": ("predict model.onnx nan -o new", "a.tif: 1 pixels are NaN or infinite, .* row 3, column 5"),
     "predict into a file": ("predict model.onnx good -o file", "cannot write to file: .*not a folder"),
     "predict over the images": ("predict model.onnx good -o good", "is an input and would be overwritten"),

@@ -57,6 +57,17 @@ def test_from_a_folder_of_images_to_labels(run, drawn_folder, tmp_path):
     assert [row.split()[0] for row in table] == ["IoU", "0", "1", "2", "3", "pooled"]
 
 
+def test_axes_and_a_channel_are_chosen(run, tiny_model, tmp_path):
+    pixels = np.random.default_rng(0).integers(0, 4000, (3, 50, 60, 2)).astype(np.uint16)
+    np.save(tmp_path / "a.npy", pixels)
+    np.save(tmp_path / "b.npy", pixels[0, ..., 1])
+    for name, *options in (("a", "--axes", "tyxc", "--channel", 1), ("b",)):
+        run("predict", tiny_model, tmp_path / f"{name}.npy", "-o", tmp_path / "out", *options)
+    labels = [tifffile.imread(tmp_path / "out" / f"{name}.tif") for name in "ab"]
+    assert labels[0].shape == (3, 50, 60)
+    np.testing.assert_array_equal(labels[0][0], labels[1])
+
+
 def test_predict_writes_class_maps_and_stacks(run, tiny_model, tmp_path):
     stack = np.random.default_rng(0).integers(0, 4000, (3, 50, 60)).astype(np.uint16)
     tifffile.imwrite(tmp_path / "stack.tif", stack, photometric="minisblack")

@@ -262,6 +262,15 @@ def test_a_failing_frame_is_reported_once(viewer, widget):
     assert "NaN" in told
 
 
+def test_channels_on_the_last_axis_are_no_frames(viewer, widget):
+    """Neither for a whole image, nor for what a slider shows of it."""
+    viewer.add_image(np.zeros((64, 64, 5), np.uint8), name="cells")
+    press_segment(widget)
+    widget.form.live.click()
+    until(lambda: len(messages()) == 2)
+    assert all("64 frames of 64 x 5 px, or 64 x 64 px with the channels last" in message for message in messages())
+
+
 @pytest.mark.parametrize("which", ["preview", "preview (unetrt live)"])
 def test_removing_a_layer_ends_live(viewer, widget, which):
     viewer.add_image(FRAME, name="preview")

@@ -122,7 +122,8 @@ def test_progress_and_timings_count_every_tile():
         (3, np.zeros((5, 5)), r"this model takes \(3, H, W\)"),
         (3, np.zeros((2, 5, 5)), r"2 channels: this model takes \(3, H, W\)"),
         (1, np.zeros((0, 5)), "holds no pixels"),
-        (1, np.zeros((9, 9, 3), np.uint8), r"\(9, 9, 3\), as if colours came last"),
+        (1, np.zeros((9, 9, 3), np.uint8), "9 frames of 9 x 3 px, or 9 x 9 px with the channels last"),
+        (1, np.zeros((64, 64, 1), np.uint8), "64 frames of 64 x 1 px, or"),
         (1, None, "a NoneType cannot be converted to an array"),
         (1, np.zeros((5, 5), complex), "the image is complex128"),
         (1, np.array([[1, np.nan], [np.inf, 2]]), "2 pixels are NaN or infinite, the first at row 0, column 1"),
@@ -140,8 +141,18 @@ def test_progress_and_timings_count_every_tile():
 )
 def test_what_is_no_frame(channels, image, message):
     fixed = Normalisation("fixed", offset=(0.0,) * channels, scale=(1.0,) * channels)
-    with pytest.raises(FrameError, match=message):
-        Segmenter(CropSession(small_spec(channels=channels, normalisation=fixed))).segment(image)
+    segmenter = Segmenter(CropSession(small_spec(channels=channels, normalisation=fixed)))
+    for call in (segmenter.segment, segmenter.objects, segmenter.scores):
+        with pytest.raises(FrameError, match=message):
+            call(image)
+
+
+def test_frames_that_are_narrow_are_segmented_with_an_axis_between():
+    frames = np.arange(40 * 32 * 6).reshape(40, 1, 32, 6).astype(np.float32)
+    segmenter = crop_segmenter()
+    stacked = segmenter.objects(frames)
+    assert stacked.count.shape == (40, 1)
+    np.testing.assert_array_equal(stacked.labels[7, 0], segmenter.objects(frames[7, 0]).labels)
 
 
 @pytest.mark.parametrize("dtype", ["uint8", "uint16"])

@@ -239,6 +239,18 @@ image_memory_option = click.option(
     type=MEMORY,
     help="Largest image that is read, in memory. [default: 2GiB, or 16 times the file's size if that much is free]",
 )
+axes_option = click.option(
+    "--axes",
+    metavar="LETTERS",
+    help="Axes of image files, a letter each, such as YXC or TZCYX: rows Y, columns X, channels C, frames T Z N P. "
+    "[default: as files say, else (N, H, W), (N, C, H, W), or channels last]",
+)
+channel_option = click.option(
+    "--channel",
+    type=Parsed("N|NAME", index_or_name),
+    multiple=True,
+    help="Channel of images to read, by its index from 0 or its name; repeatable. [default: all]",
+)
 
 
 series_option = click.option(
@@ -252,14 +264,26 @@ def reading_options(command: Command) -> Callable[..., Any]:
     """Add the options of how image files are read to a command, which gets them as `reading`, a `Reading`."""
 
     @wraps(command)
-    def with_reading(*, max_image_memory: int | None, series: int | str | None, **others: Any) -> Any:
+    def with_reading(
+        *,
+        max_image_memory: int | None,
+        series: int | str | None,
+        axes: str | None,
+        channel: tuple[int | str, ...],
+        **others: Any,
+    ) -> Any:
         from unetrt.runtime.files.formats import AS_STORED, Reading
 
-        given: dict[str, Any] = {"max_image_memory": max_image_memory, "series": series}
+        given: dict[str, Any] = {
+            "max_image_memory": max_image_memory,
+            "series": series,
+            "axes": axes and axes.strip().upper(),
+            "channel": channel or None,
+        }
         given = {name: value for name, value in given.items() if value is not None}
         return command(reading=Reading(**given) if given else AS_STORED, **others)
 
-    return image_memory_option(series_option(with_reading))
+    return axes_option(channel_option(series_option(image_memory_option(with_reading))))
 
 
 def label_rule_options(command: Command) -> Command:

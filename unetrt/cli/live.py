@@ -188,11 +188,13 @@ def _opened(options: LiveOptions, stack: ExitStack) -> "tuple[FrameSource, Resul
         require_port(options.port or 0)
     files = None if options.replay is None else list_images(options.replay, options.reading)
     if files is not None and len(files) == 1:
-        size_of(files[0])
+        size_of(files[0], options.reading)
     loop, most = options.loop, options.frames
     output = None
     if options.save is not None:
-        output = output_for(options.save, files, loop=loop, most=most, overwrite=options.overwrite)
+        output = output_for(
+            options.save, files, loop=loop, most=most, overwrite=options.overwrite, reading=options.reading
+        )
     if files is not None:
         return FileReplay(files, options.fps or 0, loop=loop, most=most, reading=options.reading), output
     assert options.config is not None

@@ -97,7 +97,8 @@ def command(
     require_writable(out)
     require_distinct(sources, out, overlays=overlays)
     failures: list[FrameError] = []
-    model = _with_tile(choice, model, sources, tta, engine)
+    sizes = [] if choice == "model" else _frame_sizes(sources, tta, reading)
+    model = _with_tile(choice, model, sizes, engine)
     with ExitStack() as opened:
         segmenter = opened.enter_context(engine.segmenter(model))
         kind = written["kind"] or segmenter.spec.annotation
@@ -122,11 +123,13 @@ def command(
     _report(failures, len(sources))
 
 
-def _with_tile(choice: str, model: Path, sources: "list[ImageSource]", tta: bool, engine: EngineOptions) -> Path:
-    """Return a file of the model with the tile to use, which is `model` itself or is in the cache."""
+def _with_tile(choice: str, model: Path, frames: list[tuple[int, int]], engine: EngineOptions) -> Path:
+    """Return a file of the model with the tile to use, which is `model` itself or is in the cache.
+
+    `frames` holds (H, W) of each frame that is computed; without any, the file's own tile is used.
+    """
     from unetrt.runtime.sessions.retile import model_for, model_if_worth
 
-    frames = [] if choice == "model" else _frame_sizes(sources, tta)
     if not frames:
         return model
     if choice == "planned":
@@ -149,12 +152,12 @@ def _say_which_tile(chosen: Path, model: Path) -> None:
     echo(f"tile {planned}, planned for these images; --tile model uses the file's, {own}", err=True)
 
 
-def _frame_sizes(sources: "list[ImageSource]", tta: bool) -> list[tuple[int, int]]:
+def _frame_sizes(sources: "list[ImageSource]", tta: bool, reading: "Reading") -> list[tuple[int, int]]:
     """Return (H, W) of each frame that is computed, from the headers of the images; unreadable ones are left out."""
     from unetrt.runtime.files.images import stack_shape
 
     sizes = []
-    for shape in filter(None, map(stack_shape, sources)):
+    for shape in filter(None, (stack_shape(source, reading) for source in sources)):
         number, _, height, width = min(shape[0], MANY), *shape[1:]
         # Half of the rotated and reflected copies have rows and columns exchanged.
         sizes += [(height, width), (width, height)] * (4 * number) if tta else [(height, width)] * number

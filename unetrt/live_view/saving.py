@@ -16,7 +16,7 @@ from unetrt.live_view.sources import FILE, FileFrame
 from unetrt.runtime.acquisition import LabelWriter
 from unetrt.runtime.errors import FrameError, OptionError, OutputError
 from unetrt.runtime.files.atomic import require_writable
-from unetrt.runtime.files.formats import SUFFIXES
+from unetrt.runtime.files.formats import AS_STORED, SUFFIXES, Reading
 from unetrt.runtime.files.images import ImageSource, read_stack, require_distinct, stack_shape, stem_of, write_labels
 from unetrt.runtime.live.results import LiveResult, LiveSequence, ResultOutput
 
@@ -94,6 +94,7 @@ def output_for(
     loop: bool = False,
     most: int | None = None,
     overwrite: bool = False,
+    reading: Reading = AS_STORED,
 ) -> ResultOutput:
     """Return the output that stores labels in `place`: one file, by its suffix, or a folder of files.
 
@@ -109,6 +110,8 @@ def output_for(
         Maximum number of frames; None: no limit.
     overwrite
         Whether to replace an existing file.
+    reading
+        How files are read.
 
     Raises
     ------
@@ -119,7 +122,7 @@ def output_for(
     """
     if place.name.lower().endswith(SERIES):
         _require_elsewhere(files or (), place)
-        _require_one_size((files or ())[:most], place)  # each file holds at least one frame
+        _require_one_size((files or ())[:most], place, reading)  # each file holds at least one frame
         return LabelWriter(place, overwrite=overwrite)
     if files is None:
         raise OptionError(f"{place} cannot hold a camera's labels: name a file that ends in {', '.join(SERIES)}")
@@ -132,7 +135,7 @@ def output_for(
     return LabelFiles(place)
 
 
-def size_of(file: ImageSource) -> tuple[int, int]:
+def size_of(file: ImageSource, reading: Reading = AS_STORED) -> tuple[int, int]:
     """Return (H, W) of a file's frames, from its header.
 
     Raises
@@ -140,7 +143,7 @@ def size_of(file: ImageSource) -> tuple[int, int]:
     FrameError
         The file cannot be read as an image.
     """
-    height, width = (stack_shape(file) or read_stack(file).shape)[-2:]
+    height, width = (stack_shape(file, reading) or read_stack(file, reading).shape)[-2:]
     return height, width
 
 
@@ -153,12 +156,12 @@ def _require_elsewhere(files: Sequence[ImageSource], place: Path) -> None:
             raise OutputError(f"{taken} is an input and would be overwritten: name another place for the labels")
 
 
-def _require_one_size(files: Sequence[ImageSource], place: Path) -> None:
+def _require_one_size(files: Sequence[ImageSource], place: Path, reading: Reading) -> None:
     """Raise OptionError if files have frames of several sizes; unreadable ones are reported by the replay."""
     first: tuple[ImageSource, tuple[int, ...]] | None = None
     for file in files:
         with suppress(FrameError):
-            size = size_of(file)
+            size = size_of(file, reading)
             if first is not None and size != first[1]:
                 sizes = " and ".join(" x ".join(map(str, one)) for one in (first[1], size))
                 raise OptionError(

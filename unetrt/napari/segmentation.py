@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from unetrt.runtime import LiveStatus, Segmenter
 from unetrt.runtime.errors import FrameError, ModelFileError, UnetrtError, one_line
 from unetrt.runtime.model.spec import Annotation
-from unetrt.runtime.pixels.frames import frame_axes
+from unetrt.runtime.pixels.frames import frame_axes, is_narrow
 from unetrt.runtime.segment.segmenter import Progress
 
 # Attributes that place a layer in the world, for labels with as many axes as the image.
@@ -69,7 +69,7 @@ def shown_frame(layer: Any, point: Sequence[float], channels: int) -> Any:
     """
     image = image_of(layer, channels)
     leading = len(image.shape) - frame_axes(channels)
-    if leading < 1:
+    if leading < 1 or (channels == 1 and is_narrow(image.shape)):  # the segmenter refuses the latter, and says why
         return image
     at = np.round(layer.world_to_data(point)[:leading]).astype(int)
     return image[tuple(np.clip(at, 0, np.array(image.shape[:leading]) - 1).tolist())]
