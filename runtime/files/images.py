@@ -374,11 +374,15 @@ def _unreadable(path: ImageSource, error: Exception) -> FrameError:
 
 
 def without_opacity(image: RawImage) -> Array:
-    """Return the pixels (N, C, H, W) of an image; the opacity of grey or colours is left out where it is constant."""
-    pixels = image.pixels
-    if image.layout.axes[-1] in "CS" and pixels.shape[1] in (2, 4) and (pixels[:, -1] == pixels[0, -1, 0, 0]).all():
-        return pixels[:, :-1]
-    return pixels
+    """Return the pixels (N, C, H, W) of an image, without the opacity of grey or colours where all are opaque.
+
+    A last channel of a microscope can be constant too, but hardly ever at the highest value.
+    """
+    pixels, is_whole = image.pixels, image.pixels.shape[1] == image.layout.stack[1]
+    if image.layout.axes[-1] not in "CS" or pixels.shape[1] not in (2, 4) or not is_whole:
+        return pixels
+    opaque = np.iinfo(pixels.dtype).max if pixels.dtype.kind in "ui" else 1
+    return pixels[:, :-1] if (pixels[:, -1] == opaque).all() else pixels
 
 
 def is_grey(pixels: Array) -> bool:
@@ -388,7 +392,7 @@ def is_grey(pixels: Array) -> bool:
 
 
 def fitting(image: RawImage, channels: int) -> Array:
-    """Return the pixels (N, C, H, W) of an image, with `channels` if only copies or constant opacity are left out."""
+    """Return the pixels (N, C, H, W) of an image, with `channels` if only copies or full opacity are left out."""
     if image.pixels.shape[1] == channels:
         return image.pixels
     pixels = without_opacity(image)
@@ -398,7 +402,7 @@ def fitting(image: RawImage, channels: int) -> Array:
 def read_frames(source: AnyPath, channels: int, reading: Reading = AS_STORED) -> Array:
     """Read an image file for a model of `channels`: a frame, (H, W) or (C, H, W), or a stack of frames.
 
-    Grey that is saved as colours is grey, and constant opacity is left out, where the model takes the rest.
+    Grey that is saved as colours is grey, and full opacity is left out, where the model takes the rest.
     """
     stack = fitting(read_image(source, reading), channels)
     if stack.shape[1] != channels:
