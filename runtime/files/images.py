@@ -126,24 +126,33 @@ def list_images(path: AnyPath, reading: Reading = AS_STORED) -> list[ImageSource
     return _sources(found, reading.series)
 
 
-def _images_of_zarr(path: Path) -> list[ImageSource]:
-    """Return the images of a Zarr folder."""
-    name, paths = _name_of_zarr(path), [""]
+def _images_of_zarr(path: Path, series: int | str | None, name_of: Callable[[Path], str]) -> list[ImageSource]:
+    """Return the images of a Zarr folder; the fields of a well, or the images of a converted file, are an acquisition.
+
+    `series` and `name_of` are those of `_sources`.
+    """
+    paths = [""]
     with suppress(Exception):  # `read_image` says what is wrong
         from unetrt.runtime.files.ome_zarr import image_paths
 
         paths = image_paths(path) or paths
-    if len(paths) == 1:
-        return [ImageSource(path / paths[0], name)]
-    return [ImageSource(path / below, f"{name}/{below}") for below in paths]
+    name = _name_of_zarr(path, name_of)
+    images = [ImageSource(path / paths[0], name)]
+    if len(paths) > 1:
+        places = [f"{name}/{below}" for below in paths]
+        images = [
+            ImageSource(path / below, place, acquisition=place.rpartition("/")[0])
+            for below, place in zip(paths, places, strict=True)
+        ]
+    return images if series is None else [images[_index_of(series, paths, path)]]
 
 
-def _name_of_zarr(path: Path) -> str:
+def _name_of_zarr(path: Path, name_of: Callable[[Path], str]) -> str:
     """Return the name of an image in a Zarr folder: it begins with that of the outermost one, as in `plate/A/1/0`."""
     whole = top = path.absolute()
     while above := next(filter(is_zarr, top.parents[:NESTED]), None):
         top = above
-    return "/".join((stem_of(top), *whole.relative_to(top).parts))
+    return name_of(path) if top == whole else "/".join((stem_of(top), *whole.relative_to(top).parts))
 
 
 def stem_of(path: AnyPath) -> str:
@@ -180,7 +189,7 @@ def _sources(
             found += [(place[image.path], image) for image in _of_fields(fields, present, series, name_of)]
             taken |= present
         elif is_zarr(file):
-            found += [(place[file], image) for image in _images_of_zarr(file)]
+            found += [(place[file], image) for image in _images_of_zarr(file, series, name_of)]
         elif series is not None:
             found.append((place[file], _picked(ImageSource(file, name_of(file)), series)))
         else:
@@ -365,11 +374,15 @@ def _unreadable(path: ImageSource, error: Exception) -> FrameError:
 
 
 def without_opacity(image: RawImage) -> Array:
-    """Return the pixels (N, C, H, W) of an image; the opacity of grey or colours is left out where it is constant."""
-    pixels = image.pixels
-    if image.layout.axes[-1] in "CS" and pixels.shape[1] in (2, 4) and (pixels[:, -1] == pixels[0, -1, 0, 0]).all():
-        return pixels[:, :-1]
-    return pixels
+    """Return the pixels (N, C, H, W) of an image, without the opacity of grey or colours where all are opaque.
+
+    A last channel of a microscope can be constant too, but hardly ever at the highest value.
+    """
+    pixels, is_whole = image.pixels, image.pixels.shape[1] == image.layout.stack[1]
+    if image.layout.axes[-1] not in "CS" or pixels.shape[1] not in (2, 4) or not is_whole:
+        return pixels
+    opaque = np.iinfo(pixels.dtype).max if pixels.dtype.kind in "ui" else 1
+    return pixels[:, :-1] if (pixels[:, -1] == opaque).all() else pixels
 
 
 def is_grey(pixels: Array) -> bool:
@@ -379,7 +392,7 @@ def is_grey(pixels: Array) -> bool:
 
 
 def fitting(image: RawImage, channels: int) -> Array:
-    """Return the pixels (N, C, H, W) of an image, with `channels` if only copies or constant opacity are left out."""
+    """Return the pixels (N, C, H, W) of an image, with `channels` if only copies or full opacity are left out."""
     if image.pixels.shape[1] == channels:
         return image.pixels
     pixels = without_opacity(image)
@@ -389,7 +402,7 @@ def fitting(image: RawImage, channels: int) -> Array:
 def read_frames(source: AnyPath, channels: int, reading: Reading = AS_STORED) -> Array:
     """Read an image file for a model of `channels`: a frame, (H, W) or (C, H, W), or a stack of frames.
 
-    Grey that is saved as colours is grey, and constant opacity is left out, where the model takes the rest.
+    Grey that is saved as colours is grey, and full opacity is left out, where the model takes the rest.
     """
     stack = fitting(read_image(source, reading), channels)
     if stack.shape[1] != channels:
