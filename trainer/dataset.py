@@ -557,7 +557,7 @@ def _find_files(folder: Path, reading: Reading) -> list[_ImageFiles]:
 
 def _labelled_alone(images: Mapping[str, ImageSource], labels: Mapping[str, ImageSource]) -> dict[str, ImageSource]:
     """Return the images, each file of a set alone where every file has labels of its own."""
-    found = {}
+    found: dict[str, ImageSource] = {}
     for name, image in images.items():
         alone = {Path(name).with_name(stem_of(file)).as_posix(): file for file in (image.path, *image.files)}
         if image.files and image.series is None and alone.keys() <= labels.keys() and not labels[name].files:

@@ -80,7 +80,7 @@ class PlaneGrid:
     @property
     def used(self) -> list[str]:
         """Names of the files that hold planes, in the order of their first planes."""
-        first = {}
+        first: dict[int, None] = {}
         for index in self.file.ravel().tolist():
             first.setdefault(index, None)
         return [self.files[index] for index in first if index >= 0]

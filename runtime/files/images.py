@@ -19,10 +19,10 @@ from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
 from unetrt.runtime.errors import FrameError, OptionError, OutputError, is_out_of_memory, one_line, shown
+from unetrt.runtime.files.acquisitions import COMPANION
 from unetrt.runtime.files.atomic import whole_file
 from unetrt.runtime.files.formats import (
     AS_STORED,
-    COMPANION,
     SUFFIXES,
     Layout,
     OpenedImage,

@@ -225,11 +225,11 @@ def _pixel_size(tiff: tifffile.TiffFile) -> PixelSize | None:
     return None
 
 
-def _lengths(metadata: Mapping[str, Any], *names: str, unit: str = "m") -> PixelSize | None:
-    """Return the size from the values of Y, X and, if it is there, Z; a unit of metres becomes µm."""
+def _lengths(metadata: Mapping[str, Any], *names: str) -> PixelSize | None:
+    """Return the size from the values of Y, X and, if it is there, Z, in metres."""
     y, x, *z = (float(metadata.get(name) or 0) for name in names)
-    size = PixelSize.found(y, x, *z, unit=unit)
-    return size.in_micrometres if size is not None and unit == "m" else size
+    size = PixelSize.found(y, x, z[0] if z else None, "m")
+    return None if size is None else size.in_micrometres
 
 
 def _imagej(tiff: tifffile.TiffFile) -> PixelSize | None:
