@@ -16,7 +16,9 @@ from unetrt.cli import main
 from unetrt.runtime.files.images import read_label_stack
 from unetrt.runtime.files.outputs import KINDS, opened_outputs
 from unetrt.runtime.files.outputs.label_tiff import write_labels
+from unetrt.runtime.files.outputs.label_zarr import write_zarr
 from unetrt.runtime.files.outputs.labelled_image import LabelledImage
+from unetrt.runtime.files.pixel_size import PixelSize
 
 RNG = np.random.default_rng(0)
 ALL = [argument for kind in KINDS for argument in ("--save", kind)]
@@ -115,6 +117,34 @@ def test_convert_makes_all_kinds(run, labelled):
     assert [int(row["integrated_intensity"]) for row in rows] == [pixels[labels == label].sum() for label in (1, 70000)]
     with Image.open(out / "outlines" / "a.png") as picture:
         assert picture.size == (40, 30)
+
+
+def test_the_pixel_size_travels(run, labelled, tiny_model):
+    """From the file of the labels, or else of the image, to all files."""
+    labels = tifffile.imread(labelled / "labels" / "a.tif")
+    frames = RNG.integers(0, 9000, (1, 1, 30, 40)).astype(np.uint16)
+    size = PixelSize(500, 250, unit="nm")
+    write_zarr(labelled / "sized" / "a.ome.zarr", LabelledImage("a", labels, frames=frames, pixel_size=size))
+    for number, arguments in enumerate(
+        [
+            ["convert", labelled / "sized" / "a.ome.zarr" / "labels" / "objects"],
+            ["convert", labelled / "labels" / "a.tif", labelled / "sized"],
+            ["predict", tiny_model, labelled / "sized", "--as", "instances"],
+        ]
+    ):
+        out = labelled / f"out{number}"
+        status, _, err = run(*arguments, "-o", out, *ALL)
+        assert status == 0, err
+        (name,) = (str(path.relative_to(out).with_suffix("")) for path in out.rglob("*.tif"))
+        with tifffile.TiffFile(out / f"{name}.tif") as tiff:
+            assert 'PhysicalSizeX="0.25" PhysicalSizeXUnit="µm" PhysicalSizeY="0.5"' in tiff.ome_metadata
+        zattrs = json.loads((out / "ome-zarr" / f"{name}.ome.zarr" / "labels" / "objects" / ".zattrs").read_text())
+        assert zattrs["multiscales"][0]["datasets"][0]["coordinateTransformations"][0]["scale"] == [0.5, 0.25]
+        for row in parquet.read_table(out / "objects.parquet").to_pylist():
+            assert row["area_um2"] == pytest.approx(row["area"] * 0.125)
+        for feature in json.loads((out / "geojson" / f"{name}.geojson").read_text())["features"]:
+            measurements = feature["properties"]["measurements"]
+            assert measurements["area_um2"] == pytest.approx(measurements["area"] * 0.125)
 
 
 def test_convert_of_two_files_pairs_them_whatever_their_names(run, labelled):
