@@ -129,10 +129,10 @@ def _labelled(
     layouts = [layout for layout in (layout_of(source, reading), image and image.layout) if layout is not None]
     named = [stacked_axes_of(layout) for layout in layouts]
     # Of the axes that fit, those whose names OME knows come first.
-    fitting = sorted(
+    candidates = sorted(
         (each for each in named if prod(each[1]) == len(planes)), key=lambda each: not {*each[0]} <= {*"TZYX"}
     )
-    axes, lengths = fitting[0] if fitting else ("TYX", planes.shape[:1])
+    axes, lengths = candidates[0] if candidates else ("TYX", planes.shape[:1])
     return LabelledImage(
         source.name,
         planes.reshape(*lengths, *planes.shape[-2:]),
