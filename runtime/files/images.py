@@ -1,4 +1,4 @@
-"""Image files: frames in; label TIFFs and overlay PNGs out.
+"""Image files: frames in; `outputs` has the files that are made from them.
 
 `list_images` finds the images of files and folders, each an `ImageSource`. `read_stack` reads one as (N, C, H, W) in
 its own dtype; `formats` opens the files. `predict_file` is what `unetrt predict` does with each image: read, segment,
@@ -7,20 +7,18 @@ write.
 
 import os
 import re
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
-import tifffile
 from numpy.typing import NDArray
-from PIL import Image, UnidentifiedImageError
+from PIL import UnidentifiedImageError
 
-from unetrt.runtime.errors import FrameError, OptionError, OutputError, is_out_of_memory, one_line, shown
+from unetrt.runtime.errors import FrameError, OptionError, OutputError, is_out_of_memory, one_line
 from unetrt.runtime.files.acquisitions import COMPANION
-from unetrt.runtime.files.atomic import whole_file
 from unetrt.runtime.files.formats import (
     AS_STORED,
     SUFFIXES,
@@ -34,10 +32,11 @@ from unetrt.runtime.files.formats import (
     opened,
     picked,
 )
-from unetrt.runtime.pixels.frames import as_image, is_narrow, stack_of
+from unetrt.runtime.files.outputs import Outputs, labels_of
+from unetrt.runtime.files.outputs.labelled_image import LabelledImage
+from unetrt.runtime.pixels.frames import as_image, is_narrow
 
 if TYPE_CHECKING:
-    from unetrt.runtime.files.object_table import ObjectTable
     from unetrt.runtime.model.spec import Annotation
     from unetrt.runtime.segment.segmenter import Progress, Segmenter
 
@@ -81,6 +80,11 @@ class ImageSource(os.PathLike[str]):
 
     def __fspath__(self) -> str:
         return str(self.path)
+
+    @property
+    def file_name(self) -> str:
+        """Name of the file; of a file with several images, that of the image."""
+        return self.path.name if self.series is None else self.name
 
     def __str__(self) -> str:
         more = f" (with {len(self.files)} more files)" if self.files else ""
@@ -292,10 +296,20 @@ class RawImage(NamedTuple):
 
 def stack_shape(path: AnyPath, reading: Reading = AS_STORED) -> tuple[int, int, int, int] | None:
     """Return the shape (N, C, H, W) of what `read_stack` reads, from the file's header; None where that fails."""
+    layout = layout_of(path, reading)
+    if layout is None:
+        return None
+    number, channels, height, width = layout.stack
+    return number, len(reading.channel) or channels, height, width
+
+
+def layout_of(path: AnyPath, reading: Reading = AS_STORED) -> Layout | None:
+    """Return what the header of an image says; None where it cannot be read as an image."""
     source = source_of(path)
     with suppress(Exception), opened(source.path, source.files) as images:  # `read_stack` says what is wrong
-        number, channels, height, width = _chosen(images, source, reading).layout.stack
-        return number, len(reading.channel) or channels, height, width
+        layout = _chosen(images, source, reading).layout
+        _ = layout.stack
+        return layout
     return None
 
 
@@ -404,7 +418,11 @@ def read_frames(source: AnyPath, channels: int, reading: Reading = AS_STORED) ->
 
     Grey that is saved as colours is grey, and full opacity is left out, where the model takes the rest.
     """
-    stack = fitting(read_image(source, reading), channels)
+    return _frames_for(source, fitting(read_image(source, reading), channels), channels)
+
+
+def _frames_for(source: AnyPath, stack: Array, channels: int) -> Array:
+    """Return a stack (N, C, H, W) as a model of `channels` takes it."""
     if stack.shape[1] != channels:
         raise FrameError(
             f"{source} has {stack.shape[1]} channels: this model takes {channels}; choose with --channel, or train on "
@@ -469,49 +487,32 @@ def whole_numbers(planes: Array) -> Array:
     return labels
 
 
-def write_labels(path: str | Path, labels: Array) -> None:
-    """Write labels (..., H, W) atomically as a compressed TIFF of the smallest unsigned dtype that holds them.
+def require_distinct(
+    sources: Sequence[ImageSource],
+    folder: Path,
+    written: Callable[[str], list[str]] = labels_of,
+    inputs: Iterable[ImageSource] = (),
+) -> None:
+    """Raise OutputError where files named after `sources` in `folder` would overwrite each other or a source.
 
-    Raises
-    ------
-    FrameError
-        The labels are not integers from 0 to 2^32 - 1, have fewer than two axes, or hold no pixels.
-    OutputError
-        The file cannot be written.
+    Parameters
+    ----------
+    sources
+        The images.
+    folder
+        The output folder.
+    written
+        Returns the paths in it of the files that are written for an image of this name.
+    inputs
+        Other images that are read.
     """
-    if not isinstance(labels, np.ndarray) or labels.dtype.kind not in "uib" or labels.ndim < 2 or not labels.size:
-        is_array = isinstance(labels, np.ndarray)
-        given = f"{labels.dtype} {labels.shape}" if is_array else shown(labels)
-        raise FrameError(f"labels must be a numpy array of integers (..., H, W) (got {given})")
-    lowest, highest = int(labels.min()), int(labels.max())
-    if lowest < 0 or highest > np.iinfo(np.uint32).max:
-        raise FrameError(f"labels must be from 0 to {np.iinfo(np.uint32).max} (got {lowest} to {highest})")
-    dtype = next(kind for kind in (np.uint8, np.uint16, np.uint32) if highest <= np.iinfo(kind).max)
-    with whole_file(path) as temporary:
-        # Level 1: labels are large flat areas, which higher levels hardly compress more.
-        level = {"level": 1}
-        tifffile.imwrite(
-            temporary, labels.astype(dtype), photometric="minisblack", compression="zlib", compressionargs=level
-        )
-
-
-def write_png(path: str | Path, picture: NDArray[np.uint8]) -> None:
-    """Write a picture (H, W) or (H, W, 3), uint8, atomically as a PNG."""
-    with whole_file(path) as temporary:
-        # Level 1: a third of the time of the default level for a few percent more bytes.
-        Image.fromarray(picture).save(temporary, compress_level=1)
-
-
-def require_distinct(sources: Sequence[ImageSource], folder: Path, overlays: bool = True) -> None:
-    """Raise OutputError where files named after `sources` in `folder` would overwrite each other or a source."""
-    taken = {os.path.realpath(file) for source in sources for file in (source.path, *source.files)}
+    taken = {os.path.realpath(file) for source in (*sources, *inputs) for file in (source.path, *source.files)}
     names: dict[str, ImageSource] = {}
     for source in sources:
-        name = source.name
-        if (other := names.setdefault(name, source)) is not source:
-            raise OutputError(f"{other} and {source} would both become {name}.tif: rename one")
-        written = [folder / f"{name}.tif", *([folder / "overlays" / f"{name}.png"] if overlays else [])]
-        for path in written:
+        paths = written(source.name)
+        if (other := names.setdefault(source.name, source)) is not source:
+            raise OutputError(f"{other} and {source} would both become {paths[0]}: rename one")
+        for path in (folder / path for path in paths):
             if os.path.realpath(path) in taken:
                 raise OutputError(f"{path} is an input and would be overwritten: choose another output folder")
 
@@ -522,26 +523,20 @@ class Output:
 
     Attributes
     ----------
-    folder
-        Folder of NAME.tif and overlays/NAME.png.
+    files
+        Writes the files.
     kind
         `instances`: objects are numbered; `classes`: the class map.
     min_area
         Instances of fewer pixels are dropped.
-    overlays
-        Whether overlays are written.
     tta
         Whether to average over the 8 rotated and reflected copies of each frame.
-    table
-        Gets a row for each instance; None for no table.
     """
 
-    folder: Path
+    files: Outputs
     kind: "Annotation" = "instances"
     min_area: int = 0
-    overlays: bool = True
     tta: bool = False
-    table: "ObjectTable | None" = None
 
 
 def predict_file(
@@ -551,34 +546,52 @@ def predict_file(
     progress: "Progress | None" = None,
     reading: Reading = AS_STORED,
 ) -> Array:
-    """Segment one image and write its labels, and its overlay, under the output folder.
+    """Segment one image and write its labels, and other files, under the output folder.
 
     Returns
     -------
-    The labels, (H, W) or for a stack (N, H, W). The overlay shows a stack's first frame.
+    The labels, (H, W) or for a stack (N, H, W).
 
     Raises
     ------
     FrameError
         The image cannot be read or does not fit the model; nothing is written then.
     """
-    from unetrt.runtime.model.objects import overlay
-
     source, channels = source_of(path), segmenter.spec.channels
-    frames = read_frames(source, channels, reading)
+    image = read_image(source, reading)
+    stack = fitting(image, channels)
+    frames = _frames_for(source, stack, channels)
+    confidence = None
     labels: Array
     try:
         if output.kind == "instances":
-            labels = _objects(segmenter, source, frames, output, progress)
+            is_confident = output.files.shows_confidence and segmenter.spec.head != "labels"
+            found = segmenter.objects(
+                _certain(frames, channels),
+                min_area=output.min_area,
+                confidence=is_confident,
+                tta=output.tta,
+                progress=progress,
+            )
+            labels, confidence = found.labels, found.confidence_of_frames
         else:
             labels = segmenter.segment(_certain(frames, channels), tta=output.tta, progress=progress).labels
-            labels = labels[:, 0] if labels.ndim > 3 else labels
+        labels = labels[:, 0] if labels.ndim > 3 else labels
     except FrameError as error:
         raise FrameError(f"{source}: {error}") from error
-    write_labels(output.folder / f"{source.name}.tif", labels)
-    if output.overlays:
-        picture = overlay(stack_of(frames, channels)[0], stack_of(labels, 1)[0])
-        write_png(output.folder / "overlays" / f"{source.name}.png", picture)
+    axes, lengths = stacked_axes_of(image.layout)
+    output.files.write(
+        LabelledImage(
+            source.name,
+            labels.reshape(*lengths, *labels.shape[-2:]),
+            output.kind,
+            frames=stack,
+            axes=axes,
+            pixel_size=image.layout.pixel_size,
+            confidence=confidence,
+            source=source.file_name,
+        )
+    )
     return labels
 
 
@@ -587,20 +600,10 @@ def _certain(frames: Array, channels: int) -> Array:
     return frames[:, None] if channels == 1 and is_narrow(frames.shape) else frames
 
 
-def _objects(
-    segmenter: "Segmenter", source: ImageSource, frames: Array, output: Output, progress: "Progress | None"
-) -> NDArray[np.int32]:
-    """Return the instances of an image, after adding them to the table, if any."""
-    is_confident = output.table is not None and segmenter.spec.head != "labels"
-    found = segmenter.objects(
-        _certain(frames, segmenter.spec.channels),
-        min_area=output.min_area,
-        confidence=is_confident,
-        tta=output.tta,
-        progress=progress,
-    )
-    if found.count.ndim > 1:
-        found = replace(found, labels=found.labels[:, 0], count=found.count[:, 0])
-    if output.table is not None:
-        output.table.add(source.path.name if source.series is None else source.name, frames, found)
-    return found.labels
+def stacked_axes_of(layout: Layout) -> tuple[str, tuple[int, ...]]:
+    """Return the axes of the labels of an image, such as ``"ZYX"``, and the length of each before the rows.
+
+    Axes of length 1 are left out.
+    """
+    kept = [(axis, length) for axis, length in layout.frames if length > 1]
+    return "".join(axis for axis, _ in kept) + "YX", tuple(length for _, length in kept)

@@ -40,7 +40,7 @@ Confidence = NDArray[np.float32]
 BLOCK = 96
 # Distance in pixels up to which all rows are searched for every pixel.
 NEAR = 4
-# Share of the grey value inside an object; the rest is its colour.
+# Share of the grey value inside an object of an overlay; the rest is its colour.
 INSIDE = 0.75
 # Colours by object number. Consecutive numbers are often neighbours, so the golden ratio spreads their hues.
 COLOURS = np.array([colorsys.hsv_to_rgb(turn * 0.618 % 1, 0.85, 1.0) for turn in range(32)], np.float32)
@@ -519,7 +519,13 @@ def _means(values: Array, numbers: Labels, count: int, empty: float) -> Counts:
     return bounded
 
 
-def overlay(frame: Array, labels: Array) -> NDArray[np.uint8]:
+def colour_of(label: int) -> list[int]:
+    """Return the colour in which a label is drawn: red, green and blue, 0 to 255."""
+    colour: list[int] = (255 * COLOURS[label % len(COLOURS)]).astype(np.uint8).tolist()
+    return colour
+
+
+def overlay(frame: Array, labels: Array, inside: float = INSIDE) -> NDArray[np.uint8]:
     """Draw objects over a frame: the frame in grey, objects tinted and outlined in colour.
 
     Parameters
@@ -528,6 +534,8 @@ def overlay(frame: Array, labels: Array) -> NDArray[np.uint8]:
         (H, W) or (C, H, W), any grey values; channels are averaged, and the 1st to 99.8th percentile stretched.
     labels
         (H, W), integers; 0 is not drawn.
+    inside
+        Share of the grey value inside an object; the rest is its colour.
 
     Returns
     -------
@@ -535,7 +543,7 @@ def overlay(frame: Array, labels: Array) -> NDArray[np.uint8]:
     """
     grey = stretched(frame.mean(axis=0) if frame.ndim == 3 else frame)
     colour = COLOURS[labels % len(COLOURS)]
-    share = np.where(labels > 0, np.float32(INSIDE), np.float32(1))
+    share = np.where(labels > 0, np.float32(inside), np.float32(1))
     share[outlines(labels)] = 0
     mixed = grey[..., None] * share[..., None] + colour * (1 - share[..., None])
     picture: NDArray[np.uint8] = (mixed * 255).astype(np.uint8)

@@ -95,6 +95,13 @@ class Objects:
     confidence: NDArray[np.float32] | None
     timings: Timings
 
+    @property
+    def confidence_of_frames(self) -> list[NDArray[np.float32]] | None:
+        """The confidence of the objects of each frame, (n,) each; None unless requested."""
+        if self.confidence is None:
+            return None
+        return np.split(self.confidence, np.cumsum(self.count.reshape(-1))[:-1])
+
 
 class Segmenter(Closable):
     """A loaded model that segments frames of any size.
