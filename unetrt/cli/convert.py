@@ -106,7 +106,8 @@ def _channels(partners: "dict[str, ImageSource]", reading: "Reading") -> int:
 
     for partner in partners.values():
         with suppress(FrameError):  # reported later
-            return fitting(read_image(partner, reading), 1).shape[1]
+            channels: int = fitting(read_image(partner, reading), 1).shape[1]
+            return channels
     return 0
 
 
