@@ -125,8 +125,10 @@ def test_the_pixel_size_travels(run, labelled, tiny_model):
     frames = RNG.integers(0, 9000, (1, 1, 30, 40)).astype(np.uint16)
     size = PixelSize(500, 250, unit="nm")
     write_zarr(labelled / "sized" / "a.ome.zarr", LabelledImage("a", labels, frames=frames, pixel_size=size))
+    write_labels(labelled / "tiff" / "a.tif", labels, pixel_size=size.in_micrometres)
     for number, arguments in enumerate(
         [
+            ["convert", labelled / "tiff"],
             ["convert", labelled / "sized" / "a.ome.zarr" / "labels" / "objects"],
             ["convert", labelled / "labels" / "a.tif", labelled / "sized"],
             ["predict", tiny_model, labelled / "sized", "--as", "instances"],
