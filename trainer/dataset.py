@@ -1,17 +1,14 @@
-"""Annotated images: how they lie in a folder, reading them, and splitting them into training and validation.
+"""Annotated images: reading those of a folder, and splitting them into training and validation.
 
-Two folder layouts are read: `images/` beside `labels/`, paired by name without suffix, and the Cell Tracking
-Challenge's, `01/t000.tif` with `01_GT/SEG/man_seg000.tif`. A stack becomes one image for each frame.
+`unetrt.trainer.layouts` finds the files of each image. A stack becomes one image for each frame.
 
 >>> train, validation = read_dataset("cells").split(0.2, seed=0)
 """
 
 import difflib
-import glob
 import hashlib
-import re
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -24,18 +21,15 @@ from scipy import ndimage
 from unetrt.runtime.errors import DatasetError, FrameError, OptionError
 from unetrt.runtime.files.atomic import require_regular
 from unetrt.runtime.files.formats import AS_STORED, SUFFIXES, Reading
-from unetrt.runtime.files.images import ImageSource, list_images, read_label_stack, read_stack, source_of, stem_of
+from unetrt.runtime.files.images import ImageSource, read_label_stack, read_stack, stem_of
 from unetrt.runtime.geometry.unet_shape import MAX_CLASSES
 from unetrt.runtime.pixels.frames import as_frame
+from unetrt.trainer.layouts import AnnotatedFiles, annotation_of, find_files, read_annotation
 from unetrt.trainer.targets import as_instances
 
 Array = NDArray[Any]
 Mask = NDArray[np.bool_]
 
-IMAGES, LABELS, IGNORE = "images", "labels", "ignore"
-# `01_GT/SEG/man_seg000.tif` belongs to `01/t000.tif`; `man_seg_000_012.tif` is plane 12 of its stack
-# (https://celltrackingchallenge.net, "Naming and file content conventions").
-CHALLENGE_LABELS = re.compile(r"man_seg_?(\d+)(?:_(\d+))?")
 # The label of unannotated pixels in class maps, as in Pascal VOC.
 UNANNOTATED = 255
 # Number of frames in `Dataset.some_frames`, and the largest side of each, in pixels.
@@ -110,11 +104,14 @@ class Dataset:
         Background first.
     instances
         Whether labels are instances; otherwise they are class indices.
+    notes
+        Sentences about how the labels were taken.
     """
 
     images: tuple[AnnotatedImage, ...]
     class_names: tuple[str, ...]
     instances: bool
+    notes: tuple[str, ...] = ()
 
     @property
     def channels(self) -> int:
@@ -166,7 +163,7 @@ class Dataset:
 
     def warnings(self) -> list[str]:
         """Return a sentence for each property of the data that is likely a mistake."""
-        found = []
+        found = list(self.notes)
         if self.part:
             found.append(
                 f"there is one image, validated on {self.part.about}: scores say little about other images "
@@ -285,7 +282,7 @@ class Dataset:
     def _subset(self, indices: Iterable[int]) -> "Dataset":
         images = tuple(self.images[index] for index in sorted(indices))
         _require_objects(images, "the split left a set in which")
-        return Dataset(images, self.class_names, self.instances)
+        return replace(self, images=images)
 
 
 def _parts(
@@ -343,13 +340,13 @@ def class_names(classes: int | None) -> tuple[str, ...]:
 def read_dataset(
     folder: str | Path, classes: int | None = None, ignore: int | None = None, reading: Reading = AS_STORED
 ) -> Dataset:
-    """Read every annotated image of a folder, in one of the two layouts.
+    """Read every annotated image of a folder.
 
     Parameters
     ----------
     folder
         With `images/` and `labels/` in it, and optionally `ignore/`: masks that are not 0 where nothing is annotated.
-        Or a Cell Tracking Challenge data set.
+        Or another layout of `unetrt.trainer.layouts`.
     classes
         Number of classes, the background included; labels are class indices below it. None: labels are instances, one
         number for each object; labels with a single value besides 0 are a mask, whose connected components are the
@@ -370,7 +367,12 @@ def read_dataset(
     """
     require_classes(classes, "trained")
     ignore = ignored_label(classes, ignore)
-    images = tuple(image for files in _find_files(Path(folder)) for image in _read(files, classes, ignore, reading))
+    found, notes = find_files(Path(folder))
+    overlaps: Counter[str] = Counter()
+    images = tuple(image for files in found for image in _read(files, classes, ignore, reading, overlaps))
+    if overlaps := +overlaps:
+        where = f"{len(overlaps)} images, such as {next(iter(overlaps))}"
+        notes.append(f"{overlaps.total()} pixels of {where}, lie in several masks: they belong to the smallest object")
     if not images:
         raise DatasetError(
             f"{folder}: no pixel is annotated, all of them are ignored: check the masks in ignore/ and --ignore-label"
@@ -384,7 +386,7 @@ def read_dataset(
             "frames that says it is RGB is read as colours: save it with photometric='minisblack')"
         )
     _require_objects(images, f"{folder}:")
-    return Dataset(images, class_names(classes), instances=classes is None)
+    return Dataset(images, class_names(classes), classes is None, tuple(notes))
 
 
 def read_names(path: str | Path) -> list[str]:
@@ -427,111 +429,16 @@ def ignored_label(classes: int | None, label: int | None) -> int | None:
     return UNANNOTATED if classes is not None and classes <= UNANNOTATED else None
 
 
-def images_by_name(path: Path) -> dict[str, ImageSource]:
-    """Return the images of a folder, or of a single file, by name.
+def _read(
+    files: AnnotatedFiles, classes: int | None, ignore: int | None, reading: Reading, overlaps: Counter[str]
+) -> list[AnnotatedImage]:
+    """Read the frames of an image; frames without any annotated pixel are left out.
 
-    Raises
-    ------
-    DatasetError
-        There is no image, or two differ in the suffix alone.
+    The number of pixels that lie in several masks is added to `overlaps`, by the image's name.
     """
-    try:
-        sources = list_images(path)
-    except FrameError as error:
-        raise DatasetError(str(error)) from error
-    named = {source.name: source for source in sources}
-    if len(named) < len(sources):
-        twice = next(source for source in sources if named[source.name] != source)
-        first = named[twice.name]
-        raise DatasetError(f"{path} holds {twice.path.name} and {first.path.name}: names must differ in the stem")
-    return named
-
-
-@dataclass(frozen=True)
-class _ImageFiles:
-    """The files of an image.
-
-    Attributes
-    ----------
-    name
-        Unique in the dataset.
-    image, labels
-        Files with the same frames.
-    source
-        The sequence of the image, or its own name.
-    ignored
-        Mask file, not 0 where nothing is annotated, or None.
-    plane
-        Index of the one frame of `image` that `labels` annotates; None: all frames.
-    """
-
-    name: str
-    image: ImageSource
-    labels: ImageSource
-    source: str
-    ignored: ImageSource | None = None
-    plane: int | None = None
-
-
-def _find_files(folder: Path) -> list[_ImageFiles]:
-    """Return the files of each image of a folder in either layout, sorted by name."""
-    if not folder.is_dir():
-        state = "is a file" if folder.exists() else "does not exist"
-        raise DatasetError(f"{folder} {state}: give a folder with images/ and labels/ in it")
-    if sequences := sorted(folder.glob("*_GT/SEG")):
-        return [files for truth in sequences for files in _challenge_files(truth)]
-    for part in (IMAGES, LABELS):
-        if not (folder / part).is_dir():
-            raise DatasetError(
-                f"{folder / part} does not exist: images belong into images/, labels of the same name into labels/; a "
-                "Cell Tracking Challenge data set has 01/ and 01_GT/SEG/"
-            )
-    images, labels = (images_by_name(folder / part) for part in (IMAGES, LABELS))
-    ignored = images_by_name(folder / IGNORE) if (folder / IGNORE).is_dir() else {}
-    _require_partners(images, "image", labels, folder / LABELS)
-    _require_partners(labels, "label", images, folder / IMAGES)
-    _require_partners(ignored, "mask", images, folder / IMAGES)
-    return [_ImageFiles(stem, images[stem], labels[stem], stem, ignored.get(stem)) for stem in sorted(images)]
-
-
-def _require_partners(
-    files: Mapping[str, ImageSource], what: str, others: Mapping[str, ImageSource], folder: Path
-) -> None:
-    if alone := sorted(files.keys() - others.keys()):
-        more = f" (and {len(alone) - 1} more)" if len(alone) > 1 else ""
-        unread = [path.name for path in sorted(folder.glob(f"{glob.escape(alone[0])}.*"))]
-        hint = f": {unread[0]} is there, but not read, use {', '.join(SUFFIXES)}" if unread else ""
-        raise DatasetError(f"{what} {files[alone[0]].path.name}{more} has no partner of that name in {folder}{hint}")
-
-
-def _challenge_files(truth: Path) -> list[_ImageFiles]:
-    """Return the annotated frames of a Cell Tracking Challenge sequence, from its `NN_GT/SEG` folder."""
-    sequence = truth.parent.with_name(truth.parent.name.removesuffix("_GT"))
-    found = []
-    for labels in sorted(truth.glob("man_seg*.tif")):
-        match = CHALLENGE_LABELS.fullmatch(labels.stem)
-        if match is None:
-            raise DatasetError(f"{labels} is not named as the challenge names its files, such as man_seg000.tif")
-        time, plane = match.groups()
-        image = sequence / f"t{time}.tif"
-        if not image.is_file():
-            raise DatasetError(
-                f"{labels} annotates {image}, which does not exist: add that frame, or remove the labels"
-            )
-        name = f"{sequence.name}/t{time}" + (f"[{int(plane)}]" if plane else "")
-        found.append(
-            _ImageFiles(name, source_of(image), source_of(labels), sequence.name, plane=int(plane) if plane else None)
-        )
-    if not found:
-        raise DatasetError(f"{truth} holds no man_seg*.tif: it should hold labels such as man_seg000.tif")
-    return found
-
-
-def _read(files: _ImageFiles, classes: int | None, ignore: int | None, reading: Reading) -> list[AnnotatedImage]:
-    """Read the frames of an image; frames without any annotated pixel are left out."""
-    frames, planes = _read_frames(files, reading), read_label_stack(files.labels, reading)
+    frames, (planes, overlaps[files.name]) = _read_frames(files, reading), read_annotation(files.labels, reading)
     masks = None if files.ignored is None else read_label_stack(files.ignored, reading)
-    _require_same_shape(frames, files.image, planes, files.labels)
+    _require_same_shape(frames, files.image, planes, annotation_of(files.labels))
     if masks is not None:
         _require_same_shape(frames, files.image, masks, files.ignored)
     images = []
@@ -539,7 +446,7 @@ def _read(files: _ImageFiles, classes: int | None, ignore: int | None, reading: 
         name = files.name if len(frames) == 1 else f"{files.name}[{index}]"
         known, ignored = without_ignored(plane, ignore, None if masks is None else masks[index] > 0)
         if ignored is None or not ignored.all():
-            labels = _require_labels(known, files.labels, classes)
+            labels = _require_labels(known, files, classes)
             images.append(AnnotatedImage(name, frame, labels, ignored, files.source))
     return images
 
@@ -552,12 +459,13 @@ def without_ignored(plane: Array, label: int | None, mask: Mask | None) -> tuple
     return np.where(unknown, 0, plane), unknown if mask is None else mask | unknown
 
 
-def _read_frames(files: _ImageFiles, reading: Reading) -> Array:
+def _read_frames(files: AnnotatedFiles, reading: Reading) -> Array:
     """Return the annotated frames of an image, (N, C, H, W)."""
     stack = read_stack(files.image, reading)
     if files.plane is not None:
         if files.plane >= len(stack):
-            raise DatasetError(f"{files.labels} annotates plane {files.plane} of {files.image}, which has {len(stack)}")
+            labels = annotation_of(files.labels)
+            raise DatasetError(f"{labels} annotates plane {files.plane} of {files.image}, which has {len(stack)}")
         stack = stack[files.plane : files.plane + 1]
     try:
         return np.stack([as_frame(frame, stack.shape[1]) for frame in stack])
@@ -565,7 +473,7 @@ def _read_frames(files: _ImageFiles, reading: Reading) -> Array:
         raise FrameError(f"{files.image}: {error}") from error
 
 
-def _require_same_shape(frames: Array, image: ImageSource, planes: Array, labels: ImageSource | None) -> None:
+def _require_same_shape(frames: Array, image: ImageSource, planes: Array, labels: ImageSource | Path | None) -> None:
     if len(frames) != len(planes):
         raise DatasetError(
             f"{image} is a stack of {len(frames)} frames, {labels} of {len(planes)}: they must have as many; an array "
@@ -578,13 +486,18 @@ def _require_same_shape(frames: Array, image: ImageSource, planes: Array, labels
         )
 
 
-def _require_labels(plane: Array, path: ImageSource, classes: int | None) -> NDArray[np.int32]:
-    """Return a plane (H, W) of a label file as instances or as class indices."""
+def _require_labels(plane: Array, files: AnnotatedFiles, classes: int | None) -> NDArray[np.int32]:
+    """Return a plane (H, W) of labels as instances or as class indices."""
+    if isinstance(files.labels, tuple):
+        if classes is not None:
+            place = annotation_of(files.labels)
+            raise DatasetError(f"{place} holds a mask for each object, and no classes: leave out --classes")
+        return plane.astype(np.int32)
     if classes is None:
         return as_instances(plane)
     if plane.max() >= classes:
         raise DatasetError(
-            f"{path} holds class {plane.max()}, {classes} classes are 0 ... {classes - 1}: "
+            f"{files.labels} holds class {plane.max()}, {classes} classes are 0 ... {classes - 1}: "
             "use a larger --classes, or none for instances"
         )
     return plane.astype(np.int32)

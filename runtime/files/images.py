@@ -1,10 +1,11 @@
 """Image files: frames in; label TIFFs and overlay PNGs out.
 
-`list_images` finds the images of files and folders, each an `ImageSource`. `read_stack` reads one as (N, C, H, W) in
-its own dtype; `formats` opens the files. `predict_file` is what `unetrt predict` does with each image: read, segment,
-write.
+`list_images` finds the images of files and folders (`folders`), each an `ImageSource`. `read_stack` reads one as
+(N, C, H, W) in its own dtype; `formats` opens the files. `predict_file` is what `unetrt predict` does with each image:
+read, segment, write.
 """
 
+import logging
 import os
 from collections.abc import Sequence
 from contextlib import suppress
@@ -17,8 +18,9 @@ import tifffile
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
-from unetrt.runtime.errors import FrameError, OutputError, is_out_of_memory, one_line, shown
+from unetrt.runtime.errors import FrameError, OutputError, is_out_of_memory, one_line, printable, shown
 from unetrt.runtime.files.atomic import whole_file
+from unetrt.runtime.files.folders import images_below
 from unetrt.runtime.files.formats import (
     AS_STORED,
     SUFFIXES,
@@ -40,6 +42,7 @@ if TYPE_CHECKING:
 
 Array = NDArray[Any]
 AnyPath = str | os.PathLike[str]
+log = logging.getLogger("unetrt")
 
 
 @dataclass(frozen=True)
@@ -73,8 +76,18 @@ def source_of(path: AnyPath) -> ImageSource:
     return path if isinstance(path, ImageSource) else ImageSource(Path(path), stem_of(path))
 
 
-def list_images(path: AnyPath) -> list[ImageSource]:
-    """Return the images of a folder, sorted by name, or those of a file (or Zarr folder).
+def list_images(path: AnyPath, *, results: Path | None = None) -> list[ImageSource]:
+    """Return the images of a folder and its subfolders, sorted by path, or those of a file (or Zarr folder).
+
+    Left out are files of other formats, hidden ones, folders with results of earlier runs, and annotations beside
+    images; a warning of the logger `unetrt` counts them (`folders.images_below`).
+
+    Parameters
+    ----------
+    path
+        The folder or file.
+    results
+        Folder that results are written to, and which is not read.
 
     Raises
     ------
@@ -87,11 +100,39 @@ def list_images(path: AnyPath) -> list[ImageSource]:
     if not path.is_dir():
         state = "is neither a file nor a folder" if os.path.lexists(path) else "does not exist"
         raise FrameError(f"{path} {state}: give a folder of {', '.join(SUFFIXES)} files, or one file")
-    found = sorted(file for file in path.iterdir() if file.suffix.lower() in SUFFIXES and file.name[0] != ".")
-    if not found:
-        hint = f"; did you mean {path / 'images'}?" if (path / "images").is_dir() else ""
-        raise FrameError(f"{path} holds no image: {', '.join(SUFFIXES)} are read{hint}")
-    return [source_of(file) for file in found]
+    files, left_out = images_below(path, results)
+    if not files:
+        what = f" ({left_out})" if str(left_out) else ""
+        raise FrameError(f"{path} holds no image: {', '.join(SUFFIXES)} are read{what}")
+    if str(left_out):
+        log.warning("%s: %s", printable(str(path)), left_out)
+    return [ImageSource(file, name_below(path, file)) for file in files]
+
+
+def name_below(folder: Path, file: Path) -> str:
+    """Return the name of an image: its path below a folder, without suffix, with `/` between folders."""
+    return file.with_name(stem_of(file)).relative_to(folder).as_posix()
+
+
+def named_apart(sources: Sequence[ImageSource]) -> list[ImageSource]:
+    """Return the images of several places with different names, each image once.
+
+    If images of different folders have the same name, as `a/x.tif` and `b/x.tif`, all names begin with their folders:
+    `a/x` and `b/x`. Images of one folder keep theirs.
+    """
+    once: dict[tuple[str, int | None], ImageSource] = {}
+    for source in sources:
+        once.setdefault((os.path.realpath(source), source.series), source)
+    kept = list(once.values())
+    places = [Path(os.path.normpath(source.path.absolute())) for source in kept]
+    folders = [place.parents[source.name.count("/")].parts[1:] for place, source in zip(places, kept, strict=True)]
+    for depth in range(max(map(len, folders), default=0) + 1):
+        names = [
+            "/".join((*parts[len(parts) - depth :], source.name)) for source, parts in zip(kept, folders, strict=True)
+        ]
+        if len(set(names)) == len(names):
+            return [replace(source, name=name) for source, name in zip(kept, names, strict=True)]
+    return kept
 
 
 def stem_of(path: AnyPath) -> str:
@@ -272,7 +313,7 @@ def require_distinct(sources: Sequence[ImageSource], folder: Path, overlays: boo
     for source in sources:
         name = source.name
         if (other := names.setdefault(name, source)) is not source:
-            raise OutputError(f"{other} and {source} would both become {name}.tif: rename one")
+            raise OutputError(f"{other} and {source} would both become {name}.tif: rename one, or give one of them")
         written = [folder / f"{name}.tif", *([folder / "overlays" / f"{name}.png"] if overlays else [])]
         for path in written:
             if os.path.realpath(path) in taken:
@@ -365,5 +406,5 @@ def _objects(
     if found.count.ndim > 1:
         found = replace(found, labels=found.labels[:, 0], count=found.count[:, 0])
     if output.table is not None:
-        output.table.add(source.path.name, frames, found)
+        output.table.add(f"{source.name.rpartition('/')[0]}/{source.path.name}".lstrip("/"), frames, found)
     return found.labels

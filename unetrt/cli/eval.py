@@ -52,8 +52,9 @@ def command(
     Instances: foreground IoU, the Cell Tracking Challenge's SEG, average precision TP / (TP + FP + FN) at IoUs of 0.5
     and 0.75 and its mean over 0.5 ... 0.95, pixel error, Rand F-score, warping error, and the numbers of true, found,
     merged and split objects. With --classes: IoU (mean over classes) and pixel error. Every file of LABELS needs a file
-    of the same name in PREDICTED (without suffix; man_seg007 pairs with t007 and mask007). "-" marks scores that are
-    not defined for an image without objects.
+    of the same name in PREDICTED (without suffix; man_seg007 pairs with t007 and mask007, cell_mask with cell). LABELS
+    may be a folder of images with their labels, as for `unetrt train`. "-" marks scores that are not defined for an
+    image without objects.
     """
     from unetrt.trainer.evaluation import LabelFormat, compare_files, pooled
 

@@ -78,17 +78,18 @@ def command(
     On a CPU the tile is planned for the sizes of the images, if that saves time. The first time, a drawn frame verifies
     that the result with this tile is the same.
 
-    Writes DIR/NAME.tif (labels) and DIR/overlays/NAME.png for each image. Stacks are segmented frame by frame. Images
-    that cannot be segmented are skipped and listed at the end.
+    Writes DIR/NAME.tif (labels) and DIR/overlays/NAME.png for each image. Images in subfolders are read too, and their
+    results are in subfolders of the same names; folders of results, and of annotations beside images, are left out.
+    Stacks are segmented frame by frame. Images that cannot be segmented are skipped and listed at the end.
 
     With --table, DIR/objects.csv lists area, centroid, bounding box and mean intensity of each instance, and its
     confidence from 0 to 1 unless the model's head is labels.
     """
-    from unetrt.runtime.files.images import Output, list_images, predict_file, require_distinct
+    from unetrt.runtime.files.images import Output, list_images, named_apart, predict_file, require_distinct
 
     tta, overlays = written["tta"], written["overlays"]
     engine.require_backend()
-    sources = [file for place in images for file in list_images(place)]
+    sources = named_apart([file for place in images for file in list_images(place, results=out)])
     require_writable(out)
     require_distinct(sources, out, overlays=overlays)
     failures: list[FrameError] = []
