@@ -18,7 +18,7 @@ demo: $(READY)  ## draw cells, train, export, segment, check: leaves demo-out/
 
 test: $(READY)  ## the tests, about ten minutes on 2 cores
 	$(BIN)/python -m pytest $(SIDE_BY_SIDE) -m "not alone and not slow and not gpu"
-	$(BIN)/python -m pytest -m "alone and not slow and not gpu"
+	$(BIN)/python -m pytest -m "alone and not slow and not gpu" $$(grep -rl --include="test_*.py" "mark\.alone" tests)
 
 # The tests whose results depend on arithmetic: what trains, exports, infers and compares floats.
 ARITHMETIC := -m "not alone and not slow and not gpu" \

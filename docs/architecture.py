@@ -3,8 +3,8 @@
     python docs/architecture.py                 trains a tiny network and traces the flows: about a minute
     python docs/architecture.py FLOW FOLDER     prints the files of one flow; FOLDER is one that `prepare` filled
 
-Arrows are read from the source text. Flows are traced: one call in a process of its own, under `sys.setprofile` and
-`threading.setprofile`, which note each file of the product whose functions run. Class bodies do not count, nor does
+Arrows are read from the source text. Flows are traced: one call in a process of its own, under `sys.settrace` and
+`threading.settrace`, which note each file of the product whose functions run. Class bodies do not count, nor does
 what runs while a module is imported.
 """
 
@@ -30,7 +30,7 @@ MARKS = ("<!-- picture -->\n```text\n", "```\n<!-- end of picture -->\n")
 Graph = dict[str, set[str]]
 
 # Flow -> the most files whose code may run in it.
-GOALS = {"predict": 28, "export": 28, "live": 16, "lane": 12}
+GOALS = {"predict": 31, "export": 29, "live": 16, "lane": 12}
 TITLES = {"predict": "unetrt predict", "export": "unetrt export", "live": "a live frame", "lane": "CUDA lane"}
 NOUNS = ("Geometry", "TilePlan", "Session", "Lane", "Segmenter", "LiveSegmenter")
 
@@ -253,25 +253,39 @@ class Trace:
         self._names = {str(path): str(path.relative_to(ROOT)) for path in modules.values()}
         self._imports = threading.local()  # depth of modules and class bodies that run in this thread
 
-    def __call__(self, frame: FrameType, event: str, _arg: object) -> None:
-        """Note a call; the profile function of `sys.setprofile`."""
-        if event not in ("call", "return"):
-            return
-        depth = getattr(self._imports, "depth", 0)
-        if not frame.f_code.co_flags & CO_OPTIMIZED:  # a module or a class body
-            self._imports.depth = max(0, depth + (1 if event == "call" else -1))
-        elif self.recording and not depth and frame.f_code.co_filename in self._names:
-            self.files.setdefault(self._names[frame.f_code.co_filename])
+    def __call__(self, frame: FrameType, _event: str, _arg: object) -> "Callable[..., object] | None":
+        """Note a call; the trace function of `sys.settrace`. Only modules and class bodies are followed to their end.
+
+        torch makes millions of calls in an export: `sys.setprofile` would report each return too, and calls of C.
+        """
+        code = frame.f_code
+        if not code.co_flags & CO_OPTIMIZED:  # a module or a class body
+            self._imports.depth = self._depth + 1
+            frame.f_trace_lines = False
+            return self._body
+        if self.recording and code.co_filename in self._names and not self._depth:
+            self.files.setdefault(self._names[code.co_filename])
+        return None
+
+    @property
+    def _depth(self) -> int:
+        return getattr(self._imports, "depth", 0)
+
+    def _body(self, _frame: FrameType, event: str, _arg: object) -> Callable[..., object]:
+        """Note the end of a module or a class body; its trace function."""
+        if event == "return":
+            self._imports.depth = self._depth - 1
+        return self._body
 
     def of(self, flow: Callable[["Trace", Path], None], folder: Path) -> list[str]:
         """Run a flow and return its files; the flow starts and stops the recording."""
-        threading.setprofile(self)
-        sys.setprofile(self)
+        threading.settrace(self)
+        sys.settrace(self)
         try:
             flow(self, folder)
         finally:
-            sys.setprofile(None)
-            threading.setprofile(None)
+            sys.settrace(None)
+            threading.settrace(None)
         return list(self.files)
 
 

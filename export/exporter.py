@@ -130,11 +130,12 @@ def export(
         raise OptionError(f"options must be Options, such as Options(tile=(572, 572)) (got {shown(options)})")
     for side in options.tile:
         checkpoint.shape.geometry.require(side)
+    limits = thresholds or DEFAULTS[options.precision]
+    limits.require_for(options.precision)
     verified = _verified(checkpoint, options, checkpoint.frames if frames is None else frames)
     # Constants are measured on every second frame and verified on all frames.
     measured = verified[::2]
     spec = spec_for(checkpoint, options, measured)
-    limits = thresholds or DEFAULTS[options.precision]
     with whole_file(path) as temporary:
         model = _model(checkpoint, spec, measured)
         save(model, temporary)

@@ -14,8 +14,9 @@ import onnx
 from onnx import ModelProto, ValueInfoProto
 
 from unetrt.runtime.errors import ModelFileError, one_line
+from unetrt.runtime.model.integrity import external_files, with_digest
 from unetrt.runtime.model.onnx_file import read_spec
-from unetrt.runtime.model.safety import external_files, require_safe, with_digest
+from unetrt.runtime.model.safety import require_safe
 from unetrt.runtime.model.spec import KEY, ModelSpec
 
 FREE = "batch"  # name of a first axis of any length

@@ -6,6 +6,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -75,7 +76,7 @@ def editable(path):
     """Return the ONNX model in a file without the digest of its contents, for tests that change it."""
     import onnx
 
-    from unetrt.runtime.model.safety import DIGEST
+    from unetrt.runtime.model.integrity import DIGEST
 
     model = onnx.load(path)
     kept = [entry for entry in model.metadata_props if entry.key != DIGEST]
@@ -90,6 +91,15 @@ def own_cache(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
         yield
+
+
+@pytest.fixture(autouse=True)
+def operators_parsed_once():
+    """Keep the ONNX operators that torch knows: for each export it parses the source of all 500, half of its time."""
+    # Loaded by the first export of a process.
+    exporter = sys.modules.get("torch.onnx._internal.exporter._registration")
+    if exporter and not hasattr(exporter.ONNXRegistry.from_torchlib, "cache_info"):
+        exporter.ONNXRegistry.from_torchlib = staticmethod(cache(exporter.ONNXRegistry.from_torchlib))
 
 
 LOG_LEVELS = {None: logging.WARNING, "unetrt.live": logging.NOTSET}

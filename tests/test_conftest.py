@@ -46,9 +46,24 @@ def end_of_a_run(folder, *options):
     return [line.strip() for line in done.stdout.splitlines()]
 
 
-@pytest.mark.parametrize("options", [[], ["-q"], ["-n", "2"]], ids=["alone", "quiet", "side by side"])
-def test_skips_are_grouped_by_what_they_need(tmp_path, options):
+THREADS = """
+from unetrt.runtime.machine import cores
+
+def test_threads():
+    import torch
+    assert torch.get_num_threads() == max(1, cores() // 2)
+"""
+
+
+@pytest.mark.parametrize(
+    "options",
+    [[], pytest.param(["-q"], marks=pytest.mark.slow), ["-n", "2"]],
+    ids=["alone", "quiet", "side by side"],
+)
+def test_skips_are_grouped_by_what_they_need_and_processes_share_the_cores(tmp_path, options):
     (tmp_path / "test_some.py").write_text(SKIPPING)
+    if "-n" in options:
+        (tmp_path / "test_threads.py").write_text(THREADS)
     (tmp_path / "test_whole.py").write_text(WHOLE_FILE)
     lines = end_of_a_run(tmp_path, *options)
     (title,) = (number for number, line in enumerate(lines) if "5 skipped, and how to run them" in line)
@@ -63,17 +78,6 @@ def test_skips_are_grouped_by_what_they_need(tmp_path, options):
 def test_a_run_that_skips_nothing_says_nothing(tmp_path):
     (tmp_path / "test_some.py").write_text("def test_that_passes(): pass")
     assert not [line for line in end_of_a_run(tmp_path) if "skipped" in line]
-
-
-def test_processes_side_by_side_share_the_cores(tmp_path):
-    cores = (
-        "from unetrt.runtime.machine import cores\n"
-        "def test_threads():\n"
-        "    import torch\n"
-        "    assert torch.get_num_threads() == max(1, cores() // 2)"
-    )
-    (tmp_path / "test_some.py").write_text(cores)
-    end_of_a_run(tmp_path, "-n", "2")
 
 
 def test_the_packages_of_debian_are_those_that_ci_installs():

@@ -216,7 +216,8 @@ def test_arrays_that_numpy_users_have_are_images(calls, what):
 @pytest.mark.parametrize(
     ("name", "given", "message"),
     [
-        ("instances", [1, 2], r"a class map must be a numpy array of integers \(..., H, W\) \(got \[1, 2\]\)"),
+        ("instances", [1, 2], r"a class map must be integers \(..., H, W\) \(got int64 \(2,\)\)"),
+        ("instances", np.ones((5, 5)), r"a class map must be integers .*got float64 \(5, 5\).: scores become one with"),
         ("Segmenter.segment", None, "a NoneType cannot be converted to an array .*: give a numpy array"),
         ("Segmenter.segment progress", "bar", "progress must be a function .got 'bar'."),
         ("Segmenter backend", ["openvino"], r"backend must be one of auto, .* \(got \['openvino'\]\)"),

@@ -7,6 +7,7 @@
 
 import difflib
 import hashlib
+import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -16,16 +17,22 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import ndimage
 
 from unetrt.runtime.errors import DatasetError, FrameError, OptionError
 from unetrt.runtime.files.atomic import require_regular
 from unetrt.runtime.files.formats import AS_STORED, SUFFIXES, Reading
-from unetrt.runtime.files.images import ImageSource, read_label_stack, read_stack, stem_of
+from unetrt.runtime.files.images import (
+    ImageSource,
+    is_grey,
+    read_image,
+    read_label_stack,
+    stem_of,
+    without_opacity,
+)
 from unetrt.runtime.geometry.unet_shape import MAX_CLASSES
 from unetrt.runtime.pixels.frames import as_frame
+from unetrt.trainer.label_values import UNSTATED, LabelDoubts, LabelRule, components, require_background, require_ids
 from unetrt.trainer.layouts import AnnotatedFiles, annotation_of, find_files, read_annotation
-from unetrt.trainer.targets import as_instances
 
 Array = NDArray[Any]
 Mask = NDArray[np.bool_]
@@ -34,8 +41,6 @@ Mask = NDArray[np.bool_]
 UNANNOTATED = 255
 # Number of frames in `Dataset.some_frames`, and the largest side of each, in pixels.
 SOME, SIDE = 4, 512
-# More connected components per instance than this, and the labels are likely classes.
-PIECES = 1.5
 # Share held back for validation: of the images, and of a single image.
 SHARE, SHARE_OF_ONE = 0.2, 1 / 3
 # Least height or width of each part of a single image, in pixels: about the size of one object and its surroundings.
@@ -79,7 +84,7 @@ class AnnotatedImage:
     ignored
         (H, W) bool, true for unannotated pixels, which count neither in loss nor in scores; None: all are annotated.
     source
-        The stack or sequence of the frame, whose frames resemble each other. Empty: a single image.
+        The acquisition, stack or sequence of the frame, whose frames resemble each other. Empty: a single image.
     part
         Where the image is a part of a single one that is split; None for a whole image.
     """
@@ -174,11 +179,6 @@ class Dataset:
         ]:
             more = f" and {len(flat) - 1} more" if len(flat) > 1 else ""
             found.append(f"{flat[0]}{more} without any contrast, but with objects")
-        if self.instances:
-            objects = sum(len(np.unique(image.labels[image.labels > 0])) for image in self.images)
-            pieces = sum(ndimage.label(image.labels > 0)[1] for image in self.images)
-            if pieces > PIECES * objects:
-                found.append(f"{objects} objects in {pieces} separate pieces: if labels are classes, give --classes")
         return found
 
     def some_frames(self) -> tuple[Array, ...]:
@@ -195,8 +195,9 @@ class Dataset:
     def split(self, fraction: float | None, seed: int) -> tuple["Dataset", "Dataset"]:
         """Return two sets, the second with about `fraction` of the images, at least one, drawn at random.
 
-        Frames of one stack or sequence stay together, unless there is a single one. A single image is cut in two, see
-        `_cut`. `fraction` None stands for a fifth of the images, or for a third of a single one.
+        Frames of one acquisition, stack or sequence stay together. If there is a single acquisition, its fields stay
+        whole; frames of a single stack are drawn. A single image is cut in two, see `_cut`. `fraction` None stands for
+        a fifth of the images, or for a third of a single one.
 
         Raises
         ------
@@ -212,6 +213,8 @@ class Dataset:
         if len(self.images) == 1:
             return self._cut(fraction or SHARE_OF_ONE)
         groups = list(self._by_source().values())
+        if len(groups) == 1:
+            groups = list(self._by_stack().values())
         if len(groups) == 1:
             groups = [[index] for index in range(len(self.images))]
         wanted = max(1, round((fraction or SHARE) * len(self.images)))
@@ -233,7 +236,8 @@ class Dataset:
         DatasetError
             A name matches no image, or a set would hold no object.
         """
-        by_name = {image.name: [index] for index, image in enumerate(self.images)} | self._by_source()
+        by_name = {image.name: [index] for index, image in enumerate(self.images)}
+        by_name |= self._by_stack() | self._by_source()
         held: set[int] = set()
         for name in names:
             if name not in by_name:
@@ -277,6 +281,13 @@ class Dataset:
         groups: dict[str, list[int]] = {}
         for index, image in enumerate(self.images):
             groups.setdefault(image.source or image.name, []).append(index)
+        return groups
+
+    def _by_stack(self) -> dict[str, list[int]]:
+        """Return the indices of the frames of each stack, and of each single image."""
+        groups: dict[str, list[int]] = {}
+        for index, image in enumerate(self.images):
+            groups.setdefault(re.sub(r"\[\d+\]$", "", image.name), []).append(index)
         return groups
 
     def _subset(self, indices: Iterable[int]) -> "Dataset":
@@ -338,7 +349,11 @@ def class_names(classes: int | None) -> tuple[str, ...]:
 
 
 def read_dataset(
-    folder: str | Path, classes: int | None = None, ignore: int | None = None, reading: Reading = AS_STORED
+    folder: str | Path,
+    classes: int | None = None,
+    ignore: int | None = None,
+    reading: Reading = AS_STORED,
+    rule: LabelRule = UNSTATED,
 ) -> Dataset:
     """Read every annotated image of a folder.
 
@@ -348,28 +363,30 @@ def read_dataset(
         With `images/` and `labels/` in it, and optionally `ignore/`: masks that are not 0 where nothing is annotated.
         Or another layout of `unetrt.trainer.layouts`.
     classes
-        Number of classes, the background included; labels are class indices below it. None: labels are instances, one
-        number for each object; labels with a single value besides 0 are a mask, whose connected components are the
-        objects.
+        Number of classes, the background included; labels are class indices below it. None: labels are objects.
     ignore
         Label of unannotated pixels; None: 255 for class maps with at most 255 classes, no label for instances.
     reading
         How files are read.
+    rule
+        How values become objects.
 
     Raises
     ------
     DatasetError
-        A folder is missing, a file has no partner, an image and its labels differ in shape, or all labels are empty.
+        A folder is missing, a file has no partner, an image and its labels differ in shape, all labels are empty, or
+        their values cannot be objects (`require_ids`, `require_background`).
     FrameError
         A file cannot be read, or holds pixels that are not finite.
     OptionError
         `classes` or `ignore` is out of range.
     """
     require_classes(classes, "trained")
+    rule.require_objects(classes)
     ignore = ignored_label(classes, ignore)
-    found, notes = find_files(Path(folder))
+    found, notes = find_files(Path(folder), reading)
     overlaps: Counter[str] = Counter()
-    images = tuple(image for files in found for image in _read(files, classes, ignore, reading, overlaps))
+    images = tuple(image for files in found for image in _read(files, classes, ignore, reading, rule, overlaps))
     if overlaps := +overlaps:
         where = f"{len(overlaps)} images, such as {next(iter(overlaps))}"
         notes.append(f"{overlaps.total()} pixels of {where}, lie in several masks: they belong to the smallest object")
@@ -377,6 +394,8 @@ def read_dataset(
         raise DatasetError(
             f"{folder}: no pixel is annotated, all of them are ignored: check the masks in ignore/ and --ignore-label"
         )
+    if all(is_grey(image.frame) for image in images):  # some or all may be saved as colours
+        images = tuple(replace(image, frame=image.frame[:1]) for image in images)
     channels = Counter(image.frame.shape[0] for image in images)
     if len(channels) > 1:
         usual = channels.most_common(1)[0][0]
@@ -386,7 +405,36 @@ def read_dataset(
             "frames that says it is RGB is read as colours: save it with photometric='minisblack')"
         )
     _require_objects(images, f"{folder}:")
-    return Dataset(images, class_names(classes), classes is None, tuple(notes))
+    if classes is not None:
+        return Dataset(images, class_names(classes), instances=False, notes=tuple(notes))
+    guessed = rule == UNSTATED and all(isinstance(files.labels, ImageSource) for files in found)
+    images, doubts = _as_objects(images, rule, guessed)
+    return Dataset(images, class_names(None), instances=True, notes=(*notes, *doubts))
+
+
+def _as_objects(
+    images: tuple[AnnotatedImage, ...], rule: LabelRule, guessed: bool
+) -> tuple[tuple[AnnotatedImage, ...], list[str]]:
+    """Return images whose labels are objects, for ids; and sentences about what may be a mistake.
+
+    If no image holds more than one id, and labels may be `guessed`, they are masks.
+    """
+    notes = []
+    if guessed and all(image.labels.max() <= 1 for image in images):
+        images = tuple(replace(image, labels=components(image.labels)) for image in images)
+        found = sum(int(image.labels.max()) for image in images)
+        if any(image.labels.max() > 1 for image in images):
+            notes.append(
+                f"labels hold a single value, and are taken as masks, whose {found} connected components are the "
+                "objects: --masks says so, --ids that each label file holds one object"
+            )
+    doubts = LabelDoubts()
+    for image in images:
+        if rule.masks is None:
+            require_background(image.labels, f"labels of {image.name}")
+        if rule.masks is not False:
+            doubts.add(image.name, image.labels)
+    return images, notes + doubts.sentences()
 
 
 def read_names(path: str | Path) -> list[str]:
@@ -430,13 +478,18 @@ def ignored_label(classes: int | None, label: int | None) -> int | None:
 
 
 def _read(
-    files: AnnotatedFiles, classes: int | None, ignore: int | None, reading: Reading, overlaps: Counter[str]
+    files: AnnotatedFiles,
+    classes: int | None,
+    ignore: int | None,
+    reading: Reading,
+    rule: LabelRule,
+    overlaps: Counter[str],
 ) -> list[AnnotatedImage]:
     """Read the frames of an image; frames without any annotated pixel are left out.
 
     The number of pixels that lie in several masks is added to `overlaps`, by the image's name.
     """
-    frames, (planes, overlaps[files.name]) = _read_frames(files, reading), read_annotation(files.labels, reading)
+    frames, (planes, overlaps[files.name]) = _read_frames(files, reading), read_annotation(files.labels, reading, rule)
     masks = None if files.ignored is None else read_label_stack(files.ignored, reading)
     _require_same_shape(frames, files.image, planes, annotation_of(files.labels))
     if masks is not None:
@@ -446,7 +499,7 @@ def _read(
         name = files.name if len(frames) == 1 else f"{files.name}[{index}]"
         known, ignored = without_ignored(plane, ignore, None if masks is None else masks[index] > 0)
         if ignored is None or not ignored.all():
-            labels = _require_labels(known, files, classes)
+            labels = _require_labels(known, files, classes, rule)
             images.append(AnnotatedImage(name, frame, labels, ignored, files.source))
     return images
 
@@ -461,7 +514,7 @@ def without_ignored(plane: Array, label: int | None, mask: Mask | None) -> tuple
 
 def _read_frames(files: AnnotatedFiles, reading: Reading) -> Array:
     """Return the annotated frames of an image, (N, C, H, W)."""
-    stack = read_stack(files.image, reading)
+    stack = without_opacity(read_image(files.image, reading))
     if files.plane is not None:
         if files.plane >= len(stack):
             labels = annotation_of(files.labels)
@@ -486,7 +539,7 @@ def _require_same_shape(frames: Array, image: ImageSource, planes: Array, labels
         )
 
 
-def _require_labels(plane: Array, files: AnnotatedFiles, classes: int | None) -> NDArray[np.int32]:
+def _require_labels(plane: Array, files: AnnotatedFiles, classes: int | None, rule: LabelRule) -> NDArray[np.int32]:
     """Return a plane (H, W) of labels as instances or as class indices."""
     if isinstance(files.labels, tuple):
         if classes is not None:
@@ -494,7 +547,9 @@ def _require_labels(plane: Array, files: AnnotatedFiles, classes: int | None) ->
             raise DatasetError(f"{place} holds a mask for each object, and no classes: leave out --classes")
         return plane.astype(np.int32)
     if classes is None:
-        return as_instances(plane)
+        if rule.threshold is None and rule.masks is not False:
+            require_ids(plane, str(files.labels))
+        return rule.objects(plane)
     if plane.max() >= classes:
         raise DatasetError(
             f"{files.labels} holds class {plane.max()}, {classes} classes are 0 ... {classes - 1}: "

@@ -8,7 +8,7 @@
 import difflib
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import reduce
 from operator import add
 from pathlib import Path
@@ -20,8 +20,9 @@ from numpy.typing import NDArray
 from unetrt.runtime.errors import DatasetError, FrameError
 from unetrt.runtime.files.folders import holds_images
 from unetrt.runtime.files.formats import AS_STORED, Reading
-from unetrt.runtime.files.images import read_label_stack, source_of
+from unetrt.runtime.files.images import ImageSource, read_label_stack
 from unetrt.trainer.dataset import Mask, ignored_label, require_classes, without_ignored
+from unetrt.trainer.label_values import UNSTATED, LabelDoubts, LabelRule, require_background, require_ids
 from unetrt.trainer.layouts import LABEL_ENDINGS, annotation_of, images_by_name, labels_by_name, read_annotation
 from unetrt.trainer.metrics import (
     THRESHOLDS,
@@ -32,7 +33,6 @@ from unetrt.trainer.metrics import (
     outlined,
     warping_error,
 )
-from unetrt.trainer.targets import as_instances
 
 Array = NDArray[Any]
 
@@ -120,20 +120,28 @@ class LabelFormat:
         Number of classes that labels index; None: labels are instances.
     ignore_label
         Label of unannotated pixels; None: 255 for class maps, no label for instances.
-    masks
+    ignore
         Folder, or file, of masks that are not 0 where nothing is annotated; None: no masks.
+    rule
+        How values become objects, in both maps; the threshold is for annotations alone.
     """
 
     classes: int | None = None
     ignore_label: int | None = None
-    masks: Path | None = None
+    ignore: Path | None = None
+    rule: LabelRule = UNSTATED
 
     def __post_init__(self) -> None:
         require_classes(self.classes, "compared")
+        self.rule.require_objects(self.classes)
 
 
 def compare_files(
-    predicted: Path, labels: Path, labelled: LabelFormat, reading: Reading = AS_STORED
+    predicted: Path,
+    labels: Path,
+    labelled: LabelFormat,
+    reading: Reading = AS_STORED,
+    doubts: LabelDoubts | None = None,
 ) -> Iterator[tuple[str, Tally]]:
     """Compare every plane of every file of `labels` with that of the same name in `predicted`.
 
@@ -147,6 +155,8 @@ def compare_files(
         Meaning of the labels in both.
     reading
         How files are read.
+    doubts
+        Gets what may be a mistake in the labels.
 
     Yields
     ------
@@ -155,17 +165,18 @@ def compare_files(
     Raises
     ------
     DatasetError
-        A file has no partner, or one of another size.
+        A file has no partner, or one of another size, or annotations cannot be objects (`require_ids`,
+        `require_background`).
     FrameError
         A file holds no labels, or a class index that is too high.
     """
-    truths, guesses = labels_by_name(labels), images_by_name(predicted)
+    truths, guesses = labels_by_name(labels) or dict(_picked(labels, reading)), _picked(predicted, reading)
     found = {_key(stem): path for stem, path in guesses.items()} | guesses
-    masks = (
-        {} if labelled.masks is None else {_key(name): path for name, path in images_by_name(labelled.masks).items()}
-    )
-    if predicted.is_file() and labels.is_file():
-        found = {_key(stem): source_of(predicted) for stem in truths}
+    masks = {_key(stem): path for stem, path in images_by_name(labelled.ignore).items()} if labelled.ignore else {}
+    doubts = LabelDoubts() if doubts is None else doubts
+    if predicted.is_file() and labels.is_file() and len(truths) == len(guesses):
+        # Two files pair whatever their names, and their images in order.
+        found = dict(zip(truths, guesses.values(), strict=True))
     for stem, path in sorted(truths.items()):
         key, place = _key(stem), Path(annotation_of(path))
         if (file := found.get(stem) or found.get(key)) is None:
@@ -174,22 +185,39 @@ def compare_files(
             raise DatasetError(
                 f"{predicted} has no labels for {place.name}: each file of {labels} needs one of the same name{hint}"
             )
-        guess, (truth, _) = read_label_stack(file, reading), read_annotation(path, reading)
+        guess, (truth, _) = read_label_stack(file, reading), read_annotation(path, reading, labelled.rule)
         mask = read_label_stack(masks[key], reading) if key in masks else None
         _require_same_size(place, predicted=guess, true=truth, ignored=mask)
+        # The masks of single objects are joined: what is left are ids.
+        meaning = labelled if isinstance(path, ImageSource) else replace(labelled, rule=UNSTATED)
         for index in range(len(truth)):
             name = stem if len(truth) == 1 else f"{stem}[{index}]"
             ignored = None if mask is None else mask[index] > 0
-            yield name, _compare_planes(guess[index], truth[index], ignored, labelled, place.name)
+            yield name, _compare_planes(guess[index], truth[index], ignored, meaning, name, doubts)
 
 
-def _compare_planes(predicted: Array, truth: Array, ignored: Mask | None, labelled: LabelFormat, name: str) -> Tally:
-    """Compare two planes (H, W) of integers of the label file `name`, `ignored` (H, W) bool."""
+def _picked(path: Path, reading: Reading) -> dict[str, ImageSource]:
+    """Return the images by name; `reading.series` picks one of each file with several, and leaves other files whole."""
+    images = images_by_name(path)
+    if reading.series is not None and any(image.series is not None for image in images.values()):
+        return images_by_name(path, reading)
+    return images
+
+
+def _compare_planes(
+    predicted: Array, truth: Array, ignored: Mask | None, labelled: LabelFormat, name: str, doubts: LabelDoubts
+) -> Tally:
+    """Compare two planes (H, W) of numbers named `name`, `ignored` (H, W) bool."""
     truth, ignored = without_ignored(truth, ignored_label(labelled.classes, labelled.ignore_label), ignored)
     found, known = (plane if ignored is None else np.where(ignored, 0, plane) for plane in (predicted, truth))
-    classes = labelled.classes
+    classes, rule = labelled.classes, labelled.rule
     if classes is None:
-        return evaluate_instances(as_instances(found), as_instances(known), ignored)
+        objects = _annotated(known, rule, f"{name} of the annotations", doubts)
+        # The threshold is that of the annotations: predictions are labels, good or bad.
+        guesses = replace(rule, threshold=None).objects(found)
+        if rule.masks is None:
+            doubts.add_pieces(f"{name} of the predictions", guesses)
+        return evaluate_instances(guesses, objects, ignored)
     for what, plane in (("predicted", found), ("true", known)):
         if plane.max() >= classes:
             raise FrameError(
@@ -197,6 +225,18 @@ def _compare_planes(predicted: Array, truth: Array, ignored: Mask | None, labell
                 "use a larger --classes, or none for instances"
             )
     return evaluate_classes(found, known, classes, ignored)
+
+
+def _annotated(plane: Array, rule: LabelRule, name: str, doubts: LabelDoubts) -> Array:
+    """Return the objects in the values (H, W) of annotations, unless they cannot be objects."""
+    if rule.threshold is None and rule.masks is not False:
+        require_ids(plane, name)
+    objects = rule.objects(plane)
+    if rule.masks is None:
+        require_background(objects, name)
+    if rule.masks is not False:
+        doubts.add(name, objects)
+    return objects
 
 
 def _key(stem: str) -> str:

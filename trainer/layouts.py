@@ -25,8 +25,9 @@ from numpy.typing import NDArray
 
 from unetrt.runtime.errors import DatasetError, FrameError
 from unetrt.runtime.files.folders import CELLPOSE, IGNORE, holds_images, holds_labels
-from unetrt.runtime.files.formats import AS_STORED, SUFFIXES, Reading
-from unetrt.runtime.files.images import ImageSource, list_images, read_label_stack, read_labels, source_of
+from unetrt.runtime.files.formats import AS_STORED, SUFFIXES, Reading, is_zarr
+from unetrt.runtime.files.images import ImageSource, list_images, source_of, stem_of
+from unetrt.trainer.label_values import UNSTATED, LabelRule
 
 Array = NDArray[Any]
 
@@ -82,8 +83,11 @@ def annotation_of(labels: Labels) -> ImageSource | Path:
     return labels if isinstance(labels, ImageSource) else labels[0].path.parent
 
 
-def find_files(folder: Path) -> tuple[list[AnnotatedFiles], list[str]]:
+def find_files(folder: Path, reading: Reading = AS_STORED) -> tuple[list[AnnotatedFiles], list[str]]:
     """Return the files of each annotated image of a folder, sorted by name, and sentences about what was chosen.
+
+    Of files with several images in a folder of images, the one that `reading` picks is taken, and the labels of the
+    others are left out.
 
     Raises
     ------
@@ -94,7 +98,7 @@ def find_files(folder: Path) -> tuple[list[AnnotatedFiles], list[str]]:
         state = "is a file" if folder.exists() else "does not exist"
         raise DatasetError(f"{folder} {state}: give a folder with images/ and labels/ in it")
     notes: list[str] = []
-    files = _files_in(folder, notes)
+    files = _files_in(folder, reading, notes)
     if not files:
         raise _no_layout(folder)
     return files, notes
@@ -107,18 +111,22 @@ def has_layout(folder: Path) -> bool:
     return beside or bool(_sequences(folder)) or bool(_labelled_names(folder))
 
 
-def _files_in(folder: Path, notes: list[str]) -> list[AnnotatedFiles]:
+def _files_in(folder: Path, reading: Reading, notes: list[str]) -> list[AnnotatedFiles]:
     """Return the files of each annotated image of a folder; empty: it has no layout."""
     if sequences := _sequences(folder):
         return [files for sequence in sequences for files in _challenge_files(sequence, notes)]
     below = _subfolders(folder)
     images, labels = [name for name in below if holds_images(name)], [name for name in below if holds_labels(name)]
     if images and labels:
-        return _beside(folder, _only(folder, images, (IMAGES,), notes), _only(folder, labels, PREFERRED, notes))
+        images_folder, labels_folder = (
+            folder / _only(folder, names, preferred, notes)
+            for names, preferred in ((images, (IMAGES,)), (labels, PREFERRED))
+        )
+        return _beside(images_folder, labels_folder, reading)
     if images or labels:
         raise _no_layout(folder)
     if nested := [name for name in below if _has_inner_layout(folder / name)]:
-        return _nested(folder, nested, notes)
+        return _nested(folder, nested, reading, notes)
     return _in_one_folder(folder, notes) if _labelled_names(folder) else []
 
 
@@ -131,7 +139,8 @@ def _has_inner_layout(folder: Path) -> bool:
 
 
 def _subfolders(folder: Path) -> list[str]:
-    return sorted(path.name for path in folder.iterdir() if path.name[0] != "." and path.is_dir())
+    folders = (path for path in folder.iterdir() if path.name[0] != "." and path.is_dir() and not is_zarr(path))
+    return sorted(path.name for path in folders)
 
 
 def _only(folder: Path, names: Sequence[str], preferred: Sequence[str], notes: list[str]) -> str:
@@ -149,8 +158,8 @@ def _only(folder: Path, names: Sequence[str], preferred: Sequence[str], notes: l
     return chosen
 
 
-def images_by_name(path: Path) -> dict[str, ImageSource]:
-    """Return the images of a folder and its subfolders, or of a single file, by name.
+def images_by_name(path: Path, reading: Reading = AS_STORED) -> dict[str, ImageSource]:
+    """Return the images of a folder and its subfolders, or of a single file, by name; `reading` as in `list_images`.
 
     Raises
     ------
@@ -158,7 +167,7 @@ def images_by_name(path: Path) -> dict[str, ImageSource]:
         There is no image, or two differ in the suffix alone.
     """
     try:
-        sources = list_images(path)
+        sources = list_images(path, reading)
     except FrameError as error:
         raise DatasetError(str(error)) from error
     named = {source.name: source for source in sources}
@@ -170,28 +179,44 @@ def images_by_name(path: Path) -> dict[str, ImageSource]:
 
 
 def labels_by_name(path: Path) -> dict[str, Labels]:
-    """Return the labels of a folder of labels, of a folder of annotated images, or of a single file, by name."""
+    """Return the labels of a folder of annotated images, by name; empty for a folder of labels and for a file."""
     if path.is_dir() and (has_layout(path) or any(_has_inner_layout(path / name) for name in _subfolders(path))):
         return {files.name: files.labels for files in find_files(path)[0]}
-    return dict(images_by_name(path))
+    return {}
 
 
-def _beside(folder: Path, images_folder: str, labels_folder: str) -> list[AnnotatedFiles]:
-    """Return the files of images in one folder and labels in another, and of masks in `ignore/`."""
-    places = folder / images_folder, folder / labels_folder
+def _beside(images_folder: Path, labels_folder: Path, reading: Reading) -> list[AnnotatedFiles]:
+    """Return the files of images in one folder and labels in another, and of masks in `ignore/` beside them."""
+    folder, places = images_folder.parent, (images_folder, labels_folder)
     images, labels = (images_by_name(place) for place in places)
+    images = _labelled_alone(images, labels)
     ignored = images_by_name(folder / IGNORE) if (folder / IGNORE).is_dir() else {}
     paired: dict[str, Labels]
     if list(images) == [folder.name] and folder.name not in labels:
         paired = {folder.name: tuple(labels.values())}
     else:
         paired = _paired(images, labels, places)
-    masks = _paired(images, ignored, (places[0], folder / IGNORE), "mask", every=False)
+    masks = _paired(images, ignored, (images_folder, folder / IGNORE), "mask", every=False)
+    if reading.series is not None:
+        images = images_by_name(images_folder, reading)
     found = []
-    for name in sorted(images):
+    for name, image in sorted(images.items()):
         mask = masks.get(name)
         one = mask if isinstance(mask, ImageSource) else None
-        found.append(AnnotatedFiles(name, images[name], paired[name], name, one))
+        found.append(AnnotatedFiles(name, image, paired[name], image.acquisition or name, one))
+    return found
+
+
+def _labelled_alone(images: Mapping[str, ImageSource], labels: Mapping[str, ImageSource]) -> dict[str, ImageSource]:
+    """Return the images, each file of a set alone where every file has labels of its own."""
+    found: dict[str, ImageSource] = {}
+    for name, image in images.items():
+        alone = {Path(name).with_name(stem_of(file)).as_posix(): file for file in (image.path, *image.files)}
+        if image.files and image.series is None and alone.keys() <= labels.keys() and not labels[name].files:
+            group = image.acquisition or name
+            found |= {stem: ImageSource(file, stem, acquisition=group) for stem, file in alone.items()}
+        else:
+            found[name] = image
     return found
 
 
@@ -292,10 +317,12 @@ def _in_one_folder(folder: Path, notes: list[str]) -> list[AnnotatedFiles]:
     labels = {name: source for name, source in kept.items() if LABEL_ENDINGS.search(name)}
     images = {name: source for name, source in kept.items() if name not in labels}
     paired = _paired(images, labels, (folder, folder))
-    return [AnnotatedFiles(name, images[name], paired[name], name) for name in sorted(images)]
+    return [
+        AnnotatedFiles(name, image, paired[name], image.acquisition or name) for name, image in sorted(images.items())
+    ]
 
 
-def _nested(folder: Path, names: Sequence[str], notes: list[str]) -> list[AnnotatedFiles]:
+def _nested(folder: Path, names: Sequence[str], reading: Reading, notes: list[str]) -> list[AnnotatedFiles]:
     """Return the files of subfolders that have a layout; their names precede those of the images."""
     if len(kept := [name for name in names if name.lower() in SPLITS]) > 1:
         raise DatasetError(
@@ -304,7 +331,7 @@ def _nested(folder: Path, names: Sequence[str], notes: list[str]) -> list[Annota
         )
     found = []
     for above in names:
-        for files in _files_in(folder / above, notes):
+        for files in _files_in(folder / above, reading, notes):
             name, source = (above if part == above else f"{above}/{part}" for part in (files.name, files.source))
             found.append(AnnotatedFiles(name, files.image, files.labels, source, files.ignored, files.plane))
     return found
@@ -371,7 +398,7 @@ def _no_layout(folder: Path) -> DatasetError:
     )
 
 
-def read_annotation(labels: Labels, reading: Reading = AS_STORED) -> tuple[Array, int]:
+def read_annotation(labels: Labels, reading: Reading = AS_STORED, rule: LabelRule = UNSTATED) -> tuple[Array, int]:
     """Read the labels of an image.
 
     Masks of single objects are numbered in the order of their names. A pixel of several masks belongs to the smallest
@@ -379,7 +406,7 @@ def read_annotation(labels: Labels, reading: Reading = AS_STORED) -> tuple[Array
 
     Returns
     -------
-    Integers, (N, H, W), and the number of pixels that several masks share.
+    Values that `rule` takes as objects, (N, H, W), and the number of pixels that several masks share.
 
     Raises
     ------
@@ -389,11 +416,11 @@ def read_annotation(labels: Labels, reading: Reading = AS_STORED) -> tuple[Array
         A file holds no labels.
     """
     if isinstance(labels, ImageSource):
-        return read_label_stack(labels, reading), 0
+        return rule.planes(labels, reading), 0
     objects: list[NDArray[np.intp]] = []
     size: tuple[int, ...] = (0, 0)
     for file in labels:
-        mask = read_labels(file, reading)
+        mask = _single_plane(file, reading, rule)
         if objects and mask.shape != size:
             raise DatasetError(
                 f"{file} is {mask.shape[0]} x {mask.shape[1]} px, {labels[0]} is {size[0]} x {size[1]} px: masks of "
@@ -408,12 +435,21 @@ def read_annotation(labels: Labels, reading: Reading = AS_STORED) -> tuple[Array
     return plane.reshape(1, *size), int((often > 1).sum())
 
 
+def _single_plane(file: ImageSource, reading: Reading, rule: LabelRule) -> Array:
+    """Read the mask (H, W) of a single object, of 0 and 1 if the rule has a threshold."""
+    planes = rule.planes(file, reading)
+    if len(planes) > 1:
+        raise FrameError(f"{file} holds {len(planes)} frames: save the mask of an object as one grey plane")
+    plane: Array = planes[0]
+    return plane if rule.threshold is None else (plane >= rule.threshold).astype(np.uint8)
+
+
 def _pixels_of_object(mask: Array, file: ImageSource) -> NDArray[np.intp]:
     """Return the flat indices of the pixels of a single object in its mask (H, W), read from `file`."""
     inside = np.flatnonzero(mask)
     if len(inside) and (mask.flat[inside] != mask.flat[inside[0]]).any():
         raise DatasetError(
-            f"{file} holds several values: in a folder of masks for one image, a file holds one object; labels of all "
-            "objects have the name of the image"
+            f"{file} holds several values: in a folder of masks for one image, a file holds one object (labels of all "
+            "objects have the name of the image; grey values become a mask with --threshold VALUE)"
         )
     return inside

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from unetrt.runtime.engines import SUFFIXES
 from unetrt.runtime.errors import ModelFileError, OptionError
 from unetrt.runtime.model.byte_pairs import INITIALIZER, NODE, TENSOR_RAW
+from unetrt.runtime.model.integrity import StoredTensor, external_files
 from unetrt.runtime.model.onnx_file import (
     GRAPH,
     NODE_INPUT,
@@ -33,7 +34,7 @@ from unetrt.runtime.model.onnx_file import (
     read_spec,
     resolved,
 )
-from unetrt.runtime.model.safety import StoredTensor, external_files, require_safe
+from unetrt.runtime.model.safety import require_safe
 from unetrt.runtime.pixels.normalisation import MODES, Mode
 from unetrt.trainer.checkpoint import Checkpoint, load
 from unetrt.trainer.unet import UNet

@@ -17,6 +17,7 @@ from unetrt.runtime.files.formats import AS_STORED, Reading
 from unetrt.runtime.records import validated
 from unetrt.trainer.checkpoint import LAST, Checkpoint, load
 from unetrt.trainer.dataset import Dataset, read_dataset, read_names
+from unetrt.trainer.label_values import UNSTATED, LabelRule
 from unetrt.trainer.pretrained import Pretrained, StartedFrom
 from unetrt.trainer.recipe import Recipe
 from unetrt.trainer.validation import Scores
@@ -45,6 +46,8 @@ class DataSource:
         Label of unannotated pixels; None: 255 for class maps, no label for instances.
     reading
         How files are read.
+    rule
+        How values of labels become objects.
     """
 
     data: Path
@@ -54,6 +57,7 @@ class DataSource:
     classes: int | None = None
     ignore: int | None = None
     reading: Reading = AS_STORED
+    rule: LabelRule = UNSTATED
 
     def read(self, seed: int) -> tuple[Dataset, Dataset]:
         """Return training and validation images; the seed draws those held back.
@@ -65,12 +69,12 @@ class DataSource:
         """
         if self.val is not None and self.listed is not None:
             raise OptionError("give either a validation folder (--val) or a list of images (--val-list), not both")
-        train = read_dataset(self.data, self.classes, self.ignore, self.reading)
+        train = read_dataset(self.data, self.classes, self.ignore, self.reading, self.rule)
         if self.listed is not None:
             return train.split_by(read_names(self.listed))
         if self.val is None:
             return train.split(self.fraction, seed)
-        validation = read_dataset(self.val, self.classes, self.ignore, self.reading)
+        validation = read_dataset(self.val, self.classes, self.ignore, self.reading, self.rule)
         if validation.channels != train.channels:
             raise DatasetError(
                 f"{self.val} has {validation.channels} channels, {self.data} has {train.channels}: they must agree"

@@ -52,20 +52,6 @@ CACHE_LIMIT = 2 * 2**30
 HEADER = 4096
 
 
-def as_instances(labels: Array) -> Labels:
-    """Return the instances in labels (H, W) of any integer dtype, numbered from 1: int32 (H, W).
-
-    Labels with a single value besides 0 are a mask; its connected components become the instances.
-    """
-    values, numbers = np.unique(labels, return_inverse=True)
-    if len(values[values > 0]) <= 1:
-        components: Labels = np.empty(labels.shape, np.int32)
-        ndimage.label(labels > 0, output=components)
-        return components
-    numbered: Labels = (numbers.reshape(labels.shape) + (values[0] > 0)).astype(np.int32)
-    return numbered
-
-
 @dataclass(frozen=True)
 class Target:
     """The class map that a network learns from instances.

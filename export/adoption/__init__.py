@@ -31,7 +31,7 @@ from unetrt.export.onnx_model import describe, save, today
 from unetrt.runtime.errors import OptionError
 from unetrt.runtime.files.atomic import require_place, whole_file
 from unetrt.runtime.geometry.plan import Border
-from unetrt.runtime.model.safety import external_files
+from unetrt.runtime.model.integrity import external_files
 from unetrt.runtime.model.spec import Annotation, Decoding, Head, ModelSpec, Verification
 from unetrt.runtime.pixels.normalisation import Normalisation
 from unetrt.runtime.sessions import open_session

@@ -24,8 +24,8 @@ from unetrt.export.adoption._ends import WHOLE, give_channels_first, is_channels
 from unetrt.export.onnx_model import axes_of, copy_of, declare_input, inferred, strip
 from unetrt.runtime.errors import BackendUnavailableError, ModelFileError, OptionError, TileError, one_line
 from unetrt.runtime.files.atomic import scratch_folder
+from unetrt.runtime.model.integrity import external_files
 from unetrt.runtime.model.onnx_file import read_metadata
-from unetrt.runtime.model.safety import external_files
 from unetrt.runtime.model.spec import KEY, Precision
 from unetrt.runtime.sessions.onnxruntime import probe
 

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from unetrt.runtime.errors import BackendUnavailableError, FrameError, OptionError, shown
-from unetrt.runtime.files.images import AnyPath, ImageSource, read_stack, source_of
+from unetrt.runtime.files.images import AnyPath, ImageSource, fitting, read_image, source_of
 
 if TYPE_CHECKING:
     from pymmcore_plus.experimental.unicore import SimpleCameraDevice, UniMMCore
@@ -36,7 +36,7 @@ class Replay:
     Parameters
     ----------
     files
-        Images of one channel (TIFF, PNG, NPY, Zarr), all of one size and dtype; all frames of a stack are used.
+        Images of one channel, all of one size and dtype; all frames of a stack are used.
 
     Attributes
     ----------
@@ -119,7 +119,7 @@ def _kind(file: ImageSource) -> Kind:
 
 def _read_grey(file: ImageSource) -> Array:
     """Read the frames of a file, (N, H, W)."""
-    stack = read_stack(file)
+    stack = fitting(read_image(file), 1)
     if stack.shape[1] != 1:
         raise FrameError(f"{file} has {stack.shape[1]} channels: a replay camera is grey; save each channel as a file")
     frames: Array = stack[:, 0]

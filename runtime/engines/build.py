@@ -24,8 +24,9 @@ from unetrt.runtime.engines.flavours import collected, first_error, logger_of, n
 from unetrt.runtime.errors import EngineError, OutOfMemoryError, OutputError, UnetrtError, is_out_of_memory
 from unetrt.runtime.files.atomic import cache_folder, cached_file, locked, read_cached
 from unetrt.runtime.model.byte_pairs import as_byte_pairs
+from unetrt.runtime.model.integrity import sha256_of_model
 from unetrt.runtime.model.onnx_file import read_spec
-from unetrt.runtime.model.safety import require_safe, sha256_of_model
+from unetrt.runtime.model.safety import require_safe
 from unetrt.runtime.model.spec import Tensor
 
 log = logging.getLogger("unetrt.tensorrt")

@@ -35,8 +35,8 @@ from unetrt.runtime.files.atomic import (
     require_place,
 )
 from unetrt.runtime.machine import Machine
+from unetrt.runtime.model.integrity import external_files
 from unetrt.runtime.model.onnx_file import read_spec
-from unetrt.runtime.model.safety import external_files
 from unetrt.runtime.model.spec import ModelSpec
 from unetrt.runtime.records import to_json
 

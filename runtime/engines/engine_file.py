@@ -31,8 +31,8 @@ from unetrt.runtime.engines.flavours import (
 from unetrt.runtime.errors import BackendUnavailableError, EngineError, OptionError, UnetrtError
 from unetrt.runtime.files.atomic import cached_file, whole_file
 from unetrt.runtime.machine import Machine, why_no_gpu
+from unetrt.runtime.model.integrity import DIGEST, sha256_of_model
 from unetrt.runtime.model.onnx_file import MAX_METADATA
-from unetrt.runtime.model.safety import DIGEST, sha256_of_model
 from unetrt.runtime.model.spec import ModelSpec, Tensors
 from unetrt.runtime.records import open_regular, parse, read_regular, to_json, validated
 

@@ -37,10 +37,17 @@ def _headers(series: tifffile.TiffPageSeries) -> Iterator[bytes]:
     pages: list[Any] = [page for page in series.pages if page is not None]
     for page in pages:
         file = page.parent.filehandle
-        for offset, length in zip(page.dataoffsets, page.databytecounts, strict=False):
-            if length:
-                file.seek(offset)
-                yield file.read(min(length, HEADER))
+        closed = file.closed
+        if closed:  # another file of the series
+            file.open()
+        try:
+            for offset, length in zip(page.dataoffsets, page.databytecounts, strict=False):
+                if length:
+                    file.seek(offset)
+                    yield file.read(min(length, HEADER))
+        finally:
+            if closed:
+                file.close()
 
 
 def _jpeg(content: bytes) -> tuple[int, int]:

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from unetrt.runtime.errors import printable
-from unetrt.runtime.files.formats import SUFFIXES, ZARR
+from unetrt.runtime.files.formats import SUFFIXES, ZARR, is_zarr
 
 IMAGE_WORDS = frozenset({"images", "image", "imgs", "img", "raw", "imagestr"})
 LABEL_WORDS = frozenset(
@@ -121,10 +121,11 @@ def images_below(folder: Path, results: Path | None = None) -> Found:
         if here != folder and not RESULTS.isdisjoint(names):
             found.left_out.folders[_shown(here, folder)] = "results of an earlier run"
             continue
-        folders = [entry.name for entry in entries if _is_folder(entry)]
+        images = {entry.name for entry in entries if _is_image(entry, here / entry.name)}
+        folders = [entry.name for entry in entries if entry.name not in images and _is_folder(entry)]
         for entry in entries:
             path = here / entry.name
-            if _is_image(entry):
+            if entry.name in images:
                 found.files.append(path)
             elif entry.name not in folders:
                 kind = CELLPOSE if entry.name.endswith(CELLPOSE) else path.suffix.lower() or "without suffix"
@@ -153,9 +154,10 @@ def _is_folder(entry: os.DirEntry[str]) -> bool:
         return False
 
 
-def _is_image(entry: os.DirEntry[str]) -> bool:
-    suffix = Path(entry.name).suffix.lower()
-    return suffix in SUFFIXES and not entry.name.endswith(CELLPOSE) and (suffix != ZARR or _is_folder(entry))
+def _is_image(entry: os.DirEntry[str], path: Path) -> bool:
+    if path.suffix.lower() in SUFFIXES and path.suffix.lower() != ZARR:
+        return not entry.name.endswith(CELLPOSE)
+    return _is_folder(entry) and is_zarr(path)
 
 
 def _annotates(name: str, folders: list[str]) -> bool:

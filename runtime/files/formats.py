@@ -1,4 +1,4 @@
-"""Formats of image files: TIFF, PNG, NPY and Zarr.
+"""Formats of image files: TIFF, PNG and other pictures, NPY and Zarr.
 
 `FORMATS` is the table of formats: suffix -> function that opens a file and reads its header, `OpenedImage`. Headers are
 believed within a limit only: `OpenedImage.require_room`. `Reading` holds what a user says about how files are read.
@@ -7,9 +7,11 @@ believed within a limit only: `OpenedImage.require_room`. `Reading` holds what a
 import html
 import os
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
+from functools import partial
+from importlib import import_module
 from math import inf, prod
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,19 +19,17 @@ from typing import Any, NamedTuple
 import numpy as np
 import tifffile
 from numpy.typing import NDArray
-from PIL import UnidentifiedImageError
-from PIL.PngImagePlugin import PngImageFile
 
-from unetrt.runtime.errors import FrameError, OptionError
+from unetrt.runtime.errors import FrameError, OptionError, shown
+from unetrt.runtime.files.acquisitions import COMPANION, described_images
 from unetrt.runtime.files.atomic import require_regular
-from unetrt.runtime.files.embedded import SIZES, require_sizes
 from unetrt.runtime.files.pixel_size import PixelSize
+from unetrt.runtime.files.tiff import tiff_images
 from unetrt.runtime.machine import format_bytes, free_memory
 from unetrt.runtime.pixels.frames import CHANNELS, NARROW, both_readings, is_narrow
 
 Array = NDArray[Any]
 
-PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 # Axes by the number of axes, where a file does not name them. Channels on the last axis are recognised by its length.
 UNNAMED = {2: "YX", 3: "NYX", 4: "NCYX"}
 CHANNELS_LAST = {3: "YXC", 4: "NYXC"}
@@ -43,8 +43,6 @@ ROOM = 2 * 2**30
 COMPRESSION = 16
 # Memory in bytes that a frame takes at least: its timings and its place in the file.
 PER_FRAME = 1024
-# Largest description of a TIFF in characters, which is parsed as XML or JSON in some hundred times its size.
-DESCRIPTION = 32 * 2**20
 
 
 class Layout(NamedTuple):
@@ -70,6 +68,11 @@ class Layout(NamedTuple):
     channels: tuple[str, ...] = ()
 
     @property
+    def frames(self) -> tuple[tuple[str, int], ...]:
+        """Letter and length of each axis that becomes N, in their order; their lengths have the product N."""
+        return tuple((axis, length) for axis, length in zip(self.axes, self.shape, strict=True) if axis not in "CSYX")
+
+    @property
     def stack(self) -> tuple[int, int, int, int]:
         """Shape (N, C, H, W) of the pixels as `arranged` returns them."""
         if "Y" not in self.axes or "X" not in self.axes:
@@ -78,10 +81,6 @@ class Layout(NamedTuple):
         height, width = (self.shape[self.axes.index(axis)] for axis in "YX")
         channels = prod(length for length, axis in lengths if axis in "CS")
         return prod(length for length, axis in lengths if axis not in "CSYX"), channels, height, width
-
-
-# Strips or tiles that a TIFF may declare for each that it holds: a writer that was stopped leaves some out.
-MISSING = 64
 
 
 @dataclass(frozen=True)
@@ -93,6 +92,9 @@ class Reading:
     max_image_memory
         Memory in bytes that the pixels of one image may take. None: 2 GiB or, where its files are large, 16 times their
         size, but not more than is free.
+    series
+        Which image to read of files that hold several: its index from 0, or its name. None: all, where they are fields
+        of one acquisition.
     axes
         A letter of `AXES` for each axis, such as `TZCYX` or `YXC`, for files with as many axes, also where they name
         others, and for files with one axis fewer, which has no channels; upper case. None: as files say.
@@ -106,6 +108,7 @@ class Reading:
     """
 
     max_image_memory: int | None = None
+    series: int | str | None = None
     axes: str | None = None
     channel: tuple[int | str, ...] = ()
 
@@ -120,6 +123,9 @@ class Reading:
             raise OptionError(
                 f"max_image_memory must be a number of bytes above 0, such as 8 * 2**30 (got {most!r:.60})"
             )
+        series = self.series
+        if not (series is None or isinstance(series, str) or (type(series) is int and series >= 0)):
+            raise OptionError(f"series must be the index of an image, from 0, or its name (got {shown(series)})")
 
 
 # Files are read as they say.
@@ -150,6 +156,9 @@ class OpenedImage(NamedTuple):
         Returns all pixels, an array of the layout's shape.
     name
         Its name in a file that holds several images.
+    as_labels
+        Returns the image that is read where labels are wanted, such as the indices of a palette instead of its colours,
+        or raises FrameError; None: this one.
     """
 
     layout: Layout
@@ -157,6 +166,7 @@ class OpenedImage(NamedTuple):
     stored: Callable[[], int]
     read: Callable[[], Array]
     name: str = ""
+    as_labels: "Callable[[], OpenedImage] | None" = None
 
     def require_room(self, most: int | None) -> None:
         """Raise FrameError if the image would take too much memory; runs before any is allocated.
@@ -187,68 +197,31 @@ class OpenedImage(NamedTuple):
 
 # The images of an open file.
 Images = Sequence[OpenedImage]
+# Opens a file.
+Open = Callable[[Path], AbstractContextManager[Images]]
 
 
-def _stored(*paths: Path) -> int:
+def stored_bytes(*paths: Path) -> int:
     """Return the bytes that files take on the disk: a sparse file takes less than its size."""
     found = [path.stat() for path in paths]
     return sum(min(about.st_size, 512 * getattr(about, "st_blocks", about.st_size)) for about in found)
 
 
 @contextmanager
-def _tiff(path: Path) -> Iterator[Images]:
-    """Open a TIFF; the axes are those that it names, as OME-TIFF and ImageJ do."""
+def _tiff(path: Path, others: Collection[Path] = ()) -> Iterator[Images]:
+    """Open a TIFF, and the other files of its set; the axes are those that it names, as OME-TIFF and ImageJ do."""
     with tifffile.TiffFile(path) as tiff:
-        if not len(tiff.pages):
-            raise FrameError("holds no image: save it again")
-        others = _companions(tiff, path)
-        if len(tiff.series) != 1:
-            raise FrameError(f"holds {len(tiff.series)} images of different kinds: save each as a file")
-        series = tiff.series[0]
-        needed, held = prod(series.keyframe.chunked), len(series.keyframe.dataoffsets)
-        if needed > MISSING * held:
-            raise FrameError(f"declares {needed} strips or tiles and holds {held}: save it again")
-
-        def read() -> Array:
-            if series.keyframe.compression in SIZES:
-                require_sizes(series)
-            pixels: Array = series.asarray()
-            return pixels
-
-        names = _channel_names(tiff.pages.first.description) if tiff.is_ome else ()
-        layout = Layout(series.shape, series.axes, series.dtype, channels=names)
-        yield [OpenedImage(layout, series.keyframe.chunks, lambda: _stored(path, *others), read)]
-
-
-def _companions(tiff: tifffile.TiffFile, path: Path) -> list[Path]:
-    """Return the other files of an image in several files, which tifffile opens by itself; all are regular.
-
-    Raises FrameError, before tifffile believes it, also for a description that is too long or names too many planes.
-    """
-    description = tiff.pages.first.description
-    if len(description) > DESCRIPTION:
-        raise FrameError(f"has a description of {len(description)} characters: at most {DESCRIPTION} are read")
-    names: set[str] = set()
-    if tiff.is_ome:
-        names |= _files_of_ome(description)
-    if tiff.is_mmstack or tiff.is_ndtiff:
-        names |= {file.name for file in path.parent.glob("*.tif")} | {"NDTiff.index"}
-    others = (path.parent / name for name in sorted(names - {path.name}))
-    return [require_regular(file, f"refers to {file}, which ") for file in others if os.path.lexists(file)]
-
-
-def _files_of_ome(description: str) -> set[str]:
-    """Return the names of files in the metadata of OME-TIFF (docs.openmicroscopy.org, "OME-TIFF specification")."""
-    if "<!DOCTYPE" in description:
-        raise FrameError("has OME metadata with a document type, which can expand endlessly: save it without")
-    text = html.unescape(description)
-    planes: dict[str, int] = {}
-    for name, number in re.findall(r"""\b(Size[CZT]|PlaneCount|NumPlanes|First[CZT])\s*=\s*["']\s*(\d+)""", text):
-        planes[name] = max(planes.get(name, 0), int(number[:20]))
-    most = ROOM // PER_FRAME
-    if prod(planes.get(f"Size{axis}", 1) for axis in "CZT") > most or max(planes.values(), default=0) > most:
-        raise FrameError(f"has OME metadata of more than {most} planes: save it as several files")
-    return set(re.findall(r"""\bFileName\s*=\s*["']([^"']*)""", text))
+        names = _channel_names(tiff.pages.first.description) if tiff.is_ome and len(tiff.pages) else ()
+        yield [
+            OpenedImage(
+                Layout(image.shape, image.axes, image.dtype, channels=names),
+                image.part,
+                partial(stored_bytes, path, *image.files),
+                image.read,
+                image.name,
+            )
+            for image in tiff_images(tiff, path, others)
+        ]
 
 
 def _channel_names(description: str) -> tuple[str, ...]:
@@ -257,29 +230,6 @@ def _channel_names(description: str) -> tuple[str, ...]:
     channels = re.findall(r"<(?:\w+:)?Channel\b([^>]*)", image)
     names = [re.search(r"""\bName\s*=\s*(?:"([^"]*)"|'([^']*)')""", channel) for channel in channels]
     return tuple(html.unescape(name[1] or name[2] or "") for name in names if name) if all(names) else ()
-
-
-@contextmanager
-def _png(path: Path) -> Iterator[Images]:
-    """Open a PNG: grey, colours, or a palette's indices, which are the labels of label files.
-
-    Nothing else is opened, whatever the suffix: for PostScript, Image.open would start Ghostscript. Its limit on the
-    number of pixels does not apply; `OpenedImage.require_room` has one.
-    """
-    with path.open("rb") as file:
-        header = file.read(26)
-        if header[:8] != PNG_SIGNATURE:
-            raise UnidentifiedImageError
-        # Bit depth and colour type of the IHDR chunk (PNG specification, 11.2.1); Pillow would cut such colours to 8
-        # bits.
-        if header[24:25] == b"\x10" and header[25:26] != b"\0":
-            raise FrameError("is a PNG of 16-bit colours, which would be read as 8 bits: save it as TIFF")
-        file.seek(0)
-        with PngImageFile(file) as image:
-            size, bands = (image.height, image.width), len(image.getbands())
-            dtype = np.dtype(np.uint16 if image.mode.startswith("I") else np.uint8)
-            layout = Layout(size, "YX", dtype) if bands == 1 else Layout((*size, bands), "YXC", dtype)
-            yield [OpenedImage(layout, (), lambda: _stored(path), lambda: np.asarray(image))]
 
 
 @contextmanager
@@ -301,59 +251,78 @@ def _npy(path: Path) -> Iterator[Images]:
         if declared > left:
             raise FrameError(f"is cut off: it declares {declared} bytes of pixels and holds {left}")
     layout = Layout(shape, unnamed_axes(shape), dtype)
-    yield [OpenedImage(layout, (), lambda: _stored(path), lambda: np.load(path, allow_pickle=False))]
+    yield [OpenedImage(layout, (), lambda: stored_bytes(path), lambda: np.load(path, allow_pickle=False))]
 
 
-@contextmanager
-def _zarr(path: Path) -> Iterator[Images]:
-    """Open a Zarr array, or the full resolution of an OME-Zarr image with its named axes."""
-    import zarr
+def _module(name: str) -> Open:
+    """Return what opens files with a module of this package, which is imported then."""
 
-    from unetrt.runtime.files.zarr_array import open_zarr
+    def open_file(path: Path) -> AbstractContextManager[Images]:
+        images: AbstractContextManager[Images] = import_module(f"unetrt.runtime.files.{name}").opened(path)
+        return images
 
-    level, axes = open_zarr(path), None
-    if not isinstance(level, zarr.Array):
-        attributes: Mapping[str, Any] = level.attrs.asdict()
-        # OME-Zarr 0.5 moved the metadata below `ome`; https://ngff.openmicroscopy.org/0.5
-        scales = attributes.get("ome", attributes).get("multiscales")
-        if not scales:
-            raise FrameError("is a Zarr group without an OME-Zarr image: give an array of it")
-        level = level[scales[0]["datasets"][0]["path"]]
-        axes = "".join(_letter(axis) for axis in scales[0]["axes"])
-    layout = Layout(level.shape, unnamed_axes(level.shape) if axes is None else axes, np.dtype(level.dtype))
-    files = (Path(folder, name) for folder, _, names in os.walk(path) for name in names)
-    part = getattr(level, "shards", None) or level.chunks
-    yield [OpenedImage(layout, part, lambda: _stored(*filter(Path.is_file, files)), lambda: np.asarray(level[...]))]
+    return open_file
 
 
-def _letter(axis: str | Mapping[str, str]) -> str:
-    """Return one letter for an axis of OME-Zarr: a name or, from version 0.4 on, a name and a type."""
-    if isinstance(axis, str):
-        return axis[0].upper()
-    return "C" if axis.get("type") == "channel" else axis["name"][0].upper()
-
-
-FORMATS: Mapping[str, Callable[[Path], AbstractContextManager[Images]]] = {
-    ".tif": _tiff,
-    ".tiff": _tiff,
-    ".png": _png,
+# Suffixes of TIFF, with those of large files, of Zeiss's LSM, MetaMorph's STK and whole slides.
+TIFFS = (".tif", ".tiff", ".btf", ".tf2", ".tf8", ".lsm", ".stk", ".svs", ".ndpi", ".scn", ".qptiff")
+MICROSCOPES = (".czi", ".nd2", ".lif")
+_picture, _microscope = _module("pictures"), _module("microscopes")
+FORMATS: Mapping[str, Open] = {
+    **dict.fromkeys(TIFFS, _tiff),
+    ".png": _picture,
+    ".jpg": _picture,
+    ".jpeg": _picture,
+    ".bmp": _picture,
+    ".gif": _picture,
     ".npy": _npy,
-    ".zarr": _zarr,
+    ".zarr": _module("ome_zarr"),
+    **dict.fromkeys(MICROSCOPES, _microscope),
 }
-SUFFIXES = tuple(FORMATS)
-# The format whose files are folders.
+SUFFIXES = (*FORMATS, COMPANION)
+# The format whose files are folders, and the files that make a folder, whatever its name, one of that format.
 ZARR = ".zarr"
+ZARR_FILES = frozenset({"zarr.json", ".zarray", ".zgroup", ".zattrs"})
 
 
-def opened(path: Path) -> AbstractContextManager[Images]:
+def is_zarr(path: Path) -> bool:
+    """Whether a path is a folder of Zarr, by its name or by what is in it."""
+    named = path.suffix.lower() == ZARR
+    return path.is_dir() and (named or any(os.path.lexists(path / name) for name in ZARR_FILES))
+
+
+def opened(path: Path, others: Collection[Path] = ()) -> AbstractContextManager[Images]:
     """Open a file of images as what its suffix says; raises FrameError for a path that is no regular file.
 
-    A Zarr array is a folder. Decoders raise all kinds of exceptions for damaged files, here and when they read.
+    `others` are the other files of its set. A Zarr folder needs no suffix. Decoders raise all kinds of exceptions for
+    damaged files, here and when they read.
+    """
+    if is_zarr(path):
+        return FORMATS[ZARR](path)
+    require_regular(path)
+    suffix = path.suffix.lower()
+    if suffix == COMPANION:
+        raise FrameError("describes the images of other files: give those, or list_images of it")
+    return _tiff(path, others) if others else FORMATS.get(suffix, _picture)(path)
+
+
+def named_images(path: Path, listed: Iterable[Path] = ()) -> list[tuple[str, tuple[Path, ...]]]:
+    """Return the name of each image of a file of fields or of its set, and its files; empty for any other file.
+
+    Parameters
+    ----------
+    path
+        The file.
+    listed
+        Files that can belong to the set.
     """
     suffix = path.suffix.lower()
-    if not (suffix == ZARR and path.is_dir()):
-        require_regular(path)
-    return FORMATS.get(suffix, _png)(path)
+    if suffix in TIFFS or suffix == COMPANION:
+        return described_images(path, listed)
+    if suffix not in MICROSCOPES:
+        return []
+    with opened(path) as images:
+        return [(image.name, (path,)) for image in images if image.name]
 
 
 def unnamed_axes(shape: tuple[int, ...]) -> str:

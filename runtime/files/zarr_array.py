@@ -28,11 +28,11 @@ from zarr.storage import LocalStore
 
 from unetrt.runtime.errors import FrameError
 from unetrt.runtime.files.atomic import require_regular
+from unetrt.runtime.files.formats import ZARR_FILES
 from unetrt.runtime.machine import format_bytes
 
 # Largest metadata file in bytes: that of a plate with thousands of images has some 20 MiB.
 METADATA = 64 * 2**20
-METADATA_FILES = {"zarr.json", ".zarray", ".zgroup", ".zattrs"}
 # Copies of the metadata of all members, which may be a million.
 CONSOLIDATED = {".zmetadata"}
 # A chunk may decode to so many times its declared size, and a bit more, for headers, padding and checksums.
@@ -72,7 +72,7 @@ class CheckedStore(LocalStore):
         path, name = self.root / key, key.rpartition("/")[2]
         if name in CONSOLIDATED or path.is_dir() or not (path.exists() or path.is_symlink()):
             return None
-        is_metadata, size = name in METADATA_FILES, require_regular(path, f"holds {key}, which ").stat().st_size
+        is_metadata, size = name in ZARR_FILES, require_regular(path, f"holds {key}, which ").stat().st_size
         if size > (METADATA if is_metadata else self.most):
             raise FrameError(f"holds {key} of {format_bytes(size)}, more than it can be for what the array declares")
         if not is_metadata:

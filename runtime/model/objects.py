@@ -21,13 +21,13 @@ from math import exp, inf, isqrt
 from typing import Any, NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 from scipy.sparse import csr_array
 from scipy.sparse.csgraph import connected_components
 
 from unetrt.runtime.errors import FrameError, OptionError, shown
 from unetrt.runtime.model.spec import CORE, Decoding
-from unetrt.runtime.pixels.frames import require_rows_and_columns
+from unetrt.runtime.pixels.frames import as_array, require_rows_and_columns
 from unetrt.runtime.pixels.scores import best_class
 
 Array = NDArray[Any]
@@ -46,18 +46,19 @@ INSIDE = 0.75
 COLOURS = np.array([colorsys.hsv_to_rgb(turn * 0.618 % 1, 0.85, 1.0) for turn in range(32)], np.float32)
 
 
-def instances(classes: Array, decoding: Decoding | None = None, min_area: int = 0) -> Labels:
+def instances(classes: ArrayLike, decoding: Decoding | None = None, min_area: int = 0) -> Labels:
     """Return the objects of a class map, numbered.
 
     Parameters
     ----------
     classes
-        (..., H, W), integers; 0 is the background. The planes of a stack are independent.
+        (..., H, W), integers; 0 is the background. The planes of a stack are independent. What numpy converts, such as
+        a list or a tensor on the host, is taken too.
     decoding
         How classes become objects, `spec.decoding` of the model; None: connected components.
     min_area
-        Minimum area in pixels, if it is more than that of the decoding; smaller objects become background. Components
-        are measured before they grow over the border, cores after they grow over their rims.
+        Minimum area in pixels, if it is more than that of the decoding; smaller objects become background. It is the
+        area that objects are returned with, after they have grown over the border or their rims.
 
     Returns
     -------
@@ -66,24 +67,25 @@ def instances(classes: Array, decoding: Decoding | None = None, min_area: int = 
     Raises
     ------
     FrameError
-        The map has fewer than two axes, does not hold integers, or its last axis seems to be channels.
+        The map cannot be converted to an array, has fewer than two axes, does not hold integers, or its last axis seems
+        to be channels.
     OptionError
         `decoding` is of another type, or `min_area` is negative.
     """
-    if not isinstance(classes, np.ndarray):
-        raise FrameError(f"a class map must be a numpy array of integers (..., H, W) (got {shown(classes)})")
-    if classes.ndim < 2 or classes.dtype.kind not in "uib":
-        raise FrameError(f"a class map must be integers (..., H, W) (got {classes.dtype} {classes.shape})")
-    require_rows_and_columns(classes.shape, "the class map", "the last two axes are (H, W)")
+    planes = as_array(classes)
+    if planes.ndim < 2 or planes.dtype.kind not in "uib":
+        hint = ": scores become one with argmax over the classes" if planes.dtype.kind == "f" else ""
+        raise FrameError(f"a class map must be integers (..., H, W) (got {planes.dtype} {planes.shape}){hint}")
+    require_rows_and_columns(planes.shape, "the class map", "the last two axes are (H, W)")
     require_min_area(min_area)
     how = Decoding() if decoding is None else decoding
     if not isinstance(how, Decoding):
         raise OptionError(f"decoding must be a Decoding, such as spec.decoding of a model (got {shown(how)})")
-    min_area = max(min(min_area, classes.size + 1), how.area)  # numpy compares with numbers of 64 bits
+    min_area = max(min(min_area, planes.size + 1), how.area)  # numpy compares with numbers of 64 bits
     decode = _from_cores if how.method == "cores" else _from_components
-    found: Labels = np.empty(classes.shape, np.int32)
-    for plane in np.ndindex(classes.shape[:-2]):
-        decode(classes[plane], how, min_area, found[plane])
+    found: Labels = np.empty(planes.shape, np.int32)
+    for plane in np.ndindex(planes.shape[:-2]):
+        decode(planes[plane], how, min_area, found[plane])
     return found
 
 
@@ -98,11 +100,12 @@ def _from_components(classes: Array, how: Decoding, min_area: int, objects: Labe
     runs = Runs.of(foreground)
     numbers, count = runs.components()
     _paint(objects, foreground, runs, numbers)
-    if min_area > 1:
-        _renumber(objects, _kept(np.arange(count + 1), runs.areas(numbers, count), min_area))
-        foreground = _framed(np.greater, objects, 0, max(how.reach, 1))
+    grown = objects.reshape(-1)[:0]
     if how.reach and objects.size:
-        _grow(objects, foreground, _between(objects, how.reach), how.reach, inf)
+        grown = _grow(objects, foreground, _between(objects, how.reach), how.reach, inf)
+    if min_area > 1:
+        areas = runs.areas(numbers, count) + np.bincount(grown, minlength=count + 1)
+        _renumber(objects, _kept(np.arange(count + 1), areas, min_area))
 
 
 def _from_cores(classes: Array, how: Decoding, min_area: int, objects: Labels) -> None:
@@ -113,14 +116,17 @@ def _from_cores(classes: Array, how: Decoding, min_area: int, objects: Labels) -
     runs = Runs.of(cores) if how.bridge else widened
     numbers = components[widened.containing(runs)]
     _paint(objects, cores, runs, numbers)
-    small = runs.areas(numbers, count) < how.smallest
+    areas = runs.areas(numbers, count)
+    small = areas < how.smallest
     small[0] = False
+    grown = objects.reshape(-1)[:0]
     if how.reach and count:
         foreground ^= cores
-        _grow(objects, cores, foreground, how.reach, how.reach**2)
+        grown = _grow(objects, cores, foreground, how.reach, how.reach**2)
     owners = _joined(objects, small) if small.any() else np.arange(count + 1)
     if min_area > 1:
-        owners = _kept(owners, np.bincount(owners, _areas(objects, count), count + 1), min_area)
+        areas += np.bincount(grown, minlength=count + 1)
+        owners = _kept(owners, np.bincount(owners, areas, count + 1), min_area)
     _renumber(objects, owners)
 
 
@@ -205,16 +211,6 @@ def _paint(objects: Labels, framed: Mask, runs: Runs, numbers: NDArray[np.intp])
     objects[inside] = np.repeat(numbers.astype(np.int32), runs.stops - runs.starts)
 
 
-def _areas(objects: Labels, count: int) -> Counts:
-    """Return the number of pixels of each number, (count + 1,)."""
-    if not objects.size:
-        return np.zeros(count + 1)
-    begins = np.ones(objects.shape, bool)
-    np.not_equal(objects[:, 1:], objects[:, :-1], out=begins[:, 1:])
-    starts = np.flatnonzero(begins)
-    return np.bincount(objects.reshape(-1)[starts], np.diff(starts, append=objects.size), count + 1)
-
-
 def _joined(objects: Labels, small: Mask) -> NDArray[np.intp]:
     """Return for each number that of the object it belongs to: small ones join the neighbour of the longest border.
 
@@ -284,8 +280,8 @@ def _running(flat: Array, reach: int, stride: int, best: np.ufunc) -> Array:
     return flat
 
 
-def _grow(objects: Labels, found: Mask, wanted: Mask, reach: int, furthest: float) -> None:
-    """Assign each wanted background pixel to the nearest object, in place.
+def _grow(objects: Labels, found: Mask, wanted: Mask, reach: int, furthest: float) -> Labels:
+    """Assign each wanted background pixel to the nearest object, in place; return the numbers assigned, (n,).
 
     The nearest pixel is found in two passes, as in the exact distance transform of Saito and Toriwaki (1994): the
     nearest in each row, then the best of `2 reach + 1` rows.
@@ -303,6 +299,7 @@ def _grow(objects: Labels, found: Mask, wanted: Mask, reach: int, furthest: floa
     """
     height, width = objects.shape
     row, labels = width + reach, objects.reshape(-1)
+    assigned = [labels[:0]]
     for top in range(reach, height + reach, BLOCK):
         bottom = min(top + BLOCK, height + reach)
         at = np.flatnonzero(wanted[top:bottom])
@@ -316,7 +313,10 @@ def _grow(objects: Labels, found: Mask, wanted: Mask, reach: int, furthest: floa
         source = at + (down + reach) * row
         west, east = left[source].astype(np.intp), right[source].astype(np.intp)
         at += (top - reach) * width - at // row * reach  # in `labels`, whose rows are shorter
-        labels[at] = labels[at + down * width + np.where(west <= east, -west, east)]
+        grown = labels[at + down * width + np.where(west <= east, -west, east)]
+        labels[at] = grown
+        assigned.append(grown)
+    return np.concatenate(assigned)
 
 
 def _distances_in_row(found: Mask, reach: int) -> tuple[Array, Array]:
@@ -432,7 +432,10 @@ CALIBRATION = Calibration(core=1.29, foreground=1.19, slope=2.52, offset=0.54)
 
 
 def confidence(
-    objects: Labels, probabilities: Array, decoding: Decoding | None = None, calibration: Calibration = CALIBRATION
+    objects: ArrayLike,
+    probabilities: ArrayLike,
+    decoding: Decoding | None = None,
+    calibration: Calibration = CALIBRATION,
 ) -> Confidence:
     """Return how certain the network is of each object, from 0 to 1.
 
@@ -459,8 +462,9 @@ def confidence(
     return calibration(object_features(objects, probabilities, decoding))
 
 
-def object_features(objects: Labels, probabilities: Array, decoding: Decoding | None = None) -> ObjectFeatures:
+def object_features(objects: ArrayLike, probabilities: ArrayLike, decoding: Decoding | None = None) -> ObjectFeatures:
     """Return the features from which the confidence of each object follows; see `confidence`."""
+    objects, probabilities = as_array(objects), as_array(probabilities)
     if objects.ndim != 2 or probabilities.ndim != 3 or probabilities.shape[1:] != objects.shape:
         raise FrameError(
             f"objects {objects.shape} and probabilities {probabilities.shape} do not belong together: give (H, W) and "

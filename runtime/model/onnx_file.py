@@ -219,9 +219,16 @@ def bundled_advice() -> str:
 
 
 def resolved(model: str | Path) -> Path:
-    """Return the path of a model: one that exists as it is, else that of the bundled model of this name."""
+    """Return the path of a model: one that exists as it is, else that of the bundled model of this name.
+
+    Raises ModelFileError where the system refuses to look, as for a name that is too long.
+    """
     path = Path(model)
-    return bundled_path(str(path)) if str(path) in bundled_names() and not path.exists() else path
+    try:
+        exists = path.exists()
+    except OSError as error:
+        raise ModelFileError(f"{path} cannot be opened: {error.strerror or error}") from error
+    return bundled_path(str(path)) if str(path) in bundled_names() and not exists else path
 
 
 # ModelProto and StringStringEntryProto.

@@ -37,6 +37,7 @@ from unetrt.runtime.model.byte_pairs import (
     VALUE_NAME,
     VALUE_TYPE,
 )
+from unetrt.runtime.model.integrity import external_files, with_digest
 from unetrt.runtime.model.onnx_file import (
     ENTRY_KEY,
     ENTRY_VALUE,
@@ -54,7 +55,7 @@ from unetrt.runtime.model.onnx_file import (
     read_spec,
 )
 from unetrt.runtime.model.onnx_file import replace as replaced
-from unetrt.runtime.model.safety import external_files, require_safe, with_digest
+from unetrt.runtime.model.safety import require_safe
 from unetrt.runtime.model.spec import INPUT, KEY, OUTPUT, ModelSpec
 
 INT64 = 7  # TensorProto.DataType

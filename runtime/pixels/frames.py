@@ -17,6 +17,8 @@ from unetrt.runtime.errors import FrameError, one_line
 Array = NDArray[Any]
 Size = tuple[int, int]
 
+# The largest float32.
+LARGEST = float(np.finfo(np.float32).max)
 # A last axis shorter than the two before it, of at most so many elements, is hardly the width of an image.
 CHANNELS = 8
 # Nor is one that is so many times shorter.
@@ -87,7 +89,7 @@ def split_axes(shape: tuple[int, ...], channels: int) -> tuple[tuple[int, ...], 
 
 
 def as_frame(read: Any, channels: int) -> Array:
-    """Return one frame as an array (C, H, W), bool as uint8; raises FrameError for other dtypes and for NaN."""
+    """Return one frame as an array (C, H, W), bool as uint8; raises FrameError for other dtypes and unusable pixels."""
     frame = as_array(read)
     if frame.dtype == bool:
         frame = frame.view(np.uint8)
@@ -121,21 +123,37 @@ def require_raw(given: np.dtype[Any], dtype: str) -> None:
 
 
 def require_finite(frame: Array) -> None:
-    """Raise FrameError if a float frame (..., H, W) holds NaN or infinity, saying how many and where the first is."""
+    """Raise FrameError if a float frame (..., H, W) holds NaN, infinity or values beyond float32.
+
+    The message says which of them, how many pixels, and where the first is.
+    """
     # The network computes in float32, where a larger float64 is infinite.
-    usable = np.isfinite(frame) if frame.itemsize <= 4 else np.abs(frame) <= np.finfo(np.float32).max
+    usable = np.isfinite(frame) if frame.itemsize <= 4 else np.abs(frame) <= LARGEST
     if usable.all():
         return
     bad = np.argwhere(~usable)
     row, column = bad[0][-2:]
-    raise not_finite(len(bad), row, column)
+    finite = np.isfinite(frame[~usable])
+    raise unusable(len(bad), row, column, not_finite=not finite.all(), large=bool(finite.any()))
 
 
-def not_finite(count: int, row: int, column: int) -> FrameError:
-    """Return the error for `count` pixels that are NaN or infinite, the first in C order at `row` and `column`."""
+def unusable(count: int, row: int, column: int, *, not_finite: bool = True, large: bool = False) -> FrameError:
+    """Return the error for pixels that a network cannot compute with.
+
+    Parameters
+    ----------
+    count
+        Number of them.
+    row, column
+        Place of the first in C order.
+    not_finite, large
+        Whether some may be NaN or infinite, and whether some may be finite and beyond float32.
+    """
+    kinds = ["NaN or infinite"] * not_finite + [f"beyond {LARGEST:.2g}, the largest float32"] * large
+    remedies = ["replace them, for example with numpy.nan_to_num(image, posinf=0, neginf=0)"] * not_finite
+    remedies += ["divide the image by a constant, as networks compute in float32"] * large
     return FrameError(
-        f"{count} pixels are NaN or infinite, the first at row {row}, column {column}: "
-        "replace them, for example with numpy.nan_to_num"
+        f"{count} pixels are {' or '.join(kinds)}, the first at row {row}, column {column}: {', or '.join(remedies)}"
     )
 
 

@@ -18,7 +18,7 @@ from unetrt.runtime.cuda.device import CudaDevice, Owned
 from unetrt.runtime.cuda.driver import Extent
 from unetrt.runtime.errors import FrameError
 from unetrt.runtime.geometry.plan import Tile
-from unetrt.runtime.pixels.frames import not_finite
+from unetrt.runtime.pixels.frames import unusable
 from unetrt.runtime.pixels.normalisation import Affine, Normalisation, from_sums
 
 NAMES = ("cut", "histogram", "stitch_labels", "not_finite")
@@ -124,7 +124,7 @@ class Kernels:
         self._launch("stitch_labels", argument, core if spoilt is None else scores[0], stream)
 
     def not_finite(self, frame: DeviceArray, found: int, stream: int) -> None:
-        """Count the pixels of a float frame (C, H, W) that are NaN or infinite, in float32.
+        """Count the pixels of a float frame (C, H, W) that are NaN or infinite in float32.
 
         The result is a `FOUND` at the 8-byte aligned address `found`.
         """
@@ -164,7 +164,8 @@ def require_none(found: NDArray[Any], frame: DeviceArray) -> None:
     if found["count"]:
         height, width = frame.shape[1:]
         row, column = divmod(int(found["first"]) % (height * width), width)
-        raise not_finite(int(found["count"]), row, column)
+        # The kernel does not distinguish a float64 that is too large for float32 from one that is not finite.
+        raise unusable(int(found["count"]), row, column, large=frame.dtype.itemsize > 4)
 
 
 def measure_counts(normalisation: Normalisation, counts: NDArray[np.integer[Any]]) -> Affine:

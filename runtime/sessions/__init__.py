@@ -290,7 +290,7 @@ def open_session(
     if not isinstance(path, str | os.PathLike):
         raise OptionError(f"path must be that of a model file (got {shown(path)})")
     path = Path(path)
-    if not path.exists():
+    if not os.path.exists(path):  # noqa: PTH110 - also where the system refuses to look
         path = resolved(path)
     if device is not None and not (isinstance(device, int) and 0 <= device <= MAX_DEVICE):
         raise OptionError(

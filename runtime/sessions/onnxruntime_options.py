@@ -27,7 +27,7 @@ from unetrt.runtime.engines.engine_file import ModelFacts, key_of, model_facts
 from unetrt.runtime.errors import ModelFileError, OptionError, OutputError, UnetrtError, printable
 from unetrt.runtime.files.atomic import cache_folder, cached_file, locked, read_cached
 from unetrt.runtime.machine import Machine, format_bytes, this_machine
-from unetrt.runtime.model.safety import external_files
+from unetrt.runtime.model.integrity import external_files
 from unetrt.runtime.model.spec import ModelSpec, Precision
 from unetrt.runtime.records import parse, to_json, validated
 from unetrt.runtime.sessions import Lane

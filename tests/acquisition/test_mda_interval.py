@@ -74,8 +74,15 @@ def longer(core, connected, handler, attempts=ATTEMPTS):
     return min(parts, key=abs)
 
 
-@pytest.mark.parametrize(("policy", "capacity"), [("latest", 1), ("drop_oldest", 2)])
-@pytest.mark.parametrize("connected", [as_output, as_slot])
+@pytest.mark.parametrize(
+    ("connected", "policy", "capacity"),
+    [
+        (as_output, "latest", 1),
+        (as_slot, "drop_oldest", 2),
+        pytest.param(as_output, "drop_oldest", 2, marks=pytest.mark.slow),
+        pytest.param(as_slot, "latest", 1, marks=pytest.mark.slow),
+    ],
+)
 def test_a_segmenter_slower_than_the_camera_does_not_slow_it(core, policy, capacity, connected):
     with slow_segmenter(SLOW) as segmenter, LiveSegmenter(segmenter, policy=policy, capacity=capacity) as live:
         assert abs(longer(core, connected, live)) < 0.05
@@ -88,7 +95,7 @@ def test_a_segmenter_slower_than_the_camera_does_not_slow_it(core, policy, capac
         assert status.done >= FRAMES // 3
 
 
-@pytest.mark.parametrize("connected", [as_output, as_slot])
+@pytest.mark.parametrize("connected", [as_output, pytest.param(as_slot, marks=pytest.mark.slow)])
 def test_a_real_network_does_not_slow_the_camera(core, tiny_model, connected):
     with LiveSegmenter(tiny_model) as live:
         assert abs(longer(core, connected, live)) < 0.05

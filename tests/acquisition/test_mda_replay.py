@@ -149,6 +149,8 @@ def test_a_camera_has_one_size_and_dtype(numbered, tmp_path, shape, dtype, messa
 def test_files_that_cannot_be_replayed_are_refused(tmp_path):
     with pytest.raises(FrameError, match="no files to replay: give one or more"):
         Replay([])
-    tifffile.imwrite(tmp_path / "rgb.tif", np.zeros((9, 9, 3), np.uint8), photometric="rgb")
+    tifffile.imwrite(
+        tmp_path / "rgb.tif", np.eye(9, 3, dtype=np.uint8)[None] * np.ones((9, 1, 1), np.uint8), photometric="rgb"
+    )
     with pytest.raises(FrameError, match="rgb.tif has 3 channels: a replay camera is grey"):
         Replay([tmp_path / "rgb.tif"])

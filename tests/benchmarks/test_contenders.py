@@ -1,5 +1,6 @@
 """The table of contenders, and each of them: what it computes, and how it is timed in its process."""
 
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -67,17 +68,23 @@ def test_one_tile_of_it_is_the_network():
     assert loop(frame[:100, :50]).shape == (100, 50)
 
 
-@pytest.fixture
-def job(checkpoint, tmp_path, monkeypatch):
-    """The files of a GPU run; torch computes on the CPU in its place."""
-    monkeypatch.setattr(BenchJob, "torch_device", "cpu")
-    job = BenchJob(tmp_path, "gpu")
+@pytest.fixture(scope="module")
+def files(checkpoint, tmp_path_factory):
+    """The folder of a job, as it is before its contenders write into it."""
+    job = BenchJob(tmp_path_factory.mktemp("job"))
     checkpoint.save(job.checkpoint)
     job.write_frame(drawn_frame(SIZE, 1))
     for precision in ("fp32", "fp16"):
         write_model(checkpoint, Options((204, 252), precision, "labels"), job.model(precision))
     job.write_classes(drawn_classes(SIZE))
-    return job
+    return job.folder
+
+
+@pytest.fixture
+def job(files, tmp_path, monkeypatch):
+    """The files of a GPU run; torch computes on the CPU in its place."""
+    monkeypatch.setattr(BenchJob, "torch_device", "cpu")
+    return BenchJob(shutil.copytree(files, tmp_path / "job"), "gpu")
 
 
 @pytest.mark.parametrize(

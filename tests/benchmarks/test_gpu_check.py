@@ -62,14 +62,40 @@ class Shell(Step):
         return [sys.executable, "-c", self.shows]
 
 
-def test_a_dry_run_leaves_an_outcome_of_each_step(tmp_path):
-    done = subprocess.run(check(tmp_path, *QUICK), cwd=REPOSITORY, capture_output=True, text=True, check=False)
+@pytest.fixture(scope="module")
+def resumed(tmp_path_factory):
+    """The folder of a dry run that was killed at a random moment and resumed; the outcomes that were there between."""
+    folder = tmp_path_factory.mktemp("resumed")
+    process = subprocess.Popen(check(folder, *QUICK), cwd=REPOSITORY, stdout=subprocess.DEVNULL)
+    end = time.monotonic() + 120
+    while not outcomes(folder) and time.monotonic() < end:
+        time.sleep(0.02)
+    time.sleep(random.uniform(0, 1.5))
+    process.kill()
+    process.wait()
+    before = outcomes(folder)  # each is whole: it parses
+    done = subprocess.run(
+        check(folder, "--resume", *QUICK), cwd=REPOSITORY, capture_output=True, text=True, check=False
+    )
     assert done.returncode == 0, done.stdout + done.stderr
-    left = outcomes(tmp_path)
+    return folder, before
+
+
+def test_killed_at_a_random_moment_all_outcomes_are_whole_and_the_rest_is_done_later(resumed):
+    folder, before = resumed
+    assert before
+    after = outcomes(folder)
+    assert sorted(after) == sorted(QUICK)
+    assert {name: after[name] for name in before} == before
+
+
+def test_a_dry_run_leaves_an_outcome_of_each_step(resumed):
+    folder, _ = resumed
+    left = outcomes(folder)
     assert sorted(left) == sorted(QUICK)
     for name, outcome in left.items():
         assert (outcome["step"], outcome["dry"], outcome["status"]) == (name, True, 0)
-        assert (tmp_path / f"{name}.log").read_text()
+        assert (folder / f"{name}.log").read_text()
     (versions,) = (one["versions"] for one in left["facts"]["data"] if "versions" in one)
     assert versions["unetrt"]
     assert left["ptx"]["data"][0]["kernels"] == ["cut", "histogram", "stitch_labels", "not_finite"]
@@ -83,26 +109,6 @@ def test_a_dry_run_of_every_step_passes(tmp_path):
     done = subprocess.run(check(tmp_path), cwd=REPOSITORY, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     assert set(NAMES) <= set(outcomes(tmp_path))
-
-
-@pytest.mark.skipif(sys.platform == "win32", reason="kills by signal")
-def test_killed_at_a_random_moment_all_outcomes_are_whole_and_the_rest_is_done_later(tmp_path):
-    process = subprocess.Popen(check(tmp_path, *QUICK), cwd=REPOSITORY, stdout=subprocess.DEVNULL)
-    end = time.monotonic() + 120
-    while not outcomes(tmp_path) and time.monotonic() < end:
-        time.sleep(0.02)
-    time.sleep(random.uniform(0, 1.5))
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    before = outcomes(tmp_path)  # each is whole: it parses
-    assert before
-    done = subprocess.run(
-        check(tmp_path, "--resume", *QUICK), cwd=REPOSITORY, capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    after = outcomes(tmp_path)
-    assert sorted(after) == sorted(QUICK)
-    assert {name: after[name] for name in before} == before
 
 
 def test_a_step_that_takes_too_long_is_ended_with_all_it_started_and_the_next_one_runs(tmp_path, capsys):

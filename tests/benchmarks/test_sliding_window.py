@@ -1,15 +1,18 @@
+from importlib.util import find_spec
+
 import numpy as np
 import pytest
 import torch
 
 from tests import requirements
-from unetrt.benchmarks.networks import untrained
-from unetrt.runtime.errors import ParityError
-
-pytest.importorskip("monai", reason=requirements.MONAI)
 from unetrt.benchmarks.contenders import CONTENDERS, BenchJob
+from unetrt.benchmarks.networks import untrained
 from unetrt.benchmarks.result import SEGMENT
 from unetrt.benchmarks.torch_contenders import OVERLAP, WINDOW, padded, require_twin, sliding_window, window_about
+from unetrt.runtime.errors import ParityError
+
+# Not imported for it: every process of a run imports this file, and MONAI takes seconds.
+pytestmark = pytest.mark.skipif(not find_spec("monai"), reason=requirements.MONAI)
 
 (MONAI,) = (one for one in CONTENDERS if one.name == "monai")
 

@@ -38,7 +38,7 @@ def labels_model(tiny_checkpoint, tmp_path_factory):
 def place(tmp_path, tiny_model, labels_model, tiny_run, drawn_folder):
     """A folder with every kind of bad file in it, and some good ones."""
     image(tmp_path / "good" / "a.tif", FRAME)
-    image(tmp_path / "rgb" / "a.tif", np.zeros((64, 64, 3), np.uint8))
+    image(tmp_path / "rgb" / "a.tif", np.full((64, 64, 3), (0, 1, 2), np.uint8))
     image(tmp_path / "last" / "a.tif", np.zeros((64, 64, 5), np.uint8))
     image(tmp_path / "thick" / "a.tif", np.zeros((80, 64, 16), np.uint8))
     nan = FRAME.astype(np.float32)

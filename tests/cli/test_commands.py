@@ -12,6 +12,7 @@ import tifffile
 from PIL import Image
 
 from tests.conftest import editable
+from tests.runtime import acquisitions
 from unetrt.__main__ import main
 from unetrt.benchmarks.contenders import CONTENDERS
 from unetrt.benchmarks.result import WAYS, load
@@ -105,6 +106,31 @@ def test_predict_writes_class_maps_and_stacks(run, tiny_model, tmp_path):
     run("predict", tiny_model, tmp_path / "stack.tif", "-o", tmp_path / "out2")
     with Image.open(tmp_path / "out2" / "overlays" / "stack.png") as picture:
         assert picture.size == (60, 50)
+
+
+def test_images_of_an_acquisition_are_segmented_and_scored_each_by_its_name(run, tiny_model, tmp_path, capsys):
+    acquisitions.write_positions(tmp_path / "set", split=2)
+    acquisitions.write_frames(tmp_path / "set")
+    acquisitions.write_series(tmp_path / "set" / "b.ome.tif")
+    out = tmp_path / "out"
+    run("predict", tiny_model, tmp_path / "set", "-o", out, "--as", "classes", "--no-overlays")
+    names = [*(f"a_MMStack_Pos{number}" for number in range(3)), *(f"b_Pos{number}" for number in range(3)), "x_T0"]
+    assert sorted(path.stem for path in out.iterdir()) == names
+    frames = {name: len(tifffile.imread(out / f"{name}.tif")) for name in names}
+    assert frames == {name: 4 if name == "x_T0" else 2 for name in names}
+    run("predict", tiny_model, tmp_path / "set" / "b.ome.tif", "-o", out / "one", "--series", "Pos1", "--as", "classes")
+    assert [path.name for path in (out / "one").glob("*.tif")] == ["b_Pos1.tif"]
+    run("predict", tiny_model, tmp_path / "set" / "x_T2.ome.tif", "-o", out / "two", "--as", "classes")
+    np.testing.assert_array_equal(tifffile.imread(out / "two" / "x_T2.tif"), tifffile.imread(out / "x_T0.tif")[2])
+    scored = json.loads(run("eval", tmp_path / "set" / "b.ome.tif", tmp_path / "set" / "b.ome.tif", "--json"))
+    assert [image["name"] for image in scored["images"]] == [f"b_Pos{n}[{t}]" for n in range(3) for t in range(2)]
+    scored = json.loads(run("eval", out, tmp_path / "set" / "b.ome.tif", "--json", "--series", 2))
+    assert [image["name"] for image in scored["images"]] == ["b_Pos2[0]", "b_Pos2[1]"]
+    (tmp_path / "set" / "x_T1.ome.tif").unlink()
+    assert main(["predict", str(tiny_model), str(tmp_path / "set"), "-o", str(out), "--as", "classes"]) != 0
+    assert "lacks 1 of its 4 planes (T=1), which are in x_T1.ome.tif: put them beside it" in capsys.readouterr().err
+    assert main(["predict", str(tiny_model), str(tmp_path / "set"), "-o", str(out), "--series", "left"]) != 0
+    assert "'left' is no image of" in capsys.readouterr().err
 
 
 def test_eval_pairs_as_the_cell_tracking_challenge_names_and_leaves_out_what_is_masked(run, tmp_path):

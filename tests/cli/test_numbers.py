@@ -162,6 +162,7 @@ def test_all_kinds_of_numbers_are_found():
     assert kinds - {"integer", "float", *FORMS} == {
         "A,B,...",
         "MODE",
+        "N|NAME",
         "NAME=VALUE",
         "X.Y",
         "boolean",

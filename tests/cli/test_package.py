@@ -6,8 +6,8 @@ from tests.conftest import editable
 from tests.runtime.engines.machines import FACTS, RTX
 from unetrt.cli import main
 from unetrt.runtime.engines.engine_file import write_engine
+from unetrt.runtime.model.integrity import external_files
 from unetrt.runtime.model.onnx_file import read_spec
-from unetrt.runtime.model.safety import external_files
 
 
 @pytest.fixture

@@ -169,7 +169,7 @@ def test_predict_skips_what_it_cannot_read_as_before(run, large_model, images, t
     for path in images.iterdir():
         (folder / path.name).write_bytes(path.read_bytes())
     (folder / "bad.tif").write_bytes(b"II*\0")
-    tifffile.imwrite(folder / "rgb.tif", coordinate_frame(4, 5).repeat(3).reshape(4, 5, 3), photometric="rgb")
+    tifffile.imwrite(folder / "rgb.tif", coordinate_frame(4, 15).reshape(4, 5, 3), photometric="rgb")
     found, said = predicted(run, large_model, folder, tmp_path / "out", status=2)
     assert len(found) == 5
     assert said.err.count("skipped: ") == 2

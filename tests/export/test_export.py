@@ -12,8 +12,8 @@ from unetrt.export.exporter import Options, export, planned_tile
 from unetrt.export.graph import build_graph
 from unetrt.runtime.errors import OptionError, TileError
 from unetrt.runtime.geometry.unet_shape import UNetShape
+from unetrt.runtime.model.integrity import DIGEST
 from unetrt.runtime.model.onnx_file import read_spec
-from unetrt.runtime.model.safety import DIGEST
 from unetrt.runtime.model.spec import INPUT, KEY, ModelSpec
 from unetrt.runtime.pixels.normalisation import Normalisation
 from unetrt.runtime.segment.segmenter import Segmenter

@@ -23,7 +23,16 @@ from unetrt.runtime.model.spec import HEADS, INPUT, OUTPUT, Decoding
 TILE = (60, 76)
 
 
-@pytest.mark.parametrize("layer", ["contracting.0.0", "contracting.2.2", "up.0", "expanding.1.0", "classify"])
+@pytest.mark.parametrize(
+    "layer",
+    [
+        "contracting.0.0",
+        "up.0",
+        "classify",
+        pytest.param("contracting.2.2", marks=pytest.mark.slow),
+        pytest.param("expanding.1.0", marks=pytest.mark.slow),
+    ],
+)
 def test_a_wrong_weight_is_refused_and_its_layer_named(tiny_checkpoint, tmp_path, monkeypatch, layer):
     """As if the exporter got a layer wrong on its way into the graph."""
     build = exporter.build_graph
@@ -62,13 +71,14 @@ OVERFLOWING = [
     # Its output is the second half of the next layer's channels, behind the skip.
     ("up.1", "expanding.1.0", slice(4, None)),
 ]
+QUICK_PAIRS = {("contracting.0.0", "logits"), ("up.1", "labels")}
 
 
 @pytest.mark.parametrize(
     ("layer", "following", "channels", "head"),
     [
-        # Each layer and each head; the other pairs take minutes.
-        pytest.param(*layer, head, marks=[] if layer is OVERFLOWING[0] or head == HEADS[-1] else pytest.mark.slow)
+        # The first layer and the one before a join, and two heads; all other pairs take minutes.
+        pytest.param(*layer, head, marks=[] if (layer[0], head) in QUICK_PAIRS else pytest.mark.slow)
         for layer in OVERFLOWING
         for head in HEADS
     ],
@@ -144,7 +154,10 @@ def test_thresholds_are_those_of_the_precision_or_what_is_given(tiny_checkpoint,
         ("int8", {"min_iou": 1.1}, "--min-iou 1.1 .* int8: use a number from 0.9 to 1$"),
     ],
 )
-def test_thresholds_have_ceilings(tiny_checkpoint, tmp_path, precision, given, message):
+def test_thresholds_have_ceilings_and_nothing_is_exported_beyond_them(
+    tiny_checkpoint, tmp_path, monkeypatch, precision, given, message
+):
+    monkeypatch.setattr(exporter, "build_graph", None)
     with pytest.raises(OptionError, match=message):
         Thresholds.of(precision, **given)
     short = {name.partition("_")[2]: value for name, value in given.items()}
@@ -252,8 +265,14 @@ def test_a_file_with_another_spec_is_refused(tiny_checkpoint, tmp_path, monkeypa
         export(tiny_checkpoint, tmp_path / "model.onnx", Options(TILE))
 
 
-@pytest.mark.parametrize("options", [Options(TILE, "bf16"), Options(TILE, head="labels")])
-@pytest.mark.parametrize("called", ["float32.onnx", "scores.onnx", "copies"])
+@pytest.mark.parametrize(
+    ("called", "options"),
+    [
+        ("float32.onnx", Options(TILE, "bf16")),
+        ("scores.onnx", Options(TILE, head="labels")),
+        ("copies", Options(TILE, "bf16")),
+    ],
+)
 def test_no_name_of_a_file_is_mistaken_for_a_copy(tiny_checkpoint, tmp_path, options, called):
     export(tiny_checkpoint, tmp_path / called, options)
     spec = read_spec(tmp_path / called)
@@ -280,7 +299,13 @@ def test_the_gate_rounds_what_every_operator_gives(settled_checkpoint, precision
 
 @pytest.mark.parametrize(
     "options",
-    [{}, {"precision": "fp16"}, {"precision": "bf16", "head": "labels"}, {"precision": "int8"}, {"batch": 2}],
+    [
+        {},
+        {"precision": "int8"},
+        pytest.param({"precision": "fp16"}, marks=pytest.mark.slow),
+        pytest.param({"precision": "bf16", "head": "labels"}, marks=pytest.mark.slow),
+        pytest.param({"batch": 2}, marks=pytest.mark.slow),
+    ],
     ids=str,
 )
 def test_a_constant_answer_is_refused_in_every_export(tiny_checkpoint, tmp_path, options):

@@ -133,10 +133,10 @@ def test_one_slice_crops_a_skip_on_both_axes_as_far_from_either_end():
 @pytest.mark.parametrize(
     ("classes", "fields"),
     [
-        (2, {"precision": "fp32", "head": "logits", "batch": 2}),
         (2, {"precision": "fp16", "head": "labels", "input_dtype": "uint16"}),
-        (3, {"precision": "bf16", "head": "labels", "input_dtype": "uint8"}),
-        (3, {"precision": "fp32", "head": "probabilities"}),
+        (3, {"precision": "bf16", "head": "labels", "input_dtype": "uint8", "batch": 2}),
+        pytest.param(2, {"precision": "fp32", "head": "logits", "batch": 2}, marks=pytest.mark.slow),
+        pytest.param(3, {"precision": "fp32", "head": "probabilities"}, marks=pytest.mark.slow),
     ],
 )
 def test_the_tile_is_in_the_shapes_of_a_file_and_nowhere_else(classes, fields):

@@ -6,7 +6,7 @@ import onnx
 import pytest
 
 from tests import requirements
-from tests.export.variants import ALL, PAIRWISE, REST, name, pairs
+from tests.export.variants import ALL, FEW, PAIRWISE, REST, name, pairs, singles
 from unetrt.export.exporter import export
 from unetrt.export.gate import DEFAULTS
 from unetrt.runtime.engines.build import build
@@ -22,7 +22,11 @@ from unetrt.trainer.torch_session import TorchSession
 LOWER = {"fp16": "FLOAT16", "bf16": "BFLOAT16", "int8": "INT8"}
 
 
-@pytest.mark.parametrize("options", PAIRWISE, ids=name)
+@pytest.mark.parametrize(
+    "options",
+    [pytest.param(options, marks=[] if options in FEW else pytest.mark.slow) for options in PAIRWISE],
+    ids=name,
+)
 def test_every_pair_of_choices_is_exported_verified_and_built(steady, tmp_path, options):
     prove(steady(options.input), tmp_path, options)
 
@@ -81,4 +85,5 @@ def segment(path, spec, checkpoint):
 
 def test_the_pairs_are_all_there():
     assert set().union(*map(pairs, PAIRWISE)) == set().union(*map(pairs, ALL))
+    assert set().union(*map(singles, FEW)) == set().union(*map(singles, ALL))
     assert len(PAIRWISE) + len(REST) == len(ALL) == 144

@@ -1,4 +1,4 @@
-"""Every kind of file that the exporter writes, and a small selection that contains every pair of choices."""
+"""Every kind of file that the exporter writes, a selection with every pair of choices, and one with every choice."""
 
 from itertools import combinations, product
 
@@ -20,17 +20,23 @@ def pairs(options):
     return set(combinations(values, 2))
 
 
-def _pairwise():
-    """Select variants greedily, each time the one with the most pairs not selected yet."""
-    missing = set().union(*map(pairs, ALL))
+def singles(options):
+    return {(name, getattr(options, name)) for name in CHOICES}
+
+
+def _covering(parts, variants):
+    """Select variants greedily, each time the one with the most parts not selected yet."""
+    missing = set().union(*map(parts, variants))
     chosen = []
     while missing:
-        chosen.append(max(ALL, key=lambda options: len(pairs(options) & missing)))
-        missing -= pairs(chosen[-1])
+        chosen.append(max(variants, key=lambda options: len(parts(options) & missing)))
+        missing -= parts(chosen[-1])
     return chosen
 
 
-PAIRWISE = _pairwise()
+PAIRWISE = _covering(pairs, ALL)
+# Of these, some in which every choice occurs.
+FEW = _covering(singles, PAIRWISE)
 REST = [options for options in ALL if options not in PAIRWISE]
 
 

@@ -122,7 +122,7 @@ class Report:
             yield "".join(f"{figure!s:>12s}" for figure in (kind, *figures, *most))
 
 
-def fuzz(cases, seed, findings, processes=2, limit=LIMIT, show=lambda line: None):
+def fuzz(cases, seed, findings, processes=2, limit=LIMIT, show=lambda line: None, originals=None):
     """Run cases in a pool of processes.
 
     Parameters
@@ -139,13 +139,16 @@ def fuzz(cases, seed, findings, processes=2, limit=LIMIT, show=lambda line: None
         Seconds that a case may take.
     show
         Called with a line for each trouble.
+    originals
+        Folder of `write_originals`; None writes one.
     """
     todo, report = queue.SimpleQueue(), Report()
     for one in cases:
         todo.put(one)
     with TemporaryDirectory(prefix="unetrt-fuzz-") as folder:
-        originals = Path(folder) / "originals"
-        write_originals(originals)
+        if originals is None:
+            originals = Path(folder) / "originals"
+            write_originals(originals)
         errors = []
 
         def work(number):

@@ -25,7 +25,7 @@ from unetrt.cli import cli
 from unetrt.export.graph import build_graph
 from unetrt.runtime.geometry.plan import Geometry
 from unetrt.runtime.geometry.unet_shape import UNetShape
-from unetrt.runtime.model.safety import DIGEST
+from unetrt.runtime.model.integrity import DIGEST
 from unetrt.runtime.model.spec import KEY
 from unetrt.trainer.unet import UNet
 
@@ -92,6 +92,8 @@ def _write_images(folder, frame):
     Image.fromarray(grey).save(folder / "grey.png")
     Image.fromarray(frame).save(folder / "deep.png")
     Image.fromarray(grey).convert("P").save(folder / "palette.png")
+    for kind in ("jpg", "bmp", "gif"):
+        Image.fromarray(grey).save(folder / f"grey.{kind}")
     np.save(folder / "plain.npy", frame)
     np.save(folder / "fortran.npy", np.asfortranarray(frame.astype(np.float64)))
     import zarr
@@ -103,7 +105,13 @@ def _write_images(folder, frame):
     group = zarr.open_group(folder / "image.ome.zarr", mode="w", zarr_format=3)
     group.create_array("0", shape=frame.shape, chunks=(40, 48), dtype="uint16")[...] = frame
     axes = [{"name": name, "type": "space"} for name in "yx"]
-    group.attrs["ome"] = {"version": "0.5", "multiscales": [{"axes": axes, "datasets": [{"path": "0"}]}]}
+    image = {"version": "0.5", "multiscales": [{"axes": axes, "datasets": [{"path": "0"}]}]}
+    group.attrs["ome"] = image
+    plate = zarr.open_group(folder / "plate.zarr", mode="w", zarr_format=3)
+    plate.attrs["ome"] = {"version": "0.5", "plate": {"wells": [{"path": "A/1"}]}}
+    plate.create_group("A/1", attributes={"ome": {"version": "0.5", "well": {"images": [{"path": "0"}]}}})
+    field = plate.create_group("A/1/0", attributes={"ome": image})
+    field.create_array("0", shape=frame.shape, chunks=(40, 48), dtype="uint16")[...] = frame
 
 
 def _write_sidecars(folder):
@@ -217,7 +225,8 @@ def model_case(rng, originals, folder):
 
 
 IMAGES = ("plain.tif", "tiles.tif", "stack.ome.tif", "imagej.tif", "lzw.tif", "grey.png", "deep.png", "palette.png",
-          "plain.npy", "fortran.npy", "plain2.zarr", "plain3.zarr", "image.ome.zarr")  # fmt: skip
+          "grey.jpg", "grey.bmp", "grey.gif", "plain.npy", "fortran.npy", "plain2.zarr", "plain3.zarr",
+          "image.ome.zarr", "plate.zarr")  # fmt: skip
 
 
 def image_case(rng, originals, folder):

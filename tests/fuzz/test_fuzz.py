@@ -16,9 +16,16 @@ pytestmark = [
 ]
 
 
-def test_damaged_files_and_odd_options_end_in_a_result_or_one_line(tmp_path):
-    # More seconds than `make fuzz` allows: other tests run beside this one.
-    report = fuzz(range(FEW), seed="test", findings=tmp_path, limit=60)
+@pytest.fixture(scope="module")
+def originals(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("fuzz") / "originals"
+    write_originals(folder)
+    return folder
+
+
+def test_damaged_files_and_odd_options_end_in_a_result_or_one_line(originals, tmp_path):
+    # More seconds than `make fuzz` allows, and one process: other tests run beside this one.
+    report = fuzz(range(FEW), "test", tmp_path, processes=1, limit=60, originals=originals)
     assert len(report.outcomes) == FEW
     assert [(one["case"], one["trouble"], one["fault"]) for one in report.troubles] == []
     # Damage that everything survives, or nothing, would prove little.
@@ -27,21 +34,32 @@ def test_damaged_files_and_odd_options_end_in_a_result_or_one_line(tmp_path):
         assert 0.2 < sum(refused) / len(refused) < 0.97, kind
 
 
-def test_the_fuzzer_sees_what_it_looks_for_and_goes_on(tmp_path):
-    report = fuzz([*CONTROLS, 0], seed=0, findings=tmp_path, processes=1, limit=10)
+@pytest.mark.parametrize(
+    "cases",
+    [
+        # Each crash and each hang starts a process anew, which takes seconds: one at the end does not.
+        ("traceback", "memory", "message", 0, "crash"),
+        pytest.param((*CONTROLS, 0), marks=pytest.mark.slow),
+    ],
+    ids=["one process", "several"],
+)
+def test_the_fuzzer_sees_what_it_looks_for_and_goes_on(originals, tmp_path, cases):
+    report = fuzz(cases, seed=0, findings=tmp_path, processes=1, limit=10, originals=originals)
+    controls = [name for name in cases if name != 0]
     found = {one["case"]: one["trouble"] for one in report.outcomes}
-    assert found == {**{name: name for name in CONTROLS}, "0": None}
-    assert set(CONTROLS) == set(TROUBLES)
+    assert found == {**{name: name for name in controls}, "0": None}
     kept = {folder.name: sorted(file.name for file in folder.iterdir()) for folder in tmp_path.iterdir()}
-    assert kept == {f"0-{name}-{name}": ["arguments.json", "log", "outcome.json"] for name in CONTROLS}
+    assert kept == {f"0-{name}-{name}": ["arguments.json", "log", "outcome.json"] for name in controls}
 
 
-def test_a_case_is_the_same_again(tmp_path):
-    write_originals(tmp_path / "originals")
+def test_there_is_a_control_for_each_trouble():
+    assert set(CONTROLS) == set(TROUBLES)
 
+
+def test_a_case_is_the_same_again(originals, tmp_path):
     def made(place, number):
         (tmp_path / place).mkdir(parents=True)
-        arguments = case(0, number, tmp_path / "originals", tmp_path / place)
+        arguments = case(0, number, originals, tmp_path / place)
         files = sorted(path for path in (tmp_path / place).rglob("*") if path.is_file())
         return arguments, [(path.relative_to(tmp_path / place), path.read_bytes()) for path in files]
 

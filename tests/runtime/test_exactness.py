@@ -89,17 +89,24 @@ def test_the_natural_stride_would_fail():
     assert changed > 0.01
 
 
-@pytest.mark.parametrize("size", [(1, 1), (50, 31), (131, 200)])
-@pytest.mark.parametrize("head", ["logits", "probabilities", "labels"])
-def test_an_exported_file_is_exact_too(tiny_checkpoint, tmp_path, size, head):
-    """The same through the engines of a CPU, against torch over the whole image."""
+@pytest.fixture(scope="module", params=["logits", "probabilities", "labels"])
+def exported(request, tiny_checkpoint, tmp_path_factory):
+    """A head, and an exported file with it."""
     from unetrt.export.exporter import Options, export
+
+    path = tmp_path_factory.mktemp("exported") / "model.onnx"
+    export(tiny_checkpoint, path, Options((60, 44), head=request.param, batch=2))
+    return request.param, path
+
+
+@pytest.mark.parametrize("size", [(1, 1), (50, 31), (131, 200)])
+def test_an_exported_file_is_exact_too(tiny_checkpoint, exported, size):
+    """The same through the engines of a CPU, against torch over the whole image."""
     from unetrt.trainer.validation import whole_frame_scores
 
+    head, path = exported
     frame = np.random.default_rng(5).integers(0, 4096, size).astype(np.uint16)
     whole = whole_frame_scores(tiny_checkpoint, frame)
-    path = tmp_path / "model.onnx"
-    export(tiny_checkpoint, path, Options((60, 44), head=head, batch=2))
     clear = np.abs(whole[1] - whole[0]) > CLOSE
     for backend in ("openvino", "onnxruntime"):
         with Segmenter(path, backend=backend) as tiled:

@@ -7,6 +7,8 @@ import numpy as np
 import pytest
 import tifffile
 
+from tests.runtime import acquisitions
+from tests.trainer.test_dataset import LABELS, plate
 from unetrt.runtime.errors import FrameError
 from unetrt.runtime.files.folders import images_below
 from unetrt.runtime.files.images import Output, list_images, named_apart, predict_file, source_of
@@ -28,6 +30,20 @@ def test_subfolders_are_read_and_names_keep_them(tmp_path):
     touch(tmp_path / "a" / "z.zarr" / "inside", "c.png")
     assert names(tmp_path) == ["a/deep/er/x", "a/x", "a/z", "a", "b/x", "b"]
     assert [source.name for source in list_images(tmp_path / "a" / "x.tif")] == ["x"]
+
+
+def test_images_of_one_file_and_of_a_plate_keep_their_subfolder(tmp_path):
+    acquisitions.write_series(tmp_path / "in" / "sub" / "a.ome.tif")
+    (one,) = {source.acquisition for source in list_images(tmp_path / "in")}
+    assert one == "sub/a"
+    assert names(tmp_path / "in") == ["sub/a_Pos0", "sub/a_Pos1", "sub/a_Pos2"]
+    for folder in ("in/sub", "more"):
+        plate(tmp_path / folder / "labels.zarr", {"A/1/0": LABELS, "A/1/1": LABELS})
+    assert names(tmp_path / "in")[3:] == ["sub/labels/A/1/0", "sub/labels/A/1/1"]
+    both = named_apart([*list_images(tmp_path / "in" / "sub"), *list_images(tmp_path / "more")])
+    assert [source.name for source in both][2:] == [
+        "sub/a_Pos2", "sub/labels/A/1/0", "sub/labels/A/1/1", "more/labels/A/1/0", "more/labels/A/1/1",
+    ]  # fmt: skip
 
 
 def test_links_are_followed_once(tmp_path):
@@ -67,11 +83,11 @@ def test_annotations_beside_images_are_no_images(tmp_path, files, read):
 
 
 def test_what_is_left_out_is_counted_in_one_line(tmp_path, caplog):
-    touch(tmp_path, "a.tif", "a.txt", "sub/b.TXT", "c.czi", "README", "a_seg.npy", "labels/a.tif", "images/a.tif")
+    touch(tmp_path, "a.tif", "a.txt", "sub/b.TXT", "c.oir", "README", "a_seg.npy", "labels/a.tif", "images/a.tif")
     with caplog.at_level(logging.WARNING, "unetrt"):
         list_images(tmp_path)
     (line,) = [record.getMessage() for record in caplog.records]
-    kinds = "2 .txt, 1 .czi, 1 without suffix, 1 _seg.npy"
+    kinds = "2 .txt, 1 .oir, 1 without suffix, 1 _seg.npy"
     assert line.startswith(f"{tmp_path}: 5 files left out: ")
     assert sorted(line.partition("out: ")[2].partition(";")[0].split(", ")) == sorted(kinds.split(", "))
     assert line.endswith("; folder left out: labels/ (annotations)")

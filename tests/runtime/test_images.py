@@ -154,17 +154,12 @@ def test_lzw_is_read_where_its_codec_is_and_else_names_the_extra(tmp_path, monke
         read_stack(tmp_path / "a.tif")
 
 
-def test_what_would_be_read_in_part_or_in_fewer_bits_is_refused(tmp_path):
+def test_what_would_be_read_in_part_is_refused(tmp_path):
     with tifffile.TiffWriter(tmp_path / "a.tif") as tiff:
         for side in (8, 9):
             tiff.write(np.zeros((side, side), np.uint8))
     with pytest.raises(FrameError, match=r"a.tif holds 2 images of different kinds"):
         read_stack(tmp_path / "a.tif")
-    # A 1 x 1 PNG of 16-bit RGB: no library here writes one.
-    header = b"\x89PNG\r\n\x1a\n" + bytes([0, 0, 0, 13]) + b"IHDR" + bytes([0, 0, 0, 1, 0, 0, 0, 1, 16, 2, 0, 0, 0])
-    (tmp_path / "a.png").write_bytes(header + bytes(20))
-    with pytest.raises(FrameError, match="16-bit colours"):
-        read_stack(tmp_path / "a.png")
 
 
 @pytest.mark.parametrize(
@@ -173,6 +168,8 @@ def test_what_would_be_read_in_part_or_in_fewer_bits_is_refused(tmp_path):
         (np.zeros((2, 5, 5), np.uint8), "2 frames: save labels as one grey plane"),
         (np.full((5, 5), 0.5, np.float32), "not labels: use whole numbers"),
         (np.full((5, 5), -1, np.int16), "not labels: use whole numbers"),
+        (np.full((5, 5), 1e300), "a.tif holds float64 values that are not labels: use whole numbers"),
+        (np.full((5, 5), np.inf), "a.tif holds float64 values that are not labels: use whole numbers"),
     ],
 )
 def test_what_are_no_labels(tmp_path, labels, message):
@@ -241,7 +238,7 @@ def test_a_file_is_what_its_suffix_says(tmp_path, monkeypatch, name, suffix):
     monkeypatch.setattr(EpsImagePlugin, "gs_binary", None)
     path = tmp_path / f"a{suffix}"
     path.write_bytes(POSTSCRIPT if name == "EPS" else in_format(name))
-    with pytest.raises(FrameError, match=f"a{suffix} is not an image: .tif, .tiff, .png, .npy, .zarr are read"):
+    with pytest.raises(FrameError, match=f"a{suffix} is not an image: .tif, .tiff, .* are read"):
         read_stack(path)
     assert stack_shape(path) is None
     assert not started.exists()

@@ -1,7 +1,10 @@
 """Decoding: objects of class maps, against references that look at one pixel after another."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy import ndimage
@@ -154,6 +157,17 @@ def test_small_objects_are_dropped_and_the_rest_renumbered():
     np.testing.assert_array_equal(found, picture("..11", "..11", "...."))
 
 
+@pytest.mark.parametrize("convert", [np.ndarray.tolist, torch.from_numpy, memoryview], ids=["list", "tensor", "buffer"])
+def test_what_numpy_converts_is_a_class_map(convert):
+    classes = picture("122.", "..21")
+    expected = instances(classes, Decoding("cores", 2))
+    np.testing.assert_array_equal(instances(convert(classes), Decoding("cores", 2)), expected)
+    probabilities = np.full((3, 2, 4), 1 / 3, np.float32)
+    np.testing.assert_array_equal(
+        confidence(convert(expected), convert(probabilities)), confidence(expected, probabilities)
+    )
+
+
 def test_a_stack_is_numbered_plane_by_plane():
     stack = np.stack([picture("1.1", "1.1"), picture("...", ".1.")])
     np.testing.assert_array_equal(instances(stack), [picture("1.2", "1.2"), picture("...", ".1.")])
@@ -170,6 +184,32 @@ def test_a_stack_is_numbered_plane_by_plane():
 def test_what_holds_no_instances(classes, options, error):
     with pytest.raises(error):
         instances(classes, **options)
+
+
+decodings = st.one_of(
+    st.builds(Decoding, st.just("components"), st.integers(0, 6)),
+    st.builds(Decoding, st.just("cores"), st.integers(0, 12), st.integers(0, 2), st.integers(0, 6)),
+)
+
+
+@given(st.integers(0, 2**32 - 1), sizes, decodings, st.integers(0, 30), st.booleans())
+def test_the_minimum_area_is_that_of_the_objects_that_are_returned(seed, shape, how, area, in_the_spec):
+    classes = blobs(seed, shape)
+    every = instances(classes, how)
+    kept = np.flatnonzero(np.bincount(every.ravel()) >= area)
+    kept = kept[kept > 0]
+    expected = np.zeros(every.max() + 1, np.int32)
+    expected[kept] = np.arange(1, len(kept) + 1)
+    found = instances(classes, replace(how, area=area)) if in_the_spec else instances(classes, how, area)
+    np.testing.assert_array_equal(found, expected[every])
+
+
+def test_a_component_that_reaches_the_minimum_area_by_growing_is_kept():
+    """6 pixels before it grows, 12 with its share of the border."""
+    apart = picture("11...11111", "11...11111", "11...11111")
+    how = Decoding("components", 3)
+    np.testing.assert_array_equal(instances(apart, how, 12), instances(apart, how))
+    assert instances(apart, how, 13).max() == 1
 
 
 def test_an_empty_map_has_no_instances():

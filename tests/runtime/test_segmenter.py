@@ -127,7 +127,16 @@ def test_progress_and_timings_count_every_tile():
         (1, None, "a NoneType cannot be converted to an array"),
         (1, np.zeros((5, 5), complex), "the image is complex128"),
         (1, np.array([[1, np.nan], [np.inf, 2]]), "2 pixels are NaN or infinite, the first at row 0, column 1"),
-        (1, np.array([[1, 2], [3, 1e300]]), "1 pixels are NaN or infinite, the first at row 1, column 1"),
+        (
+            1,
+            np.array([[1, 2], [-1e39, 1e300]]),
+            r"2 pixels are beyond 3.4e\+38, the largest float32, the first at row 1, column 0: divide the image by a",
+        ),
+        (
+            1,
+            np.array([[1, np.nan], [3, 1e300]]),
+            r"2 pixels are NaN or infinite or beyond 3.4e\+38, the largest float32, the first at row 0, column 1",
+        ),
     ],
 )
 def test_what_is_no_frame(channels, image, message):

@@ -9,8 +9,6 @@ from importlib.metadata import requires
 from pathlib import Path
 
 import pytest
-from cyclonedx.schema import SchemaVersion
-from cyclonedx.validation.json import JsonStrictValidator
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
@@ -31,6 +29,10 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_the_wheel_lists_its_dependencies(wheel: Path) -> None:
+    # Its import takes seconds, and every process of a run of any test imports this file.
+    from cyclonedx.schema import SchemaVersion
+    from cyclonedx.validation.json import JsonStrictValidator
+
     with zipfile.ZipFile(wheel) as archive:
         (name,) = (name for name in archive.namelist() if ".dist-info/sboms/" in name)
         text = archive.read(name).decode()

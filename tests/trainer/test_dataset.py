@@ -9,9 +9,12 @@ import torch
 import zarr
 from PIL import Image
 
+from tests.runtime import acquisitions
 from unetrt.runtime.errors import DatasetError, FrameError, OptionError, UnetrtError
+from unetrt.runtime.files.formats import Reading
 from unetrt.runtime.pixels.normalisation import Normalisation
-from unetrt.trainer.dataset import read_dataset, read_names
+from unetrt.trainer.dataset import Dataset, read_dataset, read_names
+from unetrt.trainer.label_values import LabelRule
 from unetrt.trainer.recipe import RECIPES
 from unetrt.trainer.samples import prepare
 
@@ -60,8 +63,31 @@ def test_ome_tiff_npy_and_zarr_pair_by_stem(tmp_path):
         np.testing.assert_array_equal(image.labels, LABELS[index % 3])
 
 
+def plate(path, fields):
+    """Write an OME-Zarr plate; `fields` are planes by path."""
+    wells = sorted({field.rpartition("/")[0] for field in fields})
+    group = zarr.open_group(path, mode="w", attributes={"ome": {"plate": {"wells": [{"path": one} for one in wells]}}})
+    for well in wells:
+        images = [{"path": field.rpartition("/")[2]} for field in fields if field.startswith(well)]
+        group.create_group(well, attributes={"ome": {"well": {"images": images}}})
+    for field, pixels in fields.items():
+        scales = [{"axes": [{"name": name} for name in "yx"], "datasets": [{"path": "0"}]}]
+        group.create_group(field, attributes={"ome": {"multiscales": scales}}).create_array("0", data=pixels)
+
+
+def test_the_fields_of_plates_are_paired_by_well_and_field(tmp_path):
+    fields = ("A/1/0", "A/1/1", "B/2/0")
+    plate(tmp_path / "images" / "screen.ome.zarr", dict(zip(fields, FRAMES, strict=True)))
+    plate(tmp_path / "labels" / "screen.zarr", dict(zip(fields, LABELS, strict=True)))
+    data = read_dataset(tmp_path)
+    assert [image.name for image in data.images] == [f"screen/{field}" for field in fields]
+    for image, frame, labels in zip(data.images, FRAMES, LABELS, strict=True):
+        np.testing.assert_array_equal(image.frame[0], frame)
+        np.testing.assert_array_equal(image.labels, labels)
+
+
 def test_channels_of_npy_and_ome(tmp_path):
-    rgb = np.stack([FRAMES[0]] * 3, axis=-1)
+    rgb = np.stack(list(FRAMES), axis=-1)
     npy(tmp_path / "images" / "a.npy", rgb)
     npy(tmp_path / "images" / "b.npy", np.moveaxis(rgb, -1, 0)[None])
     tiff(tmp_path / "images" / "c.tif", np.moveaxis(rgb, -1, 0), ome=True, metadata={"axes": "CYX"})
@@ -70,6 +96,29 @@ def test_channels_of_npy_and_ome(tmp_path):
     data = read_dataset(tmp_path)
     for image in data.images:
         np.testing.assert_array_equal(image.frame, np.moveaxis(rgb, -1, 0))
+
+
+GREY = RNG.integers(0, 255, (20, 30), np.uint8)
+GREY_COLOURS, COLOURS = np.dstack([GREY] * 3), RNG.integers(0, 255, (20, 30, 3), np.uint8)
+OPAQUE = np.full((20, 30), 255, np.uint8)
+PICTURES = {
+    "grey": ([GREY_COLOURS, GREY], 1),
+    "grey colours alone": ([GREY_COLOURS], 1),
+    "grey with opacity": ([np.dstack([GREY_COLOURS, OPAQUE]), np.dstack([GREY, OPAQUE]), GREY], 1),
+    "colours": ([COLOURS, np.dstack([COLOURS, OPAQUE]), GREY_COLOURS], 3),
+}
+
+
+@pytest.mark.parametrize(("pictures", "channels"), PICTURES.values(), ids=PICTURES)
+def test_grey_saved_as_colours_and_opacity(tmp_path, pictures, channels):
+    (tmp_path / "images").mkdir()
+    for index, pixels in enumerate(pictures):
+        Image.fromarray(pixels).save(tmp_path / "images" / f"{index}.png")
+        npy(tmp_path / "labels" / f"{index}.npy", LABELS[0])
+    data = read_dataset(tmp_path)
+    assert data.channels == channels
+    for image, pixels in zip(data.images, pictures, strict=True):
+        np.testing.assert_array_equal(np.moveaxis(image.frame, 0, -1), np.atleast_3d(pixels)[..., :channels])
 
 
 def test_the_cell_tracking_challenges_layout(tmp_path):
@@ -161,8 +210,8 @@ BAD = {
         {"images/a.tif": FRAMES[0], "labels/a.tif": LABELS[0], "ignore/a.tif": LABELS[0] + 1}, "no pixel is annotated",
     ),
     "a format that is not read": (
-        {"images/a.tif": FRAMES[0], "labels/a.tif": LABELS[0], "labels/b.tif": LABELS[0], "images/b.jpg": FRAMES[0]},
-        "label b.tif has no partner .*: b.jpg is there, but not read, use .tif",
+        {"images/a.tif": FRAMES[0], "labels/a.tif": LABELS[0], "labels/b.tif": LABELS[0], "images/b.webp": FRAMES[0]},
+        "label b.tif has no partner .*: b.webp is there, but not read, use .tif",
     ),
     "masks of 255 as classes": (
         {"images/a.tif": FRAMES[0], "labels/a.tif": (LABELS[0] > 0) * np.uint8(255)}, "leave --classes out for masks",
@@ -190,8 +239,9 @@ def test_what_looks_odd_is_said(tmp_path):
         tiff(tmp_path / "images" / f"{name}.tif", frame)
         tiff(tmp_path / "labels" / f"{name}.tif", spots)
     assert [re.sub(r"\d+", "N", doubt) for doubt in read_dataset(tmp_path).warnings()] == [
+        "a (and N more) holds N values in N pieces, and each value is one object: give --masks for masks, --classes "
+        "for class maps, and do not interpolate labels",
         "b without any contrast, but with objects",
-        "N objects in N separate pieces: if labels are classes, give --classes",
     ]
     assert named(tmp_path / "good").warnings() == []
 
@@ -228,6 +278,75 @@ def test_a_single_stack_is_split_by_frames_and_a_sequence_is_held_back_by_its_na
     (tmp_path / "list").write_text("02\n01/t001.tif\n")
     _, held = read_dataset(tmp_path / "b").split_by(read_names(tmp_path / "list"))
     assert [image.name for image in held.images] == ["01/t001", "02/t000", "02/t001"]
+
+
+def label_files(folder, *names, frames=1):
+    """Write labels with one object for each name; an image of several frames gets a stack."""
+    labels = np.zeros((frames, *acquisitions.SIZE), np.uint8)
+    labels[:, 2:5, 3:7] = 1
+    for name in names:
+        tiff(folder / "labels" / f"{name}.tif", labels if frames > 1 else labels[0])
+
+
+@pytest.mark.parametrize("alone", [True, False])
+def test_each_frame_of_a_set_of_files_is_read_once(tmp_path, alone):
+    acquisitions.write_frames(tmp_path / "images")
+    if alone:
+        label_files(tmp_path, *(f"x_T{time}" for time in range(4)))
+    else:
+        label_files(tmp_path, "x_T0", frames=4)
+    data = read_dataset(tmp_path)
+    np.testing.assert_array_equal([image.frame for image in data.images], acquisitions.stack(t=range(4)))
+    assert {image.source for image in data.images} == {"x_T0"}
+    parts = data.split(0.25, seed=0)
+    frames = [{image.frame.tobytes() for image in part.images} for part in parts]
+    assert not frames[0] & frames[1]
+    assert [len(part) for part in frames] == [3, 1]
+
+
+@pytest.mark.parametrize("labelled", ["series", "files"])
+def test_images_of_a_file_pair_with_those_of_a_label_file_by_name(tmp_path, labelled):
+    acquisitions.write_series(tmp_path / "images" / "a.ome.tif")
+    if labelled == "series":
+        acquisitions.write_series(tmp_path / "labels" / "a.ome.tif", ["Pos2", "Pos1", "Pos0"])
+    else:
+        label_files(tmp_path, *(f"a_Pos{number}" for number in range(3)), frames=2)
+    rule = LabelRule(masks=False)  # planes of numbers stand for labels
+    data = read_dataset(tmp_path, rule=rule)
+    assert [image.name for image in data.images] == [f"a_Pos{field}[{t}]" for field in range(3) for t in range(2)]
+    for index, image in enumerate(data.images):
+        np.testing.assert_array_equal(image.frame[0], acquisitions.plane(index // 2, index % 2))
+    if labelled == "series":  # in the opposite order
+        for field, image in enumerate(data.images[::2]):
+            assert len(np.unique(image.labels)) == len(np.unique(acquisitions.plane(2 - field)))
+    picked = read_dataset(tmp_path, reading=Reading(series="Pos1"), rule=rule)
+    assert [image.name for image in picked.images] == ["a_Pos1[0]", "a_Pos1[1]"]
+
+
+def test_fields_of_an_acquisition_stay_together(tmp_path):
+    for name in ("a", "b"):
+        for number, file in enumerate(acquisitions.write_positions(tmp_path / name)):
+            (tmp_path / "images").mkdir(exist_ok=True)
+            shown = f"{name}_MMStack_Pos{number}"
+            with tifffile.TiffFile(file) as opened:
+                text = opened.pages.first.description.replace("a_MMStack", f"{name}_MMStack")
+            pages = [acquisitions.plane(number, time) for time in range(2)]
+            acquisitions.write_pages(tmp_path / "images" / f"{shown}.ome.tif", pages, text)
+            label_files(tmp_path, shown, frames=2)
+    data = read_dataset(tmp_path)
+    assert {image.source for image in data.images} == {"a_MMStack_Pos0", "b_MMStack_Pos0"}
+    for seed in range(3):
+        sources = [{image.source for image in part.images} for part in data.split(0.2, seed)]
+        assert not sources[0] & sources[1]
+    one = Dataset(data.images[:6], data.class_names, data.instances)
+    for seed in range(3):
+        # The frames of a field resemble each other more than two fields do.
+        names = [{image.name.partition("[")[0] for image in part.images} for part in one.split(0.2, seed)]
+        assert not names[0] & names[1]
+    _, held = data.split_by(["a_MMStack_Pos1"])
+    assert [image.name for image in held.images] == ["a_MMStack_Pos1[0]", "a_MMStack_Pos1[1]"]
+    _, held = data.split_by(["b_MMStack_Pos0"])
+    assert len(held.images) == 6
 
 
 def test_an_empty_array_is_refused(tmp_path):
@@ -293,7 +412,7 @@ def test_an_image_without_objects_is_a_negative_example(tmp_path):
 
 
 NAN = np.where(SMALL == 7, np.nan, SMALL).astype(np.float32)
-RGB = np.zeros((4, 5, 3), np.uint8)
+RGB = RNG.integers(0, 255, (4, 5, 3), np.uint8)
 
 
 @pytest.mark.parametrize(

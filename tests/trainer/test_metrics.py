@@ -126,6 +126,48 @@ def test_pooling_is_one_large_image():
         assert together[name] == pytest.approx(joined[name]), name
 
 
+def renumbered(labels, rng):
+    """The same objects under other numbers, in another order."""
+    values, at = np.unique(labels, return_inverse=True)
+    numbers = rng.choice([*range(1, 40), *(2**32 - 1 - np.arange(20))], len(values), replace=False)
+    return np.where(values > 0, numbers, 0)[at].reshape(labels.shape)
+
+
+@given(SEEDS)
+def test_no_score_depends_on_the_numbers_of_the_objects(seed):
+    rng = np.random.default_rng(seed)
+    predicted, truth = disagreeing(seed)
+    truth[3, 4] = 77  # an object in two places, or of a single pixel
+    other, same = renumbered(predicted, rng), renumbered(truth, rng)
+    first, second = evaluate_instances(predicted, truth), evaluate_instances(other, same)
+    assert second.objects == first.objects
+    assert second.to_dict() == first.to_dict()
+    correct = dict(zip(np.unique(other[other > 0]), correct_objects(other, same), strict=True))
+    expected = [correct[other[predicted == number][0]] for number in np.unique(predicted[predicted > 0])]
+    assert list(correct_objects(predicted, truth)) == expected
+
+
+@given(SEEDS)
+def test_equal_objects_have_perfect_scores_under_any_numbers(seed):
+    truth, _ = disagreeing(seed)
+    truth[0, :2] = 1
+    scores = evaluate_instances(renumbered(truth, np.random.default_rng(seed)), truth).to_dict()
+    errors = [scores.pop(name) for name in ("pixel_error", "warping_error", "merged", "split")]
+    assert errors == [0, 0, 0, 0]
+    assert scores.pop("objects") == scores.pop("found")
+    assert set(scores.pop("ap").values()) | set(scores.values()) == {1}
+
+
+@given(SEEDS)
+def test_outlines_separate_all_objects(seed):
+    labels, _ = disagreeing(seed)
+    separate = outlined(labels)
+    pieces = label(separate, connectivity=1)
+    owners = np.unique(np.stack([pieces[separate], labels[separate]]), axis=1)
+    assert len(np.unique(owners[0])) == owners.shape[1]
+    assert not separate[labels == 0].any()
+
+
 def test_without_objects_there_is_no_seg():
     empty = np.zeros((4, 4), int)
     tally = evaluate_instances(empty, empty)

@@ -35,10 +35,18 @@ def training(folder, out, recipe=MODERN, seed=0):
     return Training(train, validation, recipe, TrainingRun(out, seed))
 
 
+@pytest.fixture
+def without_pictures(monkeypatch):
+    """Draw nothing at the end of a training: in one of a few steps that takes most of the time."""
+    monkeypatch.setattr(loop, "draw_sheet", lambda *_: None)
+    monkeypatch.setattr(History, "save", lambda *_: None)
+
+
 def stopping_after(run, steps):
     return lambda: run.steps >= steps
 
 
+@pytest.mark.usefixtures("without_pictures")
 @pytest.mark.parametrize(
     "recipe",
     [MODERN, PAPER, pytest.param(replace(MODERN, dropout=0.5, batch=2), marks=pytest.mark.slow)],
@@ -69,6 +77,7 @@ def test_a_continued_run_is_the_uninterrupted_one_bit_for_bit(drawn_folder, tmp_
                 np.testing.assert_array_equal(ones[key], others[key], err_msg=f"{name} {kind} {key}")
 
 
+@pytest.mark.usefixtures("without_pictures")
 def test_other_data_are_refused(drawn_folder, tmp_path):
     training(drawn_folder, tmp_path).run(TrainingBudget(steps=2))
     run = training(drawn_folder, tmp_path)
@@ -81,6 +90,7 @@ def test_other_data_are_refused(drawn_folder, tmp_path):
         run.run(TrainingBudget(steps=2))
 
 
+@pytest.mark.usefixtures("without_pictures")
 def test_a_run_that_is_given_more_validates_as_often_as_a_new_one(drawn_folder, tmp_path):
     training(drawn_folder, tmp_path).run(TrainingBudget(steps=5))
     run = training(drawn_folder, tmp_path)
@@ -93,6 +103,7 @@ def test_a_run_that_is_given_more_validates_as_often_as_a_new_one(drawn_folder, 
     assert run.history.scores[-1][0] == 30
 
 
+@pytest.mark.usefixtures("without_pictures")
 def test_what_cannot_be_continued(drawn_folder, tmp_path):
     training(drawn_folder, tmp_path).run(TrainingBudget(steps=2))
     for recipe in (replace(MODERN, base=8), replace(MODERN, optimiser="sgd"), replace(MODERN, w0=3.0)):
@@ -202,7 +213,7 @@ def test_ten_kills_at_random_moments_leave_a_whole_checkpoint(drawn_folder, tmp_
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="needs limits of resources")
-@pytest.mark.parametrize("limit", [1_000, 20_000])
+@pytest.mark.parametrize("limit", [20_000, pytest.param(1_000, marks=pytest.mark.slow)])
 def test_a_full_disk_ends_a_training_with_one_line(drawn_folder, tmp_path, limit):
     """A limit on the size of files stands for the disk: a checkpoint takes 70 kB and more."""
     import resource

@@ -16,10 +16,10 @@ from unetrt.runtime.model.spec import Decoding
 from unetrt.trainer import targets
 from unetrt.trainer.drawn_cells import draw
 from unetrt.trainer.evaluation import evaluate_instances, pooled
+from unetrt.trainer.label_values import as_instances
 from unetrt.trainer.metrics import count_objects
 from unetrt.trainer.targets import (
     Target,
-    as_instances,
     cached_separation_weights,
     class_weights,
     cut_between,
@@ -102,13 +102,6 @@ def test_the_cut_takes_pixels_near_another_object_alone(seed, width):
 def test_the_cut_is_as_wide_as_asked(width):
     touching = np.repeat([[1, 2]], 8, axis=1).reshape(1, 16).repeat(5, axis=0).astype(np.int32)
     assert (cut_between(touching, width)[2] == 0).sum() == width
-
-
-def test_a_mask_becomes_its_components():
-    mask = np.array([[255, 255, 0, 255]], np.uint8)
-    np.testing.assert_array_equal(as_instances(mask), [[1, 1, 0, 2]])
-    np.testing.assert_array_equal(as_instances(np.array([[7, 7, 0, 3]])), [[2, 2, 0, 1]])
-    np.testing.assert_array_equal(as_instances(np.array([[4_000_000_000, 3]], np.uint32)), [[2, 1]])
 
 
 def test_class_weights_balance_and_average_to_one():

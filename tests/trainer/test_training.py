@@ -105,7 +105,7 @@ def test_several_channels_and_classes(tmp_path):
         (tmp_path / part).mkdir()
     for number in range(2):
         drawing = draw((64, 72), seed=number)
-        rgb = np.stack([drawing.frame >> 8] * 3, axis=-1).astype(np.uint8)
+        rgb = np.stack([drawing.frame >> bits for bits in (8, 9, 10)], axis=-1).astype(np.uint8)
         Image.fromarray(rgb).save(tmp_path / "images" / f"{number}.png")
         Image.fromarray((drawing.labels % 3).astype(np.uint8)).save(tmp_path / "labels" / f"{number}.png")
     data = read_dataset(tmp_path, classes=3)

@@ -151,9 +151,9 @@ def backend_option_of(text: str) -> tuple[str, str]:
     return name, value
 
 
-def channel_of(text: str) -> int | str:
-    """Return the index of a channel in decimal digits, or its name as it is."""
-    return int(text) if re.fullmatch(r"[0-9]{1,9}", text) else text
+def index_or_name(text: str) -> int | str:
+    """Return the index of `3`, or a name."""
+    return int(text) if re.fullmatch("[0-9]{1,9}", text) else text
 
 
 class ModelPath(click.Path):
@@ -247,9 +247,16 @@ axes_option = click.option(
 )
 channel_option = click.option(
     "--channel",
-    type=Parsed("N|NAME", channel_of),
+    type=Parsed("N|NAME", index_or_name),
     multiple=True,
     help="Channel of images to read, by its index from 0 or its name; repeatable. [default: all]",
+)
+
+
+series_option = click.option(
+    "--series",
+    type=Parsed("N|NAME", index_or_name),
+    help="Image to read of files that hold several: index from 0, or name. [default: all fields of an acquisition]",
 )
 
 
@@ -258,15 +265,43 @@ def reading_options(command: Command) -> Callable[..., Any]:
 
     @wraps(command)
     def with_reading(
-        *, max_image_memory: int | None, axes: str | None, channel: tuple[int | str, ...], **others: Any
+        *,
+        max_image_memory: int | None,
+        series: int | str | None,
+        axes: str | None,
+        channel: tuple[int | str, ...],
+        **others: Any,
     ) -> Any:
         from unetrt.runtime.files.formats import AS_STORED, Reading
 
-        said = max_image_memory is not None or axes is not None or channel
-        reading = Reading(max_image_memory, axes and axes.strip().upper(), channel) if said else AS_STORED
-        return command(reading=reading, **others)
+        given: dict[str, Any] = {
+            "max_image_memory": max_image_memory,
+            "series": series,
+            "axes": axes and axes.strip().upper(),
+            "channel": channel or None,
+        }
+        given = {name: value for name, value in given.items() if value is not None}
+        return command(reading=Reading(**given) if given else AS_STORED, **others)
 
-    return axes_option(channel_option(image_memory_option(with_reading)))
+    return axes_option(channel_option(series_option(image_memory_option(with_reading))))
+
+
+def label_rule_options(command: Command) -> Command:
+    """Add the options of `LabelRule` to a command, which gets them as `masks` and `threshold`."""
+    masks = click.option(
+        "--masks/--ids",
+        default=None,
+        help="Masks: in label files with a single value besides 0, connected components are the objects. Ids: each "
+        "value is one object, without a check that it can be.",
+    )
+    threshold = click.option(
+        "--threshold",
+        type=real(0, above=0),
+        metavar="VALUE",
+        help="Make masks of the annotations: values from VALUE on are foreground, whose connected components are the "
+        "objects.",
+    )
+    return masks(threshold(command))
 
 
 def engine_options(command: Command) -> Callable[..., Any]:

@@ -109,7 +109,7 @@ def _flavour(name: str, machine: "Machine", capabilities: tuple[str, ...]) -> "F
 
 def _require_engine_place(out: Path, model: Path) -> None:
     from unetrt.runtime.engines.engine_file import sidecar_path
-    from unetrt.runtime.model.safety import external_files
+    from unetrt.runtime.model.integrity import external_files
 
     sources = (model, *external_files(model)) if model.is_file() else ()
     for path in (out, sidecar_path(out)):

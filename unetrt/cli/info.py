@@ -58,8 +58,8 @@ def _holds_a_graph(path: Path) -> bool:
 
 
 def _of_onnx(path: Path) -> dict[str, Any]:
+    from unetrt.runtime.model.integrity import is_intact
     from unetrt.runtime.model.onnx_file import read_spec
-    from unetrt.runtime.model.safety import is_intact
 
     spec = read_spec(path)
     intact = "yes" if is_intact(path) else "unknown: the file states no SHA-256 of its contents; export it again"

@@ -108,6 +108,7 @@ def raw_frames(images: Path, channels: int, reading: "Reading | None" = None) ->
     from unetrt.runtime.files.images import list_images, read_frames
     from unetrt.runtime.pixels.frames import as_frame, stack_of
 
-    paths = list_images(images)
+    reading = reading or AS_STORED
+    paths = list_images(images, reading)
     for path in paths[:: -(-len(paths) // SAMPLES)]:
-        yield as_frame(stack_of(read_frames(path, channels, reading or AS_STORED), channels)[0], channels)
+        yield as_frame(stack_of(read_frames(path, channels, reading), channels)[0], channels)

@@ -73,8 +73,8 @@ class PlannedNetwork:
     def load(cls, path: Path) -> "PlannedNetwork":
         """Return the network of a model file, a checkpoint or a training's folder."""
         if path.suffix.lower() == ".onnx":
+            from unetrt.runtime.model.integrity import external_files
             from unetrt.runtime.model.onnx_file import read_spec
-            from unetrt.runtime.model.safety import external_files
 
             spec = read_spec(path)
             if spec.shape is None:

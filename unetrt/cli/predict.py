@@ -45,7 +45,12 @@ class Written(TypedDict):
 )
 @kind_option
 @click.option(
-    "--min-area", type=whole(), default=0, show_default=True, metavar="PIXELS", help="Drop instances smaller than this."
+    "--min-area",
+    type=whole(),
+    default=0,
+    show_default=True,
+    metavar="PIXELS",
+    help="Drop instances that would be written with fewer pixels than this.",
 )
 @click.option("--tta", is_flag=True, help="Average over 8 rotated and reflected copies; takes 8 times as long.")
 @click.option(
@@ -70,7 +75,7 @@ def command(
     engine: EngineOptions,
     **written: Unpack[Written],
 ) -> None:
-    """Segment IMAGES, files or folders (TIFF, PNG, NPY, Zarr), with MODEL.
+    """Segment IMAGES, files or folders (TIFF, PNG, NPY, Zarr and others), with MODEL.
 
     MODEL is an ONNX file written by `unetrt export`, a TensorRT engine built by `unetrt build`, or a name that `unetrt
     models` lists. On a machine with a GPU and TensorRT, the engine of an ONNX file is built first and cached.
@@ -89,7 +94,7 @@ def command(
 
     tta, overlays = written["tta"], written["overlays"]
     engine.require_backend()
-    sources = named_apart([file for place in images for file in list_images(place, results=out)])
+    sources = named_apart([file for place in images for file in list_images(place, reading, results=out)])
     require_writable(out)
     require_distinct(sources, out, overlays=overlays)
     failures: list[FrameError] = []

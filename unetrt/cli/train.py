@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from unetrt._exit_codes import STOPPED
-from unetrt.cli import MODEL, echo, reading_options, real, whole
+from unetrt.cli import MODEL, echo, label_rule_options, reading_options, real, whole
 from unetrt.cli._shutdown import StopSignal, shutdown_request
 from unetrt.runtime.errors import DatasetError, OptionError, OutputError, TrainingStoppedError
 from unetrt.runtime.files.atomic import require_writable
@@ -49,6 +49,8 @@ class TrainOptions:
     start: Path | None
     classes: int | None
     ignore_label: int | None
+    masks: bool | None
+    threshold: float | None
     reading: "Reading"
     compiled: bool
     tta: bool
@@ -108,6 +110,7 @@ class TrainOptions:
 )
 @click.option("--classes", type=whole(), help="Labels are class indices 0 ... N-1, not instances.")
 @click.option("--ignore-label", type=whole(), help="Label of unannotated pixels. [default: 255 with --classes]")
+@label_rule_options
 @reading_options
 @click.option("--depth", type=whole(), help="Number of poolings.")
 @click.option("--base", type=whole(), help="Feature channels of the first level.")
@@ -151,10 +154,11 @@ def command(exporting: bool, tensorboard: bool, **choices: Any) -> None:
 
     Read too are masks/ with a file for each object (Data Science Bowl 2018) and Cell Tracking Challenge data sets.
 
-    Images are TIFF, PNG, NPY or Zarr, single or stacks. Labels are instances (one number for each object) or masks;
-    with --classes they are class indices. A third folder, ignore/, may hold masks of unannotated pixels. The run's
-    folder receives best.safetensors, last.safetensors, curves.png, validation.png, history.csv, and model.onnx for
-    `unetrt predict`.
+    Images are TIFF, PNG, NPY, Zarr and others, single or stacks. Labels are instances, one number for each object, in
+    however many pieces. If no label file has more than one value besides 0, they are masks, whose connected components
+    are the objects, and a note says so. With --classes they are class indices. A third folder, ignore/, may hold masks
+    of unannotated pixels. The run's folder receives best.safetensors, last.safetensors, curves.png, validation.png,
+    history.csv, and model.onnx for `unetrt predict`.
 
     Defaults come from the recipe. modern: depth 3, base 16, tile 284, AdamW at 1e-3, cosine, average 0.999, 16 bits,
     cores with a rim of 0.2, w0 16, foreground 1.6, core 2.5, zoom 1.3; paper: depth 4, base 64, tile 572, drop-out 0.5,
@@ -187,6 +191,7 @@ def command(exporting: bool, tensorboard: bool, **choices: Any) -> None:
 
 
 def _new_job(options: TrainOptions, of_recipe: dict[str, Any]) -> "TrainingJob":
+    from unetrt.trainer.label_values import LabelRule
     from unetrt.trainer.pretrained import Pretrained
     from unetrt.trainer.recipe import RECIPES
     from unetrt.trainer.run import DataSource, TrainingBudget, TrainingJob, TrainingRun
@@ -213,6 +218,7 @@ def _new_job(options: TrainOptions, of_recipe: dict[str, Any]) -> "TrainingJob":
         options.classes,
         options.ignore_label,
         options.reading,
+        LabelRule(options.masks, options.threshold),
     )
     origin = start.origin if start else None
     run = TrainingRun(folder, options.seed, options.tta, options.compiled, origin, source)
@@ -242,7 +248,7 @@ def _train(job: "TrainingJob", members: "Team", tensorboard: bool, derived: list
     say: Callable[[str], None] = echo if members.leads else lambda _: None
     train, validation = _read(job)
     say(f"training on   {train}\nvalidating on {validation}")
-    for warning in (*train.warnings(), *job.source.warnings()):
+    for warning in dict.fromkeys((*train.warnings(), *validation.notes, *job.source.warnings())):
         say(f"note: {warning}")
     training = Training(train, validation, job.recipe, job.run, members, job.start)
     if job.start is not None:

@@ -11,8 +11,8 @@ from torch import nn
 from tests.export.adoption.foreign_nets import CASES, Case, save
 from unetrt.export.adoption import Choices, adopt
 from unetrt.runtime.errors import OptionError, TileError
+from unetrt.runtime.model.integrity import is_intact
 from unetrt.runtime.model.onnx_file import read_spec
-from unetrt.runtime.model.safety import is_intact
 from unetrt.runtime.pixels.normalisation import Normalisation
 from unetrt.runtime.segment.segmenter import Segmenter
 
@@ -67,8 +67,14 @@ def test_the_measured_radius_is_the_derived_one_and_one_less_is_refused(files, t
     assert [path.name for path in tmp_path.iterdir()] == ["model.onnx"]
 
 
-@pytest.mark.parametrize("name", CASES)
-@pytest.mark.parametrize("aligned", [True, False], ids=["aligned", "radius"])
+@pytest.mark.parametrize(
+    ("name", "aligned"),
+    [
+        *((name, True) for name in CASES),
+        *((name, False) for name in ("bilinear", "unpadded")),
+        *(pytest.param(name, False, marks=pytest.mark.slow) for name in CASES if name not in ("bilinear", "unpadded")),
+    ],
+)
 def test_stitched_tiles_are_one_pass_over_the_whole_frame(files, tmp_path, name, aligned):
     case, image = CASES[name], noise(*FRAME)
     adoption = adopt(files[name], tmp_path / "model.onnx", choices(halo=None if aligned else case.radius, batch=2))

@@ -42,8 +42,15 @@ class ChannelsLast(nn.Module):
         return answer.permute(0, 2, 3, 1) if self.turned else answer
 
 
-@pytest.mark.parametrize("turned", [True, False])
-@pytest.mark.parametrize("open_axes", [True, False])
+@pytest.mark.parametrize(
+    ("turned", "open_axes"),
+    [
+        (True, False),
+        (False, True),
+        pytest.param(True, True, marks=pytest.mark.slow),
+        pytest.param(False, False, marks=pytest.mark.slow),
+    ],
+)
 def test_channels_that_come_last_are_turned_in_the_graph(tmp_path, turned, open_axes):
     image = noise(140, 116)
     path = save(ChannelsLast(turned).eval(), tmp_path / "net.onnx", torch.zeros(1, 64, 64, 1), last=True)

@@ -199,7 +199,7 @@ def test_dropout_of_a_network_exported_in_training_mode_is_refused(tmp_path, hea
     assert adopt(save(net.eval(), tmp_path / "net.onnx"), tmp_path / "model.onnx", choices(head=head))
 
 
-@pytest.mark.parametrize("channels", [3, 1])
+@pytest.mark.parametrize("channels", [1, pytest.param(3, marks=pytest.mark.slow)])
 def test_logits_of_a_network_that_has_learnt_are_accepted(tmp_path, channels):
     """What a trained network answers to noise and to constants is far from random weights: mostly background."""
     model, spec = onnx.load(bundled_path("nuclei")), read_spec(bundled_path("nuclei"))

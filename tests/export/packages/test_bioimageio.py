@@ -173,7 +173,7 @@ def test_it_would_not_reproduce_a_wrong_one(verdicts):
     assert REPRODUCED not in verdicts[SPOILT][1]
 
 
-@pytest.mark.parametrize(("name", "code"), [("logits", 0), (SPOILT, 1)])
+@pytest.mark.parametrize(("name", "code"), [("logits", 0), pytest.param(SPOILT, 1, marks=pytest.mark.slow)])
 def test_the_format_s_command_line_tests_a_package(packages, name, code):
     command = [sys.executable, "-m", "bioimageio.core", "test", str(packages[name])]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
@@ -182,18 +182,20 @@ def test_the_format_s_command_line_tests_a_package(packages, name, code):
 
 # Export, size of a frame in pixels, and way to segment it.
 IN_BLOCKS = [
-    ("large", (1100, 1300), "one call"),
-    ("large", (1101, 1303), "readme"),
+    ("large", (600, 700), "one call"),
+    ("large", (601, 703), "readme"),
     *[(name, (101, 203), "readme") for name in (*EXPORTS, *OTHERS)],
     *[(name, (160, 320), "one call") for name in ("labels", "uint16", *OTHERS) if name != "large"],
     *[(name, (160, 320), "whole") for name in ("logits", "symmetric", "grid 8")],
     *[(name, size, "readme") for name in ("logits", "one tile") for size in ((7, 200), (1, 1), (80, 121))],
 ]
+# Its last block lies at the frame's end, which is no multiple of the grid.
+OFF_THE_LATTICE = ("logits", (160, 321), "one call")
 
 
 @pytest.fixture(scope="module")
 def in_blocks(packages, exports, others, frame, tmp_path_factory):
-    """Case of `IN_BLOCKS` -> what bioimageio.core says, the file of its result, and that of the frame."""
+    """Case -> what bioimageio.core says, the file of its result, and that of the frame; all cases in one process."""
     folder = tmp_path_factory.mktemp("blocks")
     files = exports | others
     made = packages | {
@@ -201,14 +203,14 @@ def in_blocks(packages, exports, others, frame, tmp_path_factory):
         for name, path in others.items()
         if name in OTHERS
     }
-    arguments = {}
-    for number, case in enumerate(IN_BLOCKS):
+    cases, arguments = (*IN_BLOCKS, OFF_THE_LATTICE), {}
+    for number, case in enumerate(cases):
         name, size, way = case
         pixels, result = folder / f"{number}.npy", folder / f"{number} result.npy"
         np.save(pixels, cells(size, read_spec(files[name])))
         arguments[case] = (made[name], pixels, way, result)
     said = asked(BLOCKS, *(each for case in arguments.values() for each in case))
-    return {case: (text, arguments[case][3], arguments[case][1]) for case, text in zip(IN_BLOCKS, said, strict=True)}
+    return {case: (text, arguments[case][3], arguments[case][1]) for case, text in zip(cases, said, strict=True)}
 
 
 def cells(size, spec):
@@ -240,11 +242,8 @@ def test_core_stitches_what_segmenter_returns(in_blocks, exports, others, case):
     assert difference(spec, expected[None], found[None]) == ""
 
 
-def test_core_refuses_an_array_whose_blocks_would_leave_the_lattice(packages, exports, tmp_path):
-    """Its last block lies at the frame's end, which is then no multiple of the grid."""
-    np.save(tmp_path / "frame.npy", cells((1100, 1301), read_spec(exports["logits"])))
-    (said,) = asked(BLOCKS, packages["logits"], tmp_path / "frame.npy", "one call", tmp_path / "result.npy")
-    assert "does not map to axes" in said
+def test_core_refuses_an_array_whose_blocks_would_leave_the_lattice(in_blocks):
+    assert "does not map to axes" in in_blocks[OFF_THE_LATTICE][0]
 
 
 @pytest.mark.parametrize("name", EXPORTS)

@@ -1,5 +1,7 @@
 """A model that names files outside its folder: nothing is read or written there when it is converted or packaged."""
 
+from itertools import product
+
 import numpy as np
 import onnx
 import pytest
@@ -69,9 +71,17 @@ def contents(folder):
     return {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
-@pytest.mark.parametrize("location", ["../beside.bin", "inside.bin", "#/../../beside.bin"])
-@pytest.mark.parametrize("save", SAVES)
-@pytest.mark.parametrize("place", HIDDEN)
+LOCATIONS = ("../beside.bin", "inside.bin", "#/../../beside.bin")
+
+
+@pytest.mark.parametrize(
+    ("place", "save", "location"),
+    [
+        # Each place with each way to save, and each location; the other combinations are slow.
+        pytest.param(*one, marks=[] if one[2] == LOCATIONS[0] or one[1] == "copy" else pytest.mark.slow)
+        for one in product(HIDDEN, SAVES, LOCATIONS)
+    ],
+)
 def test_nothing_is_written_where_a_model_says(tmp_path, place, save, location):
     folder = tmp_path / "models"
     folder.mkdir()

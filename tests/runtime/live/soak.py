@@ -17,7 +17,7 @@ FRAMES = [np.random.default_rng(seed).integers(0, 4000, (200, 300)).astype(np.ui
 # Seconds in which the sustainable rate is measured.
 MEASURED = 2.0
 # Seconds between two measurements of memory.
-LOOK = 0.25
+LOOK = 0.1
 
 
 def resident() -> int:

@@ -15,8 +15,8 @@ from pathlib import Path
 import numpy as np
 
 from unetrt.runtime.errors import UnetrtError
+from unetrt.runtime.model.integrity import external_files, sha256_of_model
 from unetrt.runtime.model.onnx_file import read_spec
-from unetrt.runtime.model.safety import external_files, sha256_of_model
 from unetrt.runtime.sessions import BACKENDS, open_session
 
 # What the weights are in files that nobody may read.

@@ -19,7 +19,8 @@ from tests.runtime.model_files.small_models import (
     weights,
 )
 from unetrt.runtime.errors import ModelFileError
-from unetrt.runtime.model.safety import external_files, require_safe, sha256_of_model
+from unetrt.runtime.model.integrity import external_files, sha256_of_model
+from unetrt.runtime.model.safety import require_safe
 from unetrt.runtime.sessions import open_session
 
 VALUES = np.float32([1, 2]).tobytes()

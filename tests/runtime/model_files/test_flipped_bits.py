@@ -9,9 +9,10 @@ import pytest
 from tests.runtime.model_files.small_models import convolution, model, outside, weights
 from unetrt.export.onnx_model import copy_file, save, with_batch
 from unetrt.runtime.errors import ModelFileError, UnetrtError
+from unetrt.runtime.model.integrity import DIGEST, is_intact, with_digest
 from unetrt.runtime.model.onnx_file import bundled_names, bundled_path, read_metadata, read_spec
 from unetrt.runtime.model.retiled import retiled
-from unetrt.runtime.model.safety import DIGEST, is_intact, require_safe, with_digest
+from unetrt.runtime.model.safety import require_safe
 from unetrt.runtime.model.spec import KEY
 from unetrt.runtime.segment.segmenter import Segmenter
 from unetrt.trainer.pretrained import Pretrained

@@ -237,6 +237,16 @@ HARMFUL = {
         ),
         "tensor 'n' holds NaN",
     ),
+    "NaN of 16 bits in a field of integers": (
+        model(
+            [
+                convolution(output="x"), node("Cast", ["n"], ["wide"], to=TensorProto.FLOAT),
+                node("Add", ["x", "wide"], ["scores"]),
+            ],
+            [weights(), helper.make_tensor("n", TensorProto.FLOAT16, [], [np.nan])],
+        ),
+        "tensor 'n' holds NaN",
+    ),
     "NaN in a field of floats": (
         model(
             [convolution(output="x"), node("Add", ["x", "n"], ["scores"])],

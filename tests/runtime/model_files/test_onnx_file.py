@@ -1,3 +1,7 @@
+import errno
+import os
+import sys
+
 import onnx
 import pytest
 from onnx import TensorProto, helper
@@ -6,6 +10,7 @@ from tests.conftest import small_spec
 from unetrt.runtime.errors import ModelFileError
 from unetrt.runtime.model.onnx_file import read_metadata, read_spec
 from unetrt.runtime.model.spec import KEY
+from unetrt.runtime.segment.segmenter import Segmenter
 
 SPEC = small_spec(written_by="a test")
 
@@ -61,3 +66,9 @@ def test_what_is_no_model_of_ours(tmp_path, content, message):
 def test_a_missing_file_names_the_command_that_writes_one(tmp_path):
     with pytest.raises(ModelFileError, match="does not exist: `unetrt export CHECKPOINT -o none.onnx`"):
         read_spec(tmp_path / "none.onnx")
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows says that such a file does not exist")
+def test_a_name_that_the_system_refuses_is_no_model():
+    with pytest.raises(ModelFileError, match=f"x cannot be opened: {os.strerror(errno.ENAMETOOLONG)}"):
+        Segmenter("x" * 300)

@@ -1,0 +1,271 @@
+"""Files of microscopes' programs: CZI of ZEISS ZEN, ND2 of Nikon NIS-Elements, LIF of Leica LAS X.
+
+Each is read with one package, all of which the extra `formats` installs: pylibCZIrw, by ZEISS; nd2; liffile. Each
+scene of a CZI file, position of an ND2 file and image of a LIF file is an image, with its name, its pixel size and the
+names of its channels.
+"""
+
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from itertools import product
+from math import prod
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+from xml.etree import ElementTree as ET
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import UnidentifiedImageError
+
+from unetrt.runtime.errors import FrameError
+from unetrt.runtime.files.formats import Images, Layout, OpenedImage, stored_bytes
+from unetrt.runtime.files.pixel_size import PixelSize
+
+if TYPE_CHECKING:
+    from liffile import LifImageABC
+    from nd2 import ND2File
+    from pylibCZIrw.czi import CziReader
+
+Array = NDArray[Any]
+
+# Planes that a message names.
+NAMED = 4
+
+
+@contextmanager
+def opened(path: Path) -> Iterator[Images]:
+    """Open a file of a microscope's program, by its suffix."""
+    signature, images_of = MICROSCOPES[path.suffix.lower()]
+    with path.open("rb") as file:
+        if file.read(len(signature)) != signature:
+            raise UnidentifiedImageError
+    with images_of(path) as images:
+        yield images
+
+
+def _named(images: Sequence[OpenedImage]) -> list[OpenedImage]:
+    """Return the images of a file; the only one has no name."""
+    return list(images) if len(images) > 1 else [image._replace(name="") for image in images]
+
+
+# Dimensions of a CZI file besides S (scene), M (mosaic), Y and X: view, phase, illumination, rotation, block, time,
+# plane and channel (libCZI, "DimensionIndex").
+CZI_PLANES = "VHIRBTZC"
+# Pixel type of a CZI file -> dtype, and whether there are three colours, stored as BGR.
+CZI_PIXELS: Mapping[str, tuple[str, bool]] = {
+    "Gray8": ("u1", False),
+    "Gray16": ("u2", False),
+    "Gray32Float": ("f4", False),
+    "Bgr24": ("u1", True),
+    "Bgr48": ("u2", True),
+    "Bgr96Float": ("f4", True),
+}
+
+
+@contextmanager
+def _czi(path: Path) -> Iterator[Images]:
+    from pylibCZIrw import czi
+
+    with czi.open_czi(str(path)) as file:
+        scenes = file.scenes_bounding_rectangle_no_pyramid or {None: file.total_bounding_rectangle_no_pyramid}
+        planes, about = _czi_planes(file), _czi_metadata(file.raw_metadata)
+        found = (_Scene(number, place, planes[number]) for number, place in scenes.items())
+        yield _named([_czi_scene(path, file, scene, about) for scene in found])
+
+
+class _Scene(NamedTuple):
+    """A scene of a CZI file.
+
+    Attributes
+    ----------
+    number
+        Its index; None: the file has no scenes.
+    place
+        Its rectangle (x, y, w, h) in pixels.
+    planes
+        Coordinates of the planes that it holds, by dimension.
+    """
+
+    number: int | None
+    place: Any
+    planes: set[tuple[int, ...]]
+
+
+def _czi_planes(file: "CziReader") -> dict[int | None, set[tuple[int, ...]]]:
+    """Return the coordinates of the planes of each scene, one for each of `CZI_PLANES`."""
+    found: dict[int | None, set[tuple[int, ...]]] = defaultdict(set)
+
+    def note(_index: int, block: Any) -> bool:
+        at = {str(getattr(name, "name", name)): value for name, value in block.coordinate.to_dict().items()}
+        found[at.get("S")].add(tuple(at.get(name, 0) for name in CZI_PLANES))
+        return True
+
+    file.enumerate_subblocks_subset(note, only_layer0=True)
+    return found
+
+
+class _CziMetadata(NamedTuple):
+    """Pixel size, and names of channels and scenes by index."""
+
+    pixel_size: PixelSize | None
+    channels: Mapping[int, str]
+    scenes: Mapping[int, str]
+
+
+def _czi_metadata(text: str) -> _CziMetadata:
+    """Parse the metadata of a CZI file: sizes in metres, names of channels and of scenes."""
+    if not text or "<!DOCTYPE" in text:
+        return _CziMetadata(None, {}, {})
+    root = ET.fromstring(text)  # noqa: S314 # has no document type
+    sizes = {one.get("Id"): one.findtext("Value") for one in root.iterfind(".//Scaling/Items/Distance")}
+    y, x, z = (_number(sizes.get(axis), 1e6) for axis in "YXZ")
+    dimensions = root.find(".//Information/Image/Dimensions")
+    if dimensions is None:
+        return _CziMetadata(PixelSize.found(y, x, z), {}, {})
+    named = {
+        one.get("Id", "").removeprefix("Channel:"): one.get("Name", "") for one in dimensions.iterfind("Channels/*")
+    }
+    channels = {int(index): name for index, name in named.items() if index.isdecimal()}
+    scenes = {int(one.get("Index", -1)): one.get("Name", "") for one in dimensions.iterfind("S/Scenes/Scene")}
+    return _CziMetadata(PixelSize.found(y, x, z), channels, scenes)
+
+
+def _czi_scene(path: Path, file: "CziReader", scene: _Scene, about: _CziMetadata) -> OpenedImage:
+    """Return a scene: the planes that it has, each with its tiles in place."""
+    used = [sorted(set(values)) for values in zip(*scene.planes, strict=True)]
+    named = {name: values for name, values in zip(CZI_PLANES, used, strict=True) if values != [0]} if used else {}
+    kinds = {file.get_channel_pixel_type(channel) for channel in named.get("C", [0])}
+    if len(kinds) > 1 or not kinds <= CZI_PIXELS.keys():
+        raise FrameError(f"has pixels of the type {' and '.join(sorted(kinds))}: export it from ZEN as OME-TIFF")
+    pixel_type = kinds.pop()
+    kind, has_colours = CZI_PIXELS[pixel_type]
+    rows = (scene.place.h, scene.place.w, *((3,) if has_colours else ()))
+    shape, axes = (*map(len, named.values()), *rows), "".join(named) + ("YXS" if has_colours else "YX")
+    names = tuple(about.channels.get(channel, "") for channel in named.get("C", [0]))
+    layout = Layout(shape, axes, np.dtype(kind), about.pixel_size, names if all(names) else ())
+
+    def read() -> Array:
+        _require_planes(scene.planes, used)
+        pixels = np.empty(shape, kind)
+        for index in np.ndindex(*shape[: len(named)]):
+            plane = {name: values[at] for (name, values), at in zip(named.items(), index, strict=True)}
+            found = file.read(scene.place, plane, scene.number, pixel_type=pixel_type)
+            pixels[index] = found[..., ::-1] if has_colours else found[..., 0]
+        return pixels
+
+    name = about.scenes.get(scene.number or 0) or f"scene{scene.number or 0}"
+    return OpenedImage(layout, (), lambda: stored_bytes(path), read, name)
+
+
+def _require_planes(planes: set[tuple[int, ...]], used: Sequence[Sequence[int]]) -> None:
+    """Raise FrameError if a scene lacks planes, which would be read as zeros."""
+    missing = [at for at in product(*used) if at not in planes] if prod(map(len, used)) > len(planes) else []
+    if missing:
+        shown = ", ".join(
+            " ".join(f"{name}{value}" for name, value in zip(CZI_PLANES, at, strict=True) if name in "TZC")
+            for at in missing[:NAMED]
+        )
+        more = f" and {len(missing) - NAMED} more" if len(missing) > NAMED else ""
+        raise FrameError(f"lacks the planes {shown}{more}: export the complete part of it")
+
+
+@contextmanager
+def _nd2(path: Path) -> Iterator[Images]:
+    import nd2
+
+    with nd2.ND2File(path) as file:
+        loops = [loop for loop in file.experiment if loop.type == "XYPosLoop"]
+        points = [point.name or "" for loop in loops for point in loop.parameters.points]
+        number = file.sizes.get("P", 1)
+        names = points if len(points) == number and all(points) else [f"position{index}" for index in range(number)]
+        sizes = {axis: length for axis, length in file.sizes.items() if axis != "P"}
+        layout = Layout(tuple(sizes.values()), "".join(sizes), np.dtype(file.dtype), *_nd2_metadata(file, sizes))
+        yield _named([
+            OpenedImage(layout, (), lambda: stored_bytes(path), _nd2_reader(file, index), name)
+            for index, name in enumerate(names)
+        ])  # fmt: skip
+
+
+def _nd2_reader(file: "ND2File", position: int) -> Callable[[], Array]:
+    """Return a function that reads a position of an ND2 file."""
+
+    def read() -> Array:
+        declared, held = prod(loop.count for loop in file.experiment), file.attributes.sequenceCount
+        if held < declared:
+            raise FrameError(f"declares {declared} frames and holds {held}: export the complete part of it")
+        pixels = file.asarray(position if "P" in file.sizes else None)
+        if "P" in file.sizes:
+            pixels = pixels.squeeze(list(file.sizes).index("P"))
+        return pixels
+
+    return read
+
+
+def _nd2_metadata(file: "ND2File", sizes: Mapping[str, int]) -> tuple[PixelSize | None, tuple[str, ...]]:
+    """Return pixel size and channel names of an ND2 file."""
+    channels = getattr(file.metadata, "channels", None) or []
+    names = tuple(channel.channel.name for channel in channels)
+    size = None
+    if channels:
+        volume = channels[0].volume
+        x, y, z = (
+            size if known else None
+            for size, known in zip(volume.axesCalibration, volume.axesCalibrated, strict=True)
+        )  # fmt: skip
+        size = PixelSize.found(y, x, z)
+    return size, names if len(names) == sizes.get("C", 1) and all(names) else ()
+
+
+# Dimensions of a LIF file that are no frames. Its channels can lie in two dimensions, C and C1.
+LIF_AXES = "TZCSYX"
+
+
+@contextmanager
+def _lif(path: Path) -> Iterator[Images]:
+    import liffile
+
+    with liffile.LifFile(path) as file:
+        images = [image for image in file.images if not image.is_flim]
+        if not images:
+            raise FrameError("holds no image")
+        yield _named([_lif_image(path, image) for image in images])
+
+
+def _lif_image(path: Path, image: "LifImageABC") -> OpenedImage:
+    axes = "".join(name[0] if name[0] in LIF_AXES else "N" for name in image.dims)
+    described = "./Data/Image/ImageDescription/"
+    steps = {
+        one.get("DimID", ""): _step(one.attrib)
+        for one in image.xml_element.iterfind(f"{described}Dimensions/DimensionDescription")
+        if one.get("Unit") == "m"
+    }
+    x, y, z = (steps.get(axis) for axis in "123")  # DimID
+    names = tuple(
+        one.get("LUTName", "") for one in image.xml_element.iterfind(f"{described}Channels/ChannelDescription")
+    )
+    channels = prod(length for axis, length in zip(axes, image.shape, strict=True) if axis in "CS")
+    is_complete = len(names) == channels and all(names)
+    layout = Layout(image.shape, axes, image.dtype, PixelSize.found(y, x, z), names if is_complete else ())
+    return OpenedImage(layout, (), lambda: stored_bytes(path), image.asarray, image.path)
+
+
+def _step(dimension: Mapping[str, str]) -> float | None:
+    """Return the distance of the elements of a dimension in micrometres; files state that of the first and the last."""
+    length, number = _number(dimension.get("Length"), 1e6), _number(dimension.get("NumberOfElements"))
+    return abs(length) / (number - 1) if length and number and number > 1 else None
+
+
+def _number(text: str | None, factor: float = 1) -> float | None:
+    try:
+        return float(f"{float(text or '') * factor:.12g}")
+    except ValueError:
+        return None
+
+
+# Suffix -> the bytes that its files begin with, and what opens them.
+MICROSCOPES: Mapping[str, tuple[bytes, Any]] = {
+    ".czi": (b"ZISRAWFILE", _czi),
+    ".nd2": (b"\xda\xce\xbe\x0a", _nd2),
+    ".lif": (b"\x70\0\0\0", _lif),
+}

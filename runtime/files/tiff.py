@@ -1,0 +1,184 @@
+"""Images of TIFF files, and of sets of files that are one acquisition.
+
+`tiff_images` opens the images of one file: alone, it gives the planes that it holds; with the other files of its set it
+gives all planes. A plane that is missing is never replaced by zeros. `acquisitions` finds the fields and their planes,
+tifffile reads the planes, and whatever describes no fields.
+"""
+
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from contextlib import ExitStack
+from functools import partial
+from math import prod
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import tifffile
+from numpy.typing import NDArray
+
+from unetrt.runtime.errors import FrameError, one_line
+from unetrt.runtime.files.acquisitions import Page, PlaneGrid, few, fields_of
+from unetrt.runtime.files.atomic import require_regular
+from unetrt.runtime.files.embedded import SIZES, require_sizes
+
+Array = NDArray[Any]
+
+# Strips or tiles that a TIFF may declare for each that it holds: a writer that was stopped leaves some out.
+MISSING = 64
+# Formats of whole slides, whose files hold one image besides overviews.
+SLIDES = {"svs", "ndpi", "scn", "qpi", "bif", "avs", "philips"}
+
+
+class TiffImage(NamedTuple):
+    """An image of an open TIFF.
+
+    Attributes
+    ----------
+    name
+        Name of the field in its acquisition; empty for any other image.
+    shape, axes, dtype
+        Of the pixels, as in `Layout`.
+    part
+        Shape of a strip or tile.
+    files
+        The other files that hold planes of it.
+    read
+        Returns the pixels.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    axes: str
+    dtype: np.dtype[Any]
+    part: tuple[int, ...]
+    files: tuple[Path, ...]
+    read: Callable[[], Array]
+
+
+def tiff_images(tiff: tifffile.TiffFile, path: Path, others: Collection[Path] = ()) -> list[TiffImage]:
+    """Return the images of an open TIFF that have planes in it.
+
+    Parameters
+    ----------
+    tiff, path
+        The file.
+    others
+        The other files of its set. Empty: images are the planes in this file alone.
+    """
+    if not tiff.pages:
+        raise FrameError("holds no image: save it again")
+    fields = fields_of(tiff, path, others)
+    if fields is None:
+        return _plain(tiff)
+    mine = [field for field in fields if path.name in field.used]
+    if not mine:
+        used = list(dict.fromkeys(name for field in fields for name in field.used))
+        raise FrameError(f"describes planes of {few(used)} and none of its own: rename it back")
+    if not others:
+        mine = [field.within(path.name) if len(field.used) > 1 else field for field in mine]
+    return [_field_image(tiff, path, field, others) for field in mine]
+
+
+def _field_image(tiff: tifffile.TiffFile, path: Path, field: PlaneGrid, others: Iterable[Path]) -> TiffImage:
+    """Return an image of an acquisition; pages of other files are opened when it is read."""
+    mine = field.files.index(path.name)
+    first = np.flatnonzero(field.file == mine)[:1]
+    try:
+        key = field.find(tiff, int(field.place.ravel()[first[0]]), None)
+    except IndexError:
+        raise field.incomplete(first) from None
+    _require_segments(key)
+    shape, axes = _squeezed((*field.file.shape, *key.shape), field.axes + key.axes)
+    files = {other.name: other for other in others if other.parent == path.parent and other.name in field.used}
+    files.pop(path.name, None)
+
+    def read() -> Array:
+        present = {name: file for name, file in files.items() if file.is_symlink() or file.exists()}
+        field.require_planes({path.name, *present})
+        pixels: Array = _joined(tiff, path, field, key, present)
+        return pixels
+
+    return TiffImage(field.name, shape, axes, key.dtype, key.chunks, tuple(files.values()), read)
+
+
+def _joined(tiff: tifffile.TiffFile, path: Path, field: PlaneGrid, key: Page, files: Mapping[str, Path]) -> Array:
+    """Read all planes of a field from its files."""
+    pages: list[Page] = [None] * field.file.size
+    file, place = field.file.ravel(), field.place.ravel()
+    with ExitStack() as closing:
+        for number in np.unique(file).tolist():
+            name, where = field.files[number], np.flatnonzero(file == number)
+            opened, first = (tiff, key) if name == path.name else (_opened(files[name]), None)
+            closing.callback(opened.close)
+            for at in where.tolist():
+                try:
+                    pages[at] = field.find(opened, int(place[at]), first)
+                except IndexError:
+                    raise field.incomplete(where[where >= at]) from None
+                first = first or _same_kind(pages[at], key, name)
+            if opened is not tiff:
+                opened.close()  # opened again for its pixels: a set can have more files than may be open
+        shape, axes = (*field.file.shape, *key.shape), field.axes + key.axes
+        return _decoded(tifffile.TiffPageSeries(pages, shape, key.dtype, axes, parent=tiff, multifile=bool(files)))
+
+
+def _opened(path: Path) -> tifffile.TiffFile:
+    """Open another file of a set."""
+    try:
+        tiff = tifffile.TiffFile(require_regular(path))
+    except FrameError as error:
+        raise FrameError(f"refers to {path}, which {error}") from error
+    except Exception as error:  # tifffile raises all kinds of exceptions for a damaged file
+        raise FrameError(f"refers to {path}, which cannot be read: {one_line(error)}") from error
+    if not tiff.pages:
+        tiff.close()
+        raise FrameError(f"refers to {path}, which holds no image: save it again")
+    return tiff
+
+
+def _same_kind(page: Page, key: Page, name: str) -> Page:
+    """Return the first page of another file, whose pixels must be of the same kind as those of `key`."""
+    if (page.shape, page.dtype, page.axes) != (key.shape, key.dtype, key.axes):
+        raise FrameError(
+            f"has planes of {key.shape} {key.dtype}, and {name} of {page.shape} {page.dtype}: an image has planes of "
+            "one kind"
+        )
+    _require_segments(page)
+    return page
+
+
+def _plain(tiff: tifffile.TiffFile) -> list[TiffImage]:
+    """Return the images of a TIFF that describes no fields; reduced copies, masks and overviews are left out."""
+    found = [series for series in tiff.series if prod(series.keyframe.shape)] or list(tiff.series)
+    if found[0].kind in SLIDES:
+        found = [max(found, key=lambda series: prod(series.keyframe.shape))]
+    whole = [series for series in found if not (series.keyframe.is_reduced or series.keyframe.is_mask)]
+    images = []
+    for series in whole or found:
+        _require_segments(series.keyframe)
+        read = partial(_decoded, series)
+        images.append(TiffImage("", series.shape, series.axes, series.dtype, series.keyframe.chunks, (), read))
+    return images
+
+
+def _require_segments(page: Page) -> None:
+    """Raise FrameError if a page lacks most of its strips or tiles."""
+    needed, held = prod(page.chunked), len(page.dataoffsets)
+    if needed > MISSING * held:
+        raise FrameError(f"declares {needed} strips or tiles and holds {held}: save it again")
+
+
+def _decoded(series: tifffile.TiffPageSeries) -> Array:
+    """Return the pixels of a series."""
+    if series.kind == "ome" and (lost := [str(index) for index, page in enumerate(series) if page is None]):
+        raise FrameError(f"lacks {len(lost)} of its {len(series)} planes ({few(lost)}): save it again")
+    if series.keyframe.compression in SIZES:
+        require_sizes(series)
+    pixels: Array = series.asarray()
+    return pixels
+
+
+def _squeezed(shape: Sequence[int], axes: str) -> tuple[tuple[int, ...], str]:
+    """Return shape and axes without axes of length 1, as tifffile leaves them out; rows and columns stay."""
+    kept = [(length, axis) for length, axis in zip(shape, axes, strict=True) if length != 1 or axis in "YX"]
+    return tuple(length for length, _ in kept), "".join(axis for _, axis in kept)
