@@ -14,11 +14,12 @@ from unetrt.benchmarks.cases import BenchCase, measure
 from unetrt.benchmarks.history import FILE, HistoryEntry, add, keep
 from unetrt.benchmarks.result import load
 from unetrt.benchmarks.runtime_cases import ClassMapDecoding, HostPath, LiveSubmit
+from unetrt.benchmarks.saving import SavedFiles
 from unetrt.benchmarks.terminal import OneLine, figures_table
 from unetrt.benchmarks.training_cases import AugmentedTiles, WeightMap
 from unetrt.runtime.files.atomic import require_writable
 
-CASES: tuple[type[BenchCase], ...] = (WeightMap, AugmentedTiles, HostPath, LiveSubmit, ClassMapDecoding)
+CASES: tuple[type[BenchCase], ...] = (WeightMap, AugmentedTiles, HostPath, LiveSubmit, ClassMapDecoding, SavedFiles)
 PATH = click.Path(path_type=Path)
 
 

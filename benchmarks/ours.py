@@ -11,7 +11,9 @@ from numpy.typing import NDArray
 from unetrt.benchmarks.contenders import BenchJob, Contender, Ready, planned
 from unetrt.benchmarks.decoding import by_cores, with_objects
 from unetrt.benchmarks.result import PREDICT, SESSION
-from unetrt.runtime.files.images import Output, predict_file, read_frames, write_labels
+from unetrt.runtime.files.images import Output, predict_file, read_frames
+from unetrt.runtime.files.outputs import Outputs
+from unetrt.runtime.files.outputs.label_tiff import write_labels
 from unetrt.runtime.segment.segmenter import LANES, Segmentation, Segmenter
 from unetrt.runtime.sessions import Lane, Session
 
@@ -27,7 +29,7 @@ def ready(job: BenchJob, contender: Contender) -> Ready:
     size, shape = (frame.shape[-2], frame.shape[-1]), segmenter.spec.shape
     assert shape is not None, "what was exported is a U-Net"
     # Class maps, as the usual loop yields them; numbering objects is timed by itself.
-    output = Output(job.folder / f"labels-{contender.name}", "classes", overlays=False)
+    output = Output(Outputs(job.folder / f"labels-{contender.name}", overlays=False), "classes")
 
     def segment() -> NDArray[np.uint8]:
         last.append(segmenter.segment(frame, progress=lambda *_: None))
@@ -38,7 +40,7 @@ def ready(job: BenchJob, contender: Contender) -> Ready:
         begin = time.perf_counter()
         read_frames(job.frame, segmenter.spec.channels)
         read = time.perf_counter()
-        write_labels(output.folder / "written.tif", last[0].labels)
+        write_labels(output.files.folder / "written.tif", last[0].labels)
         written = time.perf_counter() - read
         return {"read": read - begin, **{name: getattr(last[0].timings, name) for name in PHASES}, "write": written}
 

@@ -30,7 +30,7 @@ MARKS = ("<!-- picture -->\n```text\n", "```\n<!-- end of picture -->\n")
 Graph = dict[str, set[str]]
 
 # Flow -> the most files whose code may run in it.
-GOALS = {"predict": 31, "export": 29, "live": 16, "lane": 12}
+GOALS = {"predict": 35, "export": 29, "live": 16, "lane": 12}
 TITLES = {"predict": "unetrt predict", "export": "unetrt export", "live": "a live frame", "lane": "CUDA lane"}
 NOUNS = ("Geometry", "TilePlan", "Session", "Lane", "Segmenter", "LiveSegmenter")
 
@@ -365,7 +365,7 @@ def prepare(folder: Path) -> None:
     import tifffile
 
     from unetrt.__main__ import main
-    from unetrt.runtime.files.images import write_labels
+    from unetrt.runtime.files.outputs.label_tiff import write_labels
     from unetrt.trainer.drawn_cells import draw
 
     for name in ("images", "labels"):

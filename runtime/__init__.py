@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from unetrt.runtime.errors import UnetrtError
-    from unetrt.runtime.files.images import list_images, stem_of, write_labels
+    from unetrt.runtime.files.images import list_images, stem_of
+    from unetrt.runtime.files.outputs.label_tiff import write_labels
+    from unetrt.runtime.files.pixel_size import PixelSize
     from unetrt.runtime.geometry.plan import Geometry, Tile, TilePlan
     from unetrt.runtime.live.live_segmenter import LiveSegmenter
     from unetrt.runtime.live.results import LiveResult, LiveSequence, LiveStatus, Outcome, ResultOutput, ResultStream
@@ -26,6 +28,7 @@ __all__ = [
     "ModelSpec",
     "Objects",
     "Outcome",
+    "PixelSize",
     "ResultOutput",
     "ResultStream",
     "Segmentation",
@@ -51,6 +54,7 @@ _HOMES = {
     "ModelSpec": "model.spec",
     "Objects": "segment.segmenter",
     "Outcome": "live.results",
+    "PixelSize": "files.pixel_size",
     "ResultOutput": "live.results",
     "ResultStream": "live.results",
     "Segmentation": "segment.segmenter",
@@ -63,7 +67,7 @@ _HOMES = {
     "list_images": "files.images",
     "open_session": "sessions",
     "stem_of": "files.images",
-    "write_labels": "files.images",
+    "write_labels": "files.outputs.label_tiff",
 }
 
 

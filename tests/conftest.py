@@ -134,7 +134,7 @@ def compiled_library(library, *arguments):
 @pytest.fixture(scope="session")
 def drawn_folder(tmp_path_factory):
     """A folder with images/ and labels/: four drawn micrographs, of different sizes."""
-    from unetrt.runtime.files.images import write_labels
+    from unetrt.runtime.files.outputs.label_tiff import write_labels
     from unetrt.trainer.drawn_cells import draw
 
     folder = tmp_path_factory.mktemp("drawn")

@@ -18,9 +18,11 @@ from tests import requirements
 from tests.export.adoption.foreign_nets import save, unpadded
 from unetrt.__main__ import main
 from unetrt.export.gate import CEILINGS, DEFAULTS
+from unetrt.runtime.files.outputs import KINDS
 
 DOCS = Path(__file__).parents[1] / "docs"
 EXPORT = (DOCS / "export.md").read_text()
+DATA = (DOCS / "data.md").read_text()
 
 
 def test_the_picture_of_the_augmentation(tmp_path):
@@ -78,6 +80,20 @@ def test_the_commands_run(tiny_run, drawn_folder, tmp_path, monkeypatch):
     for command in commands:
         smaller = command.replace("2048x2048", "96x96").replace("--tile 1024", "--tile 64")
         assert main(shlex.split(smaller)[1:]) == 0, command
+
+
+def test_the_commands_about_data_run(drawn_folder, tmp_path, monkeypatch):
+    shutil.copytree(drawn_folder / "images", tmp_path / "images")
+    monkeypatch.chdir(tmp_path)
+    (block,) = re.findall(r"```bash\n(.*?)```", DATA, flags=re.DOTALL)
+    for command in block.splitlines():
+        assert main(shlex.split(command)[1:]) == 0, command
+    assert len(list((tmp_path / "for-qupath" / "geojson").iterdir())) == 4
+
+
+def test_the_table_of_written_files_has_all_kinds():
+    rows = dict(re.findall(r"^\| `([\w-]+)`[^|]*\| `([^`]+)`", DATA, flags=re.MULTILINE))
+    assert rows == {name: kind.place.replace("{}", "NAME") for name, kind in KINDS.items()}
 
 
 def test_the_program_that_embeds_runs(tiny_model, tmp_path, monkeypatch, capsys):

@@ -153,6 +153,8 @@ def calls(tiny_model, tiny_checkpoint, drawn_folder, tmp_path_factory):
         "by_kind": acquisition.by_kind,
         "export": lambda given: exporter.export(given, new / "new.onnx", exporter.Options((60, 60))),
         "export options": lambda given: exporter.export(tiny_checkpoint, new / "new.onnx", given),
+        "PixelSize": lambda given: runtime.PixelSize(given, 1),
+        "PixelSize unit": lambda given: runtime.PixelSize(1, 1, None, given),
         "instances": instances,
         "instances decoding": lambda given: instances(np.ones((5, 5), int), given),
         "instances min_area": lambda given: instances(np.ones((5, 5), int), None, given),
@@ -169,6 +171,10 @@ def calls(tiny_model, tiny_checkpoint, drawn_folder, tmp_path_factory):
         "write model": lambda given: packages.write("triton", given, new / "package"),
         "write_labels": lambda given: runtime.write_labels(given, np.ones((5, 5), np.uint8)),
         "write_labels labels": lambda given: runtime.write_labels(new / "labels.tif", given),
+        "write_labels axes": lambda given: runtime.write_labels(new / "a.tif", np.ones((5, 5), np.uint8), axes=given),
+        "write_labels pixel_size": lambda given: runtime.write_labels(
+            new / "a.tif", np.ones((5, 5), np.uint8), pixel_size=given
+        ),
     }
     live.close()
     segmenter.close()

@@ -35,7 +35,9 @@ def run(*arguments, **variables):
     )
 
 
-@pytest.mark.parametrize("collect", [["--collect-only"], []], ids=["collected", "skipped"])
+@pytest.mark.parametrize(
+    "collect", [pytest.param(["--collect-only"], marks=pytest.mark.slow), []], ids=["collected", "skipped"]
+)
 def test_they_need_no_more_than_they_say(collect):
     import torch
 

@@ -5,10 +5,10 @@ graph with every shape fixed, and raises TileError for a size that does not run.
 """
 
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from fractions import Fraction
-from functools import cached_property
+from functools import cached_property, lru_cache
 from hashlib import sha256
 from math import lcm, prod
 from pathlib import Path
@@ -49,6 +49,9 @@ STEPS = (64, 960)
 FAR = 3840
 # Sides of padded networks are multiples of one of these, usually of a power of two.
 GRIDS = (*(2**power for power in range(1, 7)), *(side for side in range(3, 65) if side.bit_count() > 1))
+
+# Graphs of one network for different sizes that are kept, each with all weights.
+KEPT = 4
 
 
 @dataclass(frozen=True)
@@ -108,6 +111,14 @@ class Foreign:
         TileError
             The network does not run at this size.
         """
+        return copy_of(self._latest(size, batch))
+
+    @cached_property
+    def _latest(self) -> Callable[[Size, int], ModelProto]:
+        """`_static` with its latest results kept: what is measured returns to a few sizes, mostly to the tile's."""
+        return lru_cache(maxsize=KEPT)(self._static)
+
+    def _static(self, size: Size, batch: int) -> ModelProto:
         model = copy_of(self.model)
         shape = (batch, self.channels, *size)
         declare_input(model, _inputs(model)[0].name, shape)

@@ -8,6 +8,7 @@ Micro-Manager's image stacks, or by `NDTiff.index`. `fields_of` reads these meta
 import html
 import re
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import islice
@@ -22,6 +23,7 @@ from numpy.typing import NDArray
 
 from unetrt.runtime.errors import FrameError
 from unetrt.runtime.files.atomic import require_regular
+from unetrt.runtime.files.pixel_size import PixelSize
 
 # A page of a TIFF, in whichever of tifffile's two classes.
 Page = Any
@@ -59,6 +61,10 @@ class PlaneGrid:
         Returns a page, given its file, its place and a page of the same kind.
     indices
         Index of each plane of the grid along each axis, which differs from its position in a part of a grid.
+    pixel_size
+        Physical size of a pixel; None: not known.
+    channels
+        Name of each channel, samples included; empty: not known.
     """
 
     name: str
@@ -68,11 +74,13 @@ class PlaneGrid:
     place: NDArray[np.int64]
     find: "Finder"
     indices: tuple[NDArray[np.int64], ...]
+    pixel_size: PixelSize | None = None
+    channels: tuple[str, ...] = ()
 
     @property
     def used(self) -> list[str]:
         """Names of the files that hold planes, in the order of their first planes."""
-        first = {}
+        first: dict[int, None] = {}
         for index in self.file.ravel().tolist():
             first.setdefault(index, None)
         return [self.files[index] for index in first if index >= 0]
@@ -83,8 +91,12 @@ class PlaneGrid:
         along = tuple(np.flatnonzero(mine.any(tuple(set(range(mine.ndim)) - {axis}))) for axis in range(mine.ndim))
         grid = np.ix_(*along)
         file = np.where(mine, self.file, -1)[grid]
-        indices = tuple(index[kept] for index, kept in zip(self.indices, along, strict=True))
-        return replace(self, file=file, place=self.place[grid], indices=indices)
+        indices = tuple(index[where] for index, where in zip(self.indices, along, strict=True))
+        kept = along[self.axes.index("C")]
+        channels = self.channels
+        if len(channels) == self.file.shape[self.axes.index("C")]:
+            channels = tuple(channels[index] for index in kept)
+        return replace(self, file=file, place=self.place[grid], indices=indices, channels=channels)
 
     def require_planes(self, present: Collection[str]) -> None:
         """Raise FrameError, which names the planes, unless all are in files that are `present`."""
@@ -336,7 +348,25 @@ def _ome_field(
     if not files:
         return None
     indices = tuple(np.arange(size) for size in sizes)
-    return PlaneGrid(name, order, tuple(files), file.reshape(sizes), place.reshape(sizes), _page_at, indices)
+    grid = PlaneGrid(name, order, tuple(files), file.reshape(sizes), place.reshape(sizes), _page_at, indices)
+    names = tuple((channel.get("Name") or "").strip() for channel in _children(pixels, "Channel"))
+    return replace(grid, pixel_size=_ome_size(pixels), channels=names if any(names) else ())
+
+
+def _ome_size(pixels: ET.Element) -> PixelSize | None:
+    """Return the physical size of an element `Pixels`, in µm if its axes have different units."""
+    sizes: dict[str, tuple[float, str]] = {}
+    for axis in "YXZ":
+        with suppress(ValueError):
+            unit = pixels.get(f"PhysicalSize{axis}Unit", "µm")
+            sizes[axis] = float(pixels.get(f"PhysicalSize{axis}", "")), unit
+    if "Y" not in sizes or "X" not in sizes or "reference frame" in {unit for _, unit in sizes.values()}:
+        return None
+    if len({unit for _, unit in sizes.values()}) > 1:
+        each = {axis: PixelSize.found(size, size, unit=unit) for axis, (size, unit) in sizes.items()}
+        y, x, z = (size and size.in_micrometres for size in map(each.get, "YXZ"))
+        return None if y is None or x is None else PixelSize.found(y.y, x.x, z and z.x)
+    return PixelSize.found(sizes["Y"][0], sizes["X"][0], sizes["Z"][0] if "Z" in sizes else None, sizes["Y"][1])
 
 
 def _file_of(data: ET.Element, root: ET.Element, own: str) -> str:
@@ -383,14 +413,24 @@ def _mmstack_fields(tiff: tifffile.TiffFile, path: Path, others: Iterable[Path])
                     names.append(other.name)
     rows = np.concatenate(tables)
     file = np.repeat(np.arange(len(tables)), [len(table) for table in tables])
-    labels = _position_names((tiff.micromanager_metadata or {}).get("Summary") or {})
+    summary = (tiff.micromanager_metadata or {}).get("Summary") or {}
+    labels = _position_names(summary)
     fields = []
     for position in np.unique(rows[:, 3]).tolist():
         mine = rows[:, 3] == position
         name = labels[position] if position < len(labels) else f"Pos{position}"
         planes = Planes(rows[mine][:, [2, 1, 0]], file[mine], rows[mine][:, 4], is_whole=len(names) > 1)
-        fields.append(planes.field(name, names, _page_from))
+        grid = planes.field(name, names, _page_from)
+        fields.append(_with_channels(grid, summary.get("ChNames")))
     return fields
+
+
+def _with_channels(grid: PlaneGrid, names: object) -> PlaneGrid:
+    """Return the grid with the names of the channels that it has, out of those of its acquisition."""
+    if not isinstance(names, list) or not names or not all(isinstance(name, str) for name in names):
+        return grid
+    known = dict(enumerate(names))
+    return replace(grid, channels=tuple(known.get(index, "") for index in grid.indices[2].tolist()))
 
 
 def _index_map(tiff: tifffile.TiffFile) -> NDArray[np.int64]:
@@ -437,7 +477,8 @@ def _ndtiff_fields(path: Path) -> list[PlaneGrid]:
         ]
         file = np.array([files.index(entry[1]) for entry in planes])
         offsets = np.array([entry[2] for entry in planes])
-        fields.append(Planes(np.array(at), file, offsets, is_whole=True).field(name or "0", files, _page_of_data))
+        grid = Planes(np.array(at), file, offsets, is_whole=True).field(name or "0", files, _page_of_data)
+        fields.append(_with_channels(grid, list(numbers.get("channel", ()))))
     return fields
 
 

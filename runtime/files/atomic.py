@@ -81,20 +81,29 @@ def whole_file(path: str | Path, durable: bool = False, follow: bool = True) -> 
 
 
 @contextmanager
-def whole_folder(path: str | Path) -> Iterator[Path]:
+def whole_folder(path: str | Path, replace: Iterable[str] = ()) -> Iterator[Path]:
     """Yield a new, empty folder on the same disk; it is renamed to `path` on success and removed on any exception.
+
+    Parameters
+    ----------
+    path
+        The target.
+    replace
+        Names of files: an existing folder that holds one of them is replaced.
 
     Raises
     ------
     OutputError
-        `path` exists, its folder cannot be written to, or the disk is full.
+        `path` exists and is not replaced, its folder cannot be written to, or the disk is full.
     """
     path = Path(path)
-    if os.path.lexists(path):
+    if os.path.lexists(path) and not any((path / name).is_file() for name in replace):
         raise OutputError(f"{path} exists: give another name, or remove it first")
     with _beside(path) as temporary:
         temporary.mkdir()
         yield temporary
+        if os.path.lexists(path):
+            path.rename(temporary.with_name(f"{path.name}.replaced"))  # removed with the hidden folder
         temporary.rename(path)
 
 

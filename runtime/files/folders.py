@@ -18,6 +18,7 @@ from typing import NamedTuple
 
 from unetrt.runtime.errors import printable
 from unetrt.runtime.files.formats import SUFFIXES, ZARR, is_zarr
+from unetrt.runtime.files.outputs import KINDS, OVERLAY, TABLES
 
 IMAGE_WORDS = frozenset({"images", "image", "imgs", "img", "raw", "imagestr"})
 LABEL_WORDS = frozenset(
@@ -27,9 +28,13 @@ LABEL_WORDS = frozenset(
 IGNORE = "ignore"
 # `01_GT` beside the images in `01` (https://celltrackingchallenge.net, "Naming and file content conventions").
 CHALLENGE = re.compile(r"(\d+)_(GT|ST|RES|ERR_SEG)")
-# Pictures that `unetrt predict` writes, and checkpoints of `unetrt train`: they mark folders of results.
-OVERLAYS = "overlays"
-RESULTS = frozenset({OVERLAYS, "best.safetensors", "last.safetensors"})
+# Folders that `unetrt predict` and `unetrt convert` write beside labels.
+WRITTEN = frozenset(
+    place.partition("/")[0] for place in (OVERLAY, *(kind.place for kind in KINDS.values())) if "/" in place
+)
+# What marks a folder of results: pictures, tables, and checkpoints of `unetrt train`.
+OVERLAYS = OVERLAY.partition("/")[0]
+RESULTS = frozenset({OVERLAYS, *(KINDS[table].place for table in TABLES), "best.safetensors", "last.safetensors"})
 # Objects and outlines of Cellpose, pickled.
 CELLPOSE = "_seg.npy"
 # Kinds of files and folders that are named in the line about what is left out.
@@ -132,6 +137,8 @@ def images_below(folder: Path, results: Path | None = None) -> Found:
                 found.left_out.kinds[kind] += 1
             elif entry.name == OVERLAYS:
                 continue
+            elif entry.name in WRITTEN and (images or not RESULTS.isdisjoint(names)):
+                found.left_out.folders[_shown(path, folder)] = "results of an earlier run"
             elif _annotates(entry.name, folders):
                 found.left_out.folders[_shown(path, folder)] = "annotations"
             elif (real := os.path.realpath(path)) not in seen:

@@ -4,7 +4,6 @@
 believed within a limit only: `OpenedImage.require_room`. `Reading` holds what a user says about how files are read.
 """
 
-import html
 import os
 import re
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
@@ -211,10 +210,9 @@ def stored_bytes(*paths: Path) -> int:
 def _tiff(path: Path, others: Collection[Path] = ()) -> Iterator[Images]:
     """Open a TIFF, and the other files of its set; the axes are those that it names, as OME-TIFF and ImageJ do."""
     with tifffile.TiffFile(path) as tiff:
-        names = _channel_names(tiff.pages.first.description) if tiff.is_ome and len(tiff.pages) else ()
         yield [
             OpenedImage(
-                Layout(image.shape, image.axes, image.dtype, channels=names),
+                Layout(image.shape, image.axes, image.dtype, image.pixel_size, image.channels),
                 image.part,
                 partial(stored_bytes, path, *image.files),
                 image.read,
@@ -222,14 +220,6 @@ def _tiff(path: Path, others: Collection[Path] = ()) -> Iterator[Images]:
             )
             for image in tiff_images(tiff, path, others)
         ]
-
-
-def _channel_names(description: str) -> tuple[str, ...]:
-    """Return the names of the channels of the first image in the metadata of OME-TIFF; empty unless all have one."""
-    image = description.partition("</Image>")[0]
-    channels = re.findall(r"<(?:\w+:)?Channel\b([^>]*)", image)
-    names = [re.search(r"""\bName\s*=\s*(?:"([^"]*)"|'([^']*)')""", channel) for channel in channels]
-    return tuple(html.unescape(name[1] or name[2] or "") for name in names if name) if all(names) else ()
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""Image files: frames in; label TIFFs and overlay PNGs out.
+"""Image files: frames in; `outputs` has the files that are made from them.
 
 `list_images` finds the images of files and folders (`folders`), each an `ImageSource`. `read_stack` reads one as
 (N, C, H, W) in its own dtype; `formats` opens the files. `predict_file` is what `unetrt predict` does with each image:
@@ -8,23 +8,21 @@ read, segment, write.
 import logging
 import os
 import re
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
-import tifffile
 from numpy.typing import NDArray
-from PIL import Image, UnidentifiedImageError
+from PIL import UnidentifiedImageError
 
-from unetrt.runtime.errors import FrameError, OptionError, OutputError, is_out_of_memory, one_line, printable, shown
-from unetrt.runtime.files.atomic import whole_file
+from unetrt.runtime.errors import FrameError, OptionError, OutputError, is_out_of_memory, one_line, printable
+from unetrt.runtime.files.acquisitions import COMPANION
 from unetrt.runtime.files.folders import images_below
 from unetrt.runtime.files.formats import (
     AS_STORED,
-    COMPANION,
     SUFFIXES,
     Layout,
     OpenedImage,
@@ -36,10 +34,11 @@ from unetrt.runtime.files.formats import (
     opened,
     picked,
 )
-from unetrt.runtime.pixels.frames import as_image, is_narrow, stack_of
+from unetrt.runtime.files.outputs import Outputs, labels_of
+from unetrt.runtime.files.outputs.labelled_image import LabelledImage
+from unetrt.runtime.pixels.frames import as_image, is_narrow
 
 if TYPE_CHECKING:
-    from unetrt.runtime.files.object_table import ObjectTable
     from unetrt.runtime.model.spec import Annotation
     from unetrt.runtime.segment.segmenter import Progress, Segmenter
 
@@ -84,6 +83,12 @@ class ImageSource(os.PathLike[str]):
 
     def __fspath__(self) -> str:
         return str(self.path)
+
+    @property
+    def file_name(self) -> str:
+        """Name of the file below the folders of `name`; of a file with several images, that of the image."""
+        above = self.name.rpartition("/")[0]
+        return f"{above}/{self.path.name}".lstrip("/") if self.series is None else self.name
 
     def __str__(self) -> str:
         more = f" (with {len(self.files)} more files)" if self.files else ""
@@ -178,16 +183,25 @@ def _parts_above(source: ImageSource) -> tuple[str, ...]:
     return parts[: len(parts) - shared]
 
 
-def _images_of_zarr(path: Path) -> list[ImageSource]:
-    """Return the images of a Zarr folder."""
-    name, paths = _name_of_zarr(path), [""]
+def _images_of_zarr(path: Path, series: int | str | None) -> list[ImageSource]:
+    """Return the images of a Zarr folder; the fields of a well, or the images of a converted file, are an acquisition.
+
+    `series` is that of `_sources`.
+    """
+    paths = [""]
     with suppress(Exception):  # `read_image` says what is wrong
         from unetrt.runtime.files.ome_zarr import image_paths
 
         paths = image_paths(path) or paths
-    if len(paths) == 1:
-        return [ImageSource(path / paths[0], name)]
-    return [ImageSource(path / below, f"{name}/{below}") for below in paths]
+    name = _name_of_zarr(path)
+    images = [ImageSource(path / paths[0], name)]
+    if len(paths) > 1:
+        places = [f"{name}/{below}" for below in paths]
+        images = [
+            ImageSource(path / below, place, acquisition=place.rpartition("/")[0])
+            for below, place in zip(paths, places, strict=True)
+        ]
+    return images if series is None else [images[_index_of(series, paths, path)]]
 
 
 def _name_of_zarr(path: Path) -> str:
@@ -233,7 +247,7 @@ def _sources(files: Sequence[Path], series: int | str | None = None) -> list[Ima
             found += [(place[image.path], image) for image in _of_fields(fields, present, series)]
             taken |= present
         elif is_zarr(file):
-            found += [(place[file], image) for image in _images_of_zarr(file)]
+            found += [(place[file], image) for image in _images_of_zarr(file, series)]
         elif series is not None:
             found.append((place[file], _picked(source_of(file), series)))
         else:
@@ -335,10 +349,20 @@ class RawImage(NamedTuple):
 
 def stack_shape(path: AnyPath, reading: Reading = AS_STORED) -> tuple[int, int, int, int] | None:
     """Return the shape (N, C, H, W) of what `read_stack` reads, from the file's header; None where that fails."""
+    layout = layout_of(path, reading)
+    if layout is None:
+        return None
+    number, channels, height, width = layout.stack
+    return number, len(reading.channel) or channels, height, width
+
+
+def layout_of(path: AnyPath, reading: Reading = AS_STORED) -> Layout | None:
+    """Return what the header of an image says; None where it cannot be read as an image."""
     source = source_of(path)
     with suppress(Exception), opened(source.path, source.files) as images:  # `read_stack` says what is wrong
-        number, channels, height, width = _chosen(images, source, reading).layout.stack
-        return number, len(reading.channel) or channels, height, width
+        layout = _chosen(images, source, reading).layout
+        _ = layout.stack
+        return layout
     return None
 
 
@@ -417,11 +441,15 @@ def _unreadable(path: ImageSource, error: Exception) -> FrameError:
 
 
 def without_opacity(image: RawImage) -> Array:
-    """Return the pixels (N, C, H, W) of an image; the opacity of grey or colours is left out where it is constant."""
-    pixels = image.pixels
-    if image.layout.axes[-1] in "CS" and pixels.shape[1] in (2, 4) and (pixels[:, -1] == pixels[0, -1, 0, 0]).all():
-        return pixels[:, :-1]
-    return pixels
+    """Return the pixels (N, C, H, W) of an image, without the opacity of grey or colours where all are opaque.
+
+    A last channel of a microscope can be constant too, but hardly ever at the highest value.
+    """
+    pixels, is_whole = image.pixels, image.pixels.shape[1] == image.layout.stack[1]
+    if image.layout.axes[-1] not in "CS" or pixels.shape[1] not in (2, 4) or not is_whole:
+        return pixels
+    opaque = np.iinfo(pixels.dtype).max if pixels.dtype.kind in "ui" else 1
+    return pixels[:, :-1] if (pixels[:, -1] == opaque).all() else pixels
 
 
 def is_grey(pixels: Array) -> bool:
@@ -431,7 +459,7 @@ def is_grey(pixels: Array) -> bool:
 
 
 def fitting(image: RawImage, channels: int) -> Array:
-    """Return the pixels (N, C, H, W) of an image, with `channels` if only copies or constant opacity are left out."""
+    """Return the pixels (N, C, H, W) of an image, with `channels` if only copies or full opacity are left out."""
     if image.pixels.shape[1] == channels:
         return image.pixels
     pixels = without_opacity(image)
@@ -441,9 +469,13 @@ def fitting(image: RawImage, channels: int) -> Array:
 def read_frames(source: AnyPath, channels: int, reading: Reading = AS_STORED) -> Array:
     """Read an image file for a model of `channels`: a frame, (H, W) or (C, H, W), or a stack of frames.
 
-    Grey that is saved as colours is grey, and constant opacity is left out, where the model takes the rest.
+    Grey that is saved as colours is grey, and full opacity is left out, where the model takes the rest.
     """
-    stack = fitting(read_image(source, reading), channels)
+    return _frames_for(source, fitting(read_image(source, reading), channels), channels)
+
+
+def _frames_for(source: AnyPath, stack: Array, channels: int) -> Array:
+    """Return a stack (N, C, H, W) as a model of `channels` takes it."""
     if stack.shape[1] != channels:
         raise FrameError(
             f"{source} has {stack.shape[1]} channels: this model takes {channels}; choose with --channel, or train on "
@@ -508,49 +540,32 @@ def whole_numbers(planes: Array) -> Array:
     return labels
 
 
-def write_labels(path: str | Path, labels: Array) -> None:
-    """Write labels (..., H, W) atomically as a compressed TIFF of the smallest unsigned dtype that holds them.
+def require_distinct(
+    sources: Sequence[ImageSource],
+    folder: Path,
+    written: Callable[[str], list[str]] = labels_of,
+    inputs: Iterable[ImageSource] = (),
+) -> None:
+    """Raise OutputError where files named after `sources` in `folder` would overwrite each other or a source.
 
-    Raises
-    ------
-    FrameError
-        The labels are not integers from 0 to 2^32 - 1, have fewer than two axes, or hold no pixels.
-    OutputError
-        The file cannot be written.
+    Parameters
+    ----------
+    sources
+        The images.
+    folder
+        The output folder.
+    written
+        Returns the paths in it of the files that are written for an image of this name.
+    inputs
+        Other images that are read.
     """
-    if not isinstance(labels, np.ndarray) or labels.dtype.kind not in "uib" or labels.ndim < 2 or not labels.size:
-        is_array = isinstance(labels, np.ndarray)
-        given = f"{labels.dtype} {labels.shape}" if is_array else shown(labels)
-        raise FrameError(f"labels must be a numpy array of integers (..., H, W) (got {given})")
-    lowest, highest = int(labels.min()), int(labels.max())
-    if lowest < 0 or highest > np.iinfo(np.uint32).max:
-        raise FrameError(f"labels must be from 0 to {np.iinfo(np.uint32).max} (got {lowest} to {highest})")
-    dtype = next(kind for kind in (np.uint8, np.uint16, np.uint32) if highest <= np.iinfo(kind).max)
-    with whole_file(path) as temporary:
-        # Level 1: labels are large flat areas, which higher levels hardly compress more.
-        level = {"level": 1}
-        tifffile.imwrite(
-            temporary, labels.astype(dtype), photometric="minisblack", compression="zlib", compressionargs=level
-        )
-
-
-def write_png(path: str | Path, picture: NDArray[np.uint8]) -> None:
-    """Write a picture (H, W) or (H, W, 3), uint8, atomically as a PNG."""
-    with whole_file(path) as temporary:
-        # Level 1: a third of the time of the default level for a few percent more bytes.
-        Image.fromarray(picture).save(temporary, compress_level=1)
-
-
-def require_distinct(sources: Sequence[ImageSource], folder: Path, overlays: bool = True) -> None:
-    """Raise OutputError where files named after `sources` in `folder` would overwrite each other or a source."""
-    taken = {os.path.realpath(file) for source in sources for file in (source.path, *source.files)}
+    taken = {os.path.realpath(file) for source in (*sources, *inputs) for file in (source.path, *source.files)}
     names: dict[str, ImageSource] = {}
     for source in sources:
-        name = source.name
-        if (other := names.setdefault(name, source)) is not source:
-            raise OutputError(f"{other} and {source} would both become {name}.tif: rename one, or give one of them")
-        written = [folder / f"{name}.tif", *([folder / "overlays" / f"{name}.png"] if overlays else [])]
-        for path in written:
+        paths = written(source.name)
+        if (other := names.setdefault(source.name, source)) is not source:
+            raise OutputError(f"{other} and {source} would both become {paths[0]}: rename one, or give one of them")
+        for path in (folder / path for path in paths):
             if os.path.realpath(path) in taken:
                 raise OutputError(f"{path} is an input and would be overwritten: choose another output folder")
 
@@ -561,26 +576,20 @@ class Output:
 
     Attributes
     ----------
-    folder
-        Folder of NAME.tif and overlays/NAME.png.
+    files
+        Writes the files.
     kind
         `instances`: objects are numbered; `classes`: the class map.
     min_area
         Instances of fewer pixels are dropped.
-    overlays
-        Whether overlays are written.
     tta
         Whether to average over the 8 rotated and reflected copies of each frame.
-    table
-        Gets a row for each instance; None for no table.
     """
 
-    folder: Path
+    files: Outputs
     kind: "Annotation" = "instances"
     min_area: int = 0
-    overlays: bool = True
     tta: bool = False
-    table: "ObjectTable | None" = None
 
 
 def predict_file(
@@ -590,34 +599,52 @@ def predict_file(
     progress: "Progress | None" = None,
     reading: Reading = AS_STORED,
 ) -> Array:
-    """Segment one image and write its labels, and its overlay, under the output folder.
+    """Segment one image and write its labels, and other files, under the output folder.
 
     Returns
     -------
-    The labels, (H, W) or for a stack (N, H, W). The overlay shows a stack's first frame.
+    The labels, (H, W) or for a stack (N, H, W).
 
     Raises
     ------
     FrameError
         The image cannot be read or does not fit the model; nothing is written then.
     """
-    from unetrt.runtime.model.objects import overlay
-
     source, channels = source_of(path), segmenter.spec.channels
-    frames = read_frames(source, channels, reading)
+    image = read_image(source, reading)
+    stack = fitting(image, channels)
+    frames = _frames_for(source, stack, channels)
+    confidence = None
     labels: Array
     try:
         if output.kind == "instances":
-            labels = _objects(segmenter, source, frames, output, progress)
+            is_confident = output.files.shows_confidence and segmenter.spec.head != "labels"
+            found = segmenter.objects(
+                _certain(frames, channels),
+                min_area=output.min_area,
+                confidence=is_confident,
+                tta=output.tta,
+                progress=progress,
+            )
+            labels, confidence = found.labels, found.confidence_of_frames
         else:
             labels = segmenter.segment(_certain(frames, channels), tta=output.tta, progress=progress).labels
-            labels = labels[:, 0] if labels.ndim > 3 else labels
+        labels = labels[:, 0] if labels.ndim > 3 else labels
     except FrameError as error:
         raise FrameError(f"{source}: {error}") from error
-    write_labels(output.folder / f"{source.name}.tif", labels)
-    if output.overlays:
-        picture = overlay(stack_of(frames, channels)[0], stack_of(labels, 1)[0])
-        write_png(output.folder / "overlays" / f"{source.name}.png", picture)
+    axes, lengths = stacked_axes_of(image.layout)
+    output.files.write(
+        LabelledImage(
+            source.name,
+            labels.reshape(*lengths, *labels.shape[-2:]),
+            output.kind,
+            frames=stack,
+            axes=axes,
+            pixel_size=image.layout.pixel_size,
+            confidence=confidence,
+            source=source.file_name,
+        )
+    )
     return labels
 
 
@@ -626,21 +653,10 @@ def _certain(frames: Array, channels: int) -> Array:
     return frames[:, None] if channels == 1 and is_narrow(frames.shape) else frames
 
 
-def _objects(
-    segmenter: "Segmenter", source: ImageSource, frames: Array, output: Output, progress: "Progress | None"
-) -> NDArray[np.int32]:
-    """Return the instances of an image, after adding them to the table, if any."""
-    is_confident = output.table is not None and segmenter.spec.head != "labels"
-    found = segmenter.objects(
-        _certain(frames, segmenter.spec.channels),
-        min_area=output.min_area,
-        confidence=is_confident,
-        tta=output.tta,
-        progress=progress,
-    )
-    if found.count.ndim > 1:
-        found = replace(found, labels=found.labels[:, 0], count=found.count[:, 0])
-    if output.table is not None:
-        below = f"{source.name.rpartition('/')[0]}/{source.path.name}".lstrip("/")
-        output.table.add(below if source.series is None else source.name, frames, found)
-    return found.labels
+def stacked_axes_of(layout: Layout) -> tuple[str, tuple[int, ...]]:
+    """Return the axes of the labels of an image, such as ``"ZYX"``, and the length of each before the rows.
+
+    Axes of length 1 are left out.
+    """
+    kept = [(axis, length) for axis, length in layout.frames if length > 1]
+    return "".join(axis for axis, _ in kept) + "YX", tuple(length for _, length in kept)

@@ -36,7 +36,7 @@ NAMED = 4
 @contextmanager
 def opened(path: Path) -> Iterator[Images]:
     """Open a file of a microscope's program, by its suffix."""
-    signature, images_of = MICROSCOPES[path.suffix.lower()]
+    signature, images_of = READERS[path.suffix.lower()]
     with path.open("rb") as file:
         if file.read(len(signature)) != signature:
             raise UnidentifiedImageError
@@ -141,7 +141,8 @@ def _czi_scene(path: Path, file: "CziReader", scene: _Scene, about: _CziMetadata
     pixel_type = kinds.pop()
     kind, has_colours = CZI_PIXELS[pixel_type]
     rows = (scene.place.h, scene.place.w, *((3,) if has_colours else ()))
-    shape, axes = (*map(len, named.values()), *rows), "".join(named) + ("YXS" if has_colours else "YX")
+    frames = "".join(name if name in "TZC" else "N" for name in named)
+    shape, axes = (*map(len, named.values()), *rows), frames + ("YXS" if has_colours else "YX")
     names = tuple(about.channels.get(channel, "") for channel in named.get("C", [0]))
     layout = Layout(shape, axes, np.dtype(kind), about.pixel_size, names if all(names) else ())
 
@@ -264,7 +265,7 @@ def _number(text: str | None, factor: float = 1) -> float | None:
 
 
 # Suffix -> the bytes that its files begin with, and what opens them.
-MICROSCOPES: Mapping[str, tuple[bytes, Any]] = {
+READERS: Mapping[str, tuple[bytes, Any]] = {
     ".czi": (b"ZISRAWFILE", _czi),
     ".nd2": (b"\xda\xce\xbe\x0a", _nd2),
     ".lif": (b"\x70\0\0\0", _lif),

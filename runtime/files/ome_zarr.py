@@ -116,7 +116,7 @@ def _only_image(path: Path) -> str:
     """Return the path of the only image in a group that is no image; raises FrameError for none or several."""
     paths = image_paths(path)
     if len(paths) > 1:
-        raise FrameError(f"holds {len(paths)} images: give one, such as {path / paths[0]}")
+        raise FrameError(f"holds {len(paths)} images: give one, such as {path / paths[0]}, or pick one with --series")
     if paths and paths[0]:
         return paths[0]
     found = _members(path)

@@ -6,7 +6,7 @@ tifffile reads the planes, and whatever describes no fields.
 """
 
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from functools import partial
 from math import prod
 from pathlib import Path
@@ -20,6 +20,7 @@ from unetrt.runtime.errors import FrameError, one_line
 from unetrt.runtime.files.acquisitions import Page, PlaneGrid, few, fields_of
 from unetrt.runtime.files.atomic import require_regular
 from unetrt.runtime.files.embedded import SIZES, require_sizes
+from unetrt.runtime.files.pixel_size import PixelSize
 
 Array = NDArray[Any]
 
@@ -27,6 +28,8 @@ Array = NDArray[Any]
 MISSING = 64
 # Formats of whole slides, whose files hold one image besides overviews.
 SLIDES = {"svs", "ndpi", "scn", "qpi", "bif", "avs", "philips"}
+# Resolution in dots per inch up to which tags are those of screens and printers: 600 dpi are 42 µm.
+PRINTED = 600
 
 
 class TiffImage(NamedTuple):
@@ -44,6 +47,8 @@ class TiffImage(NamedTuple):
         The other files that hold planes of it.
     read
         Returns the pixels.
+    pixel_size, channels
+        As in `Layout`.
     """
 
     name: str
@@ -53,6 +58,8 @@ class TiffImage(NamedTuple):
     part: tuple[int, ...]
     files: tuple[Path, ...]
     read: Callable[[], Array]
+    pixel_size: PixelSize | None
+    channels: tuple[str, ...]
 
 
 def tiff_images(tiff: tifffile.TiffFile, path: Path, others: Collection[Path] = ()) -> list[TiffImage]:
@@ -98,7 +105,9 @@ def _field_image(tiff: tifffile.TiffFile, path: Path, field: PlaneGrid, others: 
         pixels: Array = _joined(tiff, path, field, key, present)
         return pixels
 
-    return TiffImage(field.name, shape, axes, key.dtype, key.chunks, tuple(files.values()), read)
+    size = field.pixel_size or _pixel_size(tiff)
+    channels = _if_all(field.channels, shape, axes)
+    return TiffImage(field.name, shape, axes, key.dtype, key.chunks, tuple(files.values()), read, size, channels)
 
 
 def _joined(tiff: tifffile.TiffFile, path: Path, field: PlaneGrid, key: Page, files: Mapping[str, Path]) -> Array:
@@ -153,11 +162,14 @@ def _plain(tiff: tifffile.TiffFile) -> list[TiffImage]:
     if found[0].kind in SLIDES:
         found = [max(found, key=lambda series: prod(series.keyframe.shape))]
     whole = [series for series in found if not (series.keyframe.is_reduced or series.keyframe.is_mask)]
+    size, names = _pixel_size(tiff), _channel_names(tiff)
     images = []
     for series in whole or found:
-        _require_segments(series.keyframe)
+        key, shape, axes = series.keyframe, series.shape, series.axes
+        _require_segments(key)
+        channels = _if_all(names, shape, axes)
         read = partial(_decoded, series)
-        images.append(TiffImage("", series.shape, series.axes, series.dtype, series.keyframe.chunks, (), read))
+        images.append(TiffImage("", shape, axes, series.dtype, key.chunks, (), read, size, channels))
     return images
 
 
@@ -182,3 +194,126 @@ def _squeezed(shape: Sequence[int], axes: str) -> tuple[tuple[int, ...], str]:
     """Return shape and axes without axes of length 1, as tifffile leaves them out; rows and columns stay."""
     kept = [(length, axis) for length, axis in zip(shape, axes, strict=True) if length != 1 or axis in "YX"]
     return tuple(length for length, _ in kept), "".join(axis for _, axis in kept)
+
+
+def _if_all(names: tuple[str, ...], shape: Sequence[int], axes: str) -> tuple[str, ...]:
+    """Return the names of channels, or none if the image has another number of channels."""
+    return names if len(names) == prod(length for length, axis in zip(shape, axes, strict=True) if axis in "CS") else ()
+
+
+def _channel_names(tiff: tifffile.TiffFile) -> tuple[str, ...]:
+    """Return the names of channels in ImageJ's and Zeiss's metadata."""
+    with suppress(Exception):  # metadata can hold anything
+        if tiff.is_imagej:
+            metadata = tiff.imagej_metadata or {}
+            labels = metadata["Labels"][: metadata["channels"]]
+            return tuple(map(str, labels)) if all(labels) and len(set(labels)) == len(labels) else ()
+        if tiff.is_lsm:
+            return tuple(map(str, (tiff.lsm_metadata or {})["ChannelColors"]["ColorNames"]))
+    return ()
+
+
+# Physical size of a pixel
+
+
+def _pixel_size(tiff: tifffile.TiffFile) -> PixelSize | None:
+    """Return the size of a pixel that the metadata of a program give, or else the resolution tags."""
+    for is_of, size_of in PIXEL_SIZES.items():
+        with suppress(Exception):  # metadata can hold anything
+            if (is_of == "" or getattr(tiff, f"is_{is_of}")) and (size := size_of(tiff)):
+                return size
+    return None
+
+
+def _lengths(metadata: Mapping[str, Any], *names: str) -> PixelSize | None:
+    """Return the size from the values of Y, X and, if it is there, Z, in metres."""
+    y, x, *z = (float(metadata.get(name) or 0) for name in names)
+    size = PixelSize.found(y, x, z[0] if z else None, "m")
+    return None if size is None else size.in_micrometres
+
+
+def _imagej(tiff: tifffile.TiffFile) -> PixelSize | None:
+    metadata = tiff.imagej_metadata or {}
+    unit = str(metadata["unit"])
+    if unit in ("inch", "cm"):
+        return _resolution(tiff)
+    y, x = (1 / _dots(tiff, name) for name in ("YResolution", "XResolution"))
+    return PixelSize.found(y, x, metadata.get("spacing"), unit)
+
+
+def _micromanager(tiff: tifffile.TiffFile) -> PixelSize | None:
+    summary = (tiff.micromanager_metadata or {}).get("Summary") or {}
+    plane = tiff.pages.first.tags.valueof(51123)
+    sizes = [plane.get("PixelSizeUm") if isinstance(plane, dict) else None]
+    sizes += [summary.get(name) for name in ("PixelSize_um", "PixelSizeUm")]
+    size = next((float(size) for size in sizes if size), None)
+    step = summary.get("z-step_um")
+    return PixelSize.found(size, size, abs(float(step)) if step else None)
+
+
+def _stk(tiff: tifffile.TiffFile) -> PixelSize | None:
+    metadata = tiff.stk_metadata or {}
+    distances = metadata.get("ZDistance", ())
+    z = float(abs(distances[0])) if len(distances) else None
+    unit = metadata["CalibrationUnits"]
+    unit = unit.decode() if isinstance(unit, bytes) else unit
+    return PixelSize.found(float(metadata["YCalibration"]), float(metadata["XCalibration"]), z, unit.strip(" \0"))
+
+
+def _metaseries(tiff: tifffile.TiffFile) -> PixelSize | None:
+    plane = (tiff.metaseries_metadata or {})["PlaneInfo"]
+    if not plane.get("spatial-calibration-state"):
+        return None
+    return PixelSize.found(
+        plane["spatial-calibration-y"], plane["spatial-calibration-x"], unit=plane["spatial-calibration-units"]
+    )
+
+
+def _fluoview(tiff: tifffile.TiffFile) -> PixelSize | None:
+    axes = {name: (float(size), unit) for name, _, _, size, unit in (tiff.fluoview_metadata or {})["Dimensions"]}
+    z, unit = axes.get("Z", (None, "")), axes["X"][1]
+    return PixelSize.found(axes["Y"][0], axes["X"][0], z[0] if z[1] == unit else None, unit)
+
+
+def _svs(tiff: tifffile.TiffFile) -> PixelSize | None:
+    size = float(tifffile.tifffile.svs_description_metadata(tiff.pages.first.description)["MPP"])
+    return PixelSize.found(size, size)
+
+
+def _sem(tiff: tifffile.TiffFile) -> PixelSize | None:
+    _, size, unit = (tiff.sem_metadata or {})["ap_image_pixel_size"]
+    return PixelSize.found(size, size, unit=unit)
+
+
+def _resolution(tiff: tifffile.TiffFile) -> PixelSize | None:
+    """Return the size from resolution tags in inches or centimetres, unless they are those of a screen or a printer."""
+    tags = tiff.pages.first.tags
+    inch = {1: None, 2: 25400.0, 3: 10000.0}[int(tags.valueof("ResolutionUnit", 2))]
+    if inch is None:
+        return None
+    y, x = (inch / _dots(tiff, name) for name in ("YResolution", "XResolution"))
+    if min(y, x) >= 25400 / (PRINTED + 0.5):
+        return None
+    return PixelSize.found(*(float(f"{size:.9g}") for size in (y, x)))
+
+
+def _dots(tiff: tifffile.TiffFile, name: str) -> float:
+    """Return the value of a resolution tag in pixels per unit."""
+    numerator, denominator = tiff.pages.first.tags[name].value
+    return float(numerator) / float(denominator)
+
+
+# Kind of metadata, in the order in which they are believed -> its pixel size; at last any TIFF.
+PIXEL_SIZES: Mapping[str, Callable[[tifffile.TiffFile], PixelSize | None]] = {
+    "micromanager": _micromanager,
+    "imagej": _imagej,
+    "lsm": lambda tiff: _lengths(tiff.lsm_metadata or {}, "VoxelSizeY", "VoxelSizeX", "VoxelSizeZ"),
+    "stk": _stk,
+    "metaseries": _metaseries,
+    "fluoview": _fluoview,
+    "svs": _svs,
+    "sis": lambda tiff: _lengths(tiff.sis_metadata or {}, "pixelsizey", "pixelsizex"),
+    "sem": _sem,
+    "fei": lambda tiff: _lengths((tiff.fei_metadata or {})["Scan"], "PixelHeight", "PixelWidth"),
+    "": _resolution,
+}

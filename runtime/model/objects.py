@@ -17,7 +17,7 @@ array([[1, 1, 1, 2, 2, 0]], dtype=int32)
 
 import colorsys
 from dataclasses import dataclass
-from math import exp, inf, isqrt
+from math import exp, inf, isqrt, prod
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -40,10 +40,14 @@ Confidence = NDArray[np.float32]
 BLOCK = 96
 # Distance in pixels up to which all rows are searched for every pixel.
 NEAR = 4
-# Share of the grey value inside an object; the rest is its colour.
+# Share of the grey value inside an object of an overlay; the rest is its colour.
 INSIDE = 0.75
 # Colours by object number. Consecutive numbers are often neighbours, so the golden ratio spreads their hues.
 COLOURS = np.array([colorsys.hsv_to_rgb(turn * 0.618 % 1, 0.85, 1.0) for turn in range(32)], np.float32)
+
+
+# Pixels of small planes that are decoded together: less time per plane than one call each.
+GROUP = 1 << 14
 
 
 def instances(classes: ArrayLike, decoding: Decoding | None = None, min_area: int = 0) -> Labels:
@@ -84,9 +88,30 @@ def instances(classes: ArrayLike, decoding: Decoding | None = None, min_area: in
     min_area = max(min(min_area, planes.size + 1), how.area)  # numpy compares with numbers of 64 bits
     decode = _from_cores if how.method == "cores" else _from_components
     found: Labels = np.empty(planes.shape, np.int32)
+    group = max(1, GROUP // max(1, prod(planes.shape[-2:])))
+    # Components that grow are measured with what they would grow over beyond their plane.
+    if group > 1 and found.size and (how.method == "cores" or not how.reach or min_area <= 1):
+        frames, labels = (array.reshape(-1, *planes.shape[-2:]) for array in (planes, found))
+        for begin in range(0, len(frames), group):
+            _decode_together(frames[begin : begin + group], how, min_area, labels[begin : begin + group])
+        return found
     for plane in np.ndindex(planes.shape[:-2]):
         decode(planes[plane], how, min_area, found[plane])
     return found
+
+
+def _decode_together(classes: Array, how: Decoding, min_area: int, objects: Labels) -> None:
+    """Write the objects of small planes (N, H, W): one below the other, too far apart for objects to meet."""
+    number, height, width = classes.shape
+    tall = np.zeros((number, height + max(how.reach, 1), width), classes.dtype)
+    tall[:, :height] = classes
+    numbered = np.empty((number * tall.shape[1], width), np.int32)
+    decode = _from_cores if how.method == "cores" else _from_components
+    decode(tall.reshape(-1, width), how, min_area, numbered)
+    objects[...] = numbered.reshape(tall.shape)[:, :height]
+    # Numbers ascend from plane to plane.
+    highest = np.maximum.accumulate(objects.max((1, 2)))
+    objects -= np.where(objects > 0, np.append(0, highest[:-1]).astype(np.int32)[:, None, None], 0)
 
 
 def require_min_area(min_area: object) -> None:
@@ -494,7 +519,13 @@ def _means(values: Array, numbers: Labels, count: int, empty: float) -> Counts:
     return bounded
 
 
-def overlay(frame: Array, labels: Array) -> NDArray[np.uint8]:
+def colour_of(label: int) -> list[int]:
+    """Return the colour in which a label is drawn: red, green and blue, 0 to 255."""
+    colour: list[int] = (255 * COLOURS[label % len(COLOURS)]).astype(np.uint8).tolist()
+    return colour
+
+
+def overlay(frame: Array, labels: Array, inside: float = INSIDE) -> NDArray[np.uint8]:
     """Draw objects over a frame: the frame in grey, objects tinted and outlined in colour.
 
     Parameters
@@ -503,6 +534,8 @@ def overlay(frame: Array, labels: Array) -> NDArray[np.uint8]:
         (H, W) or (C, H, W), any grey values; channels are averaged, and the 1st to 99.8th percentile stretched.
     labels
         (H, W), integers; 0 is not drawn.
+    inside
+        Share of the grey value inside an object; the rest is its colour.
 
     Returns
     -------
@@ -510,7 +543,7 @@ def overlay(frame: Array, labels: Array) -> NDArray[np.uint8]:
     """
     grey = stretched(frame.mean(axis=0) if frame.ndim == 3 else frame)
     colour = COLOURS[labels % len(COLOURS)]
-    share = np.where(labels > 0, np.float32(INSIDE), np.float32(1))
+    share = np.where(labels > 0, np.float32(inside), np.float32(1))
     share[outlines(labels)] = 0
     mixed = grey[..., None] * share[..., None] + colour * (1 - share[..., None])
     picture: NDArray[np.uint8] = (mixed * 255).astype(np.uint8)

@@ -18,6 +18,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from itertools import islice
+from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -27,7 +28,7 @@ from numpy.typing import NDArray
 from unetrt.runtime.closing import Closable
 from unetrt.runtime.cuda.arrays import DeviceArray
 from unetrt.runtime.errors import FrameError, OptionError, SessionClosedError, shown
-from unetrt.runtime.model.objects import confidence, instances, require_min_area
+from unetrt.runtime.model.objects import GROUP, confidence, instances, require_min_area
 from unetrt.runtime.model.onnx_file import resolved
 from unetrt.runtime.model.spec import ModelSpec
 from unetrt.runtime.pixels.frames import ArrayLike, array_of, labels_for, split_axes
@@ -36,7 +37,7 @@ from unetrt.runtime.pixels.scores import ONCE, SQUARE
 from unetrt.runtime.segment._host import HostCall, Scores, TileJob, Written, scores_jobs
 from unetrt.runtime.sessions import AUTO, Lane, Session, open_session
 from unetrt.runtime.sessions.retile import frame_size, model_for
-from unetrt.runtime.timings import Occupancy, Timings
+from unetrt.runtime.timings import Occupancy, Timings, named_range
 
 if TYPE_CHECKING:
     from unetrt.runtime.segment._device import DeviceCall, SideStream
@@ -93,6 +94,13 @@ class Objects:
     count: NDArray[np.intp]
     confidence: NDArray[np.float32] | None
     timings: Timings
+
+    @property
+    def confidence_of_frames(self) -> list[NDArray[np.float32]] | None:
+        """The confidence of the objects of each frame, (n,) each; None unless requested."""
+        if self.confidence is None:
+            return None
+        return np.split(self.confidence, np.cumsum(self.count.reshape(-1))[:-1])
 
 
 class Segmenter(Closable):
@@ -427,7 +435,8 @@ def _counter(total: int, progress: Progress | None) -> Callable[[int], None]:
 class PlaneDecoder(Closable):
     """Decodes the class maps of a stack, in order, on one thread, while the next frames are computed.
 
-    At most one plane waits while another is decoded, besides those whose tiles are still in flight. An exception of the
+    Small planes are gathered, up to `GROUP` pixels, and decoded together. At most one plane or group waits while
+    another is decoded, besides those whose tiles are still in flight. An exception of the
     decoding is raised by `paced` or `finish`. `close` ends the thread.
 
     Parameters
@@ -456,6 +465,8 @@ class PlaneDecoder(Closable):
         self.count: NDArray[np.intp] = np.zeros(classes.shape[:-2], np.intp)
         self._spec, self._classes, self._min_area, self._timings = spec, classes, min_area, timings
         self._confidence: list[NDArray[np.float32]] | None = [] if confident else None
+        self._group = max(1, GROUP // max(1, prod(classes.shape[-2:])))
+        self._gathered: list[tuple[tuple[int, ...], Scores | None]] = []
         self._pending: deque[Future[None]] = deque()
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="unetrt-decode")
 
@@ -466,7 +477,9 @@ class PlaneDecoder(Closable):
 
     def add(self, index: tuple[int, ...], scores: Scores | None) -> None:
         """Queue a plane, with its probabilities (classes, H, W) if the confidence is measured; never waits."""
-        self._pending.append(self._thread.submit(self._decode, index, scores))
+        self._gathered.append((index, scores))
+        if len(self._gathered) == self._group:
+            self._submit()
 
     def paced(self, jobs: Iterable[TileJob]) -> Iterator[TileJob]:
         """Yield the jobs; before those of another frame, wait until no plane waits."""
@@ -478,7 +491,9 @@ class PlaneDecoder(Closable):
             yield job
 
     def finish(self) -> None:
-        """Wait for all planes."""
+        """Decode the planes that are gathered, and wait for all."""
+        if self._gathered:
+            self._submit()
         self._wait(0)
         self._timings.decode = sum(frame.decode for frame in self._timings.frames)
 
@@ -490,13 +505,27 @@ class PlaneDecoder(Closable):
         while len(self._pending) > left:
             self._pending.popleft().result()
 
-    def _decode(self, index: tuple[int, ...], scores: Scores | None) -> None:
-        number = int(np.ravel_multi_index(index, self.count.shape)) if index else 0
-        with self._timings.frames[number].phase("decode"):
-            found = instances(self._classes[index], self._spec.decoding, self._min_area)
-            self.labels[index], self.count[index] = found, found.max(initial=0)
-            if self._confidence is not None and scores is not None:
-                self._confidence.append(confidence(found, scores, self._spec.decoding))
+    def _submit(self) -> None:
+        planes, self._gathered = self._gathered, []
+        self._pending.append(self._thread.submit(self._decode, planes))
+
+    def _decode(self, planes: list[tuple[tuple[int, ...], Scores | None]]) -> None:
+        """Decode planes that follow each other."""
+        begin = time.perf_counter()
+        first = int(np.ravel_multi_index(planes[0][0], self.count.shape)) if planes[0][0] else 0
+        which, size = slice(first, first + len(planes)), self._classes.shape[-2:]
+        with named_range("decode"):
+            # An axis between frames and rows: frames may be narrow.
+            classes = self._classes.reshape(-1, 1, *size)[which]
+            found = instances(classes, self._spec.decoding, self._min_area)[:, 0]
+            self.labels.reshape(-1, *size)[which] = found
+            self.count.reshape(-1)[which] = found.max((1, 2), initial=0)
+            for plane, (_, scores) in zip(found, planes, strict=True):
+                if self._confidence is not None and scores is not None:
+                    self._confidence.append(confidence(plane, scores, self._spec.decoding))
+        share = (time.perf_counter() - begin) / len(planes)
+        for frame in self._timings.frames[which]:
+            frame.add("decode", share)
 
 
 class TileLoop:

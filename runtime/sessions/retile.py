@@ -19,6 +19,7 @@ from collections.abc import Collection, Iterable, Sequence
 from contextlib import closing, suppress
 from dataclasses import replace
 from hashlib import sha256
+from math import prod
 from pathlib import Path
 from stat import S_ISREG
 from typing import Any
@@ -56,6 +57,8 @@ log = logging.getLogger("unetrt")
 KEEP = 4 * 2**30
 # Share of the arithmetic of the planned tile by which that of the file's own tile must exceed it.
 WORTH = 0.1
+# Pixels of the tiles in one pass, where tiles are small, and passes that are worth it.
+PASS, MANY = 1 << 14, 16
 # Seconds to wait for another process that verifies the same tile.
 VERIFICATION_WAIT = 600.0
 # Least side of the drawn frame, in pixels, where the tiles allow it: some objects are then in it.
@@ -146,9 +149,19 @@ def model_if_worth(model: Path, frames: Collection[FrameSize], backend: str = AU
     if own.macs <= (1 + WORTH) * best.macs:
         return model
     costly = own.macs - best.macs <= _macs_of_verification(spec, replace(spec, tile=best.tile), shape)
-    if costly and not _holds(_place(model, best.tile, spec.batch), retiled(model, best.tile, spec.batch)):
+    batch = _batch_of_small(spec, best.tile, frames)
+    if costly and not _holds(_place(model, best.tile, batch), retiled(model, best.tile, batch)):
         return model
-    return _cached(model, best.tile, spec.batch)
+    return _cached(model, best.tile, batch)
+
+
+def _batch_of_small(spec: ModelSpec, tile: FrameSize, frames: Collection[FrameSize]) -> int:
+    """Return the tiles in one pass on a CPU: more than the model file has, where tiles are small and frames many.
+
+    Each pass takes about 0.1 ms besides its arithmetic, to hand it to the engine and its threads.
+    """
+    batch = 1 << (max(1, PASS // prod(tile))).bit_length() - 1
+    return max(batch, spec.batch) if len(frames) >= MANY * batch else spec.batch
 
 
 def frame_size(frame: object) -> FrameSize:

@@ -3,6 +3,7 @@
 import csv
 import json
 from dataclasses import replace
+from functools import partial
 
 import click
 import numpy as np
@@ -11,10 +12,12 @@ import pytest
 import tifffile
 from PIL import Image
 
+from tests.benchmarks.sleepers import contender
 from tests.conftest import editable
 from tests.runtime import acquisitions
 from unetrt.__main__ import main
-from unetrt.benchmarks.contenders import CONTENDERS
+from unetrt.benchmarks.bench import Bench
+from unetrt.benchmarks.contenders import CONTENDERS, REFERENCE
 from unetrt.benchmarks.result import WAYS, load
 from unetrt.cli import Commands
 from unetrt.cli.demo import STEPS
@@ -207,9 +210,27 @@ def test_plan_names_the_best_tile(run, tiny_model, tiny_run):
         assert json.loads(run("plan", "100x100", "--model", model, "--json"))["best"]["passes"] >= 1
 
 
+def test_a_floor_that_nobody_reaches_fails_and_what_was_measured_is_kept(run, capsys, tmp_path, monkeypatch):
+    """With contenders that only sleep."""
+    usual = replace(contender("quick"), name=REFERENCE, title="the usual sleeper")
+    sleepers = partial(Bench, contenders=(usual, contender("sleeper")), sides=(64,), enough=0.3)
+    monkeypatch.setattr("unetrt.benchmarks.bench.Bench", sleepers)
+    json_path, chart = tmp_path / "a.json", tmp_path / "a.png"
+    case = ["bench", "--frame", "96x130", "--base", "1", "--depth", "1", "--rounds", "1", "--device", "cpu"]
+    written = ["--json", str(json_path), "--png", str(chart)]
+    assert main([*case, *written, "--floor", "sleeper=1000"]) == 1
+    said = capsys.readouterr()
+    assert "times as fast" in said.out
+    assert "the floor is 1000" in said.err
+    assert [one.name for one in load(json_path).contenders] == ["torch", "sleeper"]
+    assert chart.stat().st_size > 10_000
+    assert "too few rounds" in run("bench", "--compare", json_path, json_path)
+
+
+@pytest.mark.slow
 def test_bench_measures_checks_and_writes_what_it_is_asked_for(run, capsys, tmp_path, monkeypatch):
-    monkeypatch.setattr("unetrt.benchmarks.bench.ENOUGH", 0.3)
     """A real network, and a floor that nobody reaches: what was measured is kept all the same."""
+    monkeypatch.setattr("unetrt.benchmarks.bench.ENOUGH", 0.3)
     json_path, chart = tmp_path / "a.json", tmp_path / "a.png"
     case = ["bench", "--frame", "400x390", "--base", "2", "--rounds", "1", "--only", "onnxruntime", "--device", "cpu"]
     written = ["--json", str(json_path), "--png", str(chart)]

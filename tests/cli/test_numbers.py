@@ -100,6 +100,7 @@ def line(tiny_model, tiny_run, drawn_folder):
         "package": f"{tiny_model} triton -o new",
         "predict": f"{tiny_model} {images / '3.tif'} -o new --backend onnxruntime",
         "live": f"{tiny_model} --replay {images / '3.tif'} --fps 0 --backend onnxruntime",
+        "convert": f"{labels / '3.tif'} -o new",
         "eval": f"{labels} {labels}",
         "plan": "300",
         "bench": "none.safetensors",

@@ -18,6 +18,7 @@ import tifffile
 from PIL import Image
 
 from tests.conftest import small_spec, train
+from tests.runtime import acquisitions
 from tests.runtime.engines.machines import FACTS, SPEC
 from tests.runtime.model_files.mutations import ANYWHERE, change_digit, mutant, truncate
 from tests.runtime.model_files.small_models import branch, branching, weights
@@ -88,6 +89,10 @@ def _write_images(folder, frame):
     tifffile.imwrite(folder / "stack.ome.tif", np.stack([frame, frame]), metadata={"axes": "TYX"})
     tifffile.imwrite(folder / "imagej.tif", np.stack([frame, frame]), imagej=True)
     tifffile.imwrite(folder / "lzw.tif", frame.astype(np.float32), compression="lzw")
+    acquisitions.write_series(folder / "fields.ome.tif")
+    acquisitions.write_frames(folder / "set", 3)
+    planes = [(field, time, 0, 0) for field in range(2) for time in range(2)]
+    acquisitions.write_stack(folder / "a_MMStack.tif", planes, {"MicroManagerVersion": "2", "Frames": 2})
     grey = (frame // 16).astype(np.uint8)
     Image.fromarray(grey).save(folder / "grey.png")
     Image.fromarray(frame).save(folder / "deep.png")
@@ -226,13 +231,13 @@ def model_case(rng, originals, folder):
 
 IMAGES = ("plain.tif", "tiles.tif", "stack.ome.tif", "imagej.tif", "lzw.tif", "grey.png", "deep.png", "palette.png",
           "grey.jpg", "grey.bmp", "grey.gif", "plain.npy", "fortran.npy", "plain2.zarr", "plain3.zarr",
-          "image.ome.zarr", "plate.zarr")  # fmt: skip
+          "image.ome.zarr", "plate.zarr", "fields.ome.tif", "a_MMStack.tif", "set")  # fmt: skip
 
 
 def image_case(rng, originals, folder):
     original, other = rng.choice(IMAGES), rng.choice(IMAGES)
     name = original
-    if name.endswith(".zarr"):
+    if (originals / name).is_dir():
         shutil.copytree(originals / name, folder / name)
         file = rng.choice(sorted(path for path in (folder / name).rglob("*") if path.is_file()))
         if file.suffix == ".json" or file.name.startswith(".z"):
@@ -240,7 +245,7 @@ def image_case(rng, originals, folder):
         else:
             file.write_bytes(damaged(rng, file.read_bytes()))
     else:
-        splice = b"" if other.endswith(".zarr") else (originals / other).read_bytes()
+        splice = b"" if (originals / other).is_dir() else (originals / other).read_bytes()
         suffix = Path(other).suffix if rng.random() < 0.05 else ""
         name = name + suffix
         (folder / name).write_bytes(damaged(rng, (originals / name.removesuffix(suffix)).read_bytes(), splice))

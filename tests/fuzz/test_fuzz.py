@@ -8,7 +8,7 @@ from tests.fuzz.__main__ import TROUBLES, fuzz
 from tests.fuzz.inputs import CONTROLS, KINDS, case, write_originals
 
 # `make fuzz` runs 10,000.
-FEW = 120
+FEW = 100
 
 pytestmark = [
     pytest.mark.skipif(sys.platform != "linux", reason="memory of a process and its limits are read as on Linux"),

@@ -95,6 +95,20 @@ def test_a_folder_that_exists_stays(tmp_path):
     assert list(tmp_path.rglob("*")) == [tmp_path / "a"]
 
 
+def test_a_folder_that_holds_a_known_file_is_replaced_and_another_is_not(tmp_path):
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "known").touch()
+    with pytest.raises(OutputError, match="a exists"), whole_folder(tmp_path / "a", replace=["other"]):
+        pytest.fail("it was entered")
+    with pytest.raises(KeyError), whole_folder(tmp_path / "a", replace=["known"]):
+        raise KeyError
+    assert [path.name for path in (tmp_path / "a").iterdir()] == ["known"]
+    with whole_folder(tmp_path / "a", replace=["other", "known"]) as temporary:
+        (temporary / "new").touch()
+    assert [path.name for path in (tmp_path / "a").iterdir()] == ["new"]
+    assert [path.name for path in tmp_path.iterdir()] == ["a"]
+
+
 def test_a_folder_is_no_place_for_a_file(tmp_path):
     with (
         pytest.raises(OutputError, match="is a folder: name a file in it"),

@@ -12,6 +12,7 @@ from tests.trainer.test_dataset import LABELS, plate
 from unetrt.runtime.errors import FrameError
 from unetrt.runtime.files.folders import images_below
 from unetrt.runtime.files.images import Output, list_images, named_apart, predict_file, source_of
+from unetrt.runtime.files.outputs import opened_outputs
 
 
 def touch(root, *names):
@@ -56,10 +57,10 @@ def test_links_are_followed_once(tmp_path):
 
 def test_results_are_not_read_as_images(tmp_path):
     touch(tmp_path, "a.png", "a.csv", "overlays/a.png", "out/a.tif", "out/overlays/a.png", "out/deep/a.tif")
-    touch(tmp_path, "run/validation.png", "run/best.safetensors", "now/a.tif")
+    touch(tmp_path, "run/validation.png", "run/best.safetensors", "now/a.tif", "outlines/a.png", "table/objects.csv")
     assert names(tmp_path, results=tmp_path / "now") == ["a"]
     found = images_below(tmp_path, tmp_path / "now").left_out
-    assert found.folders == dict.fromkeys(("out/", "run/"), "results of an earlier run")
+    assert found.folders == dict.fromkeys(("outlines/", "out/", "run/", "table/"), "results of an earlier run")
     assert names(tmp_path / "out") == ["a", "deep/a"]
     assert names(tmp_path / "now", results=tmp_path / "now") == ["a"]
 
@@ -140,7 +141,10 @@ def test_results_lie_in_the_subfolder_of_the_image(tmp_path, tiny_model):
     (tmp_path / "in" / "sub").mkdir(parents=True)
     tifffile.imwrite(tmp_path / "in" / "sub" / "a.tif", np.zeros((40, 50), np.uint8))
     (source,) = list_images(tmp_path / "in")
-    with Segmenter(tiny_model, backend="onnxruntime") as segmenter:
-        predict_file(segmenter, source, Output(tmp_path / "out"))
-    assert (tmp_path / "out" / "sub" / "a.tif").exists()
-    assert (tmp_path / "out" / "overlays" / "sub" / "a.png").exists()
+    out = tmp_path / "out"
+    outputs = opened_outputs(out, ["labels", "outlines", "geojson"], channels=1, overlays=True)
+    with Segmenter(tiny_model, backend="onnxruntime") as segmenter, outputs as files:
+        predict_file(segmenter, source, Output(files))
+    written = sorted(path.relative_to(out).as_posix() for path in out.rglob("*.*"))
+    assert written == ["geojson/sub/a.geojson", "outlines/sub/a.png", "overlays/sub/a.png", "sub/a.tif"]
+    assert names(out) == ["sub/a"]

@@ -1,4 +1,5 @@
 import io
+from functools import partial
 
 import numpy as np
 import pytest
@@ -14,9 +15,9 @@ from unetrt.runtime.files.images import (
     require_distinct,
     source_of,
     stack_shape,
-    write_labels,
-    write_png,
 )
+from unetrt.runtime.files.outputs import places
+from unetrt.runtime.files.outputs.label_tiff import write_labels
 
 RNG = np.random.default_rng(0)
 
@@ -184,21 +185,6 @@ def test_grey_labels_saved_as_colours_are_read(tmp_path):
     np.testing.assert_array_equal(read_labels(tmp_path / "a.png"), labels)
 
 
-@pytest.mark.parametrize(("highest", "dtype"), [(0, "uint8"), (255, "uint8"), (256, "uint16"), (70000, "uint32")])
-def test_labels_are_written_in_the_smallest_dtype(tmp_path, highest, dtype):
-    labels = np.zeros((6, 5), np.int32)
-    labels[2, 3] = highest
-    write_labels(tmp_path / "deep" / "a.tif", labels)
-    assert tifffile.imread(tmp_path / "deep" / "a.tif").dtype == dtype
-    np.testing.assert_array_equal(read_labels(tmp_path / "deep" / "a.tif"), labels)
-
-
-def test_a_failed_write_leaves_nothing(tmp_path):
-    with pytest.raises(AttributeError):
-        write_png(tmp_path / "a.png", "no picture")
-    assert list(tmp_path.iterdir()) == []
-
-
 def test_files_that_would_collide_or_be_overwritten(tmp_path):
     with pytest.raises(OutputError, match=r"would both become a.tif"):
         require_distinct([source_of(tmp_path / name) for name in ("a.tif", "a.png")], tmp_path / "out")
@@ -206,8 +192,12 @@ def test_files_that_would_collide_or_be_overwritten(tmp_path):
         require_distinct([source_of(tmp_path / "a.tif")], tmp_path)
     overlays = [source_of(tmp_path / "overlays" / "a.png")]
     with pytest.raises(OutputError, match="would be overwritten"):
-        require_distinct(overlays, tmp_path)
-    require_distinct(overlays, tmp_path, overlays=False)
+        require_distinct(overlays, tmp_path, partial(places, ["labels"], overlays=True))
+    require_distinct(overlays, tmp_path)
+    with pytest.raises(OutputError, match="would be overwritten"):
+        require_distinct([source_of(tmp_path / "b.tif")], tmp_path, inputs=[source_of(tmp_path / "b.tif")])
+    with pytest.raises(OutputError, match="a.tif is an input and would be overwritten"):
+        require_distinct([source_of(tmp_path / "new" / "a.png")], tmp_path, inputs=[source_of(tmp_path / "a.tif")])
 
 
 def test_images_of_a_folder_are_sorted_and_others_left_out(tmp_path):

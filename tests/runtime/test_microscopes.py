@@ -13,7 +13,7 @@ import pytest
 
 from tests import requirements
 from unetrt.runtime.errors import FrameError
-from unetrt.runtime.files.formats import opened
+from unetrt.runtime.files.formats import Reading, opened
 from unetrt.runtime.files.images import ImageSource, list_images, read_image, read_stack, stack_shape
 from unetrt.runtime.files.pixel_size import PixelSize
 
@@ -154,6 +154,8 @@ def test_a_czi_has_scenes_axes_pixel_size_and_channel_names(tmp_path):
         assert found.layout.pixel_size == PixelSize(0.65, 0.65, 2)
         assert found.layout.channels == ("DAPI", "GFP")
         assert stack_shape(ImageSource(path, "a", scene)) == (6, 2, 20, 30)
+    assert [source.name for source in list_images(path)] == ["a_scene0", "a_scene1"]
+    assert (read_stack(path, Reading(series="scene1")) == found.pixels).all()
     with pytest.raises(FrameError, match=r"a.czi holds 2 images"):
         read_stack(path)
 
@@ -205,6 +207,7 @@ def test_an_nd2_has_positions_axes_pixel_size_and_channel_names(tmp_path):
     frames = np.random.default_rng(0).integers(0, 60000, (12, 8, 9, 2)).astype("<u2")
     path = nd2(tmp_path / "a.nd2", frames, [TIMES, POINTS, DEPTHS])
     assert names_of(path) == ["first", "second"]
+    assert [source.name for source in list_images(tmp_path)] == ["a_first", "a_second"]
     for position in range(2):
         found = read_image(ImageSource(path, "a", position))
         expected = frames.reshape(2, 2, 3, 8, 9, 2)[:, position].reshape(6, 8, 9, 2)

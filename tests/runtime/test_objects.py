@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from scipy import ndimage
 
 from unetrt.runtime.errors import FrameError, OptionError
+from unetrt.runtime.model import objects
 from unetrt.runtime.model.objects import (
     CALIBRATION,
     Calibration,
@@ -31,6 +32,41 @@ def test_components_are_numbered_without_gaps():
     found = instances(picture("11..2", "....2", "1....") > 0)
     np.testing.assert_array_equal(found, picture("11..2", "....2", "3...."))
     assert found.dtype == np.int32
+
+
+@given(
+    planes=st.integers(1, 9),
+    shape=st.tuples(st.integers(1, 9), st.integers(1, 9)),
+    how=st.sampled_from(
+        [Decoding(reach=reach, area=area) for reach in (0, 1, 3) for area in (0, 3)]
+        + [
+            Decoding("cores", reach=reach, bridge=bridge, smallest=3, area=area)
+            for reach in (0, 2, 21)
+            for bridge in (0, 1)
+            for area in (0, 5)
+        ]
+    ),
+    share=st.floats(0, 1),
+    seed=st.integers(0, 99),
+)
+def test_planes_of_a_stack_are_independent(planes, shape, how, share, seed):
+    """Small planes are decoded together."""
+    rng = np.random.default_rng(seed)
+    classes = (rng.integers(1, 3, (planes, *shape)) * (rng.random((planes, *shape)) < share)).astype(np.uint8)
+    found = instances(classes[:, None], how)[:, 0]  # they may be narrow
+    for plane, labels in zip(classes, found, strict=True):
+        np.testing.assert_array_equal(labels, instances(plane, how))
+
+
+def test_small_planes_take_one_call_together(monkeypatch):
+    calls, connected = [], objects.connected_components
+    monkeypatch.setattr(
+        objects, "connected_components", lambda *graph, **how: (calls.append(1), connected(*graph, **how))[1]
+    )
+    instances(np.ones((300, 8, 8), np.uint8))
+    assert len(calls) == 2
+    instances(np.ones((3, 200, 200), np.uint8))
+    assert len(calls) == 5
 
 
 def test_all_classes_but_the_background_are_foreground():

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from tests import requirements
-from unetrt.runtime.errors import FrameError
+from unetrt.runtime.errors import FrameError, OptionError
+from unetrt.runtime.files.formats import Reading
 from unetrt.runtime.files.images import (
     ImageSource,
     list_images,
@@ -151,6 +152,12 @@ def test_a_plate_is_its_fields(tmp_path, version):
         assert [source.path for source in found] == [path / field for field in ("A/1/0", "A/1/1", "B/2/0", "B/2/1")]
         assert [read_stack(source).mean() for source in found] == [10, 11, 12, 13]
         assert stack_shape(found[0]) == (1, 1, 8, 9)
+    assert [source.acquisition for source in found] == ["screen/A/1", "screen/A/1", "screen/B/2", "screen/B/2"]
+    for series in (2, "B/2/0"):
+        assert list_images(path, Reading(series=series)) == [found[2]]
+        assert read_stack(path, Reading(series=series)).mean() == 12
+    with pytest.raises(OptionError, match=r"'C/1' is no image of .*screen.ome.zarr, which holds 0 A/1/0, 1 A/1/1, 2 B"):
+        list_images(path, Reading(series="C/1"))
     assert [source.name for source in list_images(path / "B" / "2")] == ["screen/B/2/0", "screen/B/2/1"]
     assert list_images(path / "A/1/1") == [ImageSource(path / "A/1/1", "screen/A/1/1")]
     with pytest.raises(FrameError, match=r"screen.ome.zarr holds 4 images: give one, such as .*screen.ome.zarr/A/1/0"):

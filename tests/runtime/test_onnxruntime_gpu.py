@@ -34,10 +34,10 @@ def bench(monkeypatch, tmp_path):
 
 VARIANTS = [
     ("float32", 1, "logits"),
-    ("float32", 4, "labels"),
     ("uint8", 4, "logits"),
     ("uint16", 1, "labels"),
-    ("uint16", 4, "logits"),
+    pytest.param(("float32", 4, "labels"), marks=pytest.mark.slow),
+    pytest.param(("uint16", 4, "logits"), marks=pytest.mark.slow),
 ]
 
 

@@ -20,6 +20,7 @@ from unetrt.runtime.files.images import (
     read_labels,
     read_stack,
     stack_shape,
+    without_opacity,
 )
 
 RNG = np.random.default_rng(0)
@@ -104,7 +105,6 @@ SAVED_AS = {
     "grey with opacity": np.stack([GREY, OPAQUE], axis=-1),
     "RGB": GREY_COLOURS,
     "RGBA": np.dstack([GREY_COLOURS, OPAQUE]),
-    "RGBA, transparent": np.dstack([GREY_COLOURS, 0 * OPAQUE]),
 }
 
 
@@ -124,7 +124,7 @@ def test_grey_saved_as_colours_is_grey(tmp_path, kind, pixels):
     np.testing.assert_array_equal(read_labels(path), GREY)
 
 
-def test_a_model_of_colours_gets_them_without_constant_opacity(tmp_path):
+def test_a_model_of_colours_gets_them_without_full_opacity(tmp_path):
     path = saved(tmp_path / "a.png", np.dstack([COLOURS, OPAQUE]))
     np.testing.assert_array_equal(read_frames(path, 3), np.moveaxis(COLOURS, -1, 0))
     assert read_frames(path, 4).shape == (4, 20, 30)  # as a model of four channels was trained
@@ -133,8 +133,9 @@ def test_a_model_of_colours_gets_them_without_constant_opacity(tmp_path):
             read_frames(path, channels)
 
 
-def test_opacity_that_varies_is_kept(tmp_path):
-    path = saved(tmp_path / "a.png", np.dstack([COLOURS, GREY]))
+@pytest.mark.parametrize("opacity", [GREY, 0 * OPAQUE], ids=["varies", "none"])
+def test_opacity_that_is_not_full_is_kept(tmp_path, opacity):
+    path = saved(tmp_path / "a.png", np.dstack([COLOURS, opacity]))
     with pytest.raises(FrameError, match=r"a.png has 4 channels: this model takes 3"):
         read_frames(path, 3)
 
@@ -146,6 +147,22 @@ def test_channels_of_a_microscope_are_not_opacity(tmp_path):
     for channels in (1, 3):
         with pytest.raises(FrameError, match=f"a.tif has 4 channels: this model takes {channels}"):
             read_frames(tmp_path / "a.tif", channels)
+
+
+@pytest.mark.parametrize("channels", [2, 4])
+def test_an_empty_channel_is_not_opacity(tmp_path, channels):
+    pixels = np.dstack([*[GREY] * (channels - 1), 0 * GREY])
+    tifffile.imwrite(tmp_path / "a.tif", pixels, photometric="minisblack", planarconfig="contig")
+    np.save(tmp_path / "a.npy", pixels)
+    for name in ("a.tif", "a.npy"):
+        assert without_opacity(read_image(tmp_path / name)).shape == (1, channels, 20, 30)
+        with pytest.raises(FrameError, match=f"has {channels} channels: this model takes 1"):
+            read_frames(tmp_path / name, 1)
+
+
+def test_channels_that_are_picked_are_not_opacity(tmp_path):
+    path = saved(tmp_path / "a.png", np.dstack([GREY, OPAQUE, GREY]))
+    assert without_opacity(read_image(path, Reading(channel=(0, 1)))).shape == (1, 2, 20, 30)
 
 
 def chunk(kind, data):

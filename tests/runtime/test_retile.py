@@ -326,6 +326,21 @@ def test_a_tile_is_changed_only_where_that_saves_time(large_model, tiny_checkpoi
     assert model_if_worth(large_model, 99 * [(30, 30)], "tensorrt") == large_model
 
 
+def test_many_small_frames_share_a_pass(tiny_model):
+    own, best = read_spec(tiny_model), planned(tiny_model, (8, 8))
+    few, many = model_for(tiny_model, [(8, 8)]), model_if_worth(tiny_model, 20000 * [(8, 8)])
+    batch = read_spec(many).batch
+    assert [read_spec(path).tile for path in (few, many)] == [best, best]
+    assert (read_spec(few).batch, batch) == (own.batch, 1 << (2**14 // (best[0] * best[1])).bit_length() - 1)
+    assert batch > own.batch
+    frames = np.random.default_rng(0).integers(0, 4000, (50, 8, 8)).astype(np.uint16)
+    labels = []
+    for path in (tiny_model, many):
+        with Segmenter(path) as segmenter:
+            labels.append(segmenter.segment(frames).labels)
+    np.testing.assert_array_equal(*labels)
+
+
 def test_neither_torch_nor_onnx_is_needed(large_model, tmp_path):
     out = run(
         BLOCK

@@ -116,7 +116,8 @@ def test_what_is_refused_is_refused_before_anything_is_computed():
 
 
 def decoding_through(monkeypatch, before):
-    """Call `before` with the number of each plane, from 1, before it is decoded."""
+    """Call `before` with the number of each plane, from 1, before it is decoded: each alone, as if it were large."""
+    monkeypatch.setattr(module, "GROUP", 1)
     planes = []
 
     def watched(*arguments):
@@ -158,6 +159,29 @@ def test_computing_does_not_run_ahead_of_decoding(monkeypatch):
     with ClassSession() as session, Segmenter(session, lanes=1) as segmenter:
         segmenter.objects(class_maps(12))
     assert max(ahead) <= 3  # one waits, one is in flight, one is stitched
+
+
+@pytest.mark.parametrize("frames", [1, 3, 300])
+def test_small_planes_are_decoded_together(monkeypatch, frames):
+    maps = class_maps(frames, (12, 10))
+    with ClassSession() as session, Segmenter(session) as segmenter:
+        together = segmenter.objects(maps, confidence=True)
+        classes, sizes = segmenter.segment(maps).labels, []
+
+        def counted(planes, *how):
+            sizes.append(len(planes))
+            return instances(planes, *how)
+
+        monkeypatch.setattr(module, "instances", counted)
+        segmenter.objects(maps)
+        assert sizes == [frames] if frames < 100 else sizes == [136, 136, 28]
+        monkeypatch.setattr(module, "GROUP", 1)
+        alone = segmenter.objects(maps, confidence=True)
+    for plane, labels in zip(classes, together.labels, strict=True):
+        np.testing.assert_array_equal(labels, instances(plane, CORES))
+    np.testing.assert_array_equal(together.count, alone.count)
+    np.testing.assert_array_equal(together.confidence, alone.confidence)
+    assert all(frame.decode > 0 for frame in together.timings.frames)
 
 
 @pytest.mark.parametrize("failing", [1, 3, 6])

@@ -7,8 +7,8 @@ import pytest
 import tifffile
 from PIL import Image
 
+from unetrt.runtime import write_labels
 from unetrt.runtime.errors import DatasetError
-from unetrt.runtime.files.images import write_labels
 from unetrt.trainer.dataset import read_dataset
 from unetrt.trainer.evaluation import LabelFormat, compare_files
 

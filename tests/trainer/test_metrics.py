@@ -181,6 +181,13 @@ def test_any_integers_are_classes(dtype):
     assert evaluate_classes(labels, labels, 3).pixels.iou == 1
 
 
+@pytest.mark.parametrize("seed", range(20))
+def test_numbers_far_apart_are_counted_as_near_ones(seed):
+    predicted, truth = disagreeing(seed)
+    far = [labels.astype(np.int64) * 10**9 for labels in (predicted, truth)]
+    assert count_objects(predicted, truth) == count_objects(*far)
+
+
 def test_large_label_values_are_no_matter():
     truth = np.array([[0, 5, 5, 4_000_000_000]])
     assert count_objects(truth, truth).seg == 1

@@ -14,7 +14,7 @@ from unetrt.__main__ import main
 from unetrt.export.exporter import Options, spec_for
 from unetrt.export.graph import build_graph
 from unetrt.runtime.errors import ModelFileError, OptionError, TrainingStoppedError
-from unetrt.runtime.files.images import write_labels
+from unetrt.runtime.files.outputs.label_tiff import write_labels
 from unetrt.runtime.model.retiled import retiled
 from unetrt.runtime.model.spec import KEY
 from unetrt.trainer.checkpoint import LAST, load

@@ -163,7 +163,8 @@ def wait_for(path, process, seconds=120):
         time.sleep(0.01)
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])  # SIGHUP has the same handler
+# SIGHUP has the same handler as SIGTERM.
+@pytest.mark.parametrize("number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])
 def test_a_signal_saves_and_resume_goes_on(drawn_folder, tmp_path, capsys, number):
     folder = tmp_path / "run"
     process = child(drawn_folder, "--steps", 100_000, "-o", folder, *SMALL)

@@ -36,6 +36,7 @@ from unetrt.runtime.errors import (
     one_line,
     printable,
 )
+from unetrt.runtime.files.outputs import KINDS
 
 if TYPE_CHECKING:
     from unetrt.runtime.segment.segmenter import Segmenter
@@ -260,6 +261,16 @@ series_option = click.option(
 )
 
 
+saved_option = click.option(
+    "--save",
+    "saved",
+    type=click.Choice(list(KINDS)),
+    multiple=True,
+    help=f"Files to write; repeatable: {', '.join(f'{name} ({kind.what})' for name, kind in KINDS.items())}. "
+    "[default: labels]",
+)
+
+
 def reading_options(command: Command) -> Callable[..., Any]:
     """Add the options of how image files are read to a command, which gets them as `reading`, a `Reading`."""
 
@@ -342,6 +353,7 @@ COMMANDS = {
     "package": "Package a model for bioimage.io or NVIDIA Triton.",
     "models": "List the models that come with unetrt.",
     "predict": "Segment images with a model.",
+    "convert": "Write labels for other programs: ImageJ, QuPath, napari, spreadsheets.",
     "live": "Segment the frames of a camera, or of image files, as they arrive.",
     "eval": "Score predicted labels against true labels.",
     "plan": "Show which tile segments frames of a given size fastest.",
@@ -359,12 +371,15 @@ EXTRAS = {
     "onnxruntime": "cpu",
     "onnxscript": "export",
     "openvino": "cpu",
+    "pyarrow": "parquet",
     "pymmcore_plus": "acquire",
+    "roifile": "rois",
     "safetensors": "train",
     "starlette": "view",
     "tensorboard": "tensorboard",
     "torch": "train",
     "uvicorn": "view",
+    "zarr": "zarr",
 }
 
 

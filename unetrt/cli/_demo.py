@@ -22,7 +22,10 @@ from unetrt.cli.train import run_with_bar
 from unetrt.export.exporter import Options, export, planned_tile
 from unetrt.runtime.errors import GateError, OutputError, ParityError
 from unetrt.runtime.files.atomic import whole_file, writable_folder
-from unetrt.runtime.files.images import Output, list_images, predict_file, read_labels, write_labels, write_png
+from unetrt.runtime.files.images import Output, list_images, predict_file, read_labels
+from unetrt.runtime.files.outputs import Outputs
+from unetrt.runtime.files.outputs.label_tiff import write_labels
+from unetrt.runtime.files.outputs.pictures import write_png
 from unetrt.runtime.machine import processor
 from unetrt.runtime.model.objects import overlay
 from unetrt.runtime.model.onnx_file import bundled_path
@@ -135,7 +138,7 @@ class Demo:
         tallies = {}
         with Segmenter(MODEL) as segmenter:
             for source in list_images(examples / "images"):
-                labels = predict_file(segmenter, source, Output(folder))
+                labels = predict_file(segmenter, source, Output(Outputs(folder)))
                 tallies[source.name] = evaluate_instances(
                     labels, read_labels(examples / "labels" / source.path.name), warping=False
                 )

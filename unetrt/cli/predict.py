@@ -4,14 +4,15 @@ import logging
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
+from functools import partial
 from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypedDict, Unpack
 
 import click
 
-from unetrt.cli import MODEL, EngineOptions, echo, engine_options, kind_option, reading_options, whole
-from unetrt.runtime.errors import FrameError, OptionError, UnetrtError, printable
+from unetrt.cli import MODEL, EngineOptions, echo, engine_options, kind_option, reading_options, saved_option, whole
+from unetrt.runtime.errors import FrameError, UnetrtError, printable
 from unetrt.runtime.files.atomic import require_writable
 
 if TYPE_CHECKING:
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
 
     from unetrt.runtime.files.formats import Reading
     from unetrt.runtime.files.images import ImageSource
-    from unetrt.runtime.files.object_table import ObjectTable
+    from unetrt.runtime.files.outputs import Outputs
     from unetrt.runtime.model.spec import Annotation, ModelSpec
 
 log = logging.getLogger("unetrt")
@@ -35,6 +36,9 @@ class Written(TypedDict):
     min_area: int
     tta: bool
     overlays: bool
+    saved: tuple[str, ...]
+    table: bool
+    montage: bool
 
 
 @click.command("predict")
@@ -61,7 +65,9 @@ class Written(TypedDict):
     show_default=True,
     help="The tile planned for the images, or the model file's; auto: the faster one, but the file's on a GPU.",
 )
-@click.option("--table", is_flag=True, help="Write objects.csv: a row for each instance, with its confidence.")
+@saved_option
+@click.option("--table", is_flag=True, help="The same as --save table, besides the other files.")
+@click.option("--montage", is_flag=True, help="Write overlays/montage.png: all overlays, with the number of objects.")
 @click.option("--overlays/--no-overlays", default=True, show_default=True, help="Write overlays/NAME.png.")
 @reading_options
 @engine_options
@@ -70,7 +76,6 @@ def command(
     images: tuple[Path, ...],
     out: Path,
     choice: str,
-    table: bool,
     reading: "Reading",
     engine: EngineOptions,
     **written: Unpack[Written],
@@ -83,29 +88,33 @@ def command(
     On a CPU the tile is planned for the sizes of the images, if that saves time. The first time, a drawn frame verifies
     that the result with this tile is the same.
 
-    Writes DIR/NAME.tif (labels) and DIR/overlays/NAME.png for each image. Images in subfolders are read too, and their
-    results are in subfolders of the same names; folders of results, and of annotations beside images, are left out.
-    Stacks are segmented frame by frame. Images that cannot be segmented are skipped and listed at the end.
+    Writes DIR/NAME.tif (labels) and DIR/overlays/NAME.png for each image; --save chooses other files, whose labels have
+    the axes and the pixel size of the image. Images in subfolders are read too, and their results are in subfolders of
+    the same names; folders of results, and of annotations beside images, are left out. Stacks are segmented frame by
+    frame. Images that cannot be segmented are skipped and listed at the end.
 
-    With --table, DIR/objects.csv lists area, centroid, bounding box and mean intensity of each instance, and its
+    With --table, DIR/objects.csv lists area, centroid, bounding box, intensities and shape of each instance, and its
     confidence from 0 to 1 unless the model's head is labels.
     """
     from unetrt.runtime.files.images import Output, list_images, named_apart, predict_file, require_distinct
+    from unetrt.runtime.files.outputs import places, require_instances, require_kinds
 
-    tta, overlays = written["tta"], written["overlays"]
+    tta = written["tta"]
     engine.require_backend()
+    kinds = require_kinds([*(written["saved"] or ["labels"]), *["table"] * written["table"]])
     sources = named_apart([file for place in images for file in list_images(place, reading, results=out)])
     require_writable(out)
-    require_distinct(sources, out, overlays=overlays)
+    require_distinct(sources, out, partial(places, kinds, overlays=written["overlays"], sheet=written["montage"]))
     failures: list[FrameError] = []
     sizes = [] if choice == "model" else _frame_sizes(sources, tta, reading)
     model = _with_tile(choice, model, sizes, engine)
     with ExitStack() as opened:
         segmenter = opened.enter_context(engine.segmenter(model))
         kind = written["kind"] or segmenter.spec.annotation
-        rows = opened.enter_context(_table(out, kind, segmenter.spec)) if table else None
+        require_instances(kinds, kind)
+        files = opened.enter_context(_files(out, kinds, segmenter.spec, written, len(sources)))
         progress_of = opened.enter_context(_bar(len(sources)))
-        output = Output(out, kind, written["min_area"], overlays, tta, rows)
+        output = Output(files, kind, written["min_area"], tta)
         begin, pixels, objects = time.perf_counter(), 0, 0
         for source in sources:
             try:
@@ -121,7 +130,7 @@ def command(
         found = f", {objects} objects" if output.kind == "instances" else ""
         speed = f"{seconds:.1f} s, {pixels / seconds / 1e6:.1f} Mpixel/s"
         echo(f"{segmented} images{found} -> {out} ({speed}, {name})")
-    _report(failures, len(sources))
+    report_failures(failures, len(sources), "segmented")
 
 
 def _with_tile(choice: str, model: Path, frames: list[tuple[int, int]], engine: EngineOptions) -> Path:
@@ -165,24 +174,41 @@ def _frame_sizes(sources: "list[ImageSource]", tta: bool, reading: "Reading") ->
     return sizes
 
 
-def _table(out: Path, kind: "Annotation", spec: "ModelSpec") -> "AbstractContextManager[ObjectTable]":
-    """Return the table of objects, to be opened; raises OptionError where there are class maps instead."""
-    from unetrt.runtime.files.object_table import object_table
+def _files(
+    out: Path, kinds: list[str], spec: "ModelSpec", written: Written, images: int
+) -> "AbstractContextManager[Outputs]":
+    """Return what writes the files of the run, to be opened."""
+    from unetrt.runtime.files.outputs import opened_outputs
 
-    if kind != "instances":
-        raise OptionError("--table lists instances, and class maps have none: add --as instances, or leave out --table")
-    return object_table(out / "objects.csv", spec.channels, spec.head != "labels")
+    return opened_outputs(
+        out,
+        kinds,
+        channels=spec.channels,
+        confident=spec.head != "labels",
+        overlays=written["overlays"],
+        sheet=images if written["montage"] else 0,
+    )
 
 
-def _report(failures: list[FrameError], images: int) -> None:
-    """Raise the error of a single image; of several, list each on a line and raise their number."""
+def report_failures(failures: list[FrameError], images: int, done: str) -> None:
+    """Raise the error of a single image; of several, list each on a line and raise their number.
+
+    Parameters
+    ----------
+    failures
+        The errors.
+    images
+        Number of all images.
+    done
+        What could not be done with some of them, such as ``"segmented"``.
+    """
     if len(failures) == images == 1:
         raise failures[0]
     for failure in failures:
         echo(f"skipped: {failure}", err=True)
     if failures:
         rest = ", the others are done" if len(failures) < images else ""
-        raise FrameError(f"{len(failures)} of {images} images could not be segmented{rest}")
+        raise FrameError(f"{len(failures)} of {images} images could not be {done}{rest}")
 
 
 def _objects(labels: "NDArray[Any]") -> int:

@@ -17,7 +17,16 @@ from unetrt.runtime.acquisition import LabelWriter
 from unetrt.runtime.errors import FrameError, OptionError, OutputError
 from unetrt.runtime.files.atomic import require_writable
 from unetrt.runtime.files.formats import AS_STORED, SUFFIXES, Reading
-from unetrt.runtime.files.images import ImageSource, read_stack, require_distinct, stack_shape, stem_of, write_labels
+from unetrt.runtime.files.images import (
+    ImageSource,
+    layout_of,
+    read_stack,
+    require_distinct,
+    stack_shape,
+    stacked_axes_of,
+    stem_of,
+)
+from unetrt.runtime.files.outputs.label_tiff import write_labels
 from unetrt.runtime.live.results import LiveResult, LiveSequence, ResultOutput
 
 if TYPE_CHECKING:
@@ -34,6 +43,8 @@ class LabelFiles:
     ----------
     folder
         Folder of the files; created with the first.
+    reading
+        How the replayed files are read.
 
     Attributes
     ----------
@@ -43,10 +54,10 @@ class LabelFiles:
         A line for each stack with empty frames: its name and their number.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, reading: Reading = AS_STORED) -> None:
         self.written = 0
         self.partial: list[str] = []
-        self._folder = folder
+        self._folder, self._reading = folder, reading
         self._source: ImageSource | None = None  # of the current file
         self._planes: dict[int, NDArray[Any]] = {}
         self._frames = 0
@@ -77,7 +88,11 @@ class LabelFiles:
         if self._frames > 1:
             empty = np.zeros_like(labels)
             labels = np.stack([planes.get(frame, empty) for frame in range(self._frames)])
-        write_labels(self._folder / f"{source.name}.tif", labels)
+        layout = layout_of(source, self._reading)
+        axes, lengths = ("TYX"[-labels.ndim :], labels.shape[:-2]) if layout is None else stacked_axes_of(layout)
+        pixel_size = None if layout is None else layout.pixel_size
+        labels = labels.reshape(*lengths, *labels.shape[-2:])
+        write_labels(self._folder / f"{source.name}.tif", labels, axes=axes, pixel_size=pixel_size)
         self.written += 1
         if missing := self._frames - len(planes):
             self.partial.append(f"{source.path.name}: {missing} of {self._frames} frames are empty")
@@ -131,8 +146,8 @@ def output_for(
     if loop:
         raise OptionError("with --loop each label file would be written again and again: leave out --loop or --save")
     require_writable(place)
-    require_distinct(list(files), place, overlays=False)
-    return LabelFiles(place)
+    require_distinct(list(files), place)
+    return LabelFiles(place, reading)
 
 
 def size_of(file: ImageSource, reading: Reading = AS_STORED) -> tuple[int, int]:

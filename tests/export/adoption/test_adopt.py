@@ -9,7 +9,8 @@ import torch
 from torch import nn
 
 from tests.export.adoption.foreign_nets import CASES, Case, save
-from unetrt.export.adoption import Choices, adopt
+from unetrt.export.adoption import Choices, _foreign, adopt
+from unetrt.export.adoption._foreign import read_foreign
 from unetrt.runtime.errors import OptionError, TileError
 from unetrt.runtime.model.integrity import is_intact
 from unetrt.runtime.model.onnx_file import read_spec
@@ -87,6 +88,15 @@ def test_stitched_tiles_are_one_pass_over_the_whole_frame(files, tmp_path, name,
         inside = (slice(None), *(slice(case.radius, -case.radius),) * 2)
         np.testing.assert_allclose(stitched[inside], bare[inside], rtol=0, atol=1e-5)
         assert np.abs(stitched - bare).max() > 1e-3  # zeros beyond the frame are no mirror
+
+
+def test_the_graph_for_a_size_is_made_once_and_given_as_a_copy(files, monkeypatch):
+    foreign = read_foreign(files["fcn"])
+    first = foreign.at((64, 80))
+    made = first.SerializeToString()
+    del first.graph.node[:]
+    monkeypatch.setattr(_foreign, "_folded", None)
+    assert foreign.at((64, 80)).SerializeToString() == made
 
 
 @pytest.mark.parametrize("name", CASES)
