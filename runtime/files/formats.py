@@ -115,7 +115,7 @@ class Reading:
         if self.axes is not None:
             require_axes(self.axes)
         for one in self.channel:
-            if isinstance(one, bool) or one == "" or not (isinstance(one, str) or (isinstance(one, int) and one >= 0)):
+            if not (one >= 0 if type(one) is int else isinstance(one, str) and one):
                 raise OptionError(f"channel {one!r:.60} is none: use its index, from 0, or its name")
         most = self.max_image_memory
         if most is not None and not (isinstance(most, int) and most > 0):

@@ -106,7 +106,7 @@ def _channels(partners: "dict[str, ImageSource]", reading: "Reading") -> int:
 
     for partner in partners.values():
         with suppress(FrameError):  # reported later
-            return fitting(read_image(partner, reading), 1).shape[1]
+            return int(fitting(read_image(partner, reading), 1).shape[1])
     return 0
 
 
