@@ -1,17 +1,15 @@
-"""Annotated images: how they lie in a folder, reading them, and splitting them into training and validation.
+"""Annotated images: reading those of a folder, and splitting them into training and validation.
 
-Two folder layouts are read: `images/` beside `labels/`, paired by name without suffix, and the Cell Tracking
-Challenge's, `01/t000.tif` with `01_GT/SEG/man_seg000.tif`. A stack becomes one image for each frame.
+`unetrt.trainer.layouts` finds the files of each image. A stack becomes one image for each frame.
 
 >>> train, validation = read_dataset("cells").split(0.2, seed=0)
 """
 
 import difflib
-import glob
 import hashlib
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -26,24 +24,19 @@ from unetrt.runtime.files.formats import AS_STORED, SUFFIXES, Reading
 from unetrt.runtime.files.images import (
     ImageSource,
     is_grey,
-    list_images,
     read_image,
     read_label_stack,
-    source_of,
     stem_of,
     without_opacity,
 )
 from unetrt.runtime.geometry.unet_shape import MAX_CLASSES
 from unetrt.runtime.pixels.frames import as_frame
 from unetrt.trainer.label_values import UNSTATED, LabelDoubts, LabelRule, components, require_background, require_ids
+from unetrt.trainer.layouts import AnnotatedFiles, annotation_of, find_files, read_annotation
 
 Array = NDArray[Any]
 Mask = NDArray[np.bool_]
 
-IMAGES, LABELS, IGNORE = "images", "labels", "ignore"
-# `01_GT/SEG/man_seg000.tif` belongs to `01/t000.tif`; `man_seg_000_012.tif` is plane 12 of its stack
-# (https://celltrackingchallenge.net, "Naming and file content conventions").
-CHALLENGE_LABELS = re.compile(r"man_seg_?(\d+)(?:_(\d+))?")
 # The label of unannotated pixels in class maps, as in Pascal VOC.
 UNANNOTATED = 255
 # Number of frames in `Dataset.some_frames`, and the largest side of each, in pixels.
@@ -117,7 +110,7 @@ class Dataset:
     instances
         Whether labels are instances; otherwise they are class indices.
     notes
-        Sentences about how the values of labels were taken.
+        Sentences about how the labels were taken.
     """
 
     images: tuple[AnnotatedImage, ...]
@@ -362,13 +355,13 @@ def read_dataset(
     reading: Reading = AS_STORED,
     rule: LabelRule = UNSTATED,
 ) -> Dataset:
-    """Read every annotated image of a folder, in one of the two layouts.
+    """Read every annotated image of a folder.
 
     Parameters
     ----------
     folder
         With `images/` and `labels/` in it, and optionally `ignore/`: masks that are not 0 where nothing is annotated.
-        Or a Cell Tracking Challenge data set.
+        Or another layout of `unetrt.trainer.layouts`.
     classes
         Number of classes, the background included; labels are class indices below it. None: labels are objects.
     ignore
@@ -391,9 +384,12 @@ def read_dataset(
     require_classes(classes, "trained")
     rule.require_objects(classes)
     ignore = ignored_label(classes, ignore)
-    images = tuple(
-        image for files in _find_files(Path(folder), reading) for image in _read(files, classes, ignore, reading, rule)
-    )
+    found, notes = find_files(Path(folder), reading)
+    overlaps: Counter[str] = Counter()
+    images = tuple(image for files in found for image in _read(files, classes, ignore, reading, rule, overlaps))
+    if overlaps := +overlaps:
+        where = f"{len(overlaps)} images, such as {next(iter(overlaps))}"
+        notes.append(f"{overlaps.total()} pixels of {where}, lie in several masks: they belong to the smallest object")
     if not images:
         raise DatasetError(
             f"{folder}: no pixel is annotated, all of them are ignored: check the masks in ignore/ and --ignore-label"
@@ -410,19 +406,21 @@ def read_dataset(
         )
     _require_objects(images, f"{folder}:")
     if classes is not None:
-        return Dataset(images, class_names(classes), instances=False)
-    images, notes = _as_objects(images, rule)
-    return Dataset(images, class_names(None), instances=True, notes=tuple(notes))
+        return Dataset(images, class_names(classes), instances=False, notes=tuple(notes))
+    guessed = rule == UNSTATED and all(isinstance(files.labels, ImageSource) for files in found)
+    images, doubts = _as_objects(images, rule, guessed)
+    return Dataset(images, class_names(None), instances=True, notes=(*notes, *doubts))
 
 
-def _as_objects(images: tuple[AnnotatedImage, ...], rule: LabelRule) -> tuple[tuple[AnnotatedImage, ...], list[str]]:
+def _as_objects(
+    images: tuple[AnnotatedImage, ...], rule: LabelRule, guessed: bool
+) -> tuple[tuple[AnnotatedImage, ...], list[str]]:
     """Return images whose labels are objects, for ids; and sentences about what may be a mistake.
 
-    If no image holds more than one id, and the rule does not say what labels are, they are masks.
+    If no image holds more than one id, and labels may be `guessed`, they are masks.
     """
     notes = []
-    guessed = rule == UNSTATED and all(image.labels.max() <= 1 for image in images)
-    if guessed:
+    if guessed and all(image.labels.max() <= 1 for image in images):
         images = tuple(replace(image, labels=components(image.labels)) for image in images)
         found = sum(int(image.labels.max()) for image in images)
         if any(image.labels.max() > 1 for image in images):
@@ -479,135 +477,21 @@ def ignored_label(classes: int | None, label: int | None) -> int | None:
     return UNANNOTATED if classes is not None and classes <= UNANNOTATED else None
 
 
-def images_by_name(path: Path, reading: Reading = AS_STORED) -> dict[str, ImageSource]:
-    """Return the images of a folder, or of a single file, by name; `reading` as in `list_images`.
-
-    Raises
-    ------
-    DatasetError
-        There is no image, or two differ in the suffix alone.
-    """
-    try:
-        sources = list_images(path, reading)
-    except FrameError as error:
-        raise DatasetError(str(error)) from error
-    named = {source.name: source for source in sources}
-    if len(named) < len(sources):
-        twice = next(source for source in sources if named[source.name] != source)
-        first = named[twice.name]
-        raise DatasetError(f"{path} holds {twice.path.name} and {first.path.name}: names must differ in the stem")
-    return named
-
-
-@dataclass(frozen=True)
-class _ImageFiles:
-    """The files of an image.
-
-    Attributes
-    ----------
-    name
-        Unique in the dataset.
-    image, labels
-        Files with the same frames.
-    source
-        The sequence of the image, or its own name.
-    ignored
-        Mask file, not 0 where nothing is annotated, or None.
-    plane
-        Index of the one frame of `image` that `labels` annotates; None: all frames.
-    """
-
-    name: str
-    image: ImageSource
-    labels: ImageSource
-    source: str
-    ignored: ImageSource | None = None
-    plane: int | None = None
-
-
-def _find_files(folder: Path, reading: Reading) -> list[_ImageFiles]:
-    """Return the files of each image of a folder in either layout, sorted by name.
-
-    Of files with several images, the one that `reading` picks is taken, and the labels of the others are left out.
-    """
-    if not folder.is_dir():
-        state = "is a file" if folder.exists() else "does not exist"
-        raise DatasetError(f"{folder} {state}: give a folder with images/ and labels/ in it")
-    if sequences := sorted(folder.glob("*_GT/SEG")):
-        return [files for truth in sequences for files in _challenge_files(truth)]
-    for part in (IMAGES, LABELS):
-        if not (folder / part).is_dir():
-            raise DatasetError(
-                f"{folder / part} does not exist: images belong into images/, labels of the same name into labels/; a "
-                "Cell Tracking Challenge data set has 01/ and 01_GT/SEG/"
-            )
-    images, labels = (images_by_name(folder / part) for part in (IMAGES, LABELS))
-    ignored = images_by_name(folder / IGNORE) if (folder / IGNORE).is_dir() else {}
-    images = _labelled_alone(images, labels)
-    _require_partners(images, "image", labels, folder / LABELS)
-    _require_partners(labels, "label", images, folder / IMAGES)
-    _require_partners(ignored, "mask", images, folder / IMAGES)
-    if reading.series is not None:
-        images = images_by_name(folder / IMAGES, reading)
-    return [
-        _ImageFiles(stem, image, labels[stem], image.acquisition or stem, ignored.get(stem))
-        for stem, image in sorted(images.items())
-    ]
-
-
-def _labelled_alone(images: Mapping[str, ImageSource], labels: Mapping[str, ImageSource]) -> dict[str, ImageSource]:
-    """Return the images, each file of a set alone where every file has labels of its own."""
-    found: dict[str, ImageSource] = {}
-    for name, image in images.items():
-        alone = {Path(name).with_name(stem_of(file)).as_posix(): file for file in (image.path, *image.files)}
-        if image.files and image.series is None and alone.keys() <= labels.keys() and not labels[name].files:
-            group = image.acquisition or name
-            found |= {stem: ImageSource(file, stem, acquisition=group) for stem, file in alone.items()}
-        else:
-            found[name] = image
-    return found
-
-
-def _require_partners(
-    files: Mapping[str, ImageSource], what: str, others: Mapping[str, ImageSource], folder: Path
-) -> None:
-    if alone := sorted(files.keys() - others.keys()):
-        more = f" (and {len(alone) - 1} more)" if len(alone) > 1 else ""
-        unread = [path.name for path in sorted(folder.glob(f"{glob.escape(alone[0])}.*"))]
-        hint = f": {unread[0]} is there, but not read, use {', '.join(SUFFIXES)}" if unread else ""
-        raise DatasetError(f"{what} {files[alone[0]].path.name}{more} has no partner of that name in {folder}{hint}")
-
-
-def _challenge_files(truth: Path) -> list[_ImageFiles]:
-    """Return the annotated frames of a Cell Tracking Challenge sequence, from its `NN_GT/SEG` folder."""
-    sequence = truth.parent.with_name(truth.parent.name.removesuffix("_GT"))
-    found = []
-    for labels in sorted(truth.glob("man_seg*.tif")):
-        match = CHALLENGE_LABELS.fullmatch(labels.stem)
-        if match is None:
-            raise DatasetError(f"{labels} is not named as the challenge names its files, such as man_seg000.tif")
-        time, plane = match.groups()
-        image = sequence / f"t{time}.tif"
-        if not image.is_file():
-            raise DatasetError(
-                f"{labels} annotates {image}, which does not exist: add that frame, or remove the labels"
-            )
-        name = f"{sequence.name}/t{time}" + (f"[{int(plane)}]" if plane else "")
-        found.append(
-            _ImageFiles(name, source_of(image), source_of(labels), sequence.name, plane=int(plane) if plane else None)
-        )
-    if not found:
-        raise DatasetError(f"{truth} holds no man_seg*.tif: it should hold labels such as man_seg000.tif")
-    return found
-
-
 def _read(
-    files: _ImageFiles, classes: int | None, ignore: int | None, reading: Reading, rule: LabelRule
+    files: AnnotatedFiles,
+    classes: int | None,
+    ignore: int | None,
+    reading: Reading,
+    rule: LabelRule,
+    overlaps: Counter[str],
 ) -> list[AnnotatedImage]:
-    """Read the frames of an image; frames without any annotated pixel are left out."""
-    frames, planes = _read_frames(files, reading), rule.planes(files.labels, reading)
+    """Read the frames of an image; frames without any annotated pixel are left out.
+
+    The number of pixels that lie in several masks is added to `overlaps`, by the image's name.
+    """
+    frames, (planes, overlaps[files.name]) = _read_frames(files, reading), read_annotation(files.labels, reading, rule)
     masks = None if files.ignored is None else read_label_stack(files.ignored, reading)
-    _require_same_shape(frames, files.image, planes, files.labels)
+    _require_same_shape(frames, files.image, planes, annotation_of(files.labels))
     if masks is not None:
         _require_same_shape(frames, files.image, masks, files.ignored)
     images = []
@@ -615,7 +499,7 @@ def _read(
         name = files.name if len(frames) == 1 else f"{files.name}[{index}]"
         known, ignored = without_ignored(plane, ignore, None if masks is None else masks[index] > 0)
         if ignored is None or not ignored.all():
-            labels = _require_labels(known, files.labels, classes, rule)
+            labels = _require_labels(known, files, classes, rule)
             images.append(AnnotatedImage(name, frame, labels, ignored, files.source))
     return images
 
@@ -628,12 +512,13 @@ def without_ignored(plane: Array, label: int | None, mask: Mask | None) -> tuple
     return np.where(unknown, 0, plane), unknown if mask is None else mask | unknown
 
 
-def _read_frames(files: _ImageFiles, reading: Reading) -> Array:
+def _read_frames(files: AnnotatedFiles, reading: Reading) -> Array:
     """Return the annotated frames of an image, (N, C, H, W)."""
     stack = without_opacity(read_image(files.image, reading))
     if files.plane is not None:
         if files.plane >= len(stack):
-            raise DatasetError(f"{files.labels} annotates plane {files.plane} of {files.image}, which has {len(stack)}")
+            labels = annotation_of(files.labels)
+            raise DatasetError(f"{labels} annotates plane {files.plane} of {files.image}, which has {len(stack)}")
         stack = stack[files.plane : files.plane + 1]
     try:
         return np.stack([as_frame(frame, stack.shape[1]) for frame in stack])
@@ -641,7 +526,7 @@ def _read_frames(files: _ImageFiles, reading: Reading) -> Array:
         raise FrameError(f"{files.image}: {error}") from error
 
 
-def _require_same_shape(frames: Array, image: ImageSource, planes: Array, labels: ImageSource | None) -> None:
+def _require_same_shape(frames: Array, image: ImageSource, planes: Array, labels: ImageSource | Path | None) -> None:
     if len(frames) != len(planes):
         raise DatasetError(
             f"{image} is a stack of {len(frames)} frames, {labels} of {len(planes)}: they must have as many; an array "
@@ -654,15 +539,20 @@ def _require_same_shape(frames: Array, image: ImageSource, planes: Array, labels
         )
 
 
-def _require_labels(plane: Array, path: ImageSource, classes: int | None, rule: LabelRule) -> NDArray[np.int32]:
-    """Return a plane (H, W) of a label file as instances or as class indices."""
+def _require_labels(plane: Array, files: AnnotatedFiles, classes: int | None, rule: LabelRule) -> NDArray[np.int32]:
+    """Return a plane (H, W) of labels as instances or as class indices."""
+    if isinstance(files.labels, tuple):
+        if classes is not None:
+            place = annotation_of(files.labels)
+            raise DatasetError(f"{place} holds a mask for each object, and no classes: leave out --classes")
+        return plane.astype(np.int32)
     if classes is None:
         if rule.threshold is None and rule.masks is not False:
-            require_ids(plane, str(path))
+            require_ids(plane, str(files.labels))
         return rule.objects(plane)
     if plane.max() >= classes:
         raise DatasetError(
-            f"{path} holds class {plane.max()}, {classes} classes are 0 ... {classes - 1}: "
+            f"{files.labels} holds class {plane.max()}, {classes} classes are 0 ... {classes - 1}: "
             "use a larger --classes, or none for instances"
         )
     return plane.astype(np.int32)

@@ -5,6 +5,7 @@
 0.786
 """
 
+import difflib
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -17,10 +18,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from unetrt.runtime.errors import DatasetError, FrameError
+from unetrt.runtime.files.folders import holds_images
 from unetrt.runtime.files.formats import AS_STORED, Reading
 from unetrt.runtime.files.images import ImageSource, read_label_stack
-from unetrt.trainer.dataset import Mask, ignored_label, images_by_name, require_classes, without_ignored
+from unetrt.trainer.dataset import Mask, ignored_label, require_classes, without_ignored
 from unetrt.trainer.label_values import UNSTATED, LabelDoubts, LabelRule, require_background, require_ids
+from unetrt.trainer.layouts import LABEL_ENDINGS, annotation_of, images_by_name, labels_by_name, read_annotation
 from unetrt.trainer.metrics import (
     THRESHOLDS,
     ObjectTally,
@@ -145,7 +148,9 @@ def compare_files(
     Parameters
     ----------
     predicted, labels
-        Two folders, or two files. Names of the Cell Tracking Challenge pair by time: man_seg007, mask007, t007.
+        Two folders, or two files; `labels` may be a folder of annotated images (`unetrt.trainer.layouts`). Names pair
+        without suffix, without ends such as _mask, and without folders `images/`; those of the Cell Tracking Challenge
+        by time: man_seg007, mask007, t007.
     labelled
         Meaning of the labels in both.
     reading
@@ -165,25 +170,30 @@ def compare_files(
     FrameError
         A file holds no labels, or a class index that is too high.
     """
-    truths, guesses = (_picked(path, reading) for path in (labels, predicted))
-    found = {_key(stem): path for stem, path in guesses.items()}
-    masks = {} if labelled.ignore is None else images_by_name(labelled.ignore)
+    truths, guesses = labels_by_name(labels) or dict(_picked(labels, reading)), _picked(predicted, reading)
+    found = {_key(stem): path for stem, path in guesses.items()} | guesses
+    masks = {_key(stem): path for stem, path in images_by_name(labelled.ignore).items()} if labelled.ignore else {}
     doubts = LabelDoubts() if doubts is None else doubts
     if predicted.is_file() and labels.is_file() and len(truths) == len(guesses):
         # Two files pair whatever their names, and their images in order.
-        found = {_key(stem): path for stem, path in zip(truths, guesses.values(), strict=True)}
+        found = dict(zip(truths, guesses.values(), strict=True))
     for stem, path in sorted(truths.items()):
-        if _key(stem) not in found:
+        key, place = _key(stem), Path(annotation_of(path))
+        if (file := found.get(stem) or found.get(key)) is None:
+            close = difflib.get_close_matches(stem, guesses, 1)
+            hint = f"; did you mean {close[0]}?" if close else ""
             raise DatasetError(
-                f"{predicted} has no labels for {path.path.name}: each file of {labels} needs one of the same name"
+                f"{predicted} has no labels for {place.name}: each file of {labels} needs one of the same name{hint}"
             )
-        guess, truth = read_label_stack(found[_key(stem)], reading), labelled.rule.planes(path, reading)
-        mask = read_label_stack(masks[stem], reading) if stem in masks else None
-        _require_same_size(path.path, predicted=guess, true=truth, ignored=mask)
+        guess, (truth, _) = read_label_stack(file, reading), read_annotation(path, reading, labelled.rule)
+        mask = read_label_stack(masks[key], reading) if key in masks else None
+        _require_same_size(place, predicted=guess, true=truth, ignored=mask)
+        # The masks of single objects are joined: what is left are ids.
+        meaning = labelled if isinstance(path, ImageSource) else replace(labelled, rule=UNSTATED)
         for index in range(len(truth)):
             name = stem if len(truth) == 1 else f"{stem}[{index}]"
             ignored = None if mask is None else mask[index] > 0
-            yield name, _compare_planes(guess[index], truth[index], ignored, labelled, name, doubts)
+            yield name, _compare_planes(guess[index], truth[index], ignored, meaning, name, doubts)
 
 
 def _picked(path: Path, reading: Reading) -> dict[str, ImageSource]:
@@ -230,9 +240,16 @@ def _annotated(plane: Array, rule: LabelRule, name: str, doubts: LabelDoubts) ->
 
 
 def _key(stem: str) -> str:
-    """Return the stem, or the time in a name of the Cell Tracking Challenge: the key by which two files pair."""
-    match = re.fullmatch(r"(?:man_seg|mask|t)(\d+)", stem)
-    return match[1] if match else stem
+    """Return the key by which two files pair: their name, without ends and without folders that say no more.
+
+    >>> _key("01/man_seg007"), _key("cell_mask"), _key("images/cell"), _key("7f/images/7f")
+    ('01/007', 'cell', 'cell', '7f')
+    """
+    *folders, name = stem.split("/")
+    match = re.fullmatch(r"(?:man_seg|mask|t)(\d+)", name)
+    name = match[1] if match else LABEL_ENDINGS.sub("", name)
+    folders = [folder for folder in folders if not holds_images(folder)]
+    return "/".join([*folders, name] if folders[-1:] != [name] else folders)
 
 
 def _require_same_size(path: Path, **planes: Array | None) -> None:

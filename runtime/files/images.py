@@ -1,10 +1,11 @@
 """Image files: frames in; `outputs` has the files that are made from them.
 
-`list_images` finds the images of files and folders, each an `ImageSource`. `read_stack` reads one as (N, C, H, W) in
-its own dtype; `formats` opens the files. `predict_file` is what `unetrt predict` does with each image: read, segment,
-write.
+`list_images` finds the images of files and folders (`folders`), each an `ImageSource`. `read_stack` reads one as
+(N, C, H, W) in its own dtype; `formats` opens the files. `predict_file` is what `unetrt predict` does with each image:
+read, segment, write.
 """
 
+import logging
 import os
 import re
 from collections.abc import Callable, Collection, Iterable, Sequence
@@ -17,8 +18,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import UnidentifiedImageError
 
-from unetrt.runtime.errors import FrameError, OptionError, OutputError, is_out_of_memory, one_line
+from unetrt.runtime.errors import FrameError, OptionError, OutputError, is_out_of_memory, one_line, printable
 from unetrt.runtime.files.acquisitions import COMPANION
+from unetrt.runtime.files.folders import images_below
 from unetrt.runtime.files.formats import (
     AS_STORED,
     SUFFIXES,
@@ -42,6 +44,7 @@ if TYPE_CHECKING:
 
 Array = NDArray[Any]
 AnyPath = str | os.PathLike[str]
+log = logging.getLogger("unetrt")
 # Images of a file that a message names, and the longest name in characters that is appended to a file's.
 SHOWN, LONGEST = 8, 100
 # Package that reads some files -> the extra that installs it.
@@ -83,8 +86,9 @@ class ImageSource(os.PathLike[str]):
 
     @property
     def file_name(self) -> str:
-        """Name of the file; of a file with several images, that of the image."""
-        return self.path.name if self.series is None else self.name
+        """Name of the file below the folders of `name`; of a file with several images, that of the image."""
+        above = self.name.rpartition("/")[0]
+        return f"{above}/{self.path.name}".lstrip("/") if self.series is None else self.name
 
     def __str__(self) -> str:
         more = f" (with {len(self.files)} more files)" if self.files else ""
@@ -96,8 +100,11 @@ def source_of(path: AnyPath) -> ImageSource:
     return path if isinstance(path, ImageSource) else ImageSource(Path(path), stem_of(path))
 
 
-def list_images(path: AnyPath, reading: Reading = AS_STORED) -> list[ImageSource]:
-    """Return the images of a folder, sorted by name, or those of a file (or Zarr folder).
+def list_images(path: AnyPath, reading: Reading = AS_STORED, *, results: Path | None = None) -> list[ImageSource]:
+    """Return the images of a folder and its subfolders, sorted by path, or those of a file (or Zarr folder).
+
+    Left out are files of other formats, hidden ones, folders with results of earlier runs, and annotations beside
+    images; a warning of the logger `unetrt` counts them (`folders.images_below`).
 
     A file can hold several fields of an acquisition, each of which is an image. Files of a folder that are a set, such
     as an OME-TIFF in several files, give the images of the set; one of them alone gives the planes that it holds.
@@ -108,6 +115,8 @@ def list_images(path: AnyPath, reading: Reading = AS_STORED) -> list[ImageSource
         Folder or file.
     reading
         How files are read; `series` picks one image of each file that holds several.
+    results
+        Folder that results are written to, and which is not read.
 
     Raises
     ------
@@ -122,25 +131,69 @@ def list_images(path: AnyPath, reading: Reading = AS_STORED) -> list[ImageSource
     if not path.is_dir():
         state = "is neither a file nor a folder" if os.path.lexists(path) else "does not exist"
         raise FrameError(f"{path} {state}: give a folder of {', '.join(SUFFIXES)} files, or one file")
-    files = (file for file in path.iterdir() if file.suffix.lower() in SUFFIXES or is_zarr(file))
-    found = sorted(file for file in files if file.name[0] != ".")
-    if not found:
-        hint = f"; did you mean {path / 'images'}?" if (path / "images").is_dir() else ""
-        raise FrameError(f"{path} holds no image: {', '.join(SUFFIXES)} are read{hint}")
-    return _sources(found, reading.series)
+    files, left_out = images_below(path, results)
+    if not files:
+        what = f" ({left_out})" if str(left_out) else ""
+        raise FrameError(f"{path} holds no image: {', '.join(SUFFIXES)} are read{what}")
+    if str(left_out):
+        log.warning("%s: %s", printable(str(path)), left_out)
+    return [_below(path, source) for source in _sources(files, reading.series)]
 
 
-def _images_of_zarr(path: Path, series: int | str | None, name_of: Callable[[Path], str]) -> list[ImageSource]:
+def _below(folder: Path, source: ImageSource) -> ImageSource:
+    """Return an image of a folder with its subfolder, if any, at the beginning of its names."""
+    inside = _folder_of(source)
+    if inside == folder or not inside.is_relative_to(folder):
+        return source
+    above = inside.relative_to(folder).as_posix()
+    acquisition = f"{above}/{source.acquisition}" if source.acquisition else ""
+    return replace(source, name=f"{above}/{source.name}", acquisition=acquisition)
+
+
+def _folder_of(source: ImageSource) -> Path:
+    """Return the folder that a file, or the Zarr folder around an image, lies in."""
+    return (_outermost(source.path) if is_zarr(source.path) else source.path).parent
+
+
+def named_apart(sources: Sequence[ImageSource]) -> list[ImageSource]:
+    """Return the images of several places with different names, each image once.
+
+    If images of different folders have the same name, as `a/x.tif` and `b/x.tif`, all names begin with their folders:
+    `a/x` and `b/x`. Images of one folder keep theirs.
+    """
+    once: dict[tuple[str, int | None], ImageSource] = {}
+    for source in sources:
+        once.setdefault((os.path.realpath(source), source.series), source)
+    kept = list(once.values())
+    folders = [_parts_above(source) for source in kept]
+    for depth in range(max(map(len, folders), default=0) + 1):
+        names = [
+            "/".join((*parts[len(parts) - depth :], source.name)) for source, parts in zip(kept, folders, strict=True)
+        ]
+        if len(set(names)) == len(names):
+            return [replace(source, name=name) for source, name in zip(kept, names, strict=True)]
+    return kept
+
+
+def _parts_above(source: ImageSource) -> tuple[str, ...]:
+    """Return the folders above those in an image's name."""
+    parts = Path(os.path.normpath(_folder_of(source).absolute())).parts[1:]
+    named = tuple(source.name.split("/")[:-1])
+    shared = next((number for number in range(len(named), 0, -1) if parts[-number:] == named[:number]), 0)
+    return parts[: len(parts) - shared]
+
+
+def _images_of_zarr(path: Path, series: int | str | None) -> list[ImageSource]:
     """Return the images of a Zarr folder; the fields of a well, or the images of a converted file, are an acquisition.
 
-    `series` and `name_of` are those of `_sources`.
+    `series` is that of `_sources`.
     """
     paths = [""]
     with suppress(Exception):  # `read_image` says what is wrong
         from unetrt.runtime.files.ome_zarr import image_paths
 
         paths = image_paths(path) or paths
-    name = _name_of_zarr(path, name_of)
+    name = _name_of_zarr(path)
     images = [ImageSource(path / paths[0], name)]
     if len(paths) > 1:
         places = [f"{name}/{below}" for below in paths]
@@ -151,12 +204,17 @@ def _images_of_zarr(path: Path, series: int | str | None, name_of: Callable[[Pat
     return images if series is None else [images[_index_of(series, paths, path)]]
 
 
-def _name_of_zarr(path: Path, name_of: Callable[[Path], str]) -> str:
+def _name_of_zarr(path: Path) -> str:
     """Return the name of an image in a Zarr folder: it begins with that of the outermost one, as in `plate/A/1/0`."""
-    whole = top = path.absolute()
-    while above := next(filter(is_zarr, top.parents[:NESTED]), None):
-        top = above
-    return name_of(path) if top == whole else "/".join((stem_of(top), *whole.relative_to(top).parts))
+    top = _outermost(path.absolute())
+    return "/".join((stem_of(top), *path.absolute().relative_to(top).parts))
+
+
+def _outermost(path: Path) -> Path:
+    """Return the outermost Zarr folder around one, or the folder itself."""
+    while above := next(filter(is_zarr, path.parents[:NESTED]), None):
+        path = above
+    return path
 
 
 def stem_of(path: AnyPath) -> str:
@@ -165,9 +223,7 @@ def stem_of(path: AnyPath) -> str:
     return path.stem[: -len(".ome")] if path.stem.lower().endswith(".ome") else path.stem
 
 
-def _sources(
-    files: Sequence[Path], series: int | str | None = None, name_of: Callable[[Path], str] = stem_of
-) -> list[ImageSource]:
+def _sources(files: Sequence[Path], series: int | str | None = None) -> list[ImageSource]:
     """Return the images of files, in their order; files that are a set give the images of the set.
 
     Parameters
@@ -176,8 +232,6 @@ def _sources(
         The files; one whose set is not among them gives the planes that it holds.
     series
         Image to pick of each acquisition, see `Reading`.
-    name_of
-        Returns the name of the image of a file that holds one.
     """
     place = {file: index for index, file in enumerate(files)}
     found: list[tuple[int, ImageSource]] = []
@@ -190,14 +244,14 @@ def _sources(
             fields = named_images(file, files)
         present = {path for _, paths in fields for path in paths if path in place and path not in taken}
         if file in present or (present and file.suffix.lower() == COMPANION):
-            found += [(place[image.path], image) for image in _of_fields(fields, present, series, name_of)]
+            found += [(place[image.path], image) for image in _of_fields(fields, present, series)]
             taken |= present
         elif is_zarr(file):
-            found += [(place[file], image) for image in _images_of_zarr(file, series, name_of)]
+            found += [(place[file], image) for image in _images_of_zarr(file, series)]
         elif series is not None:
-            found.append((place[file], _picked(ImageSource(file, name_of(file)), series)))
+            found.append((place[file], _picked(source_of(file), series)))
         else:
-            found.append((place[file], ImageSource(file, name_of(file))))
+            found.append((place[file], source_of(file)))
     return [image for _, image in sorted(found, key=lambda each: each[0])]
 
 
@@ -205,7 +259,6 @@ def _of_fields(
     fields: Sequence[tuple[str, tuple[Path, ...]]],
     present: Collection[Path],
     series: int | str | None,
-    name_of: Callable[[Path], str],
 ) -> list[ImageSource]:
     """Return the images of an acquisition.
 
@@ -215,7 +268,7 @@ def _of_fields(
         Name and files of each, as `named_images` returns them.
     present
         Those of its files that are listed. A single one gives the planes that it holds.
-    series, name_of
+    series
         As in `_sources`.
     """
     images, names = [], []
@@ -224,7 +277,7 @@ def _of_fields(
         if first is None:
             continue
         beside = [number for number, (_, others) in enumerate(fields) if first in others]
-        number, label = None, name_of(first)
+        number, label = None, stem_of(first)
         if len(beside) > 1:
             number = beside.index(index)
             label = _joined(label, [fields[other][0] for other in beside], number)
@@ -232,7 +285,7 @@ def _of_fields(
         images.append(ImageSource(first, label, number, others))
         names.append(name)
     if len(images) > 1:
-        acquisition = name_of(min(present))
+        acquisition = stem_of(min(present))
         images = [replace(image, acquisition=acquisition) for image in images]
     return images if series is None else [images[_index_of(series, names, min(present))]]
 
@@ -511,7 +564,7 @@ def require_distinct(
     for source in sources:
         paths = written(source.name)
         if (other := names.setdefault(source.name, source)) is not source:
-            raise OutputError(f"{other} and {source} would both become {paths[0]}: rename one")
+            raise OutputError(f"{other} and {source} would both become {paths[0]}: rename one, or give one of them")
         for path in (folder / path for path in paths):
             if os.path.realpath(path) in taken:
                 raise OutputError(f"{path} is an input and would be overwritten: choose another output folder")

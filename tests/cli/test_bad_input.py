@@ -77,6 +77,9 @@ def place(tmp_path, tiny_model, labels_model, tiny_run, drawn_folder):
     for name in ("pipe", "piped/a.tif"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         os.mkfifo(tmp_path / name)
+    (tmp_path / "nothing").mkdir()
+    (tmp_path / "others").mkdir()
+    (tmp_path / "others" / "a.txt").touch()
     (tmp_path / "endless").symlink_to("/dev/zero")
     (tmp_path / "circle").symlink_to(tmp_path / "circle")
     return tmp_path
@@ -130,7 +133,10 @@ CASES = {
     ),
     "a file as data": ("train text.tif -o new", "text.tif is a file: give a folder with images/ and labels/"),
     "a checkpoint as model": ("predict best.safetensors good -o new", "is a checkpoint: give the model.onnx beside it"),
-    "a data set as images": ("predict model.onnx whole -o new", "whole holds no image: .* did you mean whole/images"),
+    "a folder of other files": (
+        "predict model.onnx others -o new",
+        r"others holds no image: .*\(1 file left out: 1 .txt\)",
+    ),
     "a folder and a list": ("train whole --val whole --val-list file -o new", "not both"),
     "a list of other names": ("train drawn --val-list file -o new", "no image is named a file, no folder"),
     "a list that is none": ("train drawn --val-list none -o new", "none cannot be read as a list of names"),
@@ -174,7 +180,7 @@ CASES = {
         "for GPU 99 is usable|no CUDA device 99",
     ),
     "missing images": ("predict model.onnx none -o new", "none does not exist: give a folder"),
-    "folder without images": ("predict model.onnx whole -o new", "whole holds no image"),
+    "folder without images": ("predict model.onnx nothing -o new", "nothing holds no image"),
     "no image": ("predict model.onnx text.tif -o new", "text.tif cannot be read"),
     "wrong channel count": ("predict model.onnx rgb -o new", "a.tif has 3 channels: this model takes 1"),
     "an image that is a pipe": ("predict model.onnx piped -o new", "piped/a.tif is a named pipe: give a regular file"),

@@ -60,6 +60,28 @@ def test_from_a_folder_of_images_to_labels(run, drawn_folder, tmp_path):
     assert [row.split()[0] for row in table] == ["IoU", "0", "1", "2", "3", "pooled"]
 
 
+def test_predict_reads_subfolders_and_never_its_own_results(tiny_model, tmp_path, capsys, caplog):
+    frame = np.random.default_rng(0).integers(0, 4000, (40, 50)).astype(np.uint16)
+    for name in ("a/x.tif", "a/sub/x.tif", "b/x.tif"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        tifffile.imwrite(tmp_path / name, frame)
+    (tmp_path / "a" / "notes.txt").touch()
+    for _ in range(2):
+        for out in ("a/out", "a/other"):
+            assert main(["predict", str(tiny_model), str(tmp_path / "a"), "-o", str(tmp_path / out), "--table"]) == 0
+            assert capsys.readouterr().out.startswith("2 images, ")
+            assert caplog.messages[-1].startswith(f"{tmp_path / 'a'}: 1 file left out: 1 .txt")
+            written = sorted(path.relative_to(tmp_path / out).as_posix() for path in (tmp_path / out).rglob("*.*"))
+            assert written == ["objects.csv", "overlays/sub/x.png", "overlays/x.png", "sub/x.tif", "x.tif"]
+    assert caplog.messages[-1].endswith("; folder left out: out/ (results of an earlier run)")
+    with (tmp_path / "a" / "other" / "objects.csv").open(newline="") as file:
+        assert {row["image"] for row in csv.DictReader(file)} <= {"sub/x.tif", "x.tif"}
+    arguments = [str(tmp_path / name) for name in ("a/x.tif", "b", "b/x.tif")]
+    assert main(["predict", str(tiny_model), *arguments, "-o", str(tmp_path / "both"), "--no-overlays"]) == 0
+    written = sorted(path.relative_to(tmp_path / "both").as_posix() for path in (tmp_path / "both").rglob("*.tif"))
+    assert written == ["a/x.tif", "b/x.tif"]
+
+
 def test_axes_and_a_channel_are_chosen(run, tiny_model, tmp_path):
     pixels = np.random.default_rng(0).integers(0, 4000, (3, 50, 60, 2)).astype(np.uint16)
     np.save(tmp_path / "a.npy", pixels)

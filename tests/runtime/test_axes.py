@@ -17,6 +17,7 @@ from unetrt.runtime.files.images import (
     read_stack,
     stack_shape,
 )
+from unetrt.runtime.files.outputs import opened_outputs
 
 
 def zarr_array(path, pixels):
@@ -185,8 +186,9 @@ def test_narrow_frames_of_a_file_that_names_its_axes_are_segmented(tmp_path, tin
 
     frames = np.random.default_rng(0).integers(0, 255, (40, 33, 7)).astype(np.uint8)
     tifffile.imwrite(tmp_path / "a.tif", frames, imagej=True, metadata={"axes": "TYX"})
-    with Segmenter(tiny_model, backend="onnxruntime") as segmenter:
-        labels = predict_file(segmenter, tmp_path / "a.tif", Output(tmp_path / "out", kind))
+    outputs = opened_outputs(tmp_path / "out", ["labels"], channels=1)
+    with Segmenter(tiny_model, backend="onnxruntime") as segmenter, outputs as files:
+        labels = predict_file(segmenter, tmp_path / "a.tif", Output(files, kind))
         alone = segmenter.objects(frames[5]).labels if kind == "instances" else segmenter.segment(frames[5]).labels
     assert labels.shape == frames.shape
     np.testing.assert_array_equal(labels[5], alone)

@@ -56,8 +56,8 @@ def command(predicted: Path, labels: Path, reading: "Reading", as_json: bool, **
     and 0.75 and its mean over 0.5 ... 0.95, pixel error, Rand F-score, warping error, and the numbers of true, found,
     merged and split objects. An object is one number, in however many pieces; no score depends on the numbers. With
     --classes: IoU (mean over classes) and pixel error. Every file of LABELS needs a file of the same name in PREDICTED
-    (without suffix; man_seg007 pairs with t007 and mask007). "-" marks scores that are not defined for an image without
-    objects.
+    (without suffix; man_seg007 pairs with t007 and mask007, cell_mask with cell). LABELS may be a folder of images with
+    their labels, as for `unetrt train`. "-" marks scores that are not defined for an image without objects.
     """
     from unetrt.trainer.evaluation import LabelFormat, compare_files, pooled
     from unetrt.trainer.label_values import LabelDoubts, LabelRule

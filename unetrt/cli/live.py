@@ -186,7 +186,7 @@ def _opened(options: LiveOptions, stack: ExitStack) -> "tuple[FrameSource, Resul
         from unetrt.live_view.browser import require_port
 
         require_port(options.port or 0)
-    files = None if options.replay is None else list_images(options.replay, options.reading)
+    files = None if options.replay is None else list_images(options.replay, options.reading, results=options.save)
     if files is not None and len(files) == 1:
         size_of(files[0], options.reading)
     loop, most = options.loop, options.frames

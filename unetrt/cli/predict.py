@@ -89,19 +89,20 @@ def command(
     that the result with this tile is the same.
 
     Writes DIR/NAME.tif (labels) and DIR/overlays/NAME.png for each image; --save chooses other files, whose labels have
-    the axes and the pixel size of the image. Stacks are segmented frame by frame. Images that cannot be segmented are
-    skipped and listed at the end.
+    the axes and the pixel size of the image. Images in subfolders are read too, and their results are in subfolders of
+    the same names; folders of results, and of annotations beside images, are left out. Stacks are segmented frame by
+    frame. Images that cannot be segmented are skipped and listed at the end.
 
     With --table, DIR/objects.csv lists area, centroid, bounding box, intensities and shape of each instance, and its
     confidence from 0 to 1 unless the model's head is labels.
     """
-    from unetrt.runtime.files.images import Output, list_images, predict_file, require_distinct
+    from unetrt.runtime.files.images import Output, list_images, named_apart, predict_file, require_distinct
     from unetrt.runtime.files.outputs import places, require_instances, require_kinds
 
     tta = written["tta"]
     engine.require_backend()
     kinds = require_kinds([*(written["saved"] or ["labels"]), *["table"] * written["table"]])
-    sources = [file for place in images for file in list_images(place, reading)]
+    sources = named_apart([file for place in images for file in list_images(place, reading, results=out)])
     require_writable(out)
     require_distinct(sources, out, partial(places, kinds, overlays=written["overlays"], sheet=written["montage"]))
     failures: list[FrameError] = []

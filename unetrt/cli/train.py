@@ -150,7 +150,9 @@ class TrainOptions:
 @click.option("--export/--no-export", "exporting", default=True, show_default=True, help="Also write model.onnx.")
 @click.option("--seed", type=whole(0), default=0, show_default=True, help="Seed of weights, samples and split.")
 def command(exporting: bool, tensorboard: bool, **choices: Any) -> None:
-    """Train a U-Net on DATA: a folder with images/ and labels/, paired by name, or a Cell Tracking Challenge data set.
+    """Train a U-Net on DATA: a folder with images/ and labels/, paired by name, or with images beside NAME_mask.
+
+    Read too are masks/ with a file for each object (Data Science Bowl 2018) and Cell Tracking Challenge data sets.
 
     Images are TIFF, PNG, NPY, Zarr and others, single or stacks. Labels are instances, one number for each object, in
     however many pieces. If no label file has more than one value besides 0, they are masks, whose connected components
