@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from unetrt.runtime.errors import UnetrtError
-    from unetrt.runtime.files.images import list_images, stem_of
     from unetrt.runtime.files.outputs.label_tiff import write_labels
     from unetrt.runtime.files.pixel_size import PixelSize
+    from unetrt.runtime.files.sources import list_images, stem_of
     from unetrt.runtime.geometry.plan import Geometry, Tile, TilePlan
     from unetrt.runtime.live.live_segmenter import LiveSegmenter
     from unetrt.runtime.live.results import LiveResult, LiveSequence, LiveStatus, Outcome, ResultOutput, ResultStream
@@ -64,9 +64,9 @@ _HOMES = {
     "TilePlan": "geometry.plan",
     "UnetrtError": "errors",
     "instances": "model.objects",
-    "list_images": "files.images",
+    "list_images": "files.sources",
     "open_session": "sessions",
-    "stem_of": "files.images",
+    "stem_of": "files.sources",
     "write_labels": "files.outputs.label_tiff",
 }
 

@@ -21,14 +21,8 @@ from numpy.typing import NDArray
 from unetrt.runtime.errors import DatasetError, FrameError, OptionError
 from unetrt.runtime.files.atomic import require_regular
 from unetrt.runtime.files.formats import AS_STORED, SUFFIXES, Reading
-from unetrt.runtime.files.images import (
-    ImageSource,
-    is_grey,
-    read_image,
-    read_label_stack,
-    stem_of,
-    without_opacity,
-)
+from unetrt.runtime.files.images import is_grey, read_image, read_label_stack, without_opacity
+from unetrt.runtime.files.sources import ImageSource, stem_of
 from unetrt.runtime.geometry.unet_shape import MAX_CLASSES
 from unetrt.runtime.pixels.frames import as_frame
 from unetrt.trainer.label_values import UNSTATED, LabelDoubts, LabelRule, components, require_background, require_ids

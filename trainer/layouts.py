@@ -24,9 +24,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from unetrt.runtime.errors import DatasetError, FrameError
-from unetrt.runtime.files.folders import CELLPOSE, IGNORE, holds_images, holds_labels
 from unetrt.runtime.files.formats import AS_STORED, SUFFIXES, Reading, is_zarr
-from unetrt.runtime.files.images import ImageSource, list_images, source_of, stem_of
+from unetrt.runtime.files.sources import (
+    CELLPOSE,
+    IGNORE,
+    ImageSource,
+    holds_images,
+    holds_labels,
+    list_images,
+    source_of,
+    stem_of,
+)
 from unetrt.trainer.label_values import UNSTATED, LabelRule
 
 Array = NDArray[Any]

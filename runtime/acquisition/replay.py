@@ -18,7 +18,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from unetrt.runtime.errors import BackendUnavailableError, FrameError, OptionError, shown
-from unetrt.runtime.files.images import AnyPath, ImageSource, fitting, read_image, source_of
+from unetrt.runtime.files.images import fitting, read_image
+from unetrt.runtime.files.sources import AnyPath, ImageSource, source_of
 
 if TYPE_CHECKING:
     from pymmcore_plus.experimental.unicore import SimpleCameraDevice, UniMMCore

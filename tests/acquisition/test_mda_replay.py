@@ -14,7 +14,8 @@ from unetrt.__main__ import main
 from unetrt.runtime import LiveSegmenter
 from unetrt.runtime.acquisition.replay import Replay, by_kind, load_replay_camera
 from unetrt.runtime.errors import FrameError
-from unetrt.runtime.files.images import list_images, read_labels
+from unetrt.runtime.files.images import read_labels
+from unetrt.runtime.files.sources import list_images
 
 pytestmark = pytest.mark.alone
 

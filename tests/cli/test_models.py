@@ -12,7 +12,8 @@ from unetrt import LiveSegmenter, Segmenter, open_session
 from unetrt.__main__ import main
 from unetrt.cli import models
 from unetrt.runtime.errors import ModelFileError
-from unetrt.runtime.files.images import list_images, read_labels
+from unetrt.runtime.files.images import read_labels
+from unetrt.runtime.files.sources import list_images
 from unetrt.runtime.model import onnx_file
 from unetrt.trainer.checkpoint import load
 from unetrt.trainer.evaluation import evaluate_instances, pooled

@@ -13,7 +13,7 @@ from unetrt.cli.live import verdict
 from unetrt.live_view.saving import LabelFiles
 from unetrt.live_view.sources import FILE, FileFrame, FileReplay
 from unetrt.runtime.errors import FrameError, InferenceError, OutOfMemoryError, OutputError
-from unetrt.runtime.files.images import source_of
+from unetrt.runtime.files.sources import source_of
 from unetrt.runtime.live.live_segmenter import LiveSegmenter
 from unetrt.runtime.live.results import LiveResult, LiveStatus, Outcome, Percentiles, State
 from unetrt.runtime.segment.segmenter import Segmenter

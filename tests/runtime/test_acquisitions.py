@@ -23,7 +23,8 @@ from tests.runtime.acquisitions import (
 from unetrt.runtime.errors import FrameError, OptionError
 from unetrt.runtime.files import acquisitions, formats
 from unetrt.runtime.files.formats import Reading
-from unetrt.runtime.files.images import list_images, read_image, read_stack, require_distinct, stack_shape
+from unetrt.runtime.files.images import read_image, read_stack, require_distinct, stack_shape
+from unetrt.runtime.files.sources import list_images
 
 
 def named(place, **options):

@@ -21,7 +21,8 @@ from tests import requirements
 from unetrt.runtime.errors import FrameError, OptionError
 from unetrt.runtime.files import formats
 from unetrt.runtime.files.formats import Reading
-from unetrt.runtime.files.images import list_images, read_frames, read_label_stack, read_labels, read_stack, stack_shape
+from unetrt.runtime.files.images import read_frames, read_label_stack, read_labels, read_stack, stack_shape
+from unetrt.runtime.files.sources import list_images
 
 # Memory in bytes that refusing a file may take; each file below would take `LARGE` and more.
 FEW = 64 * 2**20

@@ -8,16 +8,10 @@ from PIL import EpsImagePlugin, Image
 
 from tests import requirements
 from unetrt.runtime.errors import FrameError, OutputError
-from unetrt.runtime.files.images import (
-    list_images,
-    read_labels,
-    read_stack,
-    require_distinct,
-    source_of,
-    stack_shape,
-)
+from unetrt.runtime.files.images import read_labels, read_stack, require_distinct, stack_shape
 from unetrt.runtime.files.outputs import places
 from unetrt.runtime.files.outputs.label_tiff import write_labels
+from unetrt.runtime.files.sources import list_images, source_of
 
 RNG = np.random.default_rng(0)
 

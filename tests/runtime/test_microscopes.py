@@ -14,8 +14,9 @@ import pytest
 from tests import requirements
 from unetrt.runtime.errors import FrameError
 from unetrt.runtime.files.formats import Reading, opened
-from unetrt.runtime.files.images import ImageSource, list_images, read_image, read_stack, stack_shape
+from unetrt.runtime.files.images import read_image, read_stack, stack_shape
 from unetrt.runtime.files.pixel_size import PixelSize
+from unetrt.runtime.files.sources import ImageSource, list_images
 
 
 def czi(path, planes, names=("DAPI", "GFP"), **scales):

@@ -11,16 +11,9 @@ import pytest
 from tests import requirements
 from unetrt.runtime.errors import FrameError, OptionError
 from unetrt.runtime.files.formats import Reading
-from unetrt.runtime.files.images import (
-    ImageSource,
-    list_images,
-    read_frames,
-    read_image,
-    read_labels,
-    read_stack,
-    stack_shape,
-)
+from unetrt.runtime.files.images import read_frames, read_image, read_labels, read_stack, stack_shape
 from unetrt.runtime.files.pixel_size import PixelSize
+from unetrt.runtime.files.sources import ImageSource, list_images
 
 zarr = pytest.importorskip("zarr", reason=requirements.ZARR)
 

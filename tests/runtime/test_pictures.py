@@ -13,7 +13,6 @@ from tests import requirements
 from unetrt.runtime.errors import FrameError
 from unetrt.runtime.files.formats import Reading
 from unetrt.runtime.files.images import (
-    list_images,
     read_frames,
     read_image,
     read_label_stack,
@@ -22,6 +21,7 @@ from unetrt.runtime.files.images import (
     stack_shape,
     without_opacity,
 )
+from unetrt.runtime.files.sources import list_images
 
 RNG = np.random.default_rng(0)
 GREY = RNG.integers(0, 255, (20, 30), np.uint8)

@@ -14,8 +14,9 @@ from tests.runtime.acquisitions import (
     write_series,
     write_stack,
 )
-from unetrt.runtime.files.images import list_images, read_image
+from unetrt.runtime.files.images import read_image
 from unetrt.runtime.files.pixel_size import PixelSize
+from unetrt.runtime.files.sources import list_images
 
 UM = PixelSize(0.5, 0.65)
 

@@ -22,10 +22,11 @@ from unetrt.cli.train import run_with_bar
 from unetrt.export.exporter import Options, export, planned_tile
 from unetrt.runtime.errors import GateError, OutputError, ParityError
 from unetrt.runtime.files.atomic import whole_file, writable_folder
-from unetrt.runtime.files.images import Output, list_images, predict_file, read_labels
+from unetrt.runtime.files.images import Output, predict_file, read_labels
 from unetrt.runtime.files.outputs import Outputs
 from unetrt.runtime.files.outputs.label_tiff import write_labels
 from unetrt.runtime.files.outputs.pictures import write_png
+from unetrt.runtime.files.sources import list_images
 from unetrt.runtime.machine import processor
 from unetrt.runtime.model.objects import overlay
 from unetrt.runtime.model.onnx_file import bundled_path

@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from unetrt.runtime.files.formats import Reading
-    from unetrt.runtime.files.images import ImageSource
     from unetrt.runtime.files.outputs.labelled_image import LabelledImage
+    from unetrt.runtime.files.sources import ImageSource
     from unetrt.runtime.model.spec import Annotation
 
 
@@ -57,8 +57,9 @@ def command(
 
     Labels keep their numbers. Axes and pixel size are those of the label file or, if it has none, of the image.
     """
-    from unetrt.runtime.files.images import list_images, require_distinct
+    from unetrt.runtime.files.images import require_distinct
     from unetrt.runtime.files.outputs import opened_outputs, places, require_instances, require_kinds
+    from unetrt.runtime.files.sources import list_images
 
     kinds = require_kinds(saved or ["labels"])
     require_instances(kinds, kind)
@@ -86,7 +87,7 @@ def _partners(sources: "Sequence[ImageSource]", images: Path | None, reading: "R
 
     A single file belongs to a single file, whatever their names.
     """
-    from unetrt.runtime.files.images import list_images
+    from unetrt.runtime.files.sources import list_images
 
     if images is None:
         return {}

@@ -44,7 +44,7 @@ if TYPE_CHECKING:
     from unetrt.live_view.terminal import Observer
     from unetrt.runtime import LiveSegmenter, LiveStatus, ResultOutput
     from unetrt.runtime.files.formats import Reading
-    from unetrt.runtime.files.images import ImageSource
+    from unetrt.runtime.files.sources import ImageSource
 
 # Seconds between two updates of the view.
 PERIOD = 0.25
@@ -180,7 +180,7 @@ def _opened(options: LiveOptions, stack: ExitStack) -> "tuple[FrameSource, Resul
     """Return the source of frames and the output of labels; raises what would fail after the model is loaded."""
     from unetrt.live_view.saving import output_for, size_of
     from unetrt.live_view.sources import Camera, FileReplay
-    from unetrt.runtime.files.images import list_images
+    from unetrt.runtime.files.sources import list_images
 
     if options.view:
         from unetrt.live_view.browser import require_port

@@ -105,7 +105,8 @@ def package_place(kind: str, out: Path | None) -> Path:
 def raw_frames(images: Path, channels: int, reading: "Reading | None" = None) -> Iterator[Any]:
     """Iterate over images of a file or folder as raw frames (C, H, W): at most `SAMPLES`, of a stack the first."""
     from unetrt.runtime.files.formats import AS_STORED
-    from unetrt.runtime.files.images import list_images, read_frames
+    from unetrt.runtime.files.images import read_frames
+    from unetrt.runtime.files.sources import list_images
     from unetrt.runtime.pixels.frames import as_frame, stack_of
 
     reading = reading or AS_STORED

@@ -19,8 +19,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from unetrt.runtime.files.formats import Reading
-    from unetrt.runtime.files.images import ImageSource
     from unetrt.runtime.files.outputs import Outputs
+    from unetrt.runtime.files.sources import ImageSource
     from unetrt.runtime.model.spec import Annotation, ModelSpec
 
 log = logging.getLogger("unetrt")
@@ -96,8 +96,9 @@ def command(
     With --table, DIR/objects.csv lists area, centroid, bounding box, intensities and shape of each instance, and its
     confidence from 0 to 1 unless the model's head is labels.
     """
-    from unetrt.runtime.files.images import Output, list_images, named_apart, predict_file, require_distinct
+    from unetrt.runtime.files.images import Output, predict_file, require_distinct
     from unetrt.runtime.files.outputs import places, require_instances, require_kinds
+    from unetrt.runtime.files.sources import list_images, named_apart
 
     tta = written["tta"]
     engine.require_backend()

@@ -17,16 +17,9 @@ from unetrt.runtime.acquisition import LabelWriter
 from unetrt.runtime.errors import FrameError, OptionError, OutputError
 from unetrt.runtime.files.atomic import require_writable
 from unetrt.runtime.files.formats import AS_STORED, SUFFIXES, Reading
-from unetrt.runtime.files.images import (
-    ImageSource,
-    layout_of,
-    read_stack,
-    require_distinct,
-    stack_shape,
-    stacked_axes_of,
-    stem_of,
-)
+from unetrt.runtime.files.images import layout_of, read_stack, require_distinct, stack_shape, stacked_axes_of
 from unetrt.runtime.files.outputs.label_tiff import write_labels
+from unetrt.runtime.files.sources import ImageSource, stem_of
 from unetrt.runtime.live.results import LiveResult, LiveSequence, ResultOutput
 
 if TYPE_CHECKING:

@@ -20,7 +20,8 @@ from unetrt.runtime import LiveSegmenter
 from unetrt.runtime.closing import Closable
 from unetrt.runtime.errors import CameraError, FrameError, OptionError
 from unetrt.runtime.files.formats import AS_STORED, Reading
-from unetrt.runtime.files.images import AnyPath, ImageSource, read_frames, source_of
+from unetrt.runtime.files.images import read_frames
+from unetrt.runtime.files.sources import AnyPath, ImageSource, source_of
 from unetrt.runtime.pixels.frames import stack_of
 
 # Seconds between two checks that the camera still runs.

@@ -10,9 +10,9 @@ import tifffile
 from tests.runtime import acquisitions
 from tests.trainer.test_dataset import LABELS, plate
 from unetrt.runtime.errors import FrameError
-from unetrt.runtime.files.folders import images_below
-from unetrt.runtime.files.images import Output, list_images, named_apart, predict_file, source_of
+from unetrt.runtime.files.images import Output, predict_file
 from unetrt.runtime.files.outputs import opened_outputs
+from unetrt.runtime.files.sources import images_below, list_images, named_apart, source_of
 
 
 def touch(root, *names):
