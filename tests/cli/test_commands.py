@@ -125,9 +125,9 @@ def test_images_of_an_acquisition_are_segmented_and_scored_each_by_its_name(run,
     assert [path.name for path in (out / "one").glob("*.tif")] == ["b_Pos1.tif"]
     run("predict", tiny_model, tmp_path / "set" / "x_T2.ome.tif", "-o", out / "two", "--as", "classes")
     np.testing.assert_array_equal(tifffile.imread(out / "two" / "x_T2.tif"), tifffile.imread(out / "x_T0.tif")[2])
-    scored = json.loads(run("eval", tmp_path / "set" / "b.ome.tif", tmp_path / "set" / "b.ome.tif", "--json"))
+    scored = json.loads(run("eval", tmp_path / "set" / "b.ome.tif", tmp_path / "set" / "b.ome.tif", "--json", "--ids"))
     assert [image["name"] for image in scored["images"]] == [f"b_Pos{n}[{t}]" for n in range(3) for t in range(2)]
-    scored = json.loads(run("eval", out, tmp_path / "set" / "b.ome.tif", "--json", "--series", 2))
+    scored = json.loads(run("eval", out, tmp_path / "set" / "b.ome.tif", "--json", "--ids", "--series", 2))
     assert [image["name"] for image in scored["images"]] == ["b_Pos2[0]", "b_Pos2[1]"]
     (tmp_path / "set" / "x_T1.ome.tif").unlink()
     assert main(["predict", str(tiny_model), str(tmp_path / "set"), "-o", str(out), "--as", "classes"]) != 0
