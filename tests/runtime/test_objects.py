@@ -248,6 +248,14 @@ def test_a_component_that_reaches_the_minimum_area_by_growing_is_kept():
     assert instances(apart, how, 13).max() == 1
 
 
+@pytest.mark.parametrize("last", [1, 5, 16])
+def test_a_map_whose_last_axis_may_be_channels_is_refused(last):
+    message = f"the class map has shape .*: 64 frames of 64 x {last} px, or 64 x 64 px with the channels last, {last}"
+    with pytest.raises(FrameError, match=message):
+        instances(np.zeros((64, 64, last), np.uint8))
+    assert instances(np.ones((64, 1, 64, last), np.uint8)).max() == 1
+
+
 def test_an_empty_map_has_no_instances():
     assert not instances(np.zeros((4, 5), np.uint8), Decoding("components", 2), min_area=3).any()
     assert not instances(np.zeros((4, 5), np.uint8), Decoding("cores", 2, 1, 5), min_area=3).any()

@@ -456,3 +456,10 @@ def test_a_model_that_is_refused_leaves_nothing_open(tmp_path):
     with pytest.raises(Exception, match="does not exist"):
         LiveSegmenter(tmp_path / "none.onnx")
     assert threading.active_count() == before
+
+
+def test_a_frame_whose_last_axis_may_be_channels_fails_and_says_why(tiny_model):
+    with LiveSegmenter(tiny_model, backend="onnxruntime") as live:
+        result = live.submit(np.zeros((64, 64, 1), np.uint8)).result(60)
+    assert isinstance(result.error, FrameError)
+    assert "64 frames of 64 x 1 px, or 64 x 64 px with the channels last, 1" in str(result.error)
