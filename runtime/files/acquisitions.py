@@ -354,19 +354,14 @@ def _ome_field(
 
 
 def _ome_size(pixels: ET.Element) -> PixelSize | None:
-    """Return the physical size of an element `Pixels`, in µm if its axes have different units."""
-    sizes: dict[str, tuple[float, str]] = {}
+    """Return the physical size of an element `Pixels`, in the unit of its rows; the default unit is the micrometre."""
+    sizes = {}
     for axis in "YXZ":
         with suppress(ValueError):
-            unit = pixels.get(f"PhysicalSize{axis}Unit", "µm")
-            sizes[axis] = float(pixels.get(f"PhysicalSize{axis}", "")), unit
-    if "Y" not in sizes or "X" not in sizes or "reference frame" in {unit for _, unit in sizes.values()}:
-        return None
-    if len({unit for _, unit in sizes.values()}) > 1:
-        each = {axis: PixelSize.found(size, size, unit=unit) for axis, (size, unit) in sizes.items()}
-        y, x, z = (size and size.in_micrometres for size in map(each.get, "YXZ"))
-        return None if y is None or x is None else PixelSize.found(y.y, x.x, z and z.x)
-    return PixelSize.found(sizes["Y"][0], sizes["X"][0], sizes["Z"][0] if "Z" in sizes else None, sizes["Y"][1])
+            size = float(pixels.get(f"PhysicalSize{axis}", ""))
+            sizes[axis] = size, pixels.get(f"PhysicalSize{axis}Unit", "µm")
+    is_physical = "reference frame" not in {unit for _, unit in sizes.values()}
+    return PixelSize.of_axes(sizes) if is_physical else None
 
 
 def _file_of(data: ET.Element, root: ET.Element, own: str) -> str:

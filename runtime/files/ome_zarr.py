@@ -24,7 +24,7 @@ import zarr
 
 from unetrt.runtime.errors import FrameError, shown
 from unetrt.runtime.files.formats import Images, Layout, OpenedImage, is_zarr, stored_bytes, unnamed_axes
-from unetrt.runtime.files.pixel_size import MICROMETRES, PixelSize
+from unetrt.runtime.files.pixel_size import PixelSize
 from unetrt.runtime.files.zarr_array import open_zarr
 
 log = logging.getLogger("unetrt")
@@ -220,20 +220,7 @@ def _pixel_size(named: Sequence[Any], axes: str, parts: Sequence[Metadata]) -> P
             found = True
             sizes = {axis: sizes[axis] * float(factor) for axis, factor in zip(axes, factors, strict=True)}
     units = {axis: one.get("unit", "") for axis, one in zip(axes, named, strict=True) if not isinstance(one, str)}
-    y, x, z = (PixelSize.found(sizes.get(axis), sizes.get(axis), unit=units.get(axis)) for axis in "YXZ")
-    if not found or y is None or x is None:
-        return None
-    rows = MICROMETRES.get(y.unit)
-
-    def in_unit_of_rows(size: PixelSize | None) -> float | None:
-        if size is None:
-            return None
-        factor = MICROMETRES.get(size.unit)
-        if size.unit == y.unit or factor is None or rows is None:
-            return size.y if size.unit == y.unit else None
-        return size.y * factor / rows
-
-    return PixelSize.found(y.y, in_unit_of_rows(x), in_unit_of_rows(z), y.unit)
+    return PixelSize.of_axes({axis: (sizes.get(axis), units.get(axis)) for axis in "YXZ"}) if found else None
 
 
 def _channels(shape: tuple[int, ...], axes: str, about: Metadata) -> tuple[str, ...]:

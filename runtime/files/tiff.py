@@ -270,9 +270,8 @@ def _metaseries(tiff: tifffile.TiffFile) -> PixelSize | None:
 
 
 def _fluoview(tiff: tifffile.TiffFile) -> PixelSize | None:
-    axes = {name: (float(size), unit) for name, _, _, size, unit in (tiff.fluoview_metadata or {})["Dimensions"]}
-    z, unit = axes.get("Z", (None, "")), axes["X"][1]
-    return PixelSize.found(axes["Y"][0], axes["X"][0], z[0] if z[1] == unit else None, unit)
+    dimensions = (tiff.fluoview_metadata or {})["Dimensions"]
+    return PixelSize.of_axes({name: (float(size), unit) for name, _, _, size, unit in dimensions})
 
 
 def _svs(tiff: tifffile.TiffFile) -> PixelSize | None:
