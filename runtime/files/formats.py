@@ -9,21 +9,18 @@ import re
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
-from functools import partial
 from importlib import import_module
 from math import inf, prod
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-import tifffile
 from numpy.typing import NDArray
 
 from unetrt.runtime.errors import FrameError, OptionError, shown
 from unetrt.runtime.files.acquisitions import COMPANION, described_images
 from unetrt.runtime.files.atomic import require_regular
 from unetrt.runtime.files.pixel_size import PixelSize
-from unetrt.runtime.files.tiff import tiff_images
 from unetrt.runtime.machine import format_bytes, free_memory
 from unetrt.runtime.pixels.frames import CHANNELS, NARROW, both_readings, is_narrow
 
@@ -78,8 +75,15 @@ class Layout(NamedTuple):
             raise FrameError(f"has the axes {self.axes}, without rows (Y) and columns (X): save it with both")
         lengths = list(zip(self.shape, self.axes, strict=True))
         height, width = (self.shape[self.axes.index(axis)] for axis in "YX")
-        channels = prod(length for length, axis in lengths if axis in "CS")
-        return prod(length for length, axis in lengths if axis not in "CSYX"), channels, height, width
+        return prod(length for length, axis in lengths if axis not in "CSYX"), self._channels, height, width
+
+    @property
+    def _channels(self) -> int:
+        return prod(length for length, axis in zip(self.shape, self.axes, strict=True) if axis in "CS")
+
+    def with_names(self, names: tuple[str, ...]) -> "Layout":
+        """Return the layout with the names of its channels, or without names if it has another number of channels."""
+        return self._replace(channels=names if len(names) == self._channels else ())
 
 
 @dataclass(frozen=True)
@@ -196,30 +200,14 @@ class OpenedImage(NamedTuple):
 
 # The images of an open file.
 Images = Sequence[OpenedImage]
-# Opens a file.
-Open = Callable[[Path], AbstractContextManager[Images]]
+# Opens a file; of a TIFF also with the other files of its set.
+Open = Callable[..., AbstractContextManager[Images]]
 
 
 def stored_bytes(*paths: Path) -> int:
     """Return the bytes that files take on the disk: a sparse file takes less than its size."""
     found = [path.stat() for path in paths]
     return sum(min(about.st_size, 512 * getattr(about, "st_blocks", about.st_size)) for about in found)
-
-
-@contextmanager
-def _tiff(path: Path, others: Collection[Path] = ()) -> Iterator[Images]:
-    """Open a TIFF, and the other files of its set; the axes are those that it names, as OME-TIFF and ImageJ do."""
-    with tifffile.TiffFile(path) as tiff:
-        yield [
-            OpenedImage(
-                Layout(image.shape, image.axes, image.dtype, image.pixel_size, image.channels),
-                image.part,
-                partial(stored_bytes, path, *image.files),
-                image.read,
-                image.name,
-            )
-            for image in tiff_images(tiff, path, others)
-        ]
 
 
 @contextmanager
@@ -247,8 +235,8 @@ def _npy(path: Path) -> Iterator[Images]:
 def _module(name: str) -> Open:
     """Return what opens files with a module of this package, which is imported then."""
 
-    def open_file(path: Path) -> AbstractContextManager[Images]:
-        images: AbstractContextManager[Images] = import_module(f"unetrt.runtime.files.{name}").opened(path)
+    def open_file(path: Path, *others: Collection[Path]) -> AbstractContextManager[Images]:
+        images: AbstractContextManager[Images] = import_module(f"unetrt.runtime.files.{name}").opened(path, *others)
         return images
 
     return open_file
@@ -257,7 +245,7 @@ def _module(name: str) -> Open:
 # Suffixes of TIFF, with those of large files, of Zeiss's LSM, MetaMorph's STK and whole slides.
 TIFFS = (".tif", ".tiff", ".btf", ".tf2", ".tf8", ".lsm", ".stk", ".svs", ".ndpi", ".scn", ".qptiff")
 MICROSCOPES = (".czi", ".nd2", ".lif")
-_picture, _microscope = _module("pictures"), _module("microscopes")
+_tiff, _picture, _microscope = map(_module, ("tiff", "pictures", "microscopes"))
 FORMATS: Mapping[str, Open] = {
     **dict.fromkeys(TIFFS, _tiff),
     ".png": _picture,

@@ -144,7 +144,7 @@ def _czi_scene(path: Path, file: "CziReader", scene: _Scene, about: _CziMetadata
     frames = "".join(name if name in "TZC" else "N" for name in named)
     shape, axes = (*map(len, named.values()), *rows), frames + ("YXS" if has_colours else "YX")
     names = tuple(about.channels.get(channel, "") for channel in named.get("C", [0]))
-    layout = Layout(shape, axes, np.dtype(kind), about.pixel_size, names if all(names) else ())
+    layout = Layout(shape, axes, np.dtype(kind), about.pixel_size).with_names(names if all(names) else ())
 
     def read() -> Array:
         _require_planes(scene.planes, used)
@@ -180,7 +180,8 @@ def _nd2(path: Path) -> Iterator[Images]:
         number = file.sizes.get("P", 1)
         names = points if len(points) == number and all(points) else [f"position{index}" for index in range(number)]
         sizes = {axis: length for axis, length in file.sizes.items() if axis != "P"}
-        layout = Layout(tuple(sizes.values()), "".join(sizes), np.dtype(file.dtype), *_nd2_metadata(file, sizes))
+        size, channels = _nd2_metadata(file)
+        layout = Layout(tuple(sizes.values()), "".join(sizes), np.dtype(file.dtype), size).with_names(channels)
         yield _without_only_name([
             OpenedImage(layout, (), lambda: stored_bytes(path), _nd2_reader(file, index), name)
             for index, name in enumerate(names)
@@ -202,7 +203,7 @@ def _nd2_reader(file: "ND2File", position: int) -> Callable[[], Array]:
     return read
 
 
-def _nd2_metadata(file: "ND2File", sizes: Mapping[str, int]) -> tuple[PixelSize | None, tuple[str, ...]]:
+def _nd2_metadata(file: "ND2File") -> tuple[PixelSize | None, tuple[str, ...]]:
     """Return pixel size and channel names of an ND2 file."""
     channels = getattr(file.metadata, "channels", None) or []
     names = tuple(channel.channel.name for channel in channels)
@@ -214,7 +215,7 @@ def _nd2_metadata(file: "ND2File", sizes: Mapping[str, int]) -> tuple[PixelSize 
             for size, known in zip(volume.axesCalibration, volume.axesCalibrated, strict=True)
         )  # fmt: skip
         size = PixelSize.found(y, x, z)
-    return size, names if len(names) == sizes.get("C", 1) and all(names) else ()
+    return size, names if all(names) else ()
 
 
 # Dimensions of a LIF file with a meaning; others are frames (N). Its channels can lie in two dimensions, C and C1.
@@ -233,6 +234,7 @@ def _lif(path: Path) -> Iterator[Images]:
 
 
 def _lif_image(path: Path, image: "LifImageABC") -> OpenedImage:
+    """Return an image of a LIF file."""
     axes = "".join(name[0] if name[0] in LIF_AXES else "N" for name in image.dims)
     described = "./Data/Image/ImageDescription/"
     steps = {
@@ -244,9 +246,7 @@ def _lif_image(path: Path, image: "LifImageABC") -> OpenedImage:
     names = tuple(
         one.get("LUTName", "") for one in image.xml_element.iterfind(f"{described}Channels/ChannelDescription")
     )
-    channels = prod(length for axis, length in zip(axes, image.shape, strict=True) if axis in "CS")
-    is_complete = len(names) == channels and all(names)
-    layout = Layout(image.shape, axes, image.dtype, PixelSize.found(y, x, z), names if is_complete else ())
+    layout = Layout(image.shape, axes, image.dtype, PixelSize.found(y, x, z)).with_names(names if all(names) else ())
     return OpenedImage(layout, (), lambda: stored_bytes(path), image.asarray, image.path)
 
 

@@ -199,7 +199,7 @@ def _layout(array: zarr.Array[Any], about: Metadata, scale: Metadata, dataset: M
     if len(axes) != array.ndim:
         raise FrameError(f"names {len(axes)} axes for an array of {array.ndim}: save it again")
     size = _pixel_size(named, axes, [scale, dataset])
-    return Layout(array.shape, axes, np.dtype(array.dtype), size, _channels(array.shape, axes, about))
+    return Layout(array.shape, axes, np.dtype(array.dtype), size).with_names(_channel_names(about))
 
 
 def _letter(axis: str | Mapping[str, str]) -> str:
@@ -222,9 +222,9 @@ def _pixel_size(named: Sequence[Any], axes: str, parts: Sequence[Metadata]) -> P
     return PixelSize.of_axes({axis: (sizes.get(axis), units.get(axis)) for axis in "YXZ"}) if found else None
 
 
-def _channels(shape: tuple[int, ...], axes: str, about: Metadata) -> tuple[str, ...]:
+def _channel_names(about: Metadata) -> tuple[str, ...]:
     """Return the names of the channels, if each has one."""
     named = (about.get("omero") or {}).get("channels") or ()
     labels = [one.get("label") for one in named if isinstance(one, dict)]
     names = tuple(label for label in labels if isinstance(label, str) and label)
-    return names if "C" in axes and len(names) == len(labels) == shape[axes.index("C")] else ()
+    return names if len(names) == len(labels) else ()

@@ -1,16 +1,16 @@
 """Images of TIFF files, and of sets of files that are one acquisition.
 
-`tiff_images` opens the images of one file: alone, it gives the planes that it holds; with the other files of its set it
-gives all planes. A plane that is missing is never replaced by zeros. `acquisitions` finds the fields and their planes,
-tifffile reads the planes, and whatever describes no fields.
+`opened` opens the images of one file: alone, it gives the planes that it holds; with the other files of its set, all
+planes. A plane that is missing is never replaced by zeros. `acquisitions` finds the fields and their planes; tifffile
+reads the planes, and the images of files without fields.
 """
 
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from contextlib import ExitStack, suppress
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
 from math import prod
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import tifffile
@@ -20,6 +20,7 @@ from unetrt.runtime.errors import FrameError, few, one_line
 from unetrt.runtime.files.acquisitions import Page, PlaneGrid, fields_of
 from unetrt.runtime.files.atomic import require_regular
 from unetrt.runtime.files.embedded import SIZES, require_sizes
+from unetrt.runtime.files.formats import Images, Layout, OpenedImage, stored_bytes
 from unetrt.runtime.files.pixel_size import PixelSize
 
 Array = NDArray[Any]
@@ -32,51 +33,20 @@ SLIDES = {"svs", "ndpi", "scn", "qpi", "bif", "avs", "philips"}
 PRINTED = 600
 
 
-class TiffImage(NamedTuple):
-    """An image of an open TIFF.
-
-    Attributes
-    ----------
-    name
-        Name of the field in its acquisition; empty for any other image.
-    shape, axes, dtype
-        Of the pixels, as in `Layout`.
-    part
-        Shape of a strip or tile.
-    files
-        The other files that hold planes of it.
-    read
-        Returns the pixels.
-    pixel_size, channels
-        As in `Layout`.
-    """
-
-    name: str
-    shape: tuple[int, ...]
-    axes: str
-    dtype: np.dtype[Any]
-    part: tuple[int, ...]
-    files: tuple[Path, ...]
-    read: Callable[[], Array]
-    pixel_size: PixelSize | None
-    channels: tuple[str, ...]
+@contextmanager
+def opened(path: Path, others: Collection[Path] = ()) -> Iterator[Images]:
+    """Open a TIFF: its images with planes in it, with the planes in the `others`, the other files of its set."""
+    with tifffile.TiffFile(path) as tiff:
+        yield _images(tiff, path, others)
 
 
-def tiff_images(tiff: tifffile.TiffFile, path: Path, others: Collection[Path] = ()) -> list[TiffImage]:
-    """Return the images of an open TIFF that have planes in it.
-
-    Parameters
-    ----------
-    tiff, path
-        The file.
-    others
-        The other files of its set. Empty: images are the planes in this file alone.
-    """
+def _images(tiff: tifffile.TiffFile, path: Path, others: Collection[Path]) -> list[OpenedImage]:
+    """Return the images of an open TIFF that have planes in it; without `others`, the planes in this file alone."""
     if not tiff.pages:
         raise FrameError("holds no image: save it again")
     fields = fields_of(tiff, path, others)
     if fields is None:
-        return _plain(tiff)
+        return _plain(tiff, path)
     mine = [field for field in fields if path.name in field.used]
     if not mine:
         used = list(dict.fromkeys(name for field in fields for name in field.used))
@@ -86,7 +56,7 @@ def tiff_images(tiff: tifffile.TiffFile, path: Path, others: Collection[Path] = 
     return [_field_image(tiff, path, field, others) for field in mine]
 
 
-def _field_image(tiff: tifffile.TiffFile, path: Path, field: PlaneGrid, others: Iterable[Path]) -> TiffImage:
+def _field_image(tiff: tifffile.TiffFile, path: Path, field: PlaneGrid, others: Iterable[Path]) -> OpenedImage:
     """Return an image of an acquisition; pages of other files are opened when it is read."""
     mine = field.files.index(path.name)
     first = np.flatnonzero(field.file == mine)[:1]
@@ -105,9 +75,8 @@ def _field_image(tiff: tifffile.TiffFile, path: Path, field: PlaneGrid, others: 
         pixels: Array = _read_planes(tiff, path, field, key, present)
         return pixels
 
-    size = field.pixel_size or _pixel_size(tiff)
-    channels = _if_all(field.channels, shape, axes)
-    return TiffImage(field.name, shape, axes, key.dtype, key.chunks, tuple(files.values()), read, size, channels)
+    layout = Layout(shape, axes, key.dtype, field.pixel_size or _pixel_size(tiff)).with_names(field.channels)
+    return OpenedImage(layout, key.chunks, partial(stored_bytes, path, *files.values()), read, field.name)
 
 
 def _read_planes(tiff: tifffile.TiffFile, path: Path, field: PlaneGrid, key: Page, files: Mapping[str, Path]) -> Array:
@@ -156,7 +125,7 @@ def _same_kind(page: Page, key: Page, name: str) -> Page:
     return page
 
 
-def _plain(tiff: tifffile.TiffFile) -> list[TiffImage]:
+def _plain(tiff: tifffile.TiffFile, path: Path) -> list[OpenedImage]:
     """Return the images of a TIFF that describes no fields; reduced copies, masks and overviews are left out."""
     found = [series for series in tiff.series if prod(series.keyframe.shape)] or list(tiff.series)
     if found[0].kind in SLIDES:
@@ -165,11 +134,10 @@ def _plain(tiff: tifffile.TiffFile) -> list[TiffImage]:
     size, names = _pixel_size(tiff), _channel_names(tiff)
     images = []
     for series in whole or found:
-        key, shape, axes = series.keyframe, series.shape, series.axes
-        _require_segments(key)
-        channels = _if_all(names, shape, axes)
-        read = partial(_decoded, series)
-        images.append(TiffImage("", shape, axes, series.dtype, key.chunks, (), read, size, channels))
+        _require_segments(series.keyframe)
+        layout = Layout(series.shape, series.axes, series.dtype, size).with_names(names)
+        part = series.keyframe.chunks
+        images.append(OpenedImage(layout, part, partial(stored_bytes, path), partial(_decoded, series)))
     return images
 
 
@@ -194,11 +162,6 @@ def _squeezed(shape: Sequence[int], axes: str) -> tuple[tuple[int, ...], str]:
     """Return shape and axes without axes of length 1, as tifffile leaves them out; rows and columns stay."""
     kept = [(length, axis) for length, axis in zip(shape, axes, strict=True) if length != 1 or axis in "YX"]
     return tuple(length for length, _ in kept), "".join(axis for _, axis in kept)
-
-
-def _if_all(names: tuple[str, ...], shape: Sequence[int], axes: str) -> tuple[str, ...]:
-    """Return the names of channels, or none if the image has another number of channels."""
-    return names if len(names) == prod(length for length, axis in zip(shape, axes, strict=True) if axis in "CS") else ()
 
 
 def _channel_names(tiff: tifffile.TiffFile) -> tuple[str, ...]:
@@ -302,7 +265,7 @@ def _dots(tiff: tifffile.TiffFile, name: str) -> float:
     return float(numerator) / float(denominator)
 
 
-# Kind of metadata, in the order in which they are believed -> its pixel size; at last any TIFF.
+# Kind of metadata, the preferred first -> its pixel size; at last any TIFF.
 PIXEL_SIZES: Mapping[str, Callable[[tifffile.TiffFile], PixelSize | None]] = {
     "micromanager": _micromanager,
     "imagej": _imagej,
