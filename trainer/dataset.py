@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from unetrt.runtime.errors import DatasetError, FrameError, OptionError
+from unetrt.runtime.errors import DatasetError, FrameError, OptionError, few
 from unetrt.runtime.files.atomic import require_regular
 from unetrt.runtime.files.formats import AS_STORED, SUFFIXES, Reading
 from unetrt.runtime.files.images import is_grey, read_image, read_label_stack, without_opacity
@@ -171,8 +171,7 @@ class Dataset:
         if flat := [
             image.name for image in self.images if image.labels.any() and image.frame.min() == image.frame.max()
         ]:
-            more = f" and {len(flat) - 1} more" if len(flat) > 1 else ""
-            found.append(f"{flat[0]}{more} without any contrast, but with objects")
+            found.append(f"{few(flat, most=1)} without any contrast, but with objects")
         return found
 
     def some_frames(self) -> tuple[Array, ...]:

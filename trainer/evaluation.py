@@ -170,7 +170,7 @@ def compare_files(
     FrameError
         A file holds no labels, or a class index that is too high.
     """
-    truths, guesses = labels_by_name(labels) or dict(_picked(labels, reading)), _picked(predicted, reading)
+    truths, guesses = labels_by_name(labels) or dict(_images_of(labels, reading)), _images_of(predicted, reading)
     found = {_key(stem): path for stem, path in guesses.items()} | guesses
     masks = {_key(stem): path for stem, path in images_by_name(labelled.ignore).items()} if labelled.ignore else {}
     doubts = LabelDoubts() if doubts is None else doubts
@@ -196,7 +196,7 @@ def compare_files(
             yield name, _compare_planes(guess[index], truth[index], ignored, meaning, name, doubts)
 
 
-def _picked(path: Path, reading: Reading) -> dict[str, ImageSource]:
+def _images_of(path: Path, reading: Reading) -> dict[str, ImageSource]:
     """Return the images by name; `reading.series` picks one of each file with several, and leaves other files whole."""
     images = images_by_name(path)
     if reading.series is not None and any(image.series is not None for image in images.values()):

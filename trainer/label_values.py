@@ -1,7 +1,7 @@
 """What the values of label files are: ids of objects, masks, or grey values of which a threshold makes masks.
 
 An id is one object, in however many pieces. The objects of a mask are the connected components of its foreground. One
-`LabelRule` serves training and evaluation, annotation and prediction. Values are not believed without a look:
+`LabelRule` serves training and evaluation, annotation and prediction. Values are checked first:
 `require_ids` and `require_background` refuse interpolated values and a background that is labelled as an object;
 `LabelDoubts` collects what may be a mistake.
 
@@ -10,6 +10,7 @@ An id is one object, in however many pieces. The objects of a mask are the conne
 37
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -118,7 +119,7 @@ class LabelRule:
         return components(numbered) if self.masks and numbered.max(initial=0) == 1 else numbered
 
 
-# Nothing is said about labels.
+# The user states nothing about labels.
 UNSTATED = LabelRule()
 
 
@@ -285,22 +286,23 @@ class LabelDoubts:
         if self.large:
             name, share = max(self.large, key=lambda one: one[1])
             found.append(
-                f"one object covers {share:.0%} of {name}{_more(self.large)}: if it is the background, make that 0"
+                f"one object covers {share:.0%} of {name}{and_more(self.large)}: if it is the background, make that 0"
             )
         if self.pieces:
             name, values, count = max(self.pieces, key=lambda one: one[2])
             found.append(
-                f"{name}{_more(self.pieces)} holds {values} values in {count} pieces, and each value is one object: "
+                f"{name}{and_more(self.pieces)} holds {values} values in {count} pieces, and each value is one object: "
                 "give --masks for masks, --classes for class maps, and do not interpolate labels"
             )
         if self.noisy:
             name, count, area = max(self.noisy, key=lambda one: one[1])
             found.append(
-                f"{name}{_more(self.noisy)} holds {count} objects of {area:g} px (median): if that is "
+                f"{name}{and_more(self.noisy)} holds {count} objects of {area:g} px (median): if that is "
                 "noise, remove it, or give another --threshold for grey values"
             )
         return found
 
 
-def _more(names: list[Any]) -> str:
+def and_more(names: Sequence[Any]) -> str:
+    """Return how many others a message leaves out that names the first."""
     return f" (and {len(names) - 1} more)" if len(names) > 1 else ""

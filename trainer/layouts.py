@@ -35,7 +35,7 @@ from unetrt.runtime.files.sources import (
     source_of,
     stem_of,
 )
-from unetrt.trainer.label_values import UNSTATED, LabelRule
+from unetrt.trainer.label_values import UNSTATED, LabelRule, and_more
 
 Array = NDArray[Any]
 
@@ -55,7 +55,7 @@ GOLD, SILVER = "_GT", "_ST"
 SPLITS = frozenset({"train", "training", "val", "valid", "validation", "test", "testing"})
 
 # The label file of an image, or a file for each of its objects.
-Labels = ImageSource | tuple[ImageSource, ...]
+LabelSource = ImageSource | tuple[ImageSource, ...]
 
 
 @dataclass(frozen=True)
@@ -80,13 +80,13 @@ class AnnotatedFiles:
 
     name: str
     image: ImageSource
-    labels: Labels
+    labels: LabelSource
     source: str
     ignored: ImageSource | None = None
     plane: int | None = None
 
 
-def annotation_of(labels: Labels) -> ImageSource | Path:
+def annotation_of(labels: LabelSource) -> ImageSource | Path:
     """Return the label file, or the folder of the masks, for messages."""
     return labels if isinstance(labels, ImageSource) else labels[0].path.parent
 
@@ -127,7 +127,7 @@ def _files_in(folder: Path, reading: Reading, notes: list[str]) -> list[Annotate
     images, labels = [name for name in below if holds_images(name)], [name for name in below if holds_labels(name)]
     if images and labels:
         images_folder, labels_folder = (
-            folder / _only(folder, names, preferred, notes)
+            folder / _preferred(folder, names, preferred, notes)
             for names, preferred in ((images, (IMAGES,)), (labels, PREFERRED))
         )
         return _beside(images_folder, labels_folder, reading)
@@ -151,7 +151,7 @@ def _subfolders(folder: Path) -> list[str]:
     return sorted(path.name for path in folders)
 
 
-def _only(folder: Path, names: Sequence[str], preferred: Sequence[str], notes: list[str]) -> str:
+def _preferred(folder: Path, names: Sequence[str], preferred: Sequence[str], notes: list[str]) -> str:
     """Return the folder to read of several whose names say the same; raises DatasetError if none is preferred."""
     chosen = next((name for wanted in preferred for name in names if name.lower() == wanted), None)
     if len(names) == 1 or chosen is None:
@@ -186,7 +186,7 @@ def images_by_name(path: Path, reading: Reading = AS_STORED) -> dict[str, ImageS
     return named
 
 
-def labels_by_name(path: Path) -> dict[str, Labels]:
+def labels_by_name(path: Path) -> dict[str, LabelSource]:
     """Return the labels of a folder of annotated images, by name; empty for a folder of labels and for a file."""
     if path.is_dir() and (has_layout(path) or any(_has_inner_layout(path / name) for name in _subfolders(path))):
         return {files.name: files.labels for files in find_files(path)[0]}
@@ -199,7 +199,7 @@ def _beside(images_folder: Path, labels_folder: Path, reading: Reading) -> list[
     images, labels = (images_by_name(place) for place in places)
     images = _labelled_alone(images, labels)
     ignored = images_by_name(folder / IGNORE) if (folder / IGNORE).is_dir() else {}
-    paired: dict[str, Labels]
+    paired: dict[str, LabelSource]
     if list(images) == [folder.name] and folder.name not in labels:
         paired = {folder.name: tuple(labels.values())}
     else:
@@ -216,7 +216,7 @@ def _beside(images_folder: Path, labels_folder: Path, reading: Reading) -> list[
 
 
 def _labelled_alone(images: Mapping[str, ImageSource], labels: Mapping[str, ImageSource]) -> dict[str, ImageSource]:
-    """Return the images, each file of a set alone where every file has labels of its own."""
+    """Return the images; the files of a set are an image each where each of them has labels."""
     found: dict[str, ImageSource] = {}
     for name, image in images.items():
         alone = {Path(name).with_name(stem_of(file)).as_posix(): file for file in (image.path, *image.files)}
@@ -235,7 +235,7 @@ def _paired(
     what: str = "label",
     *,
     every: bool = True,
-) -> dict[str, Labels]:
+) -> dict[str, LabelSource]:
     """Return the labels of each image, by its name.
 
     Pairs have equal names, names that are equal without their ends, or, for a file of each object, masks in a folder
@@ -257,7 +257,7 @@ def _paired(
     DatasetError
         An image has no labels or several, or labels have no image; the message names the nearest file.
     """
-    found: dict[str, Labels] = {name: labels[name] for name in images.keys() & labels.keys()}
+    found: dict[str, LabelSource] = {name: labels[name] for name in images.keys() & labels.keys()}
     bare = {IMAGE_ENDINGS.sub("", name): name for name in images if name not in found}
     objects: dict[str, list[ImageSource]] = {}
     alone: list[str] = []
@@ -285,7 +285,6 @@ def _unpaired(
 ) -> DatasetError:
     """Return the error for files without a partner in `folder`, whose images are named `others`."""
     file, name = files[alone[0]], alone[0]
-    more = f" (and {len(alone) - 1} more)" if len(alone) > 1 else ""
     hint = ""
     beside = [path for place in (folder, file.path.parent) for path in place.glob(f"{glob.escape(Path(name).name)}*")]
     if pickled := [path for path in beside if path.name.endswith(CELLPOSE)]:
@@ -295,7 +294,7 @@ def _unpaired(
         hint = f": {unread[0]} is there, but not read, use {', '.join(SUFFIXES)}"
     elif close := difflib.get_close_matches(name, sorted(others), 1):
         hint = f": did you mean {close[0]}? Labels have the name of their image, or NAME_mask, NAME_masks, NAME_labels"
-    return DatasetError(f"{what} {file.path.name}{more} has no partner of that name in {folder}{hint}")
+    return DatasetError(f"{what} {file.path.name}{and_more(alone)} has no partner of that name in {folder}{hint}")
 
 
 def _cellpose(path: Path) -> DatasetError:
@@ -406,7 +405,7 @@ def _no_layout(folder: Path) -> DatasetError:
     )
 
 
-def read_annotation(labels: Labels, reading: Reading = AS_STORED, rule: LabelRule = UNSTATED) -> tuple[Array, int]:
+def read_annotation(labels: LabelSource, reading: Reading = AS_STORED, rule: LabelRule = UNSTATED) -> tuple[Array, int]:
     """Read the labels of an image.
 
     Masks of single objects are numbered in the order of their names. A pixel of several masks belongs to the smallest
@@ -414,7 +413,8 @@ def read_annotation(labels: Labels, reading: Reading = AS_STORED, rule: LabelRul
 
     Returns
     -------
-    Values that `rule` takes as objects, (N, H, W), and the number of pixels that several masks share.
+    Values that `rule` takes as objects, (N, H, W) in the file's dtype, of several masks int32; and the number of pixels
+    that several masks share.
 
     Raises
     ------

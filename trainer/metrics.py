@@ -24,7 +24,7 @@ Mask = NDArray[np.bool_]
 # Thresholds of the intersection over union at which objects are matched (Data Science Bowl 2018).
 THRESHOLDS = tuple(round(0.5 + 0.05 * step, 2) for step in range(10))
 LEAST = THRESHOLDS[0]
-# Numbers up to so many more than the pixels are counted by value, which takes a tenth of the time of sorting them.
+# Integers up to four times the number of pixels plus this are counted by value: a tenth of the time of sorting them.
 DENSE = 1024
 # Offsets (dy, dx) of the eight neighbours of a pixel, row by row: the bits, from the lowest, of a neighbourhood's code.
 NEIGHBOURS = [(dy, dx) for dy in (-1, 0, 1) for dx in (-1, 0, 1) if (dy, dx) != (0, 0)]

@@ -35,9 +35,9 @@ from unetrt.runtime.machine import format_bytes
 METADATA = 64 * 2**20
 # Copies of the metadata of all members, which may be a million.
 CONSOLIDATED = {".zmetadata"}
-# A chunk may decode to so many times its declared size, and a bit more, for headers, padding and checksums.
+# Largest ratio of a decoded chunk to its declared size, and bytes beyond that, for headers, padding and checksums.
 SLACK, HEADER = 2, 2**18
-# A file may be so many times as large as its chunk: in the worst case a shard stores 16 bytes of index for each pixel.
+# Largest ratio of a file to its chunk: in the worst case a shard stores 16 bytes of index for each pixel.
 INDEX = 32
 # Names of the codecs that decompress; Zarr 3 has some of numcodecs with a prefix.
 COMPRESSORS = {"gzip", "zlib", "bz2", "lzma", "zstd", "blosc", "lz4"}

@@ -19,9 +19,9 @@ Size = tuple[int, int]
 
 # The largest float32.
 LARGEST = float(np.finfo(np.float32).max)
-# A last axis shorter than the two before it, of at most so many elements, is hardly the width of an image.
+# A last axis that is shorter than the two before it is hardly the width of an image if it has at most `CHANNELS`
+# elements, or is at least `NARROW` times shorter.
 CHANNELS = 8
-# Nor is one that is so many times shorter.
 NARROW = 4
 
 

@@ -252,15 +252,11 @@ channel_option = click.option(
     multiple=True,
     help="Channel of images to read, by its index from 0 or its name; repeatable. [default: all]",
 )
-
-
 series_option = click.option(
     "--series",
     type=Parsed("N|NAME", index_or_name),
     help="Image to read of files that hold several: index from 0, or name. [default: all fields of an acquisition]",
 )
-
-
 saved_option = click.option(
     "--save",
     "saved",
@@ -268,6 +264,9 @@ saved_option = click.option(
     multiple=True,
     help=f"Files to write; repeatable: {', '.join(f'{name} ({kind.what})' for name, kind in KINDS.items())}. "
     "[default: labels]",
+)
+montage_option = click.option(
+    "--montage", is_flag=True, help="Write overlays/montage.png: all overlays, with the number of objects."
 )
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from unetrt.cli import echo, reading_options, saved_option
+from unetrt.cli import echo, montage_option, reading_options, saved_option
 from unetrt.cli.predict import report_failures
 from unetrt.runtime.errors import FrameError
 from unetrt.runtime.files.atomic import require_writable
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     show_default=True,
     help="What labels are: numbers of objects, or classes.",
 )
-@click.option("--montage", is_flag=True, help="Write overlays/montage.png: all overlays, with the number of objects.")
+@montage_option
 @click.option("--overlays/--no-overlays", default=False, show_default=True, help="Write overlays/NAME.png.")
 @reading_options
 def command(

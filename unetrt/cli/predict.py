@@ -11,7 +11,17 @@ from typing import TYPE_CHECKING, Any, TypedDict, Unpack
 
 import click
 
-from unetrt.cli import MODEL, EngineOptions, echo, engine_options, kind_option, reading_options, saved_option, whole
+from unetrt.cli import (
+    MODEL,
+    EngineOptions,
+    echo,
+    engine_options,
+    kind_option,
+    montage_option,
+    reading_options,
+    saved_option,
+    whole,
+)
 from unetrt.runtime.errors import FrameError, UnetrtError, printable
 from unetrt.runtime.files.atomic import require_writable
 
@@ -67,7 +77,7 @@ class Written(TypedDict):
 )
 @saved_option
 @click.option("--table", is_flag=True, help="The same as --save table, besides the other files.")
-@click.option("--montage", is_flag=True, help="Write overlays/montage.png: all overlays, with the number of objects.")
+@montage_option
 @click.option("--overlays/--no-overlays", default=True, show_default=True, help="Write overlays/NAME.png.")
 @reading_options
 @engine_options

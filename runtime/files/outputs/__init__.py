@@ -138,7 +138,7 @@ def opened_outputs(
     confident
         Whether the objects have a confidence.
     overlays
-        Whether overlays are written too.
+        Whether overlays/NAME.png is written too.
     sheet
         Number of images on a sheet of all overlays; 0 for no sheet.
 

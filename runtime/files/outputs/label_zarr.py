@@ -68,7 +68,7 @@ class _Pixels:
     Parameters
     ----------
     pixels
-        The pixels, with any order of axes before the rows.
+        The pixels, (..., H, W), with any order of axes before the rows.
     axes
         Name of each axis.
     """
@@ -105,6 +105,7 @@ def _write_levels(group: Any, given: _Pixels, image: LabelledImage) -> None:
 
 
 def _axis(name: str, size: PixelSize | None) -> dict[str, str]:
+    """Return the metadata of an axis; `size` is the pixel size in µm, None if it is unknown."""
     is_length = TYPES[name] == "space" and size is not None and (name != "z" or size.z is not None)
     return {"name": name, "type": TYPES[name]} | ({"unit": "micrometer"} if is_length else {})
 

@@ -38,15 +38,15 @@ class LabelledImage:
     kind
         `instances`: a label is the number of an object in its frame; `classes`: it is a class.
     frames
-        Grey values of the frames, (N, C, H, W), N the number of frames of the labels; None if there are none.
+        Grey values of the frames, (N, C, H, W), N the number of frames of the labels; None: there is no image.
     axes
         As for `write_labels`.
     pixel_size
-        None where it is unknown.
+        Physical size of a pixel; None: not known.
     confidence
-        Of each frame, the confidence of objects 1 ... n, (n,); None if there is none.
+        Confidence of the objects 1 ... n of each frame, (n,), from 0 to 1; None: not measured.
     source
-        Name of the image's file; empty if there is none.
+        Name of the image's file; empty: there is no image.
     """
 
     name: str

@@ -36,7 +36,7 @@ def write_overlay(path: str | Path, image: LabelledImage) -> None:
 
 
 def overlaid(image: LabelledImage) -> NDArray[np.uint8]:
-    """Return the first frame in grey with its objects tinted and outlined, (H, W, 3)."""
+    """Return the first frame in grey with its objects tinted and outlined, (H, W, 3) uint8."""
     return overlay(_grey(image, 0), image.planes[0])
 
 
