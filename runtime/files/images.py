@@ -1,4 +1,4 @@
-"""Image files: frames in; `outputs` has the files that are made from them.
+"""Reading image files as frames and as labels; `outputs` writes the files that are made from them.
 
 `sources` lists the images of files and folders. `read_stack` reads one as (N, C, H, W) in its own dtype; `formats`
 opens the files. `predict_file` is what `unetrt predict` does with each image: read, segment, write.

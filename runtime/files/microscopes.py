@@ -229,7 +229,7 @@ def _lif(path: Path) -> Iterator[Images]:
     with liffile.LifFile(path) as file:
         images = [image for image in file.images if not image.is_flim]
         if not images:
-            raise FrameError("holds no image")
+            raise FrameError("holds no image but FLIM, which is not read: export its intensity as TIFF")
         yield _without_only_name([_lif_image(path, image) for image in images])
 
 

@@ -91,7 +91,7 @@ def _inside(path: Any) -> str:
     """Return a path in the metadata; raises FrameError unless it stays below the folder."""
     parts = PurePosixPath(path).parts if isinstance(path, str) else ("..",)
     if not all(part.isprintable() for part in parts) or ".." in parts or "/" in parts or "\\" in str(path):
-        raise FrameError(f"names {shown(path)} as a part of it, which is not in the folder")
+        raise FrameError(f"names {shown(path)} as a part of it, which is not in the folder: save it again")
     return "/".join(parts)
 
 

@@ -119,7 +119,7 @@ def _same_kind(page: Page, key: Page, name: str) -> Page:
     if (page.shape, page.dtype, page.axes) != (key.shape, key.dtype, key.axes):
         raise FrameError(
             f"has planes of {key.shape} {key.dtype}, and {name} of {page.shape} {page.dtype}: an image has planes of "
-            "one kind"
+            "one kind, save others apart"
         )
     _require_segments(page)
     return page

@@ -44,8 +44,6 @@ NEAR = 4
 INSIDE = 0.75
 # Colours by object number. Consecutive numbers are often neighbours, so the golden ratio spreads their hues.
 COLOURS = np.array([colorsys.hsv_to_rgb(turn * 0.618 % 1, 0.85, 1.0) for turn in range(32)], np.float32)
-
-
 # Pixels of small planes that are decoded together: less time per plane than one call each.
 GROUP = 1 << 14
 
@@ -535,7 +533,7 @@ def overlay(frame: Array, labels: Array, inside: float = INSIDE) -> NDArray[np.u
     labels
         (H, W), integers; 0 is not drawn.
     inside
-        Share of the grey value inside an object; the rest is its colour.
+        Share of the grey value inside an object, 0 to 1; the rest is its colour.
 
     Returns
     -------

@@ -436,8 +436,8 @@ class PlaneDecoder(Closable):
     """Decodes the class maps of a stack, in order, on one thread, while the next frames are computed.
 
     Small planes are gathered, up to `GROUP` pixels, and decoded together. At most one plane or group waits while
-    another is decoded, besides those whose tiles are still in flight. An exception of the
-    decoding is raised by `paced` or `finish`. `close` ends the thread.
+    another is decoded, besides those whose tiles are still in flight. An exception of the decoding is raised by `paced`
+    or `finish`. `close` ends the thread.
 
     Parameters
     ----------

@@ -302,7 +302,7 @@ def label_rule_options(command: Command) -> Command:
         "--masks/--ids",
         default=None,
         help="Masks: in label files with a single value besides 0, connected components are the objects. Ids: each "
-        "value is one object, without a check that it can be.",
+        "value is one object, and values are not checked.",
     )
     threshold = click.option(
         "--threshold",

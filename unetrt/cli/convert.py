@@ -1,4 +1,4 @@
-"""`unetrt convert`: files for other programs, made from labels that are there."""
+"""`unetrt convert`: files for other programs, made from existing labels."""
 
 from contextlib import suppress
 from functools import partial

@@ -66,9 +66,10 @@ class ObjectTable:
         for frame, measured in enumerate(image.measured):
             if list(measured) != self._names:
                 channels = 0 if image.frames is None else image.frames.shape[1]
+                wanted = sum(name.startswith("mean_intensity") for name in self._names)
                 raise FrameError(
-                    f"{image.source or image.name} has {channels} channels, and the table has others: give images of "
-                    "the same channels"
+                    f"{image.source or image.name} has {channels} channels, and the table {wanted}: give images of the "
+                    "same channels"
                 )
             self._writer.write(printable(image.source or image.name), frame, measured)
 

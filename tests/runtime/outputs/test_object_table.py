@@ -99,7 +99,7 @@ def test_a_table_without_objects_has_the_names_of_its_columns(tmp_path, name):
 
 def test_an_image_of_other_channels_is_refused(tmp_path):
     image = LabelledImage("a", np.eye(3, dtype=np.int32), frames=np.zeros((1, 2, 3, 3)), source="a.tif")
-    message = "a.tif has 2 channels, and the table has others: give images of the same"
+    message = "a.tif has 2 channels, and the table 1: give images of the same"
     with (
         object_table(tmp_path / "objects.csv", 1, confident=False) as table,
         pytest.raises(FrameError, match=message),
