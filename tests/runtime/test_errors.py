@@ -8,6 +8,7 @@ from unetrt.runtime.errors import (
     OutOfMemoryError,
     OutputError,
     UnetrtError,
+    few,
     is_out_of_memory,
     one_line,
     printable,
@@ -110,3 +111,9 @@ def test_the_message_of_an_error_is_bounded_and_printable(kind):
     assert len(str(kind(100_000 * "\x00"))) <= 4 * LONGEST
     assert str(kind("a\n\n  b  c\n")) == "a b  c"
     assert str(kind()) == ""
+
+
+def test_long_lists_are_shortened():
+    assert few(["a", "b", "c"]) == "a, b, c"
+    assert few(["a", "b", "c", "d"]) == "a, b, c and 1 more"
+    assert few(["a", "b"], number=9, most=2) == "a, b and 7 more"

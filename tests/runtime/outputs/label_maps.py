@@ -32,19 +32,3 @@ def random_maps(count, seed=0):
     for number in range(count):
         labels = rng.integers(0, rng.integers(2, 5), rng.integers(1, 13, 2)).astype(np.int32)
         yield np.kron(labels, np.ones(rng.integers(1, 5, 2), np.int32)) if number % 2 else labels
-
-
-def grid_of_discs(side, pitch=24, seed=0):
-    """Return labels with side * side objects on a grid: discs of several sizes, some with a hole or cut in two."""
-    rng = np.random.default_rng(seed)
-    y, x = np.indices((pitch, pitch)) - (pitch - 1) / 2
-    labels = np.zeros((side * pitch, side * pitch), np.int32)
-    for number in range(side * side):
-        disc = y**2 + x**2 * rng.uniform(1, 1.5) < (pitch * rng.uniform(0.25, 0.48)) ** 2
-        if number % 7 == 0:
-            disc &= y**2 + x**2 > 6
-        if number % 11 == 0:
-            disc[:, pitch // 2] = False
-        row, column = divmod(number, side)
-        labels[row * pitch : (row + 1) * pitch, column * pitch : (column + 1) * pitch][disc] = number + 1
-    return labels

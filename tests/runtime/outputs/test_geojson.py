@@ -8,7 +8,8 @@ import pytest
 import shapely
 from shapely.geometry import shape as shape_of
 
-from tests.runtime.outputs.label_maps import MAPS, drawn, grid_of_discs, random_maps
+from tests.runtime.outputs.label_maps import MAPS, drawn, random_maps
+from unetrt.benchmarks.saving import discs
 from unetrt.runtime.files.outputs.geojson import write_geojson
 from unetrt.runtime.files.outputs.labelled_image import LabelledImage
 from unetrt.runtime.files.pixel_size import PixelSize
@@ -22,7 +23,7 @@ def written(path, image):
 
 
 def test_filling_gives_the_labels_back(tmp_path):
-    for labels in [*MAPS.values(), *random_maps(40), grid_of_discs(5)]:
+    for labels in [*MAPS.values(), *random_maps(40), discs(5)]:
         found = np.zeros_like(labels)
         y, x = np.indices(labels.shape) + 0.5
         for feature in written(tmp_path / "a.geojson", LabelledImage("a", labels)):

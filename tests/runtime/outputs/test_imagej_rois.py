@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 from roifile import ROI_TYPE, ImagejRoi, roiread
 
-from tests.runtime.outputs.label_maps import MAPS, drawn, grid_of_discs, random_maps
+from tests.runtime.outputs.label_maps import MAPS, drawn, random_maps
+from unetrt.benchmarks.saving import discs
 from unetrt.runtime.files.outputs.imagej_rois import write_rois
 from unetrt.runtime.files.outputs.labelled_image import LabelledImage
 
@@ -35,7 +36,7 @@ def read_back(path):
 
 
 def test_filling_gives_the_labels_back(tmp_path):
-    for labels in [*MAPS.values(), *random_maps(40), grid_of_discs(5)]:
+    for labels in [*MAPS.values(), *random_maps(40), discs(5)]:
         write_rois(tmp_path / "a.zip", LabelledImage("a", labels))
         found = np.zeros_like(labels)
         for roi in read_back(tmp_path / "a.zip") if labels.any() else []:
@@ -115,7 +116,7 @@ def test_time_grows_with_the_number_of_objects(tmp_path):
     """16 times as many objects take about 16 times as long, not 256 times."""
     seconds = []
     for side in (10, 40):
-        image = LabelledImage("a", grid_of_discs(side))
+        image = LabelledImage("a", discs(side))
         begin = time.process_time()
         write_rois(tmp_path / "a.zip", image)
         seconds.append(time.process_time() - begin)

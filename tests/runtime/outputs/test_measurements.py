@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from skimage.measure import regionprops
 
-from tests.runtime.outputs.label_maps import MAPS, grid_of_discs, random_maps
+from tests.runtime.outputs.label_maps import MAPS, random_maps
+from unetrt.benchmarks.saving import discs
 from unetrt.runtime.files.outputs import measurements as module
 from unetrt.runtime.files.outputs.measurements import measurements
 
@@ -14,7 +15,7 @@ RNG = np.random.default_rng(0)
 
 
 def test_they_are_those_of_scikit_image():
-    for number, labels in enumerate([*MAPS.values(), *random_maps(60), grid_of_discs(4)]):
+    for number, labels in enumerate([*MAPS.values(), *random_maps(60), discs(4)]):
         dtype = (np.uint16, np.float32, np.int16)[number % 3]
         frame = (RNG.normal(size=(2, *labels.shape)) * 100 + 1000).astype(dtype)
         found = measurements(labels, frame)
@@ -72,7 +73,7 @@ def test_a_shape_whose_hull_is_found_point_by_point():
 
 @pytest.mark.alone
 def test_they_take_a_fraction_of_the_time_of_scikit_image():
-    labels = grid_of_discs(20)
+    labels = discs(20)
     frame = RNG.integers(0, 60000, labels.shape).astype(np.uint16)
     begin = time.process_time()
     found = measurements(labels, frame[None])

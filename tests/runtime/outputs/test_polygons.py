@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import shapely
 
-from tests.runtime.outputs.label_maps import MAPS, grid_of_discs, random_maps
+from tests.runtime.outputs.label_maps import MAPS, random_maps
+from unetrt.benchmarks.saving import discs
 from unetrt.runtime.files.outputs import polygons as module
 from unetrt.runtime.files.outputs.polygons import polygons
 
@@ -72,7 +73,7 @@ def test_large_label_numbers_and_no_labels():
 
 
 def test_blocks_of_rows_give_what_the_whole_frame_gives(monkeypatch):
-    labels = grid_of_discs(4)
+    labels = discs(4)
     whole = [[ring.tolist() for part in one.parts for ring in part] for one in polygons(labels)]
     for rows in (1, 7, 24):
         monkeypatch.setattr(module, "BLOCK", rows)
@@ -84,7 +85,7 @@ def test_time_grows_with_the_number_of_objects():
     """16 times as many objects take about 16 times as long, not 256 times."""
     seconds = []
     for side in (15, 60):
-        labels = grid_of_discs(side)
+        labels = discs(side)
         begin = time.process_time()
         assert sum(1 for _ in polygons(labels)) == side**2
         seconds.append(time.process_time() - begin)
