@@ -52,7 +52,7 @@ def test_memory_that_runs_out_in_a_command_is_one_line(tmp_path, tiny_model, com
         assert "memory" in lines[number - 1], ended.stderr
 
 
-@pytest.mark.parametrize("mebibytes", [150, 200])
+@pytest.mark.parametrize("mebibytes", [140, 170])
 @pytest.mark.parametrize("command", ["predict model.onnx small.npy -o out", "eval small.npy small.npy"])
 def test_memory_that_runs_out_in_an_import_is_one_line(tmp_path, tiny_model, command, mebibytes):
     (tmp_path / "model.onnx").write_bytes(tiny_model.read_bytes())
