@@ -1,5 +1,6 @@
 """Commands under a small address space: one line that says so, and no traceback."""
 
+import os
 import subprocess
 import sys
 
