@@ -6,6 +6,7 @@ that fits. A message states what was given, the rule, and the nearest thing that
 send control sequences to a terminal.
 """
 
+from collections.abc import Sequence
 from unicodedata import category
 
 # Longest message in characters: a path has up to 4096, of which both ends are shown.
@@ -167,6 +168,16 @@ def shown(given: object) -> str:
             text = ""
     text = text or f"a {type(given).__name__}"
     return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+def few(names: Sequence[str], number: int | None = None, most: int = 3) -> str:
+    """Return the first `most` of `number` names (None: of all that are given), and how many more there are.
+
+    >>> few(["a", "b", "c", "d"], most=2)
+    'a, b and 2 more'
+    """
+    more = (len(names) if number is None else number) - most
+    return ", ".join(names[:most]) + (f" and {more} more" if more > 0 else "")
 
 
 def one_line(error: BaseException | str, limit: int | None = None, *, kind: bool = False, first: bool = False) -> str:

@@ -21,7 +21,7 @@ import numpy as np
 import tifffile
 from numpy.typing import NDArray
 
-from unetrt.runtime.errors import FrameError
+from unetrt.runtime.errors import FrameError, few
 from unetrt.runtime.files.atomic import require_regular
 from unetrt.runtime.files.pixel_size import PixelSize
 
@@ -32,7 +32,7 @@ Page = Any
 DESCRIPTION = 32 * 2**20
 # Most planes that metadata may describe.
 PLANES = 2**21
-# Missing planes, or files, that a message names.
+# Missing planes that a message names.
 NAMED = 3
 # Suffix of a file of OME-XML that describes a set of TIFFs.
 COMPANION = ".ome"
@@ -124,17 +124,11 @@ class PlaneGrid:
                 if length > 1
             ]
             shown.append(" ".join(parts))
-        return f"lacks {len(missing)} of its {self.file.size} planes ({few(shown, len(missing))})"
+        return f"lacks {len(missing)} of its {self.file.size} planes ({few(shown, len(missing), NAMED)})"
 
 
 # A file, the place of a plane in it, and a page of the same kind or None -> the page of the plane.
 Finder = Callable[[tifffile.TiffFile, int, "Page | None"], Page]
-
-
-def few(names: Sequence[str], number: int | None = None) -> str:
-    """Return the first of `number` names as text."""
-    more = (len(names) if number is None else number) - NAMED
-    return ", ".join(names[:NAMED]) + (f" and {more} more" if more > 0 else "")
 
 
 def described_images(path: Path, listed: Iterable[Path]) -> list[tuple[str, tuple[Path, ...]]]:
@@ -163,11 +157,9 @@ def described_images(path: Path, listed: Iterable[Path]) -> list[tuple[str, tupl
 def fields_of(tiff: tifffile.TiffFile, path: Path, others: Iterable[Path]) -> list[PlaneGrid] | None:
     """Return the fields that the metadata of a TIFF describe; None where they describe none.
 
-    Raises FrameError, before tifffile believes it, also for a description that is too long or names too many planes.
+    A description that is too long or names too many planes raises FrameError before tifffile parses it.
     """
-    description = tiff.pages.first.description
-    if len(description) > DESCRIPTION:
-        raise FrameError(f"has a description of {len(description)} characters: at most {DESCRIPTION} are read")
+    description = _description(tiff)
     named = ""
     if tiff.is_ome and (root := _root(description)) is not None:
         binary = _child(root, "BinaryOnly")
@@ -190,6 +182,14 @@ def fields_of(tiff: tifffile.TiffFile, path: Path, others: Iterable[Path]) -> li
     if named and len(tiff.pages) > 1:
         raise FrameError(f"holds {len(tiff.pages)} planes that {named} describes, which is missing: put it beside")
     return None
+
+
+def _description(tiff: tifffile.TiffFile) -> str:
+    """Return the description of the first page of a TIFF; raises FrameError for one that is too long."""
+    text: str = tiff.pages.first.description
+    if len(text) > DESCRIPTION:
+        raise FrameError(f"has a description of {len(text)} characters: at most {DESCRIPTION} are read")
+    return text
 
 
 # OME-TIFF (docs.openmicroscopy.org, "OME-TIFF specification")
@@ -223,9 +223,7 @@ def _xml(path: Path) -> ET.Element:
         text = path.read_text(encoding="utf-8-sig", errors="replace")
     else:
         with tifffile.TiffFile(path) as tiff:
-            text = tiff.pages.first.description
-        if len(text) > DESCRIPTION:
-            raise FrameError(f"has a description of {len(text)} characters: at most {DESCRIPTION} are read")
+            text = _description(tiff)
     root = _root(text)
     if root is None:
         raise FrameError("holds no OME-XML that can be read: save it again")
@@ -233,7 +231,7 @@ def _xml(path: Path) -> ET.Element:
 
 
 def _companion(path: Path, name: str, uuid: str | None) -> ET.Element | None:
-    """Return the OME-XML that a file names in place of its own, with the file's UUID; None where it is missing."""
+    """Return the OME-XML in another file, with the UUID of the file that names it; None where it is missing."""
     companion = path.parent / name
     if Path(name).name != name or not (companion.exists() or companion.is_symlink()):
         return None
@@ -270,7 +268,7 @@ def _ome_fields(root: ET.Element, own: str, samples: int, *, is_companion: bool)
     root
         The metadata; their UUID is that of the file `own`.
     own
-        Name of the file that is read; empty: none.
+        Name of the file that is read; empty for a companion file.
     samples
         Samples of a pixel, where the metadata do not say.
     is_companion
@@ -354,19 +352,14 @@ def _ome_field(
 
 
 def _ome_size(pixels: ET.Element) -> PixelSize | None:
-    """Return the physical size of an element `Pixels`, in µm if its axes have different units."""
-    sizes: dict[str, tuple[float, str]] = {}
+    """Return the physical size of an element `Pixels`, in the unit of its rows; the default unit is the micrometre."""
+    sizes = {}
     for axis in "YXZ":
         with suppress(ValueError):
-            unit = pixels.get(f"PhysicalSize{axis}Unit", "µm")
-            sizes[axis] = float(pixels.get(f"PhysicalSize{axis}", "")), unit
-    if "Y" not in sizes or "X" not in sizes or "reference frame" in {unit for _, unit in sizes.values()}:
-        return None
-    if len({unit for _, unit in sizes.values()}) > 1:
-        each = {axis: PixelSize.found(size, size, unit=unit) for axis, (size, unit) in sizes.items()}
-        y, x, z = (size and size.in_micrometres for size in map(each.get, "YXZ"))
-        return None if y is None or x is None else PixelSize.found(y.y, x.x, z and z.x)
-    return PixelSize.found(sizes["Y"][0], sizes["X"][0], sizes["Z"][0] if "Z" in sizes else None, sizes["Y"][1])
+            size = float(pixels.get(f"PhysicalSize{axis}", ""))
+            sizes[axis] = size, pixels.get(f"PhysicalSize{axis}Unit", "µm")
+    is_physical = "reference frame" not in {unit for _, unit in sizes.values()}
+    return PixelSize.of_axes(sizes) if is_physical else None
 
 
 def _file_of(data: ET.Element, root: ET.Element, own: str) -> str:

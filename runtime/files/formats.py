@@ -1,7 +1,7 @@
 """Formats of image files: TIFF, PNG and other pictures, NPY and Zarr.
 
-`FORMATS` is the table of formats: suffix -> function that opens a file and reads its header, `OpenedImage`. Headers are
-believed within a limit only: `OpenedImage.require_room`. `Reading` holds what a user says about how files are read.
+`FORMATS` is the table of formats: suffix -> function that opens a file and reads its header, `OpenedImage`. The memory
+that a header declares is limited (`OpenedImage.require_room`). `Reading` holds what a user says about the files.
 """
 
 import os
@@ -37,8 +37,8 @@ AXES = "TZPNCSYX"
 
 # Memory in bytes that an image may take without an option, whatever its files hold.
 ROOM = 2 * 2**30
-# Larger images may take so many times the size of their files: micrographs compress by less, and Deflate, for example,
-# by up to 1032 (zlib.net/zlib_tech.html).
+# Largest ratio of the memory of a larger image to the size of its files: micrographs compress by less, and Deflate, for
+# example, by up to 1032 (zlib.net/zlib_tech.html).
 COMPRESSION = 16
 # Memory in bytes that a frame takes at least: its timings and its place in the file.
 PER_FRAME = 1024
@@ -51,7 +51,7 @@ class Layout(NamedTuple):
     ----------
     shape, axes
         Length of each axis, and a letter for each: Y, X, C and S (samples); all others are frames. Q and I, of arrays
-        and TIFFs that do not name their axes, become other letters in `named`.
+        and TIFFs that do not name their axes, become other letters in `with_named_axes`.
     dtype
         Of the pixels.
     pixel_size
@@ -116,7 +116,7 @@ class Reading:
             require_axes(self.axes)
         for one in self.channel:
             if not (one >= 0 if type(one) is int else isinstance(one, str) and one):
-                raise OptionError(f"channel {one!r:.60} is none: use its index, from 0, or its name")
+                raise OptionError(f"a channel must be an index, from 0, or a name (got {shown(one)})")
         most = self.max_image_memory
         if most is not None and not (isinstance(most, int) and most > 0):
             raise OptionError(
@@ -320,13 +320,13 @@ def unnamed_axes(shape: tuple[int, ...]) -> str:
     return "Q" * len(shape)
 
 
-def named(layout: Layout, reading: Reading = AS_STORED) -> Layout:
+def with_named_axes(layout: Layout, reading: Reading = AS_STORED) -> Layout:
     """Return a layout whose axes are those that the user names, else the file's, else the likely ones of its shape.
 
     Raises
     ------
     FrameError
-        The user's axes do not fit, or nobody names the axes and the shape does not tell them.
+        The user's axes do not fit, or nobody names the axes and the shape has several meanings.
     """
     shape, own = layout.shape, layout.axes
     unnamed = re.fullmatch("[QI]+(YX)?", own)
@@ -366,7 +366,7 @@ def guessed_axes(shape: tuple[int, ...]) -> str:
     raise FrameError(f"{about}: {both_readings(shape)}; give --axes {usual} or --axes {narrow}")
 
 
-def picked(stack: Array, layout: Layout, channel: Sequence[int | str]) -> tuple[Array, Layout]:
+def with_channels(stack: Array, layout: Layout, channel: Sequence[int | str]) -> tuple[Array, Layout]:
     """Return the channels to read of a stack (N, C, H, W), and the layout with their names.
 
     Raises
@@ -376,23 +376,39 @@ def picked(stack: Array, layout: Layout, channel: Sequence[int | str]) -> tuple[
     """
     if not channel:
         return stack, layout
-    indices = [_index_of(one, stack.shape[1], layout.channels) for one in channel]
+    indices = [_channel_index(one, stack.shape[1], layout.channels) for one in channel]
     names = tuple(layout.channels[index] for index in indices) if layout.channels else ()
     return stack[:, indices], layout._replace(channels=names)
 
 
-def _index_of(one: int | str, number: int, names: tuple[str, ...]) -> int:
-    """Return the index of a channel; a name in other case is found too, and a number may be a name, such as 488."""
-    folded = [name.casefold() for name in names]
-    if str(one) in names or folded.count(str(one).casefold()) == 1:
-        index = names.index(str(one)) if str(one) in names else folded.index(str(one).casefold())
-        if isinstance(one, str) or one >= number:
-            return index
-    if isinstance(one, int) and one < number:
-        return one
+def _channel_index(one: int | str, number: int, names: tuple[str, ...]) -> int:
+    """Return the index of one of `number` channels; raises FrameError if there is none."""
+    if (index := index_of(one, names, number)) is not None:
+        return index
     there = f"0 ... {number - 1}" if number > 1 else "0 only"
     called = f", named {', '.join(names)}" if names else " and does not name them"
     raise FrameError(f"has no channel {one}: it has {there}{called}")
+
+
+def index_of(one: int | str, names: Sequence[str], number: int) -> int | None:
+    """Return which of `number` channels or images a user means; None: none, or several.
+
+    Parameters
+    ----------
+    one
+        Index from 0, or a name, which is found in other case too. A number beyond the indices can be a name, such as
+        488.
+    names
+        Their names; empty if they have none.
+    number
+        How many there are.
+    """
+    if isinstance(one, int) and one < number:
+        return one
+    for wanted, there in ((str(one), list(names)), (str(one).casefold(), [name.casefold() for name in names])):
+        if there.count(wanted) == 1:
+            return there.index(wanted)
+    return None
 
 
 def arranged(pixels: Array, layout: Layout) -> Array:

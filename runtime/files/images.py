@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import UnidentifiedImageError
 
-from unetrt.runtime.errors import FrameError, OutputError, is_out_of_memory, one_line
+from unetrt.runtime.errors import FrameError, OutputError, few, is_out_of_memory, one_line
 from unetrt.runtime.files.formats import (
     AS_STORED,
     SUFFIXES,
@@ -23,9 +23,9 @@ from unetrt.runtime.files.formats import (
     OpenedImage,
     Reading,
     arranged,
-    named,
     opened,
-    picked,
+    with_channels,
+    with_named_axes,
 )
 from unetrt.runtime.files.outputs import Outputs, labels_of
 from unetrt.runtime.files.outputs.labelled_image import LabelledImage
@@ -100,7 +100,7 @@ def read_image(path: AnyPath, reading: Reading = AS_STORED, *, as_labels: bool =
     Raises
     ------
     FrameError
-        The file cannot be read as an image, its axes cannot be told, it lacks a channel, or its header declares too
+        The file cannot be read as an image, its axes are not known, it lacks a channel, or its header declares too
         large an image.
     """
     source = source_of(path)
@@ -112,7 +112,7 @@ def read_image(path: AnyPath, reading: Reading = AS_STORED, *, as_labels: bool =
             image.require_room(reading.max_image_memory)
             if 0 in image.layout.shape:
                 raise FrameError("holds no pixels")
-            return RawImage(*picked(arranged(image.read(), image.layout), image.layout, reading.channel))
+            return RawImage(*with_channels(arranged(image.read(), image.layout), image.layout, reading.channel))
     except FrameError as error:
         raise FrameError(f"{source} {error}") from error
     except UnidentifiedImageError as error:
@@ -130,8 +130,8 @@ def _chosen(
         image = images[index]
         if as_labels and image.as_labels is not None:
             image = image.as_labels()
-        return image._replace(layout=named(image.layout, reading))
-    names = ", ".join(image.name for image in images[:SHOWN])
+        return image._replace(layout=with_named_axes(image.layout, reading))
+    names = few([image.name for image in images], most=SHOWN)
     kinds = f" ({names})" if all(image.name for image in images) else " of different kinds"
     raise FrameError(
         f"holds {len(images)} images{kinds}: --series (series) picks one by its index from 0, or save each as a file"

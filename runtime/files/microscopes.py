@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import UnidentifiedImageError
 
-from unetrt.runtime.errors import FrameError
+from unetrt.runtime.errors import FrameError, few
 from unetrt.runtime.files.formats import Images, Layout, OpenedImage, stored_bytes
 from unetrt.runtime.files.pixel_size import PixelSize
 
@@ -44,8 +44,8 @@ def opened(path: Path) -> Iterator[Images]:
         yield images
 
 
-def _named(images: Sequence[OpenedImage]) -> list[OpenedImage]:
-    """Return the images of a file; the only one has no name."""
+def _without_only_name(images: Sequence[OpenedImage]) -> list[OpenedImage]:
+    """Return the images of a file, without the name of an only one."""
     return list(images) if len(images) > 1 else [image._replace(name="") for image in images]
 
 
@@ -71,7 +71,7 @@ def _czi(path: Path) -> Iterator[Images]:
         scenes = file.scenes_bounding_rectangle_no_pyramid or {None: file.total_bounding_rectangle_no_pyramid}
         planes, about = _czi_planes(file), _czi_metadata(file.raw_metadata)
         found = (_Scene(number, place, planes[number]) for number, place in scenes.items())
-        yield _named([_czi_scene(path, file, scene, about) for scene in found])
+        yield _without_only_name([_czi_scene(path, file, scene, about) for scene in found])
 
 
 class _Scene(NamedTuple):
@@ -119,7 +119,7 @@ def _czi_metadata(text: str) -> _CziMetadata:
         return _CziMetadata(None, {}, {})
     root = ET.fromstring(text)  # noqa: S314 # has no document type
     sizes = {one.get("Id"): one.findtext("Value") for one in root.iterfind(".//Scaling/Items/Distance")}
-    y, x, z = (_number(sizes.get(axis), 1e6) for axis in "YXZ")
+    y, x, z = (_scaled(sizes.get(axis), 1e6) for axis in "YXZ")
     dimensions = root.find(".//Information/Image/Dimensions")
     if dimensions is None:
         return _CziMetadata(PixelSize.found(y, x, z), {}, {})
@@ -163,12 +163,11 @@ def _require_planes(planes: set[tuple[int, ...]], used: Sequence[Sequence[int]])
     """Raise FrameError if a scene lacks planes, which would be read as zeros."""
     missing = [at for at in product(*used) if at not in planes] if prod(map(len, used)) > len(planes) else []
     if missing:
-        shown = ", ".join(
+        shown = [
             " ".join(f"{name}{value}" for name, value in zip(CZI_PLANES, at, strict=True) if name in "TZC")
             for at in missing[:NAMED]
-        )
-        more = f" and {len(missing) - NAMED} more" if len(missing) > NAMED else ""
-        raise FrameError(f"lacks the planes {shown}{more}: export the complete part of it")
+        ]
+        raise FrameError(f"lacks the planes {few(shown, len(missing), NAMED)}: export the complete part of it")
 
 
 @contextmanager
@@ -182,7 +181,7 @@ def _nd2(path: Path) -> Iterator[Images]:
         names = points if len(points) == number and all(points) else [f"position{index}" for index in range(number)]
         sizes = {axis: length for axis, length in file.sizes.items() if axis != "P"}
         layout = Layout(tuple(sizes.values()), "".join(sizes), np.dtype(file.dtype), *_nd2_metadata(file, sizes))
-        yield _named([
+        yield _without_only_name([
             OpenedImage(layout, (), lambda: stored_bytes(path), _nd2_reader(file, index), name)
             for index, name in enumerate(names)
         ])  # fmt: skip
@@ -218,7 +217,7 @@ def _nd2_metadata(file: "ND2File", sizes: Mapping[str, int]) -> tuple[PixelSize 
     return size, names if len(names) == sizes.get("C", 1) and all(names) else ()
 
 
-# Dimensions of a LIF file that are no frames. Its channels can lie in two dimensions, C and C1.
+# Dimensions of a LIF file with a meaning; others are frames (N). Its channels can lie in two dimensions, C and C1.
 LIF_AXES = "TZCSYX"
 
 
@@ -230,7 +229,7 @@ def _lif(path: Path) -> Iterator[Images]:
         images = [image for image in file.images if not image.is_flim]
         if not images:
             raise FrameError("holds no image")
-        yield _named([_lif_image(path, image) for image in images])
+        yield _without_only_name([_lif_image(path, image) for image in images])
 
 
 def _lif_image(path: Path, image: "LifImageABC") -> OpenedImage:
@@ -253,11 +252,12 @@ def _lif_image(path: Path, image: "LifImageABC") -> OpenedImage:
 
 def _step(dimension: Mapping[str, str]) -> float | None:
     """Return the distance of the elements of a dimension in micrometres; files state that of the first and the last."""
-    length, number = _number(dimension.get("Length"), 1e6), _number(dimension.get("NumberOfElements"))
+    length, number = _scaled(dimension.get("Length"), 1e6), _scaled(dimension.get("NumberOfElements"))
     return abs(length) / (number - 1) if length and number and number > 1 else None
 
 
-def _number(text: str | None, factor: float = 1) -> float | None:
+def _scaled(text: str | None, factor: float = 1) -> float | None:
+    """Return a number in metadata times `factor`; None where it is missing or no number."""
     try:
         return float(f"{float(text or '') * factor:.12g}")
     except ValueError:

@@ -22,9 +22,9 @@ from typing import Any
 import numpy as np
 import zarr
 
-from unetrt.runtime.errors import FrameError, shown
+from unetrt.runtime.errors import FrameError, few, shown
 from unetrt.runtime.files.formats import Images, Layout, OpenedImage, is_zarr, stored_bytes, unnamed_axes
-from unetrt.runtime.files.pixel_size import MICROMETRES, PixelSize
+from unetrt.runtime.files.pixel_size import PixelSize
 from unetrt.runtime.files.zarr_array import open_zarr
 
 log = logging.getLogger("unetrt")
@@ -105,8 +105,8 @@ def opened(path: Path) -> Iterator[Images]:
     about = _of_group(node)
     if scales := about.get("multiscales"):
         yield [_image(path, about, scales[0])]
-    elif names := _labels(path):
-        yield [_only(path, names)]
+    elif names := _label_names(path):
+        yield [_label_image(path, names)]
     else:
         with opened(path / _only_image(path)) as images:
             yield images
@@ -149,23 +149,22 @@ def _image(path: Path, about: Metadata, scale: Metadata) -> OpenedImage:
     level = open_zarr(where)
     if not isinstance(level, zarr.Array):
         raise FrameError(f"holds {where}, which is no array: save it again")
-    image = _opened(where, level, _layout(level, about, scale, dataset))
-    if "image-label" in about or not (names := _labels(path)):
+    image = _opened_array(where, level, _layout(level, about, scale, dataset))
+    if "image-label" in about or not (names := _label_names(path)):
         return image
-    return image._replace(as_labels=lambda: _only(path, names))
+    return image._replace(as_labels=lambda: _label_image(path, names))
 
 
-def _labels(path: Path) -> list[str]:
+def _label_names(path: Path) -> list[str]:
     """Return the names of the label images of an image."""
     return [_inside(name) for name in _metadata(path / "labels").get("labels", ())] if is_zarr(path / "labels") else []
 
 
-def _only(path: Path, names: Sequence[str]) -> OpenedImage:
+def _label_image(path: Path, names: Sequence[str]) -> OpenedImage:
     """Return the only label image of an image; raises FrameError if there are several."""
     where = [path / "labels" / name for name in names]
     if len(where) > 1:
-        more = f" and {len(where) - NAMED} more" if len(where) > NAMED else ""
-        raise FrameError(f"holds {len(where)} label images: give one, {', '.join(map(str, where[:NAMED]))}{more}")
+        raise FrameError(f"holds {len(where)} label images: give one, {few(list(map(str, where)), most=NAMED)}")
     about = _metadata(where[0])
     log.info("%s: its labels are %s", path, where[0])
     return _image(where[0], {**about, "image-label": {}}, about["multiscales"][0])
@@ -178,16 +177,16 @@ def _array(path: Path, array: zarr.Array[Any]) -> OpenedImage:
         for scale in about.get("multiscales", ()):
             for dataset in scale["datasets"]:
                 if folder / dataset["path"] == path.absolute():
-                    return _opened(path, array, _layout(array, about, scale, dataset))
+                    return _opened_array(path, array, _layout(array, about, scale, dataset))
     attributes: Metadata = array.attrs.asdict()
     names = getattr(array.metadata, "dimension_names", None) or attributes.get("_ARRAY_DIMENSIONS") or ()
     axes = "".join(str(name).upper() for name in names)
     if len(axes) != array.ndim or not {"Y", "X"} <= set(axes) <= set(EARLY_AXES.upper()):
         axes = unnamed_axes(array.shape)
-    return _opened(path, array, Layout(array.shape, axes, np.dtype(array.dtype)))
+    return _opened_array(path, array, Layout(array.shape, axes, np.dtype(array.dtype)))
 
 
-def _opened(path: Path, array: zarr.Array[Any], layout: Layout) -> OpenedImage:
+def _opened_array(path: Path, array: zarr.Array[Any], layout: Layout) -> OpenedImage:
     files = (Path(folder, name) for folder, _, names in os.walk(path) for name in names)
     part = getattr(array, "shards", None) or array.chunks
     return OpenedImage(layout, part, lambda: stored_bytes(*filter(Path.is_file, files)), lambda: np.asarray(array[...]))
@@ -220,20 +219,7 @@ def _pixel_size(named: Sequence[Any], axes: str, parts: Sequence[Metadata]) -> P
             found = True
             sizes = {axis: sizes[axis] * float(factor) for axis, factor in zip(axes, factors, strict=True)}
     units = {axis: one.get("unit", "") for axis, one in zip(axes, named, strict=True) if not isinstance(one, str)}
-    y, x, z = (PixelSize.found(sizes.get(axis), sizes.get(axis), unit=units.get(axis)) for axis in "YXZ")
-    if not found or y is None or x is None:
-        return None
-    rows = MICROMETRES.get(y.unit)
-
-    def in_unit_of_rows(size: PixelSize | None) -> float | None:
-        if size is None:
-            return None
-        factor = MICROMETRES.get(size.unit)
-        if size.unit == y.unit or factor is None or rows is None:
-            return size.y if size.unit == y.unit else None
-        return size.y * factor / rows
-
-    return PixelSize.found(y.y, in_unit_of_rows(x), in_unit_of_rows(z), y.unit)
+    return PixelSize.of_axes({axis: (sizes.get(axis), units.get(axis)) for axis in "YXZ"}) if found else None
 
 
 def _channels(shape: tuple[int, ...], axes: str, about: Metadata) -> tuple[str, ...]:

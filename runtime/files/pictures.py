@@ -96,10 +96,11 @@ def _picture(path: Path, image: ImageFile) -> OpenedImage:
         raise FrameError(f"has colours of the kind {image.mode}: save it as grey or RGB")
     dtype = np.dtype(np.uint16 if image.mode.startswith("I") else np.uint8)
     labels = _refuse_labels if isinstance(image, JpegImageFile) else None
-    return _opened(path, image, CHANNELS[image.mode], dtype)._replace(as_labels=labels)
+    return _as_decoded(path, image, CHANNELS[image.mode], dtype)._replace(as_labels=labels)
 
 
-def _opened(path: Path, image: ImageFile, channels: int, dtype: np.dtype[Any]) -> OpenedImage:
+def _as_decoded(path: Path, image: ImageFile, channels: int, dtype: np.dtype[Any]) -> OpenedImage:
+    """Return a picture whose pixels are those that Pillow decodes: (H, W), or (H, W, C) for several channels."""
     size = (image.height, image.width)
     layout = Layout(size, "YX", dtype) if channels == 1 else Layout((*size, channels), "YXC", dtype)
     return OpenedImage(layout, (), lambda: stored_bytes(path), lambda: np.asarray(image))
@@ -118,10 +119,10 @@ def _with_palette(path: Path, image: ImageFile) -> OpenedImage:
     found = np.frombuffer(bytes(content), np.uint8)
     found = found[: 256 * len(kind)][: found.size // len(kind) * len(kind)].reshape(-1, len(kind))
     palette[: len(found)] = found[:, order]
-    indices = _opened(path, image, 1, np.dtype(np.uint8))
+    indices = _as_decoded(path, image, 1, np.dtype(np.uint8))
     if (palette == palette[:, :1]).all():
         return indices._replace(read=lambda: palette[:, 0][np.asarray(image)], as_labels=lambda: indices)
-    colours = _opened(path, image, 3, np.dtype(np.uint8))
+    colours = _as_decoded(path, image, 3, np.dtype(np.uint8))
     return colours._replace(read=lambda: palette[np.asarray(image)], as_labels=lambda: indices)
 
 
@@ -129,7 +130,7 @@ def _gif(path: Path, image: GifImageFile) -> OpenedImage:
     """Return a GIF: grey or colours, or a stack of colours; the labels of a single frame are the indices."""
     frames = image.n_frames
     if frames == 1:
-        return _with_palette(path, image) if image.mode == "P" else _opened(path, image, 1, np.dtype(np.uint8))
+        return _with_palette(path, image) if image.mode == "P" else _as_decoded(path, image, 1, np.dtype(np.uint8))
     layout = Layout((frames, image.height, image.width, 3), "TYXC", np.dtype(np.uint8))
 
     def read() -> Array:

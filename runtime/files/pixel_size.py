@@ -108,6 +108,22 @@ class PixelSize:
         except OptionError:
             return None
 
+    @classmethod
+    def of_axes(cls, sizes: Mapping[str, tuple[Any, Any]]) -> "PixelSize | None":
+        """Return the size that a file's metadata give for each axis, in the unit of Y; None as in `found`.
+
+        Parameters
+        ----------
+        sizes
+            Size and unit of the axes Y, X and, if it is known, Z.
+        """
+        each = {axis: cls.found(size, size, unit=unit) for axis, (size, unit) in sizes.items()}
+        rows = each.get("Y")
+        if rows is None:
+            return None
+        x, z = (_in_unit(each.get(axis), rows.unit) for axis in "XZ")
+        return cls.found(rows.y, x, z, rows.unit)
+
     @property
     def in_micrometres(self) -> "PixelSize | None":
         """The same size in µm; None where the unit is not a length that is known here."""
@@ -122,6 +138,14 @@ class PixelSize:
         """Area of a pixel in µm²; None where the unit is not a length."""
         size = self.in_micrometres
         return None if size is None else size.y * size.x
+
+
+def _in_unit(size: PixelSize | None, unit: str) -> float | None:
+    """Return the distance between rows in a unit; None where it cannot be converted."""
+    if size is None or size.unit == unit:
+        return None if size is None else size.y
+    given, wanted = MICROMETRES.get(size.unit), MICROMETRES.get(unit)
+    return None if given is None or wanted is None else float(f"{size.y * given / wanted:.12g}")
 
 
 def _is_size(value: object) -> bool:

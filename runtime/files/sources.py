@@ -20,13 +20,14 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import NamedTuple
 
-from unetrt.runtime.errors import FrameError, OptionError, printable
+from unetrt.runtime.errors import FrameError, OptionError, few, printable
 from unetrt.runtime.files.acquisitions import COMPANION
 from unetrt.runtime.files.formats import (
     AS_STORED,
     SUFFIXES,
     ZARR,
     Reading,
+    index_of,
     is_zarr,
     named_images,
     opened,
@@ -89,7 +90,7 @@ def list_images(path: AnyPath, reading: Reading = AS_STORED, *, results: Path | 
     """Return the images of a folder and its subfolders, sorted by path, or those of a file (or Zarr folder).
 
     Left out are files of other formats, hidden ones, folders with results of earlier runs, and annotations beside
-    images; a warning of the logger `unetrt` counts them (`folders.images_below`).
+    images; a warning of the logger `unetrt` counts them (`images_below`).
 
     A file can hold several fields of an acquisition, each of which is an image. Files of a folder that are a set, such
     as an OME-TIFF in several files, give the images of the set; one of them alone gives the planes that it holds.
@@ -186,7 +187,7 @@ def _images_of_zarr(path: Path, series: int | str | None) -> list[ImageSource]:
             ImageSource(path / below, place, acquisition=place.rpartition("/")[0])
             for below, place in zip(paths, places, strict=True)
         ]
-    return images if series is None else [images[_index_of(series, paths, path)]]
+    return images if series is None else [images[_series_index(series, paths, path)]]
 
 
 def _name_of_zarr(path: Path) -> str:
@@ -234,7 +235,7 @@ def sources_of(files: Sequence[Path], series: int | str | None = None) -> list[I
         elif is_zarr(file):
             found += [(place[file], image) for image in _images_of_zarr(file, series)]
         elif series is not None:
-            found.append((place[file], _picked(source_of(file), series)))
+            found.append((place[file], _in_series(source_of(file), series)))
         else:
             found.append((place[file], source_of(file)))
     return [image for _, image in sorted(found, key=lambda each: each[0])]
@@ -265,17 +266,17 @@ def _of_fields(
         number, label = None, stem_of(first)
         if len(beside) > 1:
             number = beside.index(index)
-            label = _joined(label, [fields[other][0] for other in beside], number)
+            label = _name_in_file(label, [fields[other][0] for other in beside], number)
         others = tuple(path for path in paths if path != first) if len(present) > 1 else ()
         images.append(ImageSource(first, label, number, others))
         names.append(name)
     if len(images) > 1:
         acquisition = stem_of(min(present))
         images = [replace(image, acquisition=acquisition) for image in images]
-    return images if series is None else [images[_index_of(series, names, min(present))]]
+    return images if series is None else [images[_series_index(series, names, min(present))]]
 
 
-def _joined(stem: str, names: Sequence[str], index: int) -> str:
+def _name_in_file(stem: str, names: Sequence[str], index: int) -> str:
     """Return the name of one of the images `names` of a file; characters that paths do not allow become _."""
     safe = [re.sub(r'[\x00-\x1f\x7f/\\:*?"<>|]', "_", name).strip(" .")[:LONGEST] for name in names]
     if len(set(safe)) < len(safe) or not all(safe):
@@ -283,23 +284,20 @@ def _joined(stem: str, names: Sequence[str], index: int) -> str:
     return safe[index] if safe[index].startswith(stem) and len(safe[index]) > len(stem) else f"{stem}_{safe[index]}"
 
 
-def _index_of(series: int | str, names: Sequence[str], path: Path) -> int:
-    """Return the index of the image that `series` names."""
-    if isinstance(series, str) and names.count(series) == 1:
-        return names.index(series)
-    if isinstance(series, int) and series < len(names):
-        return series
-    known = ", ".join(f"{index} {name}".strip() for index, name in enumerate(names[:SHOWN]))
-    more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
-    raise OptionError(f"--series (series) {series!r:.60} is no image of {path}, which holds {known}{more}")
+def _series_index(series: int | str, names: Sequence[str], path: Path) -> int:
+    """Return the index of the image that `series` names; raises OptionError if there is none."""
+    if (index := index_of(series, names, len(names))) is not None:
+        return index
+    known = few([f"{index} {name}".strip() for index, name in enumerate(names)], most=SHOWN)
+    raise OptionError(f"--series (series) {series!r:.60} is no image of {path}, which holds {known}")
 
 
-def _picked(source: ImageSource, series: int | str) -> ImageSource:
+def _in_series(source: ImageSource, series: int | str) -> ImageSource:
     """Return the source of the image `series` of a file that may hold several."""
     names = [""]
     with suppress(Exception), opened(source.path) as images:  # `read_image` says what is wrong
         names = [image.name for image in images]
-    index = _index_of(series, names, source.path)
+    index = _series_index(series, names, source.path)
     return source if len(names) == 1 else replace(source, series=index)
 
 
@@ -375,9 +373,8 @@ class Omissions:
             listed = ", ".join([*most, *([f"{rest} others"] if rest else [])])
             parts.append(f"{number} {'file' if number == 1 else 'files'} left out: {listed}")
         if self.folders:
-            listed = ", ".join(f"{printable(name)} ({why})" for name, why in list(self.folders.items())[:MOST])
-            more = f" and {len(self.folders) - MOST} more" if len(self.folders) > MOST else ""
-            parts.append(f"{'folder' if len(self.folders) == 1 else 'folders'} left out: {listed}{more}")
+            listed = few([f"{printable(name)} ({why})" for name, why in self.folders.items()], most=MOST)
+            parts.append(f"{'folder' if len(self.folders) == 1 else 'folders'} left out: {listed}")
         return "; ".join(parts)
 
 

@@ -16,8 +16,8 @@ import numpy as np
 import tifffile
 from numpy.typing import NDArray
 
-from unetrt.runtime.errors import FrameError, one_line
-from unetrt.runtime.files.acquisitions import Page, PlaneGrid, few, fields_of
+from unetrt.runtime.errors import FrameError, few, one_line
+from unetrt.runtime.files.acquisitions import Page, PlaneGrid, fields_of
 from unetrt.runtime.files.atomic import require_regular
 from unetrt.runtime.files.embedded import SIZES, require_sizes
 from unetrt.runtime.files.pixel_size import PixelSize
@@ -80,7 +80,7 @@ def tiff_images(tiff: tifffile.TiffFile, path: Path, others: Collection[Path] = 
     mine = [field for field in fields if path.name in field.used]
     if not mine:
         used = list(dict.fromkeys(name for field in fields for name in field.used))
-        raise FrameError(f"describes planes of {few(used)} and none of its own: rename it back")
+        raise FrameError(f"describes planes of {few(used)} and none of this file: rename it back")
     if not others:
         mine = [field.within(path.name) if len(field.used) > 1 else field for field in mine]
     return [_field_image(tiff, path, field, others) for field in mine]
@@ -102,7 +102,7 @@ def _field_image(tiff: tifffile.TiffFile, path: Path, field: PlaneGrid, others: 
     def read() -> Array:
         present = {name: file for name, file in files.items() if file.is_symlink() or file.exists()}
         field.require_planes({path.name, *present})
-        pixels: Array = _joined(tiff, path, field, key, present)
+        pixels: Array = _read_planes(tiff, path, field, key, present)
         return pixels
 
     size = field.pixel_size or _pixel_size(tiff)
@@ -110,14 +110,14 @@ def _field_image(tiff: tifffile.TiffFile, path: Path, field: PlaneGrid, others: 
     return TiffImage(field.name, shape, axes, key.dtype, key.chunks, tuple(files.values()), read, size, channels)
 
 
-def _joined(tiff: tifffile.TiffFile, path: Path, field: PlaneGrid, key: Page, files: Mapping[str, Path]) -> Array:
+def _read_planes(tiff: tifffile.TiffFile, path: Path, field: PlaneGrid, key: Page, files: Mapping[str, Path]) -> Array:
     """Read all planes of a field from its files."""
     pages: list[Page] = [None] * field.file.size
     file, place = field.file.ravel(), field.place.ravel()
     with ExitStack() as closing:
         for number in np.unique(file).tolist():
             name, where = field.files[number], np.flatnonzero(file == number)
-            opened, first = (tiff, key) if name == path.name else (_opened(files[name]), None)
+            opened, first = (tiff, key) if name == path.name else (_opened_member(files[name]), None)
             closing.callback(opened.close)
             for at in where.tolist():
                 try:
@@ -131,7 +131,7 @@ def _joined(tiff: tifffile.TiffFile, path: Path, field: PlaneGrid, key: Page, fi
         return _decoded(tifffile.TiffPageSeries(pages, shape, key.dtype, axes, parent=tiff, multifile=bool(files)))
 
 
-def _opened(path: Path) -> tifffile.TiffFile:
+def _opened_member(path: Path) -> tifffile.TiffFile:
     """Open another file of a set."""
     try:
         tiff = tifffile.TiffFile(require_regular(path))
@@ -270,9 +270,8 @@ def _metaseries(tiff: tifffile.TiffFile) -> PixelSize | None:
 
 
 def _fluoview(tiff: tifffile.TiffFile) -> PixelSize | None:
-    axes = {name: (float(size), unit) for name, _, _, size, unit in (tiff.fluoview_metadata or {})["Dimensions"]}
-    z, unit = axes.get("Z", (None, "")), axes["X"][1]
-    return PixelSize.found(axes["Y"][0], axes["X"][0], z[0] if z[1] == unit else None, unit)
+    dimensions = (tiff.fluoview_metadata or {})["Dimensions"]
+    return PixelSize.of_axes({name: (float(size), unit) for name, _, _, size, unit in dimensions})
 
 
 def _svs(tiff: tifffile.TiffFile) -> PixelSize | None:

@@ -167,11 +167,14 @@ def test_a_channel_that_is_not_there(tmp_path):
     with_channels(tmp_path / "a.ome.tif")
     with pytest.raises(FrameError, match=r"a.ome.tif has no channel RFP: it has 0 ... 2, named DAPI, GFP, 488"):
         read_stack(tmp_path / "a.ome.tif", Reading(channel=("RFP",)))
+    with_channels(tmp_path / "twice.ome.tif", ("DAPI", "GFP", "GFP"))
+    with pytest.raises(FrameError, match=r"has no channel GFP: it has 0 ... 2, named DAPI, GFP, GFP"):
+        read_stack(tmp_path / "twice.ome.tif", Reading(channel=("GFP",)))
     np.save(tmp_path / "a.npy", numbered((20, 30)))
     with pytest.raises(FrameError, match=r"a.npy has no channel 1: it has 0 only and does not name them"):
         read_stack(tmp_path / "a.npy", Reading(channel=(1,)))
     for wrong in (True, -1, "", 1.0):
-        with pytest.raises(OptionError, match="use its index, from 0, or its name"):
+        with pytest.raises(OptionError, match="a channel must be an index, from 0, or a name"):
             Reading(channel=(wrong,))
 
 

@@ -50,3 +50,16 @@ def test_a_file_without_a_unit_gives_no_size(unit):
 
 def test_numbers_of_numpy_are_sizes():
     assert PixelSize(np.float32(0.5), np.float64(0.25), np.int64(2)) == PixelSize(0.5, 0.25, 2.0)
+
+
+@pytest.mark.parametrize(
+    ("sizes", "expected"),
+    [
+        ({"Y": (500, "nm"), "X": (0.5, "µm"), "Z": (2, "mm")}, PixelSize(500, 500, 2e6, "nm")),
+        ({"Y": (1, "voxel"), "X": (2, "voxel"), "Z": (3, "µm")}, PixelSize(1, 2, unit="voxel")),
+        ({"Y": (1, "µm"), "X": (2, "voxel")}, None),
+        ({"X": (1, "µm")}, None),
+    ],
+)
+def test_axes_with_several_units_have_that_of_the_rows(sizes, expected):
+    assert PixelSize.of_axes(sizes) == expected
