@@ -137,7 +137,7 @@ def _beside(path: Path) -> Iterator[Path]:
     except OSError as error:
         raise OutputError(f"cannot write {path}: {error.strerror or error}") from error
     finally:
-        if not path.exists():
+        if not _exists(path):
             for made in missing:  # deepest first
                 with suppress(OSError):
                     made.rmdir()
