@@ -250,7 +250,11 @@ def _companion(path: Path, name: str, uuid: str | None) -> ET.Element | None:
 
 def _children(element: ET.Element, name: str) -> list[ET.Element]:
     """Return the children of a name, whatever their namespace."""
-    return [child for child in element if child.tag.rpartition("}")[2] == name]
+    return [child for child in element if _tag(child) == name]
+
+
+def _tag(element: ET.Element) -> str:
+    return str(element.tag).rpartition("}")[2]
 
 
 def _child(element: ET.Element, name: str) -> ET.Element | None:
@@ -287,14 +291,19 @@ def _ome_fields(root: ET.Element, own: str, samples: int, *, is_companion: bool)
         Whether the metadata are in another file.
     """
     described = [(image, pixels) for image in _children(root, "Image") for pixels in _children(image, "Pixels")]
-    named = {_file_of(data, root, own) for _, pixels in described for data in _children(pixels, "TiffData")}
+    # Some programs copy metadata, with their UUID, to all files of a set: a file that is named is found by its name.
+    is_named = own.lower() in {
+        element.get("FileName", "").lower() for element in root.iter() if _tag(element) == "UUID"
+    }
+    uuid = "" if is_named else (root.get("UUID") or "").strip()
+    file_of = partial(_file_of, uuid=uuid, own=own)
+    named = {file_of(data) for _, pixels in described for data in _children(pixels, "TiffData")}
     # A single file that was renamed still describes itself.
     renamed = len(named) == 1 and not is_companion
     fields = []
     for number, (image, pixels) in enumerate(described):
         name = (image.get("Name") or "").strip() or str(number)
         sizes = _sizes(pixels, samples)
-        file_of = partial(_file_of, root=root, own=own)
         if field := _ome_field(name, pixels, sizes, (lambda _: own) if renamed else file_of):
             fields.append(field)
     # Labels and overviews of slides.
@@ -378,13 +387,13 @@ def _ome_size(pixels: ET.Element) -> PixelSize | None:
     return PixelSize.of_axes(sizes) if is_physical else None
 
 
-def _file_of(data: ET.Element, root: ET.Element, own: str) -> str:
-    """Return the name of the file that an element `TiffData` refers to."""
-    uuid = _child(data, "UUID")
-    if uuid is None:
+def _file_of(data: ET.Element, uuid: str, own: str) -> str:
+    """Return the name of the file that an element `TiffData` refers to; `uuid` is that of the file `own`, or empty."""
+    element = _child(data, "UUID")
+    if element is None:
         return own
-    text, name = (uuid.text or "").strip(), uuid.get("FileName", "")
-    if own and (name.lower() == own.lower() or (text and text == (root.get("UUID") or "").strip())):
+    text, name = (element.text or "").strip(), element.get("FileName", "")
+    if own and (name.lower() == own.lower() or (text and text == uuid)):
         return own
     return name or text
 

@@ -98,6 +98,15 @@ def test_positions_are_images(tmp_path, split):
     assert found == [*expected][::2] if split == 1 else [*expected]
 
 
+def test_files_with_the_same_metadata_and_uuid_are_told_apart_by_name(tmp_path):
+    files = [tmp_path / f"Pos{number}.ome.tif" for number in range(3)]
+    images = [(path.stem[:4], {}, [('IFD="0"', path.name, f"urn:uuid:{n}")]) for n, path in enumerate(files)]
+    for number, path in enumerate(files):
+        write_pages(path, [plane(number)], ome_xml(images, "urn:uuid:0"))
+    require(named(tmp_path), {f"Pos{number}": stack(number) for number in range(3)})
+    require(named(files[1]), {"Pos1": stack(1)})
+
+
 def test_the_images_of_a_file_are_read_and_picked(tmp_path):
     path = write_series(tmp_path / "a.ome.tif")
     expected = {f"a_Pos{number}": stack(number, t=range(2)) for number in range(3)}
