@@ -4,7 +4,7 @@
 
 - `images/` beside `labels/` (or `masks/`, or `x_images/` beside `x_ground_truth/`), paired by name. Subfolders of both
   pair too, and a folder `masks/cell/` holds the objects of `images/cell.png`, one a file.
-- One folder with `cell.tif` beside `cell_mask.tif`.
+- One folder with `cell.tif` beside `cell_mask.tif`, or beside `cell.png`, as QuPath exports tiles.
 - A folder for each image with `images/` and `masks/`, one file for each object, as of the Data Science Bowl 2018.
 - The Cell Tracking Challenge's, `01/t000.tif` with `01_GT/SEG/man_seg000.tif`, or `01_ST` where there is no `01_GT`.
 
@@ -43,7 +43,7 @@ IMAGES, LABELS = "images", "labels"
 # Folders of labels, the preferred first, where there are several.
 PREFERRED = (LABELS, "masks", "label", "mask")
 # Ends of the names of labels, and of images, which do not count when they are paired: `cell_cp_masks`, `cell_img`.
-LABEL_ENDINGS = re.compile(r"[-_. ](cp_masks|masks?|labels?|seg|segmentation|gt|annotations?)$", re.IGNORECASE)
+LABEL_ENDINGS = re.compile(r"[-_. ](cp_masks|masks?|label(s|l?ed)?|seg|segmentation|gt|annotations?)$", re.IGNORECASE)
 IMAGE_ENDINGS = re.compile(r"[-_. ](img|image|raw)$", re.IGNORECASE)
 # Ends of the names of what Cellpose writes beside masks: pictures and flows.
 BESIDE_MASKS = re.compile(r"_(cp_output|flows|cp_flows|outlines|cp_outlines)$")
@@ -51,8 +51,10 @@ BESIDE_MASKS = re.compile(r"_(cp_output|flows|cp_flows|outlines|cp_outlines)$")
 # (https://celltrackingchallenge.net, "Naming and file content conventions").
 CHALLENGE_LABELS = re.compile(r"man_seg_?(\d+)(?:_(\d+))?")
 GOLD, SILVER = "_GT", "_ST"
-# Subfolders that are data sets to keep apart.
-SPLITS = frozenset({"train", "training", "val", "valid", "validation", "test", "testing"})
+# Suffix of labels that have the name of their image.
+LABEL_SUFFIX = ".png"
+# Subfolders that are data sets to keep apart, in the order in which a message names them.
+SPLITS = ("train", "training", "val", "valid", "validation", "test", "testing")
 
 # The label file of an image, or a file for each of its objects.
 LabelSource = ImageSource | tuple[ImageSource, ...]
@@ -116,7 +118,7 @@ def has_layout(folder: Path) -> bool:
     """Return whether a folder itself holds images with their labels, in some layout."""
     below = _subfolders(folder)
     beside = any(map(holds_images, below)) and any(map(holds_labels, below))
-    return beside or bool(_sequences(folder)) or bool(_labelled_names(folder))
+    return beside or bool(_sequences(folder)) or bool(_labelled_names(folder)) or bool(_same_names(folder))
 
 
 def _files_in(folder: Path, reading: Reading, notes: list[str]) -> list[AnnotatedFiles]:
@@ -135,7 +137,12 @@ def _files_in(folder: Path, reading: Reading, notes: list[str]) -> list[Annotate
         raise _no_layout(folder)
     if nested := [name for name in below if _has_inner_layout(folder / name)]:
         return _nested(folder, nested, reading, notes)
-    return _in_one_folder(folder, notes) if _labelled_names(folder) else []
+    if _labelled_names(folder):
+        return _in_one_folder(folder, notes)
+    pairs = _same_names(folder)
+    if pairs:
+        notes.append(f"{folder}: the PNG files are the labels of the images with the same names")
+    return [AnnotatedFiles(name, source_of(image), source_of(png), name) for name, image, png in pairs]
 
 
 def _has_inner_layout(folder: Path) -> bool:
@@ -314,6 +321,22 @@ def _labelled_names(folder: Path) -> list[str]:
     return sorted({short for name in names if (short := LABEL_ENDINGS.sub("", name)) != name and short in images})
 
 
+def _same_names(folder: Path) -> list[tuple[str, Path, Path]]:
+    """Return name, image and labels of images in a folder that all have a PNG file of the same name beside them.
+
+    QuPath's TileExporter writes such pairs, if tiles and labels have different extensions
+    (https://qupath.readthedocs.io, "Exporting images").
+    """
+    pairs: dict[str, list[Path]] = {}
+    for path in sorted(folder.iterdir(), key=lambda path: path.suffix.lower() == LABEL_SUFFIX):
+        if path.name[0] != "." and path.suffix.lower() in SUFFIXES and path.is_file():
+            pairs.setdefault(stem_of(path), []).append(path)
+    suffixes = {tuple(path.suffix.lower() for path in files) for files in pairs.values()}
+    if len(suffixes) != 1 or [suffix == LABEL_SUFFIX for suffix in suffixes.pop()] != [False, True]:
+        return []
+    return [(name, image, labels) for name, (image, labels) in sorted(pairs.items())]
+
+
 def _in_one_folder(folder: Path, notes: list[str]) -> list[AnnotatedFiles]:
     """Return the files of images with labels beside them, whose names are longer."""
     named = images_by_name(folder)
@@ -331,7 +354,8 @@ def _in_one_folder(folder: Path, notes: list[str]) -> list[AnnotatedFiles]:
 
 def _nested(folder: Path, names: Sequence[str], reading: Reading, notes: list[str]) -> list[AnnotatedFiles]:
     """Return the files of subfolders that have a layout; their names precede those of the images."""
-    if len(kept := [name for name in names if name.lower() in SPLITS]) > 1:
+    kept = sorted((name for name in names if name.lower() in SPLITS), key=lambda name: SPLITS.index(name.lower()))
+    if len(kept) > 1:
         raise DatasetError(
             f"{folder} holds the data sets {', '.join(kept)}: give one of them, such as {folder / kept[0]}, and --val "
             f"{folder / kept[1]}"

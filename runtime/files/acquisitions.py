@@ -65,6 +65,8 @@ class PlaneGrid:
         Physical size of a pixel; None: not known.
     channels
         Name of each channel, samples included; empty: not known.
+    samples
+        Samples of a pixel that the metadata declare; 0: not declared.
     """
 
     name: str
@@ -76,6 +78,7 @@ class PlaneGrid:
     indices: tuple[NDArray[np.int64], ...]
     pixel_size: PixelSize | None = None
     channels: tuple[str, ...] = ()
+    samples: int = 0
 
     @property
     def used(self) -> list[str]:
@@ -143,15 +146,17 @@ def described_images(path: Path, listed: Iterable[Path]) -> list[tuple[str, tupl
 
     Returns
     -------
-    For each field its name and the files that its metadata names, those that do not exist too. Empty for a TIFF whose
-    metadata describe no fields.
+    For each field its name and the files in this folder that its metadata name, those that do not exist too. Empty for
+    a TIFF whose metadata describe no fields.
     """
     if path.suffix.lower() == COMPANION:
         fields = _ome_fields(_xml(path), "", 1, is_companion=True)
     else:
         with tifffile.TiffFile(require_regular(path)) as tiff:
             fields = (fields_of(tiff, path, listed) or []) if tiff.pages else []
-    return [(field.name, tuple(path.parent / name for name in field.used)) for field in fields]
+    return [
+        (field.name, tuple(path.parent / name for name in field.used if Path(name).name == name)) for field in fields
+    ]
 
 
 def fields_of(tiff: tifffile.TiffFile, path: Path, others: Iterable[Path]) -> list[PlaneGrid] | None:
@@ -245,19 +250,30 @@ def _companion(path: Path, name: str, uuid: str | None) -> ET.Element | None:
 
 def _children(element: ET.Element, name: str) -> list[ET.Element]:
     """Return the children of a name, whatever their namespace."""
-    return [child for child in element if child.tag.rpartition("}")[2] == name]
+    return [child for child in element if _tag(child) == name]
+
+
+def _tag(element: ET.Element) -> str:
+    return str(element.tag).rpartition("}")[2]
 
 
 def _child(element: ET.Element, name: str) -> ET.Element | None:
     return next(iter(_children(element, name)), None)
 
 
-def _number(element: ET.Element, name: str, default: int) -> int:
-    """Return an attribute that is a whole number from 0."""
-    try:
-        return max(0, int(element.get(name, default)))
-    except ValueError:
+def _number(element: ET.Element, name: str, default: int, least: int = 0) -> int:
+    """Return an attribute that is a whole number; raises FrameError if it is none, or smaller than `least`."""
+    text = element.get(name)
+    if text is None:
         return default
+    with suppress(ValueError):
+        if (number := int(text)) >= least:
+            return number
+    raise _lie(name, text, f"a whole number from {least}")
+
+
+def _lie(name: str, text: str, rule: str) -> FrameError:
+    return FrameError(f"has OME metadata with {name}={text!r:.60}: it must be {rule}; save it again")
 
 
 def _ome_fields(root: ET.Element, own: str, samples: int, *, is_companion: bool) -> list[PlaneGrid]:
@@ -275,34 +291,42 @@ def _ome_fields(root: ET.Element, own: str, samples: int, *, is_companion: bool)
         Whether the metadata are in another file.
     """
     described = [(image, pixels) for image in _children(root, "Image") for pixels in _children(image, "Pixels")]
-    named = {_file_of(data, root, own) for _, pixels in described for data in _children(pixels, "TiffData")}
+    # Some programs copy metadata, with their UUID, to all files of a set: a file that is named is found by its name.
+    is_named = own.lower() in {
+        element.get("FileName", "").lower() for element in root.iter() if _tag(element) == "UUID"
+    }
+    uuid = "" if is_named else (root.get("UUID") or "").strip()
+    file_of = partial(_file_of, uuid=uuid, own=own)
+    named = {file_of(data) for _, pixels in described for data in _children(pixels, "TiffData")}
     # A single file that was renamed still describes itself.
     renamed = len(named) == 1 and not is_companion
     fields = []
     for number, (image, pixels) in enumerate(described):
         name = (image.get("Name") or "").strip() or str(number)
         sizes = _sizes(pixels, samples)
-        file_of = partial(_file_of, root=root, own=own)
-        if sizes and (field := _ome_field(name, pixels, sizes, (lambda _: own) if renamed else file_of)):
+        if field := _ome_field(name, pixels, sizes, (lambda _: own) if renamed else file_of):
             fields.append(field)
     # Labels and overviews of slides.
     return [field for field in fields if not OVERVIEW.fullmatch(field.name)] or fields
 
 
 def _sizes(pixels: ET.Element, samples: int) -> dict[str, int]:
-    """Return the number of planes along the axes of an element `Pixels`, slowest first; empty if it has no order.
+    """Return the number of planes along the axes of an element `Pixels`, slowest first.
 
     Samples of a pixel, which the metadata count as channels, are in one plane.
     """
-    order = pixels.get("DimensionOrder", "XYZCT")[2:][::-1]
-    if sorted(order) != ["C", "T", "Z"]:
-        return {}
-    channel = _child(pixels, "Channel")
-    sizes = {axis: max(1, _number(pixels, f"Size{axis}", 1)) for axis in order}
-    if channel is not None and "SamplesPerPixel" in channel.attrib:
-        samples = max(1, _number(channel, "SamplesPerPixel", 1))
-    sizes["C"] = max(1, sizes["C"] // samples)
+    order = pixels.get("DimensionOrder", "XYZCT")
+    if sorted(order[2:]) != ["C", "T", "Z"]:
+        raise _lie("DimensionOrder", order, "XY and a permutation of ZCT")
+    sizes = {axis: _number(pixels, f"Size{axis}", 1, least=1) for axis in order[:1:-1]}
+    sizes["C"] = max(1, sizes["C"] // (_samples(pixels) or samples))
     return sizes
+
+
+def _samples(pixels: ET.Element) -> int:
+    """Return the samples of a pixel that an element `Pixels` declares; 0 if it declares none."""
+    channel = _child(pixels, "Channel")
+    return 0 if channel is None else _number(channel, "SamplesPerPixel", 0)
 
 
 def _ome_field(
@@ -348,7 +372,8 @@ def _ome_field(
     indices = tuple(np.arange(size) for size in sizes)
     grid = PlaneGrid(name, order, tuple(files), file.reshape(sizes), place.reshape(sizes), _page_at, indices)
     names = tuple((channel.get("Name") or "").strip() for channel in _children(pixels, "Channel"))
-    return replace(grid, pixel_size=_ome_size(pixels), channels=names if any(names) else ())
+    channels = names if any(names) else ()
+    return replace(grid, pixel_size=_ome_size(pixels), channels=channels, samples=_samples(pixels))
 
 
 def _ome_size(pixels: ET.Element) -> PixelSize | None:
@@ -362,13 +387,13 @@ def _ome_size(pixels: ET.Element) -> PixelSize | None:
     return PixelSize.of_axes(sizes) if is_physical else None
 
 
-def _file_of(data: ET.Element, root: ET.Element, own: str) -> str:
-    """Return the name of the file that an element `TiffData` refers to."""
-    uuid = _child(data, "UUID")
-    if uuid is None:
+def _file_of(data: ET.Element, uuid: str, own: str) -> str:
+    """Return the name of the file that an element `TiffData` refers to; `uuid` is that of the file `own`, or empty."""
+    element = _child(data, "UUID")
+    if element is None:
         return own
-    text, name = (uuid.text or "").strip(), uuid.get("FileName", "")
-    if own and (name.lower() == own.lower() or (text and text == (root.get("UUID") or "").strip())):
+    text, name = (element.text or "").strip(), element.get("FileName", "")
+    if own and (name.lower() == own.lower() or (text and text == uuid)):
         return own
     return name or text
 

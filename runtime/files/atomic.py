@@ -35,6 +35,8 @@ log = logging.getLogger("unetrt")
 
 # Prefix of the folders that hold temporary files, and the file in them that their process locks.
 HIDDEN, LOCK = ".unetrt-", ".unetrt-lock"
+# What a folder that is replaced is called in there; its own name may be as long as names can be.
+REPLACED = ".unetrt-replaced"
 # Seconds without a change after which another machine's temporary files on a shared disk are considered abandoned: not
 # every such disk shows one machine the locks of the others.
 FORGOTTEN = 7 * 86400.0
@@ -103,7 +105,7 @@ def whole_folder(path: str | Path, replace: Iterable[str] = ()) -> Iterator[Path
         temporary.mkdir()
         yield temporary
         if os.path.lexists(path):
-            path.rename(temporary.with_name(f"{path.name}.replaced"))  # removed with the hidden folder
+            path.rename(temporary.with_name(REPLACED))  # removed with the hidden folder
         temporary.rename(path)
 
 
@@ -135,7 +137,7 @@ def _beside(path: Path) -> Iterator[Path]:
     except OSError as error:
         raise OutputError(f"cannot write {path}: {error.strerror or error}") from error
     finally:
-        if not path.exists():
+        if not _exists(path):
             for made in missing:  # deepest first
                 with suppress(OSError):
                     made.rmdir()

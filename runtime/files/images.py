@@ -5,10 +5,10 @@ opens the files. `predict_file` is what `unetrt predict` does with each image: r
 """
 
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -27,9 +27,9 @@ from unetrt.runtime.files.formats import (
     with_channels,
     with_named_axes,
 )
-from unetrt.runtime.files.outputs import Outputs, labels_of
+from unetrt.runtime.files.outputs import KINDS, Outputs, labels_of
 from unetrt.runtime.files.outputs.labelled_image import LabelledImage
-from unetrt.runtime.files.sources import SHOWN, AnyPath, ImageSource, source_of, sources_of
+from unetrt.runtime.files.sources import NAME, SHOWN, AnyPath, ImageSource, same_name, source_of, sources_of
 from unetrt.runtime.pixels.frames import as_image, is_narrow
 
 if TYPE_CHECKING:
@@ -271,14 +271,59 @@ def require_distinct(
         Other images that are read.
     """
     taken = {os.path.realpath(file) for source in (*sources, *inputs) for file in (source.path, *source.files)}
-    names: dict[str, ImageSource] = {}
+    around = {str(above) for file in taken for above in Path(file).parents}
+    key = same_name if _ignores_case(folder) else str
+    shared = {*written("a")} & {*written("b")}
+    owners: dict[str, ImageSource] = {}
     for source in sources:
-        paths = written(source.name)
-        if (other := names.setdefault(source.name, source)) is not source:
-            raise OutputError(f"{other} and {source} would both become {paths[0]}: rename one, or give one of them")
-        for path in (folder / path for path in paths):
-            if os.path.realpath(path) in taken:
-                raise OutputError(f"{path} is an input and would be overwritten: choose another output folder")
+        paths = list(written(source.name))
+        for path in shared:
+            paths.remove(path)
+        for path in paths:
+            if (length := len(os.fsencode(PurePosixPath(path).name))) > NAME:
+                raise OutputError(f"{path}, of {length} bytes, is too long for the name of a file: rename {source}")
+            if path in shared:
+                raise OutputError(f"{source} would become {path}, which shows all images: rename it")
+            if (other := owners.setdefault(key(path), source)) is not source:
+                raise OutputError(f"{other} and {source} would both become {path}: rename one, or give one of them")
+        for place in (folder / path for path in written(source.name)):
+            if (real := os.path.realpath(place)) in taken:
+                raise OutputError(f"{place} is an input and would be overwritten: choose another output folder")
+            if real in around:
+                raise OutputError(f"{place} holds an input and would be replaced: choose another output folder")
+    _require_apart(owners)
+
+
+def _require_apart(owners: Mapping[str, ImageSource]) -> None:
+    """Raise OutputError where the file of an image would lie in a folder that is written for another.
+
+    Parameters
+    ----------
+    owners
+        The image of each path that is written.
+    """
+    outlines, suffix = KINDS["outlines"].place.split("{}")
+    for path, source in owners.items():
+        for above in map(str, PurePosixPath(path).parents):
+            if above in owners:
+                raise OutputError(
+                    f"{source} would be written into {above}, which is made from {owners[above]}: rename one, or give "
+                    "one of them"
+                )
+        above, _, name = path.rpartition("/")
+        stack = owners.get(above + suffix)  # a stack has its outlines in a folder, by number
+        if stack and path.startswith(outlines) and name.removesuffix(suffix).isdecimal():
+            raise OutputError(
+                f"{stack}, if it is a stack, and {source} would both become {path}: rename one, or give one of them"
+            )
+
+
+def _ignores_case(folder: Path) -> bool:
+    """Return whether the disk of a folder, which need not exist, ignores the case of names."""
+    there = next(part for part in (folder.absolute(), *folder.absolute().parents) if part.exists())
+    with suppress(OSError):
+        return there.with_name(there.name.swapcase()).samefile(there) and there.name.swapcase() != there.name
+    return False
 
 
 @dataclass(frozen=True)

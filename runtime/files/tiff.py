@@ -65,6 +65,8 @@ def _field_image(tiff: tifffile.TiffFile, path: Path, field: PlaneGrid, others: 
     except IndexError:
         raise field.incomplete(first) from None
     _require_segments(key)
+    if field.samples > 1 and field.samples > (held := key.keyframe.samplesperpixel):
+        raise FrameError(f"describes {field.samples} samples per pixel, and its pages have {held}: save it again")
     shape, axes = _squeezed((*field.file.shape, *key.shape), field.axes + key.axes)
     files = {other.name: other for other in others if other.parent == path.parent and other.name in field.used}
     files.pop(path.name, None)

@@ -98,6 +98,15 @@ def test_positions_are_images(tmp_path, split):
     assert found == [*expected][::2] if split == 1 else [*expected]
 
 
+def test_files_with_the_same_metadata_and_uuid_are_told_apart_by_name(tmp_path):
+    files = [tmp_path / f"Pos{number}.ome.tif" for number in range(3)]
+    images = [(path.stem[:4], {}, [('IFD="0"', path.name, f"urn:uuid:{n}")]) for n, path in enumerate(files)]
+    for number, path in enumerate(files):
+        write_pages(path, [plane(number)], ome_xml(images, "urn:uuid:0"))
+    require(named(tmp_path), {f"Pos{number}": stack(number) for number in range(3)})
+    require(named(files[1]), {"Pos1": stack(1)})
+
+
 def test_the_images_of_a_file_are_read_and_picked(tmp_path):
     path = write_series(tmp_path / "a.ome.tif")
     expected = {f"a_Pos{number}": stack(number, t=range(2)) for number in range(3)}
@@ -126,12 +135,22 @@ def test_the_images_of_a_file_are_read_and_picked(tmp_path):
         (["x", "x"], ["a_0", "a_1"]),
         (["../x", "b:&quot;c"], ["a__x", "a_b__c"]),
         (["a_left", "a_right"], ["a_left", "a_right"]),
+        (["left", "Left"], ["a_0", "a_1"]),  # one file where names ignore case
+        (["\u00e9", "e\u0301"], ["a_0", "a_1"]),
+        (["x&#9;\u009b\u202ey", "b"], ["a_x___y", "a_b"]),
+        (["\U0001f52c" * 90, "\u00e9" * 51], ["a_" + "\U0001f52c" * 25, "a_" + "\u00e9" * 50]),
     ],
 )
 def test_names_of_images_are_names_of_files(tmp_path, names, expected):
     found = list_images(write_series(tmp_path / "a.ome.tif", names, 1))
     assert [source.name for source in found] == expected
     require_distinct(found, tmp_path / "out")
+
+
+def test_the_name_of_an_image_is_short_enough_for_a_file(tmp_path):
+    stem = "s" * 230
+    found = list_images(write_series(tmp_path / f"{stem}.ome.tif", ["b" * 90, "c" * 90], 1))
+    assert [source.name for source in found] == [f"{stem}_0", f"{stem}_1"]
 
 
 def test_a_file_with_one_image_has_the_index_0(tmp_path):
@@ -198,6 +217,51 @@ def test_planes_that_are_missing_are_named(tmp_path, described, sizes, message):
     write_pages(path, [plane(t=time) for time in range(3)], text)
     with pytest.raises(FrameError, match=message):
         read_stack(path)
+
+
+@pytest.mark.parametrize(
+    ("data", "sizes", "message"),
+    [
+        ('IFD="-1"', {}, "OME metadata with IFD='-1': it must be a whole number from 0"),
+        ('IFD="0" FirstT="-1"', {"T": 3}, "FirstT='-1'"),
+        ('IFD="0" PlaneCount="-3"', {"T": 3}, "PlaneCount='-3'"),
+        ("", {"T": -3}, "SizeT='-3': it must be a whole number from 1"),
+        ("", {"Z": 0}, "SizeZ='0': it must be a whole number from 1"),
+        ("", {"T": "three"}, "SizeT='three'"),
+    ],
+)
+def test_numbers_that_are_no_places_of_planes_are_refused(tmp_path, data, sizes, message):
+    path = tmp_path / "a.ome.tif"
+    write_pages(path, [plane(t=time) for time in range(3)], ome_xml([("x", sizes, [(data, None, "")])]))
+    for source in [path, *list_images(tmp_path)]:
+        with pytest.raises(FrameError, match=f"a.ome.tif has {message}" if "OME" in message else message):
+            read_stack(source)
+
+
+def test_an_order_of_dimensions_that_is_none_is_refused(tmp_path):
+    path = tmp_path / "a.ome.tif"
+    for order in ("XYABC", "XYZZT", ""):
+        text = ome_xml([("x", {"T": 3}, [("", None, "")])]).replace("XYZCT", order)
+        write_pages(path, [plane(t=time) for time in range(3)], text)
+        with pytest.raises(FrameError, match=f"DimensionOrder='{order}': it must be XY and a permutation of ZCT"):
+            read_stack(path)
+
+
+def test_samples_that_the_pages_do_not_have_are_refused(tmp_path):
+    path = tmp_path / "a.ome.tif"
+    text = ome_xml([("x", {"C": 3}, [("", None, "")])], about='><Channel SamplesPerPixel="3"/')
+    write_pages(path, [plane(c=channel) for channel in range(3)], text)
+    with pytest.raises(FrameError, match="describes 3 samples per pixel, and its pages have 1: save it again"):
+        read_stack(path)
+
+
+def test_files_of_other_folders_are_images_of_their_own(tmp_path):
+    other = tmp_path / "b" / "x.ome.tif"
+    for name in ("../b/x.ome.tif", str(other)):
+        described = [('IFD="0"', "a.ome.tif", "urn:1"), ('IFD="0" FirstT="1"', name, "urn:2")]
+        write_pages(tmp_path / "a" / "a.ome.tif", [plane()], ome_xml([("x", {"T": 2}, described)], "urn:1"))
+        write_pages(other, [plane(t=1)], ome_xml([("x", {}, [('IFD="0"', None, "")])], "urn:2"))
+        require(named(tmp_path), {"a/a": stack(), "b/x": stack(t=[1])})
 
 
 @pytest.mark.parametrize("data", ["", 'IFD="0"', 'FirstT="0"', 'IFD="0" PlaneCount="3"', 'NumPlanes="3"'])

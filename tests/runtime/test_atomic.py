@@ -257,3 +257,18 @@ def test_a_folder_of_the_cache_is_cleared_when_it_is_used(tmp_path, monkeypatch)
     (tmp_path / "unetrt" / "part").mkdir(parents=True)
     hidden_of(tmp_path / "unetrt" / "part", atomic._machine())
     assert list(cache_folder("part").iterdir()) == []
+
+
+def test_a_name_that_is_too_long_is_named_whatever_else_is_being_written(tmp_path):
+    long = tmp_path / "new" / ("s" * 256)
+    match = "cannot write .*/new/sss.*: File name too long"
+    with pytest.raises(OutputError, match=match), whole_file(tmp_path / "a"), whole_file(long) as temporary:
+        temporary.write_bytes(b"")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_whose_name_is_as_long_as_names_can_be_is_replaced(tmp_path):
+    for content in ("first", "second"):
+        with whole_folder(tmp_path / ("s" * 255), replace=["mark"]) as folder:
+            (folder / "mark").write_text(content)
+    assert [path.read_text() for path in tmp_path.glob("*/mark")] == ["second"]

@@ -12,7 +12,7 @@ from unetrt.runtime.errors import FrameError, OutputError
 from unetrt.runtime.files.images import read_labels, read_stack, require_distinct, stack_shape
 from unetrt.runtime.files.outputs import places
 from unetrt.runtime.files.outputs.label_tiff import write_labels
-from unetrt.runtime.files.sources import list_images, source_of
+from unetrt.runtime.files.sources import ImageSource, list_images, source_of
 
 RNG = np.random.default_rng(0)
 
@@ -167,6 +167,42 @@ def test_grey_labels_saved_as_colours_are_read(tmp_path):
     labels = RNG.integers(0, 9, (5, 7), np.uint8)
     Image.fromarray(np.stack([labels] * 3, axis=-1)).save(tmp_path / "a.png")
     np.testing.assert_array_equal(read_labels(tmp_path / "a.png"), labels)
+
+
+@pytest.mark.parametrize(
+    ("names", "kinds", "more", "message"),
+    [
+        (["b", "montage"], ["labels"], {"overlays": True, "sheet": True}, r"montage.tif would become overlays/montage"),
+        (["x", "x/0001"], ["outlines"], {}, "x.tif, if it is a stack, and .*0001.tif would both become .*x/0001.png"),
+        (["x", "x.ome.zarr/a"], ["ome-zarr"], {}, "a.tif would be written into ome-zarr/x.ome.zarr, which .*x.tif"),
+        (["s" * 248], ["geojson"], {}, "sss.geojson, of 256 bytes, is too long for the name of a file"),
+    ],
+)
+def test_files_of_other_kinds_that_would_collide(tmp_path, names, kinds, more, message):
+    sources = [ImageSource(tmp_path / f"{name}.tif", name) for name in names]
+    with pytest.raises(OutputError, match=message):
+        require_distinct(sources, tmp_path / "out", partial(places, kinds, **more))
+    for source in sources:
+        if source.name != "montage" and len(source.name) < 200:
+            require_distinct([source], tmp_path / "out", partial(places, kinds, **more))
+    require_distinct(sources, tmp_path / "out")
+
+
+def test_names_that_differ_in_case_are_two_files_where_the_disk_says_so(tmp_path):
+    sources = [ImageSource(tmp_path / f"{folder}/a.tif", f"{name}") for folder, name in (("1", "a"), ("2", "A"))]
+    (tmp_path / "letters").mkdir()
+    if (tmp_path / "LETTERS").exists():
+        with pytest.raises(OutputError, match="would both become"):
+            require_distinct(sources, tmp_path / "letters")
+    else:
+        require_distinct(sources, tmp_path / "letters")
+
+
+def test_an_image_inside_a_folder_that_would_be_replaced(tmp_path):
+    image = ImageSource(tmp_path / "ome-zarr" / "a.ome.zarr" / "labels" / "objects", "a")
+    for sources, inputs in (([image], []), ([source_of("a.tif")], [image])):
+        with pytest.raises(OutputError, match="a.ome.zarr holds an input and would be replaced: choose another"):
+            require_distinct(sources, tmp_path, partial(places, ["ome-zarr"]), inputs=inputs)
 
 
 def test_files_that_would_collide_or_be_overwritten(tmp_path):

@@ -54,6 +54,11 @@ LAYOUTS = {
     "one folder with subfolders": (["x/a.tif", "y/a.tif", "a.tif"], ["x/a_mask.tif", "y/a_mask.tif", "a_mask.tif"],
                                    ["a", "x/a", "y/a"]),
     "Cellpose": (["a.tif", "b_img.tif"], ["a_cp_masks.png", "b_masks.tif"], ["a", "b_img"]),
+    "QuPath": (["s [x=0,y=0].tif", "s [x=9,y=0].tif"], ["s [x=0,y=0]-labelled.tif", "s [x=9,y=0]-labelled.tif"],
+               ["s [x=0,y=0]", "s [x=9,y=0]"]),
+    "QuPath, whole images": (["a.tif"], ["a-labels.png"], ["a"]),
+    "QuPath, tiles of two formats": (["s [x=0,y=0].tif", "s [x=9,y=0].ome.tif"],
+                                     ["s [x=0,y=0].png", "s [x=9,y=0].png"], ["s [x=0,y=0]", "s [x=9,y=0]"]),
     "experiments": (
         ["one/images/a.tif", "two/images/a.tif", "two/deep/er/image/a.tif"],
         ["one/labels/a.tif", "two/labels/a.tif", "two/deep/er/mask/a.tif"],
@@ -150,6 +155,11 @@ def test_labels_go_before_masks_and_it_is_said(tmp_path):
     assert data.notes == (f"{tmp_path / 'labels'} is read, and not masks beside it",)
 
 
+def test_labels_of_the_same_name_are_png_files_and_it_is_said(tmp_path):
+    write(tmp_path, {"a.tif": FRAME, "a.png": LABELS, "b.tif": FRAME, "b.png": LABELS})
+    assert any("the PNG files are the labels" in line for line in read_dataset(tmp_path).notes)
+
+
 def test_what_cellpose_writes_beside_its_masks_is_left_out(tmp_path, caplog):
     files = {"a.tif": FRAME, "a_cp_masks.png": LABELS, "a_cp_output.png": LABELS, "a_flows.tif": LABELS}
     write(tmp_path, files | {"a_seg.npy": None})
@@ -192,6 +202,10 @@ BAD = {
         {"z_1_images/a.tif": FRAME, "z_2_images/a.tif": FRAME, "labels/a.tif": LABELS},
         "holds z_1_images, z_2_images: which belong together is not known, rename the folder to read images",
     ),
+    "sets to keep apart, of StarDist": (
+        {f"{part}/{kind}/a.tif": LABELS for part in ("test", "train") for kind in ("images", "masks")},
+        "holds the data sets train, test: give one of them, such as .*train, and --val .*test",
+    ),
     "sets to keep apart": (
         {f"{part}/{kind}/a.tif": LABELS for part in ("train", "val") for kind in ("images", "labels")},
         "holds the data sets train, val: give one of them, such as .*train, and --val .*val",
@@ -209,6 +223,7 @@ BAD = {
     "masks of another size": (
         {"7f/images/7f.png": LABELS, "7f/masks/a.png": ONE[:9]}, "7f.png is 20 x 30 px, .*masks is 9 x 30 px",
     ),
+    "equal stems in one folder": ({"a.tif": FRAME, "a.png": LABELS, "b.tif": FRAME}, "images does not exist"),
     "equal stems": (
         {"images/x/a.tif": FRAME, "images/x/a.png": LABELS, "labels/x/a.tif": LABELS}, "must differ in the stem",
     ),

@@ -11,7 +11,7 @@ Simple Features (ISO 19125-1), which is what GeoJSON, shapely and JTS (QuPath) w
 >>> labels = np.array([[5, 5, 5], [5, 0, 5], [5, 5, 5]])
 >>> (found,) = polygons(labels)
 >>> found.label, [[ring.tolist() for ring in part] for part in found.parts]
-(5, [[[[0, 0], [3, 0], [3, 3], [0, 3]], [[1, 1], [1, 2], [2, 2], [2, 1]]]])
+(5, [[[[0, 0], [3, 0], [3, 3], [0, 3]], [[1, 2], [2, 2], [2, 1], [1, 1]]]])
 """
 
 from collections.abc import Iterator
