@@ -286,11 +286,11 @@ def require_distinct(
                 raise OutputError(f"{source} would become {path}, which shows all images: rename it")
             if (other := owners.setdefault(key(path), source)) is not source:
                 raise OutputError(f"{other} and {source} would both become {path}: rename one, or give one of them")
-        for path in (folder / path for path in written(source.name)):
-            if (real := os.path.realpath(path)) in taken:
-                raise OutputError(f"{path} is an input and would be overwritten: choose another output folder")
+        for place in (folder / path for path in written(source.name)):
+            if (real := os.path.realpath(place)) in taken:
+                raise OutputError(f"{place} is an input and would be overwritten: choose another output folder")
             if real in around:
-                raise OutputError(f"{path} holds an input and would be replaced: choose another output folder")
+                raise OutputError(f"{place} holds an input and would be replaced: choose another output folder")
     _require_apart(owners)
 
 
