@@ -244,7 +244,7 @@ def read_grey_stack(path: AnyPath, reading: Reading = AS_STORED) -> Array:
 def whole_numbers(planes: Array) -> Array:
     """Return labels of any shape as integers; raises FrameError for values that are not whole numbers from 0."""
     labels = planes
-    if labels.dtype.kind == "f" and np.array_equal(labels, np.rint(labels)) and np.abs(labels).max() < EXACT:
+    if labels.dtype.kind == "f" and np.array_equal(labels, np.rint(labels)) and float(np.abs(labels).max()) < EXACT:
         labels = labels.astype(np.int64)
     if labels.dtype.kind not in "ui" or labels.min() < 0:
         raise FrameError(f"holds {planes.dtype} values that are not labels: use whole numbers from 0")

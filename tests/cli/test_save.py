@@ -188,6 +188,7 @@ REFUSED = {
     "no such image": (["labels", "labels/../empty"], "b.tif|has no image for labels/a.tif: each needs one of the same"),
     "an image that is not finite": (["nan/a.tif", "nan.tif"], "nan.tif: 12 pixels are NaN or infinite"),
     "an image as labels": (["grey"], "a.tif holds float32 values that are not labels"),
+    "too large a label": (["large.npy"], "large.npy: labels must be from 0 to 4294967295 (got 0 to 4294967296)"),
 }
 
 
@@ -202,13 +203,41 @@ def test_what_cannot_be_converted_is_refused_in_one_line(run, labelled, monkeypa
     ):
         (labelled / name).parent.mkdir(exist_ok=True)
         tifffile.imwrite(labelled / name, pixels)
+    np.save(labelled / "large.npy", np.array([[0, 2**32]]))
     (labelled / "empty" / "c.png").write_bytes((labelled / "empty" / "b.tif").read_bytes())
     arguments, message = REFUSED[case]
     place = [] if "-o" in arguments else ["-o", "new"]
-    status, _, err = run("convert", *arguments, *place)
-    assert (status, err.count("\n")) == (2, 1), err
-    assert any(part in err for part in message.split("|"))
-    assert not (labelled / "new").exists()
+    for kinds in [], ALL:
+        status, _, err = run("convert", *arguments, *place, *kinds)
+        assert (status, err.count("\n")) == (2, 1), err
+        assert any(part in err for part in message.split("|"))
+        assert not (labelled / "new").exists()
+
+
+def test_a_table_lists_the_images_that_are_converted_and_no_others(run, labelled):
+    np.save(labelled / "labels" / "b.npy", np.array([[0, 1, 2**32]]))
+    out = labelled / "out"
+    assert run("convert", labelled / "labels", "-o", out, *ALL)[0] == 2
+    with (out / "objects.csv").open(newline="") as file:
+        assert [(row["image"], row["label"]) for row in csv.DictReader(file)] == [("a.tif", "1"), ("a.tif", "70000")]
+    assert parquet.read_table(out / "objects.parquet")["label"].to_pylist() == [1, 70000]
+    (labelled / "labels" / "a.tif").unlink()
+    before = {name: (out / name).read_bytes() for name in PER_RUN}
+    assert run("convert", labelled / "labels", "-o", out, *ALL)[0] == 2
+    assert {name: (out / name).read_bytes() for name in PER_RUN} == before
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("dtype", ["float16", "float32", "float64"])
+def test_labels_in_floating_point_are_converted(run, labelled, dtype):
+    labels = (read_label_stack(labelled / "labels" / "a.tif")[0] > 0).astype(dtype)
+    np.save(labelled / "f.npy", labels)
+    assert run("convert", labelled / "f.npy", "-o", labelled / "out") == (
+        0,
+        f"1 label image -> {labelled / 'out'} (labels)\n",
+        "",
+    )
+    np.testing.assert_array_equal(tifffile.imread(labelled / "out" / "f.tif"), labels)
 
 
 @pytest.mark.parametrize(

@@ -6,9 +6,11 @@ command that reads it. Mutations are those of model files (`mutations`) for byte
 
 import json
 import random
+import re
 import shutil
 from copy import deepcopy
 from pathlib import Path
+from xml.sax.saxutils import escape
 from zlib import crc32
 
 import click
@@ -24,6 +26,7 @@ from tests.runtime.model_files.mutations import ANYWHERE, change_digit, mutant, 
 from tests.runtime.model_files.small_models import branch, branching, weights
 from unetrt.cli import cli
 from unetrt.export.graph import build_graph
+from unetrt.runtime.files.outputs import KINDS as OUTPUTS
 from unetrt.runtime.geometry.plan import Geometry
 from unetrt.runtime.geometry.unet_shape import UNetShape
 from unetrt.runtime.model.integrity import DIGEST
@@ -234,16 +237,35 @@ IMAGES = ("plain.tif", "tiles.tif", "stack.ome.tif", "imagej.tif", "lzw.tif", "g
           "image.ome.zarr", "plate.zarr", "fields.ome.tif", "a_MMStack.tif", "set")  # fmt: skip
 
 
+# All kinds of files that are written from labels.
+SAVED = [argument for kind in OUTPUTS for argument in ("--save", kind)]
+
+
+def lying_ome(rng, original, path):
+    """Write a copy of an OME-TIFF with another value in one or two attributes of its OME-XML."""
+    with tifffile.TiffFile(original) as tiff:
+        text, pages = tiff.pages.first.description, [page.asarray() for page in tiff.pages]
+    for _ in range(rng.choice((1, 1, 2))):
+        found = rng.choice(list(re.finditer(r'"([^"]*)"', text)))
+        other = rng.choice([*TEXTS, "2", "3", "-0", "XYTCZ", *re.findall(r'"([^"]*)"', text)])
+        text = f"{text[: found.start(1)]}{escape(other)}{text[found.end(1) :]}"
+    acquisitions.write_pages(path, pages, text)
+
+
 def image_case(rng, originals, folder):
     original, other = rng.choice(IMAGES), rng.choice(IMAGES)
     name = original
     if (originals / name).is_dir():
         shutil.copytree(originals / name, folder / name)
         file = rng.choice(sorted(path for path in (folder / name).rglob("*") if path.is_file()))
-        if file.suffix == ".json" or file.name.startswith(".z"):
+        if name == "set" and rng.random() < 0.5:
+            lying_ome(rng, originals / name / file.name, file)
+        elif file.suffix == ".json" or file.name.startswith(".z"):
             file.write_text(swapped_text(rng, file.read_text()), encoding="utf-8", errors="replace")
         else:
             file.write_bytes(damaged(rng, file.read_bytes()))
+    elif name.endswith(".ome.tif") and rng.random() < 0.5:
+        lying_ome(rng, originals / name, folder / name)
     else:
         splice = b"" if (originals / other).is_dir() else (originals / other).read_bytes()
         suffix = Path(other).suffix if rng.random() < 0.05 else ""
@@ -253,6 +275,8 @@ def image_case(rng, originals, folder):
     return rng.choice((
         [*predict, "--tile", rng.choice(TILES)], [*predict, "--tile", "model", "--table", "--as", "instances"],
         ["eval", name, str(originals / original)], ["eval", str(originals / original), name],
+        ["convert", name, "-o", "out", *SAVED, "--overlays", "--montage"],
+        ["convert", name, str(originals / original), "-o", "out", *SAVED],
     ))  # fmt: skip
 
 
@@ -310,7 +334,8 @@ def option_case(rng, originals, folder):
     command, line = rng.choice((
         ("plan", ["64"]), ("export", ["none"]), ("train", ["none", "-o", "new"]), ("info", [model]),
         ("predict", [model, image, "-o", "out", "--backend", "onnxruntime"]), ("retile", [model, "-o", "new.onnx"]),
-        ("eval", [image, image]), ("package", [model, "triton", "-o", "new"]), ("build", ["none.onnx"]),
+        ("eval", [image, image]), ("convert", [image, image, "-o", "out"]),
+        ("package", [model, "triton", "-o", "new"]), ("build", ["none.onnx"]),
         ("live", ["none.onnx", "--replay", image]), ("bench", ["none.safetensors"]), ("adopt", ["none.onnx", *ADOPTED]),
     ))  # fmt: skip
     options = [

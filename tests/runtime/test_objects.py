@@ -1,5 +1,6 @@
 """Decoding: objects of class maps, against references that look at one pixel after another."""
 
+import tracemalloc
 from dataclasses import replace
 
 import numpy as np
@@ -13,6 +14,8 @@ from unetrt.runtime.errors import FrameError, OptionError
 from unetrt.runtime.model import objects
 from unetrt.runtime.model.objects import (
     CALIBRATION,
+    COLOURS,
+    INSIDE,
     Calibration,
     ObjectFeatures,
     confidence,
@@ -20,6 +23,7 @@ from unetrt.runtime.model.objects import (
     object_features,
     outlines,
     overlay,
+    stretched,
 )
 from unetrt.runtime.model.spec import Decoding
 
@@ -362,3 +366,24 @@ def test_an_object_that_fills_the_frame_has_a_confidence():
 def test_probabilities_of_another_frame_are_refused():
     with pytest.raises(FrameError, match=r"objects \(4, 5\) and probabilities \(2, 5, 4\) do not belong together"):
         confidence(np.zeros((4, 5), np.int32), np.zeros((2, 5, 4), np.float32))
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.float32, np.bool_])
+def test_an_overlay_of_a_large_frame_is_that_of_its_formula_and_takes_little_memory(dtype):
+    rng = np.random.default_rng(0)
+    labels = np.repeat(np.repeat(rng.integers(0, 4, (450, 500), np.uint16), 10, 0), 10, 1)
+    frame = rng.integers(0, 200, (1, *labels.shape), np.uint8).astype(dtype)
+    tracemalloc.start()
+    try:
+        picture = overlay(frame, labels)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < 32 * labels.size
+    share = np.where(labels > 0, np.float32(INSIDE), np.float32(1))
+    share[outlines(labels)] = 0
+    for rows in (slice(0, 30), slice(820, 860), slice(4470, 4500)):  # at the ends, and where two bands meet
+        grey = stretched(frame.mean(axis=0))[rows, :, None]
+        part = share[rows, :, None]
+        expected = ((grey * part + COLOURS[labels[rows] % len(COLOURS)] * (1 - part)) * 255).astype(np.uint8)
+        np.testing.assert_array_equal(picture[rows], expected)

@@ -116,10 +116,15 @@ def _labelled(
 ) -> "LabelledImage":
     """Read a label image, and the image that it belongs to."""
     from unetrt.runtime.files.images import fitting, layout_of, read_image, read_label_stack, stacked_axes_of
+    from unetrt.runtime.files.outputs.label_tiff import highest_of
     from unetrt.runtime.files.outputs.labelled_image import LabelledImage
     from unetrt.runtime.pixels.frames import as_frame
 
     planes = read_label_stack(source, reading)
+    try:
+        highest_of(planes)
+    except FrameError as error:
+        raise FrameError(f"{source}: {error}") from error
     image = None if partner is None else read_image(partner, reading)
     pixels = None if image is None else fitting(image, channels)
     for frame in () if pixels is None else pixels:

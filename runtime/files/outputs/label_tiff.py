@@ -81,6 +81,13 @@ def write_labels(
 
 def smallest(labels: Array) -> Array:
     """Return labels in the smallest unsigned dtype that holds them; raises FrameError as `write_labels`."""
+    highest = highest_of(labels)
+    dtype = next(kind for kind in (np.uint8, np.uint16, np.uint32) if highest <= np.iinfo(kind).max)
+    return labels.astype(dtype, copy=False)
+
+
+def highest_of(labels: Array) -> int:
+    """Return the highest label; raises FrameError as `write_labels`."""
     if not isinstance(labels, np.ndarray) or labels.dtype.kind not in "uib" or labels.ndim < 2 or not labels.size:
         is_array = isinstance(labels, np.ndarray)
         given = f"{labels.dtype} {labels.shape}" if is_array else shown(labels)
@@ -88,8 +95,7 @@ def smallest(labels: Array) -> Array:
     lowest, highest = int(labels.min()), int(labels.max())
     if lowest < 0 or highest > np.iinfo(np.uint32).max:
         raise FrameError(f"labels must be from 0 to {np.iinfo(np.uint32).max} (got {lowest} to {highest})")
-    dtype = next(kind for kind in (np.uint8, np.uint16, np.uint32) if highest <= np.iinfo(kind).max)
-    return labels.astype(dtype, copy=False)
+    return highest
 
 
 def stacked_axes(count: int, axes: str | None = None) -> str:

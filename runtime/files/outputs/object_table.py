@@ -13,7 +13,7 @@ frame; for several channels there are `mean_intensity-0`, `mean_intensity-1` and
 
 import csv
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -56,10 +56,16 @@ class ObjectTable:
         Where they go.
     names
         Names of the columns but `image` and `frame`.
+
+    Attributes
+    ----------
+    is_empty
+        Whether no image was added.
     """
 
     def __init__(self, writer: RowWriter, names: list[str]) -> None:
         self._writer, self._names = writer, names
+        self.is_empty = True
 
     def add(self, image: LabelledImage) -> None:
         """Write the objects of an image; raises FrameError if it has other channels than the table."""
@@ -72,6 +78,7 @@ class ObjectTable:
                     "same channels"
                 )
             self._writer.write(printable(image.source or image.name), frame, measured)
+            self.is_empty = False
 
 
 class _Csv:
@@ -117,9 +124,15 @@ class _Parquet:
         self._file.close()
 
 
+class _EmptyError(Exception):
+    """There is nothing to write."""
+
+
 @contextmanager
 def object_table(path: Path, channels: int, confident: bool) -> Iterator[ObjectTable]:
-    """Yield a table that is written to `path` atomically at the end; nothing is left after an exception.
+    """Yield a table that is written to `path` atomically at the end.
+
+    Nothing is written, and an earlier table stays, after an exception and where no image was added.
 
     Parameters
     ----------
@@ -132,13 +145,15 @@ def object_table(path: Path, channels: int, confident: bool) -> Iterator[ObjectT
     """
     none = measurements(np.zeros((1, 1), np.int32), np.zeros((channels, 1, 1)) if channels else None)
     names = list(columns(none, None, np.zeros(0) if confident else None))
-    with whole_file(path) as temporary:
+    with suppress(_EmptyError), whole_file(path) as temporary:
         if path.suffix == ".parquet":
             rows = _Parquet(temporary, names)
             try:
-                yield ObjectTable(rows, names)
+                yield (table := ObjectTable(rows, names))
             finally:
                 rows.close()
         else:
             with temporary.open("w", newline="", encoding="utf-8") as file:
-                yield ObjectTable(_Csv(file, names), names)
+                yield (table := ObjectTable(_Csv(file, names), names))
+        if table.is_empty:
+            raise _EmptyError
