@@ -282,7 +282,9 @@ def _ome_fields(root: ET.Element, own: str, samples: int, *, is_companion: bool)
     """
     described = [(image, pixels) for image in _children(root, "Image") for pixels in _children(image, "Pixels")]
     # Some programs copy metadata, with their UUID, to all files of a set: a file that is named is found by its name.
-    is_named = own.lower() in {element.get("FileName", "").lower() for element in root.iter() if _tag(element) == "UUID"}
+    is_named = own.lower() in {
+        element.get("FileName", "").lower() for element in root.iter() if _tag(element) == "UUID"
+    }
     uuid = "" if is_named else (root.get("UUID") or "").strip()
     file_of = partial(_file_of, uuid=uuid, own=own)
     named = {file_of(data) for _, pixels in described for data in _children(pixels, "TiffData")}
