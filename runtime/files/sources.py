@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from unetrt.runtime.errors import FrameError, OptionError, printable
-from unetrt.runtime.files.acquisitions import COMPANION
+from unetrt.runtime.files.acquisitions import COMPANION, INDEX
 from unetrt.runtime.files.formats import (
     AS_STORED,
     SUFFIXES,
@@ -471,9 +471,10 @@ def images_below(folder: Path, results: Path | None = None) -> Found:
 
 
 def _entries(folder: Path) -> Iterator[os.DirEntry[str]]:
-    """Iterate over what a folder holds, but hidden files and folders, by name."""
+    """Iterate by name over what a folder holds, except hidden entries and an index, which the files in it read."""
     with os.scandir(folder) as entries:
-        yield from sorted((entry for entry in entries if entry.name[0] != "."), key=lambda entry: entry.name)
+        shown = (entry for entry in entries if entry.name[0] != "." and entry.name != INDEX)
+        yield from sorted(shown, key=lambda entry: entry.name)
 
 
 def _is_folder(entry: os.DirEntry[str]) -> bool:

@@ -105,6 +105,7 @@ def test_annotations_in_the_folder_of_their_images_are_no_images(tmp_path, files
 
 def test_what_is_left_out_is_counted_in_one_line(tmp_path, caplog):
     touch(tmp_path, "a.tif", "a.txt", "sub/b.TXT", "c.oir", "README", "a_seg.npy", "labels/a.tif", "images/a.tif")
+    touch(tmp_path, "NDTiff.index")
     with caplog.at_level(logging.WARNING, "unetrt"):
         list_images(tmp_path)
     (line,) = [record.getMessage() for record in caplog.records]
