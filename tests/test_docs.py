@@ -18,6 +18,7 @@ from tests import requirements
 from tests.export.adoption.foreign_nets import save, unpadded
 from unetrt.__main__ import main
 from unetrt.export.gate import CEILINGS, DEFAULTS
+from unetrt.runtime.files.formats import SUFFIXES
 from unetrt.runtime.files.outputs import KINDS
 
 DOCS = Path(__file__).parents[1] / "docs"
@@ -64,6 +65,16 @@ def test_files_that_guides_name_exist():
     named = re.findall(r"`((?:runtime|export|unetrt|tests)/[\w/.]*)`", "".join(guide.read_text() for guide in guides))
     assert len(named) > 10
     assert [name for name in named if not (DOCS.parent / name).exists()] == []
+
+
+def test_one_table_has_all_formats_that_are_read_and_written():
+    (table,) = re.findall(
+        r"^\| format, suffix \| read \| written \| axes \| pixel size \|\n(.*?)\n\n", DATA, re.M | re.S
+    )
+    assert {row.count(" | ") for row in table.splitlines()} == {4}
+    assert [suffix for suffix in SUFFIXES if f"`{suffix}`" not in DATA] == []
+    written = {kind.place.rpartition(".")[2] for kind in KINDS.values()}
+    assert [suffix for suffix in written if f".{suffix}" not in table and suffix != "tif"] == []
 
 
 def test_the_commands_run(tiny_run, drawn_folder, tmp_path, monkeypatch):

@@ -20,10 +20,10 @@ from numpy.typing import NDArray
 from unetrt.runtime.errors import DatasetError, FrameError
 from unetrt.runtime.files.formats import AS_STORED, Reading
 from unetrt.runtime.files.images import read_label_stack
-from unetrt.runtime.files.sources import ImageSource, holds_images
+from unetrt.runtime.files.sources import LABEL_ENDINGS, ImageSource, holds_images
 from unetrt.trainer.dataset import Mask, ignored_label, require_classes, without_ignored
 from unetrt.trainer.label_values import UNSTATED, LabelDoubts, LabelRule, require_background, require_ids
-from unetrt.trainer.layouts import LABEL_ENDINGS, annotation_of, images_by_name, labels_by_name, read_annotation
+from unetrt.trainer.layouts import annotation_of, images_by_name, labels_by_name, read_annotation
 from unetrt.trainer.metrics import (
     THRESHOLDS,
     ObjectTally,

@@ -26,8 +26,11 @@ from numpy.typing import NDArray
 from unetrt.runtime.errors import DatasetError, FrameError
 from unetrt.runtime.files.formats import AS_STORED, SUFFIXES, Reading, is_zarr
 from unetrt.runtime.files.sources import (
+    BESIDE_MASKS,
     CELLPOSE,
     IGNORE,
+    IMAGE_ENDINGS,
+    LABEL_ENDINGS,
     ImageSource,
     holds_images,
     holds_labels,
@@ -42,11 +45,6 @@ Array = NDArray[Any]
 IMAGES, LABELS = "images", "labels"
 # Folders of labels, the preferred first, where there are several.
 PREFERRED = (LABELS, "masks", "label", "mask")
-# Ends of the names of labels, and of images, which do not count when they are paired: `cell_cp_masks`, `cell_img`.
-LABEL_ENDINGS = re.compile(r"[-_. ](cp_masks|masks?|label(s|l?ed)?|seg|segmentation|gt|annotations?)$", re.IGNORECASE)
-IMAGE_ENDINGS = re.compile(r"[-_. ](img|image|raw)$", re.IGNORECASE)
-# Ends of the names of what Cellpose writes beside masks: pictures and flows.
-BESIDE_MASKS = re.compile(r"_(cp_output|flows|cp_flows|outlines|cp_outlines)$")
 # `01_GT/SEG/man_seg000.tif` belongs to `01/t000.tif`; `man_seg_000_012.tif` is plane 12 of its stack
 # (https://celltrackingchallenge.net, "Naming and file content conventions").
 CHALLENGE_LABELS = re.compile(r"man_seg_?(\d+)(?:_(\d+))?")
@@ -182,7 +180,7 @@ def images_by_name(path: Path, reading: Reading = AS_STORED) -> dict[str, ImageS
         There is no image, or two differ in the suffix alone.
     """
     try:
-        sources = list_images(path, reading)
+        sources = list_images(path, reading, annotations=True)
     except FrameError as error:
         raise DatasetError(str(error)) from error
     named = {source.name: source for source in sources}

@@ -124,7 +124,7 @@ def _only_image(path: Path) -> str:
         raise FrameError("is a Zarr group without an OME-Zarr image and without arrays: save an array in it")
     more = " and more" if len(found) > NAMED else ""
     raise FrameError(
-        f"is a Zarr group without an OME-Zarr image: give one of its arrays, {', '.join(found[:NAMED])}{more}"
+        f"is a Zarr group without an OME-Zarr image: give what is in it, such as {', '.join(found[:NAMED])}{more}"
     )
 
 

@@ -22,7 +22,7 @@ from typing import NamedTuple
 from unicodedata import normalize
 
 from unetrt.runtime.errors import FrameError, OptionError, few, printable
-from unetrt.runtime.files.acquisitions import COMPANION
+from unetrt.runtime.files.acquisitions import COMPANION, INDEX
 from unetrt.runtime.files.formats import (
     AS_STORED,
     SUFFIXES,
@@ -89,7 +89,9 @@ def source_of(path: AnyPath) -> ImageSource:
     return path if isinstance(path, ImageSource) else ImageSource(Path(path), stem_of(path))
 
 
-def list_images(path: AnyPath, reading: Reading = AS_STORED, *, results: Path | None = None) -> list[ImageSource]:
+def list_images(
+    path: AnyPath, reading: Reading = AS_STORED, *, results: Path | None = None, annotations: bool = False
+) -> list[ImageSource]:
     """Return the images of a folder and its subfolders, sorted by path, or those of a file (or Zarr folder).
 
     Left out are files of other formats, hidden ones, folders with results of earlier runs, and annotations beside
@@ -106,6 +108,8 @@ def list_images(path: AnyPath, reading: Reading = AS_STORED, *, results: Path | 
         How files are read; `series` picks one image of each file that holds several.
     results
         Folder that results are written to, and which is not read.
+    annotations
+        Whether files that annotate others beside them, such as `a_mask.tif` beside `a.tif`, are listed too.
 
     Raises
     ------
@@ -121,12 +125,28 @@ def list_images(path: AnyPath, reading: Reading = AS_STORED, *, results: Path | 
         state = "is neither a file nor a folder" if os.path.lexists(path) else "does not exist"
         raise FrameError(f"{path} {state}: give a folder of {', '.join(SUFFIXES)} files, or one file")
     files, left_out = images_below(path, results)
+    if not annotations:
+        files = _without_annotations(files, left_out)
     if not files:
         what = f" ({left_out})" if str(left_out) else ""
         raise FrameError(f"{path} holds no image: {', '.join(SUFFIXES)} are read{what}")
     if str(left_out):
         log.warning("%s: %s", printable(str(path)), left_out)
     return [_below(path, source) for source in sources_of(files, reading.series)]
+
+
+def _without_annotations(files: Sequence[Path], left_out: "Omissions") -> list[Path]:
+    """Return the files without annotations of others in their folder, which are counted."""
+    images = {(file.parent, IMAGE_ENDINGS.sub("", stem_of(file))) for file in files}
+    kept = [file for file in files if not any((file.parent, name) in images for name in _annotated(stem_of(file)))]
+    if len(kept) < len(files):
+        left_out.kinds["named as annotations"] += len(files) - len(kept)
+    return kept
+
+
+def _annotated(name: str) -> set[str]:
+    """Return names of the image that a file of this name annotates, if it does."""
+    return {ends.sub("", name) for ends in (LABEL_ENDINGS, BESIDE_MASKS)} - {name}
 
 
 def _below(folder: Path, source: ImageSource) -> ImageSource:
@@ -358,6 +378,11 @@ OVERLAYS = OVERLAY.partition("/")[0]
 RESULTS = frozenset({OVERLAYS, *(KINDS[table].place for table in TABLES), "best.safetensors", "last.safetensors"})
 # Objects and outlines of Cellpose, pickled.
 CELLPOSE = "_seg.npy"
+# Ends of the names of labels, and of images, which do not count when they are paired: `cell_cp_masks`, `cell_img`.
+LABEL_ENDINGS = re.compile(r"[-_. ](cp_masks|masks?|label(s|l?ed)?|seg|segmentation|gt|annotations?)$", re.IGNORECASE)
+IMAGE_ENDINGS = re.compile(r"[-_. ](img|image|raw)$", re.IGNORECASE)
+# Ends of the names of what Cellpose writes beside masks: pictures and flows.
+BESIDE_MASKS = re.compile(r"_(cp_output|flows|cp_flows|outlines|cp_outlines)$")
 # Kinds of files and folders that are named in the line about what is left out.
 MOST = 5
 
@@ -469,9 +494,10 @@ def images_below(folder: Path, results: Path | None = None) -> Found:
 
 
 def _entries(folder: Path) -> Iterator[os.DirEntry[str]]:
-    """Iterate over what a folder holds, but hidden files and folders, by name."""
+    """Iterate by name over what a folder holds, except hidden entries and an index, which the files in it read."""
     with os.scandir(folder) as entries:
-        yield from sorted((entry for entry in entries if entry.name[0] != "."), key=lambda entry: entry.name)
+        shown = (entry for entry in entries if entry.name[0] != "." and entry.name != INDEX)
+        yield from sorted(shown, key=lambda entry: entry.name)
 
 
 def _is_folder(entry: os.DirEntry[str]) -> bool:

@@ -12,6 +12,8 @@ from PIL import Image
 from pyarrow import parquet
 from roifile import roiread
 
+from tests.runtime.acquisitions import plane, write_positions, write_series
+from tests.trainer.test_dataset import plate
 from unetrt.cli import main
 from unetrt.runtime.files.images import read_label_stack
 from unetrt.runtime.files.outputs import KINDS, opened_outputs
@@ -98,6 +100,28 @@ def test_predict_keeps_the_axes_of_the_image(run, tiny_model, tmp_path):
     group = zarr.open_group(tmp_path / "out" / "ome-zarr" / "a.ome.zarr", mode="r")
     np.testing.assert_array_equal(group["labels/objects/0"][:], labels.swapaxes(0, 1))
     assert len(list((tmp_path / "out" / "outlines" / "a").iterdir())) == 6
+
+
+def test_predict_names_the_results_of_positions_and_plates(run, tiny_model, tmp_path, caplog):
+    """Annotations that lie beside an image are not segmented."""
+    folder, out = tmp_path / "images", tmp_path / "out"
+    write_positions(folder / "scan", 2, 2)
+    write_series(folder / "one.ome.tif", ("Pos0", "Pos1"))
+    plate(folder / "p.zarr", {"A/1/0": plane(), "A/1/1": plane(), "B/2/0": plane()})
+    for name in ("cell.tif", "cell_cp_masks.tif"):
+        tifffile.imwrite(folder / name, plane())
+    status, said, err = run("predict", tiny_model, folder, "-o", out, "--save", "labels", "--save", "rois", "--montage")
+    assert status == 0, err
+    assert caplog.messages == [f"{folder}: 1 file left out: 1 named as annotations"]
+    names = ["cell", "one_Pos0", "one_Pos1", "p/A/1/0", "p/A/1/1", "p/B/2/0"]
+    names += [f"scan/a_MMStack_Pos{number}" for number in range(2)]
+    assert said.startswith(f"{len(names)} images, ")
+    assert sorted(path.relative_to(out).as_posix() for path in out.rglob("*.tif")) == [f"{name}.tif" for name in names]
+    assert sorted(path.relative_to(out / "rois").as_posix() for path in out.rglob("*.zip")) == [
+        f"{name}.zip" for name in names
+    ]
+    with tifffile.TiffFile(out / f"{names[-1]}.tif") as tiff:
+        assert tiff.series[0].axes == "TYX"
 
 
 def test_convert_makes_all_kinds(run, labelled):

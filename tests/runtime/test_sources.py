@@ -83,8 +83,29 @@ def test_annotations_beside_images_are_no_images(tmp_path, files, read):
     assert names(tmp_path) == read
 
 
+@pytest.mark.parametrize(
+    ("files", "read"),
+    [
+        (["a.tif", "a_mask.tif", "a_cp_masks.png", "a_cp_outlines.png", "b_mask.tif"], ["a", "b_mask"]),
+        (["a_img.png", "a_masks.png", "x/a_masks.png"], ["a_img", "x/a_masks"]),
+        (["a.ome.tif", "a-labelled.tif", "a_1.tif"], ["a", "a_1"]),
+        (["a_mask.tif"], ["a_mask"]),
+    ],
+)
+def test_annotations_in_the_folder_of_their_images_are_no_images(tmp_path, files, read, caplog):
+    touch(tmp_path, *files)
+    with caplog.at_level(logging.WARNING, "unetrt"):
+        assert names(tmp_path) == read
+    number = len(files) - len(read)
+    assert [line.split("left out: ")[1] for line in caplog.messages] == [f"{number} named as annotations"] * (
+        number > 0
+    )
+    assert len(list_images(tmp_path, annotations=True)) == len(files)
+
+
 def test_what_is_left_out_is_counted_in_one_line(tmp_path, caplog):
     touch(tmp_path, "a.tif", "a.txt", "sub/b.TXT", "c.oir", "README", "a_seg.npy", "labels/a.tif", "images/a.tif")
+    touch(tmp_path, "NDTiff.index")
     with caplog.at_level(logging.WARNING, "unetrt"):
         list_images(tmp_path)
     (line,) = [record.getMessage() for record in caplog.records]

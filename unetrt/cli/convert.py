@@ -63,7 +63,7 @@ def command(
 
     kinds = require_kinds(saved or ["labels"])
     require_instances(kinds, kind)
-    sources = list_images(labels, reading, results=out)
+    sources = list_images(labels, reading, results=out, annotations=True)
     partners = _partners(sources, images, reading)
     require_writable(out)
     written = partial(places, kinds, overlays=overlays, sheet=montage)

@@ -100,8 +100,8 @@ def command(
 
     Writes DIR/NAME.tif (labels) and DIR/overlays/NAME.png for each image; --save chooses other files, whose labels have
     the axes and the pixel size of the image. Images in subfolders are read too, and their results are in subfolders of
-    the same names; folders of results, and of annotations beside images, are left out. Stacks are segmented frame by
-    frame. Images that cannot be segmented are skipped and listed at the end.
+    the same names; results, and annotations beside images, are left out. Stacks are segmented frame by frame. Images
+    that cannot be segmented are skipped and listed at the end.
 
     With --table, DIR/objects.csv lists area, centroid, bounding box, intensities and shape of each instance, and its
     confidence from 0 to 1 unless the model's head is labels.
