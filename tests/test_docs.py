@@ -68,10 +68,9 @@ def test_files_that_guides_name_exist():
 
 
 def test_one_table_has_all_formats_that_are_read_and_written():
-    (table,) = re.findall(
-        r"^\| format, suffix \| read \| written \| axes \| pixel size \|\n(.*?)\n\n", DATA, re.M | re.S
-    )
-    assert {row.count(" | ") for row in table.splitlines()} == {4}
+    heading = r"^\| format \| suffixes \| read as \| written by \| axes \| pixel size: from / to \|\n(.*?)\n\n"
+    (table,) = re.findall(heading, DATA, re.M | re.S)
+    assert {row.count(" | ") for row in table.splitlines()} == {5}
     assert [suffix for suffix in SUFFIXES if f"`{suffix}`" not in DATA] == []
     written = {kind.place.rpartition(".")[2] for kind in KINDS.values()}
     assert [suffix for suffix in written if f".{suffix}" not in table and suffix != "tif"] == []
