@@ -1,7 +1,8 @@
 """Labels as OME-TIFF: named axes and the pixel size, for Bio-Formats (Fiji, QuPath), napari and ImageJ alone.
 
 Readers of OME take axes and pixel size from the OME metadata. ImageJ without Bio-Formats reads the resolution tags
-instead: their unit is the centimetre, as TIFF has no smaller one.
+instead: their unit is the centimetre, as TIFF has no smaller one. It reads Deflate (`TiffDecoder` of ImageJ 1:
+compressions 8 and 32946).
 """
 
 from hashlib import blake2b
