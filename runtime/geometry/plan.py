@@ -18,7 +18,7 @@ All sizes are in pixels and hold for both axes.
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import islice
 from numbers import Integral
@@ -160,6 +160,13 @@ class Span:
             first, last = (self.frame.start + step * (at - self.window.start) for at in (begin, end))
             yield Span(slice(begin, end), slice(first, None if last < 0 else last, step))
 
+    def from_origin(self, origin: int) -> "Span":
+        """Return the span for an array that begins with pixel `origin` of the frame."""
+        if self.frame.stop is None:
+            raise IndexError(f"the span reads pixel 0, which an array from pixel {origin} on does not hold")
+        first, last = self.frame.start - origin, self.frame.stop - origin
+        return Span(self.window, slice(first, None if last < 0 else last, self.frame.step))
+
 
 def mirrored(start: int, stop: int, length: int, border: Border) -> NDArray[np.intp]:
     """Return the index in 0 ... length - 1 from which each coordinate in start ... stop - 1 is read."""
@@ -197,7 +204,8 @@ def _span(segment: int, period: int, start: int, stop: int, border: Border) -> S
 class Axis:
     """One axis of a tile: reads `start` to `stop` of the frame's `length` pixels, writes the output to `core`.
 
-    `start` and `stop` may lie outside the frame; `core` does not.
+    `start` and `stop` may lie outside the frame; `core` does not. Pixels are read from an array that begins with pixel
+    `origin` of the frame.
     """
 
     start: int
@@ -205,6 +213,7 @@ class Axis:
     core: slice
     length: int
     border: Border
+    origin: int = 0
 
     @cached_property
     def spans(self) -> tuple[Span, ...]:
@@ -212,12 +221,17 @@ class Axis:
         reach = max(-self.start, self.stop - self.length)
         if reach >= self.length - 1:
             return ()
-        return spans(self.start, self.stop, self.length, self.border)
+        found = spans(self.start, self.stop, self.length, self.border)
+        return tuple(span.from_origin(self.origin) for span in found) if self.origin else found
 
     @cached_property
     def indices(self) -> NDArray[np.intp]:
-        """The frame's index for each pixel of the tile, intp (stop - start,)."""
-        return mirrored(self.start, self.stop, self.length, self.border)
+        """The index, from `origin` on, of the pixel of the frame for each pixel of the tile, intp (stop - start,)."""
+        return mirrored(self.start, self.stop, self.length, self.border) - self.origin
+
+    def within(self, origin: int, place: int) -> "Axis":
+        """Return the axis for a part of the frame that begins at `origin`, and for labels that begin at `place`."""
+        return replace(self, origin=origin, core=slice(self.core.start - place, self.core.stop - place))
 
 
 @dataclass(frozen=True)
@@ -291,9 +305,9 @@ class TilePlan:
     def __init__(
         self, frame: tuple[int, int], tile: tuple[int, int], geometry: Geometry, border: Border = "reflect"
     ) -> None:
-        if not _is_size(frame):
+        if not is_size(frame):
             raise FrameError(f"frame must be a height and a width, two integers of pixels (got {shown(frame)})")
-        if not _is_size(tile):
+        if not is_size(tile):
             raise TileError(f"tile must be a height and a width, two integers of pixels (got {shown(tile)})")
         if not isinstance(geometry, Geometry):
             raise TileError(f"geometry must be a Geometry, such as spec.geometry of a model (got {shown(geometry)})")
@@ -319,7 +333,8 @@ class TilePlan:
             yield batch
 
 
-def _is_size(given: object) -> bool:
+def is_size(given: object) -> bool:
+    """Whether an argument is a height and a width: two integers."""
     return isinstance(given, Sequence) and len(given) == 2 and all(isinstance(side, Integral) for side in given)
 
 
