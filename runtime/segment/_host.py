@@ -2,7 +2,7 @@
 
 A call for labels or probabilities, `HostCall`, yields `TileJob`s: a tile, and the `FramePass` that it belongs to. A
 `FramePass` has a source, where tiles are cut from, and a sink, where results go; either may also be on a GPU
-(`unetrt.runtime.segment._device`). The segmenter's `TileLoop` takes the jobs through the lanes.
+(`unetrt.runtime.segment._device`). `TileLoop` takes the jobs through the lanes.
 
 Cutting and stitching take several passes over a tile. They work strip by strip, so that all but the first pass find the
 strip in the processor's cache.

@@ -12,15 +12,11 @@ and `TileLoop` runs them through the lanes of the session.
 import os
 import threading
 import time
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack, suppress
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass
-from itertools import islice
-from math import prod
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,21 +24,20 @@ from numpy.typing import NDArray
 from unetrt.runtime.closing import Closable
 from unetrt.runtime.cuda.arrays import DeviceArray
 from unetrt.runtime.errors import FrameError, OptionError, SessionClosedError, shown
-from unetrt.runtime.model.objects import GROUP, confidence, instances, require_min_area
+from unetrt.runtime.model.objects import require_min_area
 from unetrt.runtime.model.onnx_file import resolved
-from unetrt.runtime.model.spec import ModelSpec
 from unetrt.runtime.pixels.frames import ArrayLike, array_of, labels_for, split_axes
 from unetrt.runtime.pixels.normalisation import Measure
 from unetrt.runtime.pixels.scores import ONCE, SQUARE
-from unetrt.runtime.segment._host import HostCall, Scores, TileJob, Written, scores_jobs
-from unetrt.runtime.sessions import AUTO, Lane, Session, open_session
+from unetrt.runtime.segment._decoder import PlaneDecoder
+from unetrt.runtime.segment._host import HostCall, TileJob, Written, scores_jobs
+from unetrt.runtime.segment._loop import TileLoop
+from unetrt.runtime.sessions import AUTO, Session, open_session
 from unetrt.runtime.sessions.retile import frame_size, model_for
-from unetrt.runtime.timings import Occupancy, Timings, named_range
+from unetrt.runtime.timings import Timings
 
 if TYPE_CHECKING:
     from unetrt.runtime.segment._device import DeviceCall, SideStream
-    from unetrt.runtime.sessions.cuda import CudaLane, Step
-
 
 # Called with the number of finished tiles and of all tiles.
 Progress = Callable[[int, int], None]
@@ -430,195 +425,3 @@ def _counter(total: int, progress: Progress | None) -> Callable[[int], None]:
             progress(done, total)
 
     return add
-
-
-class PlaneDecoder(Closable):
-    """Decodes the class maps of a stack, in order, on one thread, while the next frames are computed.
-
-    Small planes are gathered, up to `GROUP` pixels, and decoded together. At most one plane or group waits while
-    another is decoded, besides those whose tiles are still in flight. An exception of the decoding is raised by `paced`
-    or `finish`. `close` ends the thread.
-
-    Parameters
-    ----------
-    spec
-        The model's spec.
-    classes
-        uint8, (..., H, W), of which a plane is complete when it is added.
-    min_area
-        As for `instances`.
-    confident
-        Whether the confidence of objects is measured.
-    timings
-        Timings of the call, of whose frames the phase `decode` is set.
-
-    Attributes
-    ----------
-    labels, count
-        int32 (..., H, W), and integers (...), to be written.
-    """
-
-    def __init__(
-        self, spec: ModelSpec, classes: NDArray[np.uint8], min_area: int, confident: bool, timings: Timings
-    ) -> None:
-        self.labels: NDArray[np.int32] = np.empty(classes.shape, np.int32)
-        self.count: NDArray[np.intp] = np.zeros(classes.shape[:-2], np.intp)
-        self._spec, self._classes, self._min_area, self._timings = spec, classes, min_area, timings
-        self._confidence: list[NDArray[np.float32]] | None = [] if confident else None
-        self._group = max(1, GROUP // max(1, prod(classes.shape[-2:])))
-        self._gathered: list[tuple[tuple[int, ...], Scores | None]] = []
-        self._pending: deque[Future[None]] = deque()
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="unetrt-decode")
-
-    @property
-    def confidence(self) -> NDArray[np.float32] | None:
-        """The confidence of the objects of all planes, one after another; None unless it was requested."""
-        return None if self._confidence is None else np.concatenate(self._confidence)
-
-    def add(self, index: tuple[int, ...], scores: Scores | None) -> None:
-        """Queue a plane, with its probabilities (classes, H, W) if the confidence is measured; never waits."""
-        self._gathered.append((index, scores))
-        if len(self._gathered) == self._group:
-            self._submit()
-
-    def paced(self, jobs: Iterable[TileJob]) -> Iterator[TileJob]:
-        """Yield the jobs; before those of another frame, wait until no plane waits."""
-        frame = None
-        for job in jobs:
-            if job.frame is not frame:
-                frame = job.frame
-                self._wait(1)
-            yield job
-
-    def finish(self) -> None:
-        """Decode the planes that are gathered, and wait for all."""
-        if self._gathered:
-            self._submit()
-        self._wait(0)
-        self._timings.decode = sum(frame.decode for frame in self._timings.frames)
-
-    def close(self) -> None:
-        """Drop the planes that wait, and end the thread."""
-        self._thread.shutdown(cancel_futures=True)
-
-    def _wait(self, left: int) -> None:
-        while len(self._pending) > left:
-            self._pending.popleft().result()
-
-    def _submit(self) -> None:
-        planes, self._gathered = self._gathered, []
-        self._pending.append(self._thread.submit(self._decode, planes))
-
-    def _decode(self, planes: list[tuple[tuple[int, ...], Scores | None]]) -> None:
-        """Decode planes that follow each other."""
-        begin = time.perf_counter()
-        first = int(np.ravel_multi_index(planes[0][0], self.count.shape)) if planes[0][0] else 0
-        which, size = slice(first, first + len(planes)), self._classes.shape[-2:]
-        with named_range("decode"):
-            # An axis between frames and rows: frames may be narrow.
-            classes = self._classes.reshape(-1, 1, *size)[which]
-            found = instances(classes, self._spec.decoding, self._min_area)[:, 0]
-            self.labels.reshape(-1, *size)[which] = found
-            self.count.reshape(-1)[which] = found.max((1, 2), initial=0)
-            for plane, (_, scores) in zip(found, planes, strict=True):
-                if self._confidence is not None and scores is not None:
-                    self._confidence.append(confidence(plane, scores, self._spec.decoding))
-        share = (time.perf_counter() - begin) / len(planes)
-        for frame in self._timings.frames[which]:
-            frame.add("decode", share)
-
-
-class TileLoop:
-    """The double-buffered loop: while lanes compute, the next batch is cut and the last result is stitched.
-
-    Tiles go through the lanes in order; a batch may hold tiles of several frames.
-
-    Parameters
-    ----------
-    lanes
-        At least one; nothing else uses them while `run` runs.
-
-    Attributes
-    ----------
-    occupancy
-        How long passes were in flight.
-    """
-
-    def __init__(self, lanes: Sequence[Lane]) -> None:
-        self.occupancy = Occupancy()
-        self._lanes = lanes
-        self._flying: deque[tuple[Lane, list[TileJob]]] = deque()
-
-    def run(self, jobs: Iterable[TileJob], finished: Callable[[int], None]) -> None:
-        """Compute all tiles.
-
-        Parameters
-        ----------
-        jobs
-            Advanced one by one, while the lanes compute earlier jobs.
-        finished
-            Called with the number of tiles of each batch after it is written.
-
-        Raises
-        ------
-        Exception
-            Any exception raised by `jobs`, a frame or a pass; no pass is left in flight.
-        """
-        free, rest = deque(self._lanes), iter(jobs)
-        self._lanes[0].restart_clock()
-        try:
-            while True:
-                if not free:
-                    free.append(self._finish(finished))
-                if not self._start(free[0], rest):
-                    break
-                free.popleft()
-            while self._flying:
-                self._finish(finished)
-        finally:
-            self._drain()
-
-    def _start(self, lane: Lane, jobs: Iterator[TileJob]) -> bool:
-        """Fill a lane and launch it; return False where no jobs are left."""
-        batch: list[TileJob] = []
-        before: list[Step | None] = []
-        for slot, job in enumerate(islice(jobs, len(lane.input))):
-            with job.frame.timings.phase("cut"):
-                before.append(job.frame.source.cut(job.tile, lane, slot))
-            batch.append(job)
-        if batch:
-            after = [job.frame.sink.place(job.tile, lane, slot) for slot, job in enumerate(batch)]
-            self._flying.append((lane, batch))  # before the launch: an interrupt may follow it at once
-            steps = list(filter(None, before)), list(filter(None, after))
-            if any(steps):  # only frames and labels on the device have them, and their lanes are on it
-                cast("CudaLane", lane).launch_with(*steps)
-            else:
-                lane.launch()
-        return bool(batch)
-
-    def _finish(self, finished: Callable[[int], None]) -> Lane:
-        lane, batch = self._flying[0]
-        begin = time.perf_counter()
-        lane.wait()
-        waited = time.perf_counter() - begin
-        self._flying.popleft()
-        self.occupancy.add(lane.passed)
-        for slot, (tile, frame) in enumerate(batch):
-            frame.timings.add("wait", waited / len(batch))
-            frame.timings.passed(lane.passed, 1 / len(batch))
-            frame.timings.tiles += 1
-            with frame.timings.phase("stitch"):
-                frame.stitch(tile, lane, slot)
-        finished(len(batch))
-        return lane
-
-    def _drain(self) -> None:
-        """Wait for all passes in flight, which read arrays that the next call fills."""
-        try:
-            while self._flying:
-                with suppress(Exception):  # an earlier error is being raised
-                    self._flying[0][0].wait()
-                self._flying.popleft()
-        except BaseException:  # another interrupt
-            self._drain()
-            raise
