@@ -6,7 +6,7 @@ shape, and `as_frame` checks dtype and pixels of one frame that was read. `is_na
 may be channels.
 """
 
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -88,16 +88,30 @@ def split_axes(shape: tuple[int, ...], channels: int) -> tuple[tuple[int, ...], 
     return tuple(shape[:-axes]), (shape[-2], shape[-1])
 
 
-def as_frame(read: Any, channels: int) -> Array:
-    """Return one frame as an array (C, H, W), bool as uint8; raises FrameError for other dtypes and unusable pixels."""
+def as_frame(read: Any, channels: int, place: tuple[int, int] = (0, 0)) -> Array:
+    """Return one frame as an array (C, H, W), bool as uint8; raises FrameError for other dtypes and unusable pixels.
+
+    For a part of a frame, `place` is the row and the column of the frame at which it begins, for the error.
+    """
+    frame = as_planes(read, channels)
+    if frame.dtype.kind == "f":
+        require_finite(frame, place)
+    return frame
+
+
+def as_planes(read: Any, channels: int) -> Array:
+    """Return one frame as `as_frame` does, without a look at its pixels."""
     frame = as_array(read)
     if frame.dtype == bool:
         frame = frame.view(np.uint8)
-    if frame.dtype.kind not in "uif":
-        raise FrameError(f"the image is {frame.dtype}: use an integer or float dtype, such as uint8, uint16, float32")
-    if frame.dtype.kind == "f":
-        require_finite(frame)
+    require_numbers(frame.dtype)
     return frame.reshape(channels, *frame.shape[-2:])
+
+
+def require_numbers(dtype: np.dtype[Any]) -> None:
+    """Raise FrameError unless pixels are integers or floats."""
+    if dtype.kind not in "uif":
+        raise FrameError(f"the image is {dtype}: use an integer or float dtype, such as uint8, uint16, float32")
 
 
 def as_array(given: Any) -> Array:
@@ -122,19 +136,60 @@ def require_raw(given: np.dtype[Any], dtype: str) -> None:
         )
 
 
-def require_finite(frame: Array) -> None:
+def require_finite(frame: Array, place: tuple[int, int] = (0, 0)) -> None:
     """Raise FrameError if a float frame (..., H, W) holds NaN, infinity or values beyond float32.
 
-    The message says which of them, how many pixels, and where the first is.
+    The message says which of them, how many pixels, and where the first is; `place` is the row and the column at which
+    the array begins.
     """
+    if (found := find_unusable(frame)) is not None:
+        raise found.moved(place).error()
+
+
+class Unusable(NamedTuple):
+    """Pixels of a frame that a network cannot compute with.
+
+    Attributes
+    ----------
+    count
+        Number of them.
+    first
+        Index of the first in C order, of which the last two numbers are row and column.
+    not_finite, large
+        Whether some are NaN or infinite, and whether some are finite and beyond float32.
+    """
+
+    count: int
+    first: tuple[int, ...]
+    not_finite: bool
+    large: bool
+
+    def moved(self, place: tuple[int, int]) -> "Unusable":
+        """Return the same for a frame of which the array, from that row and column on, is a part."""
+        *plane, row, column = self.first
+        return self._replace(first=(*plane, row + place[0], column + place[1]))
+
+    def merged(self, other: "Unusable | None") -> "Unusable":
+        """Return the sum of two parts of a frame."""
+        if other is None:
+            return self
+        first, kinds = min(self.first, other.first), (self.not_finite or other.not_finite, self.large or other.large)
+        return Unusable(self.count + other.count, first, *kinds)
+
+    def error(self) -> FrameError:
+        """Return the error to raise."""
+        return unusable(self.count, *self.first[-2:], not_finite=self.not_finite, large=self.large)
+
+
+def find_unusable(frame: Array) -> Unusable | None:
+    """Return the pixels of a float frame (..., H, W) that are NaN, infinite or beyond float32; None without any."""
     # The network computes in float32, where a larger float64 is infinite.
     usable = np.isfinite(frame) if frame.itemsize <= 4 else np.abs(frame) <= LARGEST
     if usable.all():
-        return
+        return None
     bad = np.argwhere(~usable)
-    row, column = bad[0][-2:]
     finite = np.isfinite(frame[~usable])
-    raise unusable(len(bad), row, column, not_finite=not finite.all(), large=bool(finite.any()))
+    return Unusable(len(bad), tuple(bad[0].tolist()), not finite.all(), bool(finite.any()))
 
 
 def unusable(count: int, row: int, column: int, *, not_finite: bool = True, large: bool = False) -> FrameError:
