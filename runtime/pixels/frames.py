@@ -235,7 +235,22 @@ def array_of(given: Any) -> Any:
     return given if indexed and isinstance(getattr(given, "shape", None), tuple) else as_array(given)
 
 
-def labels_for(image: Any, out: Any, shape: tuple[int, ...]) -> NDArray[np.uint8] | DeviceArray:
+class LabelStore(Protocol):
+    """The interface of labels that are not in memory; Zarr and HDF5 arrays have it."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Sizes of all axes, (..., H, W)."""
+
+    @property
+    def dtype(self) -> Any:
+        """uint8."""
+
+    def __setitem__(self, index: Any, labels: Any, /) -> None:
+        """Write a part of the labels; `index` has an integer for each axis of the stack, then two slices."""
+
+
+def labels_for(image: Any, out: Any, shape: tuple[int, ...]) -> NDArray[np.uint8] | DeviceArray | LabelStore:
     """Return the array that the labels of an image are written to: `out`, or a new array on the host if that is None.
 
     Parameters
@@ -258,12 +273,26 @@ def labels_for(image: Any, out: Any, shape: tuple[int, ...]) -> NDArray[np.uint8
     if not isinstance(out, np.ndarray) and hasattr(out, "__dlpack__"):
         out = np.from_dlpack(out)  # the same memory
     if not isinstance(out, np.ndarray):
-        raise FrameError(f"out is a {type(out).__name__}: give a numpy array, or an array on the segmenter's GPU")
+        return _label_store(out, image, shape)
     _require(out.shape == shape and out.dtype == np.uint8 and out.flags.writeable, out, shape)
     if isinstance(image, np.ndarray) and np.may_share_memory(out, image):
         raise _shared()
     labels: NDArray[np.uint8] = out
     return labels
+
+
+def _label_store(out: Any, image: Any, shape: tuple[int, ...]) -> LabelStore:
+    if isinstance(image, DeviceArray) or not all(hasattr(out, name) for name in ("shape", "dtype", "__setitem__")):
+        stored = "" if isinstance(image, DeviceArray) else "a Zarr or HDF5 array, "
+        raise FrameError(
+            f"out is a {type(out).__name__}: give a numpy array, {stored}or an array on the segmenter's GPU"
+        )
+    fits = tuple(out.shape) == shape and str(out.dtype) == "uint8" and not getattr(out, "read_only", False)
+    _require(fits, out, shape)
+    if out is image:
+        raise _shared()
+    store: LabelStore = out
+    return store
 
 
 def _require_on_device(out: DeviceArray, image: Any, shape: tuple[int, ...]) -> None:

@@ -1,7 +1,7 @@
 """The segmenter: frames of any size in, label maps without seams out.
 
-`Segmenter.segment` makes a call (`HostCall`, or `DeviceCall` for arrays on a GPU) that yields the tiles of its frames,
-and `TileLoop` runs them through the lanes of the session.
+`Segmenter.segment` makes a call that yields the tiles of its frames, and `TileLoop` runs them through the lanes of the
+session: a `HostCall`, a `StoredCall` for images and labels that are not in memory, a `DeviceCall` for arrays on a GPU.
 
 `Segmenter.objects` numbers the objects of each frame too, in a `PlaneDecoder`, while the next frame is computed.
 
@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
+from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,13 +25,15 @@ from numpy.typing import NDArray
 from unetrt.runtime.closing import Closable
 from unetrt.runtime.cuda.arrays import DeviceArray
 from unetrt.runtime.errors import FrameError, OptionError, SessionClosedError, shown
+from unetrt.runtime.geometry.blocks import Block, Part
 from unetrt.runtime.model.objects import require_min_area
 from unetrt.runtime.model.onnx_file import resolved
-from unetrt.runtime.pixels.frames import ArrayLike, array_of, labels_for, split_axes
-from unetrt.runtime.pixels.normalisation import Measure
+from unetrt.runtime.pixels.frames import ArrayLike, LabelStore, array_of, labels_for, split_axes
+from unetrt.runtime.pixels.normalisation import Affine, Measure
 from unetrt.runtime.pixels.scores import ONCE, SQUARE
+from unetrt.runtime.segment._blocks import LARGE, StoredCall, block_pass, is_stored, require_block
 from unetrt.runtime.segment._decoder import PlaneDecoder
-from unetrt.runtime.segment._host import HostCall, TileJob, Written, scores_jobs
+from unetrt.runtime.segment._host import HostCall, TileJob, Written, scores_jobs, window_of
 from unetrt.runtime.segment._loop import TileLoop
 from unetrt.runtime.sessions import AUTO, Session, open_session
 from unetrt.runtime.sessions.retile import frame_size, model_for
@@ -188,7 +191,7 @@ class Segmenter(Closable):
         self,
         image: ArrayLike,
         *,
-        out: NDArray[np.uint8] | None = None,
+        out: NDArray[np.uint8] | LabelStore | None = None,
         probabilities: bool = False,
         tta: bool = False,
         progress: Progress | None = None,
@@ -205,10 +208,14 @@ class Segmenter(Closable):
             the last three are (C, H, W); all axes before these form a stack, which is read frame by frame.
             A model of one channel refuses an image whose last axis is much shorter than the two before it, as in
             (512, 512, 5): it may be channels. Frames of that shape are segmented as (N, 1, H, W).
+            Frames of more than 2^25 pixels that are not numpy arrays in memory (Zarr, HDF5, dask, memory maps) are read
+            block by block: first to measure them, once or, for 32-bit and 64-bit pixels, up to four times, and then to
+            segment them. Memory does not grow with their size.
             An array on the session's GPU (of torch, CuPy, JAX and others, by DLPack or `__cuda_array_interface__`) is
             read there, without a copy to the host.
         out
-            uint8, (..., H, W): the array that labels are written to, on the host or on the session's GPU.
+            uint8, (..., H, W): the array that labels are written to, on the host or on the session's GPU; or an array
+            on disk that is written by slices (Zarr, HDF5), block by block.
         probabilities
             Whether to return the probabilities of all classes as well.
         tta
@@ -217,8 +224,9 @@ class Segmenter(Closable):
         progress
             Called with the number of finished tiles and of all tiles, after each batch, on the calling thread.
         measure
-            Called with each whole raw frame (C, H, W); returns the normalisation to use instead of the model's, such as
-            `Running.measure` for a stream. Only for frames on the host and models that do not take raw pixels.
+            Called with each whole raw frame (C, H, W), which is read into memory; returns the normalisation to use
+            instead of the model's, such as `Running.measure` for a stream. Only for frames on the host and models that
+            do not take raw pixels.
 
         Raises
         ------
@@ -246,14 +254,77 @@ class Segmenter(Closable):
             if measure is not None:
                 self._require_measurable(given, labels)
             scores = np.empty((*leading, len(self.spec.classes), *size), np.float32) if probabilities else None
-            call: HostCall | DeviceCall = (
-                self._on_device(given, labels, timings, probabilities or tta)
-                if isinstance(given, DeviceArray) or isinstance(labels, DeviceArray)
-                else HostCall(self.spec, given, labels, scores, SQUARE if tta else ONCE, timings, measure)
-            )
+            copies = SQUARE if tta else ONCE
+            call: HostCall | DeviceCall | StoredCall
+            if isinstance(given, DeviceArray) or isinstance(labels, DeviceArray):
+                call = self._on_device(given, labels, timings, probabilities or tta)
+            elif not isinstance(labels, np.ndarray) or (prod(size) > LARGE and is_stored(given)):
+                call = StoredCall(self.spec, given, labels, scores, copies, timings, measure)
+            else:
+                call = HostCall(self.spec, given, labels, scores, copies, timings, measure)
             self._run(call.jobs(), _counter(len(call), progress), timings)
         result: Any = labels if out is None else out
         return Segmentation(result, scores, timings)
+
+    def window_of(self, block: Block, *, tta: bool = False) -> Part:
+        """Return the rows and columns of a frame that `classify_block` needs for a block."""
+        require_block(self.spec, block)
+        return window_of(self.spec, block, SQUARE if tta else ONCE)
+
+    def classify_block(
+        self,
+        pixels: Any,
+        block: Block,
+        affine: Affine | None,
+        *,
+        probabilities: bool = False,
+        tta: bool = False,
+    ) -> Segmentation:
+        """Compute the class map of one block of a frame: the part of the frame's class map, bit for bit.
+
+        For frames that are larger than the memory, in any order and on any number of workers.
+
+        >>> from unetrt.runtime.geometry.blocks import BlockPlan
+        >>> blocks = BlockPlan(segmenter.spec.plan((height, width)), (2048, 2048))  # doctest: +SKIP
+        >>> rows, columns = segmenter.window_of(blocks[0])  # doctest: +SKIP
+        >>> segmenter.classify_block(image[rows, columns], blocks[0], affine).labels  # doctest: +SKIP
+
+        Parameters
+        ----------
+        pixels
+            Raw grey values of the window of the block (`window_of`), (C, h, w), or (h, w) for one channel: integers or
+            finite floats.
+        block
+            A block of a `BlockPlan` of the model's tile plan for the frame, ``spec.plan((H, W))``.
+        affine
+            The normalisation of the whole frame (`Normalisation.measure`, `FrameStatistics.affine`); None for a model
+            that takes raw pixels.
+        probabilities, tta
+            As for `segment`.
+
+        Raises
+        ------
+        FrameError
+            Shape, dtype or pixels do not fit the block; places are those of the frame.
+        OptionError
+            The block belongs to another plan, or `affine` does not fit the model; or as for `segment`.
+        UnetrtError
+            What `segment` raises.
+        """
+        timings = Timings(frames=[Timings()])
+        with timings.phase("total"):
+            copies = SQUARE if tta else ONCE
+            if probabilities or tta:
+                self._require_scores()
+            part = block_pass(self.spec, block, pixels, affine, copies, timings.frames[0])
+            labels: NDArray[np.uint8] = np.empty(block.size, np.uint8)
+            if probabilities or tta:
+                scores = np.empty((len(self.spec.classes), *block.size), np.float32)
+                jobs = part.averaged(copies, scores, labels, _nothing)
+            else:
+                scores, jobs = None, part.classes(labels, _nothing)
+            self._run(jobs, _counter(0, None), timings)
+        return Segmentation(labels, scores if probabilities else None, timings)
 
     def objects(
         self,
@@ -412,6 +483,10 @@ def _require_callable(**given: object) -> None:
     for name, function in given.items():
         if function is not None and not callable(function):
             raise OptionError(f"{name} must be a function (got {shown(function)})")
+
+
+def _nothing() -> None:
+    pass
 
 
 def _counter(total: int, progress: Progress | None) -> Callable[[int], None]:
