@@ -267,8 +267,8 @@ def test_memory_does_not_grow_with_the_frame(tmp_path):
 PEAK = """
 import sys
 import zarr
-from resource import RUSAGE_SELF, getrusage
 from tests.conftest import small_spec
+from unetrt.benchmarks.processes import peak_memory
 from unetrt.runtime import Segmenter
 from unetrt.runtime.pixels.normalisation import Normalisation
 from unetrt.runtime.sessions.cpu import CropSession
@@ -279,8 +279,8 @@ image[3000:3100, 3000:3100] = 7
 extremes = Normalisation("percentile", 0.0, 100.0)
 out = zarr.create_array(folder + "o", shape=(side, side), chunks=(1024, 1024), dtype="uint8")
 segmenter = Segmenter(CropSession(small_spec(2, (2088, 2088), head="labels", normalisation=extremes)))
-before = getrusage(RUSAGE_SELF).ru_maxrss
+before = peak_memory()
 segmenter.segment(image, out=out)
 assert (out[3050, 3050], out[2999, 3050]) == (1, 0)
-print((getrusage(RUSAGE_SELF).ru_maxrss - before) * 1024)
+print(peak_memory() - before)
 """
