@@ -8,8 +8,9 @@ import zarr
 
 from unetrt.runtime.errors import OutputError
 from unetrt.runtime.files.images import read_label_stack, read_stack
-from unetrt.runtime.files.outputs.label_zarr import halved, write_zarr
+from unetrt.runtime.files.outputs.label_zarr import write_zarr
 from unetrt.runtime.files.outputs.labelled_image import LabelledImage
+from unetrt.runtime.files.outputs.zarr_pyramid import halved
 from unetrt.runtime.files.pixel_size import PixelSize
 
 RNG = np.random.default_rng(0)
