@@ -405,12 +405,13 @@ def _mean(values: Sequence[Array]) -> Array:
             mean: Array = quarters[0] + quarters[1] + quarters[2] + quarters[3]
             return mean
     two, three = (values[0].dtype.type(number) for number in (2, 3))
-    quarters, rest = values[0] >> two, values[0] & three
+    whole: Array = values[0] >> two
+    rest = values[0] & three
     for value in values[1:]:
-        quarters += value >> two
+        whole += value >> two
         rest += value & three
-    quarters += (rest + two) >> two
-    return quarters
+    whole += (rest + two) >> two
+    return whole
 
 
 def _axis(name: str, size: PixelSize | None) -> dict[str, str]:
