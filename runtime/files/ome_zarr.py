@@ -15,6 +15,7 @@ import logging
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from itertools import count, takewhile
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -25,7 +26,7 @@ import zarr
 from unetrt.runtime.errors import FrameError, few, shown
 from unetrt.runtime.files.formats import Images, Layout, OpenedImage, is_zarr, stored_bytes, unnamed_axes
 from unetrt.runtime.files.pixel_size import PixelSize
-from unetrt.runtime.files.zarr_array import open_zarr
+from unetrt.runtime.files.zarr_array import ZarrPixels, open_zarr
 
 log = logging.getLogger("unetrt")
 Metadata = Mapping[str, Any]
@@ -149,7 +150,7 @@ def _image(path: Path, about: Metadata, scale: Metadata) -> OpenedImage:
     level = open_zarr(where)
     if not isinstance(level, zarr.Array):
         raise FrameError(f"holds {where}, which is no array: save it again")
-    image = _opened_array(where, level, _layout(level, about, scale, dataset))
+    image = _opened_array(where, level, _layout(level, about, scale, dataset), fill="image-label" in about)
     if "image-label" in about or not (names := _label_names(path)):
         return image
     return image._replace(as_labels=lambda: _label_image(path, names))
@@ -177,7 +178,9 @@ def _array(path: Path, array: zarr.Array[Any]) -> OpenedImage:
         for scale in about.get("multiscales", ()):
             for dataset in scale["datasets"]:
                 if folder / dataset["path"] == path.absolute():
-                    return _opened_array(path, array, _layout(array, about, scale, dataset))
+                    return _opened_array(
+                        path, array, _layout(array, about, scale, dataset), fill="image-label" in about
+                    )
     attributes: Metadata = array.attrs.asdict()
     names = getattr(array.metadata, "dimension_names", None) or attributes.get("_ARRAY_DIMENSIONS") or ()
     axes = "".join(str(name).upper() for name in names)
@@ -186,10 +189,20 @@ def _array(path: Path, array: zarr.Array[Any]) -> OpenedImage:
     return _opened_array(path, array, Layout(array.shape, axes, np.dtype(array.dtype)))
 
 
-def _opened_array(path: Path, array: zarr.Array[Any], layout: Layout) -> OpenedImage:
+def _opened_array(path: Path, array: zarr.Array[Any], layout: Layout, *, fill: bool = False) -> OpenedImage:
+    """Return an array as an image; `fill` is that of `ZarrPixels`."""
     files = (Path(folder, name) for folder, _, names in os.walk(path) for name in names)
     part = getattr(array, "shards", None) or array.chunks
-    return OpenedImage(layout, part, lambda: stored_bytes(*filter(Path.is_file, files)), lambda: np.asarray(array[...]))
+    pixels = ZarrPixels(array, layout.axes, fill=fill)
+    filled = partial(_opened_array, path, array, layout, fill=True)
+    return OpenedImage(
+        layout,
+        part,
+        lambda: stored_bytes(*filter(Path.is_file, files)),
+        lambda: pixels[(slice(None),) * array.ndim],
+        array=pixels,
+        filled=None if fill else filled,
+    )
 
 
 def _layout(array: zarr.Array[Any], about: Metadata, scale: Metadata, dataset: Metadata) -> Layout:

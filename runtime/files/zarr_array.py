@@ -10,8 +10,9 @@ import bz2
 import json
 import lzma
 import zlib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import product
 from math import inf, prod
 from pathlib import Path
 from typing import Any, Self
@@ -26,9 +27,10 @@ from zarr.core.buffer import Buffer, BufferPrototype, default_buffer_prototype
 from zarr.registry import get_codec_class, register_codec
 from zarr.storage import LocalStore
 
-from unetrt.runtime.errors import FrameError
+from unetrt.runtime.errors import FrameError, is_out_of_memory, one_line
 from unetrt.runtime.files.atomic import require_regular
-from unetrt.runtime.files.formats import ZARR_FILES
+from unetrt.runtime.files.formats import UNNAMED, ZARR_FILES
+from unetrt.runtime.files.selection import Index, ranges_at
 from unetrt.runtime.machine import format_bytes
 
 # Largest metadata file in bytes: that of a plate with thousands of images has some 20 MiB.
@@ -61,9 +63,13 @@ class CheckedStore(LocalStore):
     ----------
     most
         Largest file of a chunk in bytes; known once the metadata of an array are read.
+    fill
+        Whether chunks without a file have the fill value. By the rules of Zarr they do, but a lost chunk looks the
+        same.
     """
 
     most: float = inf
+    fill: bool = False
 
     async def get(
         self, key: str, prototype: BufferPrototype | None = None, byte_range: ByteRequest | None = None
@@ -71,7 +77,12 @@ class CheckedStore(LocalStore):
         """Return the content of a file, None where there is none."""
         path, name = self.root / key, key.rpartition("/")[2]
         if name in CONSOLIDATED or path.is_dir() or not (path.exists() or path.is_symlink()):
-            return None
+            if name in ZARR_FILES | CONSOLIDATED or self.fill:
+                return None
+            raise FrameError(
+                f"lacks the chunk {key}: save it again, or give --missing-chunks fill (missing_chunks) to read it as "
+                "the fill value"
+            )
         is_metadata, size = name in ZARR_FILES, require_regular(path, f"holds {key}, which ").stat().st_size
         if size > (METADATA if is_metadata else self.most):
             raise FrameError(f"holds {key} of {format_bytes(size)}, more than it can be for what the array declares")
@@ -101,6 +112,60 @@ class CheckedStore(LocalStore):
                 stored["filters"] = [_bounded_compressor(one, size) for one in stored["filters"] or []] or None
                 self.most = INDEX * size + HEADER
         return json.dumps(stored).encode()
+
+
+class ZarrPixels:
+    """The pixels of an array, read by chunks.
+
+    Parameters
+    ----------
+    array
+        An array that `open_zarr` opens, or a member of a group.
+    axes
+        A letter for each of its axes.
+    fill
+        Whether chunks that are not stored have the fill value; they are an error otherwise.
+    """
+
+    def __init__(self, array: zarr.Array[Any], axes: str, *, fill: bool) -> None:
+        self._array, self._axes = array, axes
+        array.store.fill = fill  # type: ignore[attr-defined] # of a CheckedStore
+
+    def __getitem__(self, index: Index, /) -> Any:
+        """Return a part of the pixels; raises FrameError with the place of a chunk that cannot be read."""
+        try:
+            return np.asarray(self._array[index])
+        except Exception as error:
+            if is_out_of_memory(error):
+                raise
+            raise self._located(index, error) from error
+
+    def _located(self, index: Index, error: Exception) -> FrameError:
+        """Return the error of the first chunk in a part that cannot be read, after `error` for the whole part."""
+        shape, sizes = self._array.shape, getattr(self._array, "shards", None) or self._array.chunks
+        chunks = [
+            range(indices[0] // size, indices[-1] // size + 1)
+            for indices, size in zip(ranges_at(shape, index), sizes, strict=True)
+        ]
+        for place in product(*chunks):
+            begins = [at * size for at, size in zip(place, sizes, strict=True)]
+            box = [slice(at, min(at + size, side)) for at, size, side in zip(begins, sizes, shape, strict=True)]
+            try:
+                self._array[tuple(box)]
+            except FrameError as found:
+                return FrameError(f"{found} ({self._named(box)})")
+            except Exception as found:  # noqa: BLE001 - as any decoder raises
+                return FrameError(f"cannot be read ({self._named(box)}): {one_line(found)}")
+        return FrameError(f"cannot be read: {one_line(error)}")
+
+    def _named(self, box: Sequence[slice]) -> str:
+        """Return the place of a chunk, such as ``"T 3:4, rows 0:256, columns 512:768"``."""
+        names, axes = {"Y": "rows", "X": "columns"}, self._axes
+        if set(axes) == {"Q"}:
+            axes = UNNAMED.get(len(axes), axes)
+        return ", ".join(
+            f"{names.get(axis, axis)} {part.start}:{part.stop}" for axis, part in zip(axes, box, strict=True)
+        )
 
 
 def _itemsize(dtype: Any) -> int:

@@ -54,7 +54,7 @@ def write_zarr(path: str | Path, image: LabelledImage) -> None:
         else:
             frames = image.frames.reshape(*shape, *image.frames.shape[1:])
             frames = frames.view(np.uint8) if frames.dtype == bool else frames
-            _write_levels(root, _Pixels(frames, [*names, "c", "y", "x"]), image)
+            _write_levels(root, _Pixels(frames, [*names, "c", "y", "x"]), image, every_chunk=True)
         group = root.create_group("labels")
         group.attrs["labels"] = ["objects"]
         objects = group.create_group("objects")
@@ -78,8 +78,12 @@ class _Pixels:
         self.pixels, self.axes = pixels.transpose(order), [axes[index] for index in order]
 
 
-def _write_levels(group: Any, given: _Pixels, image: LabelledImage) -> None:
-    """Write an array of each resolution, and the metadata of all."""
+def _write_levels(group: Any, given: _Pixels, image: LabelledImage, *, every_chunk: bool = False) -> None:
+    """Write an array of each resolution, and the metadata of all.
+
+    Chunks of zeros alone are left out unless `every_chunk`. In an image they are written: one that is missing is an
+    error where it is read.
+    """
     micrometres = None if image.pixel_size is None else image.pixel_size.in_micrometres
     datasets: list[dict[str, Any]] = []
     level, step = given.pixels, 1
@@ -91,6 +95,7 @@ def _write_levels(group: Any, given: _Pixels, image: LabelledImage) -> None:
             data=np.ascontiguousarray(level),
             chunks=chunks,
             chunk_key_encoding={"name": "v2", "separator": "/"},
+            config={"write_empty_chunks": every_chunk},
         )
         scale = [_scale(axis, step, micrometres) for axis in given.axes]
         datasets.append({"path": path, "coordinateTransformations": [{"type": "scale", "scale": scale}]})
