@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 
 Array = NDArray[Any]
 # Package that reads some files -> the extra that installs it.
-EXTRAS = {"zarr": "zarr", "pylibCZIrw": "formats", "nd2": "formats", "liffile": "formats"}
+EXTRAS = {"zarr": "zarr", "fsspec": "distributed", "pylibCZIrw": "formats", "nd2": "formats", "liffile": "formats"}
 # Whole numbers below this are exact in float64.
 EXACT = 2.0**53
 

@@ -254,7 +254,7 @@ class PagedPixels:
         separate, depth = keyframe.shaped[:2]
         number, within = divmod(plane, separate * depth)
         with self._lock:
-            page = self._pages[number]
+            page: Page = self._pages[number]
         place = divmod(within, depth)
         if keyframe.is_final:
             _require_segment(page, 0, number)
@@ -387,7 +387,8 @@ def _require_all_segments(series: tifffile.TiffPageSeries, fill: bool) -> None:
     for number, page in enumerate(series.pages):
         if page is None:
             continue
-        needed = 1 if page.keyframe.is_final else prod(page.keyframe.chunked)
+        keyframe: Page = page.keyframe
+        needed = 1 if keyframe.is_final else prod(keyframe.chunked)
         offsets, counts = (
             np.array([*values[:needed], *[0] * (needed - len(values))], np.int64)
             for values in (page.dataoffsets, page.databytecounts)

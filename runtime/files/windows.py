@@ -13,10 +13,13 @@ limit on the memory of an image.
 import os
 import threading
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
+from urllib.request import url2pathname
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,6 +27,7 @@ from numpy.typing import NDArray
 from unetrt.runtime.errors import FrameError, OptionError
 from unetrt.runtime.files.formats import (
     AS_STORED,
+    Images,
     Layout,
     OpenedImage,
     Reading,
@@ -35,6 +39,7 @@ from unetrt.runtime.files.formats import (
 )
 from unetrt.runtime.files.images import chosen, is_grey, is_opaque, may_be_opacity, picked, readable, wrong_channels
 from unetrt.runtime.files.selection import Index, Parts
+from unetrt.runtime.files.sources import ImageSource
 from unetrt.runtime.pixels.frames import ArrayLike, array_of, split_axes
 
 if TYPE_CHECKING:
@@ -187,8 +192,9 @@ def open_windows(
     Parameters
     ----------
     source
-        A file, an `ImageSource`, or an array (..., H, W), or (..., C, H, W) for a model of C channels: of numpy, Zarr,
-        dask or HDF5.
+        A file; an `ImageSource`; the address of an OME-Zarr image or of a Zarr array in a file system of fsspec, such
+        as ``"s3://bucket/image.zarr"``; or an array (..., H, W), or (..., C, H, W) for a model of C channels, of numpy,
+        Zarr, dask or HDF5.
     reading
         How a file is read. Of an array, `axes` are the letters of its axes.
     channels
@@ -201,11 +207,12 @@ def open_windows(
     """
     with ExitStack() as closing:
         if isinstance(source, str | os.PathLike):
-            image_source = picked(source, reading)
-            with readable(image_source):
-                images = closing.enter_context(opened(image_source.path, image_source.files))
-                image = chosen(images, image_source, reading)
-            name = str(image_source)
+            is_address = isinstance(source, str) and "://" in source
+            place = ImageSource(Path(), str(source)) if is_address else picked(source, reading)
+            name = str(source) if is_address else str(place)
+            with readable(name):
+                images = _opened_address(name) if is_address else opened(place.path, place.files)
+                image = chosen(closing.enter_context(images), place, reading)
         else:
             name = "the image"
             with readable(name):
@@ -214,6 +221,16 @@ def open_windows(
             image.require_room(reading.max_image_memory, by_parts=True)
             windows = _windows_of(name, image, reading.channel)
         yield windows if channels is None else windows.fitting(channels)
+
+
+def _opened_address(address: str) -> AbstractContextManager[Images]:
+    """Open a Zarr array or an OME-Zarr image at an address of fsspec, such as ``"s3://bucket/image.zarr"``."""
+    if address.startswith("file://"):
+        return opened(Path(url2pathname(urlsplit(address).path)))
+    from unetrt.runtime.files.ome_zarr import opened as opened_zarr
+    from unetrt.runtime.files.zarr_array import Address
+
+    return opened_zarr(Address(address))
 
 
 def _windows_of(name: str, image: OpenedImage, channel: Sequence[int | str]) -> ImageWindows:

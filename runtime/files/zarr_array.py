@@ -1,9 +1,9 @@
 """Zarr arrays in folders: no file in one blocks the reader, and no chunk decodes to more than the array declares.
 
 A chunk that is a named pipe would be waited for endlessly, a link to /dev/zero fills the memory, and a few kilobytes
-can decompress to gigabytes. `open_zarr` therefore reads through `CheckedStore`, which refuses files that are not
-regular, and replaces each compressor in the metadata by a bounded codec, `BoundedCodec` (Zarr 3) or `BoundedCompressor`
-(Zarr 2).
+can decompress to gigabytes. `open_zarr` therefore reads through `CheckedStore`, or `CheckedAddress` at an address of
+fsspec. They refuse files that are not regular or too large, and chunks that are missing, and replace each compressor in
+the metadata by a bounded codec, `BoundedCodec` (Zarr 3) or `BoundedCompressor` (Zarr 2).
 """
 
 import bz2
@@ -22,10 +22,10 @@ import numpy as np
 import zarr
 from numcodecs.abc import Codec
 from zarr.abc.codec import BytesBytesCodec
-from zarr.abc.store import ByteRequest
+from zarr.abc.store import ByteRequest, RangeByteRequest, Store
 from zarr.core.buffer import Buffer, BufferPrototype, default_buffer_prototype
 from zarr.registry import get_codec_class, register_codec
-from zarr.storage import LocalStore
+from zarr.storage import FsspecStore, LocalStore
 
 from unetrt.runtime.errors import FrameError, is_out_of_memory, one_line
 from unetrt.runtime.files.atomic import require_regular
@@ -48,16 +48,31 @@ PREFIX = "numcodecs."
 BOUNDED = "unetrt.bounded"
 
 
-def open_zarr(path: Path) -> Any:
+class Address(str):
+    """Address of a folder in a file system of fsspec, such as ``"s3://bucket/image.zarr"``."""
+
+    __slots__ = ()
+
+    def __truediv__(self, name: str) -> "Address":
+        return Address(f"{self.rstrip('/')}/{name}") if name else self
+
+
+def open_zarr(path: Path | Address) -> Any:
     """Open a folder as a Zarr array or group, read-only; reads no pixels.
 
-    Reading chunks, here and later, raises FrameError for a file that is not regular or a chunk that is too large.
+    Reading chunks, here and later, raises FrameError for a file that is not regular, or a chunk that is too large or
+    missing.
     """
-    return zarr.open(CheckedStore(path, read_only=True), mode="r")
+    store: Store
+    if isinstance(path, Address):
+        store = CheckedAddress.from_url(path, read_only=True)
+    else:
+        store = CheckedStore(path, read_only=True)
+    return zarr.open(store, mode="r")
 
 
-class CheckedStore(LocalStore):
-    """A folder whose files are regular and of bounded size, and whose compressors are bounded.
+class _Checks:
+    """What a store checks of the files in it.
 
     Attributes
     ----------
@@ -71,32 +86,21 @@ class CheckedStore(LocalStore):
     most: float = inf
     fill: bool = False
 
-    async def get(
-        self, key: str, prototype: BufferPrototype | None = None, byte_range: ByteRequest | None = None
-    ) -> Buffer | None:
-        """Return the content of a file, None where there is none."""
-        path, name = self.root / key, key.rpartition("/")[2]
-        if name in CONSOLIDATED or path.is_dir() or not (path.exists() or path.is_symlink()):
-            if name in ZARR_FILES | CONSOLIDATED or self.fill:
-                return None
+    def require_size(self, key: str, size: int, *, more: str = "") -> None:
+        """Raise FrameError for a file of `size` bytes that is larger than it can be; `more` precedes the size."""
+        if size > (METADATA if _is_metadata(key) else self.most):
+            much = f"{more}{format_bytes(size)}"
+            raise FrameError(f"holds {key} of {much}, more than it can be for what the array declares")
+
+    def require_optional(self, key: str) -> None:
+        """Raise FrameError for a file that is not there, unless it is metadata or a chunk with the fill value."""
+        if not (self.fill or _is_metadata(key) or key.rpartition("/")[2] in CONSOLIDATED):
             raise FrameError(
                 f"lacks the chunk {key}: save it again, or give --missing-chunks fill (missing_chunks) to read it as "
                 "the fill value"
             )
-        is_metadata, size = name in ZARR_FILES, require_regular(path, f"holds {key}, which ").stat().st_size
-        if size > (METADATA if is_metadata else self.most):
-            raise FrameError(f"holds {key} of {format_bytes(size)}, more than it can be for what the array declares")
-        if not is_metadata:
-            return await super().get(key, prototype, byte_range)
-        return (prototype or default_buffer_prototype()).buffer.from_bytes(self._bounded(path.read_bytes()))
 
-    async def get_partial_values(
-        self, prototype: BufferPrototype, key_ranges: Iterable[tuple[str, ByteRequest | None]]
-    ) -> list[Buffer | None]:
-        """Return parts of files, as `get`."""
-        return [await self.get(key, prototype, part) for key, part in key_ranges]
-
-    def _bounded(self, content: bytes) -> bytes:
+    def bounded(self, content: bytes) -> bytes:
         """Return metadata with bounded compressors, without copies of the metadata of members."""
         stored = json.loads(content)
         if isinstance(stored, dict):
@@ -112,6 +116,57 @@ class CheckedStore(LocalStore):
                 stored["filters"] = [_bounded_compressor(one, size) for one in stored["filters"] or []] or None
                 self.most = INDEX * size + HEADER
         return json.dumps(stored).encode()
+
+
+def _is_metadata(key: str) -> bool:
+    return key.rpartition("/")[2] in ZARR_FILES
+
+
+class CheckedStore(_Checks, LocalStore):
+    """A folder whose files are regular and of bounded size, and whose compressors are bounded."""
+
+    async def get(
+        self, key: str, prototype: BufferPrototype | None = None, byte_range: ByteRequest | None = None
+    ) -> Buffer | None:
+        """Return the content of a file, None where there is none."""
+        path = self.root / key
+        if key.rpartition("/")[2] in CONSOLIDATED or path.is_dir() or not (path.exists() or path.is_symlink()):
+            self.require_optional(key)
+            return None
+        self.require_size(key, require_regular(path, f"holds {key}, which ").stat().st_size)
+        if not _is_metadata(key):
+            return await super().get(key, prototype, byte_range)
+        return (prototype or default_buffer_prototype()).buffer.from_bytes(self.bounded(path.read_bytes()))
+
+    async def get_partial_values(
+        self, prototype: BufferPrototype, key_ranges: Iterable[tuple[str, ByteRequest | None]]
+    ) -> list[Buffer | None]:
+        """Return parts of files, as `get`."""
+        return [await self.get(key, prototype, part) for key, part in key_ranges]
+
+
+class CheckedAddress(_Checks, FsspecStore):
+    """A folder at an address, whose files are of bounded size, and whose compressors are bounded."""
+
+    async def get(self, key: str, prototype: BufferPrototype, byte_range: ByteRequest | None = None) -> Buffer | None:
+        """Return the content of a file, None where there is none."""
+        if key.rpartition("/")[2] in CONSOLIDATED:
+            return None
+        most = METADATA if _is_metadata(key) else self.most
+        if byte_range is None and most != inf:
+            byte_range = RangeByteRequest(0, int(most) + 1)
+        found = await super().get(key, prototype, byte_range)
+        if found is None:
+            self.require_optional(key)
+            return None
+        self.require_size(key, len(found), more="more than ")
+        return prototype.buffer.from_bytes(self.bounded(found.to_bytes())) if _is_metadata(key) else found
+
+    async def get_partial_values(
+        self, prototype: BufferPrototype, key_ranges: Iterable[tuple[str, ByteRequest | None]]
+    ) -> list[Buffer | None]:
+        """Return parts of files, as `get`."""
+        return [await self.get(key, prototype, part) for key, part in key_ranges]
 
 
 class ZarrPixels:

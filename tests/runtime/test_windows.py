@@ -21,6 +21,7 @@ from unetrt.runtime.files.windows import open_windows
 PLANE = np.arange(70 * 90, dtype=np.uint16).reshape(70, 90)
 STACK = np.arange(2 * 3 * 70 * 90, dtype=np.uint16).reshape(2, 3, 70, 90)
 COLOURS = (np.arange(70 * 90 * 3) % 251).astype(np.uint8).reshape(70, 90, 3)
+DEEP = np.arange(20 * 70 * 90, dtype=np.uint32).reshape(20, 70, 90)
 TILED = {"tile": (32, 16), "compression": "zlib"}
 
 
@@ -116,6 +117,8 @@ FILES = {
     "big endian": (tiff(PLANE, byteorder=">"), (1, 90)),
     "big endian tiles": (tiff(PLANE, byteorder=">", **TILED), (32, 16)),
     "bits": (tiff(PLANE % 3 == 0), (70, 90)),
+    "big endian pages": (ome(STACK, "TCYX", byteorder=">"), (1, 90)),
+    "deep volume": (tiff(DEEP, photometric="minisblack", tile=(16, 32, 16), compression="zlib"), (32, 16)),
     "colours": (tiff(COLOURS, photometric="rgb", **TILED), (32, 16)),
     "colours in one strip": (tiff(COLOURS, photometric="rgb"), (1, 90)),
     "separate colours": (
@@ -274,6 +277,64 @@ def test_windows_of_a_file_in_hdf5(tmp_path):
         file["a"] = STACK
         with open_windows(file["a"], channels=3) as windows:
             np.testing.assert_array_equal(windows.read(1, *PARTS[2]), STACK[(1, slice(None), *PARTS[2])])
+
+
+@pytest.fixture
+def remote():
+    """Yield the address of an empty folder in memory."""
+    pytest.importorskip("zarr", reason=requirements.ZARR)
+    fsspec = pytest.importorskip("fsspec", reason=requirements.DASK)
+    files = fsspec.filesystem("memory")
+    yield "memory://windows"
+    files.rm("/windows", recursive=True)
+
+
+@pytest.mark.parametrize("kind", ["OME-Zarr 0.4", "OME-Zarr 0.5", "shards", "Zarr 2", "Zarr 3"])
+def test_windows_at_an_address(tmp_path, remote, kind):
+    write, chunk = FILES[kind]
+    write(tmp_path / "a")
+    fsspec = pytest.importorskip("fsspec", reason=requirements.DASK)
+    fsspec.filesystem("memory").put(str(tmp_path / "a.zarr"), "/windows/a.zarr", recursive=True)
+    axes = Reading(axes="TCYX")
+    for address in (f"{remote}/a.zarr", (tmp_path / "a.zarr").as_uri()):
+        with open_windows(address, axes) as windows:
+            assert (windows.shape, windows.chunk) == (STACK.shape, chunk)
+            np.testing.assert_array_equal(windows.read(1, *PARTS[2]), STACK[(1, slice(None), *PARTS[2])])
+
+
+REMOTE = {
+    "missing": (lambda files, chunk: files.rm(chunk), r"lacks the chunk 1.0.2.4: .*T 1:2, C 0:3, rows 64:70, columns"),
+    "large": (lambda files, chunk: files.pipe(chunk, bytes(2**21)), r"holds 1.0.2.4 of more than"),
+    "damaged": (lambda files, chunk: files.pipe(chunk, b"abc"), r"cannot be read \(T 1:2, C 0:3, rows 64:70, columns"),
+}
+
+
+@pytest.mark.parametrize("kind", REMOTE)
+def test_chunks_at_an_address_are_checked(tmp_path, remote, kind):
+    damage, message = REMOTE[kind]
+    ome_zarr("0.4", chunks=(1, 3, 32, 16))(tmp_path / "a")
+    files = pytest.importorskip("fsspec", reason=requirements.DASK).filesystem("memory")
+    files.put(str(tmp_path / "a.zarr"), "/windows/a.zarr", recursive=True)
+    damage(files, "/windows/a.zarr/0/1.0.2.4")
+    with open_windows(f"{remote}/a.zarr") as windows:
+        assert windows.read(0, *PARTS[0]).shape == (3, 70, 90)
+        with pytest.raises(
+            FrameError, match=rf"^memory://windows/a.zarr \(frame 1, rows 0:70, columns 0:90\) {message}"
+        ):
+            windows.read(1, *PARTS[0])
+
+
+def test_addresses_without_an_image(tmp_path, remote):
+    ome_zarr("0.4", chunks=(1, 3, 32, 16))(tmp_path / "a")
+    files = pytest.importorskip("fsspec", reason=requirements.DASK).filesystem("memory")
+    files.put(str(tmp_path / "a.zarr" / ".zgroup"), "/windows/.zgroup")
+    for address, message in {
+        remote: "is a group without an image: give the address",
+        f"{remote}/none.zarr": "cannot be read: ",
+        "nothing://a.zarr": "cannot be read: Protocol not known: nothing",
+    }.items():
+        with pytest.raises(FrameError, match=f"^{address} {message}"), open_windows(address):
+            pass
 
 
 def test_opacity_and_grey_are_left_out_of_windows(tmp_path):

@@ -1,12 +1,14 @@
 """Labels as OME-Zarr: what ome-zarr-py reads, and that another folder is not replaced."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import zarr
 
 from unetrt.runtime.errors import OutputError
+from unetrt.runtime.files.images import read_image, read_labels
 from unetrt.runtime.files.outputs.label_zarr import write_zarr
 from unetrt.runtime.files.outputs.labelled_image import LabelledImage
 from unetrt.runtime.files.pixel_size import PixelSize
@@ -51,6 +53,14 @@ def test_levels_are_every_second_pixel_of_labels_and_image(tmp_path):
         np.testing.assert_array_equal(group[f"labels/objects/{level}"][:], image.labels[::step, ::step])
         np.testing.assert_array_equal(group[str(level)][:], image.frames[0, :, ::step, ::step])
     assert "3" not in group
+
+
+def test_no_chunk_of_the_image_is_missing(tmp_path):
+    image = labelled((8, 9))
+    image = replace(image, frames=np.zeros_like(image.frames), labels=np.zeros_like(image.labels))
+    write_zarr(tmp_path / "a.ome.zarr", image)
+    assert not read_image(tmp_path / "a.ome.zarr").pixels.any()
+    assert not read_labels(tmp_path / "a.ome.zarr").any()
 
 
 def test_axes_are_in_the_order_that_ome_zarr_wants(tmp_path):
