@@ -76,7 +76,7 @@ def _converted(folder: Path, about: Metadata) -> list[str]:
     return list(takewhile(lambda name: is_zarr(folder / name), map(str, count())))
 
 
-def _metadata(folder: Path) -> Metadata:
+def _metadata(folder: Path | Address) -> Metadata:
     """Return the metadata of OME-Zarr of a group; empty for an array."""
     node = open_zarr(folder)
     return {} if isinstance(node, zarr.Array) else _of_group(node)
@@ -152,7 +152,9 @@ def _image(path: Path | Address, about: Metadata, scale: Metadata) -> OpenedImag
     level = open_zarr(where)
     if not isinstance(level, zarr.Array):
         raise FrameError(f"holds {where}, which is no array: save it again")
-    image = _opened_array(where, level, _layout(level, about, scale, dataset), fill="image-label" in about)
+    above = dataset["path"].rpartition("/")[0]  # that of a label image, where an image refers to it
+    is_label = "image-label" in about or (above != "" and "image-label" in _metadata(path / above))
+    image = _opened_array(where, level, _layout(level, about, scale, dataset), fill=is_label)
     if isinstance(path, Address) or "image-label" in about or not (names := _label_names(path)):
         return image
     return image._replace(as_labels=lambda: _label_image(path, names))
