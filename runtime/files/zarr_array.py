@@ -71,7 +71,7 @@ def open_zarr(path: Path | Address) -> Any:
     return zarr.open(store, mode="r")
 
 
-class _Checks:
+class _FileChecks:
     """What a store checks of the files in it.
 
     Attributes
@@ -122,7 +122,7 @@ def _is_metadata(key: str) -> bool:
     return key.rpartition("/")[2] in ZARR_FILES
 
 
-class CheckedStore(_Checks, LocalStore):
+class CheckedStore(_FileChecks, LocalStore):
     """A folder whose files are regular and of bounded size, and whose compressors are bounded."""
 
     async def get(
@@ -145,7 +145,7 @@ class CheckedStore(_Checks, LocalStore):
         return [await self.get(key, prototype, part) for key, part in key_ranges]
 
 
-class CheckedAddress(_Checks, FsspecStore):
+class CheckedAddress(_FileChecks, FsspecStore):
     """A folder at an address, whose files are of bounded size, and whose compressors are bounded."""
 
     async def get(self, key: str, prototype: BufferPrototype, byte_range: ByteRequest | None = None) -> Buffer | None:
