@@ -14,7 +14,7 @@ rounding.
 (array([4]), array([4]))
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, BinaryIO, NamedTuple
 from zipfile import BadZipFile
 
@@ -124,6 +124,8 @@ class MeasuredPart(NamedTuple):
         return MeasuredPart(*(values[chosen] for values in self[:-2]), *sides)
 
 
+# Labels whose measurements are written to files at once, which bounds the memory where there are many.
+GROUP = 2**16
 # Rows of labels whose hulls are measured at once, which bounds the memory where labels are spread over a frame.
 ROWS = 2**22
 
@@ -268,6 +270,12 @@ def finished(part: MeasuredPart) -> Measurements:
     )
 
 
+def in_groups(found: Measurements) -> Iterator[Measurements]:
+    """Yield at most `GROUP` labels at a time; at least once."""
+    for first in range(0, max(len(found.labels), 1), GROUP):
+        yield Measurements(*(values[first : first + GROUP] for values in found))
+
+
 def columns(found: Measurements, pixel_area: float | None, confidence: Array | None) -> dict[str, Array]:
     """Return measurements by the names that they have in tables and other files, (n,) each.
 
@@ -334,7 +342,7 @@ def _intensities(runs: LabelRuns, frame: Array | None) -> tuple[Array, Numbers]:
     """Return maximum and sum of the grey values of each label and channel, (n, channels)."""
     if frame is None:
         return np.empty((len(runs.labels), 0)), np.empty((len(runs.labels), 0))
-    flat = frame.reshape(len(frame), -1)
+    flat = (frame.view(np.uint8) if frame.dtype == bool else frame).reshape(len(frame), -1)
     highest = [np.maximum.reduceat(each, runs.starts)[runs.places] for each in flat]
     sums = [np.add.reduceat(each, runs.starts, dtype=np.float64)[runs.places] for each in flat]
     return _reduced(np.maximum, highest, runs.first), _reduced(np.add, sums, runs.first)
