@@ -118,7 +118,8 @@ class LabelledImage:
     def window(self, frame: int, rows: slice = ALL, columns: slice = ALL) -> Array:
         """Return the labels of a part of a frame, (h, w)."""
         index = np.unravel_index(frame, self.labels.shape[:-2]) if self.labels.ndim > 2 else ()
-        return np.asarray(self.labels[(*map(int, index), rows, columns)])
+        place: Any = (*map(int, index), rows, columns)
+        return np.asarray(self.labels[place])
 
     def polygons(self, frame: int) -> Iterator[Polygon]:
         """Yield the outline of each label of a frame, in ascending order.

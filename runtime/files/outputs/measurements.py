@@ -121,7 +121,7 @@ class MeasuredPart(NamedTuple):
         for side in (self.west, self.east):
             kept = side[chosen[side[:, 0]]]
             sides.append(np.column_stack([number[kept[:, 0]], kept[:, 1:]]))
-        return MeasuredPart(*(values[chosen] for values in self[:-2]), *sides)
+        return MeasuredPart._make([*(values[chosen] for values in self[:-2]), *sides])
 
 
 # Labels whose measurements are written to files at once, which bounds the memory where there are many.
@@ -273,7 +273,7 @@ def finished(part: MeasuredPart) -> Measurements:
 def in_groups(found: Measurements) -> Iterator[Measurements]:
     """Yield at most `GROUP` labels at a time; at least once."""
     for first in range(0, max(len(found.labels), 1), GROUP):
-        yield Measurements(*(values[first : first + GROUP] for values in found))
+        yield Measurements._make(values[first : first + GROUP] for values in found)
 
 
 def columns(found: Measurements, pixel_area: float | None, confidence: Array | None) -> dict[str, Array]:

@@ -44,12 +44,21 @@ class ObjectRows:
     highest: int
 
     def groups(self) -> Iterator[Measurements]:
-        """Yield the measurements of at most `GROUP` labels at a time, in ascending order; at least once."""
+        """Yield the measurements of at most `GROUP` labels at a time, in ascending order; at least once.
+
+        Raises
+        ------
+        FrameError
+            The file is not complete.
+        """
+        size, wanted = self.path.stat().st_size, self.highest * self.record.itemsize
+        if size != wanted:
+            raise FrameError(f"{self.path} has {size} bytes, not {wanted}: measure the objects again")
         with self.path.open("rb") as file:
             for _ in range(0, max(self.highest, 1), GROUP):
                 records = np.fromfile(file, self.record, GROUP)
                 records = records[records["area"] > 0]
-                yield Measurements(*(records[name] for name in Measurements._fields))
+                yield Measurements._make(records[name] for name in Measurements._fields)
 
 
 class SavedParts(Sequence[MeasuredPart]):

@@ -7,6 +7,7 @@ import pytest
 import zarr
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy.spatial import cKDTree
 
 from tests.runtime.outputs.label_maps import MAPS, random_maps
 from unetrt.benchmarks.saving import discs
@@ -105,6 +106,16 @@ def test_labels_with_all_that_outlines_can_have(tmp_path, monkeypatch):
         assert found == written(folder / "b", image, ("table", "geojson"))
 
 
+@pytest.mark.usefixtures("small_groups")
+@pytest.mark.parametrize("seed", range(4))
+def test_touching_objects_whose_boxes_overlap(tmp_path, seed):
+    """A Voronoi tessellation, so that windows show parts of other objects; numbers are in no order."""
+    seeds = np.random.default_rng(seed).uniform(0, 120, (60, 2))
+    labels = cKDTree(seeds).query(np.indices((120, 120)).transpose(1, 2, 0))[1] + 1
+    image = LabelledImage("a", labels, frames=labels[None, None].astype(np.uint8))
+    assert written(tmp_path / "a", by_windows(tmp_path, image)) == written(tmp_path / "b", image)
+
+
 @given(st.data())
 def test_parts_may_have_any_order(tmp_path_factory, data):
     folder, labels = tmp_path_factory.mktemp("order"), discs(3)
@@ -168,6 +179,14 @@ def test_parts_and_frames_that_do_not_fit_are_refused(tmp_path):
     rows = assembled(tmp_path / "rows", parts[:1])
     with pytest.raises(FrameError, match="a has 2 frames, and measurements of 1"):
         LabelledImage("a", np.ones((2, 2, 2), np.uint8), rows=[rows])
+
+
+def test_a_file_of_measurements_that_was_cut_is_refused(tmp_path):
+    rows = assembled(tmp_path / "rows", [measure_part(discs(3))])
+    assert sum(len(found.labels) for found in rows.groups()) == 9
+    rows.path.write_bytes(rows.path.read_bytes()[: -rows.record.itemsize])
+    with pytest.raises(FrameError, match=r"rows has \d+ bytes, not \d+: measure the objects again"):
+        list(rows.groups())
 
 
 def test_a_folder_that_cannot_be_written_is_named(tmp_path):
