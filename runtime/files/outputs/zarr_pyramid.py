@@ -292,7 +292,7 @@ class Pyramid:
 
     @property
     def _config(self) -> Any:
-        """Chunks of zeros are left out of labels. Those of an image are written: a missing one is an error when read."""
+        """Chunks of zeros are left out of labels, and not of images, where a missing chunk is an error."""
         return {"write_empty_chunks": self.reduction == "mean"}
 
     def _create_array(self, level: int) -> None:
