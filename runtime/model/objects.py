@@ -1,4 +1,4 @@
-"""Objects of a class map: numbered, with their confidence, and their outlines drawn over the frame.
+"""Objects of a class map, numbered.
 
 Networks predict classes, and two kinds of class maps describe objects that touch:
 
@@ -15,9 +15,7 @@ nothing farther away than `reach`, so that a frame can be decoded in blocks with
 array([[1, 1, 1, 2, 2, 0]], dtype=int32)
 """
 
-import colorsys
-from dataclasses import dataclass
-from math import exp, inf, isqrt, prod
+from math import inf, isqrt, prod
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -28,24 +26,16 @@ from scipy.sparse.csgraph import connected_components
 from unetrt.runtime.errors import FrameError, OptionError, shown
 from unetrt.runtime.model.spec import CORE, Decoding
 from unetrt.runtime.pixels.frames import as_array, require_rows_and_columns
-from unetrt.runtime.pixels.scores import best_class
 
 Array = NDArray[Any]
 Labels = NDArray[np.int32]
 Mask = NDArray[np.bool_]
 Counts = NDArray[Any]
-Confidence = NDArray[np.float32]
 
 # Rows that are searched at once: their arrays fit in a core's cache.
 BLOCK = 96
 # Distance in pixels up to which all rows are searched for every pixel.
 NEAR = 4
-# Share of the grey value inside an object of an overlay; the rest is its colour.
-INSIDE = 0.75
-# Pixels that `overlay` draws at once, each of which takes some 50 bytes meanwhile.
-BAND = 2**22
-# Colours by object number. Consecutive numbers are often neighbours, so the golden ratio spreads their hues.
-COLOURS = np.array([colorsys.hsv_to_rgb(turn * 0.618 % 1, 0.85, 1.0) for turn in range(32)], np.float32)
 # Pixels of small planes that are decoded together: less time per plane than one call each.
 GROUP = 1 << 14
 
@@ -396,196 +386,3 @@ def _nearest_row(distances: Array, row: int, reach: int, at: NDArray[np.intp]) -
             nearest[left] = np.minimum(nearest[left], key)
     squared = nearest // kind(side)
     return squared, (nearest - squared * kind(side)).astype(np.intp) - reach
-
-
-class ObjectFeatures(NamedTuple):
-    """What the confidence of objects 1 ... n follows from; float64, (n,) each, from 0 to 1, higher is more certain.
-
-    Attributes
-    ----------
-    core
-        Mean probability of the class core over the pixels of an object that are core; without that class, mean
-        probability of the foreground over those that are foreground.
-    foreground
-        Mean probability of the foreground over all pixels of an object.
-    outline
-        Mean of ``|2 p - 1|`` over the pixels of an object that touch another label, p the probability of the
-        foreground; 1 for an object that fills the frame.
-    """
-
-    core: Counts
-    foreground: Counts
-    outline: Counts
-
-
-@dataclass(frozen=True)
-class Calibration:
-    """Converts features to a confidence: Platt scaling (Platt 1999) of the logit of a weighted geometric product.
-
-    ::
-
-        q = core^a * foreground^b * outline^c
-        confidence = 1 / (1 + exp(-(slope * log(q / (1 - q)) + offset)))
-
-    It rises with each feature whose exponent is positive. With slope 1 and offset 0 it is q.
-
-    Attributes
-    ----------
-    core, foreground, outline
-        The exponents a, b and c, at least 0.
-    slope, offset
-        Of the logit; the slope is positive.
-    """
-
-    core: float = 1.0
-    foreground: float = 1.0
-    outline: float = 0.0
-    slope: float = 1.0
-    offset: float = 0.0
-
-    def __call__(self, features: ObjectFeatures) -> Confidence:
-        """Return the confidence of each object, (n,) float32, from 0 to 1."""
-        product = features.core**self.core * features.foreground**self.foreground * features.outline**self.outline
-        # The logistic function of the scaled logit, written so that it is exact at 0 and 1.
-        for_it, against = product**self.slope, exp(-self.offset) * (1 - product) ** self.slope
-        found: Confidence = (for_it / (for_it + against)).astype(np.float32)
-        return found
-
-
-# Fitted by docs/calibration.py on the validation images of docs/training.md, to the model `nuclei` and three trainings.
-CALIBRATION = Calibration(core=1.29, foreground=1.19, slope=2.52, offset=0.54)
-
-
-def confidence(
-    objects: ArrayLike,
-    probabilities: ArrayLike,
-    decoding: Decoding | None = None,
-    calibration: Calibration = CALIBRATION,
-) -> Confidence:
-    """Return how certain the network is of each object, from 0 to 1.
-
-    Parameters
-    ----------
-    objects
-        int32, (H, W), from `instances`: 0 is the background, objects are numbered 1 ... n.
-    probabilities
-        float32, (classes, H, W), from `Segmenter.segment`.
-    decoding
-        As for `instances`.
-    calibration
-        How features become the confidence.
-
-    Returns
-    -------
-    float32, (n,): element i belongs to object i + 1.
-
-    Raises
-    ------
-    FrameError
-        The shapes do not belong together.
-    """
-    return calibration(object_features(objects, probabilities, decoding))
-
-
-def object_features(objects: ArrayLike, probabilities: ArrayLike, decoding: Decoding | None = None) -> ObjectFeatures:
-    """Return the features from which the confidence of each object follows; see `confidence`."""
-    objects, probabilities = as_array(objects), as_array(probabilities)
-    if objects.ndim != 2 or probabilities.ndim != 3 or probabilities.shape[1:] != objects.shape:
-        raise FrameError(
-            f"objects {objects.shape} and probabilities {probabilities.shape} do not belong together: give (H, W) and "
-            "(classes, H, W)"
-        )
-    count = int(objects.max(initial=0))
-    at = np.flatnonzero(objects)
-    numbers, classes = objects.reshape(-1)[at], probabilities.reshape(len(probabilities), -1)[:, at]
-    foreground, best = 1 - classes[0], best_class(classes)
-    has_cores = decoding is not None and decoding.method == "cores"
-    inside = best == CORE if has_cores else best > 0
-    inner = classes[CORE] if has_cores else foreground
-    edge = outlines(objects).reshape(-1)[at]
-    return ObjectFeatures(
-        _means(inner[inside], numbers[inside], count, 0),
-        _means(foreground, numbers, count, 0),
-        _means(np.abs(2 * foreground[edge] - 1), numbers[edge], count, 1),
-    )
-
-
-def _means(values: Array, numbers: Labels, count: int, empty: float) -> Counts:
-    """Return the mean, (count,), of the values from 0 to 1 of each number; `empty` for a number without values."""
-    areas = np.bincount(numbers, minlength=count + 1)[1:]
-    sums = np.bincount(numbers, values, count + 1)[1:]
-    means = np.divide(sums, areas, out=np.full(count, float(empty)), where=areas > 0)
-    bounded: Counts = np.clip(means, 0, 1)  # probabilities are rounded
-    return bounded
-
-
-def colour_of(label: int) -> list[int]:
-    """Return the colour in which a label is drawn: red, green and blue, 0 to 255."""
-    colour: list[int] = (255 * COLOURS[label % len(COLOURS)]).astype(np.uint8).tolist()
-    return colour
-
-
-def overlay(frame: Array, labels: Array, inside: float = INSIDE) -> NDArray[np.uint8]:
-    """Draw objects over a frame: the frame in grey, objects tinted and outlined in colour.
-
-    Parameters
-    ----------
-    frame
-        (H, W) or (C, H, W), any grey values; channels are averaged, and the 1st to 99.8th percentile stretched.
-    labels
-        (H, W), integers; 0 is not drawn.
-    inside
-        Share of the grey value inside an object, 0 to 1; the rest is its colour.
-
-    Returns
-    -------
-    uint8, (H, W, 3)
-    """
-    if frame.ndim == 3:
-        frame = frame[0] if len(frame) == 1 and frame.dtype.kind in "uif" else frame.mean(axis=0)
-    limits = _limits(frame)
-    picture = np.empty((*labels.shape, 3), np.uint8)
-    height = max(1, BAND // labels.shape[1])
-    for top in range(0, len(labels), height):
-        band, above = slice(top, top + height), min(top, 1)
-        edge = outlines(labels[top - above : top + height + 1])[above:][: len(labels[band])]
-        picture[band] = _mixed(_scaled(frame[band], *limits), labels[band], edge, inside)
-    return picture
-
-
-def _mixed(grey: NDArray[np.float32], labels: Array, edge: NDArray[np.bool_], inside: float) -> NDArray[np.uint8]:
-    """Return grey values from 0 to 1 with objects tinted, and coloured where `edge` is true, (H, W, 3)."""
-    colour = COLOURS[labels % len(COLOURS)]
-    share = np.where(labels > 0, np.float32(inside), np.float32(1))
-    share[edge] = 0
-    mixed = grey[..., None] * share[..., None] + colour * (1 - share[..., None])
-    picture: NDArray[np.uint8] = (mixed * 255).astype(np.uint8)
-    return picture
-
-
-def outlines(labels: Array) -> NDArray[np.bool_]:
-    """Return a mask (H, W) of the object pixels next to another label above, below, left or right."""
-    edge = np.zeros(labels.shape, bool)
-    down = labels[1:] != labels[:-1]
-    right = labels[:, 1:] != labels[:, :-1]
-    edge[1:] |= down
-    edge[:-1] |= down
-    edge[:, 1:] |= right
-    edge[:, :-1] |= right
-    return edge & (labels > 0)
-
-
-def stretched(frame: Array, every: int = 1) -> NDArray[np.float32]:
-    """Map the 1st to 99.8th percentile of a frame (H, W), from every `every`-th row and column, to 0 to 1."""
-    return _scaled(frame, *_limits(frame[::every, ::every]))
-
-
-def _limits(frame: Array) -> tuple[Any, Any]:
-    """Return the 1st to 99.8th percentile of a frame: the lower one, and their difference or 1 if that is 0."""
-    low, high = np.percentile(frame, (1, 99.8))
-    return low, high - low if high > low else 1
-
-
-def _scaled(frame: Array, low: Any, width: Any) -> NDArray[np.float32]:
-    share: NDArray[np.float32] = np.clip((frame - low) / width, 0, 1).astype(np.float32)
-    return share

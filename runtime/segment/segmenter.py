@@ -28,7 +28,8 @@ from numpy.typing import NDArray
 from unetrt.runtime.closing import Closable
 from unetrt.runtime.cuda.arrays import DeviceArray
 from unetrt.runtime.errors import FrameError, OptionError, SessionClosedError, shown
-from unetrt.runtime.model.objects import GROUP, confidence, instances, require_min_area
+from unetrt.runtime.model.confidence import confidence
+from unetrt.runtime.model.objects import GROUP, instances, require_min_area
 from unetrt.runtime.model.onnx_file import resolved
 from unetrt.runtime.model.spec import ModelSpec
 from unetrt.runtime.pixels.frames import ArrayLike, array_of, labels_for, split_axes
@@ -281,7 +282,7 @@ class Segmenter(Closable):
         min_area
             Minimum area in pixels; smaller objects become background.
         confidence
-            Whether to return the confidence of each object as well; see `unetrt.runtime.model.objects.confidence`.
+            Whether to return the confidence of each object as well; see `unetrt.runtime.model.confidence.confidence`.
 
         Raises
         ------

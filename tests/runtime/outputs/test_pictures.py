@@ -8,7 +8,7 @@ from tests.runtime.outputs.label_maps import drawn
 from unetrt.runtime.files.outputs import pictures
 from unetrt.runtime.files.outputs.labelled_image import LabelledImage
 from unetrt.runtime.files.outputs.pictures import OverlaySheet, write_outlines, write_overlay, write_png
-from unetrt.runtime.model.objects import colour_of, outlines
+from unetrt.runtime.pixels.drawing import colour_of, outlines
 
 RNG = np.random.default_rng(0)
 
