@@ -114,31 +114,87 @@ def confidence(
 
 def object_features(objects: ArrayLike, probabilities: ArrayLike, decoding: Decoding | None = None) -> ObjectFeatures:
     """Return the features from which the confidence of each object follows; see `confidence`."""
-    objects, probabilities = as_array(objects), as_array(probabilities)
-    if objects.ndim != 2 or probabilities.ndim != 3 or probabilities.shape[1:] != objects.shape:
-        raise FrameError(
-            f"objects {objects.shape} and probabilities {probabilities.shape} do not belong together: give (H, W) and "
-            "(classes, H, W)"
-        )
+    objects, probabilities = _of_one_frame(objects, probabilities)
     count = int(objects.max(initial=0))
+    features = _features(evidence(objects, probabilities, decoding, count))
+    edge = outlines(objects)
+    outline = np.bincount(objects[edge], np.abs(2 * (1 - probabilities[0][edge]) - 1), count + 1)
+    return features._replace(outline=_means(outline, np.bincount(objects[edge], minlength=count + 1), 1)[1:])
+
+
+def evidence(
+    objects: ArrayLike, probabilities: ArrayLike, decoding: Decoding | None = None, count: int | None = None
+) -> Counts:
+    """Return the sums from which the confidence of objects follows.
+
+    They add up over the blocks of a frame: with `labels` and `numbers` of `unetrt.runtime.model.block_objects`,
+    ``numpy.add.at(total, numbers, evidence(labels, probabilities, decoding, len(numbers) - 1))`` adds those of a block
+    to the total of the frame, (objects of the frame + 1, 4).
+
+    Parameters
+    ----------
+    objects, probabilities, decoding
+        As for `confidence`; of a frame or a block.
+    count
+        Number of objects; None: the highest number in `objects`.
+
+    Returns
+    -------
+    float64, (count + 1, 4), element 0 is the background: sum of the core probability over the core pixels of each
+    object, and their number; sum of the foreground probability over all its pixels, and their number. See
+    `ObjectFeatures`.
+
+    Raises
+    ------
+    FrameError
+        The shapes do not belong together, or an object has a number above `count`.
+    """
+    objects, probabilities = _of_one_frame(objects, probabilities)
+    highest = int(objects.max(initial=0))
+    count = highest if count is None else count
+    if highest > count:
+        raise FrameError(f"objects have numbers up to {highest}: count must be at least that (got {count})")
     at = np.flatnonzero(objects)
     numbers, classes = objects.reshape(-1)[at], probabilities.reshape(len(probabilities), -1)[:, at]
     foreground, best = 1 - classes[0], best_class(classes)
     has_cores = decoding is not None and decoding.method == "cores"
     inside = best == CORE if has_cores else best > 0
     inner = classes[CORE] if has_cores else foreground
-    edge = outlines(objects).reshape(-1)[at]
-    return ObjectFeatures(
-        _means(inner[inside], numbers[inside], count, 0),
-        _means(foreground, numbers, count, 0),
-        _means(np.abs(2 * foreground[edge] - 1), numbers[edge], count, 1),
-    )
+    sums = [
+        total
+        for values, which in ((inner[inside], numbers[inside]), (foreground, numbers))
+        for total in (np.bincount(which, values, count + 1), np.bincount(which, minlength=count + 1))
+    ]
+    return np.stack(sums, axis=1)
 
 
-def _means(values: Array, numbers: Labels, count: int, empty: float) -> Counts:
-    """Return the mean, (count,), of the values from 0 to 1 of each number; `empty` for a number without values."""
-    areas = np.bincount(numbers, minlength=count + 1)[1:]
-    sums = np.bincount(numbers, values, count + 1)[1:]
-    means = np.divide(sums, areas, out=np.full(count, float(empty)), where=areas > 0)
+def confidence_of(summed: Counts, calibration: Calibration = CALIBRATION) -> Confidence:
+    """Return the confidence of objects 1 ... n, (n,) float32, from their `evidence` in the frame, (n + 1, 4).
+
+    The outline of objects is not known: the feature `outline` counts as 1. `CALIBRATION` does not use it.
+    """
+    return calibration(_features(summed))
+
+
+def _of_one_frame(objects: ArrayLike, probabilities: ArrayLike) -> tuple[Array, Array]:
+    """Return objects (H, W) and probabilities (classes, H, W), or raise FrameError if the shapes differ."""
+    objects, probabilities = as_array(objects), as_array(probabilities)
+    if objects.ndim != 2 or probabilities.ndim != 3 or probabilities.shape[1:] != objects.shape:
+        raise FrameError(
+            f"objects {objects.shape} and probabilities {probabilities.shape} do not belong together: give (H, W) and "
+            "(classes, H, W)"
+        )
+    return objects, probabilities
+
+
+def _features(summed: Counts) -> ObjectFeatures:
+    """Return the features of objects 1 ... n from their evidence, (n + 1, 4), with an outline of 1."""
+    core, core_area, foreground, area = summed[1:].T
+    return ObjectFeatures(_means(core, core_area, 0), _means(foreground, area, 0), np.ones(len(core)))
+
+
+def _means(sums: Counts, areas: Counts, empty: float) -> Counts:
+    """Return the means of values from 0 to 1, (n,), given their sums and numbers; `empty` where there are no values."""
+    means = np.divide(sums, areas, out=np.full(len(sums), float(empty)), where=areas > 0)
     bounded: Counts = np.clip(means, 0, 1)  # probabilities are rounded
     return bounded

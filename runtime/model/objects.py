@@ -36,6 +36,7 @@ Counts = NDArray[Any]
 BLOCK = 96
 # Distance in pixels up to which all rows are searched for every pixel.
 NEAR = 4
+EVERY = slice(None)
 # Pixels of small planes that are decoded together: less time per plane than one call each.
 GROUP = 1 << 14
 
@@ -71,12 +72,8 @@ def instances(classes: ArrayLike, decoding: Decoding | None = None, min_area: in
         hint = ": scores become one with argmax over the classes" if planes.dtype.kind == "f" else ""
         raise FrameError(f"a class map must be integers (..., H, W) (got {planes.dtype} {planes.shape}){hint}")
     require_rows_and_columns(planes.shape, "the class map", "the last two axes are (H, W)")
-    require_min_area(min_area)
-    how = Decoding() if decoding is None else decoding
-    if not isinstance(how, Decoding):
-        raise OptionError(f"decoding must be a Decoding, such as spec.decoding of a model (got {shown(how)})")
-    min_area = max(min(min_area, planes.size + 1), how.area)  # numpy compares with numbers of 64 bits
-    decode = _from_cores if how.method == "cores" else _from_components
+    how = as_decoding(decoding)
+    min_area = least_area(min_area, how, planes.size)
     found: Labels = np.empty(planes.shape, np.int32)
     group = max(1, GROUP // max(1, prod(planes.shape[-2:])))
     # Components that grow are measured with what they would grow over beyond their plane.
@@ -86,22 +83,35 @@ def instances(classes: ArrayLike, decoding: Decoding | None = None, min_area: in
             _decode_together(frames[begin : begin + group], how, min_area, labels[begin : begin + group])
         return found
     for plane in np.ndindex(planes.shape[:-2]):
-        decode(planes[plane], how, min_area, found[plane])
+        _decode(planes[plane], how, min_area, found[plane])
     return found
 
 
-def _decode_together(classes: Array, how: Decoding, min_area: int, objects: Labels) -> None:
+def _decode_together(classes: Array, how: Decoding, min_area: float, objects: Labels) -> None:
     """Write the objects of small planes (N, H, W): one below the other, too far apart for objects to meet."""
     number, height, width = classes.shape
     tall = np.zeros((number, height + max(how.reach, 1), width), classes.dtype)
     tall[:, :height] = classes
     numbered = np.empty((number * tall.shape[1], width), np.int32)
-    decode = _from_cores if how.method == "cores" else _from_components
-    decode(tall.reshape(-1, width), how, min_area, numbered)
+    _decode(tall.reshape(-1, width), how, min_area, numbered)
     objects[...] = numbered.reshape(tall.shape)[:, :height]
     # Numbers ascend from plane to plane.
     highest = np.maximum.accumulate(objects.max((1, 2)))
     objects -= np.where(objects > 0, np.append(0, highest[:-1]).astype(np.int32)[:, None, None], 0)
+
+
+def as_decoding(decoding: Decoding | None) -> Decoding:
+    """Return how classes become objects, connected components for None; raise OptionError for another type."""
+    how = Decoding() if decoding is None else decoding
+    if not isinstance(how, Decoding):
+        raise OptionError(f"decoding must be a Decoding, such as spec.decoding of a model (got {shown(how)})")
+    return how
+
+
+def least_area(min_area: float, how: Decoding, size: int) -> float:
+    """Return the minimum area of the objects of a map of `size` pixels: the larger one of option and decoding."""
+    require_min_area(min_area)
+    return max(min(min_area, size + 1), how.area)  # numpy compares with numbers of 64 bits
 
 
 def require_min_area(min_area: object) -> None:
@@ -110,42 +120,28 @@ def require_min_area(min_area: object) -> None:
         raise OptionError(f"min_area must be at least 0 (got {shown(min_area)})")
 
 
-def _from_components(classes: Array, how: Decoding, min_area: int, objects: Labels) -> None:
-    foreground = _framed(np.greater, classes, 0, max(how.reach, 1))
-    runs = Runs.of(foreground)
-    numbers, count = runs.components()
-    _paint(objects, foreground, runs, numbers)
+def _decode(classes: Array, how: Decoding, min_area: float, objects: Labels) -> None:
+    """Write the objects of a plane (H, W)."""
+    seeds = Seeds.of(classes, how)
+    seeds.paint(objects)
+    areas = seeds.runs.areas(seeds.numbers, seeds.count)
+    small = smaller(areas, how.smallest)
     grown = objects.reshape(-1)[:0]
-    if how.reach and objects.size:
-        grown = _grow(objects, foreground, _between(objects, how.reach), how.reach, inf)
+    if how.reach and seeds.count:
+        if how.method == "cores":
+            grown = grow(objects, seeds.mask, seeds.rest, how.reach, how.reach**2)
+        else:
+            grown = grow(objects, seeds.mask, between(objects, how.reach), how.reach, inf)
+    owners = joined(*borders(objects, small), small) if small.any() else np.arange(seeds.count + 1)
     if min_area > 1:
-        areas = runs.areas(numbers, count) + np.bincount(grown, minlength=count + 1)
-        _renumber(objects, _kept(np.arange(count + 1), areas, min_area))
+        areas += np.bincount(grown, minlength=seeds.count + 1)
+        owners = large(owners, areas, min_area)
+    numbers, count = compact(owners)
+    if count < seeds.count:
+        np.take(numbers.astype(np.int32), objects, out=objects, mode="clip")
 
 
-def _from_cores(classes: Array, how: Decoding, min_area: int, objects: Labels) -> None:
-    margin = max(how.reach, 1)
-    cores, foreground = _framed(np.equal, classes, CORE, margin), _framed(np.greater, classes, 0, margin)
-    widened = Runs.of(_widened(cores, foreground, how.bridge))
-    components, count = widened.components()
-    runs = Runs.of(cores) if how.bridge else widened
-    numbers = components[widened.containing(runs)]
-    _paint(objects, cores, runs, numbers)
-    areas = runs.areas(numbers, count)
-    small = areas < how.smallest
-    small[0] = False
-    grown = objects.reshape(-1)[:0]
-    if how.reach and count:
-        foreground ^= cores
-        grown = _grow(objects, cores, foreground, how.reach, how.reach**2)
-    owners = _joined(objects, small) if small.any() else np.arange(count + 1)
-    if min_area > 1:
-        areas += np.bincount(grown, minlength=count + 1)
-        owners = _kept(owners, np.bincount(owners, areas, count + 1), min_area)
-    _renumber(objects, owners)
-
-
-def _framed(compare: np.ufunc, classes: Array, value: int, margin: int) -> Mask:
+def framed(compare: np.ufunc, classes: Array, value: int, margin: int) -> Mask:
     """Return ``compare(classes, value)`` for a map (H, W), framed by background: bool, (H + 2 margin, W + margin).
 
     `margin` rows are above and below the map, and as many columns on the right of each row. In flat order, the pixels
@@ -153,9 +149,9 @@ def _framed(compare: np.ufunc, classes: Array, value: int, margin: int) -> Mask:
     flat arrays, which take a third of the time.
     """
     height, width = classes.shape
-    framed = np.zeros((height + 2 * margin, width + margin), bool)
-    compare(classes, value, out=framed[margin : margin + height, :width])
-    return framed
+    found = np.zeros((height + 2 * margin, width + margin), bool)
+    compare(classes, value, out=found[margin : margin + height, :width])
+    return found
 
 
 def _widened(cores: Mask, within: Mask, steps: int) -> Mask:
@@ -212,12 +208,65 @@ class Runs(NamedTuple):
         """Return the index of the run in which each run of a part of the mask lies, (n,)."""
         return np.searchsorted(self.starts, parts.starts, side="right") - 1
 
+    def inside(self, rows: slice, columns: slice) -> tuple["Runs", NDArray[np.intp]]:
+        """Return the parts of the runs in a window of the framed mask, and the index of the run each is a part of."""
+        first, last = np.searchsorted(self.starts, (rows.start * self.width, rows.stop * self.width))
+        starts, stops = self.starts[first:last], self.stops[first:last]
+        row = starts // self.width * self.width
+        starts, stops = np.maximum(starts, row + columns.start), np.minimum(stops, row + columns.stop)
+        which = np.flatnonzero(starts < stops)
+        return Runs(starts[which], stops[which], self.width), which + first
+
     def areas(self, numbers: NDArray[np.intp], count: int) -> Counts:
         """Return the number of pixels of each number, (count + 1,), that runs have."""
         return np.bincount(numbers, self.stops - self.starts, count + 1)
 
 
-def _paint(objects: Labels, framed: Mask, runs: Runs, numbers: NDArray[np.intp]) -> None:
+class Seeds(NamedTuple):
+    """The pixels from which objects grow, connected and numbered: the cores of a class map, or its components.
+
+    Attributes
+    ----------
+    mask, rest
+        The seeds, and the other pixels of the foreground; for components both are the foreground. Framed by
+        `max(reach, 1)`.
+    connected, components
+        The runs that are connected, which are those of the seeds, widened by `bridge`; and the number of each, (n,).
+    runs, numbers
+        The runs of the seeds, and the number of each, (m,).
+    count
+        Numbers are 1 ... count, in the order of the first pixels of what is connected.
+    """
+
+    mask: Mask
+    rest: Mask
+    connected: Runs
+    components: NDArray[np.intp]
+    runs: Runs
+    numbers: NDArray[np.intp]
+    count: int
+
+    @classmethod
+    def of(cls, classes: Array, how: Decoding) -> "Seeds":
+        """Return the seeds of a class map (H, W)."""
+        margin = max(how.reach, 1)
+        mask = rest = framed(np.greater, classes, 0, margin)
+        if how.method == "cores":
+            mask = framed(np.equal, classes, CORE, margin)
+        connected = Runs.of(_widened(mask, rest, how.bridge))
+        components, count = connected.components()
+        runs = Runs.of(mask) if how.bridge else connected
+        numbers = components[connected.containing(runs)] if how.bridge else components
+        if rest is not mask:
+            rest ^= mask
+        return cls(mask, rest, connected, components, runs, numbers, count)
+
+    def paint(self, objects: Labels) -> None:
+        """Set the seeds of a map (H, W) to their numbers, and all other pixels to 0."""
+        paint(objects, self.mask, self.runs, self.numbers)
+
+
+def paint(objects: Labels, framed: Mask, runs: Runs, numbers: Counts) -> None:
     """Set the pixels (H, W) of a framed mask to the numbers of their runs, and all others to 0."""
     height, width = objects.shape
     margin = framed.shape[1] - width
@@ -226,42 +275,68 @@ def _paint(objects: Labels, framed: Mask, runs: Runs, numbers: NDArray[np.intp])
     objects[inside] = np.repeat(numbers.astype(np.int32), runs.stops - runs.starts)
 
 
-def _joined(objects: Labels, small: Mask) -> NDArray[np.intp]:
-    """Return for each number that of the object it belongs to: small ones join the neighbour of the longest border.
+def smaller(areas: Counts, smallest: int) -> Mask:
+    """Return which numbers have cores of fewer pixels than `smallest`; the background, 0, has none."""
+    small: Mask = areas < smallest
+    small[0] = False
+    return small
 
-    If borders are equally long, the neighbour with the lowest number wins.
+
+def borders(objects: Labels, small: Mask, rows: slice = EVERY, columns: slice = EVERY) -> tuple[Counts, Counts]:
+    """Return the borders of small objects with others.
+
+    Parameters
+    ----------
+    objects
+        int32, (H, W).
+    small
+        Whether an object is small, by number.
+    rows, columns
+        The pixels of small objects that count. Their neighbours may lie outside.
+
+    Returns
+    -------
+    Small objects and their neighbours, (2, n), and the number of pairs of pixels along edges, (n,).
     """
     height, width = objects.shape
-    rows, columns = np.divmod(np.flatnonzero(np.take(small, objects, mode="clip")), width)
-    # Beyond the edges each pixel is its own neighbour, which is small as well.
+    inside = objects[rows, columns]
+    down, right = np.divmod(np.flatnonzero(np.take(small, inside, mode="clip")), inside.shape[1])
+    down, right = down + rows.indices(height)[0], right + columns.indices(width)[0]
+    # Beyond the edges each pixel is its own neighbour.
     beside = [
-        objects[np.clip(rows + down, 0, height - 1), np.clip(columns + right, 0, width - 1)]
-        for down, right in ((-1, 0), (1, 0), (0, -1), (0, 1))
+        objects[np.clip(down + dy, 0, height - 1), np.clip(right + dx, 0, width - 1)]
+        for dy, dx in ((-1, 0), (1, 0), (0, -1), (0, 1))
     ]
-    pairs = np.stack([np.tile(objects[rows, columns], len(beside)), np.concatenate(beside)])
-    pairs = pairs[:, ~small[pairs[1]] & (pairs[1] > 0)]
-    (which, neighbour), lengths = np.unique(pairs, axis=1, return_counts=True)
+    pairs = np.stack([np.tile(objects[down, right], len(beside)), np.concatenate(beside)])
+    return np.unique(pairs[:, (pairs[1] > 0) & (pairs[0] != pairs[1])], axis=1, return_counts=True)
+
+
+def joined(pairs: Counts, lengths: Counts, small: Mask) -> NDArray[np.intp]:
+    """Return for each number that of the object it belongs to: small ones join the neighbour of the longest border.
+
+    If borders are equally long, the neighbour with the lowest number wins. Neighbours that are small do not count.
+    """
+    counts = small[pairs[0]] & ~small[pairs[1]]
+    (which, neighbour), lengths = pairs[:, counts], lengths[counts]
     numbers = np.arange(len(small))
     ascending = np.lexsort((-neighbour, lengths))  # of several assignments the last remains
     numbers[which[ascending]] = neighbour[ascending]
     return numbers
 
 
-def _kept(numbers: NDArray[np.intp], areas: Counts, area: int) -> NDArray[np.intp]:
-    """Return the object of each number, 0 where the object has fewer than `area` pixels."""
-    return np.where(areas[numbers] >= area, numbers, 0)
+def large(owners: NDArray[np.intp], areas: Counts, area: float) -> NDArray[np.intp]:
+    """Return the object of each number, 0 where the object has fewer than `area` pixels, from the areas of numbers."""
+    return np.where(np.bincount(owners, areas, len(owners))[owners] >= area, owners, 0)
 
 
-def _renumber(objects: Labels, numbers: NDArray[np.intp]) -> None:
-    """Replace each number by that of its object, and number the objects 1 ... n in order, in place."""
-    numbers[0] = 0
-    kept = np.unique(numbers)
-    if len(kept) < len(numbers):
-        compact = np.searchsorted(kept, numbers)
-        np.take(compact.astype(np.int32), objects, out=objects, mode="clip")
+def compact(owners: NDArray[np.intp]) -> tuple[NDArray[np.intp], int]:
+    """Return new numbers, 1 ... n in order, for the objects to which numbers belong, 0 for none; and n."""
+    owners[0] = 0
+    kept = np.unique(owners)
+    return np.searchsorted(kept, owners), len(kept) - 1
 
 
-def _between(objects: Labels, reach: int) -> Mask:
+def between(objects: Labels, reach: int) -> Mask:
     """Return, framed, the background pixels from which two or more objects are up to `reach` away along both axes."""
     height, width = objects.shape
     row = width + reach
@@ -295,7 +370,7 @@ def _running(flat: Array, reach: int, stride: int, best: np.ufunc) -> Array:
     return flat
 
 
-def _grow(objects: Labels, found: Mask, wanted: Mask, reach: int, furthest: float) -> Labels:
+def grow(objects: Labels, found: Mask, wanted: Mask, reach: int, furthest: float) -> Labels:
     """Assign each wanted background pixel to the nearest object, in place; return the numbers assigned, (n,).
 
     The nearest pixel is found in two passes, as in the exact distance transform of Saito and Toriwaki (1994): the

@@ -8,7 +8,15 @@ from hypothesis import strategies as st
 from scipy import ndimage
 
 from unetrt.runtime.errors import FrameError
-from unetrt.runtime.model.confidence import CALIBRATION, Calibration, ObjectFeatures, confidence, object_features
+from unetrt.runtime.model.confidence import (
+    CALIBRATION,
+    Calibration,
+    ObjectFeatures,
+    confidence,
+    confidence_of,
+    evidence,
+    object_features,
+)
 from unetrt.runtime.model.objects import instances
 from unetrt.runtime.model.spec import Decoding
 from unetrt.runtime.pixels.drawing import outlines
@@ -87,3 +95,30 @@ def test_what_numpy_converts_has_a_confidence(convert):
     np.testing.assert_array_equal(
         confidence(convert(objects), convert(probabilities)), confidence(objects, probabilities)
     )
+
+
+@pytest.mark.parametrize("how", [Decoding("cores", 5, 1, 4), Decoding("components", 2)])
+def test_evidence_adds_up_over_blocks(how):
+    p = probable(5, (70, 80), 3 if how.method == "cores" else 2)
+    objects = instances(p.argmax(axis=0), how)
+    total = np.zeros((objects.max() + 1, 4))
+    parts = [(slice(a, a + 30), slice(b, b + 25)) for a in range(0, 70, 30) for b in range(0, 80, 25)]
+    for part in parts:
+        numbers, labels = np.unique(np.append(0, objects[part]), return_inverse=True)
+        labels = labels[1:].reshape(objects[part].shape)
+        np.add.at(total, numbers, evidence(labels, p[:, *part], how, len(numbers) - 1))
+    np.testing.assert_allclose(confidence_of(total), confidence(objects, p, how), rtol=1e-6)
+    features = object_features(objects, p, how)._replace(outline=np.ones(objects.max()))
+    calibration = Calibration(1, 1, 1)
+    np.testing.assert_allclose(confidence_of(total, calibration), calibration(features), rtol=1e-6)
+    assert len(features.core) > 3
+
+
+def test_evidence_of_more_objects_than_were_named_is_refused():
+    with pytest.raises(FrameError, match=r"objects have numbers up to 7: count must be at least that \(got 6\)"):
+        evidence(np.full((4, 5), 7, np.int32), np.ones((2, 4, 5), np.float32), count=6)
+
+
+def test_objects_without_pixels_in_a_block_have_no_evidence():
+    found = evidence(np.ones((4, 5), np.int32), np.full((2, 4, 5), 0.5, np.float32), count=3)
+    np.testing.assert_array_equal(found, [[0, 0, 0, 0], [0, 0, 10, 20], [0, 0, 0, 0], [0, 0, 0, 0]])
