@@ -142,6 +142,15 @@ def test_cores_are_bridged_across_blocks(bridge, reach):
         np.testing.assert_array_equal(found, instances(classes, how))
 
 
+@pytest.mark.parametrize(("turn", "size"), [(0, (1, 5)), (1, (7, 1)), (2, (1, 7)), (3, (5, 1))])
+def test_a_small_core_joins_a_neighbour_whose_core_is_as_far_as_it_reaches(turn, size):
+    """The two objects meet where two blocks meet; the cores are 4 pixels from there."""
+    classes = np.rot90(np.array([[2, 1, 1, 1, 1, 1, 1, 1, 1, 2, 2, 2]], np.uint8), turn)
+    found, count = in_blocks(classes, blocks_of(classes.shape, size), Decoding("cores", 4, smallest=3))
+    assert count == 1
+    np.testing.assert_array_equal(found, np.ones(classes.shape))
+
+
 @pytest.mark.parametrize("how", [Decoding("cores", 1024, 3, 9), Decoding(reach=1024, area=5)])
 def test_a_reach_beyond_the_frame(how):
     classes = class_map(3, (30, 40), "smooth")
