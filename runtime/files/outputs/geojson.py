@@ -23,7 +23,7 @@ from unetrt.runtime.errors import printable
 from unetrt.runtime.files.atomic import whole_file
 from unetrt.runtime.files.outputs.labelled_image import LabelledImage
 from unetrt.runtime.files.outputs.polygons import Polygon
-from unetrt.runtime.model.objects import colour_of
+from unetrt.runtime.pixels.drawing import colour_of
 
 Array = NDArray[Any]
 

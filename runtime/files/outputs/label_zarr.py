@@ -33,7 +33,7 @@ from unetrt.runtime.files.atomic import whole_folder
 from unetrt.runtime.files.outputs.label_tiff import smallest
 from unetrt.runtime.files.outputs.labelled_image import LabelledImage
 from unetrt.runtime.files.outputs.zarr_pyramid import TYPES, Pyramid, Version
-from unetrt.runtime.model.objects import colour_of
+from unetrt.runtime.pixels.drawing import colour_of
 
 Array = NDArray[Any]
 

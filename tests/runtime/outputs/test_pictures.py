@@ -15,7 +15,7 @@ from unetrt.runtime.files.outputs.pictures import (
     write_overlay,
     write_png,
 )
-from unetrt.runtime.model.objects import colour_of, outlines, overlay
+from unetrt.runtime.pixels.drawing import colour_of, outlines, overlay
 
 RNG = np.random.default_rng(0)
 
