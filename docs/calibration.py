@@ -1,4 +1,4 @@
-"""Fit `unetrt.runtime.model.objects.CALIBRATION`: how features of an object become its confidence.
+"""Fit `unetrt.runtime.model.confidence.CALIBRATION`: how features of an object become its confidence.
 
 Of each object that a model finds in annotated images, its features, and whether an annotated object has an IoU of at
 least 0.5 with it. The constants minimise the cross-entropy. Prints them, and the expected calibration error of each
@@ -17,7 +17,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import minimize
 
-from unetrt.runtime.model.objects import CALIBRATION, Calibration, ObjectFeatures, instances, object_features
+from unetrt.runtime.model.confidence import CALIBRATION, Calibration, ObjectFeatures, object_features
+from unetrt.runtime.model.objects import instances
 from unetrt.runtime.segment.segmenter import Segmenter
 from unetrt.trainer.dataset import AnnotatedImage, read_dataset
 from unetrt.trainer.metrics import calibration_error, correct_objects

@@ -24,7 +24,7 @@ from unetrt.runtime.errors import DatasetError, FrameError, OptionError
 from unetrt.runtime.files.formats import AS_STORED, Reading
 from unetrt.runtime.files.images import read_grey_stack, whole_numbers
 from unetrt.runtime.files.sources import AnyPath
-from unetrt.runtime.model.objects import outlines
+from unetrt.runtime.pixels.drawing import outlines
 from unetrt.runtime.pixels.frames import require_finite
 
 Array = NDArray[Any]

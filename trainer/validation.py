@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 from unetrt.runtime.files.atomic import whole_file
 from unetrt.runtime.geometry.planner import GIB, Budget, FrameSize, best_tile
 from unetrt.runtime.geometry.unet_shape import UNetShape
-from unetrt.runtime.model.objects import overlay
 from unetrt.runtime.model.spec import Decoding, ModelSpec
+from unetrt.runtime.pixels.drawing import overlay
 from unetrt.runtime.pixels.frames import as_image
 from unetrt.runtime.pixels.normalisation import Normalisation
 from unetrt.runtime.pixels.scores import SQUARE

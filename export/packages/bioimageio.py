@@ -37,10 +37,10 @@ from unetrt.export.packages._blocks import IMAGE, SEGMENTATION, Blocks, in_block
 from unetrt.runtime.errors import FrameError, ModelFileError, OptionError
 from unetrt.runtime.files.atomic import whole_file
 from unetrt.runtime.geometry.plan import Tile, TilePlan
-from unetrt.runtime.model.objects import overlay
 from unetrt.runtime.model.onnx_file import read_spec
 from unetrt.runtime.model.retiled import retiled
 from unetrt.runtime.model.spec import KEY, ModelSpec
+from unetrt.runtime.pixels.drawing import overlay
 from unetrt.runtime.pixels.frames import as_frame, require_raw
 from unetrt.runtime.pixels.normalisation import Normalisation
 from unetrt.runtime.pixels.scores import best_class, require_finite_scores

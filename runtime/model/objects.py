@@ -1,4 +1,4 @@
-"""Objects of a class map: numbered, with their confidence, and their outlines drawn over the frame.
+"""Objects of a class map, numbered.
 
 Networks predict classes, and two kinds of class maps describe objects that touch:
 
@@ -15,9 +15,7 @@ nothing farther away than `reach`, so that a frame can be decoded in blocks with
 array([[1, 1, 1, 2, 2, 0]], dtype=int32)
 """
 
-import colorsys
-from dataclasses import dataclass
-from math import exp, inf, isqrt, prod
+from math import inf, isqrt, prod
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -28,24 +26,17 @@ from scipy.sparse.csgraph import connected_components
 from unetrt.runtime.errors import FrameError, OptionError, shown
 from unetrt.runtime.model.spec import CORE, Decoding
 from unetrt.runtime.pixels.frames import as_array, require_rows_and_columns
-from unetrt.runtime.pixels.scores import best_class
 
 Array = NDArray[Any]
 Labels = NDArray[np.int32]
 Mask = NDArray[np.bool_]
 Counts = NDArray[Any]
-Confidence = NDArray[np.float32]
 
 # Rows that are searched at once: their arrays fit in a core's cache.
 BLOCK = 96
 # Distance in pixels up to which all rows are searched for every pixel.
 NEAR = 4
-# Share of the grey value inside an object of an overlay; the rest is its colour.
-INSIDE = 0.75
-# Pixels that `overlay` draws at once, each of which takes some 50 bytes meanwhile.
-BAND = 2**22
-# Colours by object number. Consecutive numbers are often neighbours, so the golden ratio spreads their hues.
-COLOURS = np.array([colorsys.hsv_to_rgb(turn * 0.618 % 1, 0.85, 1.0) for turn in range(32)], np.float32)
+EVERY = slice(None)
 # Pixels of small planes that are decoded together: less time per plane than one call each.
 GROUP = 1 << 14
 
@@ -81,12 +72,8 @@ def instances(classes: ArrayLike, decoding: Decoding | None = None, min_area: in
         hint = ": scores become one with argmax over the classes" if planes.dtype.kind == "f" else ""
         raise FrameError(f"a class map must be integers (..., H, W) (got {planes.dtype} {planes.shape}){hint}")
     require_rows_and_columns(planes.shape, "the class map", "the last two axes are (H, W)")
-    require_min_area(min_area)
-    how = Decoding() if decoding is None else decoding
-    if not isinstance(how, Decoding):
-        raise OptionError(f"decoding must be a Decoding, such as spec.decoding of a model (got {shown(how)})")
-    min_area = max(min(min_area, planes.size + 1), how.area)  # numpy compares with numbers of 64 bits
-    decode = _from_cores if how.method == "cores" else _from_components
+    how = as_decoding(decoding)
+    min_area = least_area(min_area, how, planes.size)
     found: Labels = np.empty(planes.shape, np.int32)
     group = max(1, GROUP // max(1, prod(planes.shape[-2:])))
     # Components that grow are measured with what they would grow over beyond their plane.
@@ -96,22 +83,35 @@ def instances(classes: ArrayLike, decoding: Decoding | None = None, min_area: in
             _decode_together(frames[begin : begin + group], how, min_area, labels[begin : begin + group])
         return found
     for plane in np.ndindex(planes.shape[:-2]):
-        decode(planes[plane], how, min_area, found[plane])
+        _decode(planes[plane], how, min_area, found[plane])
     return found
 
 
-def _decode_together(classes: Array, how: Decoding, min_area: int, objects: Labels) -> None:
+def _decode_together(classes: Array, how: Decoding, min_area: float, objects: Labels) -> None:
     """Write the objects of small planes (N, H, W): one below the other, too far apart for objects to meet."""
     number, height, width = classes.shape
     tall = np.zeros((number, height + max(how.reach, 1), width), classes.dtype)
     tall[:, :height] = classes
     numbered = np.empty((number * tall.shape[1], width), np.int32)
-    decode = _from_cores if how.method == "cores" else _from_components
-    decode(tall.reshape(-1, width), how, min_area, numbered)
+    _decode(tall.reshape(-1, width), how, min_area, numbered)
     objects[...] = numbered.reshape(tall.shape)[:, :height]
     # Numbers ascend from plane to plane.
     highest = np.maximum.accumulate(objects.max((1, 2)))
     objects -= np.where(objects > 0, np.append(0, highest[:-1]).astype(np.int32)[:, None, None], 0)
+
+
+def as_decoding(decoding: Decoding | None) -> Decoding:
+    """Return how classes become objects, connected components for None; raise OptionError for another type."""
+    how = Decoding() if decoding is None else decoding
+    if not isinstance(how, Decoding):
+        raise OptionError(f"decoding must be a Decoding, such as spec.decoding of a model (got {shown(how)})")
+    return how
+
+
+def least_area(min_area: float, how: Decoding, size: int) -> float:
+    """Return the minimum area of the objects of a map of `size` pixels: the larger one of option and decoding."""
+    require_min_area(min_area)
+    return max(min(min_area, size + 1), how.area)  # numpy compares with numbers of 64 bits
 
 
 def require_min_area(min_area: object) -> None:
@@ -120,42 +120,28 @@ def require_min_area(min_area: object) -> None:
         raise OptionError(f"min_area must be at least 0 (got {shown(min_area)})")
 
 
-def _from_components(classes: Array, how: Decoding, min_area: int, objects: Labels) -> None:
-    foreground = _framed(np.greater, classes, 0, max(how.reach, 1))
-    runs = Runs.of(foreground)
-    numbers, count = runs.components()
-    _paint(objects, foreground, runs, numbers)
+def _decode(classes: Array, how: Decoding, min_area: float, objects: Labels) -> None:
+    """Write the objects of a plane (H, W)."""
+    seeds = Seeds.of(classes, how)
+    seeds.paint(objects)
+    areas = seeds.runs.areas(seeds.numbers, seeds.count)
+    small = smaller(areas, how.smallest)
     grown = objects.reshape(-1)[:0]
-    if how.reach and objects.size:
-        grown = _grow(objects, foreground, _between(objects, how.reach), how.reach, inf)
+    if how.reach and seeds.count:
+        if how.method == "cores":
+            grown = grow(objects, seeds.mask, seeds.rest, how.reach, how.reach**2)
+        else:
+            grown = grow(objects, seeds.mask, between(objects, how.reach), how.reach, inf)
+    owners = joined(*borders(objects, small), small) if small.any() else np.arange(seeds.count + 1)
     if min_area > 1:
-        areas = runs.areas(numbers, count) + np.bincount(grown, minlength=count + 1)
-        _renumber(objects, _kept(np.arange(count + 1), areas, min_area))
+        areas += np.bincount(grown, minlength=seeds.count + 1)
+        owners = large(owners, areas, min_area)
+    numbers, count = compact(owners)
+    if count < seeds.count:
+        np.take(numbers.astype(np.int32), objects, out=objects, mode="clip")
 
 
-def _from_cores(classes: Array, how: Decoding, min_area: int, objects: Labels) -> None:
-    margin = max(how.reach, 1)
-    cores, foreground = _framed(np.equal, classes, CORE, margin), _framed(np.greater, classes, 0, margin)
-    widened = Runs.of(_widened(cores, foreground, how.bridge))
-    components, count = widened.components()
-    runs = Runs.of(cores) if how.bridge else widened
-    numbers = components[widened.containing(runs)]
-    _paint(objects, cores, runs, numbers)
-    areas = runs.areas(numbers, count)
-    small = areas < how.smallest
-    small[0] = False
-    grown = objects.reshape(-1)[:0]
-    if how.reach and count:
-        foreground ^= cores
-        grown = _grow(objects, cores, foreground, how.reach, how.reach**2)
-    owners = _joined(objects, small) if small.any() else np.arange(count + 1)
-    if min_area > 1:
-        areas += np.bincount(grown, minlength=count + 1)
-        owners = _kept(owners, np.bincount(owners, areas, count + 1), min_area)
-    _renumber(objects, owners)
-
-
-def _framed(compare: np.ufunc, classes: Array, value: int, margin: int) -> Mask:
+def framed(compare: np.ufunc, classes: Array, value: int, margin: int) -> Mask:
     """Return ``compare(classes, value)`` for a map (H, W), framed by background: bool, (H + 2 margin, W + margin).
 
     `margin` rows are above and below the map, and as many columns on the right of each row. In flat order, the pixels
@@ -163,9 +149,9 @@ def _framed(compare: np.ufunc, classes: Array, value: int, margin: int) -> Mask:
     flat arrays, which take a third of the time.
     """
     height, width = classes.shape
-    framed = np.zeros((height + 2 * margin, width + margin), bool)
-    compare(classes, value, out=framed[margin : margin + height, :width])
-    return framed
+    found = np.zeros((height + 2 * margin, width + margin), bool)
+    compare(classes, value, out=found[margin : margin + height, :width])
+    return found
 
 
 def _widened(cores: Mask, within: Mask, steps: int) -> Mask:
@@ -222,12 +208,65 @@ class Runs(NamedTuple):
         """Return the index of the run in which each run of a part of the mask lies, (n,)."""
         return np.searchsorted(self.starts, parts.starts, side="right") - 1
 
+    def inside(self, rows: slice, columns: slice) -> tuple["Runs", NDArray[np.intp]]:
+        """Return the parts of the runs in a window of the framed mask, and the index of the run each is a part of."""
+        first, last = np.searchsorted(self.starts, (rows.start * self.width, rows.stop * self.width))
+        starts, stops = self.starts[first:last], self.stops[first:last]
+        row = starts // self.width * self.width
+        starts, stops = np.maximum(starts, row + columns.start), np.minimum(stops, row + columns.stop)
+        which = np.flatnonzero(starts < stops)
+        return Runs(starts[which], stops[which], self.width), which + first
+
     def areas(self, numbers: NDArray[np.intp], count: int) -> Counts:
         """Return the number of pixels of each number, (count + 1,), that runs have."""
         return np.bincount(numbers, self.stops - self.starts, count + 1)
 
 
-def _paint(objects: Labels, framed: Mask, runs: Runs, numbers: NDArray[np.intp]) -> None:
+class Seeds(NamedTuple):
+    """The pixels from which objects grow, connected and numbered: the cores of a class map, or its components.
+
+    Attributes
+    ----------
+    mask, rest
+        The seeds, and the other pixels of the foreground; for components both are the foreground. Framed by
+        `max(reach, 1)`.
+    connected, components
+        The runs that are connected, which are those of the seeds, widened by `bridge`; and the number of each, (n,).
+    runs, numbers
+        The runs of the seeds, and the number of each, (m,).
+    count
+        Numbers are 1 ... count, in the order of the first pixels of what is connected.
+    """
+
+    mask: Mask
+    rest: Mask
+    connected: Runs
+    components: NDArray[np.intp]
+    runs: Runs
+    numbers: NDArray[np.intp]
+    count: int
+
+    @classmethod
+    def of(cls, classes: Array, how: Decoding) -> "Seeds":
+        """Return the seeds of a class map (H, W)."""
+        margin = max(how.reach, 1)
+        mask = rest = framed(np.greater, classes, 0, margin)
+        if how.method == "cores":
+            mask = framed(np.equal, classes, CORE, margin)
+        connected = Runs.of(_widened(mask, rest, how.bridge))
+        components, count = connected.components()
+        runs = Runs.of(mask) if how.bridge else connected
+        numbers = components[connected.containing(runs)] if how.bridge else components
+        if rest is not mask:
+            rest ^= mask
+        return cls(mask, rest, connected, components, runs, numbers, count)
+
+    def paint(self, objects: Labels) -> None:
+        """Set the seeds of a map (H, W) to their numbers, and all other pixels to 0."""
+        paint(objects, self.mask, self.runs, self.numbers)
+
+
+def paint(objects: Labels, framed: Mask, runs: Runs, numbers: Counts) -> None:
     """Set the pixels (H, W) of a framed mask to the numbers of their runs, and all others to 0."""
     height, width = objects.shape
     margin = framed.shape[1] - width
@@ -236,42 +275,68 @@ def _paint(objects: Labels, framed: Mask, runs: Runs, numbers: NDArray[np.intp])
     objects[inside] = np.repeat(numbers.astype(np.int32), runs.stops - runs.starts)
 
 
-def _joined(objects: Labels, small: Mask) -> NDArray[np.intp]:
-    """Return for each number that of the object it belongs to: small ones join the neighbour of the longest border.
+def smaller(areas: Counts, smallest: int) -> Mask:
+    """Return which numbers have cores of fewer pixels than `smallest`; the background, 0, has none."""
+    small: Mask = areas < smallest
+    small[0] = False
+    return small
 
-    If borders are equally long, the neighbour with the lowest number wins.
+
+def borders(objects: Labels, small: Mask, rows: slice = EVERY, columns: slice = EVERY) -> tuple[Counts, Counts]:
+    """Return the borders of small objects with others.
+
+    Parameters
+    ----------
+    objects
+        int32, (H, W).
+    small
+        Whether an object is small, by number.
+    rows, columns
+        The pixels of small objects that count. Their neighbours may lie outside.
+
+    Returns
+    -------
+    Small objects and their neighbours, (2, n), and the number of pairs of pixels along edges, (n,).
     """
     height, width = objects.shape
-    rows, columns = np.divmod(np.flatnonzero(np.take(small, objects, mode="clip")), width)
-    # Beyond the edges each pixel is its own neighbour, which is small as well.
+    inside = objects[rows, columns]
+    down, right = np.divmod(np.flatnonzero(np.take(small, inside, mode="clip")), inside.shape[1])
+    down, right = down + rows.indices(height)[0], right + columns.indices(width)[0]
+    # Beyond the edges each pixel is its own neighbour.
     beside = [
-        objects[np.clip(rows + down, 0, height - 1), np.clip(columns + right, 0, width - 1)]
-        for down, right in ((-1, 0), (1, 0), (0, -1), (0, 1))
+        objects[np.clip(down + dy, 0, height - 1), np.clip(right + dx, 0, width - 1)]
+        for dy, dx in ((-1, 0), (1, 0), (0, -1), (0, 1))
     ]
-    pairs = np.stack([np.tile(objects[rows, columns], len(beside)), np.concatenate(beside)])
-    pairs = pairs[:, ~small[pairs[1]] & (pairs[1] > 0)]
-    (which, neighbour), lengths = np.unique(pairs, axis=1, return_counts=True)
+    pairs = np.stack([np.tile(objects[down, right], len(beside)), np.concatenate(beside)])
+    return np.unique(pairs[:, (pairs[1] > 0) & (pairs[0] != pairs[1])], axis=1, return_counts=True)
+
+
+def joined(pairs: Counts, lengths: Counts, small: Mask) -> NDArray[np.intp]:
+    """Return for each number that of the object it belongs to: small ones join the neighbour of the longest border.
+
+    If borders are equally long, the neighbour with the lowest number wins. Neighbours that are small do not count.
+    """
+    counts = small[pairs[0]] & ~small[pairs[1]]
+    (which, neighbour), lengths = pairs[:, counts], lengths[counts]
     numbers = np.arange(len(small))
     ascending = np.lexsort((-neighbour, lengths))  # of several assignments the last remains
     numbers[which[ascending]] = neighbour[ascending]
     return numbers
 
 
-def _kept(numbers: NDArray[np.intp], areas: Counts, area: int) -> NDArray[np.intp]:
-    """Return the object of each number, 0 where the object has fewer than `area` pixels."""
-    return np.where(areas[numbers] >= area, numbers, 0)
+def large(owners: NDArray[np.intp], areas: Counts, area: float) -> NDArray[np.intp]:
+    """Return the object of each number, 0 where the object has fewer than `area` pixels, from the areas of numbers."""
+    return np.where(np.bincount(owners, areas, len(owners))[owners] >= area, owners, 0)
 
 
-def _renumber(objects: Labels, numbers: NDArray[np.intp]) -> None:
-    """Replace each number by that of its object, and number the objects 1 ... n in order, in place."""
-    numbers[0] = 0
-    kept = np.unique(numbers)
-    if len(kept) < len(numbers):
-        compact = np.searchsorted(kept, numbers)
-        np.take(compact.astype(np.int32), objects, out=objects, mode="clip")
+def compact(owners: NDArray[np.intp]) -> tuple[NDArray[np.intp], int]:
+    """Return new numbers, 1 ... n in order, for the objects to which numbers belong, 0 for none; and n."""
+    owners[0] = 0
+    kept = np.unique(owners)
+    return np.searchsorted(kept, owners), len(kept) - 1
 
 
-def _between(objects: Labels, reach: int) -> Mask:
+def between(objects: Labels, reach: int) -> Mask:
     """Return, framed, the background pixels from which two or more objects are up to `reach` away along both axes."""
     height, width = objects.shape
     row = width + reach
@@ -305,7 +370,7 @@ def _running(flat: Array, reach: int, stride: int, best: np.ufunc) -> Array:
     return flat
 
 
-def _grow(objects: Labels, found: Mask, wanted: Mask, reach: int, furthest: float) -> Labels:
+def grow(objects: Labels, found: Mask, wanted: Mask, reach: int, furthest: float) -> Labels:
     """Assign each wanted background pixel to the nearest object, in place; return the numbers assigned, (n,).
 
     The nearest pixel is found in two passes, as in the exact distance transform of Saito and Toriwaki (1994): the
@@ -396,196 +461,3 @@ def _nearest_row(distances: Array, row: int, reach: int, at: NDArray[np.intp]) -
             nearest[left] = np.minimum(nearest[left], key)
     squared = nearest // kind(side)
     return squared, (nearest - squared * kind(side)).astype(np.intp) - reach
-
-
-class ObjectFeatures(NamedTuple):
-    """What the confidence of objects 1 ... n follows from; float64, (n,) each, from 0 to 1, higher is more certain.
-
-    Attributes
-    ----------
-    core
-        Mean probability of the class core over the pixels of an object that are core; without that class, mean
-        probability of the foreground over those that are foreground.
-    foreground
-        Mean probability of the foreground over all pixels of an object.
-    outline
-        Mean of ``|2 p - 1|`` over the pixels of an object that touch another label, p the probability of the
-        foreground; 1 for an object that fills the frame.
-    """
-
-    core: Counts
-    foreground: Counts
-    outline: Counts
-
-
-@dataclass(frozen=True)
-class Calibration:
-    """Converts features to a confidence: Platt scaling (Platt 1999) of the logit of a weighted geometric product.
-
-    ::
-
-        q = core^a * foreground^b * outline^c
-        confidence = 1 / (1 + exp(-(slope * log(q / (1 - q)) + offset)))
-
-    It rises with each feature whose exponent is positive. With slope 1 and offset 0 it is q.
-
-    Attributes
-    ----------
-    core, foreground, outline
-        The exponents a, b and c, at least 0.
-    slope, offset
-        Of the logit; the slope is positive.
-    """
-
-    core: float = 1.0
-    foreground: float = 1.0
-    outline: float = 0.0
-    slope: float = 1.0
-    offset: float = 0.0
-
-    def __call__(self, features: ObjectFeatures) -> Confidence:
-        """Return the confidence of each object, (n,) float32, from 0 to 1."""
-        product = features.core**self.core * features.foreground**self.foreground * features.outline**self.outline
-        # The logistic function of the scaled logit, written so that it is exact at 0 and 1.
-        for_it, against = product**self.slope, exp(-self.offset) * (1 - product) ** self.slope
-        found: Confidence = (for_it / (for_it + against)).astype(np.float32)
-        return found
-
-
-# Fitted by docs/calibration.py on the validation images of docs/training.md, to the model `nuclei` and three trainings.
-CALIBRATION = Calibration(core=1.29, foreground=1.19, slope=2.52, offset=0.54)
-
-
-def confidence(
-    objects: ArrayLike,
-    probabilities: ArrayLike,
-    decoding: Decoding | None = None,
-    calibration: Calibration = CALIBRATION,
-) -> Confidence:
-    """Return how certain the network is of each object, from 0 to 1.
-
-    Parameters
-    ----------
-    objects
-        int32, (H, W), from `instances`: 0 is the background, objects are numbered 1 ... n.
-    probabilities
-        float32, (classes, H, W), from `Segmenter.segment`.
-    decoding
-        As for `instances`.
-    calibration
-        How features become the confidence.
-
-    Returns
-    -------
-    float32, (n,): element i belongs to object i + 1.
-
-    Raises
-    ------
-    FrameError
-        The shapes do not belong together.
-    """
-    return calibration(object_features(objects, probabilities, decoding))
-
-
-def object_features(objects: ArrayLike, probabilities: ArrayLike, decoding: Decoding | None = None) -> ObjectFeatures:
-    """Return the features from which the confidence of each object follows; see `confidence`."""
-    objects, probabilities = as_array(objects), as_array(probabilities)
-    if objects.ndim != 2 or probabilities.ndim != 3 or probabilities.shape[1:] != objects.shape:
-        raise FrameError(
-            f"objects {objects.shape} and probabilities {probabilities.shape} do not belong together: give (H, W) and "
-            "(classes, H, W)"
-        )
-    count = int(objects.max(initial=0))
-    at = np.flatnonzero(objects)
-    numbers, classes = objects.reshape(-1)[at], probabilities.reshape(len(probabilities), -1)[:, at]
-    foreground, best = 1 - classes[0], best_class(classes)
-    has_cores = decoding is not None and decoding.method == "cores"
-    inside = best == CORE if has_cores else best > 0
-    inner = classes[CORE] if has_cores else foreground
-    edge = outlines(objects).reshape(-1)[at]
-    return ObjectFeatures(
-        _means(inner[inside], numbers[inside], count, 0),
-        _means(foreground, numbers, count, 0),
-        _means(np.abs(2 * foreground[edge] - 1), numbers[edge], count, 1),
-    )
-
-
-def _means(values: Array, numbers: Labels, count: int, empty: float) -> Counts:
-    """Return the mean, (count,), of the values from 0 to 1 of each number; `empty` for a number without values."""
-    areas = np.bincount(numbers, minlength=count + 1)[1:]
-    sums = np.bincount(numbers, values, count + 1)[1:]
-    means = np.divide(sums, areas, out=np.full(count, float(empty)), where=areas > 0)
-    bounded: Counts = np.clip(means, 0, 1)  # probabilities are rounded
-    return bounded
-
-
-def colour_of(label: int) -> list[int]:
-    """Return the colour in which a label is drawn: red, green and blue, 0 to 255."""
-    colour: list[int] = (255 * COLOURS[label % len(COLOURS)]).astype(np.uint8).tolist()
-    return colour
-
-
-def overlay(frame: Array, labels: Array, inside: float = INSIDE) -> NDArray[np.uint8]:
-    """Draw objects over a frame: the frame in grey, objects tinted and outlined in colour.
-
-    Parameters
-    ----------
-    frame
-        (H, W) or (C, H, W), any grey values; channels are averaged, and the 1st to 99.8th percentile stretched.
-    labels
-        (H, W), integers; 0 is not drawn.
-    inside
-        Share of the grey value inside an object, 0 to 1; the rest is its colour.
-
-    Returns
-    -------
-    uint8, (H, W, 3)
-    """
-    if frame.ndim == 3:
-        frame = frame[0] if len(frame) == 1 and frame.dtype.kind in "uif" else frame.mean(axis=0)
-    limits = _limits(frame)
-    picture = np.empty((*labels.shape, 3), np.uint8)
-    height = max(1, BAND // labels.shape[1])
-    for top in range(0, len(labels), height):
-        band, above = slice(top, top + height), min(top, 1)
-        edge = outlines(labels[top - above : top + height + 1])[above:][: len(labels[band])]
-        picture[band] = _mixed(_scaled(frame[band], *limits), labels[band], edge, inside)
-    return picture
-
-
-def _mixed(grey: NDArray[np.float32], labels: Array, edge: NDArray[np.bool_], inside: float) -> NDArray[np.uint8]:
-    """Return grey values from 0 to 1 with objects tinted, and coloured where `edge` is true, (H, W, 3)."""
-    colour = COLOURS[labels % len(COLOURS)]
-    share = np.where(labels > 0, np.float32(inside), np.float32(1))
-    share[edge] = 0
-    mixed = grey[..., None] * share[..., None] + colour * (1 - share[..., None])
-    picture: NDArray[np.uint8] = (mixed * 255).astype(np.uint8)
-    return picture
-
-
-def outlines(labels: Array) -> NDArray[np.bool_]:
-    """Return a mask (H, W) of the object pixels next to another label above, below, left or right."""
-    edge = np.zeros(labels.shape, bool)
-    down = labels[1:] != labels[:-1]
-    right = labels[:, 1:] != labels[:, :-1]
-    edge[1:] |= down
-    edge[:-1] |= down
-    edge[:, 1:] |= right
-    edge[:, :-1] |= right
-    return edge & (labels > 0)
-
-
-def stretched(frame: Array, every: int = 1) -> NDArray[np.float32]:
-    """Map the 1st to 99.8th percentile of a frame (H, W), from every `every`-th row and column, to 0 to 1."""
-    return _scaled(frame, *_limits(frame[::every, ::every]))
-
-
-def _limits(frame: Array) -> tuple[Any, Any]:
-    """Return the 1st to 99.8th percentile of a frame: the lower one, and their difference or 1 if that is 0."""
-    low, high = np.percentile(frame, (1, 99.8))
-    return low, high - low if high > low else 1
-
-
-def _scaled(frame: Array, low: Any, width: Any) -> NDArray[np.float32]:
-    share: NDArray[np.float32] = np.clip((frame - low) / width, 0, 1).astype(np.float32)
-    return share

@@ -10,7 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from unetrt.runtime.closing import Closable
-from unetrt.runtime.model.objects import GROUP, confidence, instances
+from unetrt.runtime.model.confidence import confidence
+from unetrt.runtime.model.objects import GROUP, instances
 from unetrt.runtime.model.spec import ModelSpec
 from unetrt.runtime.segment._host import Scores, TileJob
 from unetrt.runtime.timings import Timings, named_range

@@ -347,7 +347,7 @@ class Segmenter(Closable):
         min_area
             Minimum area in pixels; smaller objects become background.
         confidence
-            Whether to return the confidence of each object as well; see `unetrt.runtime.model.objects.confidence`.
+            Whether to return the confidence of each object as well; see `unetrt.runtime.model.confidence.confidence`.
 
         Raises
         ------

@@ -9,7 +9,7 @@ from PIL import Image
 from tests.conftest import coordinate_frame
 from unetrt.live_view.pictures import colours, encoded, index_text, label_codes, reduced
 from unetrt.runtime import LiveResult, Outcome
-from unetrt.runtime.model.objects import overlay
+from unetrt.runtime.pixels.drawing import overlay
 
 
 def result(frame, labels, index=None):

@@ -1,6 +1,5 @@
 """Decoding: objects of class maps, against references that look at one pixel after another."""
 
-import tracemalloc
 from dataclasses import replace
 
 import numpy as np
@@ -12,19 +11,7 @@ from scipy import ndimage
 
 from unetrt.runtime.errors import FrameError, OptionError
 from unetrt.runtime.model import objects
-from unetrt.runtime.model.objects import (
-    CALIBRATION,
-    COLOURS,
-    INSIDE,
-    Calibration,
-    ObjectFeatures,
-    confidence,
-    instances,
-    object_features,
-    outlines,
-    overlay,
-    stretched,
-)
+from unetrt.runtime.model.objects import instances
 from unetrt.runtime.model.spec import Decoding
 
 
@@ -202,10 +189,6 @@ def test_what_numpy_converts_is_a_class_map(convert):
     classes = picture("122.", "..21")
     expected = instances(classes, Decoding("cores", 2))
     np.testing.assert_array_equal(instances(convert(classes), Decoding("cores", 2)), expected)
-    probabilities = np.full((3, 2, 4), 1 / 3, np.float32)
-    np.testing.assert_array_equal(
-        confidence(convert(expected), convert(probabilities)), confidence(expected, probabilities)
-    )
 
 
 def test_a_stack_is_numbered_plane_by_plane():
@@ -278,112 +261,3 @@ def test_an_empty_map_has_no_instances():
 def test_what_is_no_decoding(fields, message):
     with pytest.raises(OptionError, match=message):
         Decoding(**fields)
-
-
-def test_background_stays_grey_and_outlines_are_coloured():
-    frame = np.random.default_rng(0).integers(0, 4000, (30, 40)).astype(np.uint16)
-    labels = np.zeros((30, 40), np.int32)
-    labels[5:20, 5:15], labels[5:20, 15:30] = 1, 2
-    picture = overlay(frame, labels)
-    assert (picture.shape, picture.dtype) == ((30, 40, 3), np.uint8)
-    assert (picture[labels == 0].max(axis=1) == picture[labels == 0].min(axis=1)).all()
-    edge = outlines(labels)
-    assert edge[5, 5]
-    assert edge[10, 14]
-    assert edge[10, 15]
-    assert not edge[10, 10]
-    colours = [np.unique(picture[edge & (labels == number)], axis=0) for number in (1, 2)]
-    assert [len(colour) for colour in colours] == [1, 1]
-    assert (colours[0] != colours[1]).any()
-
-
-def test_a_frame_without_contrast_or_with_channels_is_drawn():
-    assert overlay(np.full((3, 4), 7, np.uint8), np.zeros((3, 4), np.int32)).shape == (3, 4, 3)
-    assert overlay(np.ones((2, 3, 4), np.float32), np.zeros((3, 4), np.int32)).shape == (3, 4, 3)
-
-
-def probable(seed, shape, classes):
-    """Return probabilities, (classes, H, W), that vary smoothly."""
-    scores = ndimage.gaussian_filter(np.random.default_rng(seed).normal(size=(classes, *shape)), (0, 2, 2)) * 20
-    exponents = np.exp(scores - scores.max(axis=0))
-    return (exponents / exponents.sum(axis=0)).astype(np.float32)
-
-
-@pytest.mark.parametrize("how", [Decoding("cores", 5, 1, 4), Decoding("components", 2)])
-def test_the_confidence_is_that_of_each_object_alone(how):
-    p = probable(3, (60, 70), 3 if how.method == "cores" else 2)
-    best = p.argmax(axis=0)
-    objects = instances(best, how)
-    inside, inner = (best == 2, p[2]) if how.method == "cores" else (best > 0, p[1])
-    edge, expected = outlines(objects), []
-    for number in range(1, objects.max() + 1):
-        mine = objects == number
-        expected.append(
-            (inner[mine & inside].mean(), (1 - p[0])[mine].mean(), np.abs(1 - 2 * p[0])[mine & edge].mean())
-        )
-    features = object_features(objects, p, how)
-    np.testing.assert_allclose(np.stack(features, axis=1), expected, rtol=1e-5)
-    found = confidence(objects, p, how, Calibration())
-    np.testing.assert_allclose(found, np.prod(np.array(expected)[:, :2], axis=1), rtol=1e-5)
-    assert found.dtype == np.float32
-    assert len(found) > 3
-    np.testing.assert_array_equal(found, confidence(objects.copy(), p.copy(), how, Calibration()))
-    np.testing.assert_array_equal(confidence(objects, p, how).argsort(), CALIBRATION(features).argsort())
-
-
-@given(
-    st.tuples(*[st.floats(0, 1)] * 3),
-    st.integers(0, 2),
-    st.floats(0, 1),
-    st.tuples(*[st.floats(0, 4)] * 3),
-    st.floats(0.1, 5),
-    st.floats(-5, 5),
-)
-def test_the_confidence_lies_within_0_and_1_and_rises_with_each_feature(
-    features, which, higher, exponents, slope, offset
-):
-    calibration = Calibration(*exponents, slope, offset)
-    raised = list(features)
-    raised[which] = max(higher, raised[which])
-    low, high = (calibration(ObjectFeatures(*np.array(each, float)[:, None])) for each in (features, raised))
-    assert 0 <= low[0] <= high[0] * (1 + 1e-6) <= 1 + 1e-6
-
-
-def test_the_confidence_is_exact_at_0_and_1():
-    nothing, everything = (ObjectFeatures(*np.full((3, 1), value)) for value in (0.0, 1.0))
-    calibration = Calibration(1, 1, 1, slope=2, offset=1)
-    assert (calibration(nothing)[0], calibration(everything)[0]) == (0, 1)
-
-
-def test_an_object_that_fills_the_frame_has_a_confidence():
-    p = np.stack([np.full((4, 5), 0.25), np.full((4, 5), 0.75)]).astype(np.float32)
-    objects = np.ones((4, 5), np.int32)
-    assert object_features(objects, p).outline == 1
-    np.testing.assert_allclose(confidence(objects, p, calibration=Calibration()), 0.75**2)
-    assert confidence(np.zeros((4, 5), np.int32), p).shape == (0,)
-
-
-def test_probabilities_of_another_frame_are_refused():
-    with pytest.raises(FrameError, match=r"objects \(4, 5\) and probabilities \(2, 5, 4\) do not belong together"):
-        confidence(np.zeros((4, 5), np.int32), np.zeros((2, 5, 4), np.float32))
-
-
-@pytest.mark.parametrize("dtype", [np.uint8, np.float32, np.bool_])
-def test_an_overlay_of_a_large_frame_is_that_of_its_formula_and_takes_little_memory(dtype):
-    rng = np.random.default_rng(0)
-    labels = np.repeat(np.repeat(rng.integers(0, 4, (450, 500), np.uint16), 10, 0), 10, 1)
-    frame = rng.integers(0, 200, (1, *labels.shape), np.uint8).astype(dtype)
-    tracemalloc.start()
-    try:
-        picture = overlay(frame, labels)
-        peak = tracemalloc.get_traced_memory()[1]
-    finally:
-        tracemalloc.stop()
-    assert peak < 32 * labels.size
-    share = np.where(labels > 0, np.float32(INSIDE), np.float32(1))
-    share[outlines(labels)] = 0
-    for rows in (slice(0, 30), slice(820, 860), slice(4470, 4500)):  # at the ends, and where two bands meet
-        grey = stretched(frame.mean(axis=0))[rows, :, None]
-        part = share[rows, :, None]
-        expected = ((grey * part + COLOURS[labels[rows] % len(COLOURS)] * (1 - part)) * 255).astype(np.uint8)
-        np.testing.assert_array_equal(picture[rows], expected)

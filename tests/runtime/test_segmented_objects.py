@@ -9,7 +9,7 @@ import pytest
 from tests.conftest import small_spec
 from unetrt.runtime import Segmenter, instances
 from unetrt.runtime.errors import FrameError, OptionError, SessionClosedError
-from unetrt.runtime.model.objects import confidence
+from unetrt.runtime.model.confidence import confidence
 from unetrt.runtime.model.spec import CORE_CLASSES, Decoding
 from unetrt.runtime.pixels.normalisation import Normalisation
 from unetrt.runtime.segment import _decoder as module

@@ -28,9 +28,9 @@ from unetrt.runtime.files.outputs.label_tiff import write_labels
 from unetrt.runtime.files.outputs.pictures import write_png
 from unetrt.runtime.files.sources import list_images
 from unetrt.runtime.machine import processor
-from unetrt.runtime.model.objects import overlay
 from unetrt.runtime.model.onnx_file import bundled_path
 from unetrt.runtime.model.spec import ModelSpec
+from unetrt.runtime.pixels.drawing import overlay
 from unetrt.runtime.segment.segmenter import Segmenter
 from unetrt.trainer import checkpoint as checkpoints
 from unetrt.trainer.drawn_cells import Drawing, draw

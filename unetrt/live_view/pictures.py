@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from unetrt.runtime import LiveResult
 from unetrt.runtime.errors import FrameError
-from unetrt.runtime.model.objects import COLOURS, outlines, stretched
+from unetrt.runtime.pixels.drawing import COLOURS, outlines, stretched
 from unetrt.runtime.pixels.frames import as_array
 
 # Longest side of a picture, in pixels: the area of a screen beside the plots.

@@ -11,7 +11,7 @@ from PIL import Image, ImageDraw, ImageFont
 from unetrt.runtime.errors import printable
 from unetrt.runtime.files.atomic import whole_file
 from unetrt.runtime.files.outputs.labelled_image import LabelledImage
-from unetrt.runtime.model.objects import overlay
+from unetrt.runtime.pixels.drawing import overlay
 
 Array = NDArray[Any]
 
