@@ -131,6 +131,18 @@ def compiled_library(library, *arguments):
     return library
 
 
+@pytest.fixture
+def small_disk(tmp_path):
+    """A file system of 20 MiB."""
+    place = tmp_path / "disk"
+    place.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", "size=20m", "tmpfs", str(place)]
+    if not shutil.which("mount") or subprocess.run(command, capture_output=True, check=False).returncode:
+        pytest.skip("only root can make a small disk")
+    yield place
+    subprocess.run(["umount", str(place)], check=True)
+
+
 @pytest.fixture(scope="session")
 def drawn_folder(tmp_path_factory):
     """A folder with images/ and labels/: four drawn micrographs, of different sizes."""

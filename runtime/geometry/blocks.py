@@ -14,7 +14,7 @@ chunks divide that size has no chunk that two blocks write.
 All sizes are in pixels.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from math import gcd
@@ -25,6 +25,8 @@ from unetrt.runtime.errors import OptionError, shown
 from unetrt.runtime.geometry.plan import Axis, Tile, TilePlan, is_size
 
 Size = tuple[int, int]
+# Rows and columns of a frame.
+Part = tuple[slice, slice]
 
 
 @dataclass(frozen=True)
@@ -52,7 +54,12 @@ class Block:
         """Height and width of the block."""
         return self.rows.stop - self.rows.start, self.columns.stop - self.columns.start
 
-    def around(self, margin: int) -> tuple[slice, slice]:
+    @property
+    def part(self) -> Part:
+        """The rows and columns of the block."""
+        return self.rows, self.columns
+
+    def around(self, margin: int) -> Part:
         """Return the rows and columns of the block with up to `margin` pixels on each side, within the frame."""
         return tuple(  # type: ignore[return-value]
             slice(max(0, part.start - margin), min(length, part.stop + margin))
@@ -60,7 +67,7 @@ class Block:
         )
 
     @cached_property
-    def window(self) -> tuple[slice, slice]:
+    def window(self) -> Part:
         """The rows and columns of the frame that the tiles of the block read, those mirrored included."""
         return _read(self.axes[0]), _read(self.axes[1])
 
@@ -143,6 +150,32 @@ class BlockPlan(Sequence[Block]):
             for size, count in zip(self.size, self.shape, strict=True)
         )
         return tuple(sides)  # type: ignore[return-value]
+
+
+def covering(plan: TilePlan, part: Part) -> Block:
+    """Return the smallest block of whole tiles of a plan that holds a part of its frame, its rows and columns."""
+    axes = [
+        tuple(axis for axis in axes if _meets((axis,), side))
+        for axes, side in zip((plan.rows, plan.columns), part, strict=True)
+    ]
+    rows, columns = (slice(side[0].core.start, side[-1].core.stop) for side in axes)
+    return Block(0, rows, columns, plan.frame, (axes[0], axes[1]))
+
+
+def relative(part: Part, to: Part) -> Part:
+    """Return the rows and columns of a part of a frame in an array that holds another part of it."""
+    rows, columns = (
+        slice(one.start - other.start, one.stop - other.start) for one, other in zip(part, to, strict=True)
+    )
+    return rows, columns
+
+
+def spanning(parts: Iterable[Part]) -> Part:
+    """Return the smallest part of a frame that holds others."""
+    rows, columns = (
+        slice(min(one.start for one in sides), max(one.stop for one in sides)) for sides in zip(*parts, strict=True)
+    )
+    return rows, columns
 
 
 def _meets(axes: tuple[Axis, ...], part: slice) -> bool:

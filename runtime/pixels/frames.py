@@ -6,7 +6,7 @@ shape, and `as_frame` checks dtype and pixels of one frame that was read. `is_na
 may be channels.
 """
 
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -88,16 +88,30 @@ def split_axes(shape: tuple[int, ...], channels: int) -> tuple[tuple[int, ...], 
     return tuple(shape[:-axes]), (shape[-2], shape[-1])
 
 
-def as_frame(read: Any, channels: int) -> Array:
-    """Return one frame as an array (C, H, W), bool as uint8; raises FrameError for other dtypes and unusable pixels."""
+def as_frame(read: Any, channels: int, place: tuple[int, int] = (0, 0)) -> Array:
+    """Return one frame as an array (C, H, W), bool as uint8; raises FrameError for other dtypes and unusable pixels.
+
+    For a part of a frame, `place` is the row and the column of the frame at which it begins, for the error.
+    """
+    frame = as_planes(read, channels)
+    if frame.dtype.kind == "f":
+        require_finite(frame, place)
+    return frame
+
+
+def as_planes(read: Any, channels: int) -> Array:
+    """Return one frame as `as_frame` does, without a look at its pixels."""
     frame = as_array(read)
     if frame.dtype == bool:
         frame = frame.view(np.uint8)
-    if frame.dtype.kind not in "uif":
-        raise FrameError(f"the image is {frame.dtype}: use an integer or float dtype, such as uint8, uint16, float32")
-    if frame.dtype.kind == "f":
-        require_finite(frame)
+    require_numbers(frame.dtype)
     return frame.reshape(channels, *frame.shape[-2:])
+
+
+def require_numbers(dtype: np.dtype[Any]) -> None:
+    """Raise FrameError unless pixels are integers or floats."""
+    if dtype.kind not in "uif":
+        raise FrameError(f"the image is {dtype}: use an integer or float dtype, such as uint8, uint16, float32")
 
 
 def as_array(given: Any) -> Array:
@@ -122,19 +136,60 @@ def require_raw(given: np.dtype[Any], dtype: str) -> None:
         )
 
 
-def require_finite(frame: Array) -> None:
+def require_finite(frame: Array, place: tuple[int, int] = (0, 0)) -> None:
     """Raise FrameError if a float frame (..., H, W) holds NaN, infinity or values beyond float32.
 
-    The message says which of them, how many pixels, and where the first is.
+    The message says which of them, how many pixels, and where the first is; `place` is the row and the column at which
+    the array begins.
     """
+    if (found := find_unusable(frame)) is not None:
+        raise found.moved(place).error()
+
+
+class Unusable(NamedTuple):
+    """Pixels of a frame that a network cannot compute with.
+
+    Attributes
+    ----------
+    count
+        Number of them.
+    first
+        Index of the first in C order, of which the last two numbers are row and column.
+    not_finite, large
+        Whether some are NaN or infinite, and whether some are finite and beyond float32.
+    """
+
+    count: int
+    first: tuple[int, ...]
+    not_finite: bool
+    large: bool
+
+    def moved(self, place: tuple[int, int]) -> "Unusable":
+        """Return the same for a frame of which the array, from that row and column on, is a part."""
+        *plane, row, column = self.first
+        return self._replace(first=(*plane, row + place[0], column + place[1]))
+
+    def merged(self, other: "Unusable | None") -> "Unusable":
+        """Return the sum of two parts of a frame."""
+        if other is None:
+            return self
+        first, kinds = min(self.first, other.first), (self.not_finite or other.not_finite, self.large or other.large)
+        return Unusable(self.count + other.count, first, *kinds)
+
+    def error(self) -> FrameError:
+        """Return the error to raise."""
+        return unusable(self.count, *self.first[-2:], not_finite=self.not_finite, large=self.large)
+
+
+def find_unusable(frame: Array) -> Unusable | None:
+    """Return the pixels of a float frame (..., H, W) that are NaN, infinite or beyond float32; None without any."""
     # The network computes in float32, where a larger float64 is infinite.
     usable = np.isfinite(frame) if frame.itemsize <= 4 else np.abs(frame) <= LARGEST
     if usable.all():
-        return
+        return None
     bad = np.argwhere(~usable)
-    row, column = bad[0][-2:]
     finite = np.isfinite(frame[~usable])
-    raise unusable(len(bad), row, column, not_finite=not finite.all(), large=bool(finite.any()))
+    return Unusable(len(bad), tuple(bad[0].tolist()), not finite.all(), bool(finite.any()))
 
 
 def unusable(count: int, row: int, column: int, *, not_finite: bool = True, large: bool = False) -> FrameError:
@@ -180,7 +235,22 @@ def array_of(given: Any) -> Any:
     return given if indexed and isinstance(getattr(given, "shape", None), tuple) else as_array(given)
 
 
-def labels_for(image: Any, out: Any, shape: tuple[int, ...]) -> NDArray[np.uint8] | DeviceArray:
+class LabelStore(Protocol):
+    """The interface of labels that are not in memory; Zarr and HDF5 arrays have it."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Sizes of all axes, (..., H, W)."""
+
+    @property
+    def dtype(self) -> Any:
+        """uint8."""
+
+    def __setitem__(self, index: Any, labels: Any, /) -> None:
+        """Write a part of the labels; `index` has an integer for each axis of the stack, then two slices."""
+
+
+def labels_for(image: Any, out: Any, shape: tuple[int, ...]) -> NDArray[np.uint8] | DeviceArray | LabelStore:
     """Return the array that the labels of an image are written to: `out`, or a new array on the host if that is None.
 
     Parameters
@@ -203,12 +273,26 @@ def labels_for(image: Any, out: Any, shape: tuple[int, ...]) -> NDArray[np.uint8
     if not isinstance(out, np.ndarray) and hasattr(out, "__dlpack__"):
         out = np.from_dlpack(out)  # the same memory
     if not isinstance(out, np.ndarray):
-        raise FrameError(f"out is a {type(out).__name__}: give a numpy array, or an array on the segmenter's GPU")
+        return _label_store(out, image, shape)
     _require(out.shape == shape and out.dtype == np.uint8 and out.flags.writeable, out, shape)
     if isinstance(image, np.ndarray) and np.may_share_memory(out, image):
         raise _shared()
     labels: NDArray[np.uint8] = out
     return labels
+
+
+def _label_store(out: Any, image: Any, shape: tuple[int, ...]) -> LabelStore:
+    if isinstance(image, DeviceArray) or not all(hasattr(out, name) for name in ("shape", "dtype", "__setitem__")):
+        stored = "" if isinstance(image, DeviceArray) else "a Zarr or HDF5 array, "
+        raise FrameError(
+            f"out is a {type(out).__name__}: give a numpy array, {stored}or an array on the segmenter's GPU"
+        )
+    fits = tuple(out.shape) == shape and str(out.dtype) == "uint8" and not getattr(out, "read_only", False)
+    _require(fits, out, shape)
+    if out is image:
+        raise _shared()
+    store: LabelStore = out
+    return store
 
 
 def _require_on_device(out: DeviceArray, image: Any, shape: tuple[int, ...]) -> None:

@@ -14,8 +14,9 @@ brackets each rank between two grey values, the number of pixels below each prov
 the few pixels inside are sorted. If the sample is misleading, the histogram is used: slower, but equally exact.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from math import ceil, floor, sqrt
 from statistics import NormalDist
 from typing import Annotated, Any, Literal, NamedTuple, get_args
@@ -183,22 +184,35 @@ def percentiles(channel: NDArray[Any], ranks: tuple[float, ...]) -> tuple[float,
 
     Exact for every dtype.
     """
-    at = [rank / 100 * (channel.size - 1) for rank in ranks]
-    below = [int(position) for position in at]
-    above = [min(position + 1, channel.size - 1) for position in below]
-    value = order_statistics(np.asarray(channel).ravel(), sorted({*below, *above}))
-    return tuple(
-        value[lower] + (value[upper] - value[lower]) * (position - lower)
-        for position, lower, upper in zip(at, below, above, strict=True)
-    )
+    flat = np.asarray(channel).ravel()
+    return interpolated(ranks, flat.size, partial(order_statistics, flat))
+
+
+def interpolated(
+    ranks: Sequence[float], pixels: int, values_at: Callable[[list[int]], Mapping[int, float]]
+) -> tuple[float, ...]:
+    """Return percentiles (0 to 100) of a number of pixels, from the values at the ranks of `neighbours`."""
+    value = values_at(neighbours(ranks, pixels))
+    places = [(at, int(at), min(int(at) + 1, pixels - 1)) for at in _positions(ranks, pixels)]
+    return tuple(value[lower] + (value[upper] - value[lower]) * (at - lower) for at, lower, upper in places)
+
+
+def neighbours(ranks: Sequence[float], pixels: int) -> list[int]:
+    """Return the ranks, ascending from 0, of the sorted pixels between which percentiles (0 to 100) lie."""
+    below = [int(at) for at in _positions(ranks, pixels)]
+    return sorted({*below, *(min(rank + 1, pixels - 1) for rank in below)})
+
+
+def _positions(ranks: Sequence[float], pixels: int) -> list[float]:
+    return [rank / 100 * (pixels - 1) for rank in ranks]
 
 
 def mean_and_deviation(channel: NDArray[Any]) -> tuple[float, float]:
-    """Return mean and standard deviation of an array of any shape; for uint8 and uint16 from exact sums."""
-    if not _is_countable(channel):
+    """Return mean and standard deviation of an array of any shape; for integers from exact sums."""
+    if channel.dtype.kind == "f":
         return float(channel.mean(dtype=np.float64)), float(channel.std(dtype=np.float64))
     flat = np.asarray(channel).ravel()
-    return from_sums(*_sums(flat), flat.size)
+    return from_sums(*exact_sums(flat), flat.size)
 
 
 def from_sums(total: int, squares: int, pixels: int) -> tuple[float, float]:
@@ -228,13 +242,32 @@ def histogram(flat: NDArray[Any]) -> NDArray[np.intp]:
     return counts
 
 
-def _sums(flat: NDArray[Any]) -> tuple[int, int]:
-    """Return the sum of uint8 or uint16 values and of their squares: faster than from a histogram."""
+def exact_sums(flat: NDArray[Any]) -> tuple[int, int]:
+    """Return the sum of integers of any dtype and of their squares: faster than from a histogram."""
+    if not _is_countable(flat):
+        return _sums_of_digits(flat)
     total = squares = 0
     for block in _blocks(flat, np.uint32):
         total += int(block.sum(dtype=np.uint64))
         np.multiply(block, block, out=block)  # 65535 squared fits uint32
         squares += int(block.sum(dtype=np.uint64))
+    return total, squares
+
+
+def _sums_of_digits(flat: NDArray[Any]) -> tuple[int, int]:
+    """Return the sum of integers and of their squares, from those of their digits to base 2^16.
+
+    A product of two digits has at most 32 bits, so that int64 holds the sum of a block's products.
+    """
+    count = max(1, flat.dtype.itemsize // 2)
+    total = squares = 0
+    for block in _blocks(flat, np.uint64 if flat.dtype.kind == "u" else np.int64):
+        # The highest digit keeps the sign.
+        digits = np.array([block >> 16 * at if at == count - 1 else block >> 16 * at & 0xFFFF for at in range(count)])
+        digits = digits.astype(np.int64, copy=False)
+        products = digits @ digits.T
+        total += sum(int(digit.sum()) << 16 * at for at, digit in enumerate(digits))
+        squares += sum(int(product) << 16 * (row + column) for (row, column), product in np.ndenumerate(products))
     return total, squares
 
 

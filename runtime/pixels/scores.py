@@ -85,6 +85,15 @@ class Symmetry:
         """Return height and width after `apply`, from those before."""
         return (size[1], size[0]) if self.transpose else size
 
+    def part(self, part: tuple[slice, slice], size: Size) -> tuple[slice, slice]:
+        """Return the rows and columns, after `apply` to a frame of a size, of a part of that frame."""
+        return self._flipped_part(part[::-1] if self.transpose else part, self.size(size))
+
+    def part_before(self, part: tuple[slice, slice], size: Size) -> tuple[slice, slice]:
+        """Return the rows and columns, before `apply` to a frame of a size, of a part of the transformed frame."""
+        flipped = self._flipped_part(part, self.size(size))
+        return flipped[::-1] if self.transpose else flipped
+
     def apply(self, planes: Array) -> Array:
         """Return a transformed view of planes (..., H, W): (..., H, W) or (..., W, H)."""
         return self._flipped(planes.swapaxes(-2, -1) if self.transpose else planes)
@@ -93,6 +102,13 @@ class Symmetry:
         """Return the view that undoes `apply`."""
         flipped = self._flipped(planes)
         return flipped.swapaxes(-2, -1) if self.transpose else flipped
+
+    def _flipped_part(self, part: tuple[slice, slice], size: Size) -> tuple[slice, slice]:
+        rows, columns = (
+            slice(length - side.stop, length - side.start) if flip else side
+            for side, length, flip in zip(part, size, self.flips, strict=True)
+        )
+        return rows, columns
 
     def _flipped(self, planes: Array) -> Array:
         flipped: Array = np.flip(planes, tuple(axis for axis, flip in zip((-2, -1), self.flips, strict=True) if flip))
@@ -129,13 +145,14 @@ class Mean:
         """Return an array (classes, h, w) for the scores of a copy with that height and width."""
         return self._out if self._copies == 1 else np.empty((len(self._out), *size), np.float32)
 
-    def add(self, copy: Symmetry, scores: Scores) -> None:
-        """Add the scores of a copy, an array from `room`."""
+    def add(self, copy: Symmetry, scores: Scores, part: tuple[slice, slice] | None = None) -> None:
+        """Add the scores of a copy, an array from `room`; `part` is the part of it that counts, all by default."""
         require_sound(self._spec, scores)
         if self._spec.head == "logits":
             softmax(scores)
         if scores is not self._out:
-            share = copy.undo(scores) / np.float32(self._copies)
+            counted = scores if part is None else scores[:, *part]
+            share = copy.undo(counted) / np.float32(self._copies)
             self._out[:] = self._out + share if self._added else share
         self._added += 1
         if self._added == self._copies:

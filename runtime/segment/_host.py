@@ -2,7 +2,8 @@
 
 A call for labels or probabilities, `HostCall`, yields `TileJob`s: a tile, and the `FramePass` that it belongs to. A
 `FramePass` has a source, where tiles are cut from, and a sink, where results go; either may also be on a GPU
-(`unetrt.runtime.segment._device`). The segmenter's `TileLoop` takes the jobs through the lanes.
+(`unetrt.runtime.segment._device`). `TileLoop` takes the jobs through the lanes. A `BlockPass` yields the tiles of one
+block of a frame, for frames that are not in memory as a whole.
 
 Cutting and stitching take several passes over a tile. They work strip by strip, so that all but the first pass find the
 strip in the processor's cache.
@@ -10,6 +11,7 @@ strip in the processor's cache.
 
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from math import prod
@@ -19,7 +21,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from unetrt.runtime.errors import FrameError
-from unetrt.runtime.geometry.plan import Tile
+from unetrt.runtime.geometry.blocks import Block, Part, covering, relative, spanning
+from unetrt.runtime.geometry.plan import Tile, TilePlan
 from unetrt.runtime.model.spec import ModelSpec
 from unetrt.runtime.pixels.frames import as_frame, require_raw
 from unetrt.runtime.pixels.normalisation import Affine, Measure
@@ -179,7 +182,8 @@ class HostCall:
             frame, affine = self._measured(index, timings)
             last = partial(self._finish, index, timings, begin)
             if len(self.copies) == 1 and self.scores is None and not self.probabilities:
-                yield from jobs_of(self.spec, frame, affine, into_labels(self.spec, self.labels[index]), timings, last)
+                plan = self.spec.plan(frame.shape[-2:])
+                yield from jobs_of(plan, frame, affine, into_labels(self.spec, self.labels[index]), timings, last)
             else:
                 yield from self._averaged(frame, affine, index, timings, last)
 
@@ -189,10 +193,8 @@ class HostCall:
             self.written(index, scores)
 
     def _measured(self, index: tuple[int, ...], timings: Timings) -> tuple[Array, Affine | None]:
-        try:
+        with frame_named(index):
             return measured(self.spec, self.image[index], timings, self.measure)
-        except FrameError as error:
-            raise FrameError(f"frame {', '.join(map(str, index))}: {error}" if index else str(error)) from error
 
     def _averaged(
         self, frame: Array, affine: Affine | None, index: Any, timings: Timings, last: Callable[..., None]
@@ -202,11 +204,80 @@ class HostCall:
             out = self.scores[index]
         else:
             out = np.empty((len(self.spec.classes), *self.labels.shape[-2:]), np.float32)
-        mean = Mean(self.spec, len(self.copies), out, self.labels[index], partial(last, out))
-        for copy in self.copies:
-            turned = copy.apply(frame)
-            room = mean.room(turned.shape[-2:])
-            yield from jobs_of(self.spec, turned, affine, partial(_into, room), timings, partial(mean.add, copy, room))
+        height, width = frame.shape[-2:]
+        whole = slice(0, height), slice(0, width)
+        block = covering(self.spec.plan((height, width)), whole)
+        part = BlockPass(self.spec, block, frame, whole, affine, timings)
+        yield from part.averaged(self.copies, out, self.labels[index], partial(last, out))
+
+
+@contextmanager
+def frame_named(index: tuple[int, ...]) -> Iterator[None]:
+    """Name the frame of a stack in a FrameError."""
+    try:
+        yield
+    except FrameError as error:
+        raise FrameError(f"frame {', '.join(map(str, index))}: {error}" if index else str(error)) from error
+
+
+class BlockPass(NamedTuple):
+    """The passes that compute one block of a frame.
+
+    Attributes
+    ----------
+    spec
+        The model's spec.
+    block
+        A block of the spec's plan for the frame.
+    pixels
+        Raw grey values (C, h, w) of a part of the frame that holds the window of `window_of`.
+    window
+        That part, its rows and columns.
+    affine
+        The normalisation of the whole frame; None where the graph normalises.
+    timings
+        Sums of the frame's phases.
+    """
+
+    spec: ModelSpec
+    block: Block
+    pixels: Array
+    window: Part
+    affine: Affine | None
+    timings: Timings
+
+    def classes(self, labels: Labels, last: Callable[[], None]) -> Iterator[TileJob]:
+        """Yield the tiles of the block; labels (h, w) are written, then `last` is called."""
+        pixels = self.pixels[:, *relative(self.block.window, self.window)]
+        tiles = list(self.block.tiles)
+        yield from jobs_of(tiles, pixels, self.affine, into_labels(self.spec, labels), self.timings, last)
+
+    def averaged(
+        self, copies: tuple[Symmetry, ...], scores: Scores, labels: Labels, last: Callable[[], None]
+    ) -> Iterator[TileJob]:
+        """Yield the tiles of all copies of the frame that the block needs.
+
+        Mean probabilities (classes, h, w) and labels (h, w) of the block are written, then `last` is called.
+        """
+        mean = Mean(self.spec, len(copies), scores, labels, last)
+        frame = self.block.frame
+        for copy in copies:
+            turned = turned_block(self.spec, self.block, copy)
+            window = relative(copy.part_before(turned.window, frame), self.window)
+            pixels, room = copy.apply(self.pixels[:, *window]), mean.room(turned.size)
+            part = relative(copy.part(self.block.part, frame), turned.part)
+            add = partial(mean.add, copy, room, part)
+            yield from jobs_of(list(turned.tiles), pixels, self.affine, partial(_into, room), self.timings, add)
+
+
+def turned_block(spec: ModelSpec, block: Block, copy: Symmetry) -> Block:
+    """Return the tiles of a transformed copy of a frame that hold the pixels of a block."""
+    return covering(spec.plan(copy.size(block.frame)), copy.part(block.part, block.frame))
+
+
+def window_of(spec: ModelSpec, block: Block, copies: tuple[Symmetry, ...]) -> Part:
+    """Return the rows and columns of a frame that the tiles of a block read, in all copies of the frame."""
+    return spanning(copy.part_before(turned_block(spec, block, copy).window, block.frame) for copy in copies)
 
 
 def measured(
@@ -225,19 +296,24 @@ def measured(
 
 
 def jobs_of(
-    spec: ModelSpec, frame: Array, affine: Affine | None, stitch: Stitch, timings: Timings, finish: Callable[[], None]
+    tiles: TilePlan | list[Tile],
+    frame: Array,
+    affine: Affine | None,
+    stitch: Stitch,
+    timings: Timings,
+    finish: Callable[[], None],
 ) -> Iterator[TileJob]:
-    """Return the tiles of a frame (C, H, W); `stitch` writes each, and `finish` is called after the last."""
-    plan = spec.plan(frame.shape[-2:])
-    frame_pass = FramePass(HostSource(frame, affine), HostSink(stitch), len(plan), finish, timings)
-    return (TileJob(tile, frame_pass) for tile in plan)
+    """Return tiles of a frame (C, H, W); `stitch` writes each, and `finish` is called after the last."""
+    frame_pass = FramePass(HostSource(frame, affine), HostSink(stitch), len(tiles), finish, timings)
+    return (TileJob(tile, frame_pass) for tile in tiles)
 
 
 def scores_jobs(spec: ModelSpec, read: Any, scores: Scores) -> Iterator[TileJob]:
     """Yield the tiles of one frame, whose scores are written to `scores` (classes, H, W) without conversion."""
     timings = Timings()
     frame, affine = measured(spec, read, timings)
-    yield from jobs_of(spec, frame, affine, partial(_into, scores), timings, _nothing)
+    plan = spec.plan(frame.shape[-2:])
+    yield from jobs_of(plan, frame, affine, partial(_into, scores), timings, _nothing)
 
 
 def into_labels(spec: ModelSpec, labels: Labels) -> Stitch:

@@ -19,7 +19,7 @@ from unetrt.runtime.cuda.driver import Extent
 from unetrt.runtime.errors import FrameError
 from unetrt.runtime.geometry.plan import Tile
 from unetrt.runtime.pixels.frames import unusable
-from unetrt.runtime.pixels.normalisation import Affine, Normalisation, from_sums
+from unetrt.runtime.pixels.normalisation import Affine, Normalisation, from_sums, interpolated
 
 NAMES = ("cut", "histogram", "stitch_labels", "not_finite")
 # A warp along a row, for coalesced access; 256 threads fill every GPU since compute capability 7.5.
@@ -189,17 +189,13 @@ def _limits(normalisation: Normalisation, counts: NDArray[np.int64]) -> tuple[fl
     """Return the grey value that becomes 0, and its distance to the one that becomes 1."""
     if normalisation.mode == "zscore":
         return _mean_and_deviation(counts)
-    low, high = (_percentile(counts, rank) for rank in (normalisation.low, normalisation.high))
-    return low, high - low
-
-
-def _percentile(counts: NDArray[np.int64], rank: float) -> float:
     upto = np.cumsum(counts)
-    last = int(upto[-1]) - 1
-    position = rank / 100 * last
-    below = int(position)
-    lower, upper = (float(np.searchsorted(upto, at, side="right")) for at in (below, min(below + 1, last)))
-    return lower + (upper - lower) * (position - below)
+
+    def values_at(ranks: list[int]) -> dict[int, float]:
+        return dict(zip(ranks, np.searchsorted(upto, ranks, side="right").astype(float).tolist(), strict=True))
+
+    low, high = interpolated((normalisation.low, normalisation.high), int(upto[-1]), values_at)
+    return low, high - low
 
 
 def _mean_and_deviation(counts: NDArray[np.int64]) -> tuple[float, float]:

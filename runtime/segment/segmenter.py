@@ -1,7 +1,7 @@
 """The segmenter: frames of any size in, label maps without seams out.
 
-`Segmenter.segment` makes a call (`HostCall`, or `DeviceCall` for arrays on a GPU) that yields the tiles of its frames,
-and `TileLoop` runs them through the lanes of the session.
+`Segmenter.segment` makes a call that yields the tiles of its frames, and `TileLoop` runs them through the lanes of the
+session: a `HostCall`, a `StoredCall` for images and labels that are not in memory, a `DeviceCall` for arrays on a GPU.
 
 `Segmenter.objects` numbers the objects of each frame too, in a `PlaneDecoder`, while the next frame is computed.
 
@@ -12,15 +12,12 @@ and `TileLoop` runs them through the lanes of the session.
 import os
 import threading
 import time
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack, suppress
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass
-from itertools import islice
 from math import prod
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,22 +25,22 @@ from numpy.typing import NDArray
 from unetrt.runtime.closing import Closable
 from unetrt.runtime.cuda.arrays import DeviceArray
 from unetrt.runtime.errors import FrameError, OptionError, SessionClosedError, shown
-from unetrt.runtime.model.confidence import confidence
-from unetrt.runtime.model.objects import GROUP, instances, require_min_area
+from unetrt.runtime.geometry.blocks import Block, Part
+from unetrt.runtime.model.objects import require_min_area
 from unetrt.runtime.model.onnx_file import resolved
-from unetrt.runtime.model.spec import ModelSpec
-from unetrt.runtime.pixels.frames import ArrayLike, array_of, labels_for, split_axes
-from unetrt.runtime.pixels.normalisation import Measure
+from unetrt.runtime.pixels.frames import ArrayLike, LabelStore, array_of, labels_for, split_axes
+from unetrt.runtime.pixels.normalisation import Affine, Measure
 from unetrt.runtime.pixels.scores import ONCE, SQUARE
-from unetrt.runtime.segment._host import HostCall, Scores, TileJob, Written, scores_jobs
-from unetrt.runtime.sessions import AUTO, Lane, Session, open_session
+from unetrt.runtime.segment._blocks import LARGE, StoredCall, block_pass, is_stored, require_block
+from unetrt.runtime.segment._decoder import PlaneDecoder
+from unetrt.runtime.segment._host import HostCall, TileJob, Written, scores_jobs, window_of
+from unetrt.runtime.segment._loop import TileLoop
+from unetrt.runtime.sessions import AUTO, Session, open_session
 from unetrt.runtime.sessions.retile import frame_size, model_for
-from unetrt.runtime.timings import Occupancy, Timings, named_range
+from unetrt.runtime.timings import Timings
 
 if TYPE_CHECKING:
     from unetrt.runtime.segment._device import DeviceCall, SideStream
-    from unetrt.runtime.sessions.cuda import CudaLane, Step
-
 
 # Called with the number of finished tiles and of all tiles.
 Progress = Callable[[int, int], None]
@@ -194,7 +191,7 @@ class Segmenter(Closable):
         self,
         image: ArrayLike,
         *,
-        out: NDArray[np.uint8] | None = None,
+        out: NDArray[np.uint8] | LabelStore | None = None,
         probabilities: bool = False,
         tta: bool = False,
         progress: Progress | None = None,
@@ -211,10 +208,14 @@ class Segmenter(Closable):
             the last three are (C, H, W); all axes before these form a stack, which is read frame by frame.
             A model of one channel refuses an image whose last axis is much shorter than the two before it, as in
             (512, 512, 5): it may be channels. Frames of that shape are segmented as (N, 1, H, W).
+            Frames of more than 2^25 pixels that are not numpy arrays in memory (Zarr, HDF5, dask, memory maps) are read
+            block by block: first to measure them, once or, for 32-bit and 64-bit pixels, up to four times, and then to
+            segment them. Memory does not grow with their size.
             An array on the session's GPU (of torch, CuPy, JAX and others, by DLPack or `__cuda_array_interface__`) is
             read there, without a copy to the host.
         out
-            uint8, (..., H, W): the array that labels are written to, on the host or on the session's GPU.
+            uint8, (..., H, W): the array that labels are written to, on the host or on the session's GPU; or an array
+            on disk that is written by slices (Zarr, HDF5), block by block.
         probabilities
             Whether to return the probabilities of all classes as well.
         tta
@@ -223,8 +224,9 @@ class Segmenter(Closable):
         progress
             Called with the number of finished tiles and of all tiles, after each batch, on the calling thread.
         measure
-            Called with each whole raw frame (C, H, W); returns the normalisation to use instead of the model's, such as
-            `Running.measure` for a stream. Only for frames on the host and models that do not take raw pixels.
+            Called with each whole raw frame (C, H, W), which is read into memory; returns the normalisation to use
+            instead of the model's, such as `Running.measure` for a stream. Only for frames on the host and models that
+            do not take raw pixels.
 
         Raises
         ------
@@ -252,14 +254,77 @@ class Segmenter(Closable):
             if measure is not None:
                 self._require_measurable(given, labels)
             scores = np.empty((*leading, len(self.spec.classes), *size), np.float32) if probabilities else None
-            call: HostCall | DeviceCall = (
-                self._on_device(given, labels, timings, probabilities or tta)
-                if isinstance(given, DeviceArray) or isinstance(labels, DeviceArray)
-                else HostCall(self.spec, given, labels, scores, SQUARE if tta else ONCE, timings, measure)
-            )
+            copies = SQUARE if tta else ONCE
+            call: HostCall | DeviceCall | StoredCall
+            if isinstance(given, DeviceArray) or isinstance(labels, DeviceArray):
+                call = self._on_device(given, labels, timings, probabilities or tta)
+            elif not isinstance(labels, np.ndarray) or (prod(size) > LARGE and is_stored(given)):
+                call = StoredCall(self.spec, given, labels, scores, copies, timings, measure)
+            else:
+                call = HostCall(self.spec, given, labels, scores, copies, timings, measure)
             self._run(call.jobs(), _counter(len(call), progress), timings)
         result: Any = labels if out is None else out
         return Segmentation(result, scores, timings)
+
+    def window_of(self, block: Block, *, tta: bool = False) -> Part:
+        """Return the rows and columns of a frame that `classify_block` needs for a block."""
+        require_block(self.spec, block)
+        return window_of(self.spec, block, SQUARE if tta else ONCE)
+
+    def classify_block(
+        self,
+        pixels: Any,
+        block: Block,
+        affine: Affine | None,
+        *,
+        probabilities: bool = False,
+        tta: bool = False,
+    ) -> Segmentation:
+        """Compute the class map of one block of a frame: the part of the frame's class map, bit for bit.
+
+        For frames that are larger than the memory, in any order and on any number of workers.
+
+        >>> from unetrt.runtime.geometry.blocks import BlockPlan
+        >>> blocks = BlockPlan(segmenter.spec.plan((height, width)), (2048, 2048))  # doctest: +SKIP
+        >>> rows, columns = segmenter.window_of(blocks[0])  # doctest: +SKIP
+        >>> segmenter.classify_block(image[rows, columns], blocks[0], affine).labels  # doctest: +SKIP
+
+        Parameters
+        ----------
+        pixels
+            Raw grey values of the window of the block (`window_of`), (C, h, w), or (h, w) for one channel: integers or
+            finite floats.
+        block
+            A block of a `BlockPlan` of the model's tile plan for the frame, ``spec.plan((H, W))``.
+        affine
+            The normalisation of the whole frame (`Normalisation.measure`, `FrameStatistics.affine`); None for a model
+            that takes raw pixels.
+        probabilities, tta
+            As for `segment`.
+
+        Raises
+        ------
+        FrameError
+            Shape, dtype or pixels do not fit the block; places are those of the frame.
+        OptionError
+            The block belongs to another plan, or `affine` does not fit the model; or as for `segment`.
+        UnetrtError
+            What `segment` raises.
+        """
+        timings = Timings(frames=[Timings()])
+        with timings.phase("total"):
+            copies = SQUARE if tta else ONCE
+            if probabilities or tta:
+                self._require_scores()
+            part = block_pass(self.spec, block, pixels, affine, copies, timings.frames[0])
+            labels: NDArray[np.uint8] = np.empty(block.size, np.uint8)
+            if probabilities or tta:
+                scores = np.empty((len(self.spec.classes), *block.size), np.float32)
+                jobs = part.averaged(copies, scores, labels, _nothing)
+            else:
+                scores, jobs = None, part.classes(labels, _nothing)
+            self._run(jobs, _counter(0, None), timings)
+        return Segmentation(labels, scores if probabilities else None, timings)
 
     def objects(
         self,
@@ -420,6 +485,10 @@ def _require_callable(**given: object) -> None:
             raise OptionError(f"{name} must be a function (got {shown(function)})")
 
 
+def _nothing() -> None:
+    pass
+
+
 def _counter(total: int, progress: Progress | None) -> Callable[[int], None]:
     """Return a function that adds finished tiles and reports their sum to a progress callback."""
     done = 0
@@ -431,195 +500,3 @@ def _counter(total: int, progress: Progress | None) -> Callable[[int], None]:
             progress(done, total)
 
     return add
-
-
-class PlaneDecoder(Closable):
-    """Decodes the class maps of a stack, in order, on one thread, while the next frames are computed.
-
-    Small planes are gathered, up to `GROUP` pixels, and decoded together. At most one plane or group waits while
-    another is decoded, besides those whose tiles are still in flight. An exception of the decoding is raised by `paced`
-    or `finish`. `close` ends the thread.
-
-    Parameters
-    ----------
-    spec
-        The model's spec.
-    classes
-        uint8, (..., H, W), of which a plane is complete when it is added.
-    min_area
-        As for `instances`.
-    confident
-        Whether the confidence of objects is measured.
-    timings
-        Timings of the call, of whose frames the phase `decode` is set.
-
-    Attributes
-    ----------
-    labels, count
-        int32 (..., H, W), and integers (...), to be written.
-    """
-
-    def __init__(
-        self, spec: ModelSpec, classes: NDArray[np.uint8], min_area: int, confident: bool, timings: Timings
-    ) -> None:
-        self.labels: NDArray[np.int32] = np.empty(classes.shape, np.int32)
-        self.count: NDArray[np.intp] = np.zeros(classes.shape[:-2], np.intp)
-        self._spec, self._classes, self._min_area, self._timings = spec, classes, min_area, timings
-        self._confidence: list[NDArray[np.float32]] | None = [] if confident else None
-        self._group = max(1, GROUP // max(1, prod(classes.shape[-2:])))
-        self._gathered: list[tuple[tuple[int, ...], Scores | None]] = []
-        self._pending: deque[Future[None]] = deque()
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="unetrt-decode")
-
-    @property
-    def confidence(self) -> NDArray[np.float32] | None:
-        """The confidence of the objects of all planes, one after another; None unless it was requested."""
-        return None if self._confidence is None else np.concatenate(self._confidence)
-
-    def add(self, index: tuple[int, ...], scores: Scores | None) -> None:
-        """Queue a plane, with its probabilities (classes, H, W) if the confidence is measured; never waits."""
-        self._gathered.append((index, scores))
-        if len(self._gathered) == self._group:
-            self._submit()
-
-    def paced(self, jobs: Iterable[TileJob]) -> Iterator[TileJob]:
-        """Yield the jobs; before those of another frame, wait until no plane waits."""
-        frame = None
-        for job in jobs:
-            if job.frame is not frame:
-                frame = job.frame
-                self._wait(1)
-            yield job
-
-    def finish(self) -> None:
-        """Decode the planes that are gathered, and wait for all."""
-        if self._gathered:
-            self._submit()
-        self._wait(0)
-        self._timings.decode = sum(frame.decode for frame in self._timings.frames)
-
-    def close(self) -> None:
-        """Drop the planes that wait, and end the thread."""
-        self._thread.shutdown(cancel_futures=True)
-
-    def _wait(self, left: int) -> None:
-        while len(self._pending) > left:
-            self._pending.popleft().result()
-
-    def _submit(self) -> None:
-        planes, self._gathered = self._gathered, []
-        self._pending.append(self._thread.submit(self._decode, planes))
-
-    def _decode(self, planes: list[tuple[tuple[int, ...], Scores | None]]) -> None:
-        """Decode planes that follow each other."""
-        begin = time.perf_counter()
-        first = int(np.ravel_multi_index(planes[0][0], self.count.shape)) if planes[0][0] else 0
-        which, size = slice(first, first + len(planes)), self._classes.shape[-2:]
-        with named_range("decode"):
-            # An axis between frames and rows: frames may be narrow.
-            classes = self._classes.reshape(-1, 1, *size)[which]
-            found = instances(classes, self._spec.decoding, self._min_area)[:, 0]
-            self.labels.reshape(-1, *size)[which] = found
-            self.count.reshape(-1)[which] = found.max((1, 2), initial=0)
-            for plane, (_, scores) in zip(found, planes, strict=True):
-                if self._confidence is not None and scores is not None:
-                    self._confidence.append(confidence(plane, scores, self._spec.decoding))
-        share = (time.perf_counter() - begin) / len(planes)
-        for frame in self._timings.frames[which]:
-            frame.add("decode", share)
-
-
-class TileLoop:
-    """The double-buffered loop: while lanes compute, the next batch is cut and the last result is stitched.
-
-    Tiles go through the lanes in order; a batch may hold tiles of several frames.
-
-    Parameters
-    ----------
-    lanes
-        At least one; nothing else uses them while `run` runs.
-
-    Attributes
-    ----------
-    occupancy
-        How long passes were in flight.
-    """
-
-    def __init__(self, lanes: Sequence[Lane]) -> None:
-        self.occupancy = Occupancy()
-        self._lanes = lanes
-        self._flying: deque[tuple[Lane, list[TileJob]]] = deque()
-
-    def run(self, jobs: Iterable[TileJob], finished: Callable[[int], None]) -> None:
-        """Compute all tiles.
-
-        Parameters
-        ----------
-        jobs
-            Advanced one by one, while the lanes compute earlier jobs.
-        finished
-            Called with the number of tiles of each batch after it is written.
-
-        Raises
-        ------
-        Exception
-            Any exception raised by `jobs`, a frame or a pass; no pass is left in flight.
-        """
-        free, rest = deque(self._lanes), iter(jobs)
-        self._lanes[0].restart_clock()
-        try:
-            while True:
-                if not free:
-                    free.append(self._finish(finished))
-                if not self._start(free[0], rest):
-                    break
-                free.popleft()
-            while self._flying:
-                self._finish(finished)
-        finally:
-            self._drain()
-
-    def _start(self, lane: Lane, jobs: Iterator[TileJob]) -> bool:
-        """Fill a lane and launch it; return False where no jobs are left."""
-        batch: list[TileJob] = []
-        before: list[Step | None] = []
-        for slot, job in enumerate(islice(jobs, len(lane.input))):
-            with job.frame.timings.phase("cut"):
-                before.append(job.frame.source.cut(job.tile, lane, slot))
-            batch.append(job)
-        if batch:
-            after = [job.frame.sink.place(job.tile, lane, slot) for slot, job in enumerate(batch)]
-            self._flying.append((lane, batch))  # before the launch: an interrupt may follow it at once
-            steps = list(filter(None, before)), list(filter(None, after))
-            if any(steps):  # only frames and labels on the device have them, and their lanes are on it
-                cast("CudaLane", lane).launch_with(*steps)
-            else:
-                lane.launch()
-        return bool(batch)
-
-    def _finish(self, finished: Callable[[int], None]) -> Lane:
-        lane, batch = self._flying[0]
-        begin = time.perf_counter()
-        lane.wait()
-        waited = time.perf_counter() - begin
-        self._flying.popleft()
-        self.occupancy.add(lane.passed)
-        for slot, (tile, frame) in enumerate(batch):
-            frame.timings.add("wait", waited / len(batch))
-            frame.timings.passed(lane.passed, 1 / len(batch))
-            frame.timings.tiles += 1
-            with frame.timings.phase("stitch"):
-                frame.stitch(tile, lane, slot)
-        finished(len(batch))
-        return lane
-
-    def _drain(self) -> None:
-        """Wait for all passes in flight, which read arrays that the next call fills."""
-        try:
-            while self._flying:
-                with suppress(Exception):  # an earlier error is being raised
-                    self._flying[0][0].wait()
-                self._flying.popleft()
-        except BaseException:  # another interrupt
-            self._drain()
-            raise

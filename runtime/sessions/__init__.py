@@ -244,8 +244,8 @@ class Backend:
 BACKENDS = (
     Backend("tensorrt", "tensorrt", gpu=True, runs_engines=True),
     Backend("onnxruntime-cuda", "onnxruntime_gpu", gpu=True, takes_options=True),
-    Backend("openvino", "openvino"),
-    Backend("onnxruntime", "onnxruntime"),
+    Backend("openvino", "openvino", takes_options=True),
+    Backend("onnxruntime", "onnxruntime", takes_options=True),
     Backend("numpy", "cpu", automatic=False, computes=False),
 )
 # Backends of earlier development versions -> their replacement.

@@ -7,10 +7,11 @@ twice the memory. An engine derives from `WorkerSession` and implements `compute
 pixel of a frame goes, and what the work around the network costs.
 """
 
+import re
 import time
 import weakref
 from abc import abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
@@ -19,7 +20,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from unetrt.runtime.errors import OutOfMemoryError, SessionClosedError
+from unetrt.runtime.errors import OptionError, OutOfMemoryError, SessionClosedError
 from unetrt.runtime.machine import format_bytes, free_memory
 from unetrt.runtime.model.onnx_file import read_spec
 from unetrt.runtime.model.safety import require_safe
@@ -31,6 +32,20 @@ Array = NDArray[Any]
 
 # A pass of fewer bytes is not compared with the free memory.
 SMALL = 1 << 28
+
+
+def require_options(options: Mapping[str, str]) -> None:
+    """Raise OptionError for an option that engines on the CPU do not have: they have `threads`, from 1."""
+    for name, value in options.items():
+        if name != "threads":
+            raise OptionError(f"engines on the CPU have no backend option {name!r:.60}: use threads")
+        if not (re.fullmatch("[0-9]{1,4}", value) and int(value) > 0):
+            raise OptionError(f"threads must be a whole number from 1 to 9999 (got {value!r:.60})")
+
+
+def threads_of(options: Mapping[str, str]) -> int:
+    """Return the threads of a pass that options name; 0: the engine's default."""
+    return int(options.get("threads", 0))
 
 
 def require_fitting(path: Path, memory: int | None = None) -> None:

@@ -20,7 +20,9 @@ from unetrt.runtime.errors import (
 )
 from unetrt.runtime.model.onnx_file import read_spec
 from unetrt.runtime.model.spec import INPUT, OUTPUT, ModelSpec
-from unetrt.runtime.sessions.cpu import Array, WorkerSession, require_fitting
+from unetrt.runtime.sessions.cpu import Array, WorkerSession, require_fitting, require_options, threads_of
+
+__all__ = ["OnnxRuntimeSession", "open_session", "probe", "require_options"]
 
 # An execution provider of ONNX Runtime, with its options.
 ProviderChoice = str | tuple[str, Mapping[str, str]]
@@ -116,9 +118,9 @@ def probe() -> str | None:
     return why_not_importable("onnxruntime", "ONNX Runtime", "cpu", "onnxruntime")
 
 
-def open_session(path: Path) -> "OnnxRuntimeSession":
+def open_session(path: Path, options: Mapping[str, str]) -> "OnnxRuntimeSession":
     """Load an ONNX file; raises ModelFileError where it is damaged or not a unetrt model."""
-    return OnnxRuntimeSession(path)
+    return OnnxRuntimeSession(path, threads_of(options))
 
 
 class OnnxRuntimeSession(WorkerSession):

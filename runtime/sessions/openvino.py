@@ -6,6 +6,7 @@ are tensors over the lane's arrays: nothing is copied.
 
 import os
 import sys
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from functools import cache
@@ -18,7 +19,9 @@ from unetrt.runtime.candidates import why_not_importable
 from unetrt.runtime.errors import InferenceError, ModelFileError, OutOfMemoryError, is_out_of_memory
 from unetrt.runtime.model.onnx_file import read_spec
 from unetrt.runtime.model.spec import ModelSpec
-from unetrt.runtime.sessions.cpu import Array, WorkerSession, require_fitting
+from unetrt.runtime.sessions.cpu import Array, WorkerSession, require_fitting, require_options, threads_of
+
+__all__ = ["OpenVinoSession", "has_bfloat16", "open_session", "probe", "require_options"]
 
 # What OpenVINO raises for a model; a name in a damaged file is not always UTF-8.
 FAILURES = (RuntimeError, TypeError, UnicodeDecodeError)
@@ -46,9 +49,9 @@ def probe() -> str | None:
     return why_not_importable("openvino", "OpenVINO", "cpu", "openvino", lambda _: _imported())
 
 
-def open_session(path: Path) -> "OpenVinoSession":
+def open_session(path: Path, options: Mapping[str, str]) -> "OpenVinoSession":
     """Load an ONNX file; raises ModelFileError where it is damaged or not a unetrt model."""
-    return OpenVinoSession(path)
+    return OpenVinoSession(path, threads_of(options))
 
 
 class OpenVinoSession(WorkerSession):

@@ -1,7 +1,5 @@
 """Labels on disks that are full, or stall."""
 
-import shutil
-import subprocess
 import time
 from contextlib import contextmanager, suppress
 from dataclasses import replace
@@ -53,18 +51,6 @@ def test_labels_lost_while_the_disk_was_full_are_reported_and_the_rest_is_stored
         writer.result(result_with(NOISE, 1))
     np.testing.assert_array_equal(positions_of(tmp_path / "l.ome.zarr")[0], [np.zeros_like(NOISE), NOISE])
     assert [row["outcome"] for row in rows_of(tmp_path / "l.csv")] == ["failed", "done"]
-
-
-@pytest.fixture
-def small_disk(tmp_path):
-    """A file system of 20 MiB."""
-    place = tmp_path / "disk"
-    place.mkdir()
-    command = ["mount", "-t", "tmpfs", "-o", "size=20m", "tmpfs", str(place)]
-    if not shutil.which("mount") or subprocess.run(command, capture_output=True, check=False).returncode:
-        pytest.skip("only root can make a small disk")
-    yield place
-    subprocess.run(["umount", str(place)], check=True)
 
 
 def test_a_tiff_on_a_full_disk_is_whole_and_goes_on_when_there_is_room(small_disk):

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from tests import requirements
-from unetrt.runtime.files.outputs.label_zarr import write_zarr
+from unetrt.runtime.files.outputs.label_zarr import Pyramid, write_metadata, write_zarr
 from unetrt.runtime.files.outputs.labelled_image import LabelledImage
 from unetrt.runtime.files.pixel_size import PixelSize
 
@@ -59,3 +59,21 @@ def test_labels_lie_over_the_image_at_the_right_scale(tmp_path, shape, axes, siz
     assert image[2] == objects[2]
     assert image[3][-1] == objects[3][-1] == unit
     assert objects[4] == labels.sum()
+
+
+@pytest.mark.parametrize("version", ["0.4", "0.5"])
+def test_labels_without_an_image_are_shown_at_the_right_scale(tmp_path, version):
+    """The image group refers to the arrays of the labels."""
+    pixels = np.zeros((2, 300, 320), np.uint32)
+    pixels[:, 5:20, 10:40] = 2**31 + 7
+    size = PixelSize(0.5, 0.25, 2)
+    labels = Pyramid(tmp_path / "a.ome.zarr", pixels.shape, "uint32", "ZYX", size, (128, 128), (256, 256), version)
+    labels.create()
+    labels.fill(pixels)
+    write_metadata(labels, "a")
+    image, objects = layers_of(tmp_path / "a.ome.zarr")
+    assert (image[0], objects[0]) == ("Image", "Labels")
+    assert image[1] == objects[1] == [2, 0.5, 0.25]
+    assert image[2] == objects[2]
+    assert image[3] == objects[3] == ["micrometer"] * 3
+    assert objects[4] == pixels.sum()

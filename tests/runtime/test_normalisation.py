@@ -162,11 +162,22 @@ def test_a_crowded_bracket_is_left_to_the_histogram():
     assert order_statistics(flat, [rank - 1, rank]) == {rank - 1: 0, rank: 1000}
 
 
-@given(st.sampled_from([np.uint8, np.uint16]).flatmap(lambda dtype: hnp.arrays(dtype, st.integers(1, 300))))
-def test_mean_and_deviation_are_exact(flat):
+INTEGERS = [f"{order}{kind}{size}" for order in "<>" for kind in "ui" for size in (1, 2, 4, 8)]
+
+
+@given(st.sampled_from(INTEGERS).flatmap(lambda dtype: hnp.arrays(dtype, st.integers(1, 300))))
+def test_mean_and_deviation_of_integers_are_exact(flat):
     mean, deviation = mean_and_deviation(flat)
-    assert mean == statistics.fmean(flat.tolist())
-    assert deviation == pytest.approx(statistics.pstdev(flat.tolist()), rel=1e-15, abs=0)
+    values = flat.tolist()
+    assert mean == sum(values) / len(values)  # Python's integers: rounded once
+    assert deviation == pytest.approx(statistics.pstdev(values), rel=1e-15, abs=0)
+
+
+@pytest.mark.parametrize("dtype", ["int8", "int32", "int64", "uint64"])
+def test_sums_of_the_largest_integers_do_not_overflow(dtype):
+    limits = np.iinfo(dtype)
+    for value in (limits.min, limits.max):
+        assert mean_and_deviation(np.full(3 * measuring.BLOCK, value, dtype)) == (float(value), 0)
 
 
 @given(hnp.arrays(np.uint16, st.integers(1, 300)))

@@ -291,12 +291,10 @@ def test_a_bound_that_a_user_gives_is_the_bound(bench, tiny_model):
 REFUSED = [
     (CUDA, {"prefer_nwhc": 1}, "no backend option 'prefer_nwhc': use one of arena_extend_strategy, .*prefer_nhwc"),
     (CUDA, {"device_id": 1}, "no backend option 'device_id': use one of"),
-    (
-        "onnxruntime",
-        {"prefer_nhwc": 1},
-        "onnxruntime has no backend options: omit prefer_nhwc, or use onnx.*-cuda",
-    ),
-    ("openvino", {"a": 1, "b": 2}, "openvino has no backend options: omit a, b, or use"),
+    ("onnxruntime", {"prefer_nhwc": 1}, "engines on the CPU have no backend option 'prefer_nhwc': use threads"),
+    ("openvino", {"a": 1, "b": 2}, "engines on the CPU have no backend option 'a': use threads"),
+    ("openvino", {"threads": 0}, "threads must be a whole number from 1 to 9999"),
+    ("onnxruntime", {"threads": "all"}, "threads must be a whole number from 1 to 9999"),
     ("auto", {"prefer_nhwc": 1}, r"backend options \(prefer_nhwc\) need a named backend: name one"),
 ]
 

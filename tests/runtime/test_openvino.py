@@ -15,6 +15,7 @@ from unetrt.export.exporter import Options, export
 from unetrt.export.gate import DEFAULTS
 from unetrt.runtime.errors import InferenceError, OutOfMemoryError
 from unetrt.runtime.segment.segmenter import Segmenter
+from unetrt.runtime.sessions import open_session
 from unetrt.runtime.sessions import openvino as session_module
 from unetrt.runtime.sessions.openvino import OpenVinoSession
 
@@ -215,3 +216,9 @@ def test_a_pass_that_fails_is_one_line(verified, said, kind):
         with pytest.raises(kind, match=r"^OpenVINO (ran out of memory: std::bad_alloc|failed: could not)") as caught:
             lane.wait()
     assert "\n" not in str(caught.value)
+
+
+def test_a_pass_has_as_many_threads_as_a_backend_option_says(tiny_model):
+    with open_session(tiny_model, "openvino", backend_options={"threads": 1}) as session:
+        compiled = session._request.get_compiled_model()
+        assert compiled.get_property("INFERENCE_NUM_THREADS") == 1

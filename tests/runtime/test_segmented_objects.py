@@ -12,7 +12,7 @@ from unetrt.runtime.errors import FrameError, OptionError, SessionClosedError
 from unetrt.runtime.model.confidence import confidence
 from unetrt.runtime.model.spec import CORE_CLASSES, Decoding
 from unetrt.runtime.pixels.normalisation import Normalisation
-from unetrt.runtime.segment import segmenter as module
+from unetrt.runtime.segment import _decoder as module
 from unetrt.runtime.sessions.cpu import CropSession, WorkerSession
 
 CORES = Decoding("cores", reach=4, bridge=1, smallest=3)

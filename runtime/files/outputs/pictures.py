@@ -17,6 +17,8 @@ Array = NDArray[Any]
 
 # Side of a sheet in pixels that is aimed at, and the smallest and largest side of an image on it.
 SHEET, SMALLEST, LARGEST = 2048, 64, 512
+# Largest side of an overview in pixels.
+OVERVIEW = 2048
 # Most images on a sheet, whose side is then 4096 pixels at most, without the captions.
 MOST = 4096
 # Height and least width of a caption, and gap between images, in pixels.
@@ -32,12 +34,29 @@ def write_png(path: str | Path, picture: NDArray[np.uint8]) -> None:
 
 def write_overlay(path: str | Path, image: LabelledImage) -> None:
     """Write the first frame in grey with its objects tinted and outlined, as a PNG."""
-    write_png(path, overlaid(image))
+    write_png(path, overlay(_grey(image, 0), image.planes[0]))
 
 
-def overlaid(image: LabelledImage) -> NDArray[np.uint8]:
-    """Return the first frame in grey with its objects tinted and outlined, (H, W, 3) uint8."""
-    return overlay(_grey(image, 0), image.planes[0])
+def overview_step(shape: tuple[int, ...]) -> int:
+    """Return the step in pixels at which rows and columns of a frame (..., H, W) are read for its `overview`.
+
+    >>> overview_step((2048, 2048)), overview_step((2049, 40000))
+    (1, 20)
+    """
+    return ceil(max(shape[-2:]) / OVERVIEW)
+
+
+def overview(labels: Array, frame: Array | None = None) -> NDArray[np.uint8]:
+    """Return a coarse copy of a large frame in grey with its objects tinted and outlined, (H, W, 3) uint8.
+
+    Parameters
+    ----------
+    labels
+        (H, W), integers: rows and columns 0, k, 2 k, ... of the labels, with k from `overview_step`.
+    frame
+        (C, H, W), the same pixels of the frame; None: black.
+    """
+    return overlay(_black(labels) if frame is None else frame, labels)
 
 
 def write_outlines(path: str | Path, image: LabelledImage) -> None:
@@ -57,7 +76,11 @@ def _grey(image: LabelledImage, number: int) -> Array:
     if image.frames is not None:
         frame: Array = image.frames[number]
         return frame
-    return np.zeros((1, *image.labels.shape[-2:]), np.uint8)
+    return _black(image.labels)
+
+
+def _black(labels: Array) -> Array:
+    return np.zeros((1, *labels.shape[-2:]), np.uint8)
 
 
 class OverlaySheet:
@@ -84,14 +107,23 @@ class OverlaySheet:
         self.left_out = 0
 
     def add(self, image: LabelledImage) -> None:
-        """Add an image."""
+        """Add an image; only a coarse copy of a large one is drawn."""
         if len(self._pictures) == MOST:
             self.left_out += 1
             return
-        picture = Image.fromarray(overlaid(image))
-        picture.thumbnail((self._side, self._side), Image.Resampling.BOX)
-        self._pictures.append(picture)
-        self.captions.append(f"{printable(image.name, 200)}: {_counted(image)}")
+        step = overview_step(image.labels.shape)
+        frame = None if image.frames is None else image.frames[0, :, ::step, ::step]
+        self.add_overview(image.name, _counted(image), overview(image.planes[0, ::step, ::step], frame))
+
+    def add_overview(self, name: str, content: str, picture: NDArray[np.uint8]) -> None:
+        """Add the `overview` of an image that is not in memory, with what it contains in words, as ``"3 objects"``."""
+        if len(self._pictures) == MOST:
+            self.left_out += 1
+            return
+        thumbnail = Image.fromarray(picture)
+        thumbnail.thumbnail((self._side, self._side), Image.Resampling.BOX)
+        self._pictures.append(thumbnail)
+        self.captions.append(f"{printable(name, 200)}: {content}")
 
     def write(self, path: str | Path) -> None:
         """Write the sheet as a PNG; writes nothing if no image was added."""
