@@ -199,9 +199,9 @@ def compare_files(
 def _images_of(path: Path, reading: Reading) -> dict[str, ImageSource]:
     """Return the images by name; `reading.series` picks one of each file with several, and leaves other files whole."""
     images = images_by_name(path)
-    if reading.series is not None and any(image.series is not None for image in images.values()):
-        return images_by_name(path, reading)
-    return images
+    if not any(image.series is not None for image in images.values()):
+        reading = replace(reading, series=None)
+    return images_by_name(path, reading) if reading.picks_images else images
 
 
 def _compare_planes(

@@ -210,7 +210,7 @@ def _beside(images_folder: Path, labels_folder: Path, reading: Reading) -> list[
     else:
         paired = _paired(images, labels, places)
     masks = _paired(images, ignored, (images_folder, folder / IGNORE), "mask", every=False)
-    if reading.series is not None:
+    if reading.picks_images:
         images = images_by_name(images_folder, reading)
     found = []
     for name, image in sorted(images.items()):

@@ -23,13 +23,23 @@ def require_sizes(series: tifffile.TiffPageSeries) -> None:
 
     The compression of the series is one of `SIZES`.
     """
-    keyframe = series.keyframe
-    size_of = SIZES[int(keyframe.compression)]
-    most = SLACK * prod(keyframe.chunks) + BLOCK
     for content in _headers(series):
-        height, width = size_of(content)
-        if height * width > most:
-            raise FrameError(f"has a tile of {height} x {width} pixels in place of {keyframe.chunks}: save it again")
+        require_size(series.keyframe, content)
+
+
+def require_size(keyframe: tifffile.TiffPage, content: bytes) -> None:
+    """Raise FrameError if the header of a strip or tile of a page declares far more pixels than the page.
+
+    Parameters
+    ----------
+    keyframe
+        The page, whose compression is one of `SIZES`.
+    content
+        The strip or tile, or its beginning.
+    """
+    height, width = SIZES[int(keyframe.compression)](content)
+    if height * width > SLACK * prod(keyframe.chunks) + BLOCK:
+        raise FrameError(f"has a tile of {height} x {width} pixels in place of {keyframe.chunks}: save it again")
 
 
 def _headers(series: tifffile.TiffPageSeries) -> Iterator[bytes]:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from importlib import import_module
 from math import inf, prod
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,6 +21,15 @@ from unetrt.runtime.errors import FrameError, OptionError, shown
 from unetrt.runtime.files.acquisitions import COMPANION, described_images
 from unetrt.runtime.files.atomic import require_regular
 from unetrt.runtime.files.pixel_size import PixelSize
+from unetrt.runtime.files.selection import (
+    Index,
+    Parts,
+    SelectedParts,
+    as_slice,
+    frame_slices,
+    name_patterns,
+    selected_ranges,
+)
 from unetrt.runtime.machine import format_bytes, free_memory
 from unetrt.runtime.pixels.frames import CHANNELS, NARROW, both_readings, is_narrow
 
@@ -37,6 +46,10 @@ ROOM = 2 * 2**30
 # Largest ratio of the memory of a larger image to the size of its files: micrographs compress by less, and Deflate, for
 # example, by up to 1032 (zlib.net/zlib_tech.html).
 COMPRESSION = 16
+# What is done about parts of an image that its files do not hold, such as chunks.
+Missing = Literal["refuse", "fill"]
+# The way to an image whose windows can be read.
+TILED = ", or save it in tiles, as with: bfconvert -tilex 512 -tiley 512 -compression zlib INPUT OUTPUT.ome.tif"
 # Memory in bytes that a frame takes at least: its timings and its place in the file.
 PER_FRAME = 1024
 
@@ -103,6 +116,12 @@ class Reading:
         others, and for files with one axis fewer, which has no channels; upper case. None: as files say.
     channel
         The channels to read from images (not from labels), in order: indices from 0, or names. Empty: all.
+    select
+        What is read of axes of frames, such as ``"T=0:10"`` or ``"Z=3"``, and patterns for the names of the images that
+        `list_images` returns, such as ``"plate/B/*"``. Empty: all.
+    missing_chunks
+        Whether chunks of Zarr, and strips and tiles of TIFF, that are not stored are an error, ``"refuse"``, or read as
+        the fill value of the array, mostly 0, ``"fill"``. In labels they are always filled.
 
     Raises
     ------
@@ -114,8 +133,15 @@ class Reading:
     series: int | str | None = None
     axes: str | None = None
     channel: tuple[int | str, ...] = ()
+    select: tuple[str, ...] = ()
+    missing_chunks: Missing = "refuse"
 
     def __post_init__(self) -> None:
+        if isinstance(self.select, str):
+            raise OptionError(f"select must be a sequence of selections, such as [{self.select!r:.60}]")
+        frame_slices(self.select)
+        if self.missing_chunks not in get_args(Missing):
+            raise OptionError(f"missing_chunks must be refuse or fill (got {shown(self.missing_chunks)})")
         if self.axes is not None:
             require_axes(self.axes)
         for one in self.channel:
@@ -129,6 +155,11 @@ class Reading:
         series = self.series
         if not (series is None or isinstance(series, str) or (type(series) is int and series >= 0)):
             raise OptionError(f"series must be the index of an image, from 0, or its name (got {shown(series)})")
+
+    @property
+    def picks_images(self) -> bool:
+        """Whether some of the images are picked, by `series` or by their names."""
+        return self.series is not None or bool(name_patterns(self.select))
 
 
 # Files are read as they say.
@@ -152,7 +183,8 @@ class OpenedImage(NamedTuple):
     layout
         What the header declares.
     part
-        Shape of the largest part that is decoded as a whole: a strip, a tile or a chunk.
+        Length along each axis of the largest part that is decoded as a whole: a strip, a tile, a chunk, or a row of
+        pixels that are not compressed. Empty: the image.
     stored
         Returns the bytes that the file, or all files of the image, take on the disk.
     read
@@ -162,6 +194,10 @@ class OpenedImage(NamedTuple):
     as_labels
         Returns the image that is read where labels are wanted, such as the indices of a palette instead of its colours,
         or raises FrameError; None: this one.
+    array
+        The pixels with the axes of the layout, read by parts; None: the image is decoded as a whole.
+    filled
+        Returns the image in which parts that the file does not hold have the fill value; None: this one.
     """
 
     layout: Layout
@@ -170,8 +206,26 @@ class OpenedImage(NamedTuple):
     read: Callable[[], Array]
     name: str = ""
     as_labels: "Callable[[], OpenedImage] | None" = None
+    array: Parts | None = None
+    filled: "Callable[[], OpenedImage] | None" = None
 
-    def require_room(self, most: int | None) -> None:
+    def selected(self, select: Sequence[str]) -> "OpenedImage":
+        """Return the image with the frames that are selected; its axes have names.
+
+        Raises
+        ------
+        FrameError
+            It has no such axis, or no such frames.
+        """
+        kept = selected_ranges(self.layout, select)
+        layout = self.layout._replace(shape=tuple(map(len, kept)))
+        if self.array is None:
+            index = tuple(map(as_slice, kept))
+            return self._replace(layout=layout, part=self.layout.shape, read=lambda: self.read()[index])
+        array = SelectedParts(self.array, kept)
+        return self._replace(layout=layout, array=array, read=lambda: array[(slice(None),) * len(kept)])
+
+    def require_room(self, most: int | None, *, by_parts: bool = False) -> None:
         """Raise FrameError if the image would take too much memory; runs before any is allocated.
 
         Parameters
@@ -179,9 +233,11 @@ class OpenedImage(NamedTuple):
         most
             Memory in bytes that the pixels may take. None: 2 GiB or, where the files are large, 16 times their size,
             but not more than is free.
+        by_parts
+            Whether it is read by parts, so that the largest part must have room instead of all pixels.
         """
         shape, dtype = self.layout.shape, self.layout.dtype
-        if prod(self.part) > prod(shape):
+        if prod(self.part) > prod(shape) or (by_parts and self.array is not None):
             shape = self.part
         needed = max(prod(shape) * dtype.itemsize, self.layout.stack[0] * PER_FRAME)
         if needed <= (most or ROOM):
@@ -194,7 +250,7 @@ class OpenedImage(NamedTuple):
             raise FrameError(
                 f"declares {' x '.join(map(str, shape))} values of {dtype}, {format_bytes(needed)} in memory, and "
                 f"holds {stored} bytes: at most {format_bytes(most)} are read; --max-image-memory (max_image_memory) "
-                "raises the limit"
+                f"raises the limit{TILED if by_parts else ''}"
             )
 
 
@@ -210,6 +266,33 @@ def stored_bytes(*paths: Path) -> int:
     return sum(min(about.st_size, 512 * getattr(about, "st_blocks", about.st_size)) for about in found)
 
 
+class MappedPixels:
+    """Pixels that are not compressed, read by parts.
+
+    Each part is mapped into memory and copied, so that no more than a part stays in memory.
+
+    Parameters
+    ----------
+    path
+        The file.
+    dtype, shape, order
+        Of the stored array; order is `C` or `F`.
+    offset
+        Its first byte in the file.
+    """
+
+    def __init__(self, path: Path, dtype: np.dtype[Any], shape: tuple[int, ...], offset: int, order: Any = "C") -> None:
+        self._path, self._dtype, self._shape, self._offset, self._order = path, dtype, shape, offset, order
+
+    def __getitem__(self, index: Index, /) -> Array:
+        """Return a part of the pixels; raises FrameError for a file that is too short."""
+        end, size = self._offset + prod(self._shape) * self._dtype.itemsize, self._path.stat().st_size
+        if end > size:
+            raise FrameError(f"is cut off: its pixels end at byte {end}, and {self._path.name} has {size}")
+        mapped = np.memmap(self._path, self._dtype, "r", self._offset, self._shape, self._order)
+        return np.array(mapped[index], order="C")
+
+
 @contextmanager
 def _npy(path: Path) -> Iterator[Images]:
     """Open a numpy array, which does not name its axes; Python objects are never unpickled."""
@@ -220,16 +303,22 @@ def _npy(path: Path) -> Iterator[Images]:
             raise FrameError("is cut off in its header")
         # Version 3 differs from 2 in the encoding of field names alone (documentation of numpy.lib.format).
         read = np.lib.format.read_array_header_1_0 if is_first else np.lib.format.read_array_header_2_0
-        shape, _, dtype = read(file)
+        shape, is_fortran, dtype = read(file)
         if dtype.hasobject:
             raise FrameError("holds Python objects, which are never loaded: save an array of plain numbers")
         if dtype.kind not in "biufc":
             raise FrameError(f"holds values of type {dtype.str}, which are no pixels: save an array of plain numbers")
-        declared, left = prod(shape) * dtype.itemsize, size - file.tell()
+        offset = file.tell()
+        declared, left = prod(shape) * dtype.itemsize, size - offset
         if declared > left:
             raise FrameError(f"is cut off: it declares {declared} bytes of pixels and holds {left}")
     layout = Layout(shape, unnamed_axes(shape), dtype)
-    yield [OpenedImage(layout, (), lambda: stored_bytes(path), lambda: np.load(path, allow_pickle=False))]
+    array = MappedPixels(path, dtype, shape, offset, "F" if is_fortran else "C")
+    row = 2 if is_narrow(shape) else 1
+    part = (*(1 for _ in shape[:-row]), *shape[-row:])
+    yield [
+        OpenedImage(layout, part, lambda: stored_bytes(path), lambda: np.load(path, allow_pickle=False), array=array)
+    ]
 
 
 def _module(name: str) -> Open:
@@ -354,19 +443,20 @@ def guessed_axes(shape: tuple[int, ...]) -> str:
     raise FrameError(f"{about}: {both_readings(shape)}; give --axes {usual} or --axes {narrow}")
 
 
-def with_channels(stack: Array, layout: Layout, channel: Sequence[int | str]) -> tuple[Array, Layout]:
-    """Return the channels to read of a stack (N, C, H, W), and the layout with their names.
+def channel_indices(channel: Sequence[int | str], number: int, names: tuple[str, ...]) -> tuple[int, ...]:
+    """Return the indices of the channels to read of `number`, all if none is said.
 
     Raises
     ------
     FrameError
         There is no such channel; the message lists those that there are.
     """
-    if not channel:
-        return stack, layout
-    indices = [_channel_index(one, stack.shape[1], layout.channels) for one in channel]
-    names = tuple(layout.channels[index] for index in indices) if layout.channels else ()
-    return stack[:, indices], layout._replace(channels=names)
+    return tuple(_channel_index(one, number, names) for one in channel) or tuple(range(number))
+
+
+def with_channels(layout: Layout, indices: Sequence[int]) -> Layout:
+    """Return the layout with the names of the channels that are read."""
+    return layout._replace(channels=tuple(layout.channels[index] for index in indices) if layout.channels else ())
 
 
 def _channel_index(one: int | str, number: int, names: tuple[str, ...]) -> int:

@@ -5,8 +5,8 @@ opens the files. `predict_file` is what `unetrt predict` does with each image: r
 """
 
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -23,6 +23,7 @@ from unetrt.runtime.files.formats import (
     OpenedImage,
     Reading,
     arranged,
+    channel_indices,
     opened,
     with_channels,
     with_named_axes,
@@ -38,7 +39,7 @@ if TYPE_CHECKING:
 
 Array = NDArray[Any]
 # Package that reads some files -> the extra that installs it.
-EXTRAS = {"zarr": "zarr", "pylibCZIrw": "formats", "nd2": "formats", "liffile": "formats"}
+EXTRAS = {"zarr": "zarr", "fsspec": "distributed", "pylibCZIrw": "formats", "nd2": "formats", "liffile": "formats"}
 # Whole numbers below this are exact in float64.
 EXACT = 2.0**53
 
@@ -71,7 +72,7 @@ def layout_of(path: AnyPath, reading: Reading = AS_STORED) -> Layout | None:
     """Return what the header of an image says; None where it cannot be read as an image."""
     source = source_of(path)
     with suppress(Exception), opened(source.path, source.files) as images:  # `read_stack` says what is wrong
-        layout = _chosen(images, source, reading).layout
+        layout = chosen(images, source, reading).layout
         _ = layout.stack
         return layout
     return None
@@ -103,16 +104,30 @@ def read_image(path: AnyPath, reading: Reading = AS_STORED, *, as_labels: bool =
         The file cannot be read as an image, its axes are not known, it lacks a channel, or its header declares too
         large an image.
     """
+    source = picked(path, reading)
+    with readable(source), opened(source.path, source.files) as images:
+        image = chosen(images, source, reading, as_labels)
+        image.require_room(reading.max_image_memory)
+        pixels, layout = arranged(image.read(), image.layout), image.layout
+        if not reading.channel:
+            return RawImage(pixels, layout)
+        indices = channel_indices(reading.channel, pixels.shape[1], layout.channels)
+        return RawImage(pixels[:, indices], with_channels(layout, indices))
+
+
+def picked(path: AnyPath, reading: Reading) -> ImageSource:
+    """Return the source of a path; of a file that holds several images, the one that the reading picks, if it does."""
     source = source_of(path)
     if reading.series is not None and not isinstance(path, ImageSource):
         (source,) = sources_of([source.path], reading.series)
+    return source
+
+
+@contextmanager
+def readable(source: ImageSource | str) -> Iterator[None]:
+    """Raise what goes wrong inside as a FrameError that begins with the image, in one line."""
     try:
-        with opened(source.path, source.files) as images:
-            image = _chosen(images, source, reading, as_labels)
-            image.require_room(reading.max_image_memory)
-            if 0 in image.layout.shape:
-                raise FrameError("holds no pixels")
-            return RawImage(*with_channels(arranged(image.read(), image.layout), image.layout, reading.channel))
+        yield
     except FrameError as error:
         raise FrameError(f"{source} {error}") from error
     except UnidentifiedImageError as error:
@@ -121,16 +136,25 @@ def read_image(path: AnyPath, reading: Reading = AS_STORED, *, as_labels: bool =
         raise _unreadable(source, error) from error
 
 
-def _chosen(
+def chosen(
     images: Sequence[OpenedImage], source: ImageSource, reading: Reading, as_labels: bool = False
 ) -> OpenedImage:
-    """Return the image of an open file that a source names, with all axes named."""
+    """Return the image of an open file that a source names, with all axes named, and the frames that are selected.
+
+    Raises FrameError if the file holds several images or no pixels, or its axes do not fit the reading.
+    """
     index = source.series or 0
     if index < len(images) and (source.series is not None or len(images) == 1):
         image = images[index]
         if as_labels and image.as_labels is not None:
             image = image.as_labels()
-        return image._replace(layout=with_named_axes(image.layout, reading))
+        if (as_labels or reading.missing_chunks == "fill") and image.filled is not None:
+            image = image.filled()
+        image = image._replace(layout=with_named_axes(image.layout, reading))
+        if 0 in image.layout.shape:
+            _ = image.layout.stack
+            raise FrameError("holds no pixels")
+        return image.selected(reading.select) if reading.select else image
     names = few([image.name for image in images], most=SHOWN)
     kinds = f" ({names})" if all(image.name for image in images) else " of different kinds"
     raise FrameError(
@@ -138,7 +162,7 @@ def _chosen(
     )
 
 
-def _unreadable(path: ImageSource, error: Exception) -> FrameError:
+def _unreadable(path: ImageSource | str, error: Exception) -> FrameError:
     """Return the error for a file whose decoder failed."""
     if "imagecodecs" in str(error):
         return FrameError(f"{path} has a compression that needs: pip install 'unetrt[codecs]'")
@@ -156,11 +180,19 @@ def without_opacity(image: RawImage) -> Array:
 
     A last channel of a microscope can be constant too, but hardly ever at the highest value.
     """
-    pixels, is_whole = image.pixels, image.pixels.shape[1] == image.layout.stack[1]
-    if image.layout.axes[-1] not in "CS" or pixels.shape[1] not in (2, 4) or not is_whole:
-        return pixels
-    opaque = np.iinfo(pixels.dtype).max if pixels.dtype.kind in "ui" else 1
-    return pixels[:, :-1] if (pixels[:, -1] == opaque).all() else pixels
+    pixels = image.pixels
+    is_opacity = may_be_opacity(image.layout, pixels.shape[1]) and is_opaque(pixels[:, -1])
+    return pixels[:, :-1] if is_opacity else pixels
+
+
+def may_be_opacity(layout: Layout, channels: int) -> bool:
+    """Whether the last of the channels that are read can be opacity: that of grey or colours, stored last."""
+    return layout.axes[-1] in "CS" and channels in (2, 4) and channels == layout.stack[1]
+
+
+def is_opaque(opacity: Array) -> bool:
+    """Whether a channel has the highest value of its dtype, or 1, everywhere."""
+    return bool((opacity == (np.iinfo(opacity.dtype).max if opacity.dtype.kind in "ui" else 1)).all())
 
 
 def is_grey(pixels: Array) -> bool:
@@ -188,12 +220,17 @@ def read_frames(source: AnyPath, channels: int, reading: Reading = AS_STORED) ->
 def _frames_for(source: AnyPath, stack: Array, channels: int) -> Array:
     """Return a stack (N, C, H, W) as a model of `channels` takes it."""
     if stack.shape[1] != channels:
-        raise FrameError(
-            f"{source} has {stack.shape[1]} channels: this model takes {channels}; choose with --channel, or train on "
-            "all (if they are no channels, name the axes with --axes)"
-        )
+        raise wrong_channels(source, stack.shape[1], channels)
     frames = as_image(stack)
     return frames[0] if len(frames) == 1 else frames
+
+
+def wrong_channels(source: AnyPath, given: int, channels: int) -> FrameError:
+    """Return the error for an image with another number of channels than a model takes."""
+    return FrameError(
+        f"{source} has {given} channels: this model takes {channels}; choose with --channel, or train on "
+        "all (if they are no channels, name the axes with --axes)"
+    )
 
 
 def read_labels(path: AnyPath, reading: Reading = AS_STORED) -> Array:

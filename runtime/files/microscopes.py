@@ -21,6 +21,7 @@ from PIL import UnidentifiedImageError
 from unetrt.runtime.errors import FrameError, few
 from unetrt.runtime.files.formats import Images, Layout, OpenedImage, stored_bytes
 from unetrt.runtime.files.pixel_size import PixelSize
+from unetrt.runtime.files.selection import Index, LockedParts, ranges_at
 
 if TYPE_CHECKING:
     from liffile import LifImageABC
@@ -52,6 +53,8 @@ def _without_only_name(images: Sequence[OpenedImage]) -> list[OpenedImage]:
 # Dimensions of a CZI file besides S (scene), M (mosaic), Y and X: view, phase, illumination, rotation, block, time,
 # plane and channel (libCZI, "DimensionIndex").
 CZI_PLANES = "VHIRBTZC"
+# Usual side of a tile in pixels, that of a camera; the package does not say what the tiles of a file are.
+CZI_TILE = 2048
 # Pixel type of a CZI file -> dtype, and whether there are three colours, stored as BGR.
 CZI_PIXELS: Mapping[str, tuple[str, bool]] = {
     "Gray8": ("u1", False),
@@ -146,17 +149,26 @@ def _czi_scene(path: Path, file: "CziReader", scene: _Scene, about: _CziMetadata
     names = tuple(about.channels.get(channel, "") for channel in named.get("C", [0]))
     layout = Layout(shape, axes, np.dtype(kind), about.pixel_size).with_names(names if all(names) else ())
 
-    def read() -> Array:
+    def read_part(index: Index) -> Array:
         _require_planes(scene.planes, used)
-        pixels = np.empty(shape, kind)
-        for index in np.ndindex(*shape[: len(named)]):
-            plane = {name: values[at] for (name, values), at in zip(named.items(), index, strict=True)}
-            found = file.read(scene.place, plane, scene.number, pixel_type=pixel_type)
-            pixels[index] = found[..., ::-1] if has_colours else found[..., 0]
-        return pixels
+        found = ranges_at(shape, index)
+        before, (rows, columns) = found[: len(named)], found[len(named) : len(named) + 2]
+        place = (scene.place.x + columns.start, scene.place.y + rows.start, len(columns), len(rows))
+        pixels = np.empty((*map(len, before), len(rows), len(columns), *shape[len(named) + 2 :]), kind)
+        for at in np.ndindex(*map(len, before)):
+            places = zip(named.items(), before, at, strict=True)
+            plane = {name: values[indices[number]] for (name, values), indices, number in places}
+            part = file.read(place, plane, scene.number, pixel_type=pixel_type)
+            pixels[at] = part[..., ::-1] if has_colours else part[..., 0]
+        whole: Array = pixels[tuple(slice(None) if isinstance(one, slice) else 0 for one in index)]
+        return whole
 
+    array = LockedParts(read_part)
     name = about.scenes.get(scene.number or 0) or f"scene{scene.number or 0}"
-    return OpenedImage(layout, (), lambda: stored_bytes(path), read, name)
+    part = (*(1 for _ in shape[: len(named)]), *(min(CZI_TILE, side) for side in rows[:2]), *rows[2:])
+    return OpenedImage(
+        layout, part, lambda: stored_bytes(path), lambda: array[(slice(None),) * len(shape)], name, array=array
+    )
 
 
 def _require_planes(planes: set[tuple[int, ...]], used: Sequence[Sequence[int]]) -> None:

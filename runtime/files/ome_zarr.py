@@ -15,6 +15,7 @@ import logging
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from itertools import count, takewhile
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -25,7 +26,7 @@ import zarr
 from unetrt.runtime.errors import FrameError, few, shown
 from unetrt.runtime.files.formats import Images, Layout, OpenedImage, is_zarr, stored_bytes, unnamed_axes
 from unetrt.runtime.files.pixel_size import PixelSize
-from unetrt.runtime.files.zarr_array import open_zarr
+from unetrt.runtime.files.zarr_array import Address, ZarrPixels, open_zarr
 
 log = logging.getLogger("unetrt")
 Metadata = Mapping[str, Any]
@@ -75,7 +76,7 @@ def _converted(folder: Path, about: Metadata) -> list[str]:
     return list(takewhile(lambda name: is_zarr(folder / name), map(str, count())))
 
 
-def _metadata(folder: Path) -> Metadata:
+def _metadata(folder: Path | Address) -> Metadata:
     """Return the metadata of OME-Zarr of a group; empty for an array."""
     node = open_zarr(folder)
     return {} if isinstance(node, zarr.Array) else _of_group(node)
@@ -96,8 +97,8 @@ def _inside(path: Any) -> str:
 
 
 @contextmanager
-def opened(path: Path) -> Iterator[Images]:
-    """Open a Zarr array, an image of OME-Zarr, or a group of one image."""
+def opened(path: Path | Address) -> Iterator[Images]:
+    """Open a Zarr array, an image of OME-Zarr, or, in a folder, a group of one image."""
     node = open_zarr(path)
     if isinstance(node, zarr.Array):
         yield [_array(path, node)]
@@ -105,6 +106,8 @@ def opened(path: Path) -> Iterator[Images]:
     about = _of_group(node)
     if scales := about.get("multiscales"):
         yield [_image(path, about, scales[0])]
+    elif isinstance(path, Address):
+        raise FrameError("is a group without an image: give the address of an OME-Zarr image or of an array in it")
     elif names := _label_names(path):
         yield [_label_image(path, names)]
     else:
@@ -142,15 +145,17 @@ def _members(path: Path) -> list[str]:
     return found
 
 
-def _image(path: Path, about: Metadata, scale: Metadata) -> OpenedImage:
+def _image(path: Path | Address, about: Metadata, scale: Metadata) -> OpenedImage:
     """Return an image of OME-Zarr at full resolution; as labels it is the label image that belongs to it, if any."""
     dataset = scale["datasets"][0]
     where = path / _inside(dataset["path"])
     level = open_zarr(where)
     if not isinstance(level, zarr.Array):
         raise FrameError(f"holds {where}, which is no array: save it again")
-    image = _opened_array(where, level, _layout(level, about, scale, dataset))
-    if "image-label" in about or not (names := _label_names(path)):
+    above = dataset["path"].rpartition("/")[0]  # that of a label image, where an image refers to it
+    is_label = "image-label" in about or (above != "" and "image-label" in _metadata(path / above))
+    image = _opened_array(where, level, _layout(level, about, scale, dataset), fill=is_label)
+    if isinstance(path, Address) or "image-label" in about or not (names := _label_names(path)):
         return image
     return image._replace(as_labels=lambda: _label_image(path, names))
 
@@ -170,14 +175,17 @@ def _label_image(path: Path, names: Sequence[str]) -> OpenedImage:
     return _image(where[0], {**about, "image-label": {}}, about["multiscales"][0])
 
 
-def _array(path: Path, array: zarr.Array[Any]) -> OpenedImage:
+def _array(path: Path | Address, array: zarr.Array[Any]) -> OpenedImage:
     """Return an array, with the axes of the image that it is a resolution of, or its own."""
-    for folder in [folder for folder in path.absolute().parents[:DEPTH] if is_zarr(folder)]:
+    above = () if isinstance(path, Address) else path.absolute().parents[:DEPTH]
+    for folder in filter(is_zarr, above):
         about = _metadata(folder)
         for scale in about.get("multiscales", ()):
             for dataset in scale["datasets"]:
-                if folder / dataset["path"] == path.absolute():
-                    return _opened_array(path, array, _layout(array, about, scale, dataset))
+                if folder / dataset["path"] == Path(path).absolute():
+                    return _opened_array(
+                        path, array, _layout(array, about, scale, dataset), fill="image-label" in about
+                    )
     attributes: Metadata = array.attrs.asdict()
     names = getattr(array.metadata, "dimension_names", None) or attributes.get("_ARRAY_DIMENSIONS") or ()
     axes = "".join(str(name).upper() for name in names)
@@ -186,10 +194,21 @@ def _array(path: Path, array: zarr.Array[Any]) -> OpenedImage:
     return _opened_array(path, array, Layout(array.shape, axes, np.dtype(array.dtype)))
 
 
-def _opened_array(path: Path, array: zarr.Array[Any], layout: Layout) -> OpenedImage:
-    files = (Path(folder, name) for folder, _, names in os.walk(path) for name in names)
+def _opened_array(path: Path | Address, array: zarr.Array[Any], layout: Layout, *, fill: bool = False) -> OpenedImage:
+    """Return an array as an image; `fill` is that of `ZarrPixels`. The bytes stored at an address are not counted."""
+    folders = () if isinstance(path, Address) else os.walk(path)
+    files = (Path(folder, name) for folder, _, names in folders for name in names)
     part = getattr(array, "shards", None) or array.chunks
-    return OpenedImage(layout, part, lambda: stored_bytes(*filter(Path.is_file, files)), lambda: np.asarray(array[...]))
+    pixels = ZarrPixels(array, layout.axes, fill=fill)
+    filled = partial(_opened_array, path, array, layout, fill=True)
+    return OpenedImage(
+        layout,
+        part,
+        lambda: stored_bytes(*filter(Path.is_file, files)),
+        lambda: pixels[(slice(None),) * array.ndim],
+        array=pixels,
+        filled=None if fill else filled,
+    )
 
 
 def _layout(array: zarr.Array[Any], about: Metadata, scale: Metadata, dataset: Metadata) -> Layout:

@@ -34,6 +34,7 @@ from unetrt.runtime.files.formats import (
     opened,
 )
 from unetrt.runtime.files.outputs import KINDS, OVERLAY, TABLES
+from unetrt.runtime.files.selection import selected_images
 
 AnyPath = str | os.PathLike[str]
 log = logging.getLogger("unetrt")
@@ -105,7 +106,8 @@ def list_images(
     path
         Folder or file.
     reading
-        How files are read; `series` picks one image of each file that holds several.
+        How files are read; `series` picks one image of each file that holds several, the patterns in `select` those
+        whose names match one.
     results
         Folder that results are written to, and which is not read.
     annotations
@@ -116,11 +118,12 @@ def list_images(
     FrameError
         There is no such file or folder, or the folder holds no image.
     OptionError
-        A file has no image of the index or name `series`.
+        A file has no image of the index or name `series`, or no name matches a pattern.
     """
     path = Path(path)
     if path.is_file() or is_zarr(path):
-        return sources_of([path, *_described(path)], reading.series)
+        found = sources_of([path, *_described(path)], reading.series)
+        return selected_images(found, reading.select) if reading.select else found
     if not path.is_dir():
         state = "is neither a file nor a folder" if os.path.lexists(path) else "does not exist"
         raise FrameError(f"{path} {state}: give a folder of {', '.join(SUFFIXES)} files, or one file")
@@ -132,7 +135,8 @@ def list_images(
         raise FrameError(f"{path} holds no image: {', '.join(SUFFIXES)} are read{what}")
     if str(left_out):
         log.warning("%s: %s", printable(str(path)), left_out)
-    return [_below(path, source) for source in sources_of(files, reading.series)]
+    found = [_below(path, source) for source in sources_of(files, reading.series)]
+    return selected_images(found, reading.select) if reading.select else found
 
 
 def _without_annotations(files: Sequence[Path], left_out: "Omissions") -> list[Path]:

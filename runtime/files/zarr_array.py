@@ -1,17 +1,18 @@
 """Zarr arrays in folders: no file in one blocks the reader, and no chunk decodes to more than the array declares.
 
 A chunk that is a named pipe would be waited for endlessly, a link to /dev/zero fills the memory, and a few kilobytes
-can decompress to gigabytes. `open_zarr` therefore reads through `CheckedStore`, which refuses files that are not
-regular, and replaces each compressor in the metadata by a bounded codec, `BoundedCodec` (Zarr 3) or `BoundedCompressor`
-(Zarr 2).
+can decompress to gigabytes. `open_zarr` therefore reads through `CheckedStore`, or `CheckedAddress` at an address of
+fsspec. They refuse files that are not regular or too large, and chunks that are missing, and replace each compressor in
+the metadata by a bounded codec, `BoundedCodec` (Zarr 3) or `BoundedCompressor` (Zarr 2).
 """
 
 import bz2
 import json
 import lzma
 import zlib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import product
 from math import inf, prod
 from pathlib import Path
 from typing import Any, Self
@@ -21,14 +22,15 @@ import numpy as np
 import zarr
 from numcodecs.abc import Codec
 from zarr.abc.codec import BytesBytesCodec
-from zarr.abc.store import ByteRequest
+from zarr.abc.store import ByteRequest, RangeByteRequest, Store
 from zarr.core.buffer import Buffer, BufferPrototype, default_buffer_prototype
 from zarr.registry import get_codec_class, register_codec
-from zarr.storage import LocalStore
+from zarr.storage import FsspecStore, LocalStore
 
-from unetrt.runtime.errors import FrameError
+from unetrt.runtime.errors import FrameError, is_out_of_memory, one_line
 from unetrt.runtime.files.atomic import require_regular
-from unetrt.runtime.files.formats import ZARR_FILES
+from unetrt.runtime.files.formats import UNNAMED, ZARR_FILES
+from unetrt.runtime.files.selection import Index, ranges_at
 from unetrt.runtime.machine import format_bytes
 
 # Largest metadata file in bytes: that of a plate with thousands of images has some 20 MiB.
@@ -46,46 +48,59 @@ PREFIX = "numcodecs."
 BOUNDED = "unetrt.bounded"
 
 
-def open_zarr(path: Path) -> Any:
+class Address(str):
+    """Address of a folder in a file system of fsspec, such as ``"s3://bucket/image.zarr"``."""
+
+    __slots__ = ()
+
+    def __truediv__(self, name: str) -> "Address":
+        return Address(f"{self.rstrip('/')}/{name}") if name else self
+
+
+def open_zarr(path: Path | Address) -> Any:
     """Open a folder as a Zarr array or group, read-only; reads no pixels.
 
-    Reading chunks, here and later, raises FrameError for a file that is not regular or a chunk that is too large.
+    Reading chunks, here and later, raises FrameError for a file that is not regular, or a chunk that is too large or
+    missing.
     """
-    return zarr.open(CheckedStore(path, read_only=True), mode="r")
+    store: Store
+    if isinstance(path, Address):
+        store = CheckedAddress.from_url(path, read_only=True)
+    else:
+        store = CheckedStore(path, read_only=True)
+    return zarr.open(store, mode="r")
 
 
-class CheckedStore(LocalStore):
-    """A folder whose files are regular and of bounded size, and whose compressors are bounded.
+class _FileChecks:
+    """What a store checks of the files in it.
 
     Attributes
     ----------
     most
         Largest file of a chunk in bytes; known once the metadata of an array are read.
+    fill
+        Whether chunks without a file have the fill value. By the rules of Zarr they do, but a lost chunk looks the
+        same.
     """
 
     most: float = inf
+    fill: bool = False
 
-    async def get(
-        self, key: str, prototype: BufferPrototype | None = None, byte_range: ByteRequest | None = None
-    ) -> Buffer | None:
-        """Return the content of a file, None where there is none."""
-        path, name = self.root / key, key.rpartition("/")[2]
-        if name in CONSOLIDATED or path.is_dir() or not (path.exists() or path.is_symlink()):
-            return None
-        is_metadata, size = name in ZARR_FILES, require_regular(path, f"holds {key}, which ").stat().st_size
-        if size > (METADATA if is_metadata else self.most):
-            raise FrameError(f"holds {key} of {format_bytes(size)}, more than it can be for what the array declares")
-        if not is_metadata:
-            return await super().get(key, prototype, byte_range)
-        return (prototype or default_buffer_prototype()).buffer.from_bytes(self._bounded(path.read_bytes()))
+    def require_size(self, key: str, size: int, *, more: str = "") -> None:
+        """Raise FrameError for a file of `size` bytes that is larger than it can be; `more` precedes the size."""
+        if size > (METADATA if _is_metadata(key) else self.most):
+            much = f"{more}{format_bytes(size)}"
+            raise FrameError(f"holds {key} of {much}, more than it can be for what the array declares")
 
-    async def get_partial_values(
-        self, prototype: BufferPrototype, key_ranges: Iterable[tuple[str, ByteRequest | None]]
-    ) -> list[Buffer | None]:
-        """Return parts of files, as `get`."""
-        return [await self.get(key, prototype, part) for key, part in key_ranges]
+    def require_optional(self, key: str) -> None:
+        """Raise FrameError for a file that is not there, unless it is metadata or a chunk with the fill value."""
+        if not (self.fill or _is_metadata(key) or key.rpartition("/")[2] in CONSOLIDATED):
+            raise FrameError(
+                f"lacks the chunk {key}: save it again, or give --missing-chunks fill (missing_chunks) to read it as "
+                "the fill value"
+            )
 
-    def _bounded(self, content: bytes) -> bytes:
+    def bounded(self, content: bytes) -> bytes:
         """Return metadata with bounded compressors, without copies of the metadata of members."""
         stored = json.loads(content)
         if isinstance(stored, dict):
@@ -101,6 +116,111 @@ class CheckedStore(LocalStore):
                 stored["filters"] = [_bounded_compressor(one, size) for one in stored["filters"] or []] or None
                 self.most = INDEX * size + HEADER
         return json.dumps(stored).encode()
+
+
+def _is_metadata(key: str) -> bool:
+    return key.rpartition("/")[2] in ZARR_FILES
+
+
+class CheckedStore(_FileChecks, LocalStore):
+    """A folder whose files are regular and of bounded size, and whose compressors are bounded."""
+
+    async def get(
+        self, key: str, prototype: BufferPrototype | None = None, byte_range: ByteRequest | None = None
+    ) -> Buffer | None:
+        """Return the content of a file, None where there is none."""
+        path = self.root / key
+        if key.rpartition("/")[2] in CONSOLIDATED or path.is_dir() or not (path.exists() or path.is_symlink()):
+            self.require_optional(key)
+            return None
+        self.require_size(key, require_regular(path, f"holds {key}, which ").stat().st_size)
+        if not _is_metadata(key):
+            return await super().get(key, prototype, byte_range)
+        return (prototype or default_buffer_prototype()).buffer.from_bytes(self.bounded(path.read_bytes()))
+
+    async def get_partial_values(
+        self, prototype: BufferPrototype, key_ranges: Iterable[tuple[str, ByteRequest | None]]
+    ) -> list[Buffer | None]:
+        """Return parts of files, as `get`."""
+        return [await self.get(key, prototype, part) for key, part in key_ranges]
+
+
+class CheckedAddress(_FileChecks, FsspecStore):
+    """A folder at an address, whose files are of bounded size, and whose compressors are bounded."""
+
+    async def get(self, key: str, prototype: BufferPrototype, byte_range: ByteRequest | None = None) -> Buffer | None:
+        """Return the content of a file, None where there is none."""
+        if key.rpartition("/")[2] in CONSOLIDATED:
+            return None
+        most = METADATA if _is_metadata(key) else self.most
+        if byte_range is None and most != inf:
+            byte_range = RangeByteRequest(0, int(most) + 1)
+        found = await super().get(key, prototype, byte_range)
+        if found is None:
+            self.require_optional(key)
+            return None
+        self.require_size(key, len(found), more="more than ")
+        return prototype.buffer.from_bytes(self.bounded(found.to_bytes())) if _is_metadata(key) else found
+
+    async def get_partial_values(
+        self, prototype: BufferPrototype, key_ranges: Iterable[tuple[str, ByteRequest | None]]
+    ) -> list[Buffer | None]:
+        """Return parts of files, as `get`."""
+        return [await self.get(key, prototype, part) for key, part in key_ranges]
+
+
+class ZarrPixels:
+    """The pixels of an array, read by chunks.
+
+    Parameters
+    ----------
+    array
+        An array that `open_zarr` opens, or a member of a group.
+    axes
+        A letter for each of its axes.
+    fill
+        Whether chunks that are not stored have the fill value; they are an error otherwise.
+    """
+
+    def __init__(self, array: zarr.Array[Any], axes: str, *, fill: bool) -> None:
+        self._array, self._axes = array, axes
+        array.store.fill = fill  # type: ignore[attr-defined] # of a CheckedStore
+
+    def __getitem__(self, index: Index, /) -> Any:
+        """Return a part of the pixels; raises FrameError with the place of a chunk that cannot be read."""
+        try:
+            return np.asarray(self._array[index])
+        except Exception as error:
+            if is_out_of_memory(error):
+                raise
+            raise self._located(index, error) from error
+
+    def _located(self, index: Index, error: Exception) -> FrameError:
+        """Return the error of the first chunk in a part that cannot be read, after `error` for the whole part."""
+        shape, sizes = self._array.shape, getattr(self._array, "shards", None) or self._array.chunks
+        chunks = [
+            range(indices[0] // size, indices[-1] // size + 1)
+            for indices, size in zip(ranges_at(shape, index), sizes, strict=True)
+        ]
+        for place in product(*chunks):
+            begins = [at * size for at, size in zip(place, sizes, strict=True)]
+            box = [slice(at, min(at + size, side)) for at, size, side in zip(begins, sizes, shape, strict=True)]
+            try:
+                self._array[tuple(box)]
+            except FrameError as found:
+                return FrameError(f"{found} ({self._named(box)})")
+            except Exception as found:  # noqa: BLE001 - as any decoder raises
+                return FrameError(f"cannot be read ({self._named(box)}): {one_line(found)}")
+        return FrameError(f"cannot be read: {one_line(error)}")
+
+    def _named(self, box: Sequence[slice]) -> str:
+        """Return the place of a chunk, such as ``"T 3:4, rows 0:256, columns 512:768"``."""
+        names, axes = {"Y": "rows", "X": "columns"}, self._axes
+        if set(axes) == {"Q"}:
+            axes = UNNAMED.get(len(axes), axes)
+        return ", ".join(
+            f"{names.get(axis, axis)} {part.start}:{part.stop}" for axis, part in zip(axes, box, strict=True)
+        )
 
 
 def _itemsize(dtype: Any) -> int:

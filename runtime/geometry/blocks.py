@@ -131,8 +131,8 @@ class BlockPlan(Sequence[Block]):
             raise IndexError(index)
         row, column = divmod(index, self.shape[1])
         axes = self._groups[0][row], self._groups[1][column]
-        parts = (slice(axis[0].core.start, axis[-1].core.stop) for axis in axes)
-        return Block(index, *parts, self.plan.frame, axes)
+        rows, columns = (slice(axis[0].core.start, axis[-1].core.stop) for axis in axes)
+        return Block(index, rows, columns, self.plan.frame, axes)
 
     def around(self, index: int, margin: int) -> list[int]:
         """Return the indices of all blocks with pixels up to `margin` pixels from a block, this one included."""
@@ -179,7 +179,8 @@ def spanning(parts: Iterable[Part]) -> Part:
 
 
 def _meets(axes: tuple[Axis, ...], part: slice) -> bool:
-    return axes[0].core.start < part.stop and part.start < axes[-1].core.stop
+    meets: bool = axes[0].core.start < part.stop and part.start < axes[-1].core.stop
+    return meets
 
 
 def _chunk(size: int, grid: int, largest: int) -> int:

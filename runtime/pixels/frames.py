@@ -151,15 +151,15 @@ class Unusable(NamedTuple):
 
     Attributes
     ----------
-    count
-        Number of them.
+    number
+        Number of pixels.
     first
         Index of the first in C order, of which the last two numbers are row and column.
     not_finite, large
         Whether some are NaN or infinite, and whether some are finite and beyond float32.
     """
 
-    count: int
+    number: int
     first: tuple[int, ...]
     not_finite: bool
     large: bool
@@ -174,11 +174,12 @@ class Unusable(NamedTuple):
         if other is None:
             return self
         first, kinds = min(self.first, other.first), (self.not_finite or other.not_finite, self.large or other.large)
-        return Unusable(self.count + other.count, first, *kinds)
+        return Unusable(self.number + other.number, first, *kinds)
 
     def error(self) -> FrameError:
         """Return the error to raise."""
-        return unusable(self.count, *self.first[-2:], not_finite=self.not_finite, large=self.large)
+        row, column = self.first[-2:]
+        return unusable(self.number, row, column, not_finite=self.not_finite, large=self.large)
 
 
 def find_unusable(frame: Array) -> Unusable | None:

@@ -49,6 +49,9 @@ TAIL = 1 / 256
 BRACKET_BLOCK = 1 << 18
 # Pixels counted or summed at a time: 1 MiB as intp, which stays in a core's cache.
 BLOCK = 1 << 17
+# Standard deviation, relative to the mean, that the rounding of float64 may cause. Networks compute in float32, whose
+# resolution is 6e-8.
+ROUNDING = 1e-12
 # Pixels of a channel from which sampled selection is faster than a histogram.
 LARGE = 1 << 19
 
@@ -210,9 +213,14 @@ def _positions(ranks: Sequence[float], pixels: int) -> list[float]:
 def mean_and_deviation(channel: NDArray[Any]) -> tuple[float, float]:
     """Return mean and standard deviation of an array of any shape; for integers from exact sums."""
     if channel.dtype.kind == "f":
-        return float(channel.mean(dtype=np.float64)), float(channel.std(dtype=np.float64))
+        return with_contrast(float(channel.mean(dtype=np.float64)), float(channel.std(dtype=np.float64)))
     flat = np.asarray(channel).ravel()
     return from_sums(*exact_sums(flat), flat.size)
+
+
+def with_contrast(mean: float, deviation: float) -> tuple[float, float]:
+    """Return mean and standard deviation of floats; a deviation that rounding may have caused becomes 0."""
+    return mean, deviation if deviation > ROUNDING * abs(mean) else 0.0
 
 
 def from_sums(total: int, squares: int, pixels: int) -> tuple[float, float]:

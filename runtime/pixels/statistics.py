@@ -38,6 +38,7 @@ from unetrt.runtime.pixels.normalisation import (
     exact_sums,
     interpolated,
     neighbours,
+    with_contrast,
 )
 from unetrt.runtime.records import validated
 
@@ -78,7 +79,7 @@ class FrameStatistics:
         if normalisation.mode == "fixed":
             self._channels: list[_Selection | _Moments] = []
         elif normalisation.mode == "zscore":
-            self._channels = [_Moments() for _ in range(shape[0])]
+            self._channels = [_Moments(self.dtype) for _ in range(shape[0])]
         else:
             self._channels = [_Selection(self.dtype) for _ in range(shape[0])]
 
@@ -259,11 +260,12 @@ class _Moments:
 
     passes = 1
 
-    def __init__(self) -> None:
+    def __init__(self, dtype: np.dtype[Any]) -> None:
+        self._dtype = dtype
         self._total = self._squares = Fraction(0)
 
     def add(self, flat: Array) -> None:
-        if flat.dtype.kind == "f":
+        if self._dtype.kind == "f":
             values = flat.astype(np.float64)
             middle = float(values.mean())
             values -= middle
@@ -276,7 +278,7 @@ class _Moments:
         self._squares += squares
 
     def empty(self) -> "_Moments":
-        return _Moments()
+        return _Moments(self._dtype)
 
     def merge(self, other: "_Moments") -> None:
         self._total += other._total
@@ -287,7 +289,9 @@ class _Moments:
 
     def limits(self, _normalisation: Normalisation, pixels: int) -> tuple[float, float]:
         mean = self._total / pixels
-        return float(mean), sqrt(max(0, self._squares / pixels - mean**2))
+        # Less than 0 by rounding of the parts.
+        deviation = sqrt(max(0.0, float(self._squares / pixels - mean**2)))
+        return (float(mean), deviation) if self._dtype.kind in "ui" else with_contrast(float(mean), deviation)
 
     def wanted(self) -> object:
         return None

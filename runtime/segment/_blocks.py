@@ -138,8 +138,9 @@ class StoredCall:
 
     def __len__(self) -> int:
         """Return the number of tiles of all blocks of all copies of all frames."""
-        tiles = sum(len(turned_block(self.spec, block, copy)) for block in self.blocks for copy in self.copies)
-        return prod(self.labels.shape[:-2]) * tiles
+        tiles: int = sum(len(turned_block(self.spec, block, copy)) for block in self.blocks for copy in self.copies)
+        frames: int = prod(self.labels.shape[:-2])
+        return frames * tiles
 
     def jobs(self) -> Iterator[TileJob]:
         """Read one block after another, and yield the tiles of each."""

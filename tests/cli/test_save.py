@@ -311,3 +311,34 @@ def test_labels_survive_every_kind_of_file_that_is_read_again(run, labelled):
     labels = tifffile.imread(labelled / "labels" / "a.tif")
     for path in ("a.tif", "ome-zarr/a.ome.zarr"):
         np.testing.assert_array_equal(read_label_stack(labelled / "out" / path)[0], labels)
+
+
+def test_convert_of_selected_frames_and_images(run, tmp_path):
+    labels = np.arange(6 * 20 * 30, dtype=np.int32).reshape(6, 20, 30)
+    for name in ("a1", "a2", "b1"):
+        write_labels(tmp_path / "labels" / f"{name}.tif", labels, axes="TYX", pixel_size=PixelSize(0.5, 0.5))
+    chosen = ["--select", "T=1:6:2", "--select", "a*"]
+    status, _, err = run("convert", tmp_path / "labels", "-o", tmp_path / "out", "--save", "labels", *chosen)
+    assert (status, err) == (0, "")
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["a1.tif", "a2.tif"]
+    np.testing.assert_array_equal(read_label_stack(tmp_path / "out" / "a1.tif"), labels[1:6:2])
+    wrong = {"Z=1": "has nothing at Z=1:2: it has T (0 ... 5)", "c*": "matches no image; there are a1"}
+    for select, message in wrong.items():
+        given = [tmp_path / "labels", "-o", tmp_path / "no", "--save", "labels", "--select", select]
+        status, _, err = run("convert", *given)
+        assert status == 2
+        assert message in err
+        assert not (tmp_path / "no").exists() or not any((tmp_path / "no").iterdir())
+
+
+def test_missing_chunks_are_refused_or_filled(run, tmp_path):
+    write_labels(tmp_path / "labels.tif", np.ones((20, 30), np.int32))
+    zarr.create_array(tmp_path / "image.zarr", shape=(20, 30), chunks=(20, 15), dtype="uint16")[:, :15] = 7
+    files = [tmp_path / "labels.tif", tmp_path / "image.zarr"]
+    arguments = ["convert", *files, "-o", tmp_path / "out", "--save", "ome-zarr"]
+    status, _, err = run(*arguments)
+    assert status == 2
+    assert "image.zarr lacks the chunk c/0/1: save it again, or give --missing-chunks fill" in err
+    assert run(*arguments, "--missing-chunks", "fill")[0] == 0
+    written = zarr.open_array(tmp_path / "out" / "ome-zarr" / "labels.ome.zarr" / "0", mode="r")
+    np.testing.assert_array_equal(np.asarray(written[...]).reshape(20, 30)[0, ::14], [7, 7, 0])

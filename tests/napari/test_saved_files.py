@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 
 from tests import requirements
-from unetrt.runtime.files.outputs.label_zarr import Pyramid, write_metadata, write_zarr
+from unetrt.runtime.files.outputs.label_zarr import write_metadata, write_zarr
 from unetrt.runtime.files.outputs.labelled_image import LabelledImage
+from unetrt.runtime.files.outputs.zarr_pyramid import Pyramid
 from unetrt.runtime.files.pixel_size import PixelSize
 
 pytestmark = pytest.mark.skipif(not find_spec("napari"), reason=requirements.NAPARI)

@@ -305,7 +305,8 @@ def test_a_png_larger_than_pillows_limit_is_read(tmp_path, monkeypatch, recwarn)
 @pytest.mark.parametrize("fill", [0, 7])
 def test_a_zarr_array_without_chunks_is_its_fill_value(tmp_path, fill):
     zarr_array(tmp_path / "a.zarr", (300, 200), (100, 100), fill_value=fill)
-    assert (read_stack(tmp_path / "a.zarr") == fill).all()
+    assert (read_stack(tmp_path / "a.zarr", Reading(missing_chunks="fill")) == fill).all()
+    assert (read_labels(tmp_path / "a.zarr") == fill).all()
 
 
 COMPRESSED = {
@@ -420,7 +421,7 @@ def test_the_files_of_an_image_in_several_files_are_regular(tmp_path, name):
 
 
 def test_links_to_regular_files_are_read(tmp_path):
-    zarr_array(tmp_path / "a.zarr", (8, 8), fill_value=3)
+    zarr_array(tmp_path / "a.zarr", (8, 8), compressors=None, content=bytes([3] * 64))
     tifffile.imwrite(tmp_path / "a.tif", np.full((8, 8), 3, np.uint8))
     for kind in ("tif", "zarr"):
         (tmp_path / f"b.{kind}").symlink_to(tmp_path / f"a.{kind}")

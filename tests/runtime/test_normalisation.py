@@ -68,6 +68,14 @@ def test_a_frame_without_contrast_becomes_zero(normalisation):
     assert not normalisation(np.full((1, 5, 5), 700, np.uint16)).any()
 
 
+@pytest.mark.parametrize("value", [0.1, 0.7, 1 / 3, -12345.678, 1e-7])
+@pytest.mark.parametrize("side", [77, 333])
+@pytest.mark.parametrize("normalisation", ALL[:2], ids=lambda n: n.mode)
+def test_a_frame_of_one_float_has_no_contrast(normalisation, value, side):
+    """Although the mean of equal numbers is rounded."""
+    assert normalisation.measure(np.full((1, side, side), value)).scale == 0
+
+
 @pytest.mark.parametrize("normalisation", ALL, ids=lambda n: n.mode)
 def test_json_and_back(normalisation):
     assert Normalisation.from_dict(json.loads(json.dumps(normalisation.to_dict()))) == normalisation

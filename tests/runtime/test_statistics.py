@@ -117,6 +117,14 @@ def test_mean_and_deviation_of_floats_are_those_of_the_frame_up_to_rounding(dtyp
     assert_bitwise_equal(measured(Normalisation("zscore"), frame, parts[::-1], 3), affine)
 
 
+@pytest.mark.parametrize("value", [0.1, 0.7, 1 / 3, -12345.678, 1e-7])
+def test_a_frame_of_one_float_has_no_contrast(value):
+    for side in (77, 333):
+        frame = np.full((1, side, side), value)
+        parts = [(row, 0, min(30, side - row), side) for row in range(0, side, 30)]
+        assert measured(Normalisation("zscore"), frame, parts).scale == 0
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_the_number_of_passes_follows_from_the_dtype(dtype):
     is_float, size = np.dtype(dtype).kind == "f", np.dtype(dtype).itemsize

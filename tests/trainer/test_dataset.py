@@ -321,6 +321,8 @@ def test_images_of_a_file_pair_with_those_of_a_label_file_by_name(tmp_path, labe
             assert len(np.unique(image.labels)) == len(np.unique(acquisitions.plane(2 - field)))
     picked = read_dataset(tmp_path, reading=Reading(series="Pos1"), rule=rule)
     assert [image.name for image in picked.images] == ["a_Pos1[0]", "a_Pos1[1]"]
+    picked = read_dataset(tmp_path, reading=Reading(select=("a_Pos[12]",)), rule=rule)
+    assert [image.name for image in picked.images] == ["a_Pos1[0]", "a_Pos1[1]", "a_Pos2[0]", "a_Pos2[1]"]
 
 
 def test_fields_of_an_acquisition_stay_together(tmp_path):

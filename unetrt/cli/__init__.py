@@ -257,6 +257,18 @@ series_option = click.option(
     type=Parsed("N|NAME", index_or_name),
     help="Image to read of files that hold several: index from 0, or name. [default: all fields of an acquisition]",
 )
+select_option = click.option(
+    "--select",
+    multiple=True,
+    metavar="AXIS=SLICE|NAMES",
+    help="What to process: a Python slice or an index of an axis of frames, such as T=0:10 or Z=3, or a pattern for "
+    "the names of images, such as 'plate/B/*'; repeatable. [default: all]",
+)
+missing_chunks_option = click.option(
+    "--missing-chunks",
+    type=click.Choice(["refuse", "fill"]),
+    help="Chunks, strips and tiles of images that are not stored: an error, or the fill value. [default: refuse]",
+)
 saved_option = click.option(
     "--save",
     "saved",
@@ -280,6 +292,8 @@ def reading_options(command: Command) -> Callable[..., Any]:
         series: int | str | None,
         axes: str | None,
         channel: tuple[int | str, ...],
+        select: tuple[str, ...],
+        missing_chunks: str | None,
         **others: Any,
     ) -> Any:
         from unetrt.runtime.files.formats import AS_STORED, Reading
@@ -289,11 +303,17 @@ def reading_options(command: Command) -> Callable[..., Any]:
             "series": series,
             "axes": axes and axes.strip().upper(),
             "channel": channel or None,
+            "select": select or None,
+            "missing_chunks": missing_chunks,
         }
         given = {name: value for name, value in given.items() if value is not None}
         return command(reading=Reading(**given) if given else AS_STORED, **others)
 
-    return axes_option(channel_option(series_option(image_memory_option(with_reading))))
+    options = (axes_option, channel_option, series_option, select_option, missing_chunks_option, image_memory_option)
+    made: Callable[..., Any] = with_reading
+    for option in reversed(options):
+        made = option(made)
+    return made
 
 
 def label_rule_options(command: Command) -> Command:

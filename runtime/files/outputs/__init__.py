@@ -38,6 +38,8 @@ class FileKind(NamedTuple):
         Module of this package and function that writes an image; empty if the file spans all images.
     package, extra
         What has to be installed, and the extra that installs it; empty if nothing.
+    by_windows
+        Whether it is written of images that are larger than the memory.
     """
 
     what: str
@@ -45,6 +47,7 @@ class FileKind(NamedTuple):
     writer: str
     package: str = ""
     extra: str = ""
+    by_windows: bool = True
 
 
 KINDS = {
@@ -52,7 +55,7 @@ KINDS = {
     "ome-zarr": FileKind("OME-Zarr", "ome-zarr/{}.ome.zarr", "label_zarr.write_zarr", "zarr", "zarr"),
     "rois": FileKind("ROIs for ImageJ", "rois/{}.zip", "imagej_rois.write_rois", "roifile", "rois"),
     "geojson": FileKind("GeoJSON for QuPath", "geojson/{}.geojson", "geojson.write_geojson"),
-    "outlines": FileKind("PNG of outlines", "outlines/{}.png", "pictures.write_outlines"),
+    "outlines": FileKind("PNG of outlines", "outlines/{}.png", "pictures.write_outlines", by_windows=False),
     "table": FileKind("objects.csv", "objects.csv", ""),
     "parquet": FileKind("objects.parquet", "objects.parquet", "", "pyarrow", "parquet"),
 }
@@ -100,6 +103,8 @@ class Outputs:
         OutputError
             A file cannot be written.
         """
+        if image.rows is not None:
+            require_by_windows(self.kinds, image.name)
         for table in self.tables:
             table.add(image)
         for kind in map(KINDS.__getitem__, self.kinds):
@@ -172,6 +177,16 @@ def require_kinds(kinds: Sequence[str]) -> list[str]:
         if kind.package and find_spec(kind.package) is None:
             raise OptionError(f"{name} needs {kind.package}: pip install 'unetrt[{kind.extra}]'")
     return kinds
+
+
+def require_by_windows(kinds: Sequence[str], name: str) -> None:
+    """Raise OptionError for kinds that are not written of an image larger than the memory, which has this name."""
+    for kind in kinds:
+        if not KINDS[kind].by_windows:
+            raise OptionError(
+                f"{KINDS[kind].what} needs all of {shown(name)} in memory, and it is too large: use --save geojson, "
+                f"rois or ome-zarr instead of {kind}"
+            )
 
 
 def require_instances(kinds: Sequence[str], kind: "Annotation") -> None:

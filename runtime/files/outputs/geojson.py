@@ -9,6 +9,7 @@ https://qupath.readthedocs.io/en/stable/docs/advanced/exporting_annotations.html
 """
 
 from collections.abc import Iterator, Mapping
+from itertools import chain
 from math import isfinite
 from pathlib import Path
 from typing import Any
@@ -44,18 +45,21 @@ def features(image: LabelledImage) -> Iterator[dict[str, Any]]:
     name = printable(image.name)
     for frame, position in enumerate(image.positions()):
         plane = {"c": -1, "z": position.get("Z", 0), "t": position.get("T", 0)}
-        measured = image.measured[frame]
-        rows = zip(*(values.tolist() for values in measured.values()), strict=True)
-        for polygon, row in zip(image.polygons[frame], rows, strict=True):
+        rows = chain.from_iterable(map(_rows, image.columns(frame)))
+        for polygon, row in zip(image.polygons(frame), rows, strict=True):
             geometry = geometry_of(polygon) | ({"plane": plane} if position else {})
             yield {
                 "type": "Feature",
                 "id": str(uuid5(FEATURES, f"{name}/{frame}/{polygon.label}")),
                 "geometry": geometry,
-                "properties": _properties(
-                    image.kind == "classes", polygon.label, dict(zip(measured, row, strict=True))
-                ),
+                "properties": _properties(image.kind == "classes", polygon.label, row),
             }
+
+
+def _rows(measured: Mapping[str, Array]) -> Iterator[dict[str, float]]:
+    """Yield the measurements of each label by name."""
+    for row in zip(*(values.tolist() for values in measured.values()), strict=True):
+        yield dict(zip(measured, row, strict=True))
 
 
 def geometry_of(polygon: Polygon) -> dict[str, Any]:

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from roifile import ROI_TYPE, ImagejRoi
 
+from unetrt.runtime.errors import FrameError
 from unetrt.runtime.files.atomic import whole_file
 from unetrt.runtime.files.outputs.labelled_image import LabelledImage
 from unetrt.runtime.files.outputs.polygons import Polygon
@@ -22,15 +23,27 @@ from unetrt.runtime.files.outputs.polygons import Polygon
 SHORT = 2**15 - 1
 # Operations of a path (java.awt.geom.PathIterator): begin a ring, draw a line, close the ring.
 MOVE, LINE, CLOSE = 0.0, 1.0, 4.0
+# Most ROIs of a file: the directory of a ZIP file is kept in memory, half a kilobyte for each.
+MOST = 2**20
 # Largest group of a ROI that all versions read.
 GROUPS = 255
 
 
 def write_rois(path: str | Path, image: LabelledImage) -> None:
-    """Write the labels of an image as ROIs, atomically; raises OutputError if the file cannot be written."""
+    """Write the labels of an image as ROIs, atomically.
+
+    Raises
+    ------
+    FrameError
+        There are more than `MOST` labels.
+    OutputError
+        The file cannot be written.
+    """
     # Level 1: a third of the time of the default level for a few percent more bytes.
     with whole_file(path) as temporary, ZipFile(temporary, "w", ZIP_DEFLATED, compresslevel=1) as archive:
-        for name, roi in rois(image):
+        for number, (name, roi) in enumerate(rois(image)):
+            if number == MOST:
+                raise FrameError(f"{path} would hold more than {MOST} ROIs, which ImageJ does not open: save geojson")
             member = ZipInfo(f"{name}.roi")  # without today's date
             member.compress_type = ZIP_DEFLATED
             archive.writestr(member, roi.tobytes())
@@ -39,13 +52,12 @@ def write_rois(path: str | Path, image: LabelledImage) -> None:
 def rois(image: LabelledImage) -> Iterator[tuple[str, ImagejRoi]]:
     """Yield the name and the ROI of each label."""
     stacked = image.stacked
-    channels = 1 if image.frames is None else image.frames.shape[1]
     # ImageJ shows a single axis as a plain stack, whose position is one number, and others as a hyperstack.
-    is_plain = len(stacked) == 1 and channels == 1
-    digits = max(5, len(str(image.labels.max())))
-    for number, (position, found) in enumerate(zip(image.positions(), image.polygons, strict=True)):
+    is_plain = len(stacked) == 1 and image.channels <= 1
+    digits = max(5, len(str(image.highest)))
+    for number, position in enumerate(image.positions()):
         prefix = "".join(f"{axis}{at + 1:04d}-" for axis, at in position.items())
-        for polygon in found:
+        for polygon in image.polygons(number):
             roi = roi_of(polygon)
             is_class = image.kind == "classes"
             roi.name = prefix + (f"class {polygon.label}" if is_class else f"{polygon.label:0{digits}d}")

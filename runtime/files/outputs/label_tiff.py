@@ -73,7 +73,7 @@ def write_labels(
     OutputError
         The file cannot be written.
     """
-    _require_pixel_size(pixel_size)
+    require_pixel_size(pixel_size)
     stored = smallest(labels)
     letters = stacked_axes(stored.ndim, axes)
     if len(letters) < stored.ndim:
@@ -118,7 +118,7 @@ def write_label_levels(
     OutputError
         The file cannot be written.
     """
-    _require_pixel_size(pixel_size)
+    require_pixel_size(pixel_size)
     _require_levels(levels)
     first, *coarser = levels
     letters = stacked_axes(first.ndim, axes)
@@ -139,7 +139,8 @@ def write_label_levels(
         _identify(temporary, _uuid(digest, (*first.shape, *tile)))
 
 
-def _require_pixel_size(pixel_size: object) -> None:
+def require_pixel_size(pixel_size: object) -> None:
+    """Raise OptionError unless a pixel size is a PixelSize, or None."""
     if not isinstance(pixel_size, PixelSize | None):
         raise OptionError(f"pixel_size must be a PixelSize, such as PixelSize(0.65, 0.65) (got {shown(pixel_size)})")
 
@@ -187,7 +188,7 @@ def _tiles(level: Any, tile: tuple[int, int], digest: blake2b | None = None) -> 
 
 def _identify(path: Path, identifier: str) -> None:
     """Replace the identifier `UNKNOWN` in the OME metadata of a file, in place."""
-    comment = tifffile.tiffcomment(path)
+    comment = str(tifffile.tiffcomment(path))
     tifffile.tiffcomment(path, comment.replace(UNKNOWN, identifier).encode())
 
 

@@ -1,16 +1,33 @@
 """Measurements of labels: those of scikit-image's `regionprops`, for all labels of a frame at once.
 
 Everything follows from runs, the pixels of one label side by side in a row: there are far fewer of them than of pixels.
+
+A frame that is larger than the memory is measured by parts: `measure_part` returns sums, extremes and convex hulls of
+the labels in a window, `merged` combines those of several windows, and `finished` returns the measurements. Sums of
+coordinates are integers, and the hull of hulls is that of all pixels, so that the result is bitwise that of the whole
+frame, whatever the parts and their order; only sums of grey values that are not integers depend on the order, by
+rounding.
+
+>>> labels = np.array([[0, 7, 7, 7], [0, 7, 0, 0]])
+>>> parts = [measure_part(labels[:, :2]), measure_part(labels[:, 2:], origin=(0, 2))]
+>>> finished(merged(parts)).area, measurements(labels).area
+(array([4]), array([4]))
 """
 
-from typing import Any, NamedTuple
+from collections.abc import Iterator, Sequence
+from typing import Any, BinaryIO, NamedTuple
+from zipfile import BadZipFile
 
 import numpy as np
+from numpy.lib.npyio import NpzFile
 from numpy.typing import NDArray
+
+from unetrt.runtime.errors import FrameError, one_line
 
 Array = NDArray[Any]
 Numbers = NDArray[np.float64]
 Counts = NDArray[np.int64]
+Indices = NDArray[np.intp]
 
 
 class Measurements(NamedTuple):
@@ -29,7 +46,8 @@ class Measurements(NamedTuple):
     mean, maximum, integrated
         Mean, maximum and sum of the grey values of each channel, (n, channels); without channels if there is no image.
     eccentricity
-        Of the ellipse with the same second moments, from 0, a circle, to 1, (n,).
+        Of the ellipse with the same second moments, from 0, a circle, to 1, (n,). NaN for labels that are too large for
+        64 bits: the area times the square of the longer side of the bounding box is 2**63 or more.
     solidity
         Area over that of the convex hull, (n,).
     """
@@ -45,25 +63,100 @@ class Measurements(NamedTuple):
     solidity: Numbers
 
 
+class MeasuredPart(NamedTuple):
+    """What is measured of each label in a part of a frame, in ascending order; it can be added to that of other parts.
+
+    Coordinates are those of the frame.
+
+    Attributes
+    ----------
+    labels
+        The labels, (n,).
+    area
+        In pixels, (n,).
+    sums
+        Sums of rows and of columns, (n, 2).
+    squares
+        Sums of row * row, column * column and row * column, modulo 2**64, (n, 3).
+    bbox
+        First row, first column, row after the last, column after the last, (n, 4).
+    maximum
+        Of the grey values of each channel, (n, channels), in their dtype; without channels if there is no image.
+    integrated
+        Sum of the grey values of each channel, (n, channels).
+    west, east
+        Vertices of the left and of the right side of convex hulls, (vertices, 3): index of the label, y and x, in
+        ascending order. Coordinates are doubled, so that middles of the edges of pixels are integers; x of the right
+        side is negative.
+    """
+
+    labels: Array
+    area: Counts
+    sums: Counts
+    squares: Counts
+    bbox: Counts
+    maximum: Array
+    integrated: Numbers
+    west: Counts
+    east: Counts
+
+    def save(self, file: BinaryIO) -> None:
+        """Write the part to an open file, as arrays of numpy (`numpy.savez`)."""
+        np.savez(file, **self._asdict())
+
+    @classmethod
+    def load(cls, file: BinaryIO) -> "MeasuredPart":
+        """Read what `save` wrote; raises FrameError if the file is damaged."""
+        try:
+            with NpzFile(file, allow_pickle=False) as arrays:
+                return cls(**{name: arrays[name] for name in cls._fields})
+        except (ValueError, KeyError, EOFError, BadZipFile) as error:
+            name = getattr(file, "name", "the file")
+            raise FrameError(f"{name} holds no measurements of a part of a frame: {one_line(error)}") from error
+
+    def only(self, chosen: NDArray[np.bool_]) -> "MeasuredPart":
+        """Return the part with the chosen labels alone, (n,)."""
+        number = np.cumsum(chosen) - 1
+        sides = []
+        for side in (self.west, self.east):
+            kept = side[chosen[side[:, 0]]]
+            sides.append(np.column_stack([number[kept[:, 0]], kept[:, 1:]]))
+        return MeasuredPart._make([*(values[chosen] for values in self[:-2]), *sides])
+
+
+# Labels whose measurements are written to files at once, which bounds the memory where there are many.
+GROUP = 2**16
 # Rows of labels whose hulls are measured at once, which bounds the memory where labels are spread over a frame.
 ROWS = 2**22
 
 
 class LabelRuns(NamedTuple):
-    """Pixels of one label side by side in a row, in the order of rows.
+    """Pixels of one label side by side in a row, in the order of labels, then of rows, then of columns.
 
     Attributes
     ----------
+    labels
+        The labels, (n,).
+    first
+        Index of the first run of each label, (n,).
     owner
-        Index of the label among those of the frame, (runs,).
+        Index of the label of each run, (runs,).
     row, left, right
         Row, first column, and column after the last, (runs,).
+    starts
+        Index of the first pixel of each run of the part, those of the background included.
+    places
+        Index of each run in `starts`, (runs,).
     """
 
-    owner: NDArray[np.intp]
+    labels: Array
+    first: Indices
+    owner: Indices
     row: Counts
     left: Counts
     right: Counts
+    starts: Indices
+    places: Indices
 
 
 def measurements(labels: Array, frame: Array | None = None) -> Measurements:
@@ -76,32 +169,111 @@ def measurements(labels: Array, frame: Array | None = None) -> Measurements:
     frame
         Grey values, (C, H, W); None for no intensities.
     """
-    flat, width = labels.reshape(-1), labels.shape[1]
-    begins = np.ones(labels.shape, bool)
-    np.not_equal(labels[:, 1:], labels[:, :-1], out=begins[:, 1:])
-    starts = np.flatnonzero(begins)
-    inside = flat[starts] > 0
-    present, index = np.unique(flat[starts[inside]], return_inverse=True)
-    row, left = np.divmod(starts[inside], width)
-    runs = LabelRuns(index, row, left, left + np.diff(starts, append=flat.size)[inside])
-    length, middle = runs.right - runs.left, (runs.left + runs.right - 1) / 2
-    area = _sums(length, index, len(present)).astype(np.int64)
-    centroid = np.stack([_sums(length * along, index, len(present)) / area for along in (row, middle)], axis=1)
-    channels = () if frame is None else frame.reshape(len(frame), -1)
-    sums = [_sums(np.add.reduceat(each, starts, dtype=np.float64)[inside], index, len(present)) for each in channels]
-    integrated = np.stack(sums, axis=1) if sums else np.empty((len(present), 0))
-    highest = [_most(np.maximum.reduceat(each, starts)[inside], index, len(present)) for each in channels]
-    return Measurements(
-        present,
-        area,
-        centroid,
-        _bounds(runs, len(present)),
-        integrated / area[:, None],
-        np.stack(highest, axis=1) if highest else np.empty((len(present), 0)),
+    return finished(measure_part(labels, frame))
+
+
+def measure_part(labels: Array, frame: Array | None = None, origin: tuple[int, int] = (0, 0)) -> MeasuredPart:
+    """Measure the labels in a part of a frame.
+
+    Parameters
+    ----------
+    labels
+        (h, w), integers; 0 is the background.
+    frame
+        Grey values of the part, (C, h, w); None for no intensities.
+    origin
+        Row and column of the frame at which the part begins. Sums are exact up to rows and columns of 2**21.
+
+    Raises
+    ------
+    FrameError
+        The grey values are not those of as many pixels.
+    """
+    if frame is not None and frame.shape[1:] != labels.shape:
+        raise FrameError(
+            f"grey values must be (C, {labels.shape[0]}, {labels.shape[1]}), as labels (got {frame.shape})"
+        )
+    runs = _runs(labels)
+    first, row, left = runs.first, runs.row + origin[0], runs.left + origin[1]
+    length = runs.right - runs.left
+    # Sums over the pixels of a run: 1, column, column * column.
+    across = length * (2 * left + length - 1) // 2
+    squared = left * (left * length + length * (length - 1)) + length * (length - 1) // 2 * (2 * length - 1) // 3
+    maximum, integrated = _intensities(runs, frame)
+    return MeasuredPart(
+        runs.labels,
+        np.add.reduceat(length, first),
+        _reduced(np.add, [row * length, across], first),
+        _reduced(np.add, [row * row * length, squared, row * across], first),
+        _bounds(row, left, left + length, first),
+        maximum,
         integrated,
-        _eccentricity(runs, area, centroid),
-        area / _convex_areas(runs, len(present)),
+        *_sides(runs.owner, row, left, left + length),
     )
+
+
+def merged(parts: Sequence[MeasuredPart]) -> MeasuredPart:
+    """Return the measurements of parts that have no pixel in common, at least one, in any order.
+
+    Raises
+    ------
+    FrameError
+        The parts have different numbers of channels.
+    """
+    if len(channels := {part.maximum.shape[1] for part in parts}) > 1:
+        raise FrameError(f"parts of one frame have the same channels (got {', '.join(map(str, sorted(channels)))})")
+    labels, owner = np.unique(np.concatenate([part.labels for part in parts]), return_inverse=True)
+    order = np.argsort(owner, kind="stable")
+    first = np.searchsorted(owner[order], np.arange(len(labels)))
+
+    def reduced(ufunc: np.ufunc, values: list[Array]) -> Array:
+        found: Array = ufunc.reduceat(np.concatenate(values)[order], first)
+        return found
+
+    ends = np.cumsum([len(part.labels) for part in parts])
+    owners = np.split(owner, ends[:-1])
+    sides = []
+    for name in ("west", "east"):
+        given = [(each, getattr(part, name)) for each, part in zip(owners, parts, strict=True)]
+        sides.append(_side(np.concatenate([np.column_stack([each[v[:, 0]], v[:, 1:]]) for each, v in given])))
+    return MeasuredPart(
+        labels,
+        reduced(np.add, [part.area for part in parts]),
+        reduced(np.add, [part.sums for part in parts]),
+        reduced(np.add, [part.squares for part in parts]),
+        np.concatenate(
+            [
+                reduced(np.minimum, [part.bbox[:, :2] for part in parts]),
+                reduced(np.maximum, [part.bbox[:, 2:] for part in parts]),
+            ],
+            axis=1,
+        ),
+        reduced(np.maximum, [part.maximum for part in parts]),
+        reduced(np.add, [part.integrated for part in parts]),
+        *sides,
+    )
+
+
+def finished(part: MeasuredPart) -> Measurements:
+    """Return the measurements of the labels of a part that holds all their pixels."""
+    area = part.area
+    return Measurements(
+        part.labels,
+        area,
+        part.sums / area[:, None],
+        part.bbox,
+        part.integrated / area[:, None],
+        part.maximum,
+        part.integrated,
+        _eccentricity(part),
+        area / _convex_areas(part),
+    )
+
+
+def in_groups(found: Measurements) -> Iterator[Measurements]:
+    """Yield at most `GROUP` labels at a time; at least once."""
+    for first in range(0, max(len(found.labels), 1), GROUP):
+        yield Measurements._make(values[first : first + GROUP] for values in found)
 
 
 def columns(found: Measurements, pixel_area: float | None, confidence: Array | None) -> dict[str, Array]:
@@ -143,63 +315,102 @@ def columns(found: Measurements, pixel_area: float | None, confidence: Array | N
     }
 
 
-def _sums(values: Array, index: NDArray[np.intp], count: int) -> Numbers:
-    sums: Numbers = np.bincount(index, values, count).astype(np.float64, copy=False)
-    return sums
+def _runs(labels: Array) -> LabelRuns:
+    """Return the runs of the labels of a part, (h, w); rows and columns are those of the part."""
+    flat, width = labels.reshape(-1), labels.shape[1]
+    begins = np.ones(labels.shape, bool)
+    np.not_equal(labels[:, 1:], labels[:, :-1], out=begins[:, 1:])
+    starts = np.flatnonzero(begins)
+    values = flat[starts]
+    places = np.flatnonzero(values > 0)
+    places = places[np.argsort(values[places], kind="stable")]
+    values = values[places]
+    is_first = np.ones(len(values), bool)
+    np.not_equal(values[1:], values[:-1], out=is_first[1:])
+    first = np.flatnonzero(is_first)
+    row, left = np.divmod(starts[places], width)
+    length = np.diff(starts, append=flat.size)[places]
+    return LabelRuns(values[first], first, np.cumsum(is_first) - 1, row, left, left + length, starts, places)
 
 
-def _most(values: Array, index: NDArray[np.intp], count: int) -> Array:
-    """Return the maximum of the values of each index 0 ... count - 1, each of which occurs."""
-    if not count:
-        return values[:0]
-    order = np.argsort(index, kind="stable")
-    found: Array = np.maximum.reduceat(values[order], np.searchsorted(index[order], np.arange(count)))
-    return found
+def _reduced(ufunc: np.ufunc, values: Sequence[Array], first: Indices) -> Array:
+    """Return the reductions of the runs of each label, (n, len(values))."""
+    return np.stack([ufunc.reduceat(each, first) for each in values], axis=1)
 
 
-def _bounds(runs: LabelRuns, count: int) -> Counts:
-    """Return the bounding box of each label, (count, 4)."""
-    lowest = [-_most(-each, runs.owner, count) for each in (runs.row, runs.left)]
-    highest = [_most(each, runs.owner, count) for each in (runs.row + 1, runs.right)]
-    return np.stack([*lowest, *highest], axis=1)
+def _intensities(runs: LabelRuns, frame: Array | None) -> tuple[Array, Numbers]:
+    """Return maximum and sum of the grey values of each label and channel, (n, channels)."""
+    if frame is None:
+        return np.empty((len(runs.labels), 0)), np.empty((len(runs.labels), 0))
+    flat = (frame.view(np.uint8) if frame.dtype == bool else frame).reshape(len(frame), -1)
+    highest = [np.maximum.reduceat(each, runs.starts)[runs.places] for each in flat]
+    sums = [np.add.reduceat(each, runs.starts, dtype=np.float64)[runs.places] for each in flat]
+    return _reduced(np.maximum, highest, runs.first), _reduced(np.add, sums, runs.first)
 
 
-def _eccentricity(runs: LabelRuns, area: Counts, centroid: Numbers) -> Numbers:
-    """Return the eccentricity that follows from the second central moments of each label, (n,)."""
-    length = runs.right - runs.left
-    down = runs.row - centroid[runs.owner, 0]
-    across = (runs.left + runs.right - 1) / 2 - centroid[runs.owner, 1]
-    # A run of n pixels has the second moment n (n^2 - 1) / 12 about its middle.
-    moments = (length * down**2, length * across**2 + length * (length**2 - 1) / 12, length * down * across)
-    yy, xx, xy = (_sums(moment, runs.owner, len(area)) / area for moment in moments)
+def _bounds(row: Counts, left: Counts, right: Counts, first: Indices) -> Counts:
+    """Return the bounding box of each label, (n, 4), from its runs."""
+    lowest, highest = _reduced(np.minimum, [row, left], first), _reduced(np.maximum, [row + 1, right], first)
+    return np.concatenate([lowest, highest], axis=1)
+
+
+def _eccentricity(part: MeasuredPart) -> Numbers:
+    """Return the eccentricity that follows from the second central moments of each label, (n,).
+
+    Sums of squares about the pixel that holds the centroid are exact if they are below 2**63, although they follow from
+    sums modulo 2**64.
+    """
+    area = part.area
+    is_exact = area * np.max(part.bbox[:, 2:] - part.bbox[:, :2], axis=1, initial=0).astype(np.float64) ** 2 < 2**63
+    down, across = (part.sums // area[:, None]).T
+    rows, columns = part.sums.T
+    yy = part.squares[:, 0] + down * (down * area - 2 * rows)
+    xx = part.squares[:, 1] + across * (across * area - 2 * columns)
+    xy = part.squares[:, 2] - down * columns - across * (rows - down * area)
+    y, x = (rows - down * area) / area, (columns - across * area) / area
+    yy, xx, xy = yy / area - y * y, xx / area - x * x, xy / area - y * x
     middle, spread = (yy + xx) / 2, np.hypot((yy - xx) / 2, xy)
     minor, major = np.maximum(middle - spread, 0), middle + spread
     eccentricity: Numbers = np.sqrt(1 - np.divide(minor, major, out=np.ones(len(area)), where=major > 0))
-    return eccentricity
+    return np.where(is_exact, eccentricity, np.nan)
 
 
-def _convex_areas(runs: LabelRuns, count: int) -> Counts:
-    """Return the number of pixels whose centre lies in the convex hull of each label, (count,).
+def _sides(owner: Indices, row: Counts, left: Counts, right: Counts) -> tuple[Counts, Counts]:
+    """Return the vertices of the left and of the right side of the convex hull of each label, (vertices, 3) each.
 
     As in scikit-image, the hull is that of the middles of the pixels' edges.
     """
-    if not count:
-        return np.zeros(0, np.int64)
-    order = np.lexsort((runs.row, runs.owner))
-    index, row = runs.owner[order], runs.row[order]
-    begins = np.flatnonzero((np.diff(index, prepend=-1) != 0) | (np.diff(row, prepend=-1) != 0))
-    left = np.minimum.reduceat(runs.left[order], begins)
-    right = np.maximum.reduceat(runs.right[order], begins) - 1
-    index, row = index[begins], row[begins]
-    first = np.searchsorted(index, np.arange(count))
-    last = np.append(first[1:], len(index)) - 1
-    # All rows from the first to the last of each label, also those without a pixel of it.
-    heights = row[last] - row[first] + 1
-    west, east = Hull.of(index, row, left), Hull.of(index, row, -right)
+    begins = np.ones(len(owner), bool)
+    begins[1:] = (owner[1:] != owner[:-1]) | (row[1:] != row[:-1])
+    first, last = np.flatnonzero(begins), np.flatnonzero(np.append(begins[1:], True)[: len(owner)])
+    owner, row = np.repeat(owner[first], 3), row[first]
+    y = (2 * row[:, None] + np.array([-1, 0, 1])).reshape(-1)
+    # A pixel has the middles of three edges on its left half.
+    sides = ((2 * column[:, None] + np.array([0, -1, 0])).reshape(-1) for column in (left[first], 1 - right[last]))
+    west, east = (_side(np.column_stack([owner, y, x])) for x in sides)
+    return west, east
+
+
+def _side(points: Counts) -> Counts:
+    """Return the vertices of the left side of each label's convex hull, of points (m, 3) in any order."""
+    owner, y, x = points[np.lexsort(points.T[::-1])].T
+    leftmost = np.ones(len(owner), bool)
+    leftmost[1:] = (owner[1:] != owner[:-1]) | (y[1:] != y[:-1])
+    return np.column_stack(_hull(owner[leftmost], y[leftmost], x[leftmost]))
+
+
+def _convex_areas(part: MeasuredPart) -> Counts:
+    """Return the number of pixels whose centre lies in the convex hull of each label, (n,)."""
+    count = len(part.labels)
     areas = np.zeros(count, np.int64)
+    if not count:
+        return areas
+    # All rows from the first to the last of each label, also those without a pixel of it.
+    top, heights = part.bbox[:, 0], part.bbox[:, 2] - part.bbox[:, 0]
+    west, east = Hull.of(part.west), Hull.of(part.east)
     for some in np.split(np.arange(count), np.flatnonzero(np.diff(np.cumsum(heights) // ROWS)) + 1):
         inside, lengths = np.repeat(some, heights[some]), heights[some]
-        rows = row[first][inside] + np.arange(len(inside)) - np.repeat(np.cumsum(lengths) - lengths, lengths)
+        rows = top[inside] + np.arange(len(inside)) - np.repeat(np.cumsum(lengths) - lengths, lengths)
         # The last column is that of the mirror image, negative.
         areas += np.bincount(inside, 1 - west.columns(inside, rows) - east.columns(inside, rows), count).astype(int)
     return areas
@@ -224,17 +435,10 @@ class Hull(NamedTuple):
     span: int
 
     @classmethod
-    def of(cls, index: Array, row: Counts, column: Counts) -> "Hull":
-        """Return the hulls of pixels: the first column of each row of each label, in their order, (m,)."""
-        # A pixel has the middles of three edges on its left half.
-        owner = np.repeat(index, 3)
-        y: Counts = (2 * row[:, None] + np.array([-1, 0, 1])).reshape(-1)
-        x: Counts = (2 * column[:, None] + np.array([0, -1, 0])).reshape(-1)
-        order = np.lexsort((x, y, owner))
-        owner, y, x = owner[order], y[order], x[order]
-        leftmost = (np.diff(owner, prepend=-1) != 0) | (np.diff(y, prepend=-2) != 0)
-        owner, y, x = _hull(owner[leftmost], y[leftmost], x[leftmost])
-        span = 2 * int(row.max()) + 4
+    def of(cls, side: Counts) -> "Hull":
+        """Return the hulls of labels from their vertices, (vertices, 3); see `MeasuredPart.west`."""
+        owner, y, x = side.T
+        span = int(y.max()) + 3
         return cls(owner * span + y, y, x, span)
 
     def columns(self, index: Array, rows: Counts) -> Counts:

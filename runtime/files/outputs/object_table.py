@@ -44,7 +44,7 @@ class RowWriter(Protocol):
     """Where rows of a table go."""
 
     def write(self, image: str, frame: int, measured: Mapping[str, Array]) -> None:
-        """Write the rows of a frame: columns by name, of the same length."""
+        """Write rows of a frame, after those that were written before: columns by name, of the same length."""
 
 
 class ObjectTable:
@@ -69,16 +69,19 @@ class ObjectTable:
 
     def add(self, image: LabelledImage) -> None:
         """Write the objects of an image; raises FrameError if it has other channels than the table."""
-        for frame, measured in enumerate(image.measured):
-            if list(measured) != self._names:
-                channels = 0 if image.frames is None else image.frames.shape[1]
-                wanted = sum(name.startswith("mean_intensity") for name in self._names)
-                raise FrameError(
-                    f"{image.source or image.name} has {channels} channels, and the table {wanted}: give images of the "
-                    "same channels"
-                )
-            self._writer.write(printable(image.source or image.name), frame, measured)
-            self.is_empty = False
+        for frame in range(image.count):
+            for measured in image.columns(frame):
+                if list(measured) != self._names:
+                    raise self._misfit(image)
+                self._writer.write(printable(image.source or image.name), frame, measured)
+                self.is_empty = False
+
+    def _misfit(self, image: LabelledImage) -> FrameError:
+        wanted = sum(name.startswith("mean_intensity") for name in self._names)
+        return FrameError(
+            f"{image.source or image.name} has {image.channels} channels, and the table {wanted}: give images of the "
+            "same channels"
+        )
 
 
 class _Csv:
@@ -99,7 +102,7 @@ def _texts(name: str, values: Array) -> list[str]:
 
 
 class _Parquet:
-    """Writes rows to a Parquet file; a group of rows for each frame."""
+    """Writes rows to a Parquet file; groups of rows have at most `measurements.GROUP` rows of a frame."""
 
     def __init__(self, path: Path, names: list[str]) -> None:
         import pyarrow as pa

@@ -14,7 +14,7 @@ Simple Features (ISO 19125-1), which is what GeoJSON, shapely and JTS (QuPath) w
 (5, [[[[0, 0], [3, 0], [3, 3], [0, 3]], [[1, 2], [2, 2], [2, 1], [1, 1]]]])
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -22,12 +22,18 @@ from numpy.typing import NDArray
 from scipy.sparse import csr_array
 from scipy.sparse.csgraph import connected_components
 
+from unetrt.runtime.errors import FrameError
+
 Array = NDArray[Any]
 Ring = NDArray[np.int32]
 Indices = NDArray[np.intp]
 
 # Rows of pixels whose corners are looked for at once: their arrays fit in a core's cache.
 BLOCK = 256
+# Side in pixels of the squares of a frame whose objects are traced in one window.
+SIDE = 1024
+# Pixels of the largest window. Tracing takes up to 8 bytes for each of them.
+MOST = 2**27
 # Directions along an edge; the label is on the right hand side. A right turn adds 1, a left turn subtracts 1.
 RIGHT, DOWN, LEFT, UP = range(4)
 # For a way through a vertex in each direction: which of the pixels around the vertex, 0 top left, 1 top right, 2 bottom
@@ -102,6 +108,76 @@ def polygons(labels: Array) -> Iterator[Polygon]:
             else:
                 found[-1].append(ring)
         yield Polygon(int(owners[order[first]]), found)
+
+
+def traced(read: Callable[[slice, slice], Array], labels: Array, boxes: Array) -> Iterator[Polygon]:
+    """Yield the polygons of some labels of a frame that is read by windows; they are those of the whole frame.
+
+    Windows hold the objects whose bounding boxes begin in one square of `SIDE` pixels. A larger object has a window of
+    its own.
+
+    Parameters
+    ----------
+    read
+        Returns some rows and columns of the frame, integers (h, w).
+    labels
+        The labels, (n,), in ascending order.
+    boxes
+        Bounding box of each: first row, first column, row after the last, column after the last, (n, 4).
+
+    Raises
+    ------
+    FrameError
+        The bounding box of an object has more than `MOST` pixels.
+    """
+    is_large = (boxes[:, 2:] - boxes[:, :2]).max(axis=1, initial=0) > SIDE
+    small, corners = labels[~is_large], boxes[~is_large]
+    _, square = np.unique(corners[:, :2] // SIDE, axis=0, return_inverse=True)
+    found: dict[int, Polygon] = {}
+    order = np.argsort(square.reshape(-1), kind="stable")
+    for chosen in np.split(order, np.flatnonzero(np.diff(square.reshape(-1)[order])) + 1):
+        found.update((one.label, one) for one in _in_window(read, small[chosen], corners[chosen]))
+    for label, box in zip(labels.tolist(), boxes, strict=True):
+        yield found.pop(label) if label in found else _alone(read, label, box)
+
+
+def _in_window(read: Callable[[slice, slice], Array], labels: Array, boxes: Array) -> Iterator[Polygon]:
+    """Yield the polygons of labels, in one window."""
+    if not len(labels):
+        return
+    (top, left), (bottom, right) = boxes[:, :2].min(axis=0).tolist(), boxes[:, 2:].max(axis=0).tolist()
+    window, first, last = read(slice(top, bottom), slice(left, right)), int(labels[0]), int(labels[-1])
+    is_chosen = np.zeros(last - first + 1, bool)
+    is_chosen[(labels - labels[0]).astype(np.intp)] = True
+    inside = (window >= first) & (window <= last)
+    inside[inside] = is_chosen[window[inside] - first]
+    for polygon in polygons(np.where(inside, window, 0)):
+        yield _moved(polygon, left, top)
+
+
+def _alone(read: Callable[[slice, slice], Array], label: int, box: Array) -> Polygon:
+    """Return the polygon of a label in a window of its own, which is read in strips."""
+    top, left, bottom, right = box.tolist()
+    height, width = bottom - top, right - left
+    if height * width > MOST:
+        raise FrameError(
+            f"label {label} covers {height} x {width} px, and outlines are traced up to {MOST} px: use --save ome-zarr "
+            "instead of geojson and rois"
+        )
+    step = max(1, SIDE * SIDE // width)
+    strips = (slice(first, min(first + step, bottom)) for first in range(top, bottom, step))
+    window = np.concatenate([(read(rows, slice(left, right)) == label).view(np.uint8) for rows in strips])
+    for polygon in polygons(window):
+        return _moved(polygon._replace(label=label), left, top)
+    raise FrameError(
+        f"label {label} has no pixel in rows {top} to {bottom - 1}, where it was measured: measure it anew"
+    )
+
+
+def _moved(polygon: Polygon, left: int, top: int) -> Polygon:
+    """Return the polygon in a frame, from that in a window."""
+    corner = np.array([left, top], np.int32)
+    return Polygon(polygon.label, [[ring + corner for ring in part] for part in polygon.parts])
 
 
 def _corners(labels: Array) -> Corners:
@@ -239,7 +315,8 @@ def _components(labels: Array) -> tuple[NDArray[np.int32], Indices]:
     """Return the number of each pixel's run along its row, (H, W), and the component of each run, along edges."""
     begins = np.ones(labels.shape, bool)
     np.not_equal(labels[:, 1:], labels[:, :-1], out=begins[:, 1:])
-    runs = (np.cumsum(begins.reshape(-1), dtype=np.int32) - 1).reshape(labels.shape)
+    runs = np.cumsum(begins.reshape(-1), dtype=np.int32).reshape(labels.shape)
+    runs -= 1
     same = labels[1:] == labels[:-1]
     same[:, 1:] &= begins[1:, 1:] | begins[:-1, 1:]
     above, below = runs[:-1][same], runs[1:][same]

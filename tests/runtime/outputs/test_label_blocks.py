@@ -18,7 +18,8 @@ from unetrt.runtime.errors import FrameError, OptionError, OutputError, UnetrtEr
 from unetrt.runtime.files.images import layout_of, read_label_stack
 from unetrt.runtime.files.outputs import label_tiff
 from unetrt.runtime.files.outputs.label_tiff import write_label_levels, write_labels
-from unetrt.runtime.files.outputs.label_zarr import Pyramid, halved, write_metadata
+from unetrt.runtime.files.outputs.label_zarr import write_metadata
+from unetrt.runtime.files.outputs.zarr_pyramid import Pyramid, halved
 from unetrt.runtime.files.pixel_size import PixelSize
 from unetrt.runtime.geometry.blocks import BlockPlan
 from unetrt.runtime.geometry.plan import Geometry, TilePlan
@@ -215,6 +216,9 @@ PYRAMIDS = {
     "no pixels": ({"shape": (0, 64)}, FrameError, r"an image must have pixels along all axes \(got \(0, 64\)"),
     "no integers": ({"dtype": "float32"}, FrameError, r"labels must be integers \(got float32\)"),
     "another version": ({"version": "0.6"}, OptionError, r"version must be 0.4 or 0.5 \(got '0.6'\)"),
+    "no grey values": ({"dtype": "bool", "reduction": "mean"}, FrameError, r"must be integers or floats \(got bool\)"),
+    "no store": ({"store": 3}, OptionError, r"store must be a folder, an address or a store of zarr \(got 3\)"),
+    "no pixel size": ({"pixel_size": 0.65}, OptionError, r"pixel_size must be a PixelSize, .*got 0.65"),
     "no chunks": (
         {"chunk": (0, 64)},
         OptionError,
@@ -233,7 +237,7 @@ PYRAMIDS = {
 def test_a_layout_that_cannot_be_stored_is_refused(tmp_path, case):
     given, kind, said = PYRAMIDS[case]
     with pytest.raises(kind, match=said):
-        Pyramid(tmp_path / "a", **{"shape": (64, 64), "dtype": "uint8", **given})
+        Pyramid(**{"store": tmp_path / "a", "shape": (64, 64), "dtype": "uint8", **given})
 
 
 REGIONS = {
@@ -268,6 +272,16 @@ def test_a_shard_is_written_at_once(tmp_path):
 def test_labels_that_were_not_created_are_an_output_error(tmp_path):
     with pytest.raises(OutputError, match="cannot write .*/a: "):
         Pyramid(tmp_path / "a", (64, 64), "uint8").write(*WHOLE, np.ones((64, 64), np.uint8))
+
+
+def test_an_address_that_cannot_be_reached_is_named():
+    from fsspec.registry import known_implementations, register_implementation
+
+    register_implementation("nowhere", "no_such_module.NoFileSystem", errtxt="Install no-such-module", clobber=True)
+    for address, said in (("nowhere://a", "Install no-such-module"), ("unknown://a", "Protocol not known: unknown")):
+        with pytest.raises(OutputError, match=f"cannot write {address}: {said}"):
+            Pyramid(address, (64, 64), "uint8").create()
+    known_implementations.pop("nowhere")
 
 
 def noise(rows, columns):
@@ -408,7 +422,8 @@ import sys
 from pathlib import Path
 import numpy as np
 from unetrt.runtime.files.outputs.label_tiff import write_label_levels
-from unetrt.runtime.files.outputs.label_zarr import Pyramid, write_metadata
+from unetrt.runtime.files.outputs.label_zarr import write_metadata
+from unetrt.runtime.files.outputs.zarr_pyramid import Pyramid
 
 def peak():
     return int(Path("/proc/self/status").read_text().partition("VmHWM:")[2].split()[0]) * 1024

@@ -1,6 +1,7 @@
 """Labels as OME-Zarr: what ome-zarr-py reads, and that another folder is not replaced."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -8,8 +9,9 @@ import zarr
 
 from unetrt.runtime.errors import OutputError
 from unetrt.runtime.files.images import read_label_stack, read_stack
-from unetrt.runtime.files.outputs.label_zarr import halved, write_zarr
+from unetrt.runtime.files.outputs.label_zarr import write_zarr
 from unetrt.runtime.files.outputs.labelled_image import LabelledImage
+from unetrt.runtime.files.outputs.zarr_pyramid import halved
 from unetrt.runtime.files.pixel_size import PixelSize
 
 RNG = np.random.default_rng(0)
@@ -65,6 +67,18 @@ def most_frequent(pixels):
         around = pixels[2 * row : 2 * row + 2, 2 * column : 2 * column + 2].reshape(-1).tolist()
         found[row, column] = max(around, key=around.count)  # the first of several
     return found
+
+
+def test_no_chunk_of_the_image_is_missing(tmp_path):
+    image = labelled((8, 9))
+    image = replace(image, frames=np.zeros_like(image.frames), labels=np.zeros_like(image.labels))
+    for version in ("0.4", "0.5"):
+        path = tmp_path / f"{version}.ome.zarr"
+        write_zarr(path, image, version)
+        assert not read_stack(path).any()
+        assert not read_label_stack(path).any()
+        write_zarr(path, replace(image, frames=None), version)  # an image that refers to the labels
+        assert not read_stack(path).any()
 
 
 @pytest.mark.parametrize("shape", [(40, 60), (41, 60), (40, 61), (1, 61), (41, 1), (1, 1)])

@@ -1,17 +1,23 @@
 """Measurements of labels, against scikit-image's `regionprops`."""
 
+import pickle
 import time
+from itertools import pairwise
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from skimage.measure import regionprops
 
 from tests.runtime.outputs.label_maps import MAPS, random_maps
 from unetrt.benchmarks.saving import discs
+from unetrt.runtime.errors import FrameError
 from unetrt.runtime.files.outputs import measurements as module
-from unetrt.runtime.files.outputs.measurements import measurements
+from unetrt.runtime.files.outputs.measurements import MeasuredPart, finished, measure_part, measurements, merged
 
 RNG = np.random.default_rng(0)
+INTEGERS = [np.uint8, np.int32, np.uint32, np.int64]
 
 
 def test_they_are_those_of_scikit_image():
@@ -83,3 +89,107 @@ def test_they_take_a_fraction_of_the_time_of_scikit_image():
         _ = one.area, one.centroid, one.intensity_mean, one.intensity_max, one.eccentricity, one.solidity
     assert ours < (time.process_time() - begin) / 3
     assert len(found.area) == 400
+
+
+@st.composite
+def parts_of_frames(draw):
+    """Draw labels (h, w), grey values (2, h, w), and the parts of a partition of the frame, in any order."""
+    seed, height, width = draw(st.integers(0, 2**32 - 1)), draw(st.integers(1, 40)), draw(st.integers(1, 40))
+    rng = np.random.default_rng(seed)
+    coarse = rng.integers(0, draw(st.integers(1, 9)), (height, width))
+    side = draw(st.integers(1, 9))
+    labels = np.kron(coarse, np.ones((side, side), int))[:height, :width].astype(draw(st.sampled_from(INTEGERS)))
+    frame = rng.integers(0, 100, (2, height, width)).astype(draw(st.sampled_from([np.uint8, np.uint64, np.float32])))
+    sides = (sorted({0, length, *draw(st.lists(st.integers(0, length), max_size=4))}) for length in (height, width))
+    rows, columns = (list(pairwise(ends)) for ends in sides)
+    windows = [(slice(*row), slice(*column)) for row in rows for column in columns]
+    return labels, frame, draw(st.permutations(windows))
+
+
+@given(parts_of_frames(), st.integers(1, 5), st.integers(0, 2**20))
+def test_parts_of_a_frame_add_up_to_the_frame(drawn, group, shift):
+    labels, frame, windows = drawn
+    parts = [measure_part(labels[at], frame[:, *at], tuple(along.start for along in at)) for at in windows]
+    while len(parts) > 1:
+        parts = [merged(parts[:group]), *parts[group:]] if group > 1 else [*parts[2:], merged(parts[1::-1])]
+    found, whole = finished(merged(parts)), measurements(labels, frame)
+    for name, values in whole._asdict().items():
+        assert getattr(found, name).dtype == values.dtype
+        np.testing.assert_array_equal(getattr(found, name), values, name)
+    # Far from the origin, all but the place is the same.
+    moved = finished(measure_part(labels, frame, (shift, 2 * shift)))
+    np.testing.assert_array_equal(moved.bbox, whole.bbox + [shift, 2 * shift] * 2)
+    for name in ("area", "mean", "eccentricity", "solidity"):
+        np.testing.assert_array_equal(getattr(moved, name), getattr(whole, name), name)
+
+
+def test_sums_of_real_grey_values_depend_on_the_parts_by_rounding():
+    labels = discs(3)
+    frame = RNG.normal(1000, 300, (1, *labels.shape))
+    parts = [measure_part(labels[at : at + 17], frame[:, at : at + 17], (at, 0)) for at in range(0, len(labels), 17)]
+    found, whole = finished(merged(parts)), measurements(labels, frame)
+    np.testing.assert_allclose(found.integrated, whole.integrated, rtol=1e-12)
+    np.testing.assert_allclose(found.mean, whole.mean, rtol=1e-12)
+    np.testing.assert_array_equal(found.maximum, whole.maximum)
+
+
+def test_moments_are_exact_where_sums_of_squares_do_not_fit_in_64_bits():
+    height, width, far = 2048, 4096, 2**21
+    upper, lower = np.ones((1500, width), bool), np.ones((height - 1500, width), bool)
+    found = finished(merged([measure_part(lower, origin=(far + 1500, far)), measure_part(upper, origin=(far, far))]))
+    assert int(found.area[0]) * far**2 > 2**64
+    assert found.eccentricity[0] == pytest.approx(np.sqrt(1 - (height**2 - 1) / (width**2 - 1)), rel=1e-14)
+    assert found.solidity[0] == 1
+
+
+def test_moments_beyond_64_bits_are_not_known():
+    corners = merged([measure_part(np.ones((1, 1), np.uint8), origin=(at, at)) for at in (0, 2**16 - 1)])
+    for area, is_known in ((2**31 - 1, True), (2**31, False)):
+        found = finished(corners._replace(area=np.array([area])))
+        assert np.isfinite(found.eccentricity[0]) == is_known
+
+
+def test_a_part_is_stored_as_arrays(tmp_path):
+    labels = discs(2)
+    part = measure_part(labels, labels[None].astype(np.uint16), (3, 4))
+    with (tmp_path / "part.npz").open("wb") as file:
+        part.save(file)
+    with (tmp_path / "part.npz").open("rb") as file:
+        for stored, values in zip(MeasuredPart.load(file), part, strict=True):
+            assert stored.dtype == values.dtype
+            np.testing.assert_array_equal(stored, values)
+
+
+@pytest.mark.parametrize("content", ["empty", "cut", "a pickle", "another file", "other arrays", "a single array"])
+def test_a_damaged_part_is_refused(tmp_path, content):
+    path = tmp_path / "part.npz"
+    with path.open("wb") as file:
+        measure_part(discs(1)).save(file)
+    whole = path.read_bytes()
+    if content == "other arrays":
+        np.savez(path, labels=np.arange(3))
+    elif content == "a single array":
+        with path.open("wb") as file:
+            np.save(file, np.arange(3))
+    else:
+        pickled = pickle.dumps({"labels": 1})
+        path.write_bytes({"empty": b"", "cut": whole[:-40], "a pickle": pickled, "another file": b"text"}[content])
+    with path.open("rb") as file, pytest.raises(FrameError, match=r"part\.npz holds no measurements of a part"):
+        MeasuredPart.load(file)
+
+
+def test_chosen_labels_of_a_part():
+    labels = discs(4)
+    part = measure_part(labels, labels[None])
+    some = part.labels % 3 == 1
+    kept = finished(part.only(some))
+    for found, values in zip(kept, measurements(labels, labels[None]), strict=True):
+        np.testing.assert_array_equal(found, values[some])
+
+
+def test_parts_that_do_not_fit_are_refused():
+    labels = np.ones((3, 4), np.uint8)
+    with pytest.raises(FrameError, match=r"grey values must be \(C, 3, 4\), as labels \(got \(1, 4, 3\)\)"):
+        measure_part(labels, np.zeros((1, 4, 3)))
+    with pytest.raises(FrameError, match=r"the same channels \(got 0, 1\)"):
+        merged([measure_part(labels), measure_part(labels, np.zeros((1, 3, 4)))])

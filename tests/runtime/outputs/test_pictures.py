@@ -7,8 +7,15 @@ from PIL import Image
 from tests.runtime.outputs.label_maps import drawn
 from unetrt.runtime.files.outputs import pictures
 from unetrt.runtime.files.outputs.labelled_image import LabelledImage
-from unetrt.runtime.files.outputs.pictures import OverlaySheet, write_outlines, write_overlay, write_png
-from unetrt.runtime.pixels.drawing import colour_of, outlines
+from unetrt.runtime.files.outputs.pictures import (
+    OverlaySheet,
+    overview,
+    overview_step,
+    write_outlines,
+    write_overlay,
+    write_png,
+)
+from unetrt.runtime.pixels.drawing import colour_of, outlines, overlay
 
 RNG = np.random.default_rng(0)
 
@@ -70,6 +77,35 @@ def test_a_sheet_holds_all_overlays_and_stays_small(tmp_path, images, side):
         pixels = np.asarray(picture).astype(int)
         assert np.asarray(picture)[: pictures.CAPTION].max() > 150  # the caption
     assert np.ptp(pixels, axis=-1).max() > 40  # colours
+
+
+def test_a_large_image_is_drawn_from_a_coarse_copy(monkeypatch):
+    """Pixels between rows and columns 0, 3, 6, ... are not looked at."""
+    monkeypatch.setattr(pictures, "OVERVIEW", 20)
+    coarse = np.kron(drawn("1.2 ..2"), np.ones((10, 6), np.int32))[:, :20]
+    grey = RNG.integers(100, 200, coarse.shape).astype(np.uint8)
+    labels, frame = np.full((60, 54), 9, np.int32), np.zeros((1, 1, 60, 54), np.uint8)
+    step = overview_step(labels.shape)
+    assert step == 3
+    labels[::step, ::step], frame[0, 0, ::step, ::step] = coarse, grey
+    expected = overview(coarse, grey[None])
+    drawn_over = []
+    monkeypatch.setattr(OverlaySheet, "add_overview", lambda sheet, *given: drawn_over.append(given))
+    OverlaySheet(1).add(LabelledImage("a", labels, frames=frame))
+    ((name, content, picture),) = drawn_over
+    assert (name, content) == ("a", "3 objects")
+    np.testing.assert_array_equal(picture, expected)
+    np.testing.assert_array_equal(expected, overlay(grey, coarse))
+    np.testing.assert_array_equal(overview(coarse), overlay(np.zeros_like(grey), coarse))
+
+
+def test_a_sheet_takes_overviews_of_images_that_are_not_in_memory(tmp_path):
+    sheet = OverlaySheet(1)
+    sheet.add_overview("a", "70000 objects", overview(np.kron(drawn("1.2"), np.ones((400, 400), np.int32))))
+    sheet.write(tmp_path / "montage.png")
+    assert sheet.captions == ["a: 70000 objects"]
+    with Image.open(tmp_path / "montage.png") as picture:
+        assert np.ptp(np.asarray(picture).astype(int), axis=-1).max() > 40  # colours
 
 
 def test_captions_count_objects_and_are_short(monkeypatch):
