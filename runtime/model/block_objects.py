@@ -29,6 +29,7 @@ by equal corners (union-find).
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from math import inf
 from typing import Any, NamedTuple
 
@@ -38,7 +39,7 @@ from scipy.sparse import csr_array
 from scipy.sparse.csgraph import connected_components
 
 from unetrt.runtime.errors import FrameError, OptionError
-from unetrt.runtime.geometry.blocks import Block, BlockPlan
+from unetrt.runtime.geometry.blocks import Block, BlockPlan, Part, relative
 from unetrt.runtime.model.objects import (
     Runs,
     Seeds,
@@ -59,7 +60,6 @@ from unetrt.runtime.model.spec import Decoding
 Array = NDArray[Any]
 Labels = NDArray[np.int32]
 Numbers = NDArray[np.int64]
-Part = tuple[slice, slice]
 
 # Position of an object's first pixel in a block where it has none.
 NOWHERE = np.iinfo(np.int64).max
@@ -132,7 +132,8 @@ class GrownObjects(NamedTuple):
     areas: Numbers
 
 
-class Numbering(NamedTuple):
+@dataclass(frozen=True)
+class Numbering:
     """The objects of a frame, by the numbers that they have in blocks.
 
     Attributes
@@ -162,11 +163,8 @@ class _Window(NamedTuple):
 
     def near(self, distance: int, frame: int = 0) -> Part:
         """Return rows and columns, in the window, of the pixels up to `distance` from the block."""
-        (rows, columns), (top, left) = self.block.around(distance), self.block.around(self.margin)
-        return (
-            slice(rows.start - top.start + frame, rows.stop - top.start + frame),
-            slice(columns.start - left.start, columns.stop - left.start),
-        )
+        rows, columns = relative(self.block.around(distance), self.block.around(self.margin))
+        return slice(rows.start + frame, rows.stop + frame), columns
 
     def restrict(self, mask: NDArray[np.bool_], distance: int) -> None:
         """Unset the pixels of a framed mask that are farther than `distance` from the block."""
@@ -183,7 +181,8 @@ class _Window(NamedTuple):
     def pixels(self, at: NDArray[np.intp]) -> Numbers:
         """Return the index in the flat frame of pixels of a framed mask, given by flat index."""
         (rows, columns), (top, left) = self.places(at), self.block.around(self.margin)
-        return (rows.astype(np.int64) + top.start) * self.block.frame[1] + columns + left.start
+        pixels: Numbers = (rows.astype(np.int64) + top.start) * self.block.frame[1] + columns + left.start
+        return pixels
 
     def require(self, values: Array, name: str) -> None:
         """Raise FrameError unless values are integers of the window's shape."""

@@ -9,12 +9,14 @@ Networks predict classes, and two kinds of class maps describe objects that touc
 
 Pixels are connected along edges. Of several cores (or components) at the same distance, the pixel in the highest row
 wins, then the one furthest left. Except for the extent of connected cores, a pixel's object therefore depends on
-nothing farther away than `reach`, so that a frame can be decoded in blocks with the same result.
+nothing farther away than `reach`, so that a frame can be decoded in blocks with the same result
+(`unetrt.runtime.model.block_objects`).
 
 >>> instances(np.array([[2, 1, 1, 1, 2, 0]], np.uint8), Decoding("cores", reach=3))
 array([[1, 1, 1, 2, 2, 0]], dtype=int32)
 """
 
+from dataclasses import dataclass
 from math import inf, isqrt, prod
 from typing import Any, NamedTuple
 
@@ -73,17 +75,17 @@ def instances(classes: ArrayLike, decoding: Decoding | None = None, min_area: in
         raise FrameError(f"a class map must be integers (..., H, W) (got {planes.dtype} {planes.shape}){hint}")
     require_rows_and_columns(planes.shape, "the class map", "the last two axes are (H, W)")
     how = as_decoding(decoding)
-    min_area = least_area(min_area, how, planes.size)
+    smallest = least_area(min_area, how, planes.size)
     found: Labels = np.empty(planes.shape, np.int32)
     group = max(1, GROUP // max(1, prod(planes.shape[-2:])))
     # Components that grow are measured with what they would grow over beyond their plane.
-    if group > 1 and found.size and (how.method == "cores" or not how.reach or min_area <= 1):
+    if group > 1 and found.size and (how.method == "cores" or not how.reach or smallest <= 1):
         frames, labels = (array.reshape(-1, *planes.shape[-2:]) for array in (planes, found))
         for begin in range(0, len(frames), group):
-            _decode_together(frames[begin : begin + group], how, min_area, labels[begin : begin + group])
+            _decode_together(frames[begin : begin + group], how, smallest, labels[begin : begin + group])
         return found
     for plane in np.ndindex(planes.shape[:-2]):
-        _decode(planes[plane], how, min_area, found[plane])
+        _decode(planes[plane], how, smallest, found[plane])
     return found
 
 
@@ -222,7 +224,8 @@ class Runs(NamedTuple):
         return np.bincount(numbers, self.stops - self.starts, count + 1)
 
 
-class Seeds(NamedTuple):
+@dataclass(frozen=True)
+class Seeds:
     """The pixels from which objects grow, connected and numbered: the cores of a class map, or its components.
 
     Attributes
