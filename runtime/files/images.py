@@ -43,6 +43,10 @@ EXTRAS = {"zarr": "zarr", "fsspec": "distributed", "pylibCZIrw": "formats", "nd2
 # Whole numbers below this are exact in float64.
 EXACT = 2.0**53
 
+# Pixels of a frame, and of all frames of an image, above which an image is processed in blocks: the objects of these
+# take some 2 GB as a whole.
+LARGE, LARGE_STACK = 2**26, 2**28
+
 
 class RawImage(NamedTuple):
     """An image as it is stored.
@@ -66,6 +70,12 @@ def stack_shape(path: AnyPath, reading: Reading = AS_STORED) -> tuple[int, int, 
         return None
     number, channels, height, width = layout.stack
     return number, len(reading.channel) or channels, height, width
+
+
+def is_large(shape: tuple[int, ...]) -> bool:
+    """Whether an image of a shape (N, C, H, W) is processed in blocks, unless a user says otherwise."""
+    number, _, height, width = shape
+    return height * width > LARGE or number * height * width > LARGE_STACK
 
 
 def layout_of(path: AnyPath, reading: Reading = AS_STORED) -> Layout | None:

@@ -384,7 +384,10 @@ COMMANDS = {
 # Package that only some commands need -> the extra that installs it.
 EXTRAS = {
     "bioimageio": "bioimageio",
+    "dask": "distributed",
+    "distributed": "distributed",
     "edt": "train",
+    "fsspec": "distributed",
     "matplotlib": "train",
     "onnx": "export",
     "onnxruntime": "cpu",

@@ -2,9 +2,11 @@
 
 import logging
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager
-from functools import partial
+from dataclasses import asdict, dataclass
+from functools import partial, wraps
+from importlib.util import find_spec
 from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypedDict, Unpack
@@ -13,6 +15,7 @@ import click
 
 from unetrt.cli import (
     MODEL,
+    SIZE,
     EngineOptions,
     echo,
     engine_options,
@@ -28,15 +31,134 @@ from unetrt.runtime.files.atomic import require_writable
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+    from unetrt.runtime.blockwise.run import RunSummary
     from unetrt.runtime.files.formats import Reading
+    from unetrt.runtime.files.images import Output
     from unetrt.runtime.files.outputs import Outputs
     from unetrt.runtime.files.sources import ImageSource
     from unetrt.runtime.model.spec import Annotation, ModelSpec
+    from unetrt.runtime.segment.segmenter import Segmenter
 
 log = logging.getLogger("unetrt")
 
 # Frames of a file by which a tile is planned at most; more of the same size change nothing.
 MANY = 100_000
+
+
+@dataclass(frozen=True)
+class BlockwiseOptions:
+    """Options of how images are processed in blocks; see `runtime.blockwise.run.Blockwise`.
+
+    Attributes
+    ----------
+    given
+        Those that the user gave; with one of them all images are processed in blocks.
+    """
+
+    given: Mapping[str, Any]
+
+    @property
+    def side(self) -> int:
+        """The longer side of a block that is wished for, in pixels."""
+        from unetrt.runtime.blockwise.run import BLOCK
+
+        return max(self.given.get("block", BLOCK))
+
+    def applies_to(self, source: "ImageSource", reading: "Reading") -> bool:
+        """Whether an image is processed in blocks: on request, or if it is large."""
+        from unetrt.runtime.files.images import is_large, stack_shape
+
+        if self.given:
+            return True
+        shape = stack_shape(source, reading)
+        if shape is None or not is_large(shape):
+            return False
+        missing = [package for package in ("dask", "fsspec", "zarr") if find_spec(package) is None]
+        if missing:
+            log.warning(
+                "%s is large, and segmented as a whole: pip install 'unetrt[distributed]' does it in blocks, in less "
+                "memory",
+                printable(str(source)),
+            )
+        return not missing
+
+    def predict(
+        self,
+        segmenter: "Segmenter",
+        model: Path,
+        source: "ImageSource",
+        output: "Output",
+        reading: "Reading",
+        engine: EngineOptions,
+        progress: Callable[[float, float], None],
+    ) -> "RunSummary":
+        """Segment an image in blocks."""
+        from unetrt.runtime.blockwise.run import Blockwise, predict_blocks
+
+        return predict_blocks(
+            segmenter,
+            model,
+            source,
+            output,
+            Blockwise(**self.given),
+            reading=reading,
+            engine=asdict(engine),
+            progress=lambda share: progress(share, 1),
+        )
+
+
+def blockwise_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Add the options of blocks to a command, which gets them as `blockwise`, a `BlockwiseOptions`."""
+
+    @wraps(command)
+    def with_blocks(
+        *,
+        block: tuple[int, int] | None,
+        workers: int | None,
+        scheduler: str | None,
+        scratch: str | None,
+        resume: bool | None,
+        zarr_version: str | None,
+        **others: Any,
+    ) -> Any:
+        given = {
+            "block": block,
+            "workers": workers,
+            "scheduler": scheduler,
+            "scratch": scratch,
+            "resume": resume,
+            "version": zarr_version,
+        }
+        given = {name: value for name, value in given.items() if value is not None}
+        return command(blockwise=BlockwiseOptions(given), **others)
+
+    options = (
+        click.option(
+            "--block", type=SIZE, help="Process images in blocks of about this size. [default: 2048, for large images]"
+        ),
+        click.option(
+            "--workers", type=whole(1), metavar="N", help="Blocks in work at once in this process. [default: 3]"
+        ),
+        click.option("--scheduler", metavar="ADDRESS", help="Process the blocks on a Dask cluster: tcp://HOST:PORT."),
+        click.option(
+            "--scratch",
+            metavar="DIR|ADDRESS",
+            help="Where unfinished blocks are kept. [default: a hidden folder beside the results]",
+        ),
+        click.option(
+            "--resume/--restart",
+            default=None,
+            help="Go on with an unfinished run of the image if there is one, or start again.",
+        ),
+        click.option(
+            "--zarr-version",
+            type=click.Choice(["0.4", "0.5"]),
+            help="Version of OME-Zarr of labels that are written in blocks. [default: 0.4]",
+        ),
+    )
+    for option in reversed(options):
+        with_blocks = option(with_blocks)
+    return with_blocks
 
 
 class Written(TypedDict):
@@ -80,6 +202,7 @@ class Written(TypedDict):
 @montage_option
 @click.option("--overlays/--no-overlays", default=True, show_default=True, help="Write overlays/NAME.png.")
 @reading_options
+@blockwise_options
 @engine_options
 def command(
     model: Path,
@@ -87,6 +210,7 @@ def command(
     out: Path,
     choice: str,
     reading: "Reading",
+    blockwise: BlockwiseOptions,
     engine: EngineOptions,
     **written: Unpack[Written],
 ) -> None:
@@ -103,6 +227,9 @@ def command(
     the same names; results, and annotations beside images, are left out. Stacks are segmented frame by frame. Images
     that cannot be segmented are skipped and listed at the end.
 
+    Images larger than 64 Mpixel are processed in blocks, with the same result: memory does not grow with the image, and
+    --resume goes on after a kill. --scheduler distributes the blocks over a Dask cluster.
+
     With --table, DIR/objects.csv lists area, centroid, bounding box, intensities and shape of each instance, and its
     confidence from 0 to 1 unless the model's head is labels.
     """
@@ -117,7 +244,8 @@ def command(
     require_writable(out)
     require_distinct(sources, out, partial(places, kinds, overlays=written["overlays"], sheet=written["montage"]))
     failures: list[FrameError] = []
-    sizes = [] if choice == "model" else _frame_sizes(sources, tta, reading)
+    by_blocks = {source.name for source in sources if blockwise.applies_to(source, reading)}
+    sizes = [] if choice == "model" else _frame_sizes(sources, tta, reading, blockwise.side if by_blocks else None)
     model = _with_tile(choice, model, sizes, engine)
     with ExitStack() as opened:
         segmenter = opened.enter_context(engine.segmenter(model))
@@ -129,6 +257,12 @@ def command(
         begin, pixels, objects = time.perf_counter(), 0, 0
         for source in sources:
             try:
+                if source.name in by_blocks:
+                    done = blockwise.predict(
+                        segmenter, model, source, output, reading, engine, progress_of(source.name)
+                    )
+                    pixels, objects = pixels + done.pixels, objects + done.objects
+                    continue
                 labels = predict_file(segmenter, source, output, progress_of(source.name), reading)
             except FrameError as error:
                 failures.append(error)
@@ -173,13 +307,20 @@ def _say_which_tile(chosen: Path, model: Path) -> None:
     echo(f"tile {planned}, planned for these images; --tile model uses the file's, {own}", err=True)
 
 
-def _frame_sizes(sources: "list[ImageSource]", tta: bool, reading: "Reading") -> list[tuple[int, int]]:
-    """Return (H, W) of each frame that is computed, from the headers of the images; unreadable ones are left out."""
+def _frame_sizes(
+    sources: "list[ImageSource]", tta: bool, reading: "Reading", most: int | None
+) -> list[tuple[int, int]]:
+    """Return (H, W) of each frame that is computed, from the headers of the images; unreadable ones are left out.
+
+    `most` is the largest side of a part that is computed at once; None: frames are.
+    """
     from unetrt.runtime.files.images import stack_shape
 
     sizes = []
     for shape in filter(None, (stack_shape(source, reading) for source in sources)):
         number, _, height, width = min(shape[0], MANY), *shape[1:]
+        if most is not None:
+            height, width = min(height, most), min(width, most)
         # Half of the rotated and reflected copies have rows and columns exchanged.
         sizes += [(height, width), (width, height)] * (4 * number) if tta else [(height, width)] * number
     return sizes
@@ -228,7 +369,7 @@ def _objects(labels: "NDArray[Any]") -> int:
 
 
 @contextmanager
-def _bar(images: int) -> Iterator[Callable[[str], Callable[[int, int], None]]]:
+def _bar(images: int) -> Iterator[Callable[[str], Callable[[float, float], None]]]:
     """Show a progress bar over images on standard error; yield what makes the progress callback of the next image."""
     from rich.console import Console
     from rich.markup import escape
@@ -239,7 +380,7 @@ def _bar(images: int) -> Iterator[Callable[[str], Callable[[int, int], None]]]:
         task = bar.add_task("segmenting", total=images)
         numbers = count()
 
-        def start(name: str) -> Callable[[int, int], None]:
+        def start(name: str) -> Callable[[float, float], None]:
             before = next(numbers)
             if not bar.disable:
                 bar.update(task, description=escape(printable(name)), completed=before)

@@ -1,0 +1,459 @@
+"""A run over the blocks of an image: what is done before, the graph of its tasks, and what is done after.
+
+Each block is a chain of tasks (`stages`), which only depend on those of the blocks around it, so that reading,
+computing and writing of different blocks overlap. Two things wait for all blocks of a frame: its normalisation, unless
+it is fixed, is measured before, and objects are numbered once all are known.
+
+What is computed is kept in a folder beside the results, and removed at the end. After a kill, or an error, `resume`
+goes on from there.
+"""
+
+import logging
+import shutil
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import dask
+import numpy as np
+from numpy.typing import NDArray
+
+from unetrt.runtime.blockwise.scheduling import Scheduler, scheduler_at
+from unetrt.runtime.blockwise.scratch import Scratch
+from unetrt.runtime.blockwise.stages import CHUNK, BlockWorker, Job, LabelArrays, begin_work, end_work, run_stage
+from unetrt.runtime.errors import OptionError, printable, shown
+from unetrt.runtime.files.atomic import locked, scratch_folder, whole_folder
+from unetrt.runtime.files.formats import AS_STORED, Layout, Reading
+from unetrt.runtime.files.images import stacked_axes_of
+from unetrt.runtime.files.outputs import KINDS, OVERLAY, require_by_windows
+from unetrt.runtime.files.outputs.label_tiff import stacked_axes, write_label_levels
+from unetrt.runtime.files.outputs.label_zarr import write_metadata
+from unetrt.runtime.files.outputs.labelled_image import LabelledImage
+from unetrt.runtime.files.outputs.measurements import MeasuredPart
+from unetrt.runtime.files.outputs.object_rows import assembled
+from unetrt.runtime.files.outputs.pictures import overview, overview_step, write_png
+from unetrt.runtime.files.outputs.zarr_pyramid import TYPES, Pyramid, Version
+from unetrt.runtime.files.sources import AnyPath, source_of
+from unetrt.runtime.files.windows import open_windows
+from unetrt.runtime.geometry.plan import is_size
+from unetrt.runtime.model.integrity import sha256_of_model
+
+if TYPE_CHECKING:
+    from unetrt.runtime.files.images import Output
+    from unetrt.runtime.segment.segmenter import Segmenter
+
+log = logging.getLogger("unetrt")
+Array = NDArray[Any]
+Size = tuple[int, int]
+
+# Called with the share of the work that is done, from 0 to 1.
+Progress = Callable[[float], None]
+# Share of the work that is done at the beginning and at the end of each step, as far as it is known.
+SEGMENT, WRITE, COARSEN = (0.0, 0.9), (0.9, 0.96), (0.96, 1.0)
+# Height and width of blocks by default: objects of one take some 120 MB while they are decoded.
+BLOCK = (2048, 2048)
+# Blocks at once by default: one is computed while the next is read and the last one decoded or written.
+WORKERS, MOST_WORKERS = 3, 1024
+# Folder beside the results that holds unfinished runs.
+UNFINISHED = ".unfinished"
+
+
+@dataclass(frozen=True)
+class Blockwise:
+    """How an image is processed in blocks.
+
+    Attributes
+    ----------
+    block
+        Height and width of a block that are wished for, in pixels; the nearest multiples of the distance of tiles are
+        used. Results do not depend on it.
+    workers
+        Blocks that this process works on at once, without `scheduler`.
+    scheduler
+        Address of the scheduler of a Dask cluster, such as ``tcp://10.0.0.1:8786``; None: this process.
+    scratch
+        Folder, or address of fsspec, for what is computed so far; None: a hidden folder beside the results.
+    resume
+        Whether to go on with an unfinished run of the image, if there is one; None: raise OptionError if there is one;
+        False: start again.
+    version
+        Version of OME-Zarr of the labels, see `Pyramid`.
+    """
+
+    block: Size = BLOCK
+    workers: int = WORKERS
+    scheduler: str | None = None
+    scratch: str | None = None
+    resume: bool | None = None
+    version: Version = "0.4"
+
+    def __post_init__(self) -> None:
+        if type(self.workers) is not int or not 1 <= self.workers <= MOST_WORKERS:
+            raise OptionError(f"workers must be an integer from 1 to {MOST_WORKERS} (got {shown(self.workers)})")
+        if not is_size(self.block) or min(self.block) < 1:
+            raise OptionError(f"block must be a height and a width in pixels, from 1 (got {shown(self.block)})")
+
+
+@dataclass(frozen=True)
+class RunSummary:
+    """What a run did.
+
+    Attributes
+    ----------
+    pixels
+        Pixels of all frames.
+    objects
+        Objects of all frames; 0 for classes.
+    blocks, computed
+        Number of blocks, and of those whose classes this run computed.
+    """
+
+    pixels: int
+    objects: int
+    blocks: int
+    computed: int
+
+
+def predict_blocks(
+    segmenter: "Segmenter",
+    model: Path,
+    path: AnyPath,
+    output: "Output",
+    how: Blockwise = Blockwise(),
+    *,
+    reading: Reading = AS_STORED,
+    engine: Mapping[str, Any] | None = None,
+    progress: Progress | None = None,
+) -> RunSummary:
+    """Segment one image of any size in blocks, and write its labels and other files under the output folder.
+
+    Labels and tables equal those of `predict_file`.
+
+    Parameters
+    ----------
+    segmenter
+        The model, used in this process.
+    model
+        Its file; workers of a cluster open it too.
+    path
+        The image.
+    output
+        What is written.
+    how
+        How the image is processed.
+    reading
+        How it is read.
+    engine
+        Arguments of `Segmenter` for workers of a cluster.
+    progress
+        Called with the share of the work that is done, from 0 to 1, on any thread.
+
+    Raises
+    ------
+    FrameError
+        The image cannot be read or does not fit the model.
+    OptionError
+        A file cannot be written by blocks, or there is an unfinished run of the image; see `Blockwise`.
+    OutputError
+        A file cannot be written, or another process works on the same image.
+    BackendUnavailableError
+        No scheduler answers at the address.
+    """
+    source = source_of(path)
+    source = replace(source, path=source.path.absolute(), files=tuple(file.absolute() for file in source.files))
+    require_by_windows(output.files.kinds, source.name)
+    work = output.files.folder.absolute() / UNFINISHED / source.name
+    scratch = Scratch(f"{how.scratch.rstrip('/')}/{source.name}" if how.scratch else str(work / "scratch"))
+    with open_windows(source, reading, segmenter.spec.channels) as image, locked(work, wait=0):
+        is_table = any(KINDS[kind].place and not KINDS[kind].writer for kind in output.files.kinds)
+        needs_rows = output.kind == "instances" and (is_table or {"rois", "geojson"} & set(output.files.kinds))
+        job = Job(
+            scratch,
+            str(model.absolute()),
+            source,
+            image.shape,
+            how.block,
+            reading,
+            output.kind,
+            output.min_area,
+            output.tta,
+            is_measured=bool(needs_rows),
+            is_confident=output.files.shows_confidence and segmenter.spec.head != "labels" and bool(needs_rows),
+            engine=dict(engine or {}),
+        )
+        worker = BlockWorker(job, segmenter)
+        run = _Run(worker, image.layout, work, output, how, progress or _silent)
+        with worker, run.kept():
+            return run.finish()
+
+
+class _Run:
+    """A run of a job."""
+
+    def __init__(
+        self, worker: BlockWorker, layout: Layout, work: Path, output: "Output", how: Blockwise, progress: Progress
+    ) -> None:
+        self._worker, self._layout, self._work = worker, layout, work
+        self._output, self._how, self._progress = output, how, progress
+        self._job, self._source = worker.job, worker.job.image
+        self._frames, self._blocks = range(worker.job.shape[0]), range(len(worker.plan))
+
+    # Before
+
+    @contextmanager
+    def kept(self) -> Iterator[None]:
+        """Prepare the folder of the run, and remove it at the end, or say that it is kept for `resume`."""
+        self._prepare()
+        begin_work(self._worker)
+        try:
+            yield
+        except BaseException:
+            log.warning(
+                "what was computed of %s is kept in %s: --resume (resume) goes on with it, --restart starts again",
+                printable(str(self._source)),
+                printable(self._job.scratch.address),
+            )
+            raise
+        else:
+            self._remove()
+        finally:
+            end_work()
+
+    def _prepare(self) -> None:
+        scratch, stored = self._job.scratch, self._job.scratch.get_json("run.json")
+        about = self._about()
+        if stored is not None and self._how.resume is None:
+            raise OptionError(
+                f"{scratch.address} holds an unfinished run of {self._source}: --resume (resume) goes on with it, "
+                "--restart starts again"
+            )
+        if stored is not None and self._how.resume:
+            other = [name for name in about if about[name] != stored.get(name)]
+            if other:
+                raise OptionError(
+                    f"the unfinished run in {scratch.address} has another {', '.join(other)}: repeat its command with "
+                    "--resume, or start again with --restart"
+                )
+        else:
+            self._remove()
+            with scratch.writing():
+                scratch.put_json("run.json", about)
+        with scratch.writing():
+            self._worker.create_arrays()
+
+    def _about(self) -> dict[str, Any]:
+        """Return what a run has to have in common with an unfinished one to go on with it, in types of JSON."""
+        job, files = self._job, (self._source.path, *self._source.files)
+        found = [path.stat() for path in files]
+        return {
+            "model": sha256_of_model(job.model),
+            "image": [[str(path), about.st_size, about.st_mtime_ns] for path, about in zip(files, found, strict=True)],
+            "reading": repr((job.reading, self._source.series)),
+            "shape": list(job.shape),
+            "block": list(self._worker.plan.size),
+            "labels": [job.kind, job.min_area, job.tta, job.is_measured, job.is_confident, self._how.version],
+        }
+
+    def _remove(self) -> None:
+        self._job.scratch.remove()
+        shutil.rmtree(self._work, ignore_errors=True)
+        for above in (self._work, *self._work.parents):
+            if above == self._output.files.folder.absolute():
+                break
+            with suppress(OSError):
+                above.rmdir()
+
+    # Tasks
+
+    def finish(self) -> RunSummary:
+        """Run all tasks, and write the files."""
+        with scheduler_at(self._how.scheduler, self._how.workers) as scheduler:
+            try:
+                return self._finish(scheduler)
+            finally:
+                scheduler.everywhere(end_work)
+
+    def _finish(self, scheduler: Scheduler) -> RunSummary:
+        classified, numbered = self._objects()
+        found = scheduler.compute([*classified, *numbered], self._within(SEGMENT))
+        computed, counts = found[: len(classified)], found[len(classified) :]
+        labels = self._label_store(max(counts, default=len(self._worker.spec.classes) - 1))
+        labels.pyramid.create()
+        written = [self._task("write", (frame, index, labels)) for frame in self._frames for index in self._blocks]
+        scheduler.compute(written, self._within(WRITE))
+        for level in range(1, len(labels.pyramid.shapes)):
+            coarser = [
+                self._task("coarsen", (level, rows, columns, plane, labels))
+                for plane in np.ndindex(labels.pyramid.shape[:-2])
+                for rows, columns in labels.pyramid.regions(level)
+            ]
+            scheduler.compute(coarser, self._within(COARSEN if level == 1 else (1.0, 1.0)))
+        self._write_files(labels, counts)
+        number, _, height, width = self._job.shape
+        return RunSummary(number * height * width, sum(counts), len(classified), sum(computed))
+
+    def _within(self, step: tuple[float, float]) -> Callable[[int, int], None]:
+        """Return the callback of a step, for the number of its finished tasks and of all."""
+        begin, end = step
+        return lambda done, total: self._progress(begin + (end - begin) * done / total)
+
+    def _objects(self) -> tuple[list[Any], list[Any]]:
+        """Return the tasks that end with the class map of each block, and those with the objects of each frame."""
+        classified, numbered = [], []
+        for frame in self._frames:
+            measured = self._measured(frame)
+            classes = [self._task("classify", (frame, index), measured) for index in self._blocks]
+            classified += classes
+            if self._job.kind == "instances":
+                numbered.append(self._numbered(frame, classes))
+        return classified, numbered
+
+    def _measured(self, frame: int) -> list[Any]:
+        """Return the task that ends with the normalisation of a frame."""
+        after: list[Any] = []
+        for passed in range(0 if self._worker.spec.takes_raw else self._worker.statistics(frame).passes):
+            rows = range(self._worker.plan.shape[0])
+            counted = [self._task("count", (frame, row), after, passed) for row in rows]
+            after = [self._task("measure", (frame,), counted, passed)]
+        return after
+
+    def _numbered(self, frame: int, classes: Sequence[Any]) -> Any:
+        """Return the task that ends with the number of objects of a frame."""
+        around, margins = self._worker.plan.around, self._worker.margins
+        decoded = [
+            self._task("decode", (frame, index), [classes[near] for near in around(index, margins.decode)])
+            for index in self._blocks
+        ]
+        merged = self._task("merge", (frame,), decoded)
+        if not margins.grow:
+            return merged
+        grown = [self._task("grow", (frame, index), [merged]) for index in self._blocks]
+        return self._task("regrow", (frame,), grown)
+
+    def _task(self, stage: str, arguments: tuple[Any, ...], after: Sequence[Any] = (), *name: Any) -> Any:
+        """Return a task that runs a stage after others."""
+        function = dask.delayed(partial(run_stage, self._job, stage, arguments), pure=False, traverse=False)
+        place = [str(each) for each in arguments if not isinstance(each, LabelArrays)]
+        return function(*after, dask_key_name="-".join([stage, self._job.name, *place, *map(str, name)]))
+
+    # Files
+
+    def _label_store(self, highest: int) -> LabelArrays:
+        """Return where the labels go, in the smallest dtype that holds the highest one."""
+        axes, lengths = stacked_axes_of(self._layout)
+        letters = stacked_axes(len(axes), axes)[:-2]
+        lengths = lengths if len(letters) == len(lengths) else (self._job.shape[0],)
+        order = tuple(sorted(range(len(letters)), key=lambda axis: list(TYPES).index(letters[axis].lower())))
+        pyramid = Pyramid(
+            str(self._work / "labels.ome.zarr"),
+            (*(lengths[axis] for axis in order), *self._job.size),
+            _smallest(highest),
+            "".join(letters[axis] for axis in order) + "YX",
+            self._layout.pixel_size,
+            self._worker.plan.chunk(CHUNK),
+            self._worker.plan.size,
+            self._how.version,
+            name=str(self._place("ome-zarr") if "ome-zarr" in self._output.files.kinds else self._work),
+        )
+        return LabelArrays(pyramid, lengths, order)
+
+    def _place(self, kind: str) -> Path:
+        return self._output.files.folder / KINDS[kind].place.format(self._source.name)
+
+    def _write_files(self, labels: LabelArrays, counts: Sequence[int]) -> None:
+        """Write the files of the image from its labels."""
+        files, pyramid = self._output.files, labels.pyramid
+        with scratch_folder() as folder:
+            kinds = [kind for kind in files.kinds if kind not in ("labels", "ome-zarr")]
+            others = replace(files, kinds=kinds, overlays=False, sheet=None)
+            if self._job.is_measured or others.kinds:
+                others.write(self._labelled(labels, folder))
+        if files.overlays or files.sheet is not None:
+            self._draw(labels, sum(counts))
+        if "labels" in files.kinds:
+            write_label_levels(
+                self._place("labels"), pyramid.levels, axes=pyramid.axes, pixel_size=self._layout.pixel_size
+            )
+        if "ome-zarr" in files.kinds:
+            classes = None if self._job.kind == "instances" else range(1, len(self._worker.spec.classes))
+            write_metadata(pyramid, self._source.name.rpartition("/")[2], classes=classes)
+            with whole_folder(self._place("ome-zarr"), replace=(".zgroup", "zarr.json")) as temporary:
+                temporary.rmdir()
+                Path(pyramid.store).rename(temporary)
+
+    def _labelled(self, labels: LabelArrays, folder: Path) -> LabelledImage:
+        """Return the labels with what was measured of their objects."""
+        axes, lengths = stacked_axes_of(self._layout)
+        rows = [
+            assembled(folder / str(frame), _Parts(self._job.scratch, frame, self._blocks)) for frame in self._frames
+        ]
+        confidence = None
+        if self._job.is_confident:
+            stored = [self._job.scratch.get(f"confidence/{frame}") for frame in self._frames]
+            confidence = [one["confidence"] for one in stored if one is not None]
+        number, channels, *size = self._job.shape
+        return LabelledImage(
+            self._source.name,
+            _StackedLabels(labels, (*lengths, *size)),
+            frames=np.broadcast_to(np.zeros((), self._worker.image.dtype), (number, channels, *size)),
+            axes=axes,
+            pixel_size=self._layout.pixel_size,
+            confidence=confidence,
+            source=self._source.file_name,
+            rows=rows,
+        )
+
+    def _draw(self, labels: LabelArrays, objects: int) -> None:
+        """Write the overview of the first frame, and add it to the sheet of all images."""
+        step, files = overview_step(self._job.size), self._output.files
+        size = tuple(-(-side // step) for side in self._job.size)
+        frame = np.empty((self._job.shape[1], *size), self._worker.image.dtype)
+        shown = np.empty(size, labels.pyramid.dtype)
+        for block in self._worker.plan:
+            place = tuple(slice(-(-part.start // step), -(-part.stop // step)) for part in (block.rows, block.columns))
+            frame[(slice(None), *place)] = self._worker.preview(block)
+            read = tuple(slice(part.start * step, part.stop * step, step) for part in place)
+            shown[place] = labels.pyramid.levels[0][(*labels.plane(0), *read)]
+        picture = overview(shown, frame)
+        if files.overlays:
+            write_png(files.folder / OVERLAY.format(self._source.name), picture)
+        if files.sheet is not None:
+            files.sheet.add_overview(self._source.name, f"{objects} objects", picture)
+
+
+class _Parts(Sequence[MeasuredPart]):
+    """What was measured of the blocks of a frame; each is read when it is asked for."""
+
+    def __init__(self, scratch: Scratch, frame: int, blocks: range) -> None:
+        self._scratch, self._frame, self._blocks = scratch, frame, blocks
+
+    def __len__(self) -> int:
+        return len(self._blocks)
+
+    def __getitem__(self, index: Any) -> Any:
+        found = self._scratch.get(f"records/write/{self._frame}/{self._blocks[index]}") or {}
+        return MeasuredPart(**{name: found[name] for name in MeasuredPart._fields})
+
+
+class _StackedLabels:
+    """The labels of an image, with its axes in their order; they are read by windows."""
+
+    def __init__(self, labels: LabelArrays, shape: tuple[int, ...]) -> None:
+        self._labels, self.shape, self.ndim = labels, shape, len(shape)
+
+    def __getitem__(self, index: Any) -> Any:
+        *leading, rows, columns = index
+        frame = int(np.ravel_multi_index(leading, self.shape[:-2])) if leading else 0
+        return self._labels.pyramid.levels[0][(*self._labels.plane(frame), rows, columns)]
+
+
+def _smallest(highest: int) -> np.dtype[Any]:
+    """Return the smallest unsigned dtype that holds labels up to the highest."""
+    return np.dtype(next(kind for kind in (np.uint8, np.uint16, np.uint32, np.uint64) if highest <= np.iinfo(kind).max))
+
+
+def _silent(_done: float) -> None:
+    pass

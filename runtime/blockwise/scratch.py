@@ -1,0 +1,127 @@
+"""The scratch store of a run over blocks: what is computed so far, so that the run can go on after a kill.
+
+It is a folder, or any address that fsspec knows. Pixels are Zarr arrays; all else are small files of numpy arrays, with
+a checksum in front. A block is done once the record of its pixels' checksum is there, which is written after them:
+after a kill, a block that has no record, or whose pixels differ from it, is computed again.
+
+    SCRATCH/
+        run.json               what is computed, and from what
+        classes, objects, ...  Zarr arrays (N, H, W)
+        records/STAGE/FRAME/BLOCK
+"""
+
+import io
+import json
+import zlib
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import fsspec
+import numpy as np
+import zarr
+from numpy.typing import DTypeLike, NDArray
+
+from unetrt.runtime.errors import OutputError, one_line
+
+Array = NDArray[Any]
+Region = tuple[slice | int, ...]
+
+# Length of the checksum in front of a file: CRC-32, in hexadecimal.
+CHECKSUM = 8
+
+
+@dataclass(frozen=True)
+class Scratch:
+    """The store at an address; can be pickled, and used by several threads and processes at once.
+
+    Attributes
+    ----------
+    address
+        A folder, or an address such as ``s3://bucket/folder``.
+    """
+
+    address: str
+
+    @cached_property
+    def _files(self) -> tuple[Any, str]:
+        fs, root = fsspec.core.url_to_fs(self.address)
+        return fs, root.rstrip("/")
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"address": self.address}
+
+    def create(self, name: str, shape: tuple[int, ...], dtype: DTypeLike, chunks: tuple[int, ...]) -> None:
+        """Create an array of zeros, unless it is there."""
+        where = self.address_of(name)
+        fs, root = self._files
+        if not fs.exists(f"{root}/{name}/zarr.json"):
+            zarr.create_array(where, shape=shape, dtype=dtype, chunks=chunks)
+
+    def address_of(self, name: str) -> str:
+        """Return the address of a part of the store."""
+        return f"{self.address.rstrip('/')}/{name}"
+
+    def array(self, name: str) -> Any:
+        """Open an array to read and write regions."""
+        return zarr.open_array(self.address_of(name), mode="r+")
+
+    def get(self, key: str) -> dict[str, Array] | None:
+        """Return the arrays of a file; None where there is none, or it is not complete."""
+        content = self._read(key)
+        if content is None:
+            return None
+        with np.load(io.BytesIO(content), allow_pickle=False) as arrays:
+            return dict(arrays)
+
+    def put(self, key: str, arrays: Mapping[str, Any]) -> None:
+        """Write arrays to a file."""
+        file = io.BytesIO()
+        np.savez(file, **arrays)
+        self._write(key, file.getvalue())
+
+    def get_json(self, key: str) -> Any:
+        """Return the content of a file that `put_json` wrote; None where there is none, or it is not complete."""
+        content = self._read(key)
+        return None if content is None else json.loads(content)
+
+    def put_json(self, key: str, stored: object) -> None:
+        """Write an object that JSON has to a file."""
+        self._write(key, json.dumps(stored).encode())
+
+    def remove(self) -> None:
+        """Remove the store."""
+        fs, root = self._files
+        if fs.exists(root):
+            fs.rm(root, recursive=True)
+
+    def _read(self, key: str) -> bytes | None:
+        """Return the content of a file; None where there is none, or it does not fit its checksum."""
+        fs, root = self._files
+        try:
+            stored: bytes = fs.cat_file(f"{root}/{key}")
+        except FileNotFoundError:
+            return None
+        content = stored[CHECKSUM:]
+        return content if stored[:CHECKSUM] == _checksum(content) else None
+
+    def _write(self, key: str, content: bytes) -> None:
+        fs, root = self._files
+        path = f"{root}/{key}"
+        with self.writing():
+            fs.makedirs(path.rpartition("/")[0], exist_ok=True)
+            fs.pipe_file(path, _checksum(content) + content)
+
+    @contextmanager
+    def writing(self) -> Iterator[None]:
+        """Turn the failure of a write into OutputError."""
+        try:
+            yield
+        except OSError as error:
+            raise OutputError(f"cannot write {self.address}: {error.strerror or one_line(error)}") from error
+
+
+def _checksum(content: bytes) -> bytes:
+    return b"%08x" % zlib.crc32(content)

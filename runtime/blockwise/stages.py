@@ -1,0 +1,453 @@
+"""The stages of a run over blocks: what one task does with one block.
+
+`Job` says what a run computes, and can be sent to another process. `BlockWorker` is a process's part in it: an open
+model, an open image, and the arrays of the run. Its methods are the stages; each reads what earlier stages wrote,
+writes its result and, after it, a record. A block whose record is there and fits its pixels is not computed again,
+whether an earlier run was killed or another worker was lost.
+
+    count, measure   grey values -> normalisation of a frame, in one or more passes
+    classify         image -> class map of a block
+    decode           class maps around a block -> objects, numbered within the block
+    merge            what the blocks know of their objects -> number of each object in the frame
+    grow, regrow     of objects that grow after they are merged: as `decode` and `merge`
+    write            objects of a block -> labels of a block, measured
+    coarsen          labels of a level -> labels of the next coarser level
+"""
+
+import threading
+import zlib
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+from uuid import uuid4
+
+import numpy as np
+from numpy.typing import NDArray
+
+from unetrt.runtime.blockwise.scratch import Scratch
+from unetrt.runtime.closing import Closable
+from unetrt.runtime.errors import OutputError
+from unetrt.runtime.files.formats import AS_STORED, Reading
+from unetrt.runtime.files.outputs.measurements import measure_part
+from unetrt.runtime.files.outputs.pictures import overview_step
+from unetrt.runtime.files.outputs.zarr_pyramid import Pyramid
+from unetrt.runtime.files.windows import open_windows
+from unetrt.runtime.geometry.blocks import Block, BlockPlan
+from unetrt.runtime.model.block_objects import (
+    BlockObjects,
+    GrownObjects,
+    Numbering,
+    decode_block,
+    grow_block,
+    margins,
+    merge,
+    merge_grown,
+)
+from unetrt.runtime.model.confidence import confidence_of, evidence
+from unetrt.runtime.pixels.normalisation import Affine
+from unetrt.runtime.pixels.statistics import FrameStatistics
+from unetrt.runtime.segment.segmenter import Segmenter
+from unetrt.runtime.sessions import AUTO
+
+if TYPE_CHECKING:
+    from unetrt.runtime.model.spec import Annotation
+
+Array = NDArray[Any]
+Size = tuple[int, int]
+
+# Largest side of a chunk, in pixels.
+CHUNK = 1024
+
+
+@dataclass(frozen=True)
+class Job:
+    """What a run computes, from what, and where to; it can be pickled.
+
+    Attributes
+    ----------
+    scratch
+        What is computed so far.
+    model
+        Path of the model.
+    image
+        What `open_windows` opens: an image file, or an array.
+    shape
+        (N, C, H, W) of the image, for the model.
+    block
+        Height and width of a block that are wished for, in pixels.
+    reading
+        How the image is read.
+    kind
+        `instances` or `classes`.
+    min_area
+        As for `instances`.
+    tta
+        Whether probabilities are averaged over 8 rotated and reflected copies.
+    is_measured, is_confident
+        Whether objects are measured, and their confidence.
+    engine
+        Arguments of `Segmenter`: backend, device and so on.
+    name
+        Tells the jobs of a process apart.
+    """
+
+    scratch: Scratch
+    model: str
+    image: Any
+    shape: tuple[int, int, int, int]
+    block: Size
+    reading: Reading = AS_STORED
+    kind: "Annotation" = "instances"
+    min_area: int = 0
+    tta: bool = False
+    is_measured: bool = False
+    is_confident: bool = False
+    engine: Mapping[str, Any] = field(default_factory=dict)
+    name: str = field(default_factory=lambda: uuid4().hex)
+
+    @property
+    def size(self) -> Size:
+        """Height and width of a frame."""
+        return self.shape[-2], self.shape[-1]
+
+
+@dataclass(frozen=True)
+class LabelArrays:
+    """Where the labels of the frames go.
+
+    Attributes
+    ----------
+    pyramid
+        The arrays; their axes before the rows are in the order of OME-Zarr.
+    lengths
+        Lengths of these axes in the order of the image, in which frames are counted.
+    order
+        Axis of the image for each axis of the arrays.
+    """
+
+    pyramid: Pyramid
+    lengths: tuple[int, ...]
+    order: tuple[int, ...]
+
+    def plane(self, frame: int) -> tuple[int, ...]:
+        """Return the index in the arrays of a frame."""
+        if not self.lengths:
+            return ()
+        index = np.unravel_index(frame, self.lengths)
+        return tuple(int(index[axis]) for axis in self.order)
+
+
+class BlockWorker(Closable):
+    """A process's part in a run; its stages may run on several threads at once.
+
+    Parameters
+    ----------
+    job
+        The run.
+    segmenter
+        Its model, if this process has opened it; `close` leaves it open.
+    """
+
+    def __init__(self, job: Job, segmenter: Segmenter | None = None) -> None:
+        self.job, self.scratch = job, job.scratch
+        with ExitStack() as opened:
+            self.segmenter = segmenter or opened.enter_context(Segmenter(job.model, **job.engine))
+            self.spec = self.segmenter.spec
+            self.image = opened.enter_context(open_windows(job.image, job.reading, self.spec.channels))
+            self._opened = opened.pop_all()
+        self.plan = BlockPlan(self.spec.plan(job.size), job.block)
+        self.margins = margins(self.spec.decoding)
+        self._affines: dict[int, Affine | None] = {}
+        self._lock = threading.Lock()
+
+    def close(self) -> None:
+        """Close the image, and the model if this object opened it; idempotent."""
+        self._opened.close()
+
+    # Normalisation
+
+    def statistics(self, frame: int) -> FrameStatistics:
+        """Return what is measured of a frame so far."""
+        if (stored := self.scratch.get_json(f"statistics/{frame}")) is not None:
+            return FrameStatistics.from_dict(stored)
+        return FrameStatistics(self.spec.normalisation, self.image.dtype, (self.spec.channels, *self.job.size))
+
+    def count(self, frame: int, row: int) -> FrameStatistics | None:
+        """Count the grey values of a row of blocks, in the pass that the frame is in."""
+        so_far = self.statistics(frame)
+        if so_far.is_complete:
+            return None
+        counted = so_far.empty()
+        for column in range(self.plan.shape[1]):
+            block = self.plan[row * self.plan.shape[1] + column]
+            pixels = self.image.read(frame, block.rows, block.columns)
+            counted.add(pixels, (block.rows.start, block.columns.start))
+        return counted
+
+    def measure(self, frame: int, *counted: FrameStatistics | None) -> None:
+        """End a pass over a frame: combine what was counted in its rows of blocks."""
+        so_far = self.statistics(frame)
+        if so_far.is_complete:
+            return
+        for part in counted:
+            if part is not None:
+                so_far.merge(part)
+        so_far.next_pass()
+        self.scratch.put_json(f"statistics/{frame}", so_far.to_dict())
+
+    def _affine(self, frame: int) -> Affine | None:
+        with self._lock:
+            if frame not in self._affines:
+                self._affines = {frame: None if self.spec.takes_raw else self.statistics(frame).affine()}
+            return self._affines[frame]
+
+    # Blocks
+
+    def classify(self, frame: int, index: int) -> bool:
+        """Compute the class map of a block; return whether it had to be computed."""
+        block = self.plan[index]
+        if self._is_done("classify", frame, block, self._classes):
+            return False
+        window = self.segmenter.window_of(block, tta=self.job.tta)
+        pixels = self.image.read(frame, *window)
+        found = self.segmenter.classify_block(
+            pixels, block, self._affine(frame), tta=self.job.tta, probabilities=self.job.is_confident
+        )
+        if found.probabilities is not None:
+            with self.scratch.writing():
+                self._probabilities[frame, :, block.rows, block.columns] = found.probabilities
+        if frame == 0:
+            self._preview(block, pixels, window)
+        self._keep("classify", frame, block, self._classes, found.labels, {})
+        return True
+
+    def decode(self, frame: int, index: int) -> None:
+        """Assign numbers to the objects of a block."""
+        block = self.plan[index]
+        if self._is_done("decode", frame, block, self._objects):
+            return
+        around = block.around(self.margins.decode)
+        labels, summary = decode_block(self._classes[(frame, *around)], self.plan, index, self.spec.decoding)
+        self._keep("decode", frame, block, self._objects, labels, self._with_evidence(frame, block, labels, summary))
+
+    def merge(self, frame: int) -> int:
+        """Assign numbers to the objects of a frame; return how many there are, or may be before they grow."""
+        found = [self._record("decode", frame, index) for index in range(len(self.plan))]
+        summaries = [BlockObjects(**{name: one[name] for name in BlockObjects._fields}) for one in found]
+        numbering = merge(summaries, self.spec.decoding, self.job.min_area)
+        self._keep_numbers(frame, numbering, found)
+        return numbering.count
+
+    def grow(self, frame: int, index: int) -> None:
+        """Let the objects of a block grow, where that depends on their numbers in the frame."""
+        block = self.plan[index]
+        if self._is_done("grow", frame, block, self._grown):
+            return
+        rows, columns = block.around(self.margins.grow)
+        numbers = np.zeros((rows.stop - rows.start, columns.stop - columns.start), np.int64)
+        for near in self.plan.around(index, self.margins.grow):
+            shown, place = _overlap(self.plan[near], rows, columns)
+            numbers[place] = self._numbers(frame, near)[self._objects[(frame, *shown)]]
+        labels, summary = grow_block(numbers, self.plan, index, self.spec.decoding)
+        self._keep("grow", frame, block, self._grown, labels, self._with_evidence(frame, block, labels, summary))
+
+    def regrow(self, frame: int) -> int:
+        """Assign numbers to the objects of a frame after they have grown; return how many there are."""
+        found = [self._record("grow", frame, index) for index in range(len(self.plan))]
+        summaries = [GrownObjects(**{name: one[name] for name in GrownObjects._fields}) for one in found]
+        numbering = merge_grown(summaries, self.spec.decoding, self.job.min_area)
+        self._keep_numbers(frame, numbering, found, "grown-numbers")
+        return numbering.count
+
+    def write(self, frame: int, index: int, labels: "LabelArrays") -> None:
+        """Write the labels of a block, and measure its objects."""
+        block, plane = self.plan[index], labels.plane(frame)
+        own = (frame, block.rows, block.columns)
+        if self._is_done("write", frame, block, labels.pyramid.levels[0], plane):
+            return
+        if self.job.kind == "classes":
+            pixels = np.asarray(self._classes[own])
+        elif self.margins.grow:
+            pixels = self._numbers(frame, index, "grown-numbers")[self._grown[own]]
+        else:
+            pixels = self._numbers(frame, index)[self._objects[own]]
+        found = {}
+        if self.job.is_measured:
+            grey = self.image.read(frame, block.rows, block.columns)
+            found = measure_part(pixels, grey, (block.rows.start, block.columns.start))._asdict()
+        pixels = pixels.astype(labels.pyramid.dtype, copy=False)
+        labels.pyramid.write(block.rows, block.columns, pixels, plane)
+        self.scratch.put(_key("write", frame, index), {"checksum": _checksum(pixels), **found})
+
+    def coarsen(self, level: int, rows: slice, columns: slice, plane: tuple[int, ...], labels: "LabelArrays") -> None:
+        """Write a region of a level of the labels from the level before."""
+        labels.pyramid.coarsen(level, rows, columns, plane)
+
+    # Records
+
+    def create_arrays(self) -> None:
+        """Create the arrays of the run that do not exist."""
+        number, _, height, width = self.job.shape
+        chunk = self.plan.chunk(CHUNK)
+        arrays: dict[str, Any] = {"classes": np.uint8}
+        if self.job.kind == "instances":
+            arrays |= {"objects": np.int32} | ({"grown": np.int32} if self.margins.grow else {})
+        for name, dtype in arrays.items():
+            self.scratch.create(name, (number, height, width), dtype, (1, *chunk))
+        if self.job.is_confident:
+            classes = len(self.spec.classes)
+            self.scratch.create("probabilities", (number, classes, height, width), np.float32, (1, classes, *chunk))
+
+    @cached_property
+    def _classes(self) -> Any:
+        return self.scratch.array("classes")
+
+    @cached_property
+    def _probabilities(self) -> Any:
+        return self.scratch.array("probabilities")
+
+    @cached_property
+    def _objects(self) -> Any:
+        return self.scratch.array("objects")
+
+    @cached_property
+    def _grown(self) -> Any:
+        return self.scratch.array("grown")
+
+    def _is_done(self, stage: str, frame: int, block: Block, array: Any, plane: tuple[int, ...] | None = None) -> bool:
+        """Return whether a block has a record of a stage that fits its pixels in an array."""
+        found = self.scratch.get(_key(stage, frame, block.index))
+        if found is None:
+            return False
+        pixels = np.asarray(array[(*((frame,) if plane is None else plane), block.rows, block.columns)])
+        return bool(found["checksum"] == _checksum(pixels))
+
+    def _keep(
+        self, stage: str, frame: int, block: Block, array: Any, pixels: Array, found: Mapping[str, Array]
+    ) -> None:
+        """Write the pixels of a block and then the record of a stage."""
+        with self.scratch.writing():
+            array[frame, block.rows, block.columns] = pixels
+        self.scratch.put(_key(stage, frame, block.index), {"checksum": _checksum(pixels), **found})
+
+    def _record(self, stage: str, frame: int, index: int) -> dict[str, Array]:
+        found = self.scratch.get(_key(stage, frame, index))
+        if found is None:
+            raise OutputError(
+                f"{self.scratch.address} lacks block {index} of frame {frame}: --resume computes it again"
+            )
+        return found
+
+    def _keep_numbers(
+        self, frame: int, numbering: Numbering, found: Sequence[Mapping[str, Array]], name: str = "numbers"
+    ) -> None:
+        """Write the numbers of the objects of each block, and the confidence of all, if it was measured."""
+        for index, numbers in enumerate(numbering.numbers):
+            self.scratch.put(_key(name, frame, index), {"numbers": numbers})
+        if self.job.is_confident:
+            total = np.zeros((numbering.count + 1, found[0]["evidence"].shape[1]))
+            for numbers, one in zip(numbering.numbers, found, strict=True):
+                np.add.at(total, numbers, one["evidence"])
+            self.scratch.put(f"confidence/{frame}", {"confidence": confidence_of(total)})
+
+    def _numbers(self, frame: int, index: int, name: str = "numbers") -> Array:
+        return self._record(name, frame, index)["numbers"]
+
+    def _with_evidence(
+        self, frame: int, block: Block, labels: Array, summary: BlockObjects | GrownObjects
+    ) -> dict[str, Array]:
+        """Return a summary of the objects of a block, with what their confidence follows from if it is measured."""
+        found = summary._asdict()
+        if self.job.is_confident:
+            probabilities = np.asarray(self._probabilities[frame, :, block.rows, block.columns])
+            count = len(summary.areas) - 1
+            found["evidence"] = evidence(labels, probabilities, self.spec.decoding, count)
+        return found
+
+    def preview(self, block: Block) -> Array:
+        """Return every n-th row and column of a block of the first frame, (C, h, w); see `overview_step`."""
+        return self._record("preview", 0, block.index)["pixels"]
+
+    def _preview(self, block: Block, pixels: Array, window: tuple[slice, slice]) -> None:
+        """Keep every n-th row and column of a block of the image, for the picture of the whole frame."""
+        step = overview_step(self.job.size)
+        down, across = (
+            slice(-(-own.start // step) * step - shown.start, own.stop - shown.start, step)
+            for own, shown in zip((block.rows, block.columns), window, strict=True)
+        )
+        self.scratch.put(_key("preview", 0, block.index), {"pixels": pixels[:, down, across]})
+
+
+def _checksum(pixels: Array) -> np.uint32:
+    return np.uint32(zlib.crc32(np.ascontiguousarray(pixels)))
+
+
+def _key(stage: str, frame: int, index: int) -> str:
+    return f"records/{stage}/{frame}/{index}"
+
+
+def _overlap(block: Block, rows: slice, columns: slice) -> tuple[tuple[slice, slice], tuple[slice, slice]]:
+    """Return the pixels of a block in a window of the frame: as slices of the frame, and of the window."""
+    shown = tuple(
+        slice(max(own.start, part.start), min(own.stop, part.stop))
+        for own, part in ((block.rows, rows), (block.columns, columns))
+    )
+    place = tuple(
+        slice(each.start - part.start, each.stop - part.start)
+        for each, part in zip(shown, (rows, columns), strict=True)
+    )
+    return shown, place  # type: ignore[return-value]
+
+
+_workers: dict[str, BlockWorker] = {}
+_opening = threading.Lock()
+
+
+def run_stage(job: Job, stage: str, arguments: tuple[Any, ...], *after: Any) -> Any:
+    """Run a stage of a job in this process, which opens model and image the first time.
+
+    `after` are the results of tasks that have to be complete. Those of `count` are arguments of `measure`.
+    """
+    return getattr(_worker_of(job), stage)(*arguments, *(after if stage == "measure" else ()))
+
+
+def _worker_of(job: Job) -> BlockWorker:
+    with _opening:
+        if job.name not in _workers:
+            end_work()
+            _workers[job.name] = BlockWorker(replace(job, engine=_engine_here(job.engine)))
+        return _workers[job.name]
+
+
+def _engine_here(engine: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the arguments of `Segmenter` in a worker of a cluster: its own GPU, or its number of threads.
+
+    Workers of one machine that have whole numbers for names, as `LocalCluster` gives them, take its GPUs in turn.
+    Workers that see one GPU, as those of dask-cuda, take that.
+    """
+    from distributed import get_worker
+
+    from unetrt.runtime.cuda.driver import loaded_binding
+    from unetrt.runtime.sessions import chosen_backend
+
+    worker, chosen = get_worker(), dict(engine)
+    backend = chosen_backend(chosen.get("backend", AUTO), chosen.get("device"))
+    chosen["backend"] = backend.name
+    if not backend.gpu:
+        chosen["backend_options"] = {"threads": worker.state.nthreads, **(chosen.get("backend_options") or {})}
+    elif chosen.get("device") is None and str(worker.name).isdecimal():
+        chosen["device"] = int(worker.name) % len(loaded_binding().devices())
+    return chosen
+
+
+def begin_work(worker: BlockWorker) -> None:
+    """Let tasks of a job in this process use a worker."""
+    _workers[worker.job.name] = worker
+
+
+def end_work() -> None:
+    """Close what tasks in this process have opened."""
+    while _workers:
+        _workers.popitem()[1].close()
