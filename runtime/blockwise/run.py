@@ -59,6 +59,8 @@ BLOCK = (2048, 2048)
 WORKERS, MOST_WORKERS = 3, 1024
 # Folder beside the results that holds unfinished runs.
 UNFINISHED = ".unfinished"
+# Labels in the folder of a run.
+LABELS = "labels.ome.zarr"
 
 
 @dataclass(frozen=True)
@@ -348,7 +350,7 @@ class _Run:
         lengths = lengths if len(letters) == len(lengths) else (self._job.shape[0],)
         order = tuple(sorted(range(len(letters)), key=lambda axis: list(TYPES).index(letters[axis].lower())))
         pyramid = Pyramid(
-            str(self._work / "labels.ome.zarr"),
+            str(self._work / LABELS),
             (*(lengths[axis] for axis in order), *self._job.size),
             _smallest(highest),
             "".join(letters[axis] for axis in order) + "YX",
@@ -382,7 +384,7 @@ class _Run:
             write_metadata(pyramid, self._source.name.rpartition("/")[2], classes=classes)
             with whole_folder(self._place("ome-zarr"), replace=(".zgroup", "zarr.json")) as temporary:
                 temporary.rmdir()
-                Path(pyramid.store).rename(temporary)
+                (self._work / LABELS).rename(temporary)
 
     def _labelled(self, labels: LabelArrays, folder: Path) -> LabelledImage:
         """Return the labels with what was measured of their objects."""
@@ -395,9 +397,10 @@ class _Run:
             stored = [self._job.scratch.get(f"confidence/{frame}") for frame in self._frames]
             confidence = [one["confidence"] for one in stored if one is not None]
         number, channels, *size = self._job.shape
+        by_windows: Any = _StackedLabels(labels, (*lengths, *size))
         return LabelledImage(
             self._source.name,
-            _StackedLabels(labels, (*lengths, *size)),
+            by_windows,
             frames=np.broadcast_to(np.zeros((), self._worker.image.dtype), (number, channels, *size)),
             axes=axes,
             pixel_size=self._layout.pixel_size,

@@ -381,7 +381,7 @@ class BlockWorker(Closable):
 
 
 def _checksum(pixels: Array) -> np.uint32:
-    return np.uint32(zlib.crc32(np.ascontiguousarray(pixels)))
+    return np.uint32(zlib.crc32(np.ascontiguousarray(pixels).data))
 
 
 def _key(stage: str, frame: int, index: int) -> str:
