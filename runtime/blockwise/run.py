@@ -185,10 +185,7 @@ def predict_blocks(
             output.min_area,
             output.tta,
             is_measured=is_measured,
-            is_confident=is_measured
-            and output.kind == "instances"
-            and output.files.shows_confidence
-            and segmenter.spec.head != "labels",
+            is_confident=is_confident and segmenter.spec.head != "labels",
             engine=dict(engine or {}),
         )
         worker = BlockWorker(job, segmenter)
