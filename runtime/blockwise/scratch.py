@@ -14,7 +14,7 @@ import io
 import json
 import zlib
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -24,13 +24,17 @@ import numpy as np
 import zarr
 from numpy.typing import DTypeLike, NDArray
 
-from unetrt.runtime.errors import OutputError, one_line
+from unetrt.runtime.errors import OptionError, OutputError, one_line
 
 Array = NDArray[Any]
 Region = tuple[slice | int, ...]
 
 # Length of the checksum in front of a file: CRC-32, in hexadecimal.
 CHECKSUM = 8
+# The file that makes a folder a store: the first one that is written, and the last one that is removed.
+RUN = "run.json"
+# What Zarr raises for damaged chunks and metadata.
+DAMAGED = (OSError, ValueError, RuntimeError, LookupError)
 
 
 @dataclass(frozen=True)
@@ -47,18 +51,29 @@ class Scratch:
 
     @cached_property
     def _files(self) -> tuple[Any, str]:
-        fs, root = fsspec.core.url_to_fs(self.address)
+        try:
+            fs, root = fsspec.core.url_to_fs(self.address)
+        except (ValueError, ImportError) as error:
+            raise OptionError(
+                f"--scratch (scratch) {self.address!r:.60} is neither a folder nor an address of fsspec that is known: "
+                f"{one_line(error)}"
+            ) from error
         return fs, root.rstrip("/")
 
     def __getstate__(self) -> dict[str, Any]:
         return {"address": self.address}
 
     def create(self, name: str, shape: tuple[int, ...], dtype: DTypeLike, chunks: tuple[int, ...]) -> None:
-        """Create an array of zeros, unless it is there."""
-        where = self.address_of(name)
+        """Create an array of zeros, unless it is there; damaged metadata are written again, and chunks stay."""
         fs, root = self._files
-        if not fs.exists(f"{root}/{name}/zarr.json"):
-            zarr.create_array(where, shape=shape, dtype=dtype, chunks=chunks)
+        metadata = f"{root}/{name}/zarr.json"
+        if fs.exists(metadata):
+            with suppress(*DAMAGED):
+                found = self.array(name)
+                if (found.shape, found.dtype, found.chunks) == (shape, np.dtype(dtype), chunks):
+                    return
+            fs.rm_file(metadata)
+        zarr.create_array(self.address_of(name), shape=shape, dtype=dtype, chunks=chunks)
 
     def address_of(self, name: str) -> str:
         """Return the address of a part of the store."""
@@ -91,10 +106,32 @@ class Scratch:
         """Write an object that JSON has to a file."""
         self._write(key, json.dumps(stored).encode())
 
-    def remove(self) -> None:
-        """Remove the store."""
+    def holds(self, key: str = "") -> bool:
+        """Whether there is a file, or a folder that holds something; by default, the store itself."""
         fs, root = self._files
-        if fs.exists(root):
+        fs.invalidate_cache()  # other processes write to it too
+        path = f"{root}/{key}" if key else root
+        return bool(fs.exists(path) and (fs.isfile(path) or fs.ls(path, detail=False)))
+
+    def remove(self) -> None:
+        """Remove the store.
+
+        Raises
+        ------
+        OutputError
+            It cannot be removed, or is not a store but a folder that holds other files.
+        """
+        if not self.holds():
+            return
+        if not self.holds(RUN):
+            raise OutputError(
+                f"{self.address} holds files, and no {RUN} of an unfinished run: give another folder with --scratch"
+            )
+        fs, root = self._files
+        with self.writing():
+            for path in fs.ls(root, detail=False):
+                if path.rpartition("/")[2] != RUN:  # last: without it, the rest is not known for a store
+                    fs.rm(path, recursive=True)
             fs.rm(root, recursive=True)
 
     def _read(self, key: str) -> bytes | None:
@@ -104,6 +141,8 @@ class Scratch:
             stored: bytes = fs.cat_file(f"{root}/{key}")
         except FileNotFoundError:
             return None
+        except OSError as error:
+            raise OutputError(f"cannot read {root}/{key}: {error.strerror or one_line(error)}") from error
         content = stored[CHECKSUM:]
         return content if stored[:CHECKSUM] == _checksum(content) else None
 
