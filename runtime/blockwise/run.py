@@ -21,11 +21,12 @@ import dask
 import numpy as np
 from numpy.typing import NDArray
 
+from unetrt.runtime.blockwise.processes import begin_work, end_work, require_fit, run_stage, send_model
 from unetrt.runtime.blockwise.scheduling import Scheduler, scheduler_at
 from unetrt.runtime.blockwise.scratch import Scratch
-from unetrt.runtime.blockwise.stages import CHUNK, BlockWorker, Job, LabelArrays, begin_work, end_work, run_stage
-from unetrt.runtime.errors import OptionError, printable, shown
-from unetrt.runtime.files.atomic import locked, scratch_folder, whole_folder
+from unetrt.runtime.blockwise.stages import CHUNK, BlockWorker, Job, LabelArrays
+from unetrt.runtime.errors import OptionError, UnetrtError, printable, shown
+from unetrt.runtime.files.atomic import locked, scratch_folder, whole_folder, writable_folder
 from unetrt.runtime.files.formats import AS_STORED, Layout, Reading
 from unetrt.runtime.files.images import stacked_axes_of
 from unetrt.runtime.files.outputs import KINDS, OVERLAY, require_by_windows
@@ -139,7 +140,7 @@ def predict_blocks(
     segmenter
         The model, used in this process.
     model
-        Its file; workers of a cluster open it too.
+        Its file; workers of a cluster get a copy.
     path
         The image.
     output
@@ -162,19 +163,27 @@ def predict_blocks(
     OutputError
         A file cannot be written, or another process works on the same image.
     BackendUnavailableError
-        No scheduler answers at the address.
+        No scheduler answers at the address, or its workers have another version of unetrt.
+    InferenceError
+        Workers were lost again and again while they computed the same block.
     """
     source = source_of(path)
     source = replace(source, path=source.path.absolute(), files=tuple(file.absolute() for file in source.files))
     require_by_windows(output.files.kinds, source.name)
     work = output.files.folder.absolute() / UNFINISHED / source.name
-    scratch = Scratch(f"{how.scratch.rstrip('/')}/{source.name}" if how.scratch else str(work / "scratch"))
-    with open_windows(source, reading, segmenter.spec.channels) as image, locked(work, wait=0):
+    scratch = Scratch(str(work / "scratch") if how.scratch is None else f"{_absolute(how.scratch)}/{source.name}")
+    if how.scheduler and not scratch.is_shared:
+        raise OptionError(f"{scratch.address} is in the memory of this process: give --scratch a folder, or an address")
+    with (
+        open_windows(source, reading, segmenter.spec.channels) as image,
+        locked(work, wait=0),
+        scheduler_at(how.scheduler, how.workers) as scheduler,
+    ):
         is_table = any(KINDS[kind].place and not KINDS[kind].writer for kind in output.files.kinds)
         needs_rows = output.kind == "instances" and (is_table or {"rois", "geojson"} & set(output.files.kinds))
         job = Job(
             scratch,
-            str(model.absolute()),
+            model.name if how.scheduler else "",
             source,
             image.shape,
             how.block,
@@ -187,18 +196,25 @@ def predict_blocks(
             engine=dict(engine or {}),
         )
         worker = BlockWorker(job, segmenter)
-        run = _Run(worker, image.layout, work, output, how, progress or _silent)
-        with worker, run.kept():
-            return run.finish()
+        run = _Run(worker, model.absolute(), image.layout, work, output, how, progress or _silent)
+        with worker, run.kept(scheduler):
+            return run.finish(scheduler)
 
 
 class _Run:
     """A run of a job."""
 
     def __init__(
-        self, worker: BlockWorker, layout: Layout, work: Path, output: "Output", how: Blockwise, progress: Progress
+        self,
+        worker: BlockWorker,
+        model: Path,
+        layout: Layout,
+        work: Path,
+        output: "Output",
+        how: Blockwise,
+        progress: Progress,
     ) -> None:
-        self._worker, self._layout, self._work = worker, layout, work
+        self._worker, self._model, self._layout, self._work = worker, model, layout, work
         self._output, self._how, self._progress = output, how, progress
         self._job, self._source = worker.job, worker.job.image
         self._frames, self._blocks = range(worker.job.shape[0]), range(len(worker.plan))
@@ -206,9 +222,18 @@ class _Run:
     # Before
 
     @contextmanager
-    def kept(self) -> Iterator[None]:
+    def kept(self, scheduler: Scheduler) -> Iterator[None]:
         """Prepare the folder of the run, and remove it at the end, or say that it is kept for `resume`."""
-        self._prepare()
+        is_new = self._prepare()
+        if self._how.scheduler:
+            try:
+                writable_folder(self._work)
+                send_model(self._model, self._job.scratch)
+                require_fit(scheduler, self._job, self._work)
+            except BaseException:
+                if is_new:
+                    self._remove()
+                raise
         begin_work(self._worker)
         try:
             yield
@@ -222,9 +247,10 @@ class _Run:
         else:
             self._remove()
         finally:
-            end_work()
+            end_work(self._job.name)
 
-    def _prepare(self) -> None:
+    def _prepare(self) -> bool:
+        """Create what is not there of the folder of the run; return whether nothing was."""
         scratch, stored = self._job.scratch, self._job.scratch.get_json("run.json")
         about = self._about()
         if stored is not None and self._how.resume is None:
@@ -245,13 +271,14 @@ class _Run:
                 scratch.put_json("run.json", about)
         with scratch.writing():
             self._worker.create_arrays()
+        return not (stored and self._how.resume)
 
     def _about(self) -> dict[str, Any]:
         """Return what a run has to have in common with an unfinished one to go on with it, in types of JSON."""
         job, files = self._job, (self._source.path, *self._source.files)
         found = [path.stat() for path in files]
         return {
-            "model": sha256_of_model(job.model),
+            "model": sha256_of_model(self._model),
             "image": [[str(path), about.st_size, about.st_mtime_ns] for path, about in zip(files, found, strict=True)],
             "reading": repr((job.reading, self._source.series)),
             "shape": list(job.shape),
@@ -270,13 +297,13 @@ class _Run:
 
     # Tasks
 
-    def finish(self) -> RunSummary:
+    def finish(self, scheduler: Scheduler) -> RunSummary:
         """Run all tasks, and write the files."""
-        with scheduler_at(self._how.scheduler, self._how.workers) as scheduler:
-            try:
-                return self._finish(scheduler)
-            finally:
-                scheduler.everywhere(end_work)
+        try:
+            return self._finish(scheduler)
+        finally:
+            with suppress(UnetrtError, OSError):  # a cluster that was lost
+                scheduler.everywhere(end_work, self._job.name)
 
     def _finish(self, scheduler: Scheduler) -> RunSummary:
         classified, numbered = self._objects()
@@ -456,6 +483,11 @@ class _StackedLabels:
 def _smallest(highest: int) -> np.dtype[Any]:
     """Return the smallest unsigned dtype that holds labels up to the highest."""
     return np.dtype(next(kind for kind in (np.uint8, np.uint16, np.uint32, np.uint64) if highest <= np.iinfo(kind).max))
+
+
+def _absolute(place: str) -> str:
+    """Return an address as it is, and a folder so that processes elsewhere find it."""
+    return place.rstrip("/") if "://" in place else str(Path(place).absolute())
 
 
 def _silent(_done: float) -> None:
