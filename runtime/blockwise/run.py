@@ -29,13 +29,13 @@ from unetrt.runtime.errors import OptionError, UnetrtError, printable, shown
 from unetrt.runtime.files.atomic import locked, scratch_folder, whole_folder, writable_folder
 from unetrt.runtime.files.formats import AS_STORED, Layout, Reading
 from unetrt.runtime.files.images import stacked_axes_of
-from unetrt.runtime.files.outputs import KINDS, OVERLAY, require_by_windows
+from unetrt.runtime.files.outputs import KINDS, OVERLAY, TABLES, require_by_windows
 from unetrt.runtime.files.outputs.label_tiff import stacked_axes, write_label_levels
 from unetrt.runtime.files.outputs.label_zarr import write_metadata
 from unetrt.runtime.files.outputs.labelled_image import LabelledImage
 from unetrt.runtime.files.outputs.measurements import MeasuredPart
 from unetrt.runtime.files.outputs.object_rows import assembled
-from unetrt.runtime.files.outputs.pictures import overview, overview_step, write_png
+from unetrt.runtime.files.outputs.pictures import counted, overview, overview_step, write_png
 from unetrt.runtime.files.outputs.zarr_pyramid import TYPES, Pyramid, Version
 from unetrt.runtime.files.sources import AnyPath, source_of
 from unetrt.runtime.files.windows import open_windows
@@ -58,6 +58,8 @@ SEGMENT, WRITE, COARSEN = (0.0, 0.9), (0.9, 0.96), (0.96, 1.0)
 BLOCK = (2048, 2048)
 # Blocks at once by default: one is computed while the next is read and the last one decoded or written.
 WORKERS, MOST_WORKERS = 3, 1024
+# Kinds of files that need measurements of the objects.
+MEASURED = {*TABLES, "rois", "geojson"}
 # Folder beside the results that holds unfinished runs.
 UNFINISHED = ".unfinished"
 # Labels in the folder of a run.
@@ -179,8 +181,8 @@ def predict_blocks(
         locked(work, wait=0),
         scheduler_at(how.scheduler, how.workers) as scheduler,
     ):
-        is_table = any(KINDS[kind].place and not KINDS[kind].writer for kind in output.files.kinds)
-        needs_rows = output.kind == "instances" and (is_table or {"rois", "geojson"} & set(output.files.kinds))
+        is_measured = bool(MEASURED & {*output.files.kinds})
+        is_confident = output.kind == "instances" and output.files.shows_confidence
         job = Job(
             scratch,
             model.name if how.scheduler else "",
@@ -191,8 +193,8 @@ def predict_blocks(
             output.kind,
             output.min_area,
             output.tta,
-            is_measured=bool(needs_rows),
-            is_confident=output.files.shows_confidence and segmenter.spec.head != "labels" and bool(needs_rows),
+            is_measured=is_measured,
+            is_confident=is_confident and segmenter.spec.head != "labels",
             engine=dict(engine or {}),
         )
         worker = BlockWorker(job, segmenter)
@@ -398,10 +400,10 @@ class _Run:
         with scratch_folder() as folder:
             kinds = [kind for kind in files.kinds if kind not in ("labels", "ome-zarr")]
             others = replace(files, kinds=kinds, overlays=False, sheet=None)
-            if self._job.is_measured or others.kinds:
+            if others.kinds:
                 others.write(self._labelled(labels, folder))
         if files.overlays or files.sheet is not None:
-            self._draw(labels, sum(counts))
+            self._draw(labels, counts)
         if "labels" in files.kinds:
             write_label_levels(
                 self._place("labels"), pyramid.levels, axes=pyramid.axes, pixel_size=self._layout.pixel_size
@@ -428,6 +430,7 @@ class _Run:
         return LabelledImage(
             self._source.name,
             by_windows,
+            self._job.kind,
             frames=np.broadcast_to(np.zeros((), self._worker.image.dtype), (number, channels, *size)),
             axes=axes,
             pixel_size=self._layout.pixel_size,
@@ -436,7 +439,7 @@ class _Run:
             rows=rows,
         )
 
-    def _draw(self, labels: LabelArrays, objects: int) -> None:
+    def _draw(self, labels: LabelArrays, counts: Sequence[int]) -> None:
         """Write the overview of the first frame, and add it to the sheet of all images."""
         step, files = overview_step(self._job.size), self._output.files
         size = tuple(-(-side // step) for side in self._job.size)
@@ -448,10 +451,11 @@ class _Run:
             read = tuple(slice(part.start * step, part.stop * step, step) for part in place)
             shown[place] = labels.pyramid.levels[0][(*labels.plane(0), *read)]
         picture = overview(shown, frame)
+        found = counts if self._job.kind == "instances" else [len(np.unique(shown[shown > 0]))]
         if files.overlays:
             write_png(files.folder / OVERLAY.format(self._source.name), picture)
         if files.sheet is not None:
-            files.sheet.add_overview(self._source.name, f"{objects} objects", picture)
+            files.sheet.add_overview(self._source.name, counted(self._job.kind, found), picture)
 
 
 class _Parts(Sequence[MeasuredPart]):
