@@ -11,9 +11,9 @@ goes on from there.
 import logging
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,12 +23,12 @@ from numpy.typing import NDArray
 
 from unetrt.runtime.blockwise.processes import begin_work, end_work, require_fit, run_stage, send_model
 from unetrt.runtime.blockwise.scheduling import Scheduler, scheduler_at
-from unetrt.runtime.blockwise.scratch import Scratch
-from unetrt.runtime.blockwise.stages import CHUNK, BlockWorker, Job, LabelArrays
-from unetrt.runtime.errors import OptionError, UnetrtError, printable, shown
+from unetrt.runtime.blockwise.scratch import RUN, Scratch
+from unetrt.runtime.blockwise.stages import CHUNK, RECORDS, BlockWorker, Job, LabelArrays
+from unetrt.runtime.errors import FrameError, OptionError, OutputError, UnetrtError, printable, shown
 from unetrt.runtime.files.atomic import locked, scratch_folder, whole_folder, writable_folder
 from unetrt.runtime.files.formats import AS_STORED, Layout, Reading
-from unetrt.runtime.files.images import stacked_axes_of
+from unetrt.runtime.files.images import readable, stacked_axes_of
 from unetrt.runtime.files.outputs import KINDS, OVERLAY, TABLES, require_by_windows
 from unetrt.runtime.files.outputs.label_tiff import stacked_axes, write_label_levels
 from unetrt.runtime.files.outputs.label_zarr import write_metadata
@@ -173,14 +173,14 @@ def predict_blocks(
     source = replace(source, path=source.path.absolute(), files=tuple(file.absolute() for file in source.files))
     require_by_windows(output.files.kinds, source.name)
     work = output.files.folder.absolute() / UNFINISHED / source.name
-    scratch = Scratch(str(work / "scratch") if how.scratch is None else f"{_absolute(how.scratch)}/{source.name}")
+    scratch = Scratch(_inside(how.scratch, source.name) if how.scratch else str(work / "scratch"))
     if how.scheduler and not scratch.is_shared:
         raise OptionError(f"{scratch.address} is in the memory of this process: give --scratch a folder, or an address")
-    with (
-        open_windows(source, reading, segmenter.spec.channels) as image,
-        locked(work, wait=0),
-        scheduler_at(how.scheduler, how.workers) as scheduler,
-    ):
+    with ExitStack() as opened:
+        image = opened.enter_context(open_windows(source, reading, segmenter.spec.channels))
+        for folder in dict.fromkeys((str(work), scratch.address if how.scratch else str(work))):
+            opened.enter_context(locked(folder, wait=0))
+        scheduler = opened.enter_context(scheduler_at(how.scheduler, how.workers))
         is_measured = bool(MEASURED & {*output.files.kinds})
         is_confident = output.kind == "instances" and output.files.shows_confidence
         job = Job(
@@ -201,6 +201,11 @@ def predict_blocks(
         run = _Run(worker, model.absolute(), image.layout, work, output, how, progress or _silent)
         with worker, run.kept(scheduler):
             return run.finish(scheduler)
+
+
+def _inside(address: str, name: str) -> str:
+    """Return the address of a folder in another one, absolute if it is not one of fsspec."""
+    return f"{address.rstrip('/')}/{name}" if "://" in address else str(Path(address).absolute() / name)
 
 
 class _Run:
@@ -225,75 +230,95 @@ class _Run:
 
     @contextmanager
     def kept(self, scheduler: Scheduler) -> Iterator[None]:
-        """Prepare the folder of the run, and remove it at the end, or say that it is kept for `resume`."""
-        is_new = self._prepare()
-        if self._how.scheduler:
-            try:
+        """Prepare the folder of the run, and remove it at the end, or say that it is kept for `resume`.
+
+        A run that has not computed any block leaves nothing.
+        """
+        folder = self._output.files.folder.absolute()
+        missing = [part for part in (folder, *folder.parents) if not part.exists()]
+        goes_on = self._can_go_on()
+        begin_work(self._worker)
+        try:
+            self._prepare(goes_on)
+            if self._how.scheduler:
                 writable_folder(self._work)
                 send_model(self._model, self._job.scratch)
                 require_fit(scheduler, self._job, self._work)
-            except BaseException:
-                if is_new:
-                    self._remove()
-                raise
-        begin_work(self._worker)
-        try:
             yield
         except BaseException:
-            log.warning(
-                "what was computed of %s is kept in %s: --resume (resume) goes on with it, --restart starts again",
-                printable(str(self._source)),
-                printable(self._job.scratch.address),
-            )
+            if self._is_unfinished():
+                log.warning(
+                    "what was computed of %s is kept in %s: --resume (resume) goes on with it, --restart starts again",
+                    printable(str(self._source)),
+                    printable(self._job.scratch.address),
+                )
+            else:
+                with suppress(OutputError):
+                    self._remove(missing)
             raise
         else:
             self._remove()
         finally:
             end_work(self._job.name)
 
-    def _prepare(self) -> bool:
-        """Create what is not there of the folder of the run; return whether nothing was."""
-        scratch, stored = self._job.scratch, self._job.scratch.get_json("run.json")
-        about = self._about()
-        if stored is not None and self._how.resume is None:
+    def _is_unfinished(self) -> bool:
+        """Whether the folder of the run holds a block that was computed."""
+        return self._job.scratch.holds(f"{RECORDS}/classify")
+
+    def _can_go_on(self) -> bool:
+        """Return whether to go on with an unfinished run; raises OptionError for one that may not be removed."""
+        scratch = self._job.scratch
+        if self._how.resume is False or not self._is_unfinished():
+            return False
+        if self._how.resume is None:
             raise OptionError(
                 f"{scratch.address} holds an unfinished run of {self._source}: --resume (resume) goes on with it, "
                 "--restart starts again"
             )
-        if stored is not None and self._how.resume:
-            other = [name for name in about if about[name] != stored.get(name)]
-            if other:
-                raise OptionError(
-                    f"the unfinished run in {scratch.address} has another {', '.join(other)}: repeat its command with "
-                    "--resume, or start again with --restart"
-                )
-        else:
+        about, stored = self._about, scratch.get_json(RUN)
+        if not isinstance(stored, dict):
+            raise OptionError(f"{scratch.address}/{RUN} is damaged: start again with --restart")
+        if other := [name for name in about if about[name] != stored.get(name)]:
+            raise OptionError(
+                f"the unfinished run in {scratch.address} has another {', '.join(other)}: repeat its command with "
+                "--resume, or start again with --restart"
+            )
+        return True
+
+    def _prepare(self, goes_on: bool) -> None:
+        scratch = self._job.scratch
+        if not goes_on:
             self._remove()
-            with scratch.writing():
-                scratch.put_json("run.json", about)
+            scratch.put_json(RUN, self._about)
         with scratch.writing():
             self._worker.create_arrays()
-        return not (stored and self._how.resume)
 
+    @cached_property
     def _about(self) -> dict[str, Any]:
-        """Return what a run has to have in common with an unfinished one to go on with it, in types of JSON."""
-        job, files = self._job, (self._source.path, *self._source.files)
-        found = [path.stat() for path in files]
+        """What a run has to have in common with an unfinished one to go on with it, in types of JSON."""
+        job = self._job
         return {
             "model": sha256_of_model(self._model),
-            "image": [[str(path), about.st_size, about.st_mtime_ns] for path, about in zip(files, found, strict=True)],
+            "image": self._files_of_image(),
             "reading": repr((job.reading, self._source.series)),
             "shape": list(job.shape),
             "block": list(self._worker.plan.size),
             "labels": [job.kind, job.min_area, job.tta, job.is_measured, job.is_confident, self._how.version],
         }
 
-    def _remove(self) -> None:
+    def _files_of_image(self) -> list[list[str | int]]:
+        """Return path, size in bytes and time of the last change of each file of the image."""
+        with readable(self._source):
+            files = [(path, path.stat()) for path in (self._source.path, *self._source.files)]
+        return [[str(path), about.st_size, about.st_mtime_ns] for path, about in files]
+
+    def _remove(self, made: Sequence[Path] = ()) -> None:
+        """Remove the folders of the run, and empty folders among those that hold them and those that it has made."""
         self._job.scratch.remove()
         shutil.rmtree(self._work, ignore_errors=True)
-        for above in (self._work, *self._work.parents):
-            if above == self._output.files.folder.absolute():
-                break
+        folder = self._output.files.folder.absolute()
+        inside = [above for above in self._work.parents if folder in above.parents]
+        for above in (*inside, *made):  # deepest first
             with suppress(OSError):
                 above.rmdir()
 
@@ -312,7 +337,7 @@ class _Run:
         found = scheduler.compute([*classified, *numbered], self._within(SEGMENT))
         computed, counts = found[: len(classified)], found[len(classified) :]
         labels = self._label_store(max(counts, default=len(self._worker.spec.classes) - 1))
-        labels.pyramid.create()
+        self._create(labels.pyramid)
         written = [self._task("write", (frame, index, labels)) for frame in self._frames for index in self._blocks]
         scheduler.compute(written, self._within(WRITE))
         for level in range(1, len(labels.pyramid.shapes)):
@@ -322,6 +347,7 @@ class _Run:
                 for rows, columns in labels.pyramid.regions(level)
             ]
             scheduler.compute(coarser, self._within(COARSEN if level == 1 else (1.0, 1.0)))
+        self._require_unchanged()
         self._write_files(labels, counts)
         number, _, height, width = self._job.shape
         return RunSummary(number * height * width, sum(counts), len(classified), sum(computed))
@@ -371,6 +397,20 @@ class _Run:
         return function(*after, dask_key_name="-".join([stage, self._job.name, *place, *map(str, name)]))
 
     # Files
+
+    def _create(self, labels: Pyramid) -> None:
+        """Create the arrays of the labels; those of an unfinished run that are damaged, or finished, are replaced."""
+        try:
+            labels.create()
+        except OutputError:
+            shutil.rmtree(self._work / LABELS, ignore_errors=True)
+            labels.create()
+
+    def _require_unchanged(self) -> None:
+        """Raise FrameError if a file of the image has changed since the run began; what was computed is removed."""
+        if self._files_of_image() != self._about["image"]:
+            self._remove()
+            raise FrameError(f"{self._source} was changed while it was segmented: segment it again")
 
     def _label_store(self, highest: int) -> LabelArrays:
         """Return where the labels go, in the smallest dtype that holds the highest one."""
@@ -487,11 +527,6 @@ class _StackedLabels:
 def _smallest(highest: int) -> np.dtype[Any]:
     """Return the smallest unsigned dtype that holds labels up to the highest."""
     return np.dtype(next(kind for kind in (np.uint8, np.uint16, np.uint32, np.uint64) if highest <= np.iinfo(kind).max))
-
-
-def _absolute(place: str) -> str:
-    """Return an address as it is, and a folder so that processes elsewhere find it."""
-    return place.rstrip("/") if "://" in place else str(Path(place).absolute())
 
 
 def _silent(_done: float) -> None:

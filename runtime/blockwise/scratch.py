@@ -15,7 +15,7 @@ import io
 import json
 import zlib
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -36,6 +36,10 @@ Region = tuple[slice | int, ...]
 
 # Length of the checksum in front of a file: CRC-32, in hexadecimal.
 CHECKSUM = 8
+# The file that makes a folder a store: the first one that is written, and the last one that is removed.
+RUN = "run.json"
+# What Zarr raises for damaged chunks and metadata.
+DAMAGED = (OSError, ValueError, RuntimeError, LookupError)
 
 
 @dataclass(frozen=True)
@@ -79,10 +83,16 @@ class Scratch:
         return {"address": self.address}
 
     def create(self, name: str, shape: tuple[int, ...], dtype: DTypeLike, chunks: tuple[int, ...]) -> None:
-        """Create an array of zeros, unless it is there."""
+        """Create an array of zeros, unless it is there; damaged metadata are written again, and chunks stay."""
         fs, root = self._files
-        if not fs.exists(f"{root}/{name}/zarr.json"):
-            zarr.create_array(self._store_of(name), shape=shape, dtype=dtype, chunks=chunks)
+        metadata = f"{root}/{name}/zarr.json"
+        if fs.exists(metadata):
+            with suppress(*DAMAGED):
+                found = self.array(name)
+                if (found.shape, found.dtype, found.chunks) == (shape, np.dtype(dtype), chunks):
+                    return
+            fs.rm_file(metadata)
+        zarr.create_array(self._store_of(name), shape=shape, dtype=dtype, chunks=chunks)
 
     def array(self, name: str) -> Any:
         """Open an array to read and write regions."""
@@ -133,10 +143,32 @@ class Scratch:
             fs.get(f"{root}/{key}", str(folder / "copy"), recursive=True)
             yield folder / "copy"
 
-    def remove(self) -> None:
-        """Remove the store."""
+    def holds(self, key: str = "") -> bool:
+        """Whether there is a file, or a folder that holds something; by default, the store itself."""
         fs, root = self._files
-        if fs.exists(root):
+        fs.invalidate_cache()  # other processes write to it too
+        path = f"{root}/{key}" if key else root
+        return bool(fs.exists(path) and (fs.isfile(path) or fs.ls(path, detail=False)))
+
+    def remove(self) -> None:
+        """Remove the store.
+
+        Raises
+        ------
+        OutputError
+            It cannot be removed, or is not a store but a folder that holds other files.
+        """
+        if not self.holds():
+            return
+        if not self.holds(RUN):
+            raise OutputError(
+                f"{self.address} holds files, and no {RUN} of an unfinished run: give another folder with --scratch"
+            )
+        fs, root = self._files
+        with self.writing():
+            for path in fs.ls(root, detail=False):
+                if path.rpartition("/")[2] != RUN:  # last: without it, the rest is not known for a store
+                    fs.rm(path, recursive=True)
             fs.rm(root, recursive=True)
 
     def _read(self, key: str) -> bytes | None:
@@ -146,6 +178,8 @@ class Scratch:
             stored: bytes = fs.cat_file(f"{root}/{key}")
         except FileNotFoundError:
             return None
+        except OSError as error:
+            raise OutputError(f"cannot read {root}/{key}: {error.strerror or one_line(error)}") from error
         content = stored[CHECKSUM:]
         return content if stored[:CHECKSUM] == _checksum(content) else None
 

@@ -26,9 +26,9 @@ from uuid import uuid4
 import numpy as np
 from numpy.typing import NDArray
 
-from unetrt.runtime.blockwise.scratch import Scratch
+from unetrt.runtime.blockwise.scratch import DAMAGED, Scratch
 from unetrt.runtime.closing import Closable
-from unetrt.runtime.errors import OutputError
+from unetrt.runtime.errors import FrameError, OutputError
 from unetrt.runtime.files.formats import AS_STORED, Reading
 from unetrt.runtime.files.outputs.measurements import measure_part
 from unetrt.runtime.files.outputs.pictures import overview_step
@@ -60,6 +60,8 @@ Size = tuple[int, int]
 CHUNK = 1024
 # Folder of the scratch store with the model's files.
 MODEL = "model"
+# Folder of the scratch store with the records of the stages.
+RECORDS = "records"
 
 
 @dataclass(frozen=True)
@@ -201,7 +203,11 @@ class BlockWorker(Closable):
         for part in counted:
             if part is not None:
                 so_far.merge(part)
-        so_far.next_pass()
+        try:
+            so_far.next_pass()
+        except FrameError as error:
+            place = f" (frame {frame})" if self.job.shape[0] > 1 else ""
+            raise FrameError(f"{self.image.name}{place}: {error}") from error
         self.scratch.put_json(f"statistics/{frame}", so_far.to_dict())
 
     def _affine(self, frame: int) -> Affine | None:
@@ -215,19 +221,19 @@ class BlockWorker(Closable):
     def classify(self, frame: int, index: int) -> bool:
         """Compute the class map of a block; return whether it had to be computed."""
         block = self.plan[index]
-        if self._is_done("classify", frame, block, self._classes):
+        if self._is_done("classify", frame, block, self._classes) and self._has_probabilities(frame, block):
             return False
         window = self.segmenter.window_of(block, tta=self.job.tta)
         pixels = self.image.read(frame, *window)
         found = self.segmenter.classify_block(
             pixels, block, self._affine(frame), tta=self.job.tta, probabilities=self.job.is_confident
         )
+        about = {"preview": self._reduced(block, pixels, window)} if frame == 0 else {}
         if found.probabilities is not None:
             with self.scratch.writing():
                 self._probabilities[frame, :, block.rows, block.columns] = found.probabilities
-        if frame == 0:
-            self._preview(block, pixels, window)
-        self._keep("classify", frame, block, self._classes, found.labels, {})
+            about["probabilities"] = _checksum(found.probabilities)
+        self._keep("classify", frame, block, self._classes, found.labels, about)
         return True
 
     def decode(self, frame: int, index: int) -> None:
@@ -328,8 +334,15 @@ class BlockWorker(Closable):
         found = self.scratch.get(_key(stage, frame, block.index))
         if found is None:
             return False
-        pixels = np.asarray(array[(*((frame,) if plane is None else plane), block.rows, block.columns)])
-        return bool(found["checksum"] == _checksum(pixels))
+        place = (*((frame,) if plane is None else plane), block.rows, block.columns)
+        return _is_stored(array, place, found["checksum"])
+
+    def _has_probabilities(self, frame: int, block: Block) -> bool:
+        """Return whether the probabilities of a block, if they are needed, fit the record of its classes."""
+        if not self.job.is_confident:
+            return True
+        place = (frame, slice(None), block.rows, block.columns)
+        return _is_stored(self._probabilities, place, self._record("classify", frame, block.index)["probabilities"])
 
     def _keep(
         self, stage: str, frame: int, block: Block, array: Any, pixels: Array, found: Mapping[str, Array]
@@ -375,16 +388,25 @@ class BlockWorker(Closable):
 
     def preview(self, block: Block) -> Array:
         """Return every n-th row and column of a block of the first frame, (C, h, w); see `overview_step`."""
-        return self._record("preview", 0, block.index)["pixels"]
+        return self._record("classify", 0, block.index)["preview"]
 
-    def _preview(self, block: Block, pixels: Array, window: tuple[slice, slice]) -> None:
-        """Keep every n-th row and column of a block of the image, for the picture of the whole frame."""
+    def _reduced(self, block: Block, pixels: Array, window: tuple[slice, slice]) -> Array:
+        """Return every n-th row and column of a block of the image, for the picture of the whole frame."""
         step = overview_step(self.job.size)
         down, across = (
             slice(-(-own.start // step) * step - shown.start, own.stop - shown.start, step)
             for own, shown in zip((block.rows, block.columns), window, strict=True)
         )
-        self.scratch.put(_key("preview", 0, block.index), {"pixels": pixels[:, down, across]})
+        return pixels[:, down, across]
+
+
+def _is_stored(array: Any, place: tuple[Any, ...], checksum: Array) -> bool:
+    """Return whether the pixels at a place of an array fit their checksum; not, if their chunks are damaged."""
+    try:
+        pixels = np.asarray(array[place])
+    except DAMAGED:
+        return False
+    return bool(checksum == _checksum(pixels))
 
 
 def _checksum(pixels: Array) -> np.uint32:
@@ -392,7 +414,7 @@ def _checksum(pixels: Array) -> np.uint32:
 
 
 def _key(stage: str, frame: int, index: int) -> str:
-    return f"records/{stage}/{frame}/{index}"
+    return f"{RECORDS}/{stage}/{frame}/{index}"
 
 
 def _overlap(block: Block, rows: slice, columns: slice) -> tuple[tuple[slice, slice], tuple[slice, slice]]:

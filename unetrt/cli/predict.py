@@ -255,7 +255,7 @@ def command(
         files = opened.enter_context(_files(out, kinds, segmenter.spec, written, len(sources)))
         progress_of = opened.enter_context(_bar(len(sources)))
         output = Output(files, kind, written["min_area"], tta)
-        begin, pixels, objects = time.perf_counter(), 0, 0
+        begin, pixels, objects, blocks, computed = time.perf_counter(), 0, 0, 0, 0
         for source in sources:
             try:
                 if source.name in by_blocks:
@@ -263,6 +263,7 @@ def command(
                         segmenter, model, source, output, reading, engine, progress_of(source.name)
                     )
                     pixels, objects = pixels + done.pixels, objects + done.objects
+                    blocks, computed = blocks + done.blocks, computed + done.computed
                     continue
                 labels = predict_file(segmenter, source, output, progress_of(source.name), reading)
             except FrameError as error:
@@ -275,7 +276,8 @@ def command(
     if segmented := len(sources) - len(failures):
         found = f", {objects} objects" if output.kind == "instances" else ""
         speed = f"{seconds:.1f} s, {pixels / seconds / 1e6:.1f} Mpixel/s"
-        echo(f"{segmented} images{found} -> {out} ({speed}, {name})")
+        parts = f", {blocks} blocks, {blocks - computed} of them from an unfinished run" if blocks else ""
+        echo(f"{segmented} images{found}{parts} -> {out} ({speed}, {name})")
     report_failures(failures, len(sources), "segmented")
 
 
