@@ -21,20 +21,12 @@ import dask
 import numpy as np
 from numpy.typing import NDArray
 
+from unetrt.runtime.blockwise.processes import begin_work, end_work, require_fit, run_stage, send_model
 from unetrt.runtime.blockwise.scheduling import Scheduler, scheduler_at
 from unetrt.runtime.blockwise.scratch import RUN, Scratch
-from unetrt.runtime.blockwise.stages import (
-    CHUNK,
-    RECORDS,
-    BlockWorker,
-    Job,
-    LabelArrays,
-    begin_work,
-    end_work,
-    run_stage,
-)
-from unetrt.runtime.errors import FrameError, OptionError, OutputError, printable, shown
-from unetrt.runtime.files.atomic import locked, scratch_folder, whole_folder
+from unetrt.runtime.blockwise.stages import CHUNK, RECORDS, BlockWorker, Job, LabelArrays
+from unetrt.runtime.errors import FrameError, OptionError, OutputError, UnetrtError, printable, shown
+from unetrt.runtime.files.atomic import locked, scratch_folder, whole_folder, writable_folder
 from unetrt.runtime.files.formats import AS_STORED, Layout, Reading
 from unetrt.runtime.files.images import readable, stacked_axes_of
 from unetrt.runtime.files.outputs import KINDS, OVERLAY, TABLES, require_by_windows
@@ -150,7 +142,7 @@ def predict_blocks(
     segmenter
         The model, used in this process.
     model
-        Its file; workers of a cluster open it too.
+        Its file; workers of a cluster get a copy.
     path
         The image.
     output
@@ -173,22 +165,27 @@ def predict_blocks(
     OutputError
         A file cannot be written, or another process works on the same image.
     BackendUnavailableError
-        No scheduler answers at the address.
+        No scheduler answers at the address, or its workers have another version of unetrt.
+    InferenceError
+        Workers were lost again and again while they computed the same block.
     """
     source = source_of(path)
     source = replace(source, path=source.path.absolute(), files=tuple(file.absolute() for file in source.files))
     require_by_windows(output.files.kinds, source.name)
     work = output.files.folder.absolute() / UNFINISHED / source.name
     scratch = Scratch(_inside(how.scratch, source.name) if how.scratch else str(work / "scratch"))
+    if how.scheduler and not scratch.is_shared:
+        raise OptionError(f"{scratch.address} is in the memory of this process: give --scratch a folder, or an address")
     with ExitStack() as opened:
         image = opened.enter_context(open_windows(source, reading, segmenter.spec.channels))
         for folder in dict.fromkeys((str(work), scratch.address if how.scratch else str(work))):
             opened.enter_context(locked(folder, wait=0))
+        scheduler = opened.enter_context(scheduler_at(how.scheduler, how.workers))
         is_measured = bool(MEASURED & {*output.files.kinds})
         is_confident = output.kind == "instances" and output.files.shows_confidence
         job = Job(
             scratch,
-            str(model.absolute()),
+            model.name if how.scheduler else "",
             source,
             image.shape,
             how.block,
@@ -201,9 +198,9 @@ def predict_blocks(
             engine=dict(engine or {}),
         )
         worker = BlockWorker(job, segmenter)
-        run = _Run(worker, image.layout, work, output, how, progress or _silent)
-        with worker, run.kept():
-            return run.finish()
+        run = _Run(worker, model.absolute(), image.layout, work, output, how, progress or _silent)
+        with worker, run.kept(scheduler):
+            return run.finish(scheduler)
 
 
 def _inside(address: str, name: str) -> str:
@@ -215,9 +212,16 @@ class _Run:
     """A run of a job."""
 
     def __init__(
-        self, worker: BlockWorker, layout: Layout, work: Path, output: "Output", how: Blockwise, progress: Progress
+        self,
+        worker: BlockWorker,
+        model: Path,
+        layout: Layout,
+        work: Path,
+        output: "Output",
+        how: Blockwise,
+        progress: Progress,
     ) -> None:
-        self._worker, self._layout, self._work = worker, layout, work
+        self._worker, self._model, self._layout, self._work = worker, model, layout, work
         self._output, self._how, self._progress = output, how, progress
         self._job, self._source = worker.job, worker.job.image
         self._frames, self._blocks = range(worker.job.shape[0]), range(len(worker.plan))
@@ -225,7 +229,7 @@ class _Run:
     # Before
 
     @contextmanager
-    def kept(self) -> Iterator[None]:
+    def kept(self, scheduler: Scheduler) -> Iterator[None]:
         """Prepare the folder of the run, and remove it at the end, or say that it is kept for `resume`.
 
         A run that has not computed any block leaves nothing.
@@ -236,6 +240,10 @@ class _Run:
         begin_work(self._worker)
         try:
             self._prepare(goes_on)
+            if self._how.scheduler:
+                writable_folder(self._work)
+                send_model(self._model, self._job.scratch)
+                require_fit(scheduler, self._job, self._work)
             yield
         except BaseException:
             if self._is_unfinished():
@@ -251,7 +259,7 @@ class _Run:
         else:
             self._remove()
         finally:
-            end_work()
+            end_work(self._job.name)
 
     def _is_unfinished(self) -> bool:
         """Whether the folder of the run holds a block that was computed."""
@@ -290,7 +298,7 @@ class _Run:
         """What a run has to have in common with an unfinished one to go on with it, in types of JSON."""
         job = self._job
         return {
-            "model": sha256_of_model(job.model),
+            "model": sha256_of_model(self._model),
             "image": self._files_of_image(),
             "reading": repr((job.reading, self._source.series)),
             "shape": list(job.shape),
@@ -316,13 +324,13 @@ class _Run:
 
     # Tasks
 
-    def finish(self) -> RunSummary:
+    def finish(self, scheduler: Scheduler) -> RunSummary:
         """Run all tasks, and write the files."""
-        with scheduler_at(self._how.scheduler, self._how.workers) as scheduler:
-            try:
-                return self._finish(scheduler)
-            finally:
-                scheduler.everywhere(end_work)
+        try:
+            return self._finish(scheduler)
+        finally:
+            with suppress(UnetrtError, OSError):  # a cluster that was lost
+                scheduler.everywhere(end_work, self._job.name)
 
     def _finish(self, scheduler: Scheduler) -> RunSummary:
         classified, numbered = self._objects()
