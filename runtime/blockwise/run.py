@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import partial
+from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,7 +25,8 @@ from numpy.typing import NDArray
 from unetrt.runtime.blockwise.scheduling import Scheduler, scheduler_at
 from unetrt.runtime.blockwise.scratch import Scratch
 from unetrt.runtime.blockwise.stages import CHUNK, BlockWorker, Job, LabelArrays, begin_work, end_work, run_stage
-from unetrt.runtime.errors import OptionError, printable, shown
+from unetrt.runtime.engines import SUFFIXES
+from unetrt.runtime.errors import OptionError, one_line, printable, shown
 from unetrt.runtime.files.atomic import locked, scratch_folder, whole_folder
 from unetrt.runtime.files.formats import AS_STORED, Layout, Reading
 from unetrt.runtime.files.images import stacked_axes_of
@@ -35,11 +37,13 @@ from unetrt.runtime.files.outputs.labelled_image import LabelledImage
 from unetrt.runtime.files.outputs.measurements import MeasuredPart
 from unetrt.runtime.files.outputs.object_rows import assembled
 from unetrt.runtime.files.outputs.pictures import overview, overview_step, write_png
-from unetrt.runtime.files.outputs.zarr_pyramid import TYPES, Pyramid, Version
-from unetrt.runtime.files.sources import AnyPath, source_of
-from unetrt.runtime.files.windows import open_windows
+from unetrt.runtime.files.outputs.zarr_pyramid import FORMATS, TYPES, Pyramid, Version
+from unetrt.runtime.files.sources import AnyPath, ImageSource, source_of
+from unetrt.runtime.files.windows import ArraySource, open_windows
 from unetrt.runtime.geometry.plan import is_size
 from unetrt.runtime.model.integrity import sha256_of_model
+from unetrt.runtime.model.spec import ModelSpec
+from unetrt.runtime.pixels.frames import require_numbers
 
 if TYPE_CHECKING:
     from unetrt.runtime.files.images import Output
@@ -57,6 +61,8 @@ SEGMENT, WRITE, COARSEN = (0.0, 0.9), (0.9, 0.96), (0.96, 1.0)
 BLOCK = (2048, 2048)
 # Blocks at once by default: one is computed while the next is read and the last one decoded or written.
 WORKERS, MOST_WORKERS = 3, 1024
+# Bytes of an image that is sent to workers with each task at most: a dask array of a Zarr array takes some 2000.
+MOST_SENT = 1 << 20
 # Folder beside the results that holds unfinished runs.
 UNFINISHED = ".unfinished"
 
@@ -86,7 +92,7 @@ class Blockwise:
     block: Size = BLOCK
     workers: int = WORKERS
     scheduler: str | None = None
-    scratch: str | None = None
+    scratch: str | Path | None = None
     resume: bool | None = None
     version: Version = "0.4"
 
@@ -95,6 +101,14 @@ class Blockwise:
             raise OptionError(f"workers must be an integer from 1 to {MOST_WORKERS} (got {shown(self.workers)})")
         if not is_size(self.block) or min(self.block) < 1:
             raise OptionError(f"block must be a height and a width in pixels, from 1 (got {shown(self.block)})")
+        if not isinstance(self.version, str) or self.version not in FORMATS:
+            raise OptionError(f"version must be {' or '.join(FORMATS)} (got {shown(self.version)})")
+        if not isinstance(self.scheduler, str | None):
+            raise OptionError(f"scheduler must be an address, such as tcp://HOST:PORT (got {shown(self.scheduler)})")
+        if not isinstance(self.scratch, str | Path | None):
+            raise OptionError(f"scratch must be a folder or an address (got {shown(self.scratch)})")
+        if not isinstance(self.resume, bool | None):
+            raise OptionError(f"resume must be True, False or None (got {shown(self.resume)})")
 
 
 @dataclass(frozen=True)
@@ -119,8 +133,8 @@ class RunSummary:
 
 def predict_blocks(
     segmenter: "Segmenter",
-    model: Path,
-    path: AnyPath,
+    model: Path | None,
+    image: AnyPath | ArraySource,
     output: "Output",
     how: Blockwise = Blockwise(),
     *,
@@ -137,8 +151,8 @@ def predict_blocks(
     segmenter
         The model, used in this process.
     model
-        Its file; workers of a cluster open it too.
-    path
+        Its file, which workers of a cluster open; None: not known, and no cluster is used.
+    image
         The image.
     output
         What is written.
@@ -162,19 +176,21 @@ def predict_blocks(
     BackendUnavailableError
         No scheduler answers at the address.
     """
-    source = source_of(path)
-    source = replace(source, path=source.path.absolute(), files=tuple(file.absolute() for file in source.files))
+    source = image if isinstance(image, ArraySource) else _absolute(source_of(image))
+    if how.scheduler is not None:
+        _require_sendable(source, model)
     require_by_windows(output.files.kinds, source.name)
     work = output.files.folder.absolute() / UNFINISHED / source.name
-    scratch = Scratch(f"{how.scratch.rstrip('/')}/{source.name}" if how.scratch else str(work / "scratch"))
-    with open_windows(source, reading, segmenter.spec.channels) as image, locked(work, wait=0):
+    scratch = Scratch(f"{str(how.scratch).rstrip('/')}/{source.name}" if how.scratch else str(work / "scratch"))
+    with open_windows(source, reading, segmenter.spec.channels) as windows, locked(work, wait=0):
+        require_numbers(windows.dtype)
         is_table = any(KINDS[kind].place and not KINDS[kind].writer for kind in output.files.kinds)
         needs_rows = output.kind == "instances" and (is_table or {"rois", "geojson"} & set(output.files.kinds))
         job = Job(
             scratch,
-            str(model.absolute()),
+            str(model.absolute()) if model else "",
             source,
-            image.shape,
+            windows.shape,
             how.block,
             reading,
             output.kind,
@@ -185,7 +201,7 @@ def predict_blocks(
             engine=dict(engine or {}),
         )
         worker = BlockWorker(job, segmenter)
-        run = _Run(worker, image.layout, work, output, how, progress or _silent)
+        run = _Run(worker, windows.layout, work, output, how, progress or _silent)
         with worker, run.kept():
             return run.finish()
 
@@ -246,12 +262,11 @@ class _Run:
 
     def _about(self) -> dict[str, Any]:
         """Return what a run has to have in common with an unfinished one to go on with it, in types of JSON."""
-        job, files = self._job, (self._source.path, *self._source.files)
-        found = [path.stat() for path in files]
+        job = self._job
         return {
-            "model": sha256_of_model(job.model),
-            "image": [[str(path), about.st_size, about.st_mtime_ns] for path, about in zip(files, found, strict=True)],
-            "reading": repr((job.reading, self._source.series)),
+            "model": _identity_of_model(job.model, self._worker.spec),
+            "image": self._source.identity(),
+            "reading": repr(job.reading),
             "shape": list(job.shape),
             "block": list(self._worker.plan.size),
             "labels": [job.kind, job.min_area, job.tta, job.is_measured, job.is_confident, self._how.version],
@@ -292,6 +307,7 @@ class _Run:
             ]
             scheduler.compute(coarser, self._within(COARSEN if level == 1 else (1.0, 1.0)))
         self._write_files(labels, counts)
+        self._progress(1.0)
         number, _, height, width = self._job.shape
         return RunSummary(number * height * width, sum(counts), len(classified), sum(computed))
 
@@ -448,6 +464,33 @@ class _StackedLabels:
         *leading, rows, columns = index
         frame = int(np.ravel_multi_index(leading, self.shape[:-2])) if leading else 0
         return self._labels.pyramid.levels[0][(*self._labels.plane(frame), rows, columns)]
+
+
+def _absolute(source: ImageSource) -> ImageSource:
+    return replace(source, path=source.path.absolute(), files=tuple(file.absolute() for file in source.files))
+
+
+def _identity_of_model(path: str, spec: ModelSpec) -> str:
+    """Return a digest of a model file, or of the spec, which has that of the weights, where there is no such file."""
+    is_file = path and Path(path).suffix.lower() not in SUFFIXES
+    return sha256_of_model(path) if is_file else sha256(spec.to_json().encode()).hexdigest()
+
+
+def _require_sendable(source: ImageSource | ArraySource, model: Path | None) -> None:
+    """Raise OptionError unless workers of a cluster can open an image and a model that have no files here alone."""
+    from distributed.protocol.pickle import dumps
+
+    if model is None:
+        raise OptionError("workers of a cluster cannot use an open Segmenter: give the path of the model")
+    remedy = "give its file, a Zarr or dask array that is stored, or a whole memory map of a file"
+    if isinstance(source, ArraySource) and isinstance(source.array, np.ndarray) and not source.is_mapped:
+        raise OptionError(f"{source} is in the memory of this process, and workers of a cluster need it: {remedy}")
+    try:
+        size = len(dumps(source))
+    except (TypeError, ValueError, AttributeError) as error:
+        raise OptionError(f"{source} cannot be sent to workers of a cluster ({one_line(error)}): {remedy}") from error
+    if size > MOST_SENT:
+        raise OptionError(f"{source} takes {size >> 20} MiB to send with each block to workers of a cluster: {remedy}")
 
 
 def _smallest(highest: int) -> np.dtype[Any]:

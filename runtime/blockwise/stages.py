@@ -70,7 +70,7 @@ class Job:
     scratch
         What is computed so far.
     model
-        Path of the model.
+        Path of the model; empty: it is open in this process alone.
     image
         What `open_windows` opens: an image file, or an array.
     shape
