@@ -22,21 +22,29 @@ import dask
 import numpy as np
 from numpy.typing import NDArray
 
+from unetrt.runtime.blockwise.processes import (
+    begin_work,
+    end_work,
+    require_fit,
+    require_sendable,
+    run_stage,
+    send_model,
+)
 from unetrt.runtime.blockwise.scheduling import Scheduler, scheduler_at
 from unetrt.runtime.blockwise.scratch import Scratch
-from unetrt.runtime.blockwise.stages import CHUNK, BlockWorker, Job, LabelArrays, begin_work, end_work, run_stage
+from unetrt.runtime.blockwise.stages import CHUNK, BlockWorker, Job, LabelArrays
 from unetrt.runtime.engines import SUFFIXES
-from unetrt.runtime.errors import OptionError, one_line, printable, shown
-from unetrt.runtime.files.atomic import locked, scratch_folder, whole_folder
+from unetrt.runtime.errors import OptionError, UnetrtError, printable, shown
+from unetrt.runtime.files.atomic import locked, scratch_folder, whole_folder, writable_folder
 from unetrt.runtime.files.formats import AS_STORED, Layout, Reading
 from unetrt.runtime.files.images import stacked_axes_of
-from unetrt.runtime.files.outputs import KINDS, OVERLAY, require_by_windows
+from unetrt.runtime.files.outputs import KINDS, OVERLAY, TABLES, require_by_windows
 from unetrt.runtime.files.outputs.label_tiff import stacked_axes, write_label_levels
 from unetrt.runtime.files.outputs.label_zarr import write_metadata
 from unetrt.runtime.files.outputs.labelled_image import LabelledImage
 from unetrt.runtime.files.outputs.measurements import MeasuredPart
 from unetrt.runtime.files.outputs.object_rows import assembled
-from unetrt.runtime.files.outputs.pictures import overview, overview_step, write_png
+from unetrt.runtime.files.outputs.pictures import counted, overview, overview_step, write_png
 from unetrt.runtime.files.outputs.zarr_pyramid import FORMATS, TYPES, Pyramid, Version
 from unetrt.runtime.files.sources import AnyPath, ImageSource, source_of
 from unetrt.runtime.files.windows import ArraySource, open_windows
@@ -61,10 +69,12 @@ SEGMENT, WRITE, COARSEN = (0.0, 0.9), (0.9, 0.96), (0.96, 1.0)
 BLOCK = (2048, 2048)
 # Blocks at once by default: one is computed while the next is read and the last one decoded or written.
 WORKERS, MOST_WORKERS = 3, 1024
-# Bytes of an image that is sent to workers with each task at most: a dask array of a Zarr array takes some 2000.
-MOST_SENT = 1 << 20
+# Kinds of files that need measurements of the objects.
+MEASURED = {*TABLES, "rois", "geojson"}
 # Folder beside the results that holds unfinished runs.
 UNFINISHED = ".unfinished"
+# Labels in the folder of a run.
+LABELS = "labels.ome.zarr"
 
 
 @dataclass(frozen=True)
@@ -151,7 +161,7 @@ def predict_blocks(
     segmenter
         The model, used in this process.
     model
-        Its file, which workers of a cluster open; None: not known, and no cluster is used.
+        Its file, of which workers of a cluster get a copy; None: not known, and no cluster is used.
     image
         The image.
     output
@@ -174,21 +184,29 @@ def predict_blocks(
     OutputError
         A file cannot be written, or another process works on the same image.
     BackendUnavailableError
-        No scheduler answers at the address.
+        No scheduler answers at the address, or its workers have another version of unetrt.
+    InferenceError
+        Workers were lost again and again while they computed the same block.
     """
-    source = image if isinstance(image, ArraySource) else _absolute(source_of(image))
+    source = image if isinstance(image, ArraySource) else _absolute_source(source_of(image))
     if how.scheduler is not None:
-        _require_sendable(source, model)
+        require_sendable(source, model)
     require_by_windows(output.files.kinds, source.name)
     work = output.files.folder.absolute() / UNFINISHED / source.name
-    scratch = Scratch(f"{str(how.scratch).rstrip('/')}/{source.name}" if how.scratch else str(work / "scratch"))
-    with open_windows(source, reading, segmenter.spec.channels) as windows, locked(work, wait=0):
+    scratch = Scratch(str(work / "scratch") if how.scratch is None else f"{_absolute(how.scratch)}/{source.name}")
+    if how.scheduler and not scratch.is_shared:
+        raise OptionError(f"{scratch.address} is in the memory of this process: give --scratch a folder, or an address")
+    with (
+        open_windows(source, reading, segmenter.spec.channels) as windows,
+        locked(work, wait=0),
+        scheduler_at(how.scheduler, how.workers) as scheduler,
+    ):
         require_numbers(windows.dtype)
-        is_table = any(KINDS[kind].place and not KINDS[kind].writer for kind in output.files.kinds)
-        needs_rows = output.kind == "instances" and (is_table or {"rois", "geojson"} & set(output.files.kinds))
+        is_measured = bool(MEASURED & {*output.files.kinds})
+        is_confident = output.kind == "instances" and output.files.shows_confidence
         job = Job(
             scratch,
-            str(model.absolute()) if model else "",
+            model.name if model and how.scheduler else "",
             source,
             windows.shape,
             how.block,
@@ -196,23 +214,30 @@ def predict_blocks(
             output.kind,
             output.min_area,
             output.tta,
-            is_measured=bool(needs_rows),
-            is_confident=output.files.shows_confidence and segmenter.spec.head != "labels" and bool(needs_rows),
+            is_measured=is_measured,
+            is_confident=is_confident and segmenter.spec.head != "labels",
             engine=dict(engine or {}),
         )
         worker = BlockWorker(job, segmenter)
-        run = _Run(worker, windows.layout, work, output, how, progress or _silent)
-        with worker, run.kept():
-            return run.finish()
+        run = _Run(worker, model, windows.layout, work, output, how, progress or _silent)
+        with worker, run.kept(scheduler):
+            return run.finish(scheduler)
 
 
 class _Run:
     """A run of a job."""
 
     def __init__(
-        self, worker: BlockWorker, layout: Layout, work: Path, output: "Output", how: Blockwise, progress: Progress
+        self,
+        worker: BlockWorker,
+        model: Path | None,
+        layout: Layout,
+        work: Path,
+        output: "Output",
+        how: Blockwise,
+        progress: Progress,
     ) -> None:
-        self._worker, self._layout, self._work = worker, layout, work
+        self._worker, self._model, self._layout, self._work = worker, model, layout, work
         self._output, self._how, self._progress = output, how, progress
         self._job, self._source = worker.job, worker.job.image
         self._frames, self._blocks = range(worker.job.shape[0]), range(len(worker.plan))
@@ -220,9 +245,18 @@ class _Run:
     # Before
 
     @contextmanager
-    def kept(self) -> Iterator[None]:
+    def kept(self, scheduler: Scheduler) -> Iterator[None]:
         """Prepare the folder of the run, and remove it at the end, or say that it is kept for `resume`."""
-        self._prepare()
+        is_new = self._prepare()
+        if self._how.scheduler and self._model:
+            try:
+                writable_folder(self._work)
+                send_model(self._model, self._job.scratch)
+                require_fit(scheduler, self._job, self._work)
+            except BaseException:
+                if is_new:
+                    self._remove()
+                raise
         begin_work(self._worker)
         try:
             yield
@@ -236,9 +270,10 @@ class _Run:
         else:
             self._remove()
         finally:
-            end_work()
+            end_work(self._job.name)
 
-    def _prepare(self) -> None:
+    def _prepare(self) -> bool:
+        """Create what is not there of the folder of the run; return whether nothing was."""
         scratch, stored = self._job.scratch, self._job.scratch.get_json("run.json")
         about = self._about()
         if stored is not None and self._how.resume is None:
@@ -259,12 +294,13 @@ class _Run:
                 scratch.put_json("run.json", about)
         with scratch.writing():
             self._worker.create_arrays()
+        return not (stored and self._how.resume)
 
     def _about(self) -> dict[str, Any]:
         """Return what a run has to have in common with an unfinished one to go on with it, in types of JSON."""
         job = self._job
         return {
-            "model": _identity_of_model(job.model, self._worker.spec),
+            "model": _identity_of_model(self._model, self._worker.spec),
             "image": self._source.identity(),
             "reading": repr(job.reading),
             "shape": list(job.shape),
@@ -283,13 +319,13 @@ class _Run:
 
     # Tasks
 
-    def finish(self) -> RunSummary:
+    def finish(self, scheduler: Scheduler) -> RunSummary:
         """Run all tasks, and write the files."""
-        with scheduler_at(self._how.scheduler, self._how.workers) as scheduler:
-            try:
-                return self._finish(scheduler)
-            finally:
-                scheduler.everywhere(end_work)
+        try:
+            return self._finish(scheduler)
+        finally:
+            with suppress(UnetrtError, OSError):  # a cluster that was lost
+                scheduler.everywhere(end_work, self._job.name)
 
     def _finish(self, scheduler: Scheduler) -> RunSummary:
         classified, numbered = self._objects()
@@ -364,7 +400,7 @@ class _Run:
         lengths = lengths if len(letters) == len(lengths) else (self._job.shape[0],)
         order = tuple(sorted(range(len(letters)), key=lambda axis: list(TYPES).index(letters[axis].lower())))
         pyramid = Pyramid(
-            str(self._work / "labels.ome.zarr"),
+            str(self._work / LABELS),
             (*(lengths[axis] for axis in order), *self._job.size),
             _smallest(highest),
             "".join(letters[axis] for axis in order) + "YX",
@@ -385,10 +421,10 @@ class _Run:
         with scratch_folder() as folder:
             kinds = [kind for kind in files.kinds if kind not in ("labels", "ome-zarr")]
             others = replace(files, kinds=kinds, overlays=False, sheet=None)
-            if self._job.is_measured or others.kinds:
+            if others.kinds:
                 others.write(self._labelled(labels, folder))
         if files.overlays or files.sheet is not None:
-            self._draw(labels, sum(counts))
+            self._draw(labels, counts)
         if "labels" in files.kinds:
             write_label_levels(
                 self._place("labels"), pyramid.levels, axes=pyramid.axes, pixel_size=self._layout.pixel_size
@@ -398,7 +434,7 @@ class _Run:
             write_metadata(pyramid, self._source.name.rpartition("/")[2], classes=classes)
             with whole_folder(self._place("ome-zarr"), replace=(".zgroup", "zarr.json")) as temporary:
                 temporary.rmdir()
-                Path(pyramid.store).rename(temporary)
+                (self._work / LABELS).rename(temporary)
 
     def _labelled(self, labels: LabelArrays, folder: Path) -> LabelledImage:
         """Return the labels with what was measured of their objects."""
@@ -411,9 +447,11 @@ class _Run:
             stored = [self._job.scratch.get(f"confidence/{frame}") for frame in self._frames]
             confidence = [one["confidence"] for one in stored if one is not None]
         number, channels, *size = self._job.shape
+        by_windows: Any = _StackedLabels(labels, (*lengths, *size))
         return LabelledImage(
             self._source.name,
-            _StackedLabels(labels, (*lengths, *size)),
+            by_windows,
+            self._job.kind,
             frames=np.broadcast_to(np.zeros((), self._worker.image.dtype), (number, channels, *size)),
             axes=axes,
             pixel_size=self._layout.pixel_size,
@@ -422,7 +460,7 @@ class _Run:
             rows=rows,
         )
 
-    def _draw(self, labels: LabelArrays, objects: int) -> None:
+    def _draw(self, labels: LabelArrays, counts: Sequence[int]) -> None:
         """Write the overview of the first frame, and add it to the sheet of all images."""
         step, files = overview_step(self._job.size), self._output.files
         size = tuple(-(-side // step) for side in self._job.size)
@@ -434,10 +472,11 @@ class _Run:
             read = tuple(slice(part.start * step, part.stop * step, step) for part in place)
             shown[place] = labels.pyramid.levels[0][(*labels.plane(0), *read)]
         picture = overview(shown, frame)
+        found = counts if self._job.kind == "instances" else [len(np.unique(shown[shown > 0]))]
         if files.overlays:
             write_png(files.folder / OVERLAY.format(self._source.name), picture)
         if files.sheet is not None:
-            files.sheet.add_overview(self._source.name, f"{objects} objects", picture)
+            files.sheet.add_overview(self._source.name, counted(self._job.kind, found), picture)
 
 
 class _Parts(Sequence[MeasuredPart]):
@@ -466,36 +505,25 @@ class _StackedLabels:
         return self._labels.pyramid.levels[0][(*self._labels.plane(frame), rows, columns)]
 
 
-def _absolute(source: ImageSource) -> ImageSource:
+def _absolute_source(source: ImageSource) -> ImageSource:
     return replace(source, path=source.path.absolute(), files=tuple(file.absolute() for file in source.files))
 
 
-def _identity_of_model(path: str, spec: ModelSpec) -> str:
+def _identity_of_model(path: Path | None, spec: ModelSpec) -> str:
     """Return a digest of a model file, or of the spec, which has that of the weights, where there is no such file."""
-    is_file = path and Path(path).suffix.lower() not in SUFFIXES
-    return sha256_of_model(path) if is_file else sha256(spec.to_json().encode()).hexdigest()
-
-
-def _require_sendable(source: ImageSource | ArraySource, model: Path | None) -> None:
-    """Raise OptionError unless workers of a cluster can open an image and a model that have no files here alone."""
-    from distributed.protocol.pickle import dumps
-
-    if model is None:
-        raise OptionError("workers of a cluster cannot use an open Segmenter: give the path of the model")
-    remedy = "give its file, a Zarr or dask array that is stored, or a whole memory map of a file"
-    if isinstance(source, ArraySource) and isinstance(source.array, np.ndarray) and not source.is_mapped:
-        raise OptionError(f"{source} is in the memory of this process, and workers of a cluster need it: {remedy}")
-    try:
-        size = len(dumps(source))
-    except (TypeError, ValueError, AttributeError) as error:
-        raise OptionError(f"{source} cannot be sent to workers of a cluster ({one_line(error)}): {remedy}") from error
-    if size > MOST_SENT:
-        raise OptionError(f"{source} takes {size >> 20} MiB to send with each block to workers of a cluster: {remedy}")
+    if path is None or path.suffix.lower() in SUFFIXES:
+        return sha256(spec.to_json().encode()).hexdigest()
+    return sha256_of_model(path)
 
 
 def _smallest(highest: int) -> np.dtype[Any]:
     """Return the smallest unsigned dtype that holds labels up to the highest."""
     return np.dtype(next(kind for kind in (np.uint8, np.uint16, np.uint32, np.uint64) if highest <= np.iinfo(kind).max))
+
+
+def _absolute(place: str | Path) -> str:
+    """Return an address as it is, and a folder so that processes elsewhere find it."""
+    return str(place).rstrip("/") if "://" in str(place) else str(Path(place).absolute())
 
 
 def _silent(_done: float) -> None:

@@ -4,6 +4,7 @@ All scheduling is Dask's. Tasks communicate through stores only, so that the los
 blocks that it was computing. https://docs.dask.org/en/stable/scheduling.html
 """
 
+import logging
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -12,7 +13,15 @@ from typing import TYPE_CHECKING, Any, Protocol
 import dask
 from dask.callbacks import Callback
 
-from unetrt.runtime.errors import BackendUnavailableError, OptionError, one_line
+from unetrt.runtime.errors import (
+    BackendUnavailableError,
+    InferenceError,
+    OptionError,
+    UnetrtError,
+    one_line,
+    printable,
+    shown,
+)
 
 if TYPE_CHECKING:
     from distributed import Client
@@ -31,11 +40,11 @@ class Scheduler(Protocol):
     def compute(self, tasks: Sequence[Any], progress: Progress) -> list[Any]:
         """Compute tasks, `dask.delayed` objects, and return their results.
 
-        Raises the exception of the first task that fails; no task runs any more then, or begins.
+        Raises the exception of the first task that fails; no task begins then.
         """
 
-    def everywhere(self, function: Callable[..., None], *arguments: Any) -> None:
-        """Call a function in each process that tasks run in."""
+    def everywhere(self, function: Callable[..., Any], *arguments: Any) -> dict[str, Any]:
+        """Call a function in each process that tasks run in; return its result, or its exception, by their names."""
 
 
 class Threads:
@@ -68,9 +77,9 @@ class Threads:
         finally:
             pool.shutdown(cancel_futures=True)
 
-    def everywhere(self, function: Callable[..., None], *arguments: Any) -> None:
+    def everywhere(self, function: Callable[..., Any], *arguments: Any) -> dict[str, Any]:
         """Call a function."""
-        function(*arguments)
+        return {"this process": function(*arguments)}
 
 
 class Cluster:
@@ -80,10 +89,12 @@ class Cluster:
     ----------
     client
         Connected to its scheduler.
+    address
+        Address of the scheduler, for messages.
     """
 
-    def __init__(self, client: "Client") -> None:
-        self._client = client
+    def __init__(self, client: "Client", address: str) -> None:
+        self._client, self._address = client, address
 
     def compute(self, tasks: Sequence[Any], progress: Progress) -> list[Any]:
         """Compute tasks; those of a worker that is lost are computed by others."""
@@ -91,16 +102,42 @@ class Cluster:
 
         futures = self._client.compute(list(tasks), retries=RETRIES, traverse=False)
         try:
-            for done, future in enumerate(as_completed(futures), start=1):
-                future.result()
-                progress(done, len(futures))
-            return list(self._client.gather(futures))
+            with self._explained():
+                for done, future in enumerate(as_completed(futures, loop=self._client.loop), start=1):
+                    future.result()
+                    progress(done, len(futures))
+                return list(self._client.gather(futures))
         finally:
-            self._client.cancel(futures)
+            # Tasks that nobody wants are forgotten, or not begun. `Client.cancel` fails for those with dependents.
+            for future in futures:
+                future.release()
 
-    def everywhere(self, function: Callable[..., None], *arguments: Any) -> None:
+    def everywhere(self, function: Callable[..., Any], *arguments: Any) -> dict[str, Any]:
         """Call a function in each worker."""
-        self._client.run(function, *arguments)
+        with self._explained():
+            if self._client.status != "running":  # else the call waits for the connection to come back
+                raise ConnectionError("it was closed")
+            return dict(self._client.run(function, *arguments, on_error="return"))
+
+    @contextmanager
+    def _explained(self) -> Iterator[None]:
+        """Turn the errors of Dask into those of unetrt."""
+        from distributed import CancelledError, KilledWorker
+
+        try:
+            yield
+        except KilledWorker as error:
+            raise InferenceError(
+                f"{error.allowed_failures + 1} workers were lost while they computed {printable(str(error.task))}, and "
+                "may lack memory: give smaller blocks with --block, or workers more memory"
+            ) from error
+        except (CancelledError, OSError) as error:
+            if isinstance(error, UnetrtError) or self._client.status == "running":
+                raise
+            raise BackendUnavailableError(
+                f"the connection to the Dask scheduler at {self._address} was lost ({one_line(error, kind=True)}): "
+                "start it again, and its workers; --resume goes on"
+            ) from error
 
 
 @contextmanager
@@ -119,20 +156,33 @@ def scheduler_at(address: str | None, threads: int) -> Iterator[Scheduler]:
         return
     from distributed import Client
 
-    try:
-        client = Client(address, timeout=CONNECT)
-    except ValueError as error:
-        raise OptionError(
-            f"--scheduler {address!r:.60} is not an address ({one_line(error)}): give tcp://HOST:PORT"
-        ) from error
-    except (OSError, TimeoutError) as error:
-        raise BackendUnavailableError(
-            f"no Dask scheduler answers at {address} within {CONNECT} s ({one_line(error)}): start one with `dask "
-            "scheduler`, and workers with `dask worker`"
-        ) from error
-    with client:
-        if not client.scheduler_info()["workers"]:
+    with _silent():
+        try:
+            client = Client(address, timeout=CONNECT, set_as_default=False)
+        except ValueError as error:
+            raise OptionError(
+                f"--scheduler {shown(address)} is not an address ({one_line(error)}): give tcp://HOST:PORT"
+            ) from error
+        except (OSError, TimeoutError) as error:
             raise BackendUnavailableError(
-                f"the Dask scheduler at {address} has no workers: start some with `dask worker`"
-            )
-        yield Cluster(client)
+                f"no Dask scheduler answers at {printable(address)} within {CONNECT} s ({one_line(error)}): start one "
+                "with `dask scheduler`, and workers with `dask worker`"
+            ) from error
+        with client:
+            if not client.scheduler_info()["workers"]:
+                raise BackendUnavailableError(
+                    f"the Dask scheduler at {printable(address)} has no workers: start some with `dask worker`"
+                )
+            yield Cluster(client, address)
+
+
+@contextmanager
+def _silent() -> Iterator[None]:
+    """Keep distributed from logging what becomes an error here: lost connections, and tasks that failed."""
+    logger = logging.getLogger("distributed.client")
+    level = logger.level
+    logger.setLevel(logging.CRITICAL + 1)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)

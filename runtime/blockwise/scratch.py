@@ -6,6 +6,7 @@ after a kill, a block that has no record, or whose pixels differ from it, is com
 
     SCRATCH/
         run.json               what is computed, and from what
+        model/                 the files of the model, for workers of a cluster
         classes, objects, ...  Zarr arrays (N, H, W)
         records/STAGE/FRAME/BLOCK
 """
@@ -17,14 +18,18 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import fsspec
 import numpy as np
 import zarr
+from fsspec.implementations.local import LocalFileSystem
+from fsspec.implementations.memory import MemoryFileSystem
 from numpy.typing import DTypeLike, NDArray
 
-from unetrt.runtime.errors import OutputError, one_line
+from unetrt.runtime.errors import OptionError, OutputError, one_line
+from unetrt.runtime.files.atomic import scratch_folder
 
 Array = NDArray[Any]
 Region = tuple[slice | int, ...]
@@ -47,26 +52,45 @@ class Scratch:
 
     @cached_property
     def _files(self) -> tuple[Any, str]:
-        fs, root = fsspec.core.url_to_fs(self.address)
+        """The file system, and the path in it."""
+        if "://" not in self.address:  # a name with "::" or "#" is no chain of file systems
+            return fsspec.filesystem("file"), str(Path(self.address).absolute())
+        try:
+            fs, root = fsspec.core.url_to_fs(self.address)
+        except (ImportError, OSError, ValueError) as error:
+            raise OptionError(
+                f"{self.address} cannot hold unfinished blocks ({one_line(error)}): give a folder, or an address of "
+                "fsspec such as s3://bucket/folder"
+            ) from error
         return fs, root.rstrip("/")
+
+    @property
+    def folder(self) -> Path | None:
+        """The store as a folder of this machine; None where it is none."""
+        fs, root = self._files
+        return Path(root) if isinstance(fs, LocalFileSystem) else None
+
+    @property
+    def is_shared(self) -> bool:
+        """Whether other processes can reach it, as far as is known here."""
+        return not isinstance(self._files[0], MemoryFileSystem)
 
     def __getstate__(self) -> dict[str, Any]:
         return {"address": self.address}
 
     def create(self, name: str, shape: tuple[int, ...], dtype: DTypeLike, chunks: tuple[int, ...]) -> None:
         """Create an array of zeros, unless it is there."""
-        where = self.address_of(name)
         fs, root = self._files
         if not fs.exists(f"{root}/{name}/zarr.json"):
-            zarr.create_array(where, shape=shape, dtype=dtype, chunks=chunks)
-
-    def address_of(self, name: str) -> str:
-        """Return the address of a part of the store."""
-        return f"{self.address.rstrip('/')}/{name}"
+            zarr.create_array(self._store_of(name), shape=shape, dtype=dtype, chunks=chunks)
 
     def array(self, name: str) -> Any:
         """Open an array to read and write regions."""
-        return zarr.open_array(self.address_of(name), mode="r+")
+        return zarr.open_array(self._store_of(name), mode="r+")
+
+    def _store_of(self, name: str) -> Path | str:
+        """Return an array's store for zarr, whose stores of fsspec create no folders: a local one is a path."""
+        return f"{self.address.rstrip('/')}/{name}" if self.folder is None else self.folder / name
 
     def get(self, key: str) -> dict[str, Array] | None:
         """Return the arrays of a file; None where there is none, or it is not complete."""
@@ -90,6 +114,24 @@ class Scratch:
     def put_json(self, key: str, stored: object) -> None:
         """Write an object that JSON has to a file."""
         self._write(key, json.dumps(stored).encode())
+
+    def put_file(self, key: str, file: Path) -> None:
+        """Copy a file to the store."""
+        fs, root = self._files
+        with self.writing():
+            fs.makedirs(f"{root}/{key}".rpartition("/")[0], exist_ok=True)
+            fs.put_file(str(file), f"{root}/{key}")
+
+    @contextmanager
+    def fetched(self, key: str) -> Iterator[Path]:
+        """Yield a folder of the store as one of this machine, which is temporary unless the store is on its disks."""
+        if self.folder is not None:
+            yield self.folder / key
+            return
+        fs, root = self._files
+        with scratch_folder() as folder:
+            fs.get(f"{root}/{key}", str(folder / "copy"), recursive=True)
+            yield folder / "copy"
 
     def remove(self) -> None:
         """Remove the store."""

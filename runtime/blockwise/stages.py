@@ -16,9 +16,9 @@ whether an earlier run was killed or another worker was lost.
 
 import threading
 import zlib
-from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 from uuid import uuid4
@@ -49,7 +49,6 @@ from unetrt.runtime.model.confidence import confidence_of, evidence
 from unetrt.runtime.pixels.normalisation import Affine
 from unetrt.runtime.pixels.statistics import FrameStatistics
 from unetrt.runtime.segment.segmenter import Segmenter
-from unetrt.runtime.sessions import AUTO
 
 if TYPE_CHECKING:
     from unetrt.runtime.model.spec import Annotation
@@ -59,6 +58,8 @@ Size = tuple[int, int]
 
 # Largest side of a chunk, in pixels.
 CHUNK = 1024
+# Folder of the scratch store with the model's files.
+MODEL = "model"
 
 
 @dataclass(frozen=True)
@@ -70,7 +71,7 @@ class Job:
     scratch
         What is computed so far.
     model
-        Path of the model; empty: it is open in this process alone.
+        Name of the model's file in the scratch store, for other processes; empty: there are none.
     image
         What `open_windows` opens: an image file, or an array.
     shape
@@ -153,7 +154,7 @@ class BlockWorker(Closable):
     def __init__(self, job: Job, segmenter: Segmenter | None = None) -> None:
         self.job, self.scratch = job, job.scratch
         with ExitStack() as opened:
-            self.segmenter = segmenter or opened.enter_context(Segmenter(job.model, **job.engine))
+            self.segmenter = segmenter or opened.enter_context(self._opened_model())
             self.spec = self.segmenter.spec
             self.image = opened.enter_context(open_windows(job.image, job.reading, self.spec.channels))
             self._opened = opened.pop_all()
@@ -165,6 +166,12 @@ class BlockWorker(Closable):
     def close(self) -> None:
         """Close the image, and the model if this object opened it; idempotent."""
         self._opened.close()
+
+    @contextmanager
+    def _opened_model(self) -> Iterator[Segmenter]:
+        """Open the copy of the model in the scratch store."""
+        with self.scratch.fetched(MODEL) as folder, Segmenter(folder / self.job.model, **self.job.engine) as segmenter:
+            yield segmenter
 
     # Normalisation
 
@@ -381,7 +388,7 @@ class BlockWorker(Closable):
 
 
 def _checksum(pixels: Array) -> np.uint32:
-    return np.uint32(zlib.crc32(np.ascontiguousarray(pixels)))
+    return np.uint32(zlib.crc32(np.ascontiguousarray(pixels).data))
 
 
 def _key(stage: str, frame: int, index: int) -> str:
@@ -399,55 +406,3 @@ def _overlap(block: Block, rows: slice, columns: slice) -> tuple[tuple[slice, sl
         for each, part in zip(shown, (rows, columns), strict=True)
     )
     return shown, place  # type: ignore[return-value]
-
-
-_workers: dict[str, BlockWorker] = {}
-_opening = threading.Lock()
-
-
-def run_stage(job: Job, stage: str, arguments: tuple[Any, ...], *after: Any) -> Any:
-    """Run a stage of a job in this process, which opens model and image the first time.
-
-    `after` are the results of tasks that have to be complete. Those of `count` are arguments of `measure`.
-    """
-    return getattr(_worker_of(job), stage)(*arguments, *(after if stage == "measure" else ()))
-
-
-def _worker_of(job: Job) -> BlockWorker:
-    with _opening:
-        if job.name not in _workers:
-            end_work()
-            _workers[job.name] = BlockWorker(replace(job, engine=_engine_here(job.engine)))
-        return _workers[job.name]
-
-
-def _engine_here(engine: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the arguments of `Segmenter` in a worker of a cluster: its own GPU, or its number of threads.
-
-    Workers of one machine that have whole numbers for names, as `LocalCluster` gives them, take its GPUs in turn.
-    Workers that see one GPU, as those of dask-cuda, take that.
-    """
-    from distributed import get_worker
-
-    from unetrt.runtime.cuda.driver import loaded_binding
-    from unetrt.runtime.sessions import chosen_backend
-
-    worker, chosen = get_worker(), dict(engine)
-    backend = chosen_backend(chosen.get("backend", AUTO), chosen.get("device"))
-    chosen["backend"] = backend.name
-    if not backend.gpu:
-        chosen["backend_options"] = {"threads": worker.state.nthreads, **(chosen.get("backend_options") or {})}
-    elif chosen.get("device") is None and str(worker.name).isdecimal():
-        chosen["device"] = int(worker.name) % len(loaded_binding().devices())
-    return chosen
-
-
-def begin_work(worker: BlockWorker) -> None:
-    """Let tasks of a job in this process use a worker."""
-    _workers[worker.job.name] = worker
-
-
-def end_work() -> None:
-    """Close what tasks in this process have opened."""
-    while _workers:
-        _workers.popitem()[1].close()

@@ -61,7 +61,8 @@ class BlockwiseOptions:
         """The longer side of a block that is wished for, in pixels."""
         from unetrt.runtime.blockwise.run import BLOCK
 
-        return max(self.given.get("block", BLOCK))
+        block: tuple[int, int] = self.given.get("block", BLOCK)
+        return max(block)
 
     def applies_to(self, source: "ImageSource", reading: "Reading") -> bool:
         """Whether an image is processed in blocks: on request, or if it is large."""

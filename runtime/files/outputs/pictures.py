@@ -1,8 +1,9 @@
 """Labels as PNGs to look at: overlays, outlines, and a sheet of all overlays of a run."""
 
+from collections.abc import Sequence
 from math import ceil, sqrt
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,6 +13,9 @@ from unetrt.runtime.errors import printable
 from unetrt.runtime.files.atomic import whole_file
 from unetrt.runtime.files.outputs.labelled_image import LabelledImage
 from unetrt.runtime.pixels.drawing import overlay
+
+if TYPE_CHECKING:
+    from unetrt.runtime.model.spec import Annotation
 
 Array = NDArray[Any]
 
@@ -113,7 +117,8 @@ class OverlaySheet:
             return
         step = overview_step(image.labels.shape)
         frame = None if image.frames is None else image.frames[0, :, ::step, ::step]
-        self.add_overview(image.name, _counted(image), overview(image.planes[0, ::step, ::step], frame))
+        counts = [len(np.unique(plane[plane > 0])) for plane in image.planes]
+        self.add_overview(image.name, counted(image.kind, counts), overview(image.planes[0, ::step, ::step], frame))
 
     def add_overview(self, name: str, content: str, picture: NDArray[np.uint8]) -> None:
         """Add the `overview` of an image that is not in memory, with what it contains in words, as ``"3 objects"``."""
@@ -147,10 +152,13 @@ class OverlaySheet:
         return sheet
 
 
-def _counted(image: LabelledImage) -> str:
-    """Return the number of objects, or of classes, of an image, in words."""
-    counts = [len(np.unique(plane[plane > 0])) for plane in image.planes]
-    if image.kind == "classes":
+def counted(kind: "Annotation", counts: Sequence[int]) -> str:
+    """Return the number of labels in each frame, objects or classes, in words; of classes, that in the first frame.
+
+    >>> counted("instances", [3, 4]), counted("classes", [1])
+    ('7 objects in 2 frames', '1 class')
+    """
+    if kind == "classes":
         return f"{counts[0]} class{'es' * (counts[0] != 1)}"
     objects = f"{sum(counts)} object{'s' * (sum(counts) != 1)}"
     return objects if len(counts) == 1 else f"{objects} in {len(counts)} frames"

@@ -28,13 +28,13 @@ def image(tmp_path_factory):
     return path
 
 
-def written(folder, segmenter, image, how=None):
+def written(folder, segmenter, image, how=None, kinds=KINDS, **output):
     """Segment an image, as a whole or in blocks; return the content of each file by its name."""
-    with opened_outputs(folder, KINDS, channels=1, confident=True, overlays=True) as files:
+    with opened_outputs(folder, kinds, channels=1, confident=True, overlays=True, sheet=1) as files:
         if how is None:
-            predict_file(segmenter, image, Output(files))
+            predict_file(segmenter, image, Output(files, **output))
         else:
-            predict_blocks(segmenter, resolved("nuclei"), image, Output(files), how)
+            predict_blocks(segmenter, resolved("nuclei"), image, Output(files, **output), how)
     found = {file.relative_to(folder).as_posix(): file.read_bytes() for file in folder.rglob("*") if file.is_file()}
     found["labels"] = tifffile.imread(folder / "mosaic.tif").tobytes()
     del found["mosaic.tif"]  # tiled, with coarser levels, or in strips
@@ -46,4 +46,12 @@ def written(folder, segmenter, image, how=None):
 def test_blocks_give_the_files_of_the_whole_image(tmp_path, nuclei, image, block, workers):
     whole = written(tmp_path / "whole", nuclei, image)
     assert written(tmp_path / "blocks", nuclei, image, Blockwise(block, workers)) == whole
-    assert set(whole) == {"labels", "objects.csv", "geojson/mosaic.geojson", "overlays/mosaic.png"}
+    pictures = {"overlays/mosaic.png", "overlays/montage.png"}
+    assert set(whole) == {"labels", "objects.csv", "geojson/mosaic.geojson"} | pictures
+
+
+def test_blocks_give_the_class_map_of_the_whole_image(tmp_path, nuclei, image):
+    kinds = ["labels", "geojson"]
+    whole = written(tmp_path / "whole", nuclei, image, kinds=kinds, kind="classes")
+    blocks = written(tmp_path / "blocks", nuclei, image, Blockwise((300, 300)), kinds=kinds, kind="classes")
+    assert blocks == whole
