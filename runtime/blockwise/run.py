@@ -509,9 +509,7 @@ class _Run:
         shown = np.empty(size, labels.pyramid.dtype)
         for block in self._worker.plan:
             place = tuple(slice(-(-part.start // step), -(-part.stop // step)) for part in (block.rows, block.columns))
-            frame[(slice(None), *place)] = self._worker.preview(block)
-            read = tuple(slice(part.start * step, part.stop * step, step) for part in place)
-            shown[place] = labels.pyramid.levels[0][(*labels.plane(0), *read)]
+            frame[(slice(None), *place)], shown[place] = self._worker.overview(block)
         picture = overview(shown, frame)
         found = counts if self._job.kind == "instances" else [len(np.unique(shown[shown > 0]))]
         if files.overlays:
