@@ -192,15 +192,16 @@ def predict_blocks(
     if how.scheduler is not None:
         require_sendable(source, model)
     require_by_windows(output.files.kinds, source.name)
-    work = output.files.folder.absolute() / UNFINISHED / source.name
-    scratch = Scratch(_inside(how.scratch, source.name) if how.scratch else str(work / "scratch"))
+    folder = _folder_of(source.name)
+    work = output.files.folder.absolute() / UNFINISHED / folder
+    scratch = Scratch(_inside(how.scratch, folder) if how.scratch else str(work / "scratch"))
     if how.scheduler and not scratch.is_shared:
         raise OptionError(f"{scratch.address} is in the memory of this process: give --scratch a folder, or an address")
     with ExitStack() as opened:
         windows = opened.enter_context(open_windows(source, reading, segmenter.spec.channels))
         require_numbers(windows.dtype)
-        for folder in dict.fromkeys((str(work), scratch.address if how.scratch else str(work))):
-            opened.enter_context(locked(folder, wait=0))
+        for place in dict.fromkeys((str(work), scratch.address if how.scratch else str(work))):
+            opened.enter_context(locked(place, wait=0))
         scheduler = opened.enter_context(scheduler_at(how.scheduler, how.workers))
         is_measured = bool(MEASURED & {*output.files.kinds})
         is_confident = output.kind == "instances" and output.files.shows_confidence
@@ -224,10 +225,20 @@ def predict_blocks(
             return run.finish(scheduler)
 
 
-def _inside(address: str | Path, name: str) -> str:
+def _folder_of(name: str) -> str:
+    """Return the folder of an image's run; folders in the name get a dot: no run lies in that of another image.
+
+    >>> _folder_of("plate"), _folder_of("plate/well")
+    ('plate', '.plate/well')
+    """
+    *above, last = name.split("/")
+    return "/".join([*(f".{folder}" for folder in above), last])
+
+
+def _inside(address: str | Path, folder: str) -> str:
     """Return the address of a folder in another one, absolute if it is not one of fsspec."""
     is_address = "://" in str(address)
-    return f"{str(address).rstrip('/')}/{name}" if is_address else str(Path(address).absolute() / name)
+    return f"{str(address).rstrip('/')}/{folder}" if is_address else str(Path(address).absolute() / folder)
 
 
 class _Run:

@@ -128,9 +128,9 @@ def stop_halfway(share):
         raise StoppedError
 
 
-def leave_unfinished(folder, segmenter, image):
+def leave_unfinished(folder, segmenter, image, **how):
     with pytest.raises(StoppedError):
-        segment_large(segmenter, image, folder, progress=stop_halfway, workers=1, **BLOCK)
+        segment_large(segmenter, image, folder, progress=stop_halfway, workers=1, **BLOCK, **how)
 
 
 @pytest.mark.parametrize("kind", IMAGES)
@@ -143,6 +143,16 @@ def test_a_run_that_ended_goes_on(tmp_path, segmenter, expected, kind):
     done = segment_large(segmenter, image, tmp_path / "out", resume=True, **BLOCK)
     assert 0 < done.computed < done.blocks
     np.testing.assert_array_equal(read_label_stack(tmp_path / "out" / "ome-zarr" / f"{name}.ome.zarr")[0], expected)
+
+
+@pytest.mark.parametrize("scratch", [None, "scratch", "memory://names"])
+def test_an_unfinished_run_stays_when_an_image_has_the_name_of_its_folder(tmp_path, segmenter, scratch):
+    how = {"scratch": scratch and scratch.replace("scratch", str(tmp_path / "scratch"))}
+    leave_unfinished(tmp_path / "out", segmenter, IMAGE, name="plate/well", **how)
+    segment_large(segmenter, IMAGE, tmp_path / "out", name="plate", **BLOCK, **how)
+    done = segment_large(segmenter, IMAGE, tmp_path / "out", name="plate/well", resume=True, **BLOCK, **how)
+    assert 0 < done.computed < done.blocks
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["ome-zarr"]
 
 
 def written_again(folder):
