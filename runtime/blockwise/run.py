@@ -406,8 +406,8 @@ class _Run:
         after: list[Any] = []
         for passed in range(0 if self._worker.spec.takes_raw else self._worker.statistics(frame).passes):
             rows = range(self._worker.plan.shape[0])
-            counted = [self._task("count", (frame, row), after, passed) for row in rows]
-            after = [self._task("measure", (frame,), counted, passed)]
+            counted = [self._task("count", (frame, row, passed), after) for row in rows]
+            after = [self._task("measure", (frame, passed), counted)]
         return after
 
     def _numbered(self, frame: int, classes: Sequence[Any]) -> Any:
@@ -423,11 +423,11 @@ class _Run:
         grown = [self._task("grow", (frame, index), [merged]) for index in self._blocks]
         return self._task("regrow", (frame,), grown)
 
-    def _task(self, stage: str, arguments: tuple[Any, ...], after: Sequence[Any] = (), *name: Any) -> Any:
+    def _task(self, stage: str, arguments: tuple[Any, ...], after: Sequence[Any] = ()) -> Any:
         """Return a task that runs a stage after others."""
         function = dask.delayed(partial(run_stage, self._job, stage, arguments), pure=False, traverse=False)
         place = [str(each) for each in arguments if not isinstance(each, LabelArrays)]
-        return function(*after, dask_key_name="-".join([stage, self._job.name, *place, *map(str, name)]))
+        return function(*after, dask_key_name="-".join([stage, self._job.name, *place]))
 
     # Files
 
