@@ -35,11 +35,11 @@ from unetrt.runtime.blockwise.scratch import RUN, Scratch
 from unetrt.runtime.blockwise.stages import CHUNK, RECORDS, BlockWorker, Job, LabelArrays
 from unetrt.runtime.engines import SUFFIXES
 from unetrt.runtime.errors import FrameError, OptionError, OutputError, UnetrtError, printable, shown
-from unetrt.runtime.files.atomic import locked, scratch_folder, whole_folder, writable_folder
+from unetrt.runtime.files.atomic import locked, whole_folder, writable_folder
 from unetrt.runtime.files.formats import AS_STORED, Layout, Reading
 from unetrt.runtime.files.images import readable, stacked_axes_of
 from unetrt.runtime.files.outputs import KINDS, OVERLAY, TABLES, require_by_windows
-from unetrt.runtime.files.outputs.label_tiff import stacked_axes, write_label_levels
+from unetrt.runtime.files.outputs.label_tiff import smallest_dtype, stacked_axes, write_label_levels
 from unetrt.runtime.files.outputs.label_zarr import write_metadata
 from unetrt.runtime.files.outputs.labelled_image import LabelledImage
 from unetrt.runtime.files.outputs.measurements import MeasuredPart
@@ -73,8 +73,8 @@ WORKERS, MOST_WORKERS = 3, 1024
 MEASURED = {*TABLES, "rois", "geojson"}
 # Folder beside the results that holds unfinished runs.
 UNFINISHED = ".unfinished"
-# Labels in the folder of a run.
-LABELS = "labels.ome.zarr"
+# Labels in the folder of a run, and the measurements of their objects.
+LABELS, ROWS = "labels.ome.zarr", "measurements"
 
 
 @dataclass(frozen=True)
@@ -454,7 +454,7 @@ class _Run:
         pyramid = Pyramid(
             str(self._work / LABELS),
             (*(lengths[axis] for axis in order), *self._job.size),
-            _smallest(highest),
+            smallest_dtype(highest),
             "".join(letters[axis] for axis in order) + "YX",
             self._layout.pixel_size,
             self._worker.plan.chunk(CHUNK),
@@ -470,11 +470,10 @@ class _Run:
     def _write_files(self, labels: LabelArrays, counts: Sequence[int]) -> None:
         """Write the files of the image from its labels."""
         files, pyramid = self._output.files, labels.pyramid
-        with scratch_folder() as folder:
-            kinds = [kind for kind in files.kinds if kind not in ("labels", "ome-zarr")]
-            others = replace(files, kinds=kinds, overlays=False, sheet=None)
-            if others.kinds:
-                others.write(self._labelled(labels, folder))
+        kinds = [kind for kind in files.kinds if kind not in ("labels", "ome-zarr")]
+        others = replace(files, kinds=kinds, overlays=False, sheet=None)
+        if others.kinds:
+            others.write(self._labelled(labels))
         if files.overlays or files.sheet is not None:
             self._draw(labels, counts)
         if "labels" in files.kinds:
@@ -488,16 +487,14 @@ class _Run:
                 temporary.rmdir()
                 (self._work / LABELS).rename(temporary)
 
-    def _labelled(self, labels: LabelArrays, folder: Path) -> LabelledImage:
+    def _labelled(self, labels: LabelArrays) -> LabelledImage:
         """Return the labels with what was measured of their objects."""
         axes, lengths = stacked_axes_of(self._layout)
-        rows = [
-            assembled(folder / str(frame), _Parts(self._job.scratch, frame, self._blocks)) for frame in self._frames
-        ]
+        folder = writable_folder(self._work / ROWS)  # not among temporary files, which may be in the memory
+        rows = [assembled(folder / str(frame), _Parts(self._worker, frame)) for frame in self._frames]
         confidence = None
         if self._job.is_confident:
-            stored = [self._job.scratch.get(f"confidence/{frame}") for frame in self._frames]
-            confidence = [one["confidence"] for one in stored if one is not None]
+            confidence = [self._worker.confidence(frame) for frame in self._frames]
         number, channels, *size = self._job.shape
         by_windows: Any = _StackedLabels(labels, (*lengths, *size))
         return LabelledImage(
@@ -532,15 +529,14 @@ class _Run:
 class _Parts(Sequence[MeasuredPart]):
     """What was measured of the blocks of a frame; each is read when it is asked for."""
 
-    def __init__(self, scratch: Scratch, frame: int, blocks: range) -> None:
-        self._scratch, self._frame, self._blocks = scratch, frame, blocks
+    def __init__(self, worker: BlockWorker, frame: int) -> None:
+        self._worker, self._frame = worker, frame
 
     def __len__(self) -> int:
-        return len(self._blocks)
+        return len(self._worker.plan)
 
     def __getitem__(self, index: Any) -> Any:
-        found = self._scratch.get(f"records/write/{self._frame}/{self._blocks[index]}") or {}
-        return MeasuredPart(**{name: found[name] for name in MeasuredPart._fields})
+        return self._worker.measured_part(self._frame, range(len(self))[index])
 
 
 class _StackedLabels:
@@ -564,11 +560,6 @@ def _identity_of_model(path: Path | None, spec: ModelSpec) -> str:
     if path is None or path.suffix.lower() in SUFFIXES:
         return sha256(spec.to_json().encode()).hexdigest()
     return sha256_of_model(path)
-
-
-def _smallest(highest: int) -> np.dtype[Any]:
-    """Return the smallest unsigned dtype that holds labels up to the highest."""
-    return np.dtype(next(kind for kind in (np.uint8, np.uint16, np.uint32, np.uint64) if highest <= np.iinfo(kind).max))
 
 
 def _silent(_done: float) -> None:

@@ -156,7 +156,7 @@ def scheduler_at(address: str | None, threads: int) -> Iterator[Scheduler]:
         return
     from distributed import Client
 
-    with _silent():
+    with _unlogged():
         try:
             client = Client(address, timeout=CONNECT, set_as_default=False)
         except ValueError as error:
@@ -177,7 +177,7 @@ def scheduler_at(address: str | None, threads: int) -> Iterator[Scheduler]:
 
 
 @contextmanager
-def _silent() -> Iterator[None]:
+def _unlogged() -> Iterator[None]:
     """Keep distributed from logging what becomes an error here: lost connections, and tasks that failed."""
     logger = logging.getLogger("distributed.client")
     level = logger.level
