@@ -1,5 +1,6 @@
 """Runs on a real cluster of `dask.distributed`: the same files, whatever becomes of the workers."""
 
+import logging
 import os
 import signal
 import threading
@@ -248,6 +249,26 @@ def test_a_scheduler_that_is_lost_is_an_error_and_the_run_goes_on_later(tmp_path
         with pytest.raises(BackendUnavailableError, match="the connection to the Dask scheduler at tcp://.* was lost"):
             segment(tmp_path, nuclei, image, lost.scheduler_address, progress=close)
     assert segment(tmp_path, nuclei, image, cluster.scheduler_address, resume=True)[1] == whole
+
+
+def test_blocks_wait_for_workers_and_a_warning_says_so(tmp_path, monkeypatch, nuclei, image, whole):
+    class Returning(logging.Handler):
+        def emit(self, record):
+            if "has no workers any more: blocks wait for new ones" in record.getMessage():
+                cluster.scale(1)
+
+    def leave(_share):
+        if not left:
+            left.append(cluster.scale(0))
+
+    left, back = [], Returning()
+    monkeypatch.setattr(scheduling, "CHECK", 1)
+    logging.getLogger("unetrt").addHandler(back)
+    with local_cluster(1) as cluster:
+        try:
+            assert segment(tmp_path, nuclei, image, cluster.scheduler_address, progress=leave)[1] == whole
+        finally:
+            logging.getLogger("unetrt").removeHandler(back)
 
 
 def test_an_interrupt_cancels_the_tasks(tmp_path, cluster, nuclei, image):
