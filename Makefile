@@ -136,7 +136,7 @@ soak: $(READY)  ## ten minutes of twice as many frames as can be segmented
 $(READY): pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install -q "setuptools>=77" $(TORCH)
-	$(BIN)/python -m pip install -q --no-build-isolation -e ".[cpu,train,export,bench,tensorboard,zarr,formats,rois,parquet,acquire,view,dev]"
+	$(BIN)/python -m pip install -q --no-build-isolation -e ".[cpu,train,export,bench,tensorboard,zarr,distributed,formats,rois,parquet,acquire,view,dev]"
 	touch $@
 
 clean:

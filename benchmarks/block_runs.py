@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from unetrt.benchmarks.processes import COUNTED, in_turn, peak_memory
 from unetrt.runtime.blockwise.run import predict_blocks
-from unetrt.runtime.errors import InferenceError, ParityError
+from unetrt.runtime.errors import ParityError
 from unetrt.runtime.files.formats import Reading
 from unetrt.runtime.files.images import Output
 from unetrt.runtime.files.outputs import KINDS, opened_outputs
@@ -73,28 +73,18 @@ def in_memory(model: Path, path: Path, size: tuple[int, int]) -> dict[str, Any]:
         return {name: median(each) for name, each in seconds.items()} | about
 
 
-def in_blocks(model: Path, path: Path, folder: Path) -> dict[str, Any]:
-    """Return the seconds for the labels of an image, from opening it to the OME-Zarr, and the peak in MiB."""
+def in_blocks(model: Path, path: Path, folder: Path, *, overlays: bool = False) -> dict[str, Any]:
+    """Return the seconds for the labels of an image, from opening it to the OME-Zarr, and the peak in MiB.
+
+    The peak is that above a process that has opened the model.
+    """
     with Segmenter(model) as segmenter:
         before, begin = peak_memory() or 0, perf_counter()
-        with opened_outputs(folder, [KIND], channels=segmenter.spec.channels, overlays=False) as files:
+        with opened_outputs(folder, [KIND], channels=segmenter.spec.channels, overlays=overlays) as files:
             output = Output(files, segmenter.spec.annotation)
             found = predict_blocks(segmenter, model, path, output, reading=AS_ZEROS).objects
         seconds, peak = perf_counter() - begin, (peak_memory() or 0) - before
         return {"blocks": seconds, "peak": peak / MEBIBYTE, "objects": found}
-
-
-def by_the_command(model: Path, path: Path, folder: Path) -> dict[str, float]:
-    """Return the seconds of `unetrt predict`, and the peak in MiB above that of a process that has opened the model."""
-    from unetrt.__main__ import main
-
-    with Segmenter(model):
-        before = peak_memory() or 0
-    begin = perf_counter()
-    options = ["--tile", "model", "--save", KIND, "--missing-chunks", "fill", "--block", "2048", "--restart"]
-    if main(["predict", str(model), str(path), "-o", str(folder), *options]):
-        raise InferenceError(f"unetrt predict failed for {path.name}: its message is above")
-    return {"seconds": perf_counter() - begin, "peak": ((peak_memory() or 0) - before) / MEBIBYTE}
 
 
 def compared(model: Path, path: Path, folder: Path, crop: int) -> int:

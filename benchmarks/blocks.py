@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
-from unetrt.benchmarks.block_runs import BUNDLED, MEBIBYTE, by_the_command, compared, in_blocks, in_memory, mosaic
+from unetrt.benchmarks.block_runs import BUNDLED, MEBIBYTE, compared, in_blocks, in_memory, mosaic
 from unetrt.benchmarks.cases import BenchCase, Figures
 from unetrt.benchmarks.processes import fresh
 from unetrt.benchmarks.result import Measure
@@ -90,7 +90,7 @@ class BlockSpeed(BenchCase):
 
 @dataclass(frozen=True)
 class BlockMemory(BenchCase):
-    """The peak of the memory of `unetrt predict` in blocks, for square images of several sizes, sparse on disk.
+    """The peak of the memory for square images in blocks, of several sizes, sparse on disk.
 
     Objects of a part of each image are compared with those that are decoded in memory.
 
@@ -106,8 +106,8 @@ class BlockMemory(BenchCase):
 
     NAME: ClassVar[str] = "block-memory"
     MEASURES: ClassVar[str] = (
-        "The peak of the memory of `unetrt predict --save ome-zarr` above that of a process that has opened the "
-        f"model, for square uint16 images and a network of base {BASE} and depth {DEPTH}."
+        "The peak of the memory above that of a process that has opened the model, for square uint16 images whose "
+        f"objects and overlay are written in blocks, and a network of base {BASE} and depth {DEPTH}."
     )
     HELP: ClassVar[str] = "Measure the memory for images of several sizes."
     ROUNDS: ClassVar[int] = 1
@@ -132,7 +132,9 @@ class BlockMemory(BenchCase):
     def _at(self, folder: Path, side: int) -> dict[str, Any]:
         """Return the seconds and the peak for a size, and the number of objects that were compared."""
         files = (folder / MODEL, folder / str(side) / IMAGE, folder / str(side) / LABELS)
-        measured = {f"{side}: {name}": value for name, value in fresh(by_the_command, *files).items()}
+        measured = {
+            f"{side}: {name}": value for name, value in fresh(partial(in_blocks, overlays=True), *files).items()
+        }
         return {**measured, "compared": {str(side): fresh(compared, *files, self.crop)}}
 
     def figures(self, seconds: Figures) -> Iterator[Measure]:
@@ -140,7 +142,7 @@ class BlockMemory(BenchCase):
         peaks = {side: seconds[name] for side in self.sides if (name := f"{side}: peak") in seconds}
         for side, peak in peaks.items():
             yield Measure.of(f"{side}: peak memory", "MiB", peak, MEMORY_GOAL)
-            yield Measure.of(f"{side}: store to store", "Mpixel/s", side**2 / 1e6 / seconds[f"{side}: seconds"])
+            yield Measure.of(f"{side}: store to store", "Mpixel/s", side**2 / 1e6 / seconds[f"{side}: blocks"])
         if len(peaks) == len(self.sides) and len({len(peak.rounds) for peak in peaks.values()}) == 1:
             smallest, largest = (peaks[side] for side in (min(peaks), max(peaks)))
             yield Measure.of("smallest image's peak against the largest's", "x", smallest / largest, 1 / GROWTH_GOAL)
