@@ -34,7 +34,7 @@ Progress = Callable[[int, int], None]
 # Seconds to wait for a scheduler at an address.
 CONNECT = 10
 # Seconds between two looks at whether a task has ended, and at whether there are workers.
-POLL, CHECK = 0.02, 5.0
+POLL, CHECK = 0.05, 5.0
 # Times that Dask computes a task again that failed.
 RETRIES = 2
 
