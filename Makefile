@@ -11,7 +11,7 @@ NVRTC := nvidia-cuda-nvrtc-cu12==12.0.140
 # Each process loads torch, and a file runs in one process: more than 8 take memory and gain little.
 SIDE_BY_SIDE := -n auto --maxprocesses 8 --dist loadfile
 
-.PHONY: demo test test-portable test-without-bfloat16 test-without-vectors test-on-one-core test-slow fuzz gpu-check gpu-pack model-nuclei kernels docs wheel lint format bench bench-weights bench-augmentation bench-host bench-decoding bench-saving bench-live bench-cpu bench-small bench-page soak clean
+.PHONY: demo test test-portable test-without-bfloat16 test-without-vectors test-on-one-core test-slow fuzz gpu-check gpu-pack model-nuclei kernels docs wheel lint format bench bench-weights bench-augmentation bench-host bench-decoding bench-saving bench-blocks bench-live bench-cpu bench-small bench-page soak clean
 
 demo: $(READY)  ## draw cells, train, export, segment, check: leaves demo-out/
 	$(BIN)/unetrt demo --out demo-out
@@ -86,7 +86,7 @@ format: $(READY)
 
 # One after the other, and the page even where one missed its floor.
 bench: $(READY)  ## all benchmarks, on a machine without other load: JSON in benchmarks/results, and docs/benchmarks.md
-	$(MAKE) --keep-going -j1 bench-weights bench-augmentation bench-host bench-decoding bench-saving bench-live bench-cpu bench-small bench-page
+	$(MAKE) --keep-going -j1 bench-weights bench-augmentation bench-host bench-decoding bench-saving bench-blocks bench-live bench-cpu bench-small bench-page
 
 bench-weights: $(READY)  ## the weight map, beside a distance transform for each object
 	$(BIN)/python -m unetrt.benchmarks weight-map --json benchmarks/results/weight-map.json
@@ -99,6 +99,10 @@ bench-decoding: $(READY)  ## class maps to objects, beside the first version, on
 
 bench-saving: $(READY)  ## 100,000 objects as each kind of file of --save, on one core
 	$(BIN)/python -m unetrt.benchmarks saving --json benchmarks/results/saving.json
+
+bench-blocks: $(READY)  ## an image in blocks: speed and memory; half an hour on 2 cores
+	$(BIN)/python -m unetrt.benchmarks blocks --json benchmarks/results/blocks.json
+	$(BIN)/python -m unetrt.benchmarks block-memory --json benchmarks/results/block-memory.json
 
 bench-host: $(READY)  ## the host's work on each frame, on one core
 	$(BIN)/python -m unetrt.benchmarks host-path --json benchmarks/results/host.json
@@ -132,7 +136,7 @@ soak: $(READY)  ## ten minutes of twice as many frames as can be segmented
 $(READY): pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install -q "setuptools>=77" $(TORCH)
-	$(BIN)/python -m pip install -q --no-build-isolation -e ".[cpu,train,export,bench,tensorboard,zarr,formats,rois,parquet,acquire,view,dev]"
+	$(BIN)/python -m pip install -q --no-build-isolation -e ".[cpu,train,export,bench,tensorboard,zarr,distributed,formats,rois,parquet,acquire,view,dev]"
 	touch $@
 
 clean:

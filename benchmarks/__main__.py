@@ -10,6 +10,7 @@ from typing import Any
 
 import click
 
+from unetrt.benchmarks.blocks import BlockMemory, BlockSpeed
 from unetrt.benchmarks.cases import BenchCase, measure
 from unetrt.benchmarks.history import FILE, HistoryEntry, add, keep
 from unetrt.benchmarks.result import load
@@ -19,7 +20,16 @@ from unetrt.benchmarks.terminal import OneLine, figures_table
 from unetrt.benchmarks.training_cases import AugmentedTiles, WeightMap
 from unetrt.runtime.files.atomic import require_writable
 
-CASES: tuple[type[BenchCase], ...] = (WeightMap, AugmentedTiles, HostPath, LiveSubmit, ClassMapDecoding, SavedFiles)
+CASES: tuple[type[BenchCase], ...] = (
+    WeightMap,
+    AugmentedTiles,
+    HostPath,
+    LiveSubmit,
+    ClassMapDecoding,
+    SavedFiles,
+    BlockSpeed,
+    BlockMemory,
+)
 PATH = click.Path(path_type=Path)
 
 

@@ -16,8 +16,8 @@ from unetrt.trainer.checkpoint import Checkpoint, untrained_checkpoint
 from unetrt.trainer.drawn_cells import draw
 from unetrt.trainer.validation import whole_frame_scores
 
-# Size of the frame that balances an untrained network, and the parameter that decides how often it finds a class.
-PROBED, LAST_BIAS = (256, 256), "classify.bias"
+# Size of the frame that balances an untrained network, and the parameters that decide how often it finds a class.
+PROBED, LAST_WEIGHT, LAST_BIAS = (256, 256), "classify.weight", "classify.bias"
 
 
 def drawn_frame(size: tuple[int, int], channels: int) -> NDArray[Any]:
@@ -49,6 +49,33 @@ def undecided(base: int, depth: int, seed: int = 0, *, fixed: bool = False) -> C
     bias = plain.weights[LAST_BIAS].copy()
     bias[1] += np.median(scores[0] - scores[1])
     return replace(plain, weights={**plain.weights, LAST_BIAS: bias})
+
+
+def fitted(base: int, depth: int, seed: int = 3) -> Checkpoint:
+    """Return a network that finds bright cells: its last layer is fitted to drawn ones, all others are random.
+
+    A random network finds objects of single pixels, more than there are in any image. The four weights with which a
+    pixel is enlarged to 2 x 2 are made equal, as they would draw a grid.
+    """
+    plain, drawing = untrained(base, depth, seed), draw(PROBED, seed=1)
+    even = {
+        name: np.broadcast_to(weight.mean((2, 3), keepdims=True), weight.shape).copy()
+        for name, weight in plain.weights.items()
+        if name.startswith("up.") and weight.ndim == 4
+    }
+    plain = replace(plain, weights={**plain.weights, **even})
+    weight, bias = (np.zeros_like(plain.weights[name]) for name in (LAST_WEIGHT, LAST_BIAS))
+    features = [np.ones(drawing.labels.size, np.float32)]
+    for channel in range(weight.shape[1]):
+        probe = weight.copy()
+        probe[1, channel] = 1
+        scores = whole_frame_scores(replace(plain, weights={**plain.weights, LAST_WEIGHT: probe}), drawing.frame)
+        features.append((scores[1] - scores[0]).ravel())
+    cells = np.where(drawing.labels.ravel() > 0, 0.5, -0.5)
+    solution = np.linalg.lstsq(np.stack(features, axis=1), cells, rcond=None)[0]
+    bias[1], weight[1, :, 0, 0] = solution[0], solution[1:]
+    weights = {**plain.weights, LAST_WEIGHT: weight, LAST_BIAS: bias}
+    return replace(plain, weights=weights, annotation="instances")
 
 
 def write_model(checkpoint: Checkpoint, options: Options, path: Path) -> None:

@@ -31,8 +31,8 @@ class Measure:
     name
         The same in every run, so that runs can be compared.
     unit
-        `s`, `Mpixel/s` (10^6 pixels), `tiles/s`, `GFLOP/s` or `x`, a ratio. Less is better for seconds, more for
-        all others.
+        `s`, `MiB`, `Mpixel/s` (10^6 pixels), `tiles/s`, `GFLOP/s` or `x`, a ratio. Less is better for seconds and
+        memory, more for all others.
     median
         Over all rounds.
     low, high
@@ -65,7 +65,7 @@ class Measure:
     @property
     def less_is_better(self) -> bool:
         """Whether a lower value is the better one."""
-        return self.unit == "s"
+        return self.unit in ("s", "MiB")
 
     @property
     def met(self) -> bool | None:

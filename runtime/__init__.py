@@ -7,6 +7,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from unetrt.runtime.blockwise import segment_large
     from unetrt.runtime.errors import UnetrtError
     from unetrt.runtime.files.outputs.label_tiff import write_labels
     from unetrt.runtime.files.pixel_size import PixelSize
@@ -40,6 +41,7 @@ __all__ = [
     "instances",
     "list_images",
     "open_session",
+    "segment_large",
     "stem_of",
     "write_labels",
 ]
@@ -66,6 +68,7 @@ _HOMES = {
     "instances": "model.objects",
     "list_images": "files.sources",
     "open_session": "sessions",
+    "segment_large": "blockwise",
     "stem_of": "files.sources",
     "write_labels": "files.outputs.label_tiff",
 }

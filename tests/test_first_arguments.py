@@ -166,6 +166,15 @@ def calls(tiny_model, tiny_checkpoint, drawn_folder, tmp_path_factory):
         "read_label_stack": read_label_stack,
         "read_labels": read_labels,
         "read_stack": read_stack,
+        "segment_large": lambda given: runtime.segment_large(given, frame, new / "large"),
+        "segment_large block": lambda given: runtime.segment_large(segmenter, frame, new / "large", block=given),
+        "segment_large folder": lambda given: runtime.segment_large(segmenter, frame, given, resume=False),
+        "segment_large image": lambda given: runtime.segment_large(segmenter, given, new / "large", resume=False),
+        "segment_large name": lambda given: runtime.segment_large(
+            segmenter, frame, new / "large", name=given, resume=False
+        ),
+        "segment_large save": lambda given: runtime.segment_large(segmenter, frame, new / "large", given),
+        "segment_large scratch": lambda given: runtime.segment_large(segmenter, frame, new / "large", scratch=given),
         "stem_of": runtime.stem_of,
         "write": lambda given: packages.write(given, tiny_model, new / "package"),
         "write model": lambda given: packages.write("triton", given, new / "package"),

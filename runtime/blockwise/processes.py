@@ -15,19 +15,24 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from unetrt._version import __version__
 from unetrt.runtime.blockwise.scratch import Scratch
 from unetrt.runtime.blockwise.stages import MODEL, BlockWorker, Job
 from unetrt.runtime.engines import SUFFIXES
 from unetrt.runtime.engines.engine_file import sidecar_path
-from unetrt.runtime.errors import BackendUnavailableError, FrameError, OutputError, UnetrtError, one_line
+from unetrt.runtime.errors import BackendUnavailableError, FrameError, OptionError, OutputError, UnetrtError, one_line
 from unetrt.runtime.files.sources import ImageSource
+from unetrt.runtime.files.windows import ArraySource
 from unetrt.runtime.model.integrity import external_files
 from unetrt.runtime.sessions import AUTO, chosen_backend
 
 if TYPE_CHECKING:
     from unetrt.runtime.blockwise.scheduling import Scheduler
 
+# Bytes of an image that is sent to workers with each task at most: a dask array of a Zarr array takes some 2000.
+MOST_SENT = 1 << 20
 # Seconds without a task after which a process closes what a run has opened, if it takes part in another one.
 IDLE = 60.0
 
@@ -135,6 +140,23 @@ def engine_of(engine: Mapping[str, Any], name: object, threads: int) -> dict[str
 # Before a run on a cluster
 
 
+def require_sendable(source: ImageSource | ArraySource, model: Path | None) -> None:
+    """Raise OptionError unless workers of a cluster can open an image and a model that have no files here alone."""
+    from distributed.protocol.pickle import dumps
+
+    if model is None:
+        raise OptionError("workers of a cluster cannot use an open Segmenter: give the path of the model")
+    remedy = "give its file, a Zarr or dask array that is stored, or a whole memory map of a file"
+    if isinstance(source, ArraySource) and isinstance(source.array, np.ndarray) and not source.is_mapped:
+        raise OptionError(f"{source} is in the memory of this process, and workers of a cluster need it: {remedy}")
+    try:
+        size = len(dumps(source))
+    except (TypeError, ValueError, AttributeError) as error:
+        raise OptionError(f"{source} cannot be sent to workers of a cluster ({one_line(error)}): {remedy}") from error
+    if size > MOST_SENT:
+        raise OptionError(f"{source} takes {size >> 20} MiB to send with each block to workers of a cluster: {remedy}")
+
+
 def send_model(model: Path, scratch: Scratch) -> None:
     """Copy a model file to the scratch store, with what belongs to it: external weights, or an engine's sidecar."""
     is_engine = model.suffix.lower() in SUFFIXES
@@ -170,7 +192,7 @@ def require_fit(scheduler: "Scheduler", job: Job, folder: Path) -> None:
                 f"worker {worker} {has}, and this is {__version__}: install 'unetrt[distributed]=={__version__}' there"
             )
     source = job.image
-    sizes = {str(path): _size(path) for path in _files(source)} if isinstance(source, ImageSource) else {}
+    sizes = {str(path): _size(path) for path in _files(source)}
     for check, arguments, error, rule in (
         (why_unread, (sizes,), FrameError, "the image must be on a disk that all workers share"),
         (why_no_scratch, (job.scratch,), OutputError, "give --scratch DIR on a disk that all workers share"),
@@ -211,8 +233,11 @@ def why_unwritable(folder: str) -> str | None:
     return None if os.access(folder, os.W_OK | os.X_OK) else f"write to {folder}"
 
 
-def _files(source: ImageSource) -> tuple[Path, ...]:
-    return source.path, *source.files
+def _files(source: ImageSource | ArraySource) -> tuple[Path, ...]:
+    """Return the files of an image, as far as they are known."""
+    if isinstance(source, ImageSource):
+        return source.path, *source.files
+    return (Path(source.array.filename),) if isinstance(source.array, np.memmap) and source.array.filename else ()
 
 
 def _size(path: Path) -> int | None:

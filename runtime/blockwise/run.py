@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
+from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,10 +22,18 @@ import dask
 import numpy as np
 from numpy.typing import NDArray
 
-from unetrt.runtime.blockwise.processes import begin_work, end_work, require_fit, run_stage, send_model
+from unetrt.runtime.blockwise.processes import (
+    begin_work,
+    end_work,
+    require_fit,
+    require_sendable,
+    run_stage,
+    send_model,
+)
 from unetrt.runtime.blockwise.scheduling import Scheduler, scheduler_at
 from unetrt.runtime.blockwise.scratch import RUN, Scratch
 from unetrt.runtime.blockwise.stages import CHUNK, RECORDS, BlockWorker, Job, LabelArrays
+from unetrt.runtime.engines import SUFFIXES
 from unetrt.runtime.errors import FrameError, OptionError, OutputError, UnetrtError, printable, shown
 from unetrt.runtime.files.atomic import locked, scratch_folder, whole_folder, writable_folder
 from unetrt.runtime.files.formats import AS_STORED, Layout, Reading
@@ -36,11 +45,13 @@ from unetrt.runtime.files.outputs.labelled_image import LabelledImage
 from unetrt.runtime.files.outputs.measurements import MeasuredPart
 from unetrt.runtime.files.outputs.object_rows import assembled
 from unetrt.runtime.files.outputs.pictures import counted, overview, overview_step, write_png
-from unetrt.runtime.files.outputs.zarr_pyramid import TYPES, Pyramid, Version
-from unetrt.runtime.files.sources import AnyPath, source_of
-from unetrt.runtime.files.windows import open_windows
+from unetrt.runtime.files.outputs.zarr_pyramid import FORMATS, TYPES, Pyramid, Version
+from unetrt.runtime.files.sources import AnyPath, ImageSource, source_of
+from unetrt.runtime.files.windows import ArraySource, open_windows
 from unetrt.runtime.geometry.plan import is_size
 from unetrt.runtime.model.integrity import sha256_of_model
+from unetrt.runtime.model.spec import ModelSpec
+from unetrt.runtime.pixels.frames import require_numbers
 
 if TYPE_CHECKING:
     from unetrt.runtime.files.images import Output
@@ -91,7 +102,7 @@ class Blockwise:
     block: Size = BLOCK
     workers: int = WORKERS
     scheduler: str | None = None
-    scratch: str | None = None
+    scratch: str | Path | None = None
     resume: bool | None = None
     version: Version = "0.4"
 
@@ -100,6 +111,14 @@ class Blockwise:
             raise OptionError(f"workers must be an integer from 1 to {MOST_WORKERS} (got {shown(self.workers)})")
         if not is_size(self.block) or min(self.block) < 1:
             raise OptionError(f"block must be a height and a width in pixels, from 1 (got {shown(self.block)})")
+        if not isinstance(self.version, str) or self.version not in FORMATS:
+            raise OptionError(f"version must be {' or '.join(FORMATS)} (got {shown(self.version)})")
+        if not isinstance(self.scheduler, str | None):
+            raise OptionError(f"scheduler must be an address, such as tcp://HOST:PORT (got {shown(self.scheduler)})")
+        if not isinstance(self.scratch, str | Path | None):
+            raise OptionError(f"scratch must be a folder or an address (got {shown(self.scratch)})")
+        if not isinstance(self.resume, bool | None):
+            raise OptionError(f"resume must be True, False or None (got {shown(self.resume)})")
 
 
 @dataclass(frozen=True)
@@ -124,8 +143,8 @@ class RunSummary:
 
 def predict_blocks(
     segmenter: "Segmenter",
-    model: Path,
-    path: AnyPath,
+    model: Path | None,
+    image: AnyPath | ArraySource,
     output: "Output",
     how: Blockwise = Blockwise(),
     *,
@@ -142,8 +161,8 @@ def predict_blocks(
     segmenter
         The model, used in this process.
     model
-        Its file; workers of a cluster get a copy.
-    path
+        Its file, of which workers of a cluster get a copy; None: not known, and no cluster is used.
+    image
         The image.
     output
         What is written.
@@ -169,15 +188,17 @@ def predict_blocks(
     InferenceError
         Workers were lost again and again while they computed the same block.
     """
-    source = source_of(path)
-    source = replace(source, path=source.path.absolute(), files=tuple(file.absolute() for file in source.files))
+    source = image if isinstance(image, ArraySource) else _absolute_source(source_of(image))
+    if how.scheduler is not None:
+        require_sendable(source, model)
     require_by_windows(output.files.kinds, source.name)
     work = output.files.folder.absolute() / UNFINISHED / source.name
     scratch = Scratch(_inside(how.scratch, source.name) if how.scratch else str(work / "scratch"))
     if how.scheduler and not scratch.is_shared:
         raise OptionError(f"{scratch.address} is in the memory of this process: give --scratch a folder, or an address")
     with ExitStack() as opened:
-        image = opened.enter_context(open_windows(source, reading, segmenter.spec.channels))
+        windows = opened.enter_context(open_windows(source, reading, segmenter.spec.channels))
+        require_numbers(windows.dtype)
         for folder in dict.fromkeys((str(work), scratch.address if how.scratch else str(work))):
             opened.enter_context(locked(folder, wait=0))
         scheduler = opened.enter_context(scheduler_at(how.scheduler, how.workers))
@@ -185,9 +206,9 @@ def predict_blocks(
         is_confident = output.kind == "instances" and output.files.shows_confidence
         job = Job(
             scratch,
-            model.name if how.scheduler else "",
+            model.name if model and how.scheduler else "",
             source,
-            image.shape,
+            windows.shape,
             how.block,
             reading,
             output.kind,
@@ -198,14 +219,15 @@ def predict_blocks(
             engine=dict(engine or {}),
         )
         worker = BlockWorker(job, segmenter)
-        run = _Run(worker, model.absolute(), image.layout, work, output, how, progress or _silent)
+        run = _Run(worker, model, windows.layout, work, output, how, progress or _silent)
         with worker, run.kept(scheduler):
             return run.finish(scheduler)
 
 
-def _inside(address: str, name: str) -> str:
+def _inside(address: str | Path, name: str) -> str:
     """Return the address of a folder in another one, absolute if it is not one of fsspec."""
-    return f"{address.rstrip('/')}/{name}" if "://" in address else str(Path(address).absolute() / name)
+    is_address = "://" in str(address)
+    return f"{str(address).rstrip('/')}/{name}" if is_address else str(Path(address).absolute() / name)
 
 
 class _Run:
@@ -214,7 +236,7 @@ class _Run:
     def __init__(
         self,
         worker: BlockWorker,
-        model: Path,
+        model: Path | None,
         layout: Layout,
         work: Path,
         output: "Output",
@@ -240,7 +262,7 @@ class _Run:
         begin_work(self._worker)
         try:
             self._prepare(goes_on)
-            if self._how.scheduler:
+            if self._how.scheduler and self._model:
                 writable_folder(self._work)
                 send_model(self._model, self._job.scratch)
                 require_fit(scheduler, self._job, self._work)
@@ -298,19 +320,18 @@ class _Run:
         """What a run has to have in common with an unfinished one to go on with it, in types of JSON."""
         job = self._job
         return {
-            "model": sha256_of_model(self._model),
+            "model": _identity_of_model(self._model, self._worker.spec),
             "image": self._files_of_image(),
-            "reading": repr((job.reading, self._source.series)),
+            "reading": repr(job.reading),
             "shape": list(job.shape),
             "block": list(self._worker.plan.size),
             "labels": [job.kind, job.min_area, job.tta, job.is_measured, job.is_confident, self._how.version],
         }
 
-    def _files_of_image(self) -> list[list[str | int]]:
-        """Return path, size in bytes and time of the last change of each file of the image."""
-        with readable(self._source):
-            files = [(path, path.stat()) for path in (self._source.path, *self._source.files)]
-        return [[str(path), about.st_size, about.st_mtime_ns] for path, about in files]
+    def _files_of_image(self) -> list[Any]:
+        """Return what tells the image from others, and from itself before a change."""
+        with readable(str(self._source)):
+            return list(self._source.identity())
 
     def _remove(self, made: Sequence[Path] = ()) -> None:
         """Remove the folders of the run, and empty folders among those that hold them and those that it has made."""
@@ -349,6 +370,7 @@ class _Run:
             scheduler.compute(coarser, self._within(COARSEN if level == 1 else (1.0, 1.0)))
         self._require_unchanged()
         self._write_files(labels, counts)
+        self._progress(1.0)
         number, _, height, width = self._job.shape
         return RunSummary(number * height * width, sum(counts), len(classified), sum(computed))
 
@@ -489,9 +511,7 @@ class _Run:
         shown = np.empty(size, labels.pyramid.dtype)
         for block in self._worker.plan:
             place = tuple(slice(-(-part.start // step), -(-part.stop // step)) for part in (block.rows, block.columns))
-            frame[(slice(None), *place)] = self._worker.preview(block)
-            read = tuple(slice(part.start * step, part.stop * step, step) for part in place)
-            shown[place] = labels.pyramid.levels[0][(*labels.plane(0), *read)]
+            frame[(slice(None), *place)], shown[place] = self._worker.overview(block)
         picture = overview(shown, frame)
         found = counts if self._job.kind == "instances" else [len(np.unique(shown[shown > 0]))]
         if files.overlays:
@@ -524,6 +544,17 @@ class _StackedLabels:
         *leading, rows, columns = index
         frame = int(np.ravel_multi_index(leading, self.shape[:-2])) if leading else 0
         return self._labels.pyramid.levels[0][(*self._labels.plane(frame), rows, columns)]
+
+
+def _absolute_source(source: ImageSource) -> ImageSource:
+    return replace(source, path=source.path.absolute(), files=tuple(file.absolute() for file in source.files))
+
+
+def _identity_of_model(path: Path | None, spec: ModelSpec) -> str:
+    """Return a digest of a model file, or of the spec, which has that of the weights, where there is no such file."""
+    if path is None or path.suffix.lower() in SUFFIXES:
+        return sha256(spec.to_json().encode()).hexdigest()
+    return sha256_of_model(path)
 
 
 def _smallest(highest: int) -> np.dtype[Any]:

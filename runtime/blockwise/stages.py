@@ -34,7 +34,7 @@ from unetrt.runtime.files.outputs.measurements import measure_part
 from unetrt.runtime.files.outputs.pictures import overview_step
 from unetrt.runtime.files.outputs.zarr_pyramid import Pyramid
 from unetrt.runtime.files.windows import open_windows
-from unetrt.runtime.geometry.blocks import Block, BlockPlan
+from unetrt.runtime.geometry.blocks import Block, BlockPlan, Part
 from unetrt.runtime.model.block_objects import (
     BlockObjects,
     GrownObjects,
@@ -228,7 +228,7 @@ class BlockWorker(Closable):
         found = self.segmenter.classify_block(
             pixels, block, self._affine(frame), tta=self.job.tta, probabilities=self.job.is_confident
         )
-        about = {"preview": self._reduced(block, pixels, window)} if frame == 0 else {}
+        about: dict[str, Any] = {"overview": self._thinned(block, pixels, window)} if frame == 0 else {}
         if found.probabilities is not None:
             with self.scratch.writing():
                 self._probabilities[frame, :, block.rows, block.columns] = found.probabilities
@@ -280,18 +280,19 @@ class BlockWorker(Closable):
         own = (frame, block.rows, block.columns)
         if self._is_done("write", frame, block, labels.pyramid.levels[0], plane):
             return
+        dtype = labels.pyramid.dtype
         if self.job.kind == "classes":
-            pixels = np.asarray(self._classes[own])
-        elif self.margins.grow:
-            pixels = self._numbers(frame, index, "grown-numbers")[self._grown[own]]
+            pixels = np.asarray(self._classes[own]).astype(dtype, copy=False)
         else:
-            pixels = self._numbers(frame, index)[self._objects[own]]
+            stage, objects = ("grown-numbers", self._grown) if self.margins.grow else ("numbers", self._objects)
+            numbers = self._numbers(frame, index, stage).astype(dtype)  # a block of their int64 is twice as large
+            pixels = numbers[objects[own]]
         found = {}
         if self.job.is_measured:
             grey = self.image.read(frame, block.rows, block.columns)
             found = measure_part(pixels, grey, (block.rows.start, block.columns.start))._asdict()
-        pixels = pixels.astype(labels.pyramid.dtype, copy=False)
         labels.pyramid.write(block.rows, block.columns, pixels, plane)
+        found["overview"] = self._thinned(block, pixels, block.part)
         self.scratch.put(_key("write", frame, index), {"checksum": _checksum(pixels), **found})
 
     def coarsen(self, level: int, rows: slice, columns: slice, plane: tuple[int, ...], labels: "LabelArrays") -> None:
@@ -386,18 +387,22 @@ class BlockWorker(Closable):
             found["evidence"] = evidence(labels, probabilities, self.spec.decoding, count)
         return found
 
-    def preview(self, block: Block) -> Array:
-        """Return every n-th row and column of a block of the first frame, (C, h, w); see `overview_step`."""
-        return self._record("classify", 0, block.index)["preview"]
+    def overview(self, block: Block) -> tuple[Array, Array]:
+        """Return every n-th row and column of a block of the first frame (C, h, w) and of its labels (h, w).
 
-    def _reduced(self, block: Block, pixels: Array, window: tuple[slice, slice]) -> Array:
-        """Return every n-th row and column of a block of the image, for the picture of the whole frame."""
+        They are the pixels of `overview`, of multiples of `overview_step`.
+        """
+        pixels, labels = (self._record(stage, 0, block.index)["overview"] for stage in ("classify", "write"))
+        return pixels, labels
+
+    def _thinned(self, block: Block, pixels: Array, window: Part) -> Array:
+        """Return every n-th row and column of a block, from the pixels (..., H, W) of a window of the frame."""
         step = overview_step(self.job.size)
         down, across = (
             slice(-(-own.start // step) * step - shown.start, own.stop - shown.start, step)
-            for own, shown in zip((block.rows, block.columns), window, strict=True)
+            for own, shown in zip(block.part, window, strict=True)
         )
-        return pixels[:, down, across]
+        return pixels[..., down, across]
 
 
 def _is_stored(array: Any, place: tuple[Any, ...], checksum: Array) -> bool:

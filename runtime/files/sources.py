@@ -18,7 +18,7 @@ from collections.abc import Collection, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
-from typing import NamedTuple
+from typing import Any, NamedTuple
 from unicodedata import normalize
 
 from unetrt.runtime.errors import FrameError, OptionError, few, printable
@@ -79,6 +79,11 @@ class ImageSource(os.PathLike[str]):
         """Name of the file below the folders of `name`; of a file with several images, that of the image."""
         above = self.name.rpartition("/")[0]
         return f"{above}/{self.path.name}".lstrip("/") if self.series is None else self.name
+
+    def identity(self) -> list[Any]:
+        """Return what tells the image from others, in types of JSON: its files with their sizes and times."""
+        found = [(path, path.stat()) for path in (self.path, *self.files)]
+        return [self.series, *([str(path), about.st_size, about.st_mtime_ns] for path, about in found)]
 
     def __str__(self) -> str:
         more = f" (with {len(self.files)} more files)" if self.files else ""

@@ -12,19 +12,21 @@ limit on the memory of an image.
 
 import os
 import threading
+import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
+from mmap import mmap
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 from urllib.parse import urlsplit
 from urllib.request import url2pathname
 
 import numpy as np
 from numpy.typing import NDArray
 
-from unetrt.runtime.errors import FrameError, OptionError
+from unetrt.runtime.errors import FrameError, OptionError, shown
 from unetrt.runtime.files.formats import (
     AS_STORED,
     Images,
@@ -38,14 +40,117 @@ from unetrt.runtime.files.formats import (
     with_named_axes,
 )
 from unetrt.runtime.files.images import chosen, is_grey, is_opaque, may_be_opacity, picked, readable, wrong_channels
+from unetrt.runtime.files.outputs.label_tiff import require_pixel_size
+from unetrt.runtime.files.pixel_size import PixelSize
 from unetrt.runtime.files.selection import Index, Parts
-from unetrt.runtime.files.sources import ImageSource
+from unetrt.runtime.files.sources import ImageSource, has_room
 from unetrt.runtime.pixels.frames import ArrayLike, array_of, split_axes
 
 if TYPE_CHECKING:
     from unetrt.runtime.files.sources import AnyPath
 
 Array = NDArray[Any]
+
+
+@dataclass(frozen=True, eq=False)
+class ArraySource:
+    """An image that is no file of this machine: the counterpart of `ImageSource`. It can be pickled if its array can.
+
+    Attributes
+    ----------
+    array
+        (..., H, W), or (..., C, H, W) for a model of C channels, of numpy, Zarr, dask or HDF5; or the address of an
+        OME-Zarr image or of a Zarr array in a file system of fsspec, such as ``"s3://bucket/image.zarr"``.
+    name
+        Name of what is made from it: a relative path without suffix, with `/` between folders.
+    pixel_size
+        Size of a pixel; None: what the image at an address says, unknown for arrays.
+
+    Raises
+    ------
+    OptionError
+        The name is not a relative path below a folder.
+    """
+
+    array: ArrayLike | str
+    name: str = "image"
+    pixel_size: PixelSize | None = None
+
+    def __post_init__(self) -> None:
+        require_name(self.name)
+        require_pixel_size(self.pixel_size)
+
+    @property
+    def file_name(self) -> str:
+        """What tables call the image."""
+        return self.name
+
+    @property
+    def is_mapped(self) -> bool:
+        """Whether the array is a whole memory map of a file, which other processes can map too."""
+        array = self.array
+        return isinstance(array, np.memmap) and bool(array.filename) and isinstance(array.base, mmap)
+
+    def __str__(self) -> str:
+        return self.array if isinstance(self.array, str) else self.name
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Return what another process opens: of a memory map the file, not its content."""
+        kept: Any = self.array
+        if self.is_mapped:
+            order = "C" if kept.flags.c_contiguous else "F"
+            kept = _MemoryMap(str(Path(kept.filename).absolute()), kept.dtype, kept.shape, kept.offset, order)
+        return {**self.__dict__, "array": kept}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        array = state["array"]
+        self.__dict__.update(state, array=array.opened() if isinstance(array, _MemoryMap) else array)
+
+    def identity(self) -> list[Any]:
+        """Return what tells the image from others, in types of JSON, as far as it is known without reading files."""
+        if isinstance(self.array, str):
+            return [self.array]
+        array: Any = array_of(self.array)
+        about = [list(array.shape), str(array.dtype)]
+        if isinstance(array, np.memmap) and array.filename:
+            found = Path(array.filename).stat()
+            return [*about, str(Path(array.filename).absolute()), found.st_size, found.st_mtime_ns]
+        if isinstance(array, np.ndarray):
+            return [*about, _checksum(array)]
+        if (file := getattr(getattr(array, "file", None), "filename", None)) is not None:  # of HDF5
+            return [*about, str(file), str(array.name)]
+        return [*about, str(getattr(array, "store_path", ""))]  # of Zarr
+
+
+def require_name(name: object) -> None:
+    """Raise OptionError unless files in a folder can have a name; it may contain folders, with `/` between them."""
+    parts = name.split("/") if isinstance(name, str) else [""]
+    allowed = all(part.isprintable() and not set(part) & set('\\:*?"<>|') and has_room(part) for part in parts)
+    if not allowed or any(part.strip(". ") != part or not part for part in parts):
+        raise OptionError(
+            f"name must be that of files without a suffix, such as 'slide' or 'plate/well' (got {shown(name)})"
+        )
+
+
+class _MemoryMap(NamedTuple):
+    """What a memory map is of; see `numpy.memmap`."""
+
+    filename: str
+    dtype: np.dtype[Any]
+    shape: tuple[int, ...]
+    offset: int
+    order: Literal["C", "F"]
+
+    def opened(self) -> Array:
+        return np.memmap(self.filename, self.dtype, "r", self.offset, self.shape, self.order)
+
+
+def _checksum(array: Array) -> int:
+    """Return the CRC-32 of the pixels of an array in memory."""
+    checksum = 0
+    for part in array:
+        checksum = zlib.crc32(np.ascontiguousarray(part), checksum)
+    return checksum
 
 
 @dataclass(frozen=True)
@@ -185,7 +290,7 @@ class ImageWindows:
 
 @contextmanager
 def open_windows(
-    source: "AnyPath | ArrayLike", reading: Reading = AS_STORED, channels: int | None = None
+    source: "AnyPath | ArrayLike | ArraySource", reading: Reading = AS_STORED, channels: int | None = None
 ) -> Iterator[ImageWindows]:
     """Open an image to read it by windows.
 
@@ -194,7 +299,7 @@ def open_windows(
     source
         A file; an `ImageSource`; the address of an OME-Zarr image or of a Zarr array in a file system of fsspec, such
         as ``"s3://bucket/image.zarr"``; or an array (..., H, W), or (..., C, H, W) for a model of C channels, of numpy,
-        Zarr, dask or HDF5.
+        Zarr, dask or HDF5; or an `ArraySource` of one of the last two.
     reading
         How a file is read. Of an array, `axes` are the letters of its axes.
     channels
@@ -205,6 +310,9 @@ def open_windows(
     FrameError
         The image cannot be read, has other channels than the model, or its parts take more memory than is allowed.
     """
+    pixel_size, called = None, "the image"
+    if isinstance(source, ArraySource):
+        pixel_size, called, source = source.pixel_size, str(source), source.array
     with ExitStack() as closing:
         if isinstance(source, str | os.PathLike):
             is_address = isinstance(source, str) and "://" in source
@@ -214,12 +322,14 @@ def open_windows(
                 images = _opened_address(name) if is_address else opened(place.path, place.files)
                 image = chosen(closing.enter_context(images), place, reading)
         else:
-            name = "the image"
+            name = called
             with readable(name):
                 image = _of_array(source, reading, channels)
         with readable(name):
             image.require_room(reading.max_image_memory, by_parts=True)
             windows = _windows_of(name, image, reading.channel)
+        if pixel_size is not None:
+            windows = replace(windows, layout=windows.layout._replace(pixel_size=pixel_size))
         yield windows if channels is None else windows.fitting(channels)
 
 
@@ -263,6 +373,21 @@ class WholePixels:
         return part
 
 
+class DaskPixels:
+    """The pixels of a dask array, computed by threads of this process.
+
+    A task of a cluster must not wait for other tasks of it, as it would by default: no worker may be left for them.
+    """
+
+    def __init__(self, array: Any) -> None:
+        self._array = array
+
+    def __getitem__(self, index: Index, /) -> Array:
+        """Return a part of the pixels."""
+        part: Array = self._array[index].compute(scheduler="threads")
+        return part
+
+
 def _of_array(given: Any, reading: Reading, channels: int | None) -> OpenedImage:
     """Return an array as an image whose axes have names."""
     array = array_of(given)
@@ -276,5 +401,6 @@ def _of_array(given: Any, reading: Reading, channels: int | None) -> OpenedImage
         raise FrameError(f"has shape {shape}: it holds no pixels")
     chunks = getattr(array, "shards", None) or getattr(array, "chunks", None)
     part = tuple(max(one) if isinstance(one, tuple) else int(one) for one in chunks) if chunks else ()
-    image = OpenedImage(layout, part, lambda: int(getattr(array, "nbytes", 0)), lambda: np.asarray(array), array=array)
+    parts = DaskPixels(array) if hasattr(array, "__dask_graph__") else array
+    image = OpenedImage(layout, part, lambda: int(getattr(array, "nbytes", 0)), lambda: np.asarray(array), array=parts)
     return image.selected(reading.select) if reading.select else image

@@ -243,7 +243,7 @@ class Segmenter(Closable):
         After an exception, `out` may be partly written. An exception in the progress callback ends the call and is
         raised.
         """
-        _require_callable(progress=progress, measure=measure)
+        require_callable(progress=progress, measure=measure)
         timings = Timings()
         with timings.phase("total"):
             given, room = array_of(image), None if out is None else array_of(out)
@@ -358,7 +358,7 @@ class Segmenter(Closable):
             What `segment` raises.
         """
         require_min_area(min_area)
-        _require_callable(progress=progress)
+        require_callable(progress=progress)
         timings = Timings()
         with timings.phase("total"):
             given = array_of(image)
@@ -479,7 +479,8 @@ class Segmenter(Closable):
             raise OptionError("this model's head outputs labels only: export it with --head logits or probabilities")
 
 
-def _require_callable(**given: object) -> None:
+def require_callable(**given: object) -> None:
+    """Raise OptionError unless arguments, by their names, are functions or None."""
     for name, function in given.items():
         if function is not None and not callable(function):
             raise OptionError(f"{name} must be a function (got {shown(function)})")

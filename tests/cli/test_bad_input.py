@@ -271,6 +271,8 @@ CASES = {
     "a gate without a measurement": ("bench --list --floor 2", "--list takes no --floor: leave one of them out"),
     "a checkpoint and a base": ("bench none.safetensors --base 8", "--base is for an untrained network, and none"),
     "a frame to train": ("bench --training --frame 300", "--training takes no --frame"),
+    "a base of blocks": ("bench --blocks --base 8", "--blocks takes no --base"),
+    "no model for blocks": ("bench --blocks none.onnx", "none.onnx"),
     "results into a folder": ("bench --json .", "is a folder: name a file in it"),
     "going on from nothing": (
         "bench --resume",

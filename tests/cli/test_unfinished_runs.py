@@ -125,7 +125,7 @@ def test_a_signal_says_what_is_kept(runs, number):
     shutil.rmtree(runs.out)
     assert stop_within(runs, number, runs.blocks // 3) == 128 + number, runs.said
     kept = runs.recorded()
-    assert runs.blocks // 3 <= kept < runs.blocks
+    assert runs.blocks // 3 <= kept <= runs.blocks  # all, if the signal waits for a busy machine
     by = "the user" if number == signal.SIGINT else number.name
     lines = [WHERE_IT_IS_KEPT.format(image=runs.image, scratch=runs.scratch), f"stopped by {by}"]
     assert [line for line in runs.said.splitlines() if line] == lines  # click ends the line of ^C
@@ -351,7 +351,7 @@ def test_files_of_others_in_the_scratch_folder_stay(unfinished, tmp_path, how):
 def test_an_address_that_is_none(unfinished, tmp_path):
     status, said = unfinished.run("--scratch", "nonsense://a", *SAME, out=tmp_path / "out")
     assert (status, len(said)) == (2, 1)
-    assert said[0].startswith("Error: nonsense://a/cells cannot hold unfinished blocks (")
+    assert said[0].startswith("Error: nonsense://a/cells cannot hold unfinished blocks (Protocol not known: nonsense)")
     assert not (tmp_path / "out").exists()
 
 

@@ -42,6 +42,25 @@ def test_a_frame_is_segmented_without_torch(tiny_model):
     assert out.strip() == "(70, 90)"
 
 
+WITHOUT_DISTRIBUTED = BLOCK.replace('"torch"', '"torch", "dask", "distributed", "fsspec", "zarr"')
+
+
+def test_an_image_is_segmented_without_the_packages_of_blocks(tiny_model, tmp_path):
+    """Public names are all there; the one that needs the packages says which, and what installs them."""
+    out = run(
+        WITHOUT_DISTRIBUTED
+        + "import importlib.util, numpy as np; from unetrt.runtime import *; from unetrt.runtime import UnetrtError\n"
+        + f"with Segmenter({str(tiny_model)!r}) as segmenter:\n"
+        + "    print(segmenter.segment(np.zeros((70, 90), np.uint16)).labels.shape)\n"
+        + f"    try: segment_large(segmenter, np.zeros((70, 90), np.uint16), {str(tmp_path / 'out')!r})\n"
+        + "    except UnetrtError as error: print(error)\n"
+        + "print([name for name in ('dask', 'fsspec', 'zarr', 'torch') if name in sys.modules])\n"
+    )
+    needed = "segment_large needs dask, fsspec, zarr: pip install 'unetrt[distributed]'"
+    assert out.splitlines() == ["(70, 90)", needed, "[]"]
+    assert not (tmp_path / "out").exists()
+
+
 def test_help_imports_no_engine_and_no_numpy():
     heavy = ("torch", "onnx", "onnxruntime", "tensorrt", "numpy", "rich", "scipy")
     out = run(

@@ -1,4 +1,4 @@
-"""`unetrt bench`: contenders, comparisons of results, and on request the goals of a GPU or training steps."""
+"""`unetrt bench`: contenders, comparisons of results, and on request the goals of a GPU, training steps or blocks."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 # The fewest rounds whose median has a 95 % interval.
 ROUNDS = 6
+# Height and width of the image in blocks by default: four blocks.
+BLOCKS_FRAME = (4096, 4096)
 PATH = click.Path(path_type=Path)
 # What the command does instead of timing contenders, by the option that asks for it, and the other options that apply.
 INSTEAD = {
@@ -26,6 +28,7 @@ INSTEAD = {
     "listed": ("device",),
     "goals": ("base", "depth", "rounds", "only", "json_path", "seconds", "resume"),
     "training": ("base", "depth", "rounds", "tile", "json_path", "seconds", "resume"),
+    "blocks": ("checkpoint", "frame", "rounds", "json_path", "seconds", "resume"),
 }
 
 
@@ -50,6 +53,7 @@ class BenchOptions:
     compare: tuple[Path, Path] | None
     goals: bool
     training: bool
+    blocks: bool
 
     @property
     def patience(self) -> "Patience":
@@ -124,6 +128,7 @@ class BenchOptions:
 @click.option("--compare", type=PATH, nargs=2, metavar="A.json B.json", help="Show what changed from A to B.")
 @click.option("--goals", is_flag=True, help="On a GPU: time lanes, batches and inputs, and check the runtime's goals.")
 @click.option("--training", is_flag=True, help="Time training steps and the wait for tiles instead.")
+@click.option("--blocks", is_flag=True, help="Time an image in blocks, from store to store, with an exported model.")
 @click.pass_context
 def command(context: click.Context, /, **given: Any) -> None:
     """Time unetrt and other implementations on this machine.
@@ -134,12 +139,17 @@ def command(context: click.Context, /, **given: Any) -> None:
 
     With --training: time steps of the recipe `modern` on drawn cells, in float32, in 16 bits and compiled, beside
     matrix products, and validations. --base, --depth and --tile replace the recipe's.
+
+    With --blocks: time an image of nuclei in blocks from Zarr to OME-Zarr, beside a part of it in memory, and measure
+    the peak of the memory. CHECKPOINT is then an exported model, or the name of one that comes with unetrt; by default
+    `nuclei`. The image has 4096 x 4096 pixels by default.
     """
     options = BenchOptions(**given)
     options.require_valid()
     what = next((name for name in INSTEAD if given[name]), "bench")
     _require_applicable(context, what, options.checkpoint)
-    {"bench": bench, "compare": compare, "listed": listed, "goals": goals, "training": training}[what](options)
+    actions = {"compare": compare, "listed": listed, "goals": goals, "training": training, "blocks": blocks}
+    actions.get(what, bench)(options)
 
 
 def _require_applicable(context: click.Context, what: str, checkpoint: Path | None) -> None:
@@ -276,6 +286,22 @@ def training(options: BenchOptions) -> None:
             f"  {'':18s} a validation of 2 Mpixel takes {validation['seconds']:.2f} s: {validation['times']} in "
             f"{validation['steps']} steps, {validation['share']:.1%} of the time (at most 10%)"
         )
+    options.report_missing(result.missing)
+
+
+def blocks(options: BenchOptions) -> None:
+    """Time an image in blocks, and measure its memory."""
+    from unetrt.benchmarks.blocks import BlockSpeed
+    from unetrt.benchmarks.cases import measure
+    from unetrt.benchmarks.terminal import figures_table
+
+    source = click.get_current_context().get_parameter_source("frame")
+    height, width = options.frame if source is click.core.ParameterSource.COMMANDLINE else BLOCKS_FRAME
+    model = {} if options.checkpoint is None else {"model": str(options.checkpoint)}
+    result = measure(
+        BlockSpeed(**model, height=height, width=width), options.rounds, options.json_path, options.patience
+    )
+    _print(figures_table(result))
     options.report_missing(result.missing)
 
 

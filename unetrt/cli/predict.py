@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from functools import partial, wraps
-from importlib.util import find_spec
 from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypedDict, Unpack
@@ -67,6 +66,7 @@ class BlockwiseOptions:
 
     def applies_to(self, source: "ImageSource", reading: "Reading") -> bool:
         """Whether an image is processed in blocks: on request, or if it is large."""
+        from unetrt.runtime.blockwise import missing_packages
         from unetrt.runtime.files.images import is_large, stack_shape
 
         if self.given:
@@ -74,7 +74,7 @@ class BlockwiseOptions:
         shape = stack_shape(source, reading)
         if shape is None or not is_large(shape):
             return False
-        missing = [package for package in ("dask", "fsspec", "zarr") if find_spec(package) is None]
+        missing = missing_packages()
         if missing:
             log.warning(
                 "%s is large, and segmented as a whole: pip install 'unetrt[distributed]' does it in blocks, in less "
