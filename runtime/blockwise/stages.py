@@ -228,7 +228,7 @@ class BlockWorker(Closable):
         found = self.segmenter.classify_block(
             pixels, block, self._affine(frame), tta=self.job.tta, probabilities=self.job.is_confident
         )
-        about = {"overview": self._thinned(block, pixels, window)} if frame == 0 else {}
+        about: dict[str, Any] = {"overview": self._thinned(block, pixels, window)} if frame == 0 else {}
         if found.probabilities is not None:
             with self.scratch.writing():
                 self._probabilities[frame, :, block.rows, block.columns] = found.probabilities

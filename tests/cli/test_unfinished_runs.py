@@ -351,7 +351,7 @@ def test_files_of_others_in_the_scratch_folder_stay(unfinished, tmp_path, how):
 def test_an_address_that_is_none(unfinished, tmp_path):
     status, said = unfinished.run("--scratch", "nonsense://a", *SAME, out=tmp_path / "out")
     assert (status, len(said)) == (2, 1)
-    assert said[0].startswith("Error: nonsense://a/cells cannot hold unfinished blocks (")
+    assert said[0].startswith("Error: nonsense://a/cells cannot hold unfinished blocks (Protocol not known: nonsense)")
     assert not (tmp_path / "out").exists()
 
 
