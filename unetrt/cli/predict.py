@@ -95,7 +95,9 @@ class BlockwiseOptions:
     ) -> "RunSummary":
         """Segment an image in blocks."""
         from unetrt.runtime.blockwise.run import Blockwise, predict_blocks
+        from unetrt.runtime.machine import return_freed_memory
 
+        return_freed_memory()
         return predict_blocks(
             segmenter,
             model,
