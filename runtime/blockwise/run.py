@@ -483,6 +483,8 @@ class _Run:
         if "ome-zarr" in files.kinds:
             classes = None if self._job.kind == "instances" else range(1, len(self._worker.spec.classes))
             write_metadata(pyramid, self._source.name.rpartition("/")[2], classes=classes)
+            for partial in (self._work / LABELS).rglob("*.partial"):  # zarr's, of a process that was killed
+                partial.unlink()
             with whole_folder(self._place("ome-zarr"), replace=(".zgroup", "zarr.json")) as temporary:
                 temporary.rmdir()
                 (self._work / LABELS).rename(temporary)

@@ -231,13 +231,13 @@ class BlockWorker(Closable):
         found = self.segmenter.classify_block(
             pixels, block, self._affine(frame), tta=self.job.tta, probabilities=self.job.is_confident
         )
-        about = {"run": np.array(self.job.name)}
+        about: dict[str, Any] = {"run": np.array(self.job.name)}
         if frame == 0:
             about["overview"] = self._thinned(block, pixels, window)
         if found.probabilities is not None:
             with self.scratch.writing():
                 self._probabilities[frame, :, block.rows, block.columns] = found.probabilities
-            about["probabilities"] = np.array(_checksum(found.probabilities))
+            about["probabilities"] = _checksum(found.probabilities)
         self._keep("classify", frame, block, self._classes, found.labels, about)
         return True
 
