@@ -35,11 +35,11 @@ from unetrt.runtime.blockwise.scratch import RUN, Scratch
 from unetrt.runtime.blockwise.stages import CHUNK, RECORDS, BlockWorker, Job, LabelArrays
 from unetrt.runtime.engines import SUFFIXES
 from unetrt.runtime.errors import FrameError, OptionError, OutputError, UnetrtError, printable, shown
-from unetrt.runtime.files.atomic import locked, scratch_folder, whole_folder, writable_folder
+from unetrt.runtime.files.atomic import locked, whole_folder, writable_folder
 from unetrt.runtime.files.formats import AS_STORED, Layout, Reading
 from unetrt.runtime.files.images import readable, stacked_axes_of
 from unetrt.runtime.files.outputs import KINDS, OVERLAY, TABLES, require_by_windows
-from unetrt.runtime.files.outputs.label_tiff import stacked_axes, write_label_levels
+from unetrt.runtime.files.outputs.label_tiff import smallest_dtype, stacked_axes, write_label_levels
 from unetrt.runtime.files.outputs.label_zarr import write_metadata
 from unetrt.runtime.files.outputs.labelled_image import LabelledImage
 from unetrt.runtime.files.outputs.measurements import MeasuredPart
@@ -73,8 +73,8 @@ WORKERS, MOST_WORKERS = 3, 1024
 MEASURED = {*TABLES, "rois", "geojson"}
 # Folder beside the results that holds unfinished runs.
 UNFINISHED = ".unfinished"
-# Labels in the folder of a run.
-LABELS = "labels.ome.zarr"
+# Labels in the folder of a run, and the measurements of their objects.
+LABELS, ROWS = "labels.ome.zarr", "measurements"
 
 
 @dataclass(frozen=True)
@@ -192,15 +192,16 @@ def predict_blocks(
     if how.scheduler is not None:
         require_sendable(source, model)
     require_by_windows(output.files.kinds, source.name)
-    work = output.files.folder.absolute() / UNFINISHED / source.name
-    scratch = Scratch(_inside(how.scratch, source.name) if how.scratch else str(work / "scratch"))
+    folder = _folder_of(source.name)
+    work = output.files.folder.absolute() / UNFINISHED / folder
+    scratch = Scratch(_inside(how.scratch, folder) if how.scratch else str(work / "scratch"))
     if how.scheduler and not scratch.is_shared:
         raise OptionError(f"{scratch.address} is in the memory of this process: give --scratch a folder, or an address")
     with ExitStack() as opened:
         windows = opened.enter_context(open_windows(source, reading, segmenter.spec.channels))
         require_numbers(windows.dtype)
-        for folder in dict.fromkeys((str(work), scratch.address if how.scratch else str(work))):
-            opened.enter_context(locked(folder, wait=0))
+        for place in dict.fromkeys((str(work), scratch.address if how.scratch else str(work))):
+            opened.enter_context(locked(place, wait=0))
         scheduler = opened.enter_context(scheduler_at(how.scheduler, how.workers))
         is_measured = bool(MEASURED & {*output.files.kinds})
         is_confident = output.kind == "instances" and output.files.shows_confidence
@@ -224,10 +225,20 @@ def predict_blocks(
             return run.finish(scheduler)
 
 
-def _inside(address: str | Path, name: str) -> str:
+def _folder_of(name: str) -> str:
+    """Return the folder of an image's run; folders in the name get a dot: no run lies in that of another image.
+
+    >>> _folder_of("plate"), _folder_of("plate/well")
+    ('plate', '.plate/well')
+    """
+    *above, last = name.split("/")
+    return "/".join([*(f".{folder}" for folder in above), last])
+
+
+def _inside(address: str | Path, folder: str) -> str:
     """Return the address of a folder in another one, absolute if it is not one of fsspec."""
     is_address = "://" in str(address)
-    return f"{str(address).rstrip('/')}/{name}" if is_address else str(Path(address).absolute() / name)
+    return f"{str(address).rstrip('/')}/{folder}" if is_address else str(Path(address).absolute() / folder)
 
 
 class _Run:
@@ -395,8 +406,8 @@ class _Run:
         after: list[Any] = []
         for passed in range(0 if self._worker.spec.takes_raw else self._worker.statistics(frame).passes):
             rows = range(self._worker.plan.shape[0])
-            counted = [self._task("count", (frame, row), after, passed) for row in rows]
-            after = [self._task("measure", (frame,), counted, passed)]
+            counted = [self._task("count", (frame, row, passed), after) for row in rows]
+            after = [self._task("measure", (frame, passed), counted)]
         return after
 
     def _numbered(self, frame: int, classes: Sequence[Any]) -> Any:
@@ -412,11 +423,11 @@ class _Run:
         grown = [self._task("grow", (frame, index), [merged]) for index in self._blocks]
         return self._task("regrow", (frame,), grown)
 
-    def _task(self, stage: str, arguments: tuple[Any, ...], after: Sequence[Any] = (), *name: Any) -> Any:
+    def _task(self, stage: str, arguments: tuple[Any, ...], after: Sequence[Any] = ()) -> Any:
         """Return a task that runs a stage after others."""
         function = dask.delayed(partial(run_stage, self._job, stage, arguments), pure=False, traverse=False)
         place = [str(each) for each in arguments if not isinstance(each, LabelArrays)]
-        return function(*after, dask_key_name="-".join([stage, self._job.name, *place, *map(str, name)]))
+        return function(*after, dask_key_name="-".join([stage, self._job.name, *place]))
 
     # Files
 
@@ -443,7 +454,7 @@ class _Run:
         pyramid = Pyramid(
             str(self._work / LABELS),
             (*(lengths[axis] for axis in order), *self._job.size),
-            _smallest(highest),
+            smallest_dtype(highest),
             "".join(letters[axis] for axis in order) + "YX",
             self._layout.pixel_size,
             self._worker.plan.chunk(CHUNK),
@@ -459,11 +470,10 @@ class _Run:
     def _write_files(self, labels: LabelArrays, counts: Sequence[int]) -> None:
         """Write the files of the image from its labels."""
         files, pyramid = self._output.files, labels.pyramid
-        with scratch_folder() as folder:
-            kinds = [kind for kind in files.kinds if kind not in ("labels", "ome-zarr")]
-            others = replace(files, kinds=kinds, overlays=False, sheet=None)
-            if others.kinds:
-                others.write(self._labelled(labels, folder))
+        kinds = [kind for kind in files.kinds if kind not in ("labels", "ome-zarr")]
+        others = replace(files, kinds=kinds, overlays=False, sheet=None)
+        if others.kinds:
+            others.write(self._labelled(labels))
         if files.overlays or files.sheet is not None:
             self._draw(labels, counts)
         if "labels" in files.kinds:
@@ -479,16 +489,14 @@ class _Run:
                 temporary.rmdir()
                 (self._work / LABELS).rename(temporary)
 
-    def _labelled(self, labels: LabelArrays, folder: Path) -> LabelledImage:
+    def _labelled(self, labels: LabelArrays) -> LabelledImage:
         """Return the labels with what was measured of their objects."""
         axes, lengths = stacked_axes_of(self._layout)
-        rows = [
-            assembled(folder / str(frame), _Parts(self._job.scratch, frame, self._blocks)) for frame in self._frames
-        ]
+        folder = writable_folder(self._work / ROWS)  # not among temporary files, which may be in the memory
+        rows = [assembled(folder / str(frame), _Parts(self._worker, frame)) for frame in self._frames]
         confidence = None
         if self._job.is_confident:
-            stored = [self._job.scratch.get(f"confidence/{frame}") for frame in self._frames]
-            confidence = [one["confidence"] for one in stored if one is not None]
+            confidence = [self._worker.confidence(frame) for frame in self._frames]
         number, channels, *size = self._job.shape
         by_windows: Any = _StackedLabels(labels, (*lengths, *size))
         return LabelledImage(
@@ -523,15 +531,14 @@ class _Run:
 class _Parts(Sequence[MeasuredPart]):
     """What was measured of the blocks of a frame; each is read when it is asked for."""
 
-    def __init__(self, scratch: Scratch, frame: int, blocks: range) -> None:
-        self._scratch, self._frame, self._blocks = scratch, frame, blocks
+    def __init__(self, worker: BlockWorker, frame: int) -> None:
+        self._worker, self._frame = worker, frame
 
     def __len__(self) -> int:
-        return len(self._blocks)
+        return len(self._worker.plan)
 
     def __getitem__(self, index: Any) -> Any:
-        found = self._scratch.get(f"records/write/{self._frame}/{self._blocks[index]}") or {}
-        return MeasuredPart(**{name: found[name] for name in MeasuredPart._fields})
+        return self._worker.measured_part(self._frame, range(len(self))[index])
 
 
 class _StackedLabels:
@@ -555,11 +562,6 @@ def _identity_of_model(path: Path | None, spec: ModelSpec) -> str:
     if path is None or path.suffix.lower() in SUFFIXES:
         return sha256(spec.to_json().encode()).hexdigest()
     return sha256_of_model(path)
-
-
-def _smallest(highest: int) -> np.dtype[Any]:
-    """Return the smallest unsigned dtype that holds labels up to the highest."""
-    return np.dtype(next(kind for kind in (np.uint8, np.uint16, np.uint32, np.uint64) if highest <= np.iinfo(kind).max))
 
 
 def _silent(_done: float) -> None:
