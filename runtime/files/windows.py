@@ -98,7 +98,7 @@ class ArraySource:
         """Return what another process opens: of a memory map the file, not its content."""
         kept: Any = self.array
         if self.is_mapped:
-            order = "C" if kept.flags.c_contiguous else "F"
+            order: Literal["C", "F"] = "C" if kept.flags.c_contiguous else "F"
             kept = _MemoryMap(str(Path(kept.filename).absolute()), kept.dtype, kept.shape, kept.offset, order)
         return {**self.__dict__, "array": kept}
 
@@ -149,7 +149,7 @@ def _checksum(array: Array) -> int:
     """Return the CRC-32 of the pixels of an array in memory."""
     checksum = 0
     for part in array:
-        checksum = zlib.crc32(np.ascontiguousarray(part), checksum)
+        checksum = zlib.crc32(np.ascontiguousarray(part).data, checksum)
     return checksum
 
 
