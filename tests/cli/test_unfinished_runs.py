@@ -210,7 +210,10 @@ def empty(path: Path) -> None:
     path.write_bytes(b"")
 
 
-@pytest.mark.parametrize("damage", [flip, truncate, Path.unlink])
+SLOW = pytest.mark.slow
+
+
+@pytest.mark.parametrize("damage", [flip, *(pytest.param(how, marks=SLOW) for how in (truncate, Path.unlink))])
 @pytest.mark.parametrize(
     ("part", "again"),
     [
