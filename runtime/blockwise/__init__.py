@@ -140,10 +140,9 @@ def segment_large(  # noqa: PLR0913 - those of the command line
     source = _source(image, name, pixel_size)
     folder = require_writable(Path(folder))
     with ExitStack() as opened:
-        if isinstance(model, Segmenter):
-            path, segmenter = None, model
-        else:
-            path = resolved(model)
+        path, segmenter = None, model
+        if not isinstance(segmenter, Segmenter):
+            path = resolved(segmenter)
             segmenter = opened.enter_context(Segmenter(path))
         spec = segmenter.spec
         require_instances(kinds, kind or spec.annotation)

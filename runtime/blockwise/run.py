@@ -192,9 +192,8 @@ def predict_blocks(
     if how.scheduler is not None:
         require_sendable(source, model)
     require_by_windows(output.files.kinds, source.name)
-    folder = _folder_of(source.name)
-    work = output.files.folder.absolute() / UNFINISHED / folder
-    scratch = Scratch(_inside(how.scratch, folder) if how.scratch else str(work / "scratch"))
+    work = _folder_of(source.name, output.files.folder)
+    scratch = scratch_of(source.name, output.files.folder, how.scratch)
     if how.scheduler and not scratch.is_shared:
         raise OptionError(f"{scratch.address} is in the memory of this process: give --scratch a folder, or an address")
     with ExitStack() as opened:
@@ -225,10 +224,42 @@ def predict_blocks(
             return run.finish(scheduler)
 
 
-def _folder_of(name: str) -> str:
-    """Return the folder of an image's run; folders in the name get a dot: no run lies in that of another image.
+def unfinished_tile(name: str, folder: Path, place: str | Path | None = None) -> tuple[Size, int] | None:
+    """Return the tile and the batch that an unfinished run of an image computes with; None where there is no such run.
 
-    >>> _folder_of("plate"), _folder_of("plate/well")
+    A run goes on with them alone: the tile that is planned depends on the memory that is free, and on the cache.
+    """
+    stored = scratch_of(name, folder, place).get_json(RUN)
+    match stored:
+        case {"tile": [int(height), int(width)], "batch": int(batch)}:
+            return (height, width), batch
+    return None
+
+
+def scratch_of(name: str, folder: Path, place: str | Path | None = None) -> Scratch:
+    """Return the scratch store of the run of an image.
+
+    Parameters
+    ----------
+    name
+        Name of the image.
+    folder
+        Folder of the results.
+    place
+        Folder, or address of fsspec, of the scratch stores of all images; None: a hidden one beside the results.
+    """
+    return Scratch(_inside(place, _part_of(name)) if place else str(_folder_of(name, folder) / "scratch"))
+
+
+def _folder_of(name: str, folder: Path) -> Path:
+    """Return the folder beside the results for the unfinished run of an image."""
+    return folder.absolute() / UNFINISHED / _part_of(name)
+
+
+def _part_of(name: str) -> str:
+    """Return the path of an image's run; folders in the name get a dot: no run lies in that of another image.
+
+    >>> _part_of("plate"), _part_of("plate/well")
     ('plate', '.plate/well')
     """
     *above, last = name.split("/")
@@ -322,7 +353,8 @@ class _Run:
         scratch = self._job.scratch
         if not goes_on:
             self._remove()
-            scratch.put_json(RUN, self._about)
+            spec = self._worker.spec
+            scratch.put_json(RUN, self._about | {"tile": list(spec.tile), "batch": spec.batch})
         with scratch.writing():
             self._worker.create_arrays()
 

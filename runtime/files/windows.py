@@ -376,7 +376,8 @@ class WholePixels:
 class DaskPixels:
     """The pixels of a dask array, computed by threads of this process.
 
-    A task of a cluster must not wait for other tasks of it, as it would by default: no worker may be left for them.
+    By default a task of a cluster would hand them over to others as tasks, and leave its place to the next block while
+    it waits, so that memory would grow.
     """
 
     def __init__(self, array: Any) -> None:

@@ -127,8 +127,16 @@ def model_for(
         )
     spec, shape = require_retilable(model)
     budget = _budget(spec, chosen_backend(backend, device), lanes)
-    tile = best_tile(frames, shape, budget).tile
-    return model if tile == spec.tile else _cached(model, tile, spec.batch)
+    return model_with(model, best_tile(frames, shape, budget).tile, spec.batch)
+
+
+def model_with(model: Path, tile: FrameSize, batch: int) -> Path:
+    """Return a file of a model with a tile and a batch: `model` itself, or a verified one from the cache.
+
+    Raises what `retile` does.
+    """
+    spec = read_spec(model)
+    return model if (tile, batch) == (spec.tile, spec.batch) else _cached(model, tile, batch)
 
 
 def model_if_worth(model: Path, frames: Collection[FrameSize], backend: str = AUTO, device: int | None = None) -> Path:

@@ -19,6 +19,7 @@ from tests.cli.test_kills import gone
 from unetrt.cli import main
 from unetrt.runtime.blockwise.scratch import Scratch
 from unetrt.runtime.files.atomic import locked
+from unetrt.runtime.sessions import retile
 from unetrt.trainer.drawn_cells import draw
 
 pytest.importorskip("dask")
@@ -209,7 +210,10 @@ def empty(path: Path) -> None:
     path.write_bytes(b"")
 
 
-@pytest.mark.parametrize("damage", [flip, truncate, Path.unlink])
+SLOW = pytest.mark.slow
+
+
+@pytest.mark.parametrize("damage", [flip, *(pytest.param(how, marks=SLOW) for how in (truncate, Path.unlink))])
 @pytest.mark.parametrize(
     ("part", "again"),
     [
@@ -293,6 +297,26 @@ def test_another_model_is_refused(unfinished, large_model, monkeypatch):
     status, said = unfinished.run("--resume", *SAME)
     assert (status, len(said)) == (2, 1)
     assert "has another model, block: repeat" in said[0]
+
+
+def test_a_run_goes_on_with_its_tile(unfinished, tmp_path):
+    """The planned tile depends on the memory that is free and on the cache, which change between two runs."""
+    said = unfinished.run("--tile", "planned", *SAME, out=tmp_path / "planned")[1]
+    assert re.match(r"tile \d+x\d+, planned for these images", said[0])
+    blocks, kept = unfinished.resumed("--tile", "planned", *SAME)
+    assert blocks == kept > 1
+    assert contents(unfinished.out) == unfinished.undisturbed
+
+
+def test_a_run_with_a_planned_tile_goes_on(unfinished, tmp_path):
+    (wrong := tmp_path / "overlays" / "cells.png").mkdir(parents=True)
+    assert unfinished.run("--tile", "planned", *SAME, out=tmp_path)[0] == 2
+    wrong.rmdir()
+    assert retile.clear()
+    status, said = unfinished.run("--resume", "--tile", "auto", *SAME, out=tmp_path)
+    assert status == 0, said
+    blocks, kept = counted(said[-1])
+    assert blocks == kept >= 1
 
 
 def test_an_unfinished_run_is_not_overwritten_unasked(unfinished):

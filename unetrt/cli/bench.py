@@ -1,7 +1,7 @@
 """`unetrt bench`: contenders, comparisons of results, and on request the goals of a GPU, training steps or blocks."""
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -297,10 +297,10 @@ def blocks(options: BenchOptions) -> None:
 
     source = click.get_current_context().get_parameter_source("frame")
     height, width = options.frame if source is click.core.ParameterSource.COMMANDLINE else BLOCKS_FRAME
-    case = BlockSpeed(height=height, width=width)
-    if options.checkpoint is not None:
-        case = replace(case, model=str(options.checkpoint))
-    result = measure(case, options.rounds, options.json_path, options.patience)
+    model: dict[str, Any] = {} if options.checkpoint is None else {"model": str(options.checkpoint)}
+    result = measure(
+        BlockSpeed(**model, height=height, width=width), options.rounds, options.json_path, options.patience
+    )
     _print(figures_table(result))
     options.report_missing(result.missing)
 

@@ -2,7 +2,7 @@
 
 import logging
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from functools import partial, wraps
@@ -82,6 +82,15 @@ class BlockwiseOptions:
                 printable(str(source)),
             )
         return not missing
+
+    def unfinished_tile(self, names: Collection[str], out: Path) -> tuple[tuple[int, int], int] | None:
+        """Return the tile, and the batch, of the first unfinished run of these images that `--resume` goes on with."""
+        if not self.given.get("resume"):
+            return None
+        from unetrt.runtime.blockwise.run import unfinished_tile
+
+        found = (unfinished_tile(name, out, self.given.get("scratch")) for name in names)
+        return next(filter(None, found), None)
 
     def predict(
         self,
@@ -253,9 +262,10 @@ def command(
     require_writable(out)
     require_distinct(sources, out, partial(places, kinds, overlays=written["overlays"], sheet=written["montage"]))
     failures: list[FrameError] = []
-    by_blocks = {source.name for source in sources if blockwise.applies_to(source, reading)}
-    sizes = [] if choice == "model" else _frame_sizes(sources, tta, reading, blockwise.side if by_blocks else None)
-    model = _with_tile(choice, model, sizes, engine)
+    by_blocks = dict.fromkeys(source.name for source in sources if blockwise.applies_to(source, reading))
+    if choice != "model":
+        sizes = _frame_sizes(sources, tta, reading, blockwise.side if by_blocks else None)
+        model = _with_tile(choice, model, sizes, engine, blockwise.unfinished_tile(by_blocks, out))
     with ExitStack() as opened:
         segmenter = opened.enter_context(engine.segmenter(model))
         kind = written["kind"] or segmenter.spec.annotation
@@ -289,15 +299,27 @@ def command(
     report_failures(failures, len(sources), "segmented")
 
 
-def _with_tile(choice: str, model: Path, frames: list[tuple[int, int]], engine: EngineOptions) -> Path:
+def _with_tile(
+    choice: str,
+    model: Path,
+    frames: list[tuple[int, int]],
+    engine: EngineOptions,
+    unfinished: tuple[tuple[int, int], int] | None,
+) -> Path:
     """Return a file of the model with the tile to use, which is `model` itself or is in the cache.
 
-    `frames` holds (H, W) of each frame that is computed; without any, the file's own tile is used.
+    `frames` holds (H, W) of each frame that is computed; without any, the file's own tile is used. `unfinished` is the
+    tile, and the batch, of a run that goes on.
     """
-    from unetrt.runtime.sessions.retile import model_for, model_if_worth
+    from unetrt.runtime.sessions.retile import model_for, model_if_worth, model_with
 
     if not frames:
         return model
+    if unfinished is not None:
+        try:
+            return model_with(model, *unfinished)
+        except UnetrtError as error:  # it is the run of another model, which is refused later
+            log.info("the tile of the unfinished run is not used: %s", error)
     if choice == "planned":
         chosen = model_for(model, frames, engine.backend, engine.device, engine.lanes)
     else:

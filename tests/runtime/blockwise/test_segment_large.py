@@ -285,7 +285,6 @@ def test_a_memory_map_is_sent_as_its_file(tmp_path):
 
 
 def test_workers_of_a_cluster_read_arrays(tmp_path, tiny_model, expected):
-    """One thread in all: a task that waited for tasks of a dask array would wait for ever."""
     distributed = pytest.importorskip("distributed", reason=requirements.DASK)
     local = {"n_workers": 1, "threads_per_worker": 1, "dashboard_address": None, "worker_dashboard_address": None}
     with distributed.LocalCluster(**local, local_directory=tmp_path / "cluster") as cluster:
@@ -297,6 +296,26 @@ def test_workers_of_a_cluster_read_arrays(tmp_path, tiny_model, expected):
             )
             found = read_label_stack(folder / "out" / "ome-zarr" / f"{name}.ome.zarr")[0]
             np.testing.assert_array_equal(found, expected)
+
+
+def is_in_a_task(block):
+    """Pixels that say whether a task of a cluster computes them."""
+    from distributed import get_worker
+
+    try:
+        get_worker()
+    except ValueError:
+        return np.zeros_like(block)
+    return np.ones_like(block)
+
+
+def test_pixels_of_dask_arrays_are_computed_where_they_are_read(tmp_path):
+    distributed = pytest.importorskip("distributed", reason=requirements.DASK)
+    array = lazy(tmp_path).map_blocks(is_in_a_task, dtype=IMAGE.dtype)
+    options = {"processes": False, "dashboard_address": None, "local_directory": tmp_path / "cluster"}
+    with distributed.Client(n_workers=1, threads_per_worker=1, **options), open_windows(array, channels=1) as windows:
+        assert array.compute().all()
+        assert not windows.read(0, slice(0, 100), slice(0, 100)).any()
 
 
 def test_the_options_are_those_of_blocks():
