@@ -69,6 +69,8 @@ SEGMENT, WRITE, COARSEN = (0.0, 0.9), (0.9, 0.96), (0.96, 1.0)
 BLOCK = (2048, 2048)
 # Blocks at once by default: one is computed while the next is read and the last one decoded or written.
 WORKERS, MOST_WORKERS = 3, 1024
+# Tasks that count the grey values of a frame on a cluster; each takes some 0.5 MB for each channel.
+COUNTERS = 64
 # Kinds of files that need measurements of the objects.
 MEASURED = {*TABLES, "rois", "geojson"}
 # Folder beside the results that holds unfinished runs.
@@ -364,6 +366,7 @@ class _Run:
         job = self._job
         return {
             "model": _identity_of_model(self._model, self._worker.spec),
+            "engine": self._worker.segmenter.session.name,
             "image": self._files_of_image(),
             "reading": repr(job.reading),
             "shape": list(job.shape),
@@ -437,8 +440,8 @@ class _Run:
         """Return the task that ends with the normalisation of a frame."""
         after: list[Any] = []
         for passed in range(0 if self._worker.spec.takes_raw else self._worker.statistics(frame).passes):
-            rows = range(self._worker.plan.shape[0])
-            counted = [self._task("count", (frame, row, passed), after) for row in rows]
+            counters = min(self._worker.plan.shape[0], COUNTERS if self._how.scheduler else self._how.workers)
+            counted = [self._task("count", (frame, first, passed, counters), after) for first in range(counters)]
             after = [self._task("measure", (frame, passed), counted)]
         return after
 

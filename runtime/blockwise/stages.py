@@ -20,6 +20,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import product
 from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
@@ -183,14 +184,18 @@ class BlockWorker(Closable):
             return FrameStatistics.from_dict(stored)
         return FrameStatistics(self.spec.normalisation, self.image.dtype, (self.spec.channels, *self.job.size))
 
-    def count(self, frame: int, row: int, passed: int) -> FrameStatistics | None:
-        """Count the grey values of a row of blocks in the pass after `passed` others; None if that is over."""
+    def count(self, frame: int, first: int, passed: int, step: int) -> FrameStatistics | None:
+        """Count the grey values of each `step`-th row of blocks from the `first` on, in the pass after `passed` others.
+
+        Returns None if that pass is over.
+        """
         so_far = self.statistics(frame)
         if so_far.passed > passed:
             return None
         counted = so_far.empty()
-        for column in range(self.plan.shape[1]):
-            block = self.plan[row * self.plan.shape[1] + column]
+        rows, columns = map(range, self.plan.shape)
+        for row, column in product(rows[first::step], columns):
+            block = self.plan[row * len(columns) + column]
             pixels = self.image.read(frame, block.rows, block.columns)
             counted.add(pixels, (block.rows.start, block.columns.start))
         return counted
