@@ -198,9 +198,13 @@ def predict_blocks(
     scratch = scratch_of(source.name, output.files.folder, how.scratch)
     if how.scheduler and not scratch.is_shared:
         raise OptionError(f"{scratch.address} is in the memory of this process: give --scratch a folder, or an address")
+    _require_outside(source, output.files.folder, scratch.folder)
     with ExitStack() as opened:
         windows = opened.enter_context(open_windows(source, reading, segmenter.spec.channels))
-        require_numbers(windows.dtype)
+        try:
+            require_numbers(windows.dtype)
+        except FrameError as error:
+            raise FrameError(f"{source}: {error}") from error
         for place in dict.fromkeys((str(work), scratch.address if how.scratch else str(work))):
             opened.enter_context(locked(place, wait=0))
         scheduler = opened.enter_context(scheduler_at(how.scheduler, how.workers))
@@ -274,6 +278,15 @@ def _inside(address: str | Path, folder: str) -> str:
     return f"{str(address).rstrip('/')}/{folder}" if is_address else str(Path(address).absolute() / folder)
 
 
+def _require_outside(source: ImageSource | ArraySource, folder: Path, scratch: Path | None) -> None:
+    """Raise OptionError for folders of a run that lie in the image, a Zarr, which may not change meanwhile."""
+    if not isinstance(source, ImageSource):
+        return
+    for used, given in ((folder, folder), (scratch, scratch and scratch.parents[source.name.count("/")])):
+        if used is not None and used.resolve().is_relative_to(source.path.resolve()):
+            raise OptionError(f"{given} lies in the image {source}: choose another folder")
+
+
 class _Run:
     """A run of a job."""
 
@@ -300,8 +313,7 @@ class _Run:
 
         A run that has not computed any block leaves nothing.
         """
-        folder = self._output.files.folder.absolute()
-        missing = [part for part in (folder, *folder.parents) if not part.exists()]
+        missing = _missing(self._output.files.folder.absolute()) + _missing(self._job.scratch.folder)
         goes_on = self._can_go_on()
         begin_work(self._worker)
         try:
@@ -323,7 +335,7 @@ class _Run:
                     self._remove(missing)
             raise
         else:
-            self._remove()
+            self._remove(missing)
         finally:
             end_work(self._job.name)
 
@@ -586,6 +598,11 @@ class _StackedLabels:
         *leading, rows, columns = index
         frame = int(np.ravel_multi_index(leading, self.shape[:-2])) if leading else 0
         return self._labels.pyramid.levels[0][(*self._labels.plane(frame), rows, columns)]
+
+
+def _missing(folder: Path | None) -> list[Path]:
+    """Return which of a folder and those that hold it do not exist, the deepest first."""
+    return [] if folder is None else [part for part in (folder, *folder.parents) if not part.exists()]
 
 
 def _absolute_source(source: ImageSource) -> ImageSource:

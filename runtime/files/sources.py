@@ -17,6 +17,7 @@ from collections import Counter
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from hashlib import sha256
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 from unicodedata import normalize
@@ -27,6 +28,7 @@ from unetrt.runtime.files.formats import (
     AS_STORED,
     SUFFIXES,
     ZARR,
+    ZARR_FILES,
     Reading,
     index_of,
     is_zarr,
@@ -82,12 +84,30 @@ class ImageSource(os.PathLike[str]):
 
     def identity(self) -> list[Any]:
         """Return what tells the image from others, in types of JSON: its files with their sizes and times."""
-        found = [(path, path.stat()) for path in (self.path, *self.files)]
-        return [self.series, *([str(path), about.st_size, about.st_mtime_ns] for path, about in found)]
+        return [self.series, *map(state_of, (self.path, *self.files))]
 
     def __str__(self) -> str:
         more = f" (with {len(self.files)} more files)" if self.files else ""
         return f"{self.path}{more}" if self.series is None else f"{self.path}{more}, image {self.series} ({self.name})"
+
+
+def state_of(path: Path) -> list[Any]:
+    """Return what shows that a file, or the pixels of a Zarr folder, were written since, in types of JSON.
+
+    It is the path, and size and time of a file or a digest of those of all files of a folder. Label images in a folder
+    are others, and hidden files are no chunks.
+    """
+    if not path.is_dir():
+        about = path.stat()
+        return [str(path), about.st_size, about.st_mtime_ns]
+    digest = sha256()
+    for folder, folders, files in os.walk(path):
+        folders[:] = sorted(name for name in folders if name != "labels" and not name.startswith("."))
+        for name in sorted(files):
+            if not name.startswith(".") or name in ZARR_FILES:
+                about = os.stat(os.path.join(folder, name))  # noqa: PTH116, PTH118 - there may be a million chunks
+                digest.update(repr((os.path.relpath(folder, path), name, about.st_size, about.st_mtime_ns)).encode())
+    return [str(path), digest.hexdigest()]
 
 
 def source_of(path: AnyPath) -> ImageSource:

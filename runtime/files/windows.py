@@ -43,7 +43,7 @@ from unetrt.runtime.files.images import chosen, is_grey, is_opaque, may_be_opaci
 from unetrt.runtime.files.outputs.label_tiff import require_pixel_size
 from unetrt.runtime.files.pixel_size import PixelSize
 from unetrt.runtime.files.selection import Index, Parts
-from unetrt.runtime.files.sources import ImageSource, has_room
+from unetrt.runtime.files.sources import ImageSource, has_room, state_of
 from unetrt.runtime.pixels.frames import ArrayLike, array_of, split_axes
 
 if TYPE_CHECKING:
@@ -119,7 +119,9 @@ class ArraySource:
             return [*about, _checksum(array)]
         if (file := getattr(getattr(array, "file", None), "filename", None)) is not None:  # of HDF5
             return [*about, str(file), str(array.name)]
-        return [*about, str(getattr(array, "store_path", ""))]  # of Zarr
+        if isinstance(root := getattr(getattr(array, "store", None), "root", None), Path):  # of Zarr, in a folder
+            return [*about, *state_of(root / array.path)]
+        return [*about, str(getattr(array, "store_path", ""))]
 
 
 def require_name(name: object) -> None:

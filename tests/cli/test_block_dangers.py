@@ -137,6 +137,10 @@ IMAGES = {
     "OME-Zarr 0.4": (lambda place: ome_zarr(place, grey(130, 170)), ()),
     "OME-Zarr 0.5": (lambda place: ome_zarr(place, grey(2, 90, 110), "0.5"), ()),
     "plate": (plate, ()),
+    "a name that is a chain of fsspec": (
+        lambda place: ome_zarr(place, grey(90, 110)).rename(place / "zip::a#b c.zarr"),
+        (),
+    ),
 }
 
 
@@ -193,6 +197,10 @@ REFUSED = {
     "channels": (lambda place: tiff(place, grey(2, 90, 110), metadata={"axes": "CYX"}), " has 2 channels: this model"),
     "colours": (lambda place: npy(place, grey(90, 110, 3)), f"{PLACE}has colours, and the model takes 1 channel: "),
     "empty": (lambda place: npy(place, np.zeros((0, 5))), " holds no pixels"),
+    "complex": (
+        lambda place: npy(place, grey(90, 110).astype(np.complex64)),
+        ": the image is complex64: use an integer",
+    ),
     "text": (lambda place: (place / "image.tif").write_text("hello") and place / "image.tif", " cannot be read: "),
 }
 
@@ -207,6 +215,28 @@ def test_what_cannot_be_segmented_is_named_and_leaves_nothing(predict, tmp_path,
     assert len(said) == 1, said
     assert re.match(f"Error: {re.escape(str(image))}{wanted}", said[0]), said
     assert [path.name for path in tmp_path.iterdir()] == ["in"]
+
+
+@pytest.mark.parametrize("inside", ["", "results", "0/results"])
+@pytest.mark.parametrize("what", ["results", "scratch"])
+def test_folders_inside_the_image_are_refused_before_anything_is_computed(predict, tmp_path, what, inside):
+    image = ome_zarr(tmp_path, grey(90, 110))
+    before = sorted(image.rglob("*"))
+    out, options = (image / inside, ()) if what == "results" else ("out", ("--scratch", str(image / inside)))
+    status, said = predict(image, out, "--block", "70x60", *options)
+    assert status == 2
+    assert said == [f"Error: {image / inside} lies in the image {image}: choose another folder"]
+    assert sorted(image.rglob("*")) == before
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_scratch_folder_that_the_run_has_made_is_removed(predict, tmp_path):
+    image = tiff(tmp_path, grey(90, 110))
+    (tmp_path / "mine").mkdir()
+    for scratch in ("mine", "new", "mine/new/er"):
+        assert predict(image, "out", "--block", "70x60", "--scratch", str(tmp_path / scratch))[0] == 0
+    assert list((tmp_path / "mine").iterdir()) == []
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["image.tif", "mine", "out"]
 
 
 def test_axes_that_do_not_fit(predict, tmp_path):
@@ -277,6 +307,31 @@ def test_an_image_that_changes_meanwhile_is_refused(predict, tmp_path, monkeypat
     wanted = f"Error: {image} was changed while it was segmented: segment it again"
     assert predict(image, "out", "--block", "70x60") == (2, [wanted])
     assert [path for path in tmp_path.iterdir() if path != image] == []
+
+
+def test_a_chunk_that_changes_meanwhile_is_noticed(predict, tmp_path, monkeypatch):
+    image, write = ome_zarr(tmp_path, grey(130, 170)), BlockWorker.write
+    chunk = next(path for path in sorted((image / "0").rglob("*")) if path.is_file() and path.suffix != ".json")
+
+    def touched(self, *arguments):
+        os.utime(chunk, ns=(1, 1))
+        return write(self, *arguments)
+
+    monkeypatch.setattr(BlockWorker, "write", touched)
+    assert predict(image, "out", "--block", "70x60")[0] == 2
+    assert [path for path in tmp_path.iterdir() if path != image] == []
+
+
+def test_labels_that_are_added_meanwhile_are_no_change(predict, tmp_path, monkeypatch):
+    image, write = ome_zarr(tmp_path, grey(130, 170)), BlockWorker.write
+
+    def beside(self, *arguments):
+        (image / "labels" / "others").mkdir(parents=True, exist_ok=True)
+        (image / ".DS_Store").touch()
+        return write(self, *arguments)
+
+    monkeypatch.setattr(BlockWorker, "write", beside)
+    assert predict(image, "out", "--block", "70x60")[0] == 0
 
 
 # Disks

@@ -251,9 +251,12 @@ class Pyramid:
 
     @cached_property
     def _store(self) -> str | Path | Store:
-        """The store for zarr, whose stores of fsspec create no folders: a local address becomes a path."""
-        is_local = isinstance(self.store, str) and self.store.startswith("file:")
-        return Path(url2pathname(urlsplit(str(self.store)).path)) if is_local else self.store
+        """The store for zarr; a local one is a path: stores of fsspec create no folders, and read `::` as a chain."""
+        if not isinstance(self.store, str):
+            return self.store
+        if self.store.startswith("file:"):
+            return Path(url2pathname(urlsplit(self.store).path))
+        return self.store if "://" in self.store else Path(self.store)
 
     @property
     def _shown(self) -> str:

@@ -186,11 +186,18 @@ def written_again(folder):
     return image
 
 
+def chunks_written_again(folder):
+    array = zarr.open_array(folder / "raw.zarr", mode="r+")
+    array[-1:] = IMAGE[-1:] + 1
+    return array
+
+
 OTHERS = {
     "other pixels": (lambda _: IMAGE, lambda _: IMAGE + np.uint16(1)),
     "another dtype": (lambda _: IMAGE, lambda _: IMAGE.astype(np.int32)),
     "another shape": (lambda _: IMAGE, lambda _: IMAGE[1:]),
     "a file that was written since": (memory_map, written_again),
+    "chunks that were written since": (stored, chunks_written_again),
     "an array elsewhere": (stored, lambda folder: zarr.create_array(folder / "b.zarr", data=IMAGE, chunks=(64, 64))),
     "another file": (hdf5, lambda folder: hdf5_at(folder / "b.h5")),
 }
