@@ -287,16 +287,9 @@ class BlockWorker(Closable):
     def write(self, frame: int, index: int, labels: "LabelArrays") -> None:
         """Write the labels of a block, and measure its objects."""
         block, plane = self.plan[index], labels.plane(frame)
-        own = (frame, block.rows, block.columns)
         if self._is_done("write", frame, block, labels.pyramid.levels[0], plane):
             return
-        dtype = labels.pyramid.dtype
-        if self.job.kind == "classes":
-            pixels = np.asarray(self._classes[own]).astype(dtype, copy=False)
-        else:
-            stage, objects = ("grown-numbers", self._grown) if self.margins.grow else ("numbers", self._objects)
-            numbers = self._numbers(frame, index, stage).astype(dtype)  # a block of their int64 is twice as large
-            pixels = numbers[objects[own]]
+        pixels = self._final(frame, block, np.dtype(labels.pyramid.dtype))
         found = {}
         if self.job.is_measured:
             grey = self.image.read(frame, block.rows, block.columns)
@@ -305,6 +298,18 @@ class BlockWorker(Closable):
         if frame == 0:
             found["overview"] = self._thinned(block, pixels, block.part)
         self.scratch.put(_key("write", frame, index), {"checksum": _checksum(pixels), **found})
+
+    def _final(self, frame: int, block: Block, dtype: np.dtype[Any]) -> Array:
+        """Return the final labels of a block; its objects are read by rows of chunks, as they may be larger."""
+        if self.job.kind == "classes":
+            return np.asarray(self._classes[frame, block.rows, block.columns]).astype(dtype, copy=False)
+        stage, objects = ("grown-numbers", self._grown) if self.margins.grow else ("numbers", self._objects)
+        numbers = self._numbers(frame, block.index, stage).astype(dtype)
+        labels, height = np.empty(block.size, dtype), self.plan.chunk(CHUNK)[0]
+        for top in range(0, len(labels), height):
+            rows = slice(block.rows.start + top, min(block.rows.start + top + height, block.rows.stop))
+            labels[top : top + height] = numbers[objects[frame, rows, block.columns]]
+        return labels
 
     def coarsen(self, level: int, rows: slice, columns: slice, plane: tuple[int, ...], labels: "LabelArrays") -> None:
         """Write a region of a level of the labels from the level before."""
