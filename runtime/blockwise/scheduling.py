@@ -179,9 +179,12 @@ def scheduler_at(address: str | None, threads: int) -> Iterator[Scheduler]:
         yield Threads(threads)
         return
     from distributed import Client
+    from distributed.comm.addressing import get_address_host_port
 
     with _silent():
         try:
+            if not address.startswith("inproc:"):  # of this process, without host and port
+                get_address_host_port(address)  # else a client is left that hangs when it is deleted
             client = Client(address, timeout=CONNECT, set_as_default=False)
         except ValueError as error:
             raise OptionError(

@@ -216,8 +216,19 @@ def test_no_scheduler_is_an_error(tmp_path, monkeypatch, nuclei, image):
     monkeypatch.setattr(scheduling, "CONNECT", 0.5)
     with pytest.raises(BackendUnavailableError, match=r"no Dask scheduler answers at tcp://127.0.0.1:9 within 0.5 s"):
         segment(tmp_path, nuclei, image, "tcp://127.0.0.1:9")
-    with pytest.raises(OptionError, match=r"--scheduler 'here' is not an address .*: give tcp://HOST:PORT"):
-        segment(tmp_path, nuclei, image, "here")
+    assert not (tmp_path / ".unfinished").exists()
+
+
+@pytest.mark.parametrize("address", ["here", "", "http://10.0.0.1:80", "tcp://", "tcp://here", "tcp://here:port"])
+def test_an_address_that_is_none_is_an_error(tmp_path, monkeypatch, nuclei, image, address):
+    """No client is made for it: one that fails in its constructor waits 20 s at the end of the process."""
+    made, create = [], Client.__init__
+    monkeypatch.setattr(
+        Client, "__init__", lambda self, *given, **named: made.append(1) or create(self, *given, **named)
+    )
+    with pytest.raises(OptionError, match=rf"--scheduler '{address}' is not an address .*: give tcp://HOST:PORT"):
+        segment(tmp_path, nuclei, image, address)
+    assert not made
     assert not (tmp_path / ".unfinished").exists()
 
 
