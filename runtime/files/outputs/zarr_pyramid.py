@@ -298,13 +298,9 @@ class Pyramid:
         return any("multiscales" in group.attrs or "ome" in group.attrs for group in groups)
 
     def _opened(self, level: int) -> Any:
-        place, stored_as = self._place(level), FORMATS[self.version]
-        return zarr.open_array(self._store, path=place, mode="r+", zarr_format=stored_as, config=self._config)
-
-    @property
-    def _config(self) -> Any:
-        """Chunks of zeros are left out of labels, and not of images, where a missing chunk is an error."""
-        return {"write_empty_chunks": self.reduction == "mean"}
+        # Chunks of zeros are left out of labels, and not of images, where a missing chunk is an error.
+        with zarr.config.set({"array.write_empty_chunks": self.reduction == "mean"}):
+            return zarr.open_array(self._store, path=self._place(level), mode="r+", zarr_format=FORMATS[self.version])
 
     def _create_array(self, level: int) -> None:
         chunks, shards = self._layout(level)
@@ -320,7 +316,6 @@ class Pyramid:
                 chunks=chunks,
                 shards=shards,
                 fill_value=0,
-                config=self._config,
                 zarr_format=FORMATS[self.version],
                 dimension_names=None if is_early else list(self.axes.lower()),
                 chunk_key_encoding={"name": "v2", "separator": "/"} if is_early else None,
