@@ -15,6 +15,7 @@ from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -32,6 +33,10 @@ Array = NDArray[Any]
 
 # A pass of fewer bytes is not compared with the free memory.
 SMALL = 1 << 28
+
+
+# The options of an engine without any.
+DEFAULTS: Mapping[str, str] = MappingProxyType({})
 
 
 def require_options(options: Mapping[str, str]) -> None:

@@ -20,7 +20,7 @@ from unetrt.runtime.errors import (
 )
 from unetrt.runtime.model.onnx_file import read_spec
 from unetrt.runtime.model.spec import INPUT, OUTPUT, ModelSpec
-from unetrt.runtime.sessions.cpu import Array, WorkerSession, require_fitting, require_options, threads_of
+from unetrt.runtime.sessions.cpu import DEFAULTS, Array, WorkerSession, require_fitting, require_options, threads_of
 
 __all__ = ["OnnxRuntimeSession", "open_session", "probe", "require_options"]
 
@@ -118,7 +118,7 @@ def probe() -> str | None:
     return why_not_importable("onnxruntime", "ONNX Runtime", "cpu", "onnxruntime")
 
 
-def open_session(path: Path, options: Mapping[str, str]) -> "OnnxRuntimeSession":
+def open_session(path: Path, options: Mapping[str, str] = DEFAULTS) -> "OnnxRuntimeSession":
     """Load an ONNX file; raises ModelFileError where it is damaged or not a unetrt model."""
     return OnnxRuntimeSession(path, threads_of(options))
 

@@ -19,7 +19,7 @@ from unetrt.runtime.candidates import why_not_importable
 from unetrt.runtime.errors import InferenceError, ModelFileError, OutOfMemoryError, is_out_of_memory
 from unetrt.runtime.model.onnx_file import read_spec
 from unetrt.runtime.model.spec import ModelSpec
-from unetrt.runtime.sessions.cpu import Array, WorkerSession, require_fitting, require_options, threads_of
+from unetrt.runtime.sessions.cpu import DEFAULTS, Array, WorkerSession, require_fitting, require_options, threads_of
 
 __all__ = ["OpenVinoSession", "has_bfloat16", "open_session", "probe", "require_options"]
 
@@ -49,7 +49,7 @@ def probe() -> str | None:
     return why_not_importable("openvino", "OpenVINO", "cpu", "openvino", lambda _: _imported())
 
 
-def open_session(path: Path, options: Mapping[str, str]) -> "OpenVinoSession":
+def open_session(path: Path, options: Mapping[str, str] = DEFAULTS) -> "OpenVinoSession":
     """Load an ONNX file; raises ModelFileError where it is damaged or not a unetrt model."""
     return OpenVinoSession(path, threads_of(options))
 

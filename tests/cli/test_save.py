@@ -265,7 +265,7 @@ def test_labels_in_floating_point_are_converted(run, labelled, dtype):
 
 
 @pytest.mark.parametrize(
-    ("kind", "package", "extra"), [(name, *KINDS[name][3:]) for name in KINDS if KINDS[name].package]
+    ("kind", "package", "extra"), [(name, *KINDS[name][3:5]) for name in KINDS if KINDS[name].package]
 )
 @pytest.mark.parametrize("command", ["predict", "convert"])
 def test_a_missing_package_is_named_before_the_work_begins(

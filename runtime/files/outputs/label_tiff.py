@@ -194,7 +194,8 @@ def _identify(path: Path, identifier: str) -> None:
 
 def smallest(labels: Array, largest: type[np.unsignedinteger[Any]] = np.uint32) -> Array:
     """Return labels in the smallest unsigned dtype, up to `largest`, that holds them; raises FrameError otherwise."""
-    return labels.astype(smallest_dtype(highest_of(labels, largest)), copy=False)
+    highest = highest_of(labels, largest)  # before anything is assumed about `labels`
+    return labels.astype(smallest_dtype(highest), copy=False)
 
 
 def smallest_dtype(highest: int) -> np.dtype[Any]:
