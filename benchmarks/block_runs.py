@@ -24,6 +24,7 @@ from unetrt.runtime.files.outputs import KINDS, opened_outputs
 from unetrt.runtime.files.outputs.zarr_pyramid import OBJECTS
 from unetrt.runtime.files.windows import ImageWindows, open_windows
 from unetrt.runtime.geometry.blocks import BlockPlan
+from unetrt.runtime.machine import return_freed_memory
 from unetrt.runtime.model.objects import instances
 from unetrt.runtime.model.onnx_file import resolved
 from unetrt.runtime.pixels.normalisation import Affine, Normalisation
@@ -78,6 +79,7 @@ def in_blocks(model: Path, path: Path, folder: Path, *, overlays: bool = False) 
 
     The peak is that above a process that has opened the model.
     """
+    return_freed_memory()  # as `unetrt predict` does
     with Segmenter(model) as segmenter:
         before, begin = peak_memory() or 0, perf_counter()
         with opened_outputs(folder, [KIND], channels=segmenter.spec.channels, overlays=overlays) as files:

@@ -6,6 +6,7 @@
 '312 MiB'
 """
 
+import ctypes
 import os
 import platform
 import sys
@@ -157,6 +158,20 @@ def _available_on_windows() -> int | None:
     if sys.platform == "win32" and ctypes.windll.kernel32.GlobalMemoryStatusEx(ctypes.byref(status)):
         return int(status.available)
     return None
+
+
+# glibc's mallopt (malloc.h): the parameter, and the bytes from which an array is a mapping of its own.
+M_MMAP_THRESHOLD, MAPPED = -3, 4 * 2**20
+
+
+def return_freed_memory() -> None:
+    """Let this process return freed arrays of at least 4 MiB to the system at once; has an effect with glibc only.
+
+    By default glibc raises this threshold to the size of the largest array that was freed, up to 32 MiB, and then keeps
+    most arrays in heaps of its threads, which grow for as long as arrays of different sizes alternate there.
+    """
+    if platform.libc_ver()[0] == "glibc":
+        ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, MAPPED)
 
 
 def format_bytes(size: int) -> str:

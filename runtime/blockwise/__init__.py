@@ -140,8 +140,10 @@ def segment_large(  # noqa: PLR0913 - those of the command line
     source = _source(image, name, pixel_size)
     folder = require_writable(Path(folder))
     with ExitStack() as opened:
-        path = None if isinstance(model, Segmenter) else resolved(model)
-        segmenter = model if isinstance(model, Segmenter) else opened.enter_context(Segmenter(path))
+        path, segmenter = None, model
+        if not isinstance(segmenter, Segmenter):
+            path = resolved(segmenter)
+            segmenter = opened.enter_context(Segmenter(path))
         spec = segmenter.spec
         require_instances(kinds, kind or spec.annotation)
         confident = spec.head != "labels"

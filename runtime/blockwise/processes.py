@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from unetrt._version import __version__
-from unetrt.runtime.blockwise.scratch import Scratch
+from unetrt.runtime.blockwise.scratch import RUN, Scratch
 from unetrt.runtime.blockwise.stages import MODEL, BlockWorker, Job
 from unetrt.runtime.engines import SUFFIXES
 from unetrt.runtime.engines.engine_file import sidecar_path
@@ -96,7 +96,8 @@ def end_work(name: str) -> None:
     """Close what this process has opened for a run, once no task uses it any more."""
     with _opening:
         work = _open.pop(name, None)
-    if work is not None and not work.tasks:
+        is_idle = work is not None and not work.tasks  # else its last task closes it
+    if work is not None and is_idle:
         work.worker.close()
 
 
@@ -223,7 +224,7 @@ def why_unread(sizes: Mapping[str, int | None]) -> str | None:
 def why_no_scratch(scratch: Scratch) -> str | None:
     """Return why this process does not reach the scratch store of a run; None if it does."""
     try:
-        return None if scratch.get_json("run.json") is not None else f"read {scratch.address} (it is not there)"
+        return None if scratch.get_json(RUN) is not None else f"read {scratch.address} (it is not there)"
     except (OSError, UnetrtError) as error:
         return f"read {scratch.address} ({one_line(error)})"
 

@@ -36,11 +36,11 @@ from unetrt.runtime.blockwise.scratch import RUN, Scratch
 from unetrt.runtime.blockwise.stages import CHUNK, RECORDS, BlockWorker, Job, LabelArrays
 from unetrt.runtime.engines import SUFFIXES
 from unetrt.runtime.errors import FrameError, OptionError, OutputError, UnetrtError, printable, shown
-from unetrt.runtime.files.atomic import locked, scratch_folder, whole_folder, writable_folder
+from unetrt.runtime.files.atomic import locked, whole_folder, writable_folder
 from unetrt.runtime.files.formats import AS_STORED, Layout, Reading
 from unetrt.runtime.files.images import readable, stacked_axes_of
 from unetrt.runtime.files.outputs import KINDS, OVERLAY, TABLES, require_by_windows
-from unetrt.runtime.files.outputs.label_tiff import stacked_axes, write_label_levels
+from unetrt.runtime.files.outputs.label_tiff import smallest_dtype, stacked_axes, write_label_levels
 from unetrt.runtime.files.outputs.label_zarr import write_metadata
 from unetrt.runtime.files.outputs.labelled_image import LabelledImage
 from unetrt.runtime.files.outputs.measurements import MeasuredPart
@@ -70,12 +70,14 @@ SEGMENT, WRITE, COARSEN = (0.0, 0.9), (0.9, 0.96), (0.96, 1.0)
 BLOCK = (2048, 2048)
 # Blocks at once by default: one is computed while the next is read and the last one decoded or written.
 WORKERS, MOST_WORKERS = 3, 1024
+# Tasks that count the grey values of a frame on a cluster; each takes some 0.5 MB for each channel.
+COUNTERS = 64
 # Kinds of files that need measurements of the objects.
 MEASURED = {*TABLES, "rois", "geojson"}
 # Folder beside the results that holds unfinished runs.
 UNFINISHED = ".unfinished"
-# Labels in the folder of a run.
-LABELS = "labels.ome.zarr"
+# Labels in the folder of a run, and the measurements of their objects.
+LABELS, ROWS = "labels.ome.zarr", "measurements"
 
 
 @dataclass(frozen=True)
@@ -197,15 +199,15 @@ def predict_blocks(
     scratch = scratch_of(source.name, output.files.folder, how.scratch)
     if how.scheduler and not scratch.is_shared:
         raise OptionError(f"{scratch.address} is in the memory of this process: give --scratch a folder, or an address")
-    _require_apart(source, output.files.folder, scratch.folder)
+    _require_outside(source, output.files.folder, scratch.folder)
     with ExitStack() as opened:
         windows = opened.enter_context(open_windows(source, reading, segmenter.spec.channels))
         try:
             require_numbers(windows.dtype)
         except FrameError as error:
             raise FrameError(f"{source}: {error}") from error
-        for folder in dict.fromkeys((str(work), scratch.address if how.scratch else str(work))):
-            opened.enter_context(locked(folder, wait=0))
+        for place in dict.fromkeys((str(work), scratch.address if how.scratch else str(work))):
+            opened.enter_context(locked(place, wait=0))
         scheduler = opened.enter_context(scheduler_at(how.scheduler, how.workers))
         is_measured = bool(MEASURED & {*output.files.kinds})
         is_confident = output.kind == "instances" and output.files.shows_confidence
@@ -253,21 +255,31 @@ def scratch_of(name: str, folder: Path, place: str | Path | None = None) -> Scra
     place
         Folder, or address of fsspec, of the scratch stores of all images; None: a hidden one beside the results.
     """
-    return Scratch(_inside(place, name) if place else str(_folder_of(name, folder) / "scratch"))
+    return Scratch(_inside(place, _part_of(name)) if place else str(_folder_of(name, folder) / "scratch"))
 
 
 def _folder_of(name: str, folder: Path) -> Path:
     """Return the folder beside the results for the unfinished run of an image."""
-    return folder.absolute() / UNFINISHED / name
+    return folder.absolute() / UNFINISHED / _part_of(name)
 
 
-def _inside(address: str | Path, name: str) -> str:
+def _part_of(name: str) -> str:
+    """Return the path of an image's run; folders in the name get a dot: no run lies in that of another image.
+
+    >>> _part_of("plate"), _part_of("plate/well")
+    ('plate', '.plate/well')
+    """
+    *above, last = name.split("/")
+    return "/".join([*(f".{folder}" for folder in above), last])
+
+
+def _inside(address: str | Path, folder: str) -> str:
     """Return the address of a folder in another one, absolute if it is not one of fsspec."""
     is_address = "://" in str(address)
-    return f"{str(address).rstrip('/')}/{name}" if is_address else str(Path(address).absolute() / name)
+    return f"{str(address).rstrip('/')}/{folder}" if is_address else str(Path(address).absolute() / folder)
 
 
-def _require_apart(source: ImageSource | ArraySource, folder: Path, scratch: Path | None) -> None:
+def _require_outside(source: ImageSource | ArraySource, folder: Path, scratch: Path | None) -> None:
     """Raise OptionError for folders of a run that lie in the image, a Zarr, which may not change meanwhile."""
     if not isinstance(source, ImageSource):
         return
@@ -370,6 +382,7 @@ class _Run:
         job = self._job
         return {
             "model": _identity_of_model(self._model, self._worker.spec),
+            "engine": self._worker.segmenter.session.name,
             "image": self._files_of_image(),
             "reading": repr(job.reading),
             "shape": list(job.shape),
@@ -443,9 +456,9 @@ class _Run:
         """Return the task that ends with the normalisation of a frame."""
         after: list[Any] = []
         for passed in range(0 if self._worker.spec.takes_raw else self._worker.statistics(frame).passes):
-            rows = range(self._worker.plan.shape[0])
-            counted = [self._task("count", (frame, row), after, passed) for row in rows]
-            after = [self._task("measure", (frame,), counted, passed)]
+            counters = min(self._worker.plan.shape[0], COUNTERS if self._how.scheduler else self._how.workers)
+            counted = [self._task("count", (frame, first, passed, counters), after) for first in range(counters)]
+            after = [self._task("measure", (frame, passed), counted)]
         return after
 
     def _numbered(self, frame: int, classes: Sequence[Any]) -> Any:
@@ -461,11 +474,11 @@ class _Run:
         grown = [self._task("grow", (frame, index), [merged]) for index in self._blocks]
         return self._task("regrow", (frame,), grown)
 
-    def _task(self, stage: str, arguments: tuple[Any, ...], after: Sequence[Any] = (), *name: Any) -> Any:
+    def _task(self, stage: str, arguments: tuple[Any, ...], after: Sequence[Any] = ()) -> Any:
         """Return a task that runs a stage after others."""
         function = dask.delayed(partial(run_stage, self._job, stage, arguments), pure=False, traverse=False)
         place = [str(each) for each in arguments if not isinstance(each, LabelArrays)]
-        return function(*after, dask_key_name="-".join([stage, self._job.name, *place, *map(str, name)]))
+        return function(*after, dask_key_name="-".join([stage, self._job.name, *place]))
 
     # Files
 
@@ -492,7 +505,7 @@ class _Run:
         pyramid = Pyramid(
             str(self._work / LABELS),
             (*(lengths[axis] for axis in order), *self._job.size),
-            _smallest(highest),
+            smallest_dtype(highest),
             "".join(letters[axis] for axis in order) + "YX",
             self._layout.pixel_size,
             self._worker.plan.chunk(CHUNK),
@@ -508,11 +521,10 @@ class _Run:
     def _write_files(self, labels: LabelArrays, counts: Sequence[int]) -> None:
         """Write the files of the image from its labels."""
         files, pyramid = self._output.files, labels.pyramid
-        with scratch_folder() as folder:
-            kinds = [kind for kind in files.kinds if kind not in ("labels", "ome-zarr")]
-            others = replace(files, kinds=kinds, overlays=False, sheet=None)
-            if others.kinds:
-                others.write(self._labelled(labels, folder))
+        kinds = [kind for kind in files.kinds if kind not in ("labels", "ome-zarr")]
+        others = replace(files, kinds=kinds, overlays=False, sheet=None)
+        if others.kinds:
+            others.write(self._labelled(labels))
         if files.overlays or files.sheet is not None:
             self._draw(labels, counts)
         if "labels" in files.kinds:
@@ -522,20 +534,20 @@ class _Run:
         if "ome-zarr" in files.kinds:
             classes = None if self._job.kind == "instances" else range(1, len(self._worker.spec.classes))
             write_metadata(pyramid, self._source.name.rpartition("/")[2], classes=classes)
+            for partial in (self._work / LABELS).rglob("*.partial"):  # zarr's, of a process that was killed
+                partial.unlink()
             with whole_folder(self._place("ome-zarr"), replace=(".zgroup", "zarr.json")) as temporary:
                 temporary.rmdir()
                 (self._work / LABELS).rename(temporary)
 
-    def _labelled(self, labels: LabelArrays, folder: Path) -> LabelledImage:
+    def _labelled(self, labels: LabelArrays) -> LabelledImage:
         """Return the labels with what was measured of their objects."""
         axes, lengths = stacked_axes_of(self._layout)
-        rows = [
-            assembled(folder / str(frame), _Parts(self._job.scratch, frame, self._blocks)) for frame in self._frames
-        ]
+        folder = writable_folder(self._work / ROWS)  # not among temporary files, which may be in the memory
+        rows = [assembled(folder / str(frame), _Parts(self._worker, frame)) for frame in self._frames]
         confidence = None
         if self._job.is_confident:
-            stored = [self._job.scratch.get(f"confidence/{frame}") for frame in self._frames]
-            confidence = [one["confidence"] for one in stored if one is not None]
+            confidence = [self._worker.confidence(frame) for frame in self._frames]
         number, channels, *size = self._job.shape
         by_windows: Any = _StackedLabels(labels, (*lengths, *size))
         return LabelledImage(
@@ -570,15 +582,14 @@ class _Run:
 class _Parts(Sequence[MeasuredPart]):
     """What was measured of the blocks of a frame; each is read when it is asked for."""
 
-    def __init__(self, scratch: Scratch, frame: int, blocks: range) -> None:
-        self._scratch, self._frame, self._blocks = scratch, frame, blocks
+    def __init__(self, worker: BlockWorker, frame: int) -> None:
+        self._worker, self._frame = worker, frame
 
     def __len__(self) -> int:
-        return len(self._blocks)
+        return len(self._worker.plan)
 
     def __getitem__(self, index: Any) -> Any:
-        found = self._scratch.get(f"records/write/{self._frame}/{self._blocks[index]}") or {}
-        return MeasuredPart(**{name: found[name] for name in MeasuredPart._fields})
+        return self._worker.measured_part(self._frame, range(len(self))[index])
 
 
 class _StackedLabels:
@@ -613,11 +624,6 @@ def _identity_of_model(path: Path | None, spec: ModelSpec) -> str:
     if path is None or path.suffix.lower() in SUFFIXES:
         return sha256(spec.to_json().encode()).hexdigest()
     return sha256_of_model(path)
-
-
-def _smallest(highest: int) -> np.dtype[Any]:
-    """Return the smallest unsigned dtype that holds labels up to the highest."""
-    return np.dtype(next(kind for kind in (np.uint8, np.uint16, np.uint32, np.uint64) if highest <= np.iinfo(kind).max))
 
 
 def _silent(_done: float) -> None:

@@ -5,9 +5,10 @@ blocks that it was computing. https://docs.dask.org/en/stable/scheduling.html
 """
 
 import logging
+import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any, Protocol
 
 import dask
@@ -26,10 +27,14 @@ from unetrt.runtime.errors import (
 if TYPE_CHECKING:
     from distributed import Client
 
+log = logging.getLogger("unetrt")
+
 # Called with the number of finished tasks and of all tasks of a step.
 Progress = Callable[[int, int], None]
 # Seconds to wait for a scheduler at an address.
 CONNECT = 10
+# Seconds between two looks at whether a task has ended, and at whether there are workers.
+POLL, CHECK = 0.05, 5.0
 # Times that Dask computes a task again that failed.
 RETRIES = 2
 
@@ -98,12 +103,10 @@ class Cluster:
 
     def compute(self, tasks: Sequence[Any], progress: Progress) -> list[Any]:
         """Compute tasks; those of a worker that is lost are computed by others."""
-        from distributed import as_completed
-
         futures = self._client.compute(list(tasks), retries=RETRIES, traverse=False)
         try:
             with self._explained():
-                for done, future in enumerate(as_completed(futures, loop=self._client.loop), start=1):
+                for done, future in enumerate(self._completed(futures), start=1):
                     future.result()
                     progress(done, len(futures))
                 return list(self._client.gather(futures))
@@ -111,6 +114,27 @@ class Cluster:
             # Tasks that nobody wants are forgotten, or not begun. `Client.cancel` fails for those with dependents.
             for future in futures:
                 future.release()
+
+    def _completed(self, futures: Sequence[Any]) -> Iterator[Any]:
+        """Yield futures as they complete; log a warning where the cluster has no workers that could compute them."""
+        from distributed import as_completed
+
+        waiting, is_warned, checked = as_completed(futures, loop=self._client.loop), False, time.monotonic()
+        while not waiting.is_empty():
+            if waiting.has_ready():
+                yield next(waiting)
+            elif is_warned or time.monotonic() - checked < CHECK:
+                time.sleep(POLL)
+            else:
+                checked = time.monotonic()
+                if is_warned := self._has_no_workers():
+                    where = printable(self._address)
+                    log.warning("the Dask scheduler at %s has no workers any more: blocks wait for new ones", where)
+
+    def _has_no_workers(self) -> bool:
+        with suppress(OSError):  # the connection is lost, which the tasks will tell
+            return self._client.status == "running" and not self._client.nthreads()
+        return False
 
     def everywhere(self, function: Callable[..., Any], *arguments: Any) -> dict[str, Any]:
         """Call a function in each worker."""
@@ -135,8 +159,8 @@ class Cluster:
             if isinstance(error, UnetrtError) or self._client.status == "running":
                 raise
             raise BackendUnavailableError(
-                f"the connection to the Dask scheduler at {self._address} was lost ({one_line(error, kind=True)}): "
-                "start it again, and its workers; --resume goes on"
+                f"the connection to the Dask scheduler at {printable(self._address)} was lost: start it again, with "
+                "its workers, and go on with --resume"
             ) from error
 
 
@@ -172,7 +196,7 @@ def scheduler_at(address: str | None, threads: int) -> Iterator[Scheduler]:
                 "with `dask scheduler`, and workers with `dask worker`"
             ) from error
         with client:
-            if not client.scheduler_info()["workers"]:
+            if not client.nthreads():
                 raise BackendUnavailableError(
                     f"the Dask scheduler at {printable(address)} has no workers: start some with `dask worker`"
                 )
@@ -181,11 +205,13 @@ def scheduler_at(address: str | None, threads: int) -> Iterator[Scheduler]:
 
 @contextmanager
 def _silent() -> Iterator[None]:
-    """Keep distributed from logging what becomes an error here: lost connections, and tasks that failed."""
-    logger = logging.getLogger("distributed.client")
-    level = logger.level
-    logger.setLevel(logging.CRITICAL + 1)
+    """Keep distributed from logging what becomes an error here: lost connections, failed tasks, and interrupts."""
+    loggers = [logging.getLogger(name) for name in ("distributed.client", "tornado.application")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.CRITICAL + 1)
     try:
         yield
     finally:
-        logger.setLevel(level)
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)

@@ -7,7 +7,9 @@ after a kill, a block that has no record, or whose pixels differ from it, is com
     SCRATCH/
         run.json               what is computed, and from what
         model/                 the files of the model, for workers of a cluster
+        statistics/FRAME       what the normalisation of a frame is measured from
         classes, objects, ...  Zarr arrays (N, H, W)
+        confidence/FRAME       of the objects of a frame
         records/STAGE/FRAME/BLOCK
 """
 
@@ -71,7 +73,7 @@ class Scratch:
 
     @property
     def folder(self) -> Path | None:
-        """The store as a folder of this machine; None where it is none."""
+        """The store as a folder of this machine; None where it is not on its disks."""
         fs, root = self._files
         return Path(root) if isinstance(fs, LocalFileSystem) else None
 

@@ -20,6 +20,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import product
 from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
@@ -30,7 +31,7 @@ from unetrt.runtime.blockwise.scratch import DAMAGED, Scratch
 from unetrt.runtime.closing import Closable
 from unetrt.runtime.errors import FrameError, OutputError
 from unetrt.runtime.files.formats import AS_STORED, Reading
-from unetrt.runtime.files.outputs.measurements import measure_part
+from unetrt.runtime.files.outputs.measurements import MeasuredPart, measure_part
 from unetrt.runtime.files.outputs.pictures import overview_step
 from unetrt.runtime.files.outputs.zarr_pyramid import Pyramid
 from unetrt.runtime.files.windows import open_windows
@@ -60,8 +61,8 @@ Size = tuple[int, int]
 CHUNK = 1024
 # Folder of the scratch store with the model's files.
 MODEL = "model"
-# Folder of the scratch store with the records of the stages.
-RECORDS = "records"
+# Folders of the scratch store with the records of the stages, and with the confidence of the objects of each frame.
+RECORDS, CONFIDENCE = "records", "confidence"
 
 
 @dataclass(frozen=True)
@@ -183,22 +184,29 @@ class BlockWorker(Closable):
             return FrameStatistics.from_dict(stored)
         return FrameStatistics(self.spec.normalisation, self.image.dtype, (self.spec.channels, *self.job.size))
 
-    def count(self, frame: int, row: int) -> FrameStatistics | None:
-        """Count the grey values of a row of blocks, in the pass that the frame is in."""
+    def count(self, frame: int, first: int, passed: int, step: int) -> FrameStatistics | None:
+        """Count the grey values of each `step`-th row of blocks from the `first` on, in the pass after `passed` others.
+
+        Returns None if that pass is over.
+        """
         so_far = self.statistics(frame)
-        if so_far.is_complete:
+        if so_far.passed > passed:
             return None
         counted = so_far.empty()
-        for column in range(self.plan.shape[1]):
-            block = self.plan[row * self.plan.shape[1] + column]
+        rows, columns = map(range, self.plan.shape)
+        for row, column in product(rows[first::step], columns):
+            block = self.plan[row * len(columns) + column]
             pixels = self.image.read(frame, block.rows, block.columns)
             counted.add(pixels, (block.rows.start, block.columns.start))
         return counted
 
-    def measure(self, frame: int, *counted: FrameStatistics | None) -> None:
-        """End a pass over a frame: combine what was counted in its rows of blocks."""
+    def measure(self, frame: int, passed: int, *counted: FrameStatistics | None) -> None:
+        """End the pass over a frame after `passed` others, unless it is over: combine the counts of its rows of blocks.
+
+        A pass can be over because the worker that ended it was lost before the scheduler knew.
+        """
         so_far = self.statistics(frame)
-        if so_far.is_complete:
+        if so_far.passed > passed:
             return
         for part in counted:
             if part is not None:
@@ -219,16 +227,18 @@ class BlockWorker(Closable):
     # Blocks
 
     def classify(self, frame: int, index: int) -> bool:
-        """Compute the class map of a block; return whether it had to be computed."""
+        """Compute the class map of a block, unless it is there; return whether this run computed it, here or before."""
         block = self.plan[index]
         if self._is_done("classify", frame, block, self._classes) and self._has_probabilities(frame, block):
-            return False
+            return bool(self._record("classify", frame, index)["run"] == self.job.name)
         window = self.segmenter.window_of(block, tta=self.job.tta)
         pixels = self.image.read(frame, *window)
         found = self.segmenter.classify_block(
             pixels, block, self._affine(frame), tta=self.job.tta, probabilities=self.job.is_confident
         )
-        about = {"overview": self._thinned(block, pixels, window)} if frame == 0 else {}
+        about: dict[str, Any] = {"run": np.array(self.job.name)}
+        if frame == 0:
+            about["overview"] = self._thinned(block, pixels, window)
         if found.probabilities is not None:
             with self.scratch.writing():
                 self._probabilities[frame, :, block.rows, block.columns] = found.probabilities
@@ -277,23 +287,29 @@ class BlockWorker(Closable):
     def write(self, frame: int, index: int, labels: "LabelArrays") -> None:
         """Write the labels of a block, and measure its objects."""
         block, plane = self.plan[index], labels.plane(frame)
-        own = (frame, block.rows, block.columns)
         if self._is_done("write", frame, block, labels.pyramid.levels[0], plane):
             return
-        dtype = labels.pyramid.dtype
-        if self.job.kind == "classes":
-            pixels = np.asarray(self._classes[own]).astype(dtype, copy=False)
-        else:
-            stage, objects = ("grown-numbers", self._grown) if self.margins.grow else ("numbers", self._objects)
-            numbers = self._numbers(frame, index, stage).astype(dtype)  # a block of their int64 is twice as large
-            pixels = numbers[objects[own]]
+        pixels = self._final(frame, block, np.dtype(labels.pyramid.dtype))
         found = {}
         if self.job.is_measured:
             grey = self.image.read(frame, block.rows, block.columns)
             found = measure_part(pixels, grey, (block.rows.start, block.columns.start))._asdict()
         labels.pyramid.write(block.rows, block.columns, pixels, plane)
-        found["overview"] = self._thinned(block, pixels, block.part)
+        if frame == 0:
+            found["overview"] = self._thinned(block, pixels, block.part)
         self.scratch.put(_key("write", frame, index), {"checksum": _checksum(pixels), **found})
+
+    def _final(self, frame: int, block: Block, dtype: np.dtype[Any]) -> Array:
+        """Return the final labels of a block; its objects are read by rows of chunks, as they may be larger."""
+        if self.job.kind == "classes":
+            return np.asarray(self._classes[frame, block.rows, block.columns]).astype(dtype, copy=False)
+        stage, objects = ("grown-numbers", self._grown) if self.margins.grow else ("numbers", self._objects)
+        numbers = self._numbers(frame, block.index, stage).astype(dtype)
+        labels, height = np.empty(block.size, dtype), self.plan.chunk(CHUNK)[0]
+        for top in range(0, len(labels), height):
+            rows = slice(block.rows.start + top, min(block.rows.start + top + height, block.rows.stop))
+            labels[top : top + height] = numbers[objects[frame, rows, block.columns]]
+        return labels
 
     def coarsen(self, level: int, rows: slice, columns: slice, plane: tuple[int, ...], labels: "LabelArrays") -> None:
         """Write a region of a level of the labels from the level before."""
@@ -371,7 +387,7 @@ class BlockWorker(Closable):
             total = np.zeros((numbering.count + 1, found[0]["evidence"].shape[1]))
             for numbers, one in zip(numbering.numbers, found, strict=True):
                 np.add.at(total, numbers, one["evidence"])
-            self.scratch.put(f"confidence/{frame}", {"confidence": confidence_of(total)})
+            self.scratch.put(f"{CONFIDENCE}/{frame}", {"confidence": confidence_of(total)})
 
     def _numbers(self, frame: int, index: int, name: str = "numbers") -> Array:
         return self._record(name, frame, index)["numbers"]
@@ -386,6 +402,20 @@ class BlockWorker(Closable):
             count = len(summary.areas) - 1
             found["evidence"] = evidence(labels, probabilities, self.spec.decoding, count)
         return found
+
+    def measured_part(self, frame: int, index: int) -> MeasuredPart:
+        """Return what was measured of the objects of a block; raises OutputError if that is damaged."""
+        found = self._record("write", frame, index)
+        return MeasuredPart(**{name: found[name] for name in MeasuredPart._fields})
+
+    def confidence(self, frame: int) -> Array:
+        """Return the confidence of the objects of a frame, (n,) float32; raises OutputError if that is damaged."""
+        found = self.scratch.get(f"{CONFIDENCE}/{frame}")
+        if found is None:
+            raise OutputError(
+                f"{self.scratch.address} lacks the confidence of frame {frame}: --resume computes it again"
+            )
+        return found["confidence"]
 
     def overview(self, block: Block) -> tuple[Array, Array]:
         """Return every n-th row and column of a block of the first frame (C, h, w) and of its labels (h, w).

@@ -98,7 +98,7 @@ class ArraySource:
         """Return what another process opens: of a memory map the file, not its content."""
         kept: Any = self.array
         if self.is_mapped:
-            order = "C" if kept.flags.c_contiguous else "F"
+            order: Literal["C", "F"] = "C" if kept.flags.c_contiguous else "F"
             kept = _MemoryMap(str(Path(kept.filename).absolute()), kept.dtype, kept.shape, kept.offset, order)
         return {**self.__dict__, "array": kept}
 
@@ -151,7 +151,7 @@ def _checksum(array: Array) -> int:
     """Return the CRC-32 of the pixels of an array in memory."""
     checksum = 0
     for part in array:
-        checksum = zlib.crc32(np.ascontiguousarray(part), checksum)
+        checksum = zlib.crc32(np.ascontiguousarray(part).data, checksum)
     return checksum
 
 
@@ -378,7 +378,8 @@ class WholePixels:
 class DaskPixels:
     """The pixels of a dask array, computed by threads of this process.
 
-    A task of a cluster must not wait for other tasks of it, as it would by default: no worker may be left for them.
+    By default a task of a cluster would hand them over to others as tasks, and leave its place to the next block while
+    it waits, so that memory would grow.
     """
 
     def __init__(self, array: Any) -> None:

@@ -66,6 +66,11 @@ class FrameStatistics:
     shape
         Shape of the frame, (C, H, W).
 
+    Attributes
+    ----------
+    passed
+        Number of passes that are over.
+
     Raises
     ------
     FrameError
@@ -74,7 +79,7 @@ class FrameStatistics:
 
     def __init__(self, normalisation: Normalisation, dtype: DTypeLike, shape: tuple[int, int, int]) -> None:
         self.normalisation, self.dtype, self.shape = normalisation, _native(np.dtype(dtype)), shape
-        self._passed = self._pixels = 0
+        self.passed = self._pixels = 0
         self._unusable: Unusable | None = None
         if normalisation.mode == "fixed":
             self._channels: list[_Selection | _Moments] = []
@@ -92,7 +97,7 @@ class FrameStatistics:
     @property
     def is_complete(self) -> bool:
         """Whether all passes are over."""
-        return self._passed >= self.passes
+        return self.passed >= self.passes
 
     def add(self, pixels: Array, place: tuple[int, int] = (0, 0)) -> None:
         """Count a part of the frame, (C, h, w), which begins at the row and the column `place`."""
@@ -106,7 +111,7 @@ class FrameStatistics:
                 f"a part of shape {pixels.shape} at row {place[0]}, column {place[1]} is not inside a frame of shape "
                 f"{self.shape}: give (C, h, w) of its pixels"
             )
-        if self.dtype.kind == "f" and self._passed == 0 and (found := find_unusable(pixels)) is not None:
+        if self.dtype.kind == "f" and self.passed == 0 and (found := find_unusable(pixels)) is not None:
             self._unusable = found.moved(place).merged(self._unusable)
         if self._unusable is None:
             for channel, plane in zip(self._channels, pixels, strict=False):
@@ -117,7 +122,7 @@ class FrameStatistics:
     def empty(self) -> "FrameStatistics":
         """Return a copy, in the same pass, that has counted nothing yet: for a worker, to be merged."""
         copy = FrameStatistics(self.normalisation, self.dtype, self.shape)
-        copy._passed = self._passed
+        copy.passed = self.passed
         copy._channels = [channel.empty() for channel in self._channels]
         return copy
 
@@ -156,12 +161,12 @@ class FrameStatistics:
             raise self._unusable.error()
         for channel in self._channels:
             channel.next_pass(self._ranks)
-        self._passed, self._pixels = self._passed + 1, 0
+        self.passed, self._pixels = self.passed + 1, 0
 
     def affine(self) -> Affine:
         """Return the normalisation; raises OptionError before the last pass is over."""
         if not self.is_complete:
-            raise OptionError(f"pass {self._passed + 1} of {self.passes} is not over: add all parts, call next_pass")
+            raise OptionError(f"pass {self.passed + 1} of {self.passes} is not over: add all parts, call next_pass")
         if self.normalisation.mode == "fixed":
             return self.normalisation.measure(np.empty((0, 0, 0)))  # which reads no pixels
         pixels = self.shape[1] * self.shape[2]
@@ -173,7 +178,7 @@ class FrameStatistics:
             "normalisation": self.normalisation.to_dict(),
             "dtype": self.dtype.name,
             "shape": list(self.shape),
-            "passed": self._passed,
+            "passed": self.passed,
             "pixels": self._pixels,
             "unusable": None if self._unusable is None else list(self._unusable),
             "channels": [asdict(channel.stored()) for channel in self._channels],
@@ -196,10 +201,10 @@ class FrameStatistics:
             raise ValueError(f"passed: {record.passed} of {self.passes} passes")
         if len(record.channels) != len(self._channels):
             raise ValueError(f"channels: {len(record.channels)}, and {len(self._channels)} are measured")
-        self._passed, self._pixels = record.passed, record.pixels
+        self.passed, self._pixels = record.passed, record.pixels
         self._unusable = None if record.unusable is None else Unusable(*record.unusable)
         for channel, one in zip(self._channels, record.channels, strict=True):
-            channel.restore(one, self._passed, self._ranks if self._passed else [])
+            channel.restore(one, self.passed, self._ranks if self.passed else [])
 
     @property
     def _ranks(self) -> list[int]:
@@ -210,7 +215,7 @@ class FrameStatistics:
             self.normalisation.to_dict(),
             self.dtype,
             self.shape,
-            self._passed,
+            self.passed,
             [one.wanted() for one in self._channels],
         )
 

@@ -1,4 +1,4 @@
-/* Records where a process wants to connect to, and the names it looks up: LD_PRELOAD, one line per call in $RECORD. */
+/* Records where a process wants to connect to or listen, and names it looks up: LD_PRELOAD, a line per call in $RECORD. */
 #define _GNU_SOURCE
 #include <arpa/inet.h>
 #include <dlfcn.h>
@@ -39,6 +39,13 @@ int connect(int socket, const struct sockaddr *address, socklen_t length)
 {
     int (*next)(int, const struct sockaddr *, socklen_t) = dlsym(RTLD_NEXT, "connect");
     record_address("connect", address);
+    return next(socket, address, length);
+}
+
+int bind(int socket, const struct sockaddr *address, socklen_t length)
+{
+    int (*next)(int, const struct sockaddr *, socklen_t) = dlsym(RTLD_NEXT, "bind");
+    record_address("bind", address);
     return next(socket, address, length);
 }
 

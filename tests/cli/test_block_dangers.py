@@ -345,7 +345,7 @@ def filled(disk: Path, left: int) -> Path:
 
 
 @pytest.mark.parametrize("part", ["scratch", "output"])
-@pytest.mark.parametrize("left", [0, 100_000, 300_000])
+@pytest.mark.parametrize("left", [100_000, *(pytest.param(left, marks=pytest.mark.slow) for left in (0, 300_000))])
 def test_a_full_disk_is_named_and_what_was_computed_goes_on(predict, small_disk, tmp_path, part, left):
     image = npy(tmp_path, grey(400, 500))
     options = ["--block", "70x60", "--workers", "2", *SAVED, "--save", "ome-zarr"]

@@ -24,6 +24,7 @@ for line in (
     f"predict model.onnx {frame} -o onnxruntime --backend onnxruntime",
     f"predict model.onnx {frame} -o openvino --backend openvino",
     f"predict nuclei {frame} -o nuclei --table",
+    f"predict model.onnx {frame} -o blocks --block 1x1 --save ome-zarr --save table",
     f"live model.onnx --replay {frame} --fps 0",
     "retile model.onnx --frame 100x100 -o other.onnx",
     "package model.onnx triton -o served",
@@ -78,10 +79,12 @@ def test_connections_and_names_are_recorded(recorded):
         "import socket, contextlib\n"
         "with contextlib.suppress(OSError): socket.create_connection(('127.0.0.1', 9), 1)\n"
         "with contextlib.suppress(OSError): socket.gethostbyname('unetrt.invalid')\n"
+        "with socket.socket() as listening: listening.bind(('127.0.0.1', 0))\n"
     )
     assert done.returncode == 0, done.stderr
     assert "connect 127.0.0.1" in calls
     assert "getaddrinfo unetrt.invalid" in calls
+    assert "bind 127.0.0.1" in calls
 
 
 def test_no_command_calls_or_leaves_an_identifier(recorded, drawn_folder):

@@ -37,6 +37,7 @@ class Runs:
     def __init__(self, model: Path, root: Path, size: tuple[int, int], block: str) -> None:
         self.root, self.image, self.out = root, root / "cells.tif", root / "out"
         self.scratch = self.out / ".unfinished" / "cells" / "scratch"
+        self.records = self.scratch / "records" / "classify" / "0"
         tifffile.imwrite(self.image, draw(size, seed=3).frame, tile=(64, 64))
         about = ["--tile", "model", "--block", block, "--workers", "1", *SAVED]
         self.arguments = [str(part) for part in ("predict", model, self.image, "-o", self.out, *about)]
@@ -67,9 +68,8 @@ class Runs:
 
     def recorded(self) -> int:
         """The number of blocks with a complete record of their classes."""
-        files = (self.scratch / "records" / "classify" / "0").glob("*")
         scratch = Scratch(str(self.scratch))
-        return sum(scratch.get(f"records/classify/0/{file.name}") is not None for file in files)
+        return sum(scratch.get(f"records/classify/0/{file.name}") is not None for file in self.records.glob("*"))
 
 
 def counted(said: str) -> tuple[int, int]:
@@ -90,17 +90,23 @@ def runs(tiny_model, tmp_path):
 def test_kills_at_random_moments_lose_the_block_in_flight_alone(runs, moments):
     rng, found = random.Random(moments), []
     shutil.rmtree(runs.out)
-    for _ in range(moments):
-        before = runs.recorded()
+    for index in range(moments):
+        before, is_late = runs.recorded(), index % 3 == 2  # once all blocks have classes: numbered, written, coarsened
         process = runs.start("--resume")
-        time.sleep(rng.uniform(0.3, 1.0) * runs.seconds)
+        goal = runs.blocks if is_late else rng.randrange(before, runs.blocks)
+        while len([*runs.records.glob("*")]) < goal and process.poll() is None:
+            time.sleep(0.005)
+        time.sleep(rng.uniform(0, 1.5 if is_late else 0.1))
         process.kill()
-        if process.wait() == 0:  # it was complete before
-            assert counted(runs.said) == (runs.blocks, before)
+        is_killed = process.wait() != 0
+        assert gone(process.pid)
+        kept = runs.recorded() if is_killed else before
+        found.append(kept)
+        if kept == runs.blocks or not is_killed:
+            said = runs.finished(runs.start("--resume")) if is_killed else counted(runs.said)
+            assert said == (runs.blocks, kept)
             assert runs.written() == runs.files
             shutil.rmtree(runs.out)
-        found.append(runs.recorded())
-        assert gone(process.pid)
     kept = runs.recorded()
     assert runs.finished(runs.start("--resume")) == (runs.blocks, kept)
     assert runs.written() == runs.files
@@ -205,7 +211,10 @@ def empty(path: Path) -> None:
     path.write_bytes(b"")
 
 
-@pytest.mark.parametrize("damage", [flip, truncate, Path.unlink])
+SLOW = pytest.mark.slow
+
+
+@pytest.mark.parametrize("damage", [flip, *(pytest.param(how, marks=SLOW) for how in (truncate, Path.unlink))])
 @pytest.mark.parametrize(
     ("part", "again"),
     [
@@ -228,6 +237,17 @@ def test_what_is_damaged_is_computed_again_alone(unfinished, part, again, damage
     blocks, kept = unfinished.resumed(*SAME)
     assert blocks - kept == again
     assert contents(unfinished.out) == unfinished.undisturbed
+
+
+def test_chunks_that_a_kill_cut_off_are_not_among_the_results(unfinished):
+    """Zarr writes a chunk beside its place, and renames it."""
+    partial = unfinished.work / "labels.ome.zarr" / "labels" / "objects" / "0" / "1" / "1.0123456789abcdef.partial"
+    partial.write_bytes(b"cut off")
+    (wrong := unfinished.out / "ome-zarr" / "cells.ome.zarr").mkdir(parents=True)
+    (wrong / ".zgroup").touch()  # an OME-Zarr is replaced
+    assert unfinished.resumed(*SAME, "--save", "ome-zarr")[1] > 1
+    assert list(unfinished.out.rglob("*.partial")) == []
+    assert (wrong / "labels" / "objects" / "0" / "1" / "1").is_file()
 
 
 def test_a_run_whose_labels_were_complete_goes_on(unfinished):

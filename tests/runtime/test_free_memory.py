@@ -1,3 +1,5 @@
+import platform
+import subprocess
 import sys
 
 import pytest
@@ -40,3 +42,29 @@ def test_what_no_file_tells_is_unknown(tmp_path, meminfo):
 @pytest.mark.skipif(sys.platform not in ("linux", "win32"), reason="other systems are not asked")
 def test_this_machine_has_some():
     assert 2**20 < free_memory() < 2**50
+
+
+HELD = """
+import sys
+import numpy as np
+from pathlib import Path
+from unetrt.runtime.machine import return_freed_memory
+if sys.argv[1] == "returned":
+    return_freed_memory()
+largest = np.ones(31 * 2**20, np.uint8)
+del largest  # arrays up to this size now go to the heap
+freed, kept = [], []
+for turn in range(20):
+    freed.append(np.ones(6 * 2**20, np.uint8))
+    kept.append(np.ones(2**14, np.uint8))
+freed.clear()
+print(Path("/proc/self/status").read_text().partition("VmRSS:")[2].split()[0])
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc can be told to return freed memory")
+def test_a_process_that_returns_freed_memory_holds_less():
+    def held(how):
+        return int(subprocess.run([sys.executable, "-c", HELD, how], capture_output=True, check=True).stdout)
+
+    assert held("returned") < 0.6 * held("kept")

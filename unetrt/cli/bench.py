@@ -297,7 +297,7 @@ def blocks(options: BenchOptions) -> None:
 
     source = click.get_current_context().get_parameter_source("frame")
     height, width = options.frame if source is click.core.ParameterSource.COMMANDLINE else BLOCKS_FRAME
-    model = {} if options.checkpoint is None else {"model": str(options.checkpoint)}
+    model: dict[str, Any] = {} if options.checkpoint is None else {"model": str(options.checkpoint)}
     result = measure(
         BlockSpeed(**model, height=height, width=width), options.rounds, options.json_path, options.patience
     )

@@ -104,7 +104,9 @@ class BlockwiseOptions:
     ) -> "RunSummary":
         """Segment an image in blocks."""
         from unetrt.runtime.blockwise.run import Blockwise, predict_blocks
+        from unetrt.runtime.machine import return_freed_memory
 
+        return_freed_memory()
         return predict_blocks(
             segmenter,
             model,
@@ -144,16 +146,22 @@ def blockwise_options(command: Callable[..., Any]) -> Callable[..., Any]:
 
     options = (
         click.option(
-            "--block", type=SIZE, help="Process images in blocks of about this size. [default: 2048, for large images]"
+            "--block",
+            type=SIZE,
+            help="Process images in blocks of about this many pixels. [default: 2048x2048, for large images]",
         ),
         click.option(
-            "--workers", type=whole(1), metavar="N", help="Blocks in work at once in this process. [default: 3]"
+            "--workers", type=whole(1), metavar="N", help="Blocks that this process works on at once. [default: 3]"
         ),
-        click.option("--scheduler", metavar="ADDRESS", help="Process the blocks on a Dask cluster: tcp://HOST:PORT."),
+        click.option(
+            "--scheduler",
+            metavar="ADDRESS",
+            help="Process the blocks on a Dask cluster, by the address of its scheduler: tcp://HOST:PORT.",
+        ),
         click.option(
             "--scratch",
             metavar="DIR|ADDRESS",
-            help="Where unfinished blocks are kept. [default: a hidden folder beside the results]",
+            help="Where computed blocks are kept until the run ends. [default: a hidden folder beside the results]",
         ),
         click.option(
             "--resume/--restart",

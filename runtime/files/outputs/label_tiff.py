@@ -194,9 +194,12 @@ def _identify(path: Path, identifier: str) -> None:
 
 def smallest(labels: Array, largest: type[np.unsignedinteger[Any]] = np.uint32) -> Array:
     """Return labels in the smallest unsigned dtype, up to `largest`, that holds them; raises FrameError otherwise."""
-    highest = highest_of(labels, largest)
-    dtype = next(kind for kind in (np.uint8, np.uint16, np.uint32, np.uint64) if highest <= np.iinfo(kind).max)
-    return labels.astype(dtype, copy=False)
+    return labels.astype(smallest_dtype(highest_of(labels, largest)), copy=False)
+
+
+def smallest_dtype(highest: int) -> np.dtype[Any]:
+    """Return the smallest unsigned dtype that holds labels up to the highest."""
+    return np.dtype(next(kind for kind in (np.uint8, np.uint16, np.uint32, np.uint64) if highest <= np.iinfo(kind).max))
 
 
 def highest_of(labels: Array, largest: type[np.unsignedinteger[Any]] = np.uint32) -> int:

@@ -1,8 +1,12 @@
 """Runs on a real cluster of `dask.distributed`: the same files, whatever becomes of the workers."""
 
+import logging
 import os
 import signal
+import subprocess
+import sys
 import threading
+import time
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -20,6 +24,7 @@ from unetrt.runtime.blockwise.run import Blockwise, predict_blocks
 from unetrt.runtime.errors import BackendUnavailableError, FrameError, InferenceError, OptionError, OutputError
 from unetrt.runtime.files.images import Output, predict_file
 from unetrt.runtime.files.outputs import opened_outputs
+from unetrt.runtime.machine import cores
 from unetrt.runtime.model.onnx_file import resolved
 
 MODEL = resolved("nuclei")
@@ -261,6 +266,26 @@ def test_a_scheduler_that_is_lost_is_an_error_and_the_run_goes_on_later(tmp_path
     assert segment(tmp_path, nuclei, image, cluster.scheduler_address, resume=True)[1] == whole
 
 
+def test_blocks_wait_for_workers_and_a_warning_says_so(tmp_path, monkeypatch, nuclei, image, whole):
+    class Returning(logging.Handler):
+        def emit(self, record):
+            if "has no workers any more: blocks wait for new ones" in record.getMessage():
+                cluster.scale(1)
+
+    def leave(_share):
+        if not left:
+            left.append(cluster.scale(0))
+
+    left, back = [], Returning()
+    monkeypatch.setattr(scheduling, "CHECK", 1)
+    logging.getLogger("unetrt").addHandler(back)
+    with local_cluster(1) as cluster:
+        try:
+            assert segment(tmp_path, nuclei, image, cluster.scheduler_address, progress=leave)[1] == whole
+        finally:
+            logging.getLogger("unetrt").removeHandler(back)
+
+
 def test_an_interrupt_cancels_the_tasks(tmp_path, cluster, nuclei, image):
     def interrupt(_share):
         raise KeyboardInterrupt
@@ -301,3 +326,35 @@ def test_an_engine_on_the_cpu_has_the_threads_of_the_worker():
     assert processes.engine_of(ENGINE, 0, 3)["backend_options"] == {"threads": 3}
     given = {**ENGINE, "backend_options": {"threads": "2"}}
     assert processes.engine_of(given, 0, 3)["backend_options"] == {"threads": "2"}
+
+
+# Speed
+
+LOOP = "import time; begin = time.perf_counter(); sum(range(6 * 10**7)); print(time.perf_counter() - begin)"
+
+
+def seconds_of_loops(number):
+    """The longest time of processes that compute side by side, each on one core."""
+    started = [subprocess.Popen([sys.executable, "-c", LOOP], stdout=subprocess.PIPE) for _ in range(number)]
+    return max(float(process.communicate()[0]) for process in started)
+
+
+@pytest.mark.alone
+@pytest.mark.slow
+@pytest.mark.skipif(cores() < 2, reason="needs 2 cores")
+def test_two_workers_are_faster_than_one_as_far_as_the_cores_allow(tmp_path, nuclei, image):
+    """On 2 cores that nobody else uses the ratio is 1.8; other processes change what two loops gain, too."""
+    large, names = tmp_path / "large.tif", iter("abcdefgh")
+    tifffile.imwrite(large, np.tile(tifffile.imread(image), (4, 4)), tile=(256, 256))
+    times = {1: [], 2: []}
+    with local_cluster(1) as one, local_cluster(2) as two:
+        for _ in range(4):  # the first time, workers import what they need
+            for number, cluster in ((1, one), (2, two)):
+                with opened_outputs(tmp_path / next(names), ["ome-zarr"], channels=1, overlays=False) as files:
+                    begin = time.perf_counter()
+                    how = Blockwise((560, 560), scheduler=cluster.scheduler_address)
+                    predict_blocks(nuclei, MODEL, large, Output(files), how, engine=ENGINE)
+                    times[number].append(time.perf_counter() - begin)
+        possible = 2 * min(seconds_of_loops(1) for _ in range(3)) / min(seconds_of_loops(2) for _ in range(3))
+    ratio = min(times[1][1:]) / min(times[2][1:])
+    assert ratio > 0.7 * possible, (times, possible)

@@ -41,8 +41,7 @@ def written(folder, segmenter, image, how=None, kinds=KINDS, **output):
     return found
 
 
-@pytest.mark.parametrize("block", [(1, 1), (300, 700), (5000, 5000)])
-@pytest.mark.parametrize("workers", [1, 3])
+@pytest.mark.parametrize(("block", "workers"), [((1, 1), 3), ((300, 700), 1), ((5000, 5000), 3)])
 def test_blocks_give_the_files_of_the_whole_image(tmp_path, nuclei, image, block, workers):
     whole = written(tmp_path / "whole", nuclei, image)
     assert written(tmp_path / "blocks", nuclei, image, Blockwise(block, workers)) == whole

@@ -1,6 +1,7 @@
 """`segment_large`: one call of a program for an image of any kind and size, equal to the image in memory."""
 
 import pickle
+import tempfile
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ from tests import requirements
 from unetrt.runtime import PixelSize, Segmenter, segment_large
 from unetrt.runtime.blockwise import HowInBlocks
 from unetrt.runtime.blockwise.run import Blockwise
-from unetrt.runtime.errors import FrameError, OptionError, UnetrtError
+from unetrt.runtime.errors import FrameError, OptionError, OutputError, UnetrtError
 from unetrt.runtime.files.formats import Reading
 from unetrt.runtime.files.images import layout_of, read_label_stack
 from unetrt.runtime.files.windows import ArraySource, open_windows
@@ -128,9 +129,9 @@ def stop_halfway(share):
         raise StoppedError
 
 
-def leave_unfinished(folder, segmenter, image):
+def leave_unfinished(folder, segmenter, image, **how):
     with pytest.raises(StoppedError):
-        segment_large(segmenter, image, folder, progress=stop_halfway, workers=1, **BLOCK)
+        segment_large(segmenter, image, folder, progress=stop_halfway, workers=1, **BLOCK, **how)
 
 
 @pytest.mark.parametrize("kind", IMAGES)
@@ -143,6 +144,38 @@ def test_a_run_that_ended_goes_on(tmp_path, segmenter, expected, kind):
     done = segment_large(segmenter, image, tmp_path / "out", resume=True, **BLOCK)
     assert 0 < done.computed < done.blocks
     np.testing.assert_array_equal(read_label_stack(tmp_path / "out" / "ome-zarr" / f"{name}.ome.zarr")[0], expected)
+
+
+@pytest.mark.parametrize("scratch", [None, "scratch", "memory://names"])
+def test_an_unfinished_run_stays_when_an_image_has_the_name_of_its_folder(tmp_path, segmenter, scratch):
+    how = {"scratch": scratch and scratch.replace("scratch", str(tmp_path / "scratch"))}
+    leave_unfinished(tmp_path / "out", segmenter, IMAGE, name="plate/well", **how)
+    segment_large(segmenter, IMAGE, tmp_path / "out", name="plate", **BLOCK, **how)
+    done = segment_large(segmenter, IMAGE, tmp_path / "out", name="plate/well", resume=True, **BLOCK, **how)
+    assert 0 < done.computed < done.blocks
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["ome-zarr"]
+
+
+@pytest.mark.parametrize("part", ["records/write/0/0", "confidence/0"])
+def test_measurements_that_are_damaged_are_named_and_computed_again(tmp_path, segmenter, part):
+    kept = tmp_path / "scratch" / "image" / part
+
+    def damage(share):
+        if share > 0.95 and kept.exists():
+            kept.write_bytes(kept.read_bytes()[:-1])
+
+    how = {"save": ["table"], "scratch": tmp_path / "scratch", **BLOCK}
+    with pytest.raises(OutputError, match="scratch.image lacks .*: --resume computes it again"):
+        segment_large(segmenter, IMAGE, tmp_path / "out", progress=damage, **how)
+    segment_large(segmenter, IMAGE, tmp_path / "out", resume=True, **how)
+    segment_large(segmenter, IMAGE, tmp_path / "expected", **how)
+    assert (tmp_path / "out" / "objects.csv").read_text() == (tmp_path / "expected" / "objects.csv").read_text()
+
+
+def test_measurements_need_no_room_among_temporary_files(tmp_path, segmenter, monkeypatch):
+    """These are in the memory of many machines."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "missing"))
+    assert segment_large(segmenter, IMAGE, tmp_path / "out", ["table", "geojson"], **BLOCK).objects > 0
 
 
 def written_again(folder):
@@ -259,7 +292,6 @@ def test_a_memory_map_is_sent_as_its_file(tmp_path):
 
 
 def test_workers_of_a_cluster_read_arrays(tmp_path, tiny_model, expected):
-    """One thread in all: a task that waited for tasks of a dask array would wait for ever."""
     distributed = pytest.importorskip("distributed", reason=requirements.DASK)
     local = {"n_workers": 1, "threads_per_worker": 1, "dashboard_address": None, "worker_dashboard_address": None}
     with distributed.LocalCluster(**local, local_directory=tmp_path / "cluster") as cluster:
@@ -271,6 +303,26 @@ def test_workers_of_a_cluster_read_arrays(tmp_path, tiny_model, expected):
             )
             found = read_label_stack(folder / "out" / "ome-zarr" / f"{name}.ome.zarr")[0]
             np.testing.assert_array_equal(found, expected)
+
+
+def is_in_a_task(block):
+    """Pixels that say whether a task of a cluster computes them."""
+    from distributed import get_worker
+
+    try:
+        get_worker()
+    except ValueError:
+        return np.zeros_like(block)
+    return np.ones_like(block)
+
+
+def test_pixels_of_dask_arrays_are_computed_where_they_are_read(tmp_path):
+    distributed = pytest.importorskip("distributed", reason=requirements.DASK)
+    array = lazy(tmp_path).map_blocks(is_in_a_task, dtype=IMAGE.dtype)
+    options = {"processes": False, "dashboard_address": None, "local_directory": tmp_path / "cluster"}
+    with distributed.Client(n_workers=1, threads_per_worker=1, **options), open_windows(array, channels=1) as windows:
+        assert array.compute().all()
+        assert not windows.read(0, slice(0, 100), slice(0, 100)).any()
 
 
 def test_the_options_are_those_of_blocks():
