@@ -9,6 +9,7 @@ goes on from there.
 """
 
 import logging
+import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
@@ -361,6 +362,9 @@ class _Run:
                 f"the unfinished run in {scratch.address} has another {', '.join(other)}: repeat its command with "
                 "--resume, or start again with --restart"
             )
+        for folder in (scratch.folder, self._work):
+            if folder is not None and (link := _link_below(folder)):
+                raise OutputError(f"{link} is a link, and an unfinished run has none: start again with --restart")
         return True
 
     def _prepare(self, goes_on: bool) -> None:
@@ -598,6 +602,12 @@ class _StackedLabels:
         *leading, rows, columns = index
         frame = int(np.ravel_multi_index(leading, self.shape[:-2])) if leading else 0
         return self._labels.pyramid.levels[0][(*self._labels.plane(frame), rows, columns)]
+
+
+def _link_below(folder: Path) -> Path | None:
+    """Return a symbolic link below a folder, through which a run would write to other folders; None for none."""
+    entries = (Path(place, name) for place, folders, files in os.walk(folder) for name in (*folders, *files))
+    return next((entry for entry in entries if entry.is_symlink()), None)
 
 
 def _missing(folder: Path | None) -> list[Path]:

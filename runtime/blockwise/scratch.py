@@ -22,6 +22,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
 
 import fsspec
 import numpy as np
@@ -109,8 +110,11 @@ class Scratch:
         content = self._read(key)
         if content is None:
             return None
-        with np.load(io.BytesIO(content), allow_pickle=False) as arrays:
-            return dict(arrays)
+        try:
+            with np.load(io.BytesIO(content), allow_pickle=False) as arrays:
+                return dict(arrays)
+        except (ValueError, TypeError, EOFError, BadZipFile):
+            return None
 
     def put(self, key: str, arrays: Mapping[str, Any]) -> None:
         """Write arrays to a file."""
@@ -121,7 +125,10 @@ class Scratch:
     def get_json(self, key: str) -> Any:
         """Return the content of a file that `put_json` wrote; None where there is none, or it is not complete."""
         content = self._read(key)
-        return None if content is None else json.loads(content)
+        try:
+            return None if content is None else json.loads(content)
+        except ValueError:
+            return None
 
     def put_json(self, key: str, stored: object) -> None:
         """Write an object that JSON has to a file."""

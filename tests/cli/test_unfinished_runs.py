@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+import zlib
 from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 
@@ -337,6 +338,42 @@ def test_a_damaged_description_is_named(unfinished, damage):
     damage(unfinished.scratch / "run.json")
     wanted = f"Error: {unfinished.scratch}/run.json is damaged: start again with --restart"
     assert unfinished.run("--resume", *SAME) == (2, [wanted])
+
+
+@pytest.mark.parametrize(
+    "part", ["records/numbers/0/2", "records/decode", "classes", "classes/c/0/1", "../labels.ome.zarr"]
+)
+def test_links_are_not_written_through(unfinished, tmp_path, part):
+    """Nothing outside is changed, whether a link shows to a file or a folder; a new run removes the link alone."""
+    link = unfinished.work / "labels.ome.zarr" if ".." in part else unfinished.scratch / part
+    mine = tmp_path / "mine"
+    shutil.move(link, mine)
+    link.symlink_to(mine)
+    before = contents(tmp_path) | {"itself": mine.read_bytes() if mine.is_file() else b""}
+    wanted = f"Error: {link} is a link, and an unfinished run has none: start again with --restart"
+    assert unfinished.run("--resume", *SAME) == (2, [wanted])
+    assert unfinished.run("--restart", *SAME)[0] == 0
+    assert contents(unfinished.out) == unfinished.undisturbed
+    assert contents(tmp_path) | {"itself": mine.read_bytes() if mine.is_file() else b""} == before
+
+
+def test_the_folder_of_unfinished_runs_may_be_a_link(unfinished, tmp_path):
+    shutil.move(unfinished.work.parent, tmp_path / "fast")
+    unfinished.work.parent.symlink_to(tmp_path / "fast")
+    blocks, kept = unfinished.resumed(*SAME)
+    assert blocks == kept > 1
+
+
+@pytest.mark.parametrize("key", ["run.json", "records/decode/0/2", "records/classify/0/2", "statistics/0"])
+def test_content_that_fits_its_checksum_alone_is_damaged(unfinished, key):
+    content = b"{nonsense"
+    (unfinished.scratch / key).write_bytes(b"%08x" % zlib.crc32(content) + content)
+    status, said = unfinished.run("--resume", *SAME)
+    if key == "run.json":
+        assert (status, said) == (2, [f"Error: {unfinished.scratch}/run.json is damaged: start again with --restart"])
+    else:
+        assert status == 0, said
+        assert contents(unfinished.out) == unfinished.undisturbed
 
 
 def test_resume_without_an_unfinished_run_begins_one(unfinished, tmp_path):
