@@ -22,12 +22,11 @@ from unetrt.runtime.files.formats import Reading
 from unetrt.runtime.files.images import Output
 from unetrt.runtime.files.outputs import KINDS, opened_outputs
 from unetrt.runtime.files.outputs.zarr_pyramid import OBJECTS
-from unetrt.runtime.files.windows import ImageWindows, open_windows
+from unetrt.runtime.files.windows import open_windows
 from unetrt.runtime.geometry.blocks import BlockPlan
 from unetrt.runtime.machine import return_freed_memory
 from unetrt.runtime.model.objects import instances
 from unetrt.runtime.model.onnx_file import resolved
-from unetrt.runtime.pixels.normalisation import Affine, Normalisation
 from unetrt.runtime.pixels.statistics import FrameStatistics
 from unetrt.runtime.segment.segmenter import Segmenter
 
@@ -107,23 +106,14 @@ def compared(model: Path, path: Path, folder: Path, crop: int) -> int:
         spec = segmenter.spec
         blocks = BlockPlan(spec.plan(image.shape[2:]), (crop, crop))
         middle = blocks[(blocks.shape[0] // 2) * blocks.shape[1] + blocks.shape[1] // 2]
-        affine = streamed(spec.normalisation, image, blocks)
+        statistics = FrameStatistics(spec.normalisation, image.dtype, image.shape[1:])
+        affine = statistics.measure([block.part for block in blocks], lambda part: image.read(0, *part))
         # The tiles of this part alone are those of the image, which begin at multiples of the same stride.
         classes = segmenter.segment(image.read(0, *middle.part)[0], measure=lambda _: affine).labels
     labels: Any = zarr.open_array(folder / KINDS[KIND].place.format(path.stem) / OBJECTS / "0", mode="r")
     inside = (slice(spec.halo, -spec.halo),) * 2  # where the mirrored border changes nothing
     found = np.asarray(labels[middle.part])[inside]
     return require_same_objects(found, instances(classes, spec.decoding)[inside])
-
-
-def streamed(normalisation: Normalisation, image: ImageWindows, blocks: BlockPlan) -> Affine:
-    """Return the normalisation of the first frame of an image, which is read block by block."""
-    statistics = FrameStatistics(normalisation, image.dtype, image.shape[1:])
-    for _ in range(statistics.passes):
-        for block in blocks:
-            statistics.add(image.read(0, *block.part), (block.rows.start, block.columns.start))
-        statistics.next_pass()
-    return statistics.affine()
 
 
 def require_same_objects(found: Array, expected: Array) -> int:

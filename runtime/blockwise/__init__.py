@@ -95,10 +95,10 @@ def segment_large(  # noqa: PLR0913 - those of the command line
         Called with the share of the work that is done, from 0 to 1, on any thread.
     **how
         `block`, height and width in pixels of the blocks that are wished for; `workers`, blocks at once in this
-        process; `scheduler`, address of a Dask cluster, whose workers open `model` and `image` themselves; `scratch`,
-        folder or address of fsspec for what is computed so far, by default in `folder`; `resume`, whether to go on with
-        an unfinished run (True) or start again (False), which is refused by default; `version` of OME-Zarr, ``"0.4"``
-        or ``"0.5"``.
+        process; `scheduler`, address of a Dask cluster, whose workers get a copy of `model` and open `image`
+        themselves; `scratch`, folder or address of fsspec for what is computed so far, by default in `folder`;
+        `resume`, whether to go on with an unfinished run (True) or start again (False), which is refused by default;
+        `version` of OME-Zarr, ``"0.4"`` or ``"0.5"``.
 
     Returns
     -------

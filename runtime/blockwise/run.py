@@ -9,7 +9,6 @@ goes on from there.
 """
 
 import logging
-import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
@@ -31,22 +30,17 @@ from unetrt.runtime.blockwise.processes import (
     run_stage,
     send_model,
 )
+from unetrt.runtime.blockwise.results import Results
 from unetrt.runtime.blockwise.scheduling import Scheduler, scheduler_at
-from unetrt.runtime.blockwise.scratch import RUN, Scratch
-from unetrt.runtime.blockwise.stages import CHUNK, RECORDS, BlockWorker, Job, LabelArrays
+from unetrt.runtime.blockwise.scratch import RUN, link_below, run_folder, scratch_of
+from unetrt.runtime.blockwise.stages import RECORDS, BlockWorker, Job, LabelArrays
 from unetrt.runtime.engines import SUFFIXES
 from unetrt.runtime.errors import FrameError, OptionError, OutputError, UnetrtError, printable, shown
-from unetrt.runtime.files.atomic import locked, whole_folder, writable_folder
+from unetrt.runtime.files.atomic import locked, writable_folder
 from unetrt.runtime.files.formats import AS_STORED, Layout, Reading
-from unetrt.runtime.files.images import readable, stacked_axes_of
-from unetrt.runtime.files.outputs import KINDS, OVERLAY, TABLES, require_by_windows
-from unetrt.runtime.files.outputs.label_tiff import smallest_dtype, stacked_axes, write_label_levels
-from unetrt.runtime.files.outputs.label_zarr import write_metadata
-from unetrt.runtime.files.outputs.labelled_image import LabelledImage
-from unetrt.runtime.files.outputs.measurements import MeasuredPart
-from unetrt.runtime.files.outputs.object_rows import assembled
-from unetrt.runtime.files.outputs.pictures import counted, overview, overview_step, write_png
-from unetrt.runtime.files.outputs.zarr_pyramid import FORMATS, TYPES, Pyramid, Version
+from unetrt.runtime.files.images import readable
+from unetrt.runtime.files.outputs import TABLES, require_by_windows
+from unetrt.runtime.files.outputs.zarr_pyramid import FORMATS, Version
 from unetrt.runtime.files.sources import AnyPath, ImageSource, source_of
 from unetrt.runtime.files.windows import ArraySource, open_windows
 from unetrt.runtime.geometry.plan import is_size
@@ -62,8 +56,6 @@ log = logging.getLogger("unetrt")
 Array = NDArray[Any]
 Size = tuple[int, int]
 
-# Called with the share of the work that is done, from 0 to 1.
-Progress = Callable[[float], None]
 # Share of the work that is done at the beginning and at the end of each step, as far as it is known.
 SEGMENT, WRITE, COARSEN = (0.0, 0.9), (0.9, 0.96), (0.96, 1.0)
 # Height and width of blocks by default: objects of one take some 120 MB while they are decoded.
@@ -74,10 +66,6 @@ WORKERS, MOST_WORKERS = 3, 1024
 COUNTERS = 64
 # Kinds of files that need measurements of the objects.
 MEASURED = {*TABLES, "rois", "geojson"}
-# Folder beside the results that holds unfinished runs.
-UNFINISHED = ".unfinished"
-# Labels in the folder of a run, and the measurements of their objects.
-LABELS, ROWS = "labels.ome.zarr", "measurements"
 
 
 @dataclass(frozen=True)
@@ -153,7 +141,7 @@ def predict_blocks(
     *,
     reading: Reading = AS_STORED,
     engine: Mapping[str, Any] | None = None,
-    progress: Progress | None = None,
+    progress: Callable[[float], None] | None = None,
 ) -> RunSummary:
     """Segment one image of any size in blocks, and write its labels and other files under the output folder.
 
@@ -195,7 +183,7 @@ def predict_blocks(
     if how.scheduler is not None:
         require_sendable(source, model)
     require_by_windows(output.files.kinds, source.name)
-    work = _folder_of(source.name, output.files.folder)
+    work = run_folder(source.name, output.files.folder)
     scratch = scratch_of(source.name, output.files.folder, how.scratch)
     if how.scheduler and not scratch.is_shared:
         raise OptionError(f"{scratch.address} is in the memory of this process: give --scratch a folder, or an address")
@@ -226,7 +214,7 @@ def predict_blocks(
             engine=dict(engine or {}),
         )
         worker = BlockWorker(job, segmenter)
-        run = _Run(worker, model, windows.layout, work, output, how, progress or _silent)
+        run = _Run(worker, model, windows.layout, work, output, how, progress or _ignore)
         with worker, run.kept(scheduler):
             return run.finish(scheduler)
 
@@ -241,42 +229,6 @@ def unfinished_tile(name: str, folder: Path, place: str | Path | None = None) ->
         case {"tile": [int(height), int(width)], "batch": int(batch)}:
             return (height, width), batch
     return None
-
-
-def scratch_of(name: str, folder: Path, place: str | Path | None = None) -> Scratch:
-    """Return the scratch store of the run of an image.
-
-    Parameters
-    ----------
-    name
-        Name of the image.
-    folder
-        Folder of the results.
-    place
-        Folder, or address of fsspec, of the scratch stores of all images; None: a hidden one beside the results.
-    """
-    return Scratch(_inside(place, _part_of(name)) if place else str(_folder_of(name, folder) / "scratch"))
-
-
-def _folder_of(name: str, folder: Path) -> Path:
-    """Return the folder beside the results for the unfinished run of an image."""
-    return folder.absolute() / UNFINISHED / _part_of(name)
-
-
-def _part_of(name: str) -> str:
-    """Return the path of an image's run; folders in the name get a dot: no run lies in that of another image.
-
-    >>> _part_of("plate"), _part_of("plate/well")
-    ('plate', '.plate/well')
-    """
-    *above, last = name.split("/")
-    return "/".join([*(f".{folder}" for folder in above), last])
-
-
-def _inside(address: str | Path, folder: str) -> str:
-    """Return the address of a folder in another one, absolute if it is not one of fsspec."""
-    is_address = "://" in str(address)
-    return f"{str(address).rstrip('/')}/{folder}" if is_address else str(Path(address).absolute() / folder)
 
 
 def _require_outside(source: ImageSource | ArraySource, folder: Path, scratch: Path | None) -> None:
@@ -299,10 +251,11 @@ class _Run:
         work: Path,
         output: "Output",
         how: Blockwise,
-        progress: Progress,
+        progress: Callable[[float], None],
     ) -> None:
-        self._worker, self._model, self._layout, self._work = worker, model, layout, work
-        self._output, self._how, self._progress = output, how, progress
+        self._worker, self._model, self._work = worker, model, work
+        self._folder, self._how, self._progress = output.files.folder.absolute(), how, progress
+        self._results = Results(worker, layout, work, output.files, how.version)
         self._job, self._source = worker.job, worker.job.image
         self._frames, self._blocks = range(worker.job.shape[0]), range(len(worker.plan))
 
@@ -314,7 +267,7 @@ class _Run:
 
         A run that has not computed any block leaves nothing.
         """
-        missing = _missing(self._output.files.folder.absolute()) + _missing(self._job.scratch.folder)
+        missing = _missing(self._folder) + _missing(self._job.scratch.folder)
         goes_on = self._can_go_on()
         begin_work(self._worker)
         try:
@@ -363,7 +316,7 @@ class _Run:
                 "--resume, or start again with --restart"
             )
         for folder in (scratch.folder, self._work):
-            if folder is not None and (link := _link_below(folder)):
+            if folder is not None and (link := link_below(folder)):
                 raise OutputError(f"{link} is a link, and an unfinished run has none: start again with --restart")
         return True
 
@@ -399,11 +352,16 @@ class _Run:
         """Remove the folders of the run, and empty folders among those that hold them and those that it has made."""
         self._job.scratch.remove()
         shutil.rmtree(self._work, ignore_errors=True)
-        folder = self._output.files.folder.absolute()
-        inside = [above for above in self._work.parents if folder in above.parents]
+        inside = [above for above in self._work.parents if self._folder in above.parents]
         for above in (*inside, *made):  # deepest first
             with suppress(OSError):
                 above.rmdir()
+
+    def _require_unchanged(self) -> None:
+        """Raise FrameError if a file of the image has changed since the run began; what was computed is removed."""
+        if self._files_of_image() != self._about["image"]:
+            self._remove()
+            raise FrameError(f"{self._source} was changed while it was segmented: segment it again")
 
     # Tasks
 
@@ -419,8 +377,8 @@ class _Run:
         classified, numbered = self._objects()
         found = scheduler.compute([*classified, *numbered], self._within(SEGMENT))
         computed, counts = found[: len(classified)], found[len(classified) :]
-        labels = self._label_store(max(counts, default=len(self._worker.spec.classes) - 1))
-        self._create(labels.pyramid)
+        labels = self._results.label_arrays(max(counts, default=len(self._worker.spec.classes) - 1))
+        self._results.create(labels.pyramid)
         written = [self._task("write", (frame, index, labels)) for frame in self._frames for index in self._blocks]
         scheduler.compute(written, self._within(WRITE))
         for level in range(1, len(labels.pyramid.shapes)):
@@ -431,7 +389,7 @@ class _Run:
             ]
             scheduler.compute(coarser, self._within(COARSEN if level == 1 else (1.0, 1.0)))
         self._require_unchanged()
-        self._write_files(labels, counts)
+        self._results.write(labels, counts)
         self._progress(1.0)
         number, _, height, width = self._job.shape
         return RunSummary(number * height * width, sum(counts), len(classified), sum(computed))
@@ -480,135 +438,6 @@ class _Run:
         place = [str(each) for each in arguments if not isinstance(each, LabelArrays)]
         return function(*after, dask_key_name="-".join([stage, self._job.name, *place]))
 
-    # Files
-
-    def _create(self, labels: Pyramid) -> None:
-        """Create the arrays of the labels; those of an unfinished run that are damaged, or finished, are replaced."""
-        try:
-            labels.create()
-        except OutputError:
-            shutil.rmtree(self._work / LABELS, ignore_errors=True)
-            labels.create()
-
-    def _require_unchanged(self) -> None:
-        """Raise FrameError if a file of the image has changed since the run began; what was computed is removed."""
-        if self._files_of_image() != self._about["image"]:
-            self._remove()
-            raise FrameError(f"{self._source} was changed while it was segmented: segment it again")
-
-    def _label_store(self, highest: int) -> LabelArrays:
-        """Return where the labels go, in the smallest dtype that holds the highest one."""
-        axes, lengths = stacked_axes_of(self._layout)
-        letters = stacked_axes(len(axes), axes)[:-2]
-        lengths = lengths if len(letters) == len(lengths) else (self._job.shape[0],)
-        order = tuple(sorted(range(len(letters)), key=lambda axis: list(TYPES).index(letters[axis].lower())))
-        pyramid = Pyramid(
-            str(self._work / LABELS),
-            (*(lengths[axis] for axis in order), *self._job.size),
-            smallest_dtype(highest),
-            "".join(letters[axis] for axis in order) + "YX",
-            self._layout.pixel_size,
-            self._worker.plan.chunk(CHUNK),
-            self._worker.plan.size,
-            self._how.version,
-            name=str(self._place("ome-zarr") if "ome-zarr" in self._output.files.kinds else self._work),
-        )
-        return LabelArrays(pyramid, lengths, order)
-
-    def _place(self, kind: str) -> Path:
-        return self._output.files.folder / KINDS[kind].place.format(self._source.name)
-
-    def _write_files(self, labels: LabelArrays, counts: Sequence[int]) -> None:
-        """Write the files of the image from its labels."""
-        files, pyramid = self._output.files, labels.pyramid
-        kinds = [kind for kind in files.kinds if kind not in ("labels", "ome-zarr")]
-        others = replace(files, kinds=kinds, overlays=False, sheet=None)
-        if others.kinds:
-            others.write(self._labelled(labels))
-        if files.overlays or files.sheet is not None:
-            self._draw(labels, counts)
-        if "labels" in files.kinds:
-            write_label_levels(
-                self._place("labels"), pyramid.levels, axes=pyramid.axes, pixel_size=self._layout.pixel_size
-            )
-        if "ome-zarr" in files.kinds:
-            classes = None if self._job.kind == "instances" else range(1, len(self._worker.spec.classes))
-            write_metadata(pyramid, self._source.name.rpartition("/")[2], classes=classes)
-            for partial in (self._work / LABELS).rglob("*.partial"):  # zarr's, of a process that was killed
-                partial.unlink()
-            with whole_folder(self._place("ome-zarr"), replace=(".zgroup", "zarr.json")) as temporary:
-                temporary.rmdir()
-                (self._work / LABELS).rename(temporary)
-
-    def _labelled(self, labels: LabelArrays) -> LabelledImage:
-        """Return the labels with what was measured of their objects."""
-        axes, lengths = stacked_axes_of(self._layout)
-        folder = writable_folder(self._work / ROWS)  # not among temporary files, which may be in the memory
-        rows = [assembled(folder / str(frame), _Parts(self._worker, frame)) for frame in self._frames]
-        confidence = None
-        if self._job.is_confident:
-            confidence = [self._worker.confidence(frame) for frame in self._frames]
-        number, channels, *size = self._job.shape
-        by_windows: Any = _StackedLabels(labels, (*lengths, *size))
-        return LabelledImage(
-            self._source.name,
-            by_windows,
-            self._job.kind,
-            frames=np.broadcast_to(np.zeros((), self._worker.image.dtype), (number, channels, *size)),
-            axes=axes,
-            pixel_size=self._layout.pixel_size,
-            confidence=confidence,
-            source=self._source.file_name,
-            rows=rows,
-        )
-
-    def _draw(self, labels: LabelArrays, counts: Sequence[int]) -> None:
-        """Write the overview of the first frame, and add it to the sheet of all images."""
-        step, files = overview_step(self._job.size), self._output.files
-        size = tuple(-(-side // step) for side in self._job.size)
-        frame = np.empty((self._job.shape[1], *size), self._worker.image.dtype)
-        shown = np.empty(size, labels.pyramid.dtype)
-        for block in self._worker.plan:
-            place = tuple(slice(-(-part.start // step), -(-part.stop // step)) for part in (block.rows, block.columns))
-            frame[(slice(None), *place)], shown[place] = self._worker.overview(block)
-        picture = overview(shown, frame)
-        found = counts if self._job.kind == "instances" else [len(np.unique(shown[shown > 0]))]
-        if files.overlays:
-            write_png(files.folder / OVERLAY.format(self._source.name), picture)
-        if files.sheet is not None:
-            files.sheet.add_overview(self._source.name, counted(self._job.kind, found), picture)
-
-
-class _Parts(Sequence[MeasuredPart]):
-    """What was measured of the blocks of a frame; each is read when it is asked for."""
-
-    def __init__(self, worker: BlockWorker, frame: int) -> None:
-        self._worker, self._frame = worker, frame
-
-    def __len__(self) -> int:
-        return len(self._worker.plan)
-
-    def __getitem__(self, index: Any) -> Any:
-        return self._worker.measured_part(self._frame, range(len(self))[index])
-
-
-class _StackedLabels:
-    """The labels of an image, with its axes in their order; they are read by windows."""
-
-    def __init__(self, labels: LabelArrays, shape: tuple[int, ...]) -> None:
-        self._labels, self.shape, self.ndim = labels, shape, len(shape)
-
-    def __getitem__(self, index: Any) -> Any:
-        *leading, rows, columns = index
-        frame = int(np.ravel_multi_index(leading, self.shape[:-2])) if leading else 0
-        return self._labels.pyramid.levels[0][(*self._labels.plane(frame), rows, columns)]
-
-
-def _link_below(folder: Path) -> Path | None:
-    """Return a symbolic link below a folder, through which a run would write to other folders; None for none."""
-    entries = (Path(place, name) for place, folders, files in os.walk(folder) for name in (*folders, *files))
-    return next((entry for entry in entries if entry.is_symlink()), None)
-
 
 def _missing(folder: Path | None) -> list[Path]:
     """Return which of a folder and those that hold it do not exist, the deepest first."""
@@ -626,5 +455,5 @@ def _identity_of_model(path: Path | None, spec: ModelSpec) -> str:
     return sha256_of_model(path)
 
 
-def _silent(_done: float) -> None:
+def _ignore(_done: float) -> None:
     pass

@@ -15,6 +15,7 @@ after a kill, a block that has no record, or whose pixels differ from it, is com
 
 import io
 import json
+import os
 import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -35,12 +36,13 @@ from unetrt.runtime.errors import OptionError, OutputError, one_line
 from unetrt.runtime.files.atomic import scratch_folder
 
 Array = NDArray[Any]
-Region = tuple[slice | int, ...]
 
 # Length of the checksum in front of a file: CRC-32, in hexadecimal.
 CHECKSUM = 8
 # The file that makes a folder a store: the first one that is written, and the last one that is removed.
 RUN = "run.json"
+# Folder beside the results that holds unfinished runs.
+UNFINISHED = ".unfinished"
 # What Zarr raises for damaged chunks and metadata.
 DAMAGED = (OSError, ValueError, RuntimeError, LookupError)
 
@@ -210,3 +212,45 @@ class Scratch:
 
 def _checksum(content: bytes) -> bytes:
     return b"%08x" % zlib.crc32(content)
+
+
+def scratch_of(name: str, folder: Path, place: str | Path | None = None) -> Scratch:
+    """Return the scratch store of the run of an image.
+
+    Parameters
+    ----------
+    name
+        Name of the image.
+    folder
+        Folder of the results.
+    place
+        Folder, or address of fsspec, of the scratch stores of all images; None: a hidden one beside the results.
+    """
+    return Scratch(_inside(place, _part_of(name)) if place else str(run_folder(name, folder) / "scratch"))
+
+
+def run_folder(name: str, folder: Path) -> Path:
+    """Return the folder beside the results for the unfinished run of an image."""
+    return folder.absolute() / UNFINISHED / _part_of(name)
+
+
+def _part_of(name: str) -> str:
+    """Return the path of an image's run; folders in the name get a dot: no run lies in that of another image.
+
+    >>> _part_of("plate"), _part_of("plate/well")
+    ('plate', '.plate/well')
+    """
+    *above, last = name.split("/")
+    return "/".join([*(f".{folder}" for folder in above), last])
+
+
+def _inside(address: str | Path, folder: str) -> str:
+    """Return the address of a folder in another one, absolute if it is not one of fsspec."""
+    is_address = "://" in str(address)
+    return f"{str(address).rstrip('/')}/{folder}" if is_address else str(Path(address).absolute() / folder)
+
+
+def link_below(folder: Path) -> Path | None:
+    """Return a symbolic link below a folder, through which a run would write to other folders; None for none."""
+    entries = (Path(place, name) for place, folders, files in os.walk(folder) for name in (*folders, *files))
+    return next((entry for entry in entries if entry.is_symlink()), None)

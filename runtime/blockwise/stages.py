@@ -35,7 +35,7 @@ from unetrt.runtime.files.outputs.measurements import MeasuredPart, measure_part
 from unetrt.runtime.files.outputs.pictures import overview_step
 from unetrt.runtime.files.outputs.zarr_pyramid import Pyramid
 from unetrt.runtime.files.windows import open_windows
-from unetrt.runtime.geometry.blocks import Block, BlockPlan, Part
+from unetrt.runtime.geometry.blocks import Block, BlockPlan, Part, common, relative
 from unetrt.runtime.model.block_objects import (
     BlockObjects,
     GrownObjects,
@@ -268,11 +268,11 @@ class BlockWorker(Closable):
         block = self.plan[index]
         if self._is_done("grow", frame, block, self._grown):
             return
-        rows, columns = block.around(self.margins.grow)
+        rows, columns = window = block.around(self.margins.grow)
         numbers = np.zeros((rows.stop - rows.start, columns.stop - columns.start), np.int64)
         for near in self.plan.around(index, self.margins.grow):
-            shown, place = _overlap(self.plan[near], rows, columns)
-            numbers[place] = self._numbers(frame, near)[self._objects[(frame, *shown)]]
+            shown = common(self.plan[near].part, window)
+            numbers[relative(shown, window)] = self._numbers(frame, near)[self._objects[(frame, *shown)]]
         labels, summary = grow_block(numbers, self.plan, index, self.spec.decoding)
         self._keep("grow", frame, block, self._grown, labels, self._with_evidence(frame, block, labels, summary))
 
@@ -284,7 +284,7 @@ class BlockWorker(Closable):
         self._keep_numbers(frame, numbering, found, "grown-numbers")
         return numbering.count
 
-    def write(self, frame: int, index: int, labels: "LabelArrays") -> None:
+    def write(self, frame: int, index: int, labels: LabelArrays) -> None:
         """Write the labels of a block, and measure its objects."""
         block, plane = self.plan[index], labels.plane(frame)
         if self._is_done("write", frame, block, labels.pyramid.levels[0], plane):
@@ -311,7 +311,7 @@ class BlockWorker(Closable):
             labels[top : top + height] = numbers[objects[frame, rows, block.columns]]
         return labels
 
-    def coarsen(self, level: int, rows: slice, columns: slice, plane: tuple[int, ...], labels: "LabelArrays") -> None:
+    def coarsen(self, level: int, rows: slice, columns: slice, plane: tuple[int, ...], labels: LabelArrays) -> None:
         """Write a region of a level of the labels from the level before."""
         labels.pyramid.coarsen(level, rows, columns, plane)
 
@@ -450,16 +450,3 @@ def _checksum(pixels: Array) -> np.uint32:
 
 def _key(stage: str, frame: int, index: int) -> str:
     return f"{RECORDS}/{stage}/{frame}/{index}"
-
-
-def _overlap(block: Block, rows: slice, columns: slice) -> tuple[tuple[slice, slice], tuple[slice, slice]]:
-    """Return the pixels of a block in a window of the frame: as slices of the frame, and of the window."""
-    shown = tuple(
-        slice(max(own.start, part.start), min(own.stop, part.stop))
-        for own, part in ((block.rows, rows), (block.columns, columns))
-    )
-    place = tuple(
-        slice(each.start - part.start, each.stop - part.start)
-        for each, part in zip(shown, (rows, columns), strict=True)
-    )
-    return shown, place  # type: ignore[return-value]

@@ -170,6 +170,14 @@ def relative(part: Part, to: Part) -> Part:
     return rows, columns
 
 
+def common(part: Part, other: Part) -> Part:
+    """Return the rows and columns that two parts of a frame have in common; they meet."""
+    rows, columns = (
+        slice(max(one.start, two.start), min(one.stop, two.stop)) for one, two in zip(part, other, strict=True)
+    )
+    return rows, columns
+
+
 def spanning(parts: Iterable[Part]) -> Part:
     """Return the smallest part of a frame that holds others."""
     rows, columns = (

@@ -19,7 +19,7 @@ counts only pixels with that value.
 True
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from fractions import Fraction
 from math import sqrt
@@ -162,6 +162,27 @@ class FrameStatistics:
         for channel in self._channels:
             channel.next_pass(self._ranks)
         self.passed, self._pixels = self.passed + 1, 0
+
+    def measure(self, parts: Sequence[tuple[slice, slice]], read: Callable[[tuple[slice, slice]], Array]) -> Affine:
+        """Return the normalisation from all passes over a frame in this process.
+
+        Parameters
+        ----------
+        parts
+            Rows and columns of parts of the frame that hold each pixel once.
+        read
+            Returns the raw grey values (C, h, w) of a part.
+
+        Raises
+        ------
+        FrameError
+            As `add` and `next_pass`.
+        """
+        while not self.is_complete:
+            for part in parts:
+                self.add(read(part), (part[0].start, part[1].start))
+            self.next_pass()
+        return self.affine()
 
     def affine(self) -> Affine:
         """Return the normalisation; raises OptionError before the last pass is over."""

@@ -194,11 +194,7 @@ class StoredCall:
                 require_raw(dtype, self.spec.input_dtype)
                 return read, None
             statistics = FrameStatistics(self.spec.normalisation, dtype, (self.spec.channels, *size))
-            for _ in range(statistics.passes):
-                for block in self.blocks:
-                    statistics.add(read(block.part), (block.rows.start, block.columns.start))
-                statistics.next_pass()
-            return read, statistics.affine()
+            return read, statistics.measure([block.part for block in self.blocks], read)
 
     def _read(self, index: tuple[int, ...], part: Part) -> NDArray[Any]:
         channels = self.spec.channels

@@ -151,7 +151,10 @@ def blockwise_options(command: Callable[..., Any]) -> Callable[..., Any]:
             help="Process images in blocks of about this many pixels. [default: 2048x2048, for large images]",
         ),
         click.option(
-            "--workers", type=whole(1), metavar="N", help="Blocks that this process works on at once. [default: 3]"
+            "--workers",
+            type=whole(1, 1024),
+            metavar="N",
+            help="Blocks that this process works on at once. [default: 3]",
         ),
         click.option(
             "--scheduler",
