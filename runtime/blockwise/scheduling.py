@@ -12,6 +12,7 @@ from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any, Protocol
 
 import dask
+import dask.threaded
 from dask.callbacks import Callback
 
 from unetrt.runtime.errors import (
@@ -77,8 +78,10 @@ class Threads:
 
         pool = ThreadPoolExecutor(self._number, thread_name_prefix="unetrt-block")
         try:
-            with Callback(posttask=finished), dask.config.set({"scheduler": dask.config.get("scheduler", "threads")}):
-                return list(dask.compute(*tasks, traverse=False, pool=pool))
+            with Callback(posttask=finished):
+                # The function, as a name makes Dask import distributed.
+                scheduler = dask.config.get("scheduler", dask.threaded.get)
+                return list(dask.compute(*tasks, traverse=False, pool=pool, scheduler=scheduler))
         finally:
             pool.shutdown(cancel_futures=True)
 

@@ -1,5 +1,8 @@
 """Files of a run over blocks are those of the whole image, byte for byte, whatever the blocks."""
 
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 import tifffile
@@ -54,3 +57,12 @@ def test_blocks_give_the_class_map_of_the_whole_image(tmp_path, nuclei, image):
     whole = written(tmp_path / "whole", nuclei, image, kinds=kinds, kind="classes")
     blocks = written(tmp_path / "blocks", nuclei, image, Blockwise((300, 300)), kinds=kinds, kind="classes")
     assert blocks == whole
+
+
+def test_blocks_on_this_machine_need_no_cluster(tmp_path, image):
+    """Importing distributed takes time and memory."""
+    run = (
+        "import sys; from unetrt.runtime import segment_large; segment_large('nuclei', *sys.argv[1:], block=(600, 600))"
+    )
+    program = f"{run}; raise SystemExit('distributed' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", program, image, tmp_path], check=False).returncode == 0
