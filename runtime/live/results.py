@@ -17,7 +17,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from enum import StrEnum
 from time import monotonic, perf_counter
-from typing import Any, Protocol, Self
+from typing import Any, NamedTuple, Protocol, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -35,6 +35,24 @@ class Outcome(StrEnum):
     DONE = "done"
     FAILED = "failed"
     DROPPED = "dropped"
+
+
+class StreamKey(NamedTuple):
+    """Identity of a stream of frames: statistics, gaps in image numbers and labels of two streams are never mixed.
+
+    Attributes
+    ----------
+    camera
+        Device label of the camera, such as "Camera-1"; empty if unknown.
+    channel
+        Name of the acquisition's channel, such as "DAPI"; empty if it has none.
+    """
+
+    camera: str = ""
+    channel: str = ""
+
+
+UNKNOWN_STREAM = StreamKey()
 
 
 @dataclass(frozen=True, eq=False)
@@ -90,6 +108,11 @@ class LiveResult:
         The exception, if failed; else None.
     dropped
         Number of frames of this sequence dropped since the previous frame that was not dropped.
+    stream
+        The camera and channel that the frame comes from.
+    table
+        Measurements of the objects: name of the column -> values, (objects,), in the order of their numbers; names as
+        in the tables of `unetrt predict` (label, area, centroid-0 ...). None unless done and `kind` is `instances`.
     queueing, compute, latency
         Seconds in the queue, seconds in the segmenter, and seconds from `submit` to this result. The latency also
         includes the numbering of objects (`timings.decode`), which `compute` does not, and the wait for it.
@@ -107,10 +130,34 @@ class LiveResult:
     objects: int | None = None
     error: BaseException | None = None
     dropped: int = 0
+    stream: StreamKey = UNKNOWN_STREAM
+    table: Mapping[str, NDArray[Any]] | None = field(default=None, repr=False)
     queueing: float = 0.0
     compute: float = 0.0
     latency: float = 0.0
     timings: Timings | None = field(default=None, repr=False)
+
+
+@dataclass(frozen=True, eq=False)
+class DroppedFrames:
+    """Consecutive frames that were dropped, as one notice: they cost an output the same, however many they are.
+
+    Attributes
+    ----------
+    first, last
+        Submission indices of the first and of the last of them.
+    sequence
+        The sequence they belong to; None if no sequence was announced.
+    """
+
+    first: int
+    last: int
+    sequence: LiveSequence | None = field(default=None, repr=False)
+
+    @property
+    def count(self) -> int:
+        """Number of frames."""
+        return self.last - self.first + 1
 
 
 class ResultOutput(Protocol):
@@ -124,7 +171,13 @@ class ResultOutput(Protocol):
         """Handle the start of a sequence; called before the results of its frames."""
 
     def result(self, result: LiveResult) -> None:
-        """Handle the result of a frame; called for dropped frames too, at most 1000 in a row."""
+        """Handle the result of a `done` or `failed` frame."""
+
+    def dropped(self, frames: DroppedFrames) -> None:
+        """Handle frames that were dropped since the last result; called once, before the next result.
+
+        Not called for frames dropped by `close(drain=False)`.
+        """
 
     def sequence_finished(self, sequence: LiveSequence) -> None:
         """Handle the end of a sequence; called after the results of its frames."""
