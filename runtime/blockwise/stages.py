@@ -165,6 +165,8 @@ class BlockWorker(Closable):
         self.margins = margins(self.spec.decoding)
         self._affines: dict[int, Affine | None] = {}
         self._lock = threading.Lock()
+        # One block at a time is decoded: that takes several times the memory of its pixels.
+        self._decoding = threading.Lock()
 
     def close(self) -> None:
         """Close the image, and the model if this object opened it; idempotent."""
@@ -238,7 +240,7 @@ class BlockWorker(Closable):
         )
         about: dict[str, Any] = {"run": np.array(self.job.name)}
         if frame == 0:
-            about["overview"] = self._thinned(block, pixels, window)
+            about["overview"] = self._thinned(block.part, pixels, window)
         if found.probabilities is not None:
             with self.scratch.writing():
                 self._probabilities[frame, :, block.rows, block.columns] = found.probabilities
@@ -252,8 +254,10 @@ class BlockWorker(Closable):
         if self._is_done("decode", frame, block, self._objects):
             return
         around = block.around(self.margins.decode)
-        labels, summary = decode_block(self._classes[(frame, *around)], self.plan, index, self.spec.decoding)
-        self._keep("decode", frame, block, self._objects, labels, self._with_evidence(frame, block, labels, summary))
+        with self._decoding:
+            labels, summary = decode_block(self._classes[(frame, *around)], self.plan, index, self.spec.decoding)
+            found = self._with_evidence(frame, block, labels, summary)
+            self._keep("decode", frame, block, self._objects, labels, found)
 
     def merge(self, frame: int) -> int:
         """Assign numbers to the objects of a frame; return how many there are, or may be before they grow."""
@@ -268,13 +272,19 @@ class BlockWorker(Closable):
         block = self.plan[index]
         if self._is_done("grow", frame, block, self._grown):
             return
+        with self._decoding:
+            labels, summary = self._grown_block(frame, block)
+            found = self._with_evidence(frame, block, labels, summary)
+            self._keep("grow", frame, block, self._grown, labels, found)
+
+    def _grown_block(self, frame: int, block: Block) -> tuple[Array, GrownObjects]:
+        """Return the objects of a block after they have grown, numbered anew, and their summary."""
         rows, columns = window = block.around(self.margins.grow)
         numbers = np.zeros((rows.stop - rows.start, columns.stop - columns.start), np.int64)
-        for near in self.plan.around(index, self.margins.grow):
+        for near in self.plan.around(block.index, self.margins.grow):
             shown = common(self.plan[near].part, window)
             numbers[relative(shown, window)] = self._numbers(frame, near)[self._objects[(frame, *shown)]]
-        labels, summary = grow_block(numbers, self.plan, index, self.spec.decoding)
-        self._keep("grow", frame, block, self._grown, labels, self._with_evidence(frame, block, labels, summary))
+        return grow_block(numbers, self.plan, block.index, self.spec.decoding)
 
     def regrow(self, frame: int) -> int:
         """Assign numbers to the objects of a frame after they have grown; return how many there are."""
@@ -289,26 +299,42 @@ class BlockWorker(Closable):
         block, plane = self.plan[index], labels.plane(frame)
         if self._is_done("write", frame, block, labels.pyramid.levels[0], plane):
             return
-        pixels = self._final(frame, block, np.dtype(labels.pyramid.dtype))
-        found = {}
-        if self.job.is_measured:
-            grey = self.image.read(frame, block.rows, block.columns)
-            found = measure_part(pixels, grey, (block.rows.start, block.columns.start))._asdict()
-        labels.pyramid.write(block.rows, block.columns, pixels, plane)
+        found: dict[str, Any] = {}
+        checksum, thinned = np.uint32(0), []
+        for rows in self._bands(block, labels):
+            pixels = self._final(frame, block, rows, np.dtype(labels.pyramid.dtype))
+            part = rows, block.columns
+            if self.job.is_measured:
+                grey = self.image.read(frame, *part)
+                found = measure_part(pixels, grey, (rows.start, block.columns.start))._asdict()
+            labels.pyramid.write(*part, pixels, plane)
+            checksum = _checksum(pixels, int(checksum))
+            thinned.append(self._thinned(part, pixels, part))
         if frame == 0:
-            found["overview"] = self._thinned(block, pixels, block.part)
-        self.scratch.put(_key("write", frame, index), {"checksum": _checksum(pixels), **found})
+            found["overview"] = np.concatenate(thinned)
+        self.scratch.put(_key("write", frame, index), {"checksum": checksum, **found})
 
-    def _final(self, frame: int, block: Block, dtype: np.dtype[Any]) -> Array:
-        """Return the final labels of a block; its objects are read by rows of chunks, as they may be larger."""
+    def _bands(self, block: Block, labels: LabelArrays) -> list[slice]:
+        """Return the rows of a block that are written at once: those of its chunks.
+
+        All of them where they are one shard, or are measured.
+        """
+        start, stop = block.rows.start, block.rows.stop
+        whole = self.job.is_measured or labels.pyramid.version == "0.5"
+        height = stop - start if whole else self.plan.chunk(CHUNK)[0]
+        return [slice(top, min(top + height, stop)) for top in range(start, stop, height)]
+
+    def _final(self, frame: int, block: Block, rows: slice, dtype: np.dtype[Any]) -> Array:
+        """Return the final labels of rows of a block; objects are read by rows of chunks, as they may be larger."""
         if self.job.kind == "classes":
-            return np.asarray(self._classes[frame, block.rows, block.columns]).astype(dtype, copy=False)
+            return np.asarray(self._classes[frame, rows, block.columns]).astype(dtype, copy=False)
         stage, objects = ("grown-numbers", self._grown) if self.margins.grow else ("numbers", self._objects)
         numbers = self._numbers(frame, block.index, stage).astype(dtype)
-        labels, height = np.empty(block.size, dtype), self.plan.chunk(CHUNK)[0]
+        labels = np.empty((rows.stop - rows.start, block.size[1]), dtype)
+        height = self.plan.chunk(CHUNK)[0]
         for top in range(0, len(labels), height):
-            rows = slice(block.rows.start + top, min(block.rows.start + top + height, block.rows.stop))
-            labels[top : top + height] = numbers[objects[frame, rows, block.columns]]
+            inside = slice(rows.start + top, min(rows.start + top + height, rows.stop))
+            labels[top : top + height] = numbers[objects[frame, inside, block.columns]]
         return labels
 
     def coarsen(self, level: int, rows: slice, columns: slice, plane: tuple[int, ...], labels: LabelArrays) -> None:
@@ -425,12 +451,12 @@ class BlockWorker(Closable):
         pixels, labels = (self._record(stage, 0, block.index)["overview"] for stage in ("classify", "write"))
         return pixels, labels
 
-    def _thinned(self, block: Block, pixels: Array, window: Part) -> Array:
-        """Return every n-th row and column of a block, from the pixels (..., H, W) of a window of the frame."""
+    def _thinned(self, part: Part, pixels: Array, window: Part) -> Array:
+        """Return every n-th row and column of a part of the frame, from pixels (..., H, W) of a window around it."""
         step = overview_step(self.job.size)
         down, across = (
             slice(-(-own.start // step) * step - shown.start, own.stop - shown.start, step)
-            for own, shown in zip(block.part, window, strict=True)
+            for own, shown in zip(part, window, strict=True)
         )
         return pixels[..., down, across]
 
@@ -444,8 +470,9 @@ def _is_stored(array: Any, place: tuple[Any, ...], checksum: Array) -> bool:
     return bool(checksum == _checksum(pixels))
 
 
-def _checksum(pixels: Array) -> np.uint32:
-    return np.uint32(zlib.crc32(np.ascontiguousarray(pixels).data))
+def _checksum(pixels: Array, before: int = 0) -> np.uint32:
+    """Return the CRC-32 of pixels after others of which `before` is that."""
+    return np.uint32(zlib.crc32(np.ascontiguousarray(pixels).data, before))
 
 
 def _key(stage: str, frame: int, index: int) -> str:
