@@ -9,6 +9,7 @@ camera there will be. Each of these combinations is an image of its own, which g
 """
 
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from math import isfinite
 from pathlib import Path
@@ -17,12 +18,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from unetrt.runtime.acquisition.growing_zarr import NAMESPACE, ImageSeries, write_group
+from unetrt.runtime.acquisition.growing_zarr import ImageSeries, write_group
 from unetrt.runtime.acquisition.label_stream import remove_store
-from unetrt.runtime.acquisition.label_tables import FrameTable, ObjectsTable, setting_of
-from unetrt.runtime.acquisition.label_writer import FRAMES, OBJECTS, SUFFIX, LabelWriter, remove, with_suffix
+from unetrt.runtime.acquisition.label_tables import FrameTable, ObjectsTable, _setting
+from unetrt.runtime.acquisition.label_writer import FRAMES, OBJECTS, SUFFIX, LabelWriter, _remove, _with
 from unetrt.runtime.closing import Closable
-from unetrt.runtime.errors import OutputError, one_line
+from unetrt.runtime.errors import OptionError, OutputError, one_line
 from unetrt.runtime.files.pixel_size import PixelSize
 from unetrt.runtime.live.results import DroppedFrames, LiveResult, LiveSequence, Outcome
 
@@ -73,8 +74,10 @@ class AcquisitionStore(LabelWriter):
     def __init__(self, path: str | Path, overwrite: bool = False) -> None:
         super().__init__(path, overwrite)
 
-    def _opened(self, stem: Path, sequence: LiveSequence | None) -> "StoredSequence":  # type: ignore[override]
-        return StoredSequence(stem, sequence, replace=self._overwrite)
+    def _current(self, sequence: LiveSequence | None) -> "StoredSequence":  # type: ignore[override]
+        if self._file is None:
+            self._file = StoredSequence(next(self._stems), sequence, replace=self._overwrite)
+        return self._file
 
 
 @dataclass(frozen=True)
@@ -108,14 +111,14 @@ class StoredSequence(Closable):
     """
 
     def __init__(self, stem: Path, sequence: LiveSequence | None, *, replace: bool) -> None:
-        self._path = with_suffix(stem, SUFFIX)
+        self._path = _with(stem, SUFFIX)
         self._sequence = sequence
         if replace:
             remove_store(self._path)
-            remove(with_suffix(stem, OBJECTS))
-        self._about = {"frames": with_suffix(stem, FRAMES).name}
-        self._table = FrameTable(with_suffix(stem, FRAMES), replace)
-        self._objects = ObjectsTable(with_suffix(stem, OBJECTS))
+            _remove(_with(stem, OBJECTS))
+        self._about = {"frames": _with(stem, FRAMES).name}
+        self._table = FrameTable(_with(stem, FRAMES), replace)
+        self._objects = ObjectsTable(_with(stem, OBJECTS))
         self._series: dict[SeriesKey, ImageSeries] = {}
         self._listed = 0  # images that the store lists
         self._frames = 0  # stored
@@ -138,11 +141,16 @@ class StoredSequence(Closable):
         except OutputError as error:
             self._table.add(None, result, Outcome.FAILED, result.error or error)
             raise
-        if result.table is not None:
-            self._objects.add(self._frames, result.table)
-        placed = replace(result, index={**index, SERIES: number, PLACE: place})
-        self._table.add(self._frames, placed, result.outcome, result.error)
-        self._frames += 1
+        placed, error = replace(result, index={**index, SERIES: number, PLACE: place}), result.error
+        frame, self._frames = self._frames, self._frames + 1
+        try:
+            if result.table is not None:
+                self._objects.add(frame, result.table)
+        except OutputError as failure:
+            error = failure
+            raise
+        finally:
+            self._table.add(frame, placed, result.outcome, error)
 
     def close(self) -> None:
         """Close the tables; the store is complete after each frame. Idempotent."""
@@ -167,7 +175,7 @@ class StoredSequence(Closable):
         return number, place
 
     def _begun(self, number: int, key: SeriesKey, result: LiveResult) -> ImageSeries:
-        setting = setting_of(result)
+        setting = _setting(result)
         names = [text for text in (key.position, key.camera, key.channel) if text]
         index = result.index if isinstance(result.index, Mapping) else {}
         attributes = self._about | {"index": {str(axis): at for axis, at in index.items()}} | setting
@@ -197,8 +205,9 @@ class StoredSequence(Closable):
         own = [info for info in infos if info.get("camera_label") == result.stream.camera]
         for about in (meta, *own, *infos):
             size = about.get("pixel_size_um")
-            if isinstance(size, int | float) and isfinite(size) and size > 0:
-                return PixelSize(float(size), float(size))
+            if isinstance(size, int | float) and size > 0:
+                with suppress(OptionError):  # not a size of this world
+                    return PixelSize(float(size), float(size))
         return None
 
 
@@ -233,7 +242,7 @@ def pixels_of(result: LiveResult) -> NDArray[Any]:
 
 def _key(result: LiveResult, pixels: NDArray[Any]) -> SeriesKey:
     index = result.index if isinstance(result.index, Mapping) else {}
-    setting = setting_of(result)
+    setting = _setting(result)
     names = ("position", "camera", "channel")
     position, camera, channel = (str(setting[name] or "") for name in names)
     places = tuple(str(index.get(axis, "")) for axis in PLACES)
@@ -243,6 +252,3 @@ def _key(result: LiveResult, pixels: NDArray[Any]) -> SeriesKey:
 def _is_known(value: Any) -> bool:
     """Whether a value of an attribute is known: JSON has no NaN."""
     return value is not None and not (isinstance(value, float) and not isfinite(value))
-
-
-__all__ = ["NAMESPACE", "AcquisitionStore"]
