@@ -1,66 +1,71 @@
 """`LabelWriter`: an output that stores labels alongside the raw data of an acquisition.
 
-Each sequence has a `LabelFile`: a stream of labels, created with the first of them, and a `FrameTable`, a CSV file with
-one row for each frame. `LabelLayout` assigns each frame its position in the file.
+Each sequence has a `LabelFile`: an OME-Zarr of labels (`LabelStream`), created with the first of them, and tables of
+the frames and of their objects. `LabelLayout` assigns each frame its place. After each frame everything is on the disk:
+a process may be killed at any moment.
 
     live = LiveSegmenter(model, policy="drop_oldest", outputs=[LabelWriter("labels.ome.zarr")])
     core.mda.run(sequence, output=["raw.ome.zarr", live])
 """
 
-import csv
 import os
-import shutil
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import nullcontext
 from importlib import import_module
 from itertools import count
 from pathlib import Path
-from typing import Any, Literal, TextIO
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from unetrt.runtime.acquisition.label_layout import Index, LabelLayout
-from unetrt.runtime.acquisition.label_stream import LabelStream, PositionStreams
+from unetrt.runtime.acquisition.label_layout import LabelLayout
+from unetrt.runtime.acquisition.label_stream import LabelStream, remove_store, require_replaceable
+from unetrt.runtime.acquisition.label_tables import FrameTable, ObjectsTable
 from unetrt.runtime.closing import Closable
-from unetrt.runtime.errors import BackendUnavailableError, OptionError, OutputError, one_line
+from unetrt.runtime.errors import BackendUnavailableError, OptionError, OutputError
 from unetrt.runtime.files.atomic import writable_folder
+from unetrt.runtime.files.sources import stem_of
 from unetrt.runtime.live.results import DroppedFrames, LiveResult, LiveSequence, Outcome
 
-SUFFIXES = (".ome.zarr", ".ome.tiff", ".ome.tif")
-# Suffixes that are refused -> the suffix probably meant.
-NEAREST = {".zarr": ".ome.zarr", ".tif": ".ome.tif", ".tiff": ".ome.tiff"}
+# Suffixes of a store of labels, of the table of its frames, and of that of their objects.
+SUFFIX, FRAMES, OBJECTS = ".ome.zarr", ".csv", "_objects.csv"
+# Suffixes of files that are made from a store: unlike it, a TIFF is unreadable until it is finished.
+TIFF = (".tif", ".tiff")
 # Imported by `LabelWriter(...)`: half a second that the first frame does not wait for.
-PACKAGES = ("ome_writers", "useq")
-WRITERS = {".ome.zarr": ("zarr", "yaozarrs"), ".ome.tiff": ("ome_types",), ".ome.tif": ("ome_types",)}
-# Outcome, in the table, of a planned frame that did not arrive.
+PACKAGES = ("ome_writers", "useq", "zarr", "yaozarrs")
+# Outcome, in the table, of planned frames that did not arrive.
 MISSING = "missing"
 
 
 class LabelWriter(Closable):
-    """An output of `LiveSegmenter` that stores labels as OME-Zarr or OME-TIFF, with a CSV table of the frames.
+    """An output of `LiveSegmenter` that stores labels as OME-Zarr, with CSV tables of the frames and their objects.
 
     Labels have the axes of the raw data, as Micro-Manager stores them, and their pixel size; a frame's labels have the
-    position of the frame, by the index of its event. Positions of frames that were dropped, failed or missing hold
-    background, 0; the table, `labels.csv`, has a row for each frame: see `FrameTable`. With
-    `LiveSegmenter(channel=...)` the channel axis holds that channel only.
+    place of the frame, by the index of its event. Places of frames that were dropped, failed or missing hold
+    background, 0; the table `labels.csv` tells them apart: see `FrameTable`. With `LiveSegmenter(channel=...)` the
+    channel axis holds that channel only. Several cameras at once are an axis, `cam`.
 
-    Without a plan, or with one that fits no regular array (an event queue, several cameras at once), time is the only
-    axis, and the table lists the index of each frame.
+    Without a plan, or with one that fits no regular array (an event queue), time is the only axis, and the table lists
+    the index of each frame.
+
+    Measurements of the objects (`LiveResult.table`) are rows of `labels_objects.csv`, see `ObjectsTable`, and of the
+    array `tables/objects` in the store, see `LabelStream.add_objects`.
 
     Each sequence has its own files: `labels.ome.zarr`, then `labels_001.ome.zarr`, `labels_002.ome.zarr`, with the next
-    free number. A sequence without any labels has a table only. A file is complete when its sequence ends, also when
-    the acquisition is cancelled. All frames of a sequence have one size: frames of another size are refused, each as an
-    error of the output, and the rest is stored.
+    free number. A sequence without any labels has a table only. Everything is on the disk when `result` returns: also
+    if the process is killed, the store is valid, and has the labels of each frame that the table lists as `done`. All
+    frames of a sequence have one size: frames of another size are refused, each as an error of the output, and the rest
+    is stored.
 
-    OME-TIFF of several stage positions is one file for each position, in a folder `labels`.
+    Names of stage positions are not paths: characters that no name of a file has become _ in the store, and the table
+    has the names as they are.
 
     Parameters
     ----------
     path
-        `*.ome.zarr`, `*.ome.tiff` or `*.ome.tif`.
+        `*.ome.zarr`.
     overwrite
-        Whether to replace existing files.
+        Whether to replace existing files: a store of labels, and its tables. Anything else at these paths is refused.
     dtype
         dtype of object numbers. `uint16` holds 65535 objects a frame and opens everywhere; more objects are an error of
         the output, never wrapped. Class indices are always uint8.
@@ -80,74 +85,70 @@ class LabelWriter(Closable):
     ) -> None:
         if dtype not in ("uint16", "uint32"):
             raise OptionError(f"labels of dtype {dtype!r} cannot be stored: use uint16, or uint32")
-        self._stem, self._suffix = _parts(Path(path))
-        _import((*PACKAGES, *WRITERS[self._suffix]))
+        self._stem = store_stem(Path(path))
+        _import(PACKAGES)
         writable_folder(self._stem.parent)
-        if not overwrite and (taken := self._taken(self._stem)):
-            raise OutputError(f"{taken} exists: give another name, remove it, or ask to overwrite it")
         self._overwrite, self._dtype = overwrite, dtype
+        if overwrite:
+            require_replaceable(_with(self._stem, SUFFIX))
+        elif taken := _taken(self._stem):
+            raise OutputError(f"{taken} exists: give another name, remove it, or ask to overwrite it")
         self._stems = self._free_stems()
         self._file: LabelFile | None = None
 
     def sequence_started(self, sequence: LiveSequence) -> None:  # noqa: ARG002
-        """Finish the current file; the next frame begins another."""
+        """Finish the current files; the next frame begins others."""
         self.close()
 
     def result(self, result: LiveResult) -> None:
-        """Store the labels of a frame and its row of the table; raises OutputError if that fails."""
-        if self._file is None:
-            stem = next(self._stems)
-            if self._overwrite and (old := _with(stem, self._suffix)).exists():
-                _remove(old)  # else, without labels in this sequence, it would stay beside the new table
-            self._file = LabelFile(_with(stem, self._suffix), _with(stem, ".csv"), result.sequence, self._dtype)
-        self._file.add(result)
+        """Store the labels of a frame and its rows of the tables; raises OutputError if that fails."""
+        self._current(result.sequence).add(result)
 
     def dropped(self, frames: DroppedFrames) -> None:
-        """Do nothing: positions without labels hold background."""
+        """Leave out the places of dropped frames; raises OutputError if the table cannot be created."""
+        self._current(frames.sequence).skip(frames)
 
     def sequence_finished(self, sequence: LiveSequence) -> None:  # noqa: ARG002
-        """Finish the current file."""
+        """Finish the current files."""
         self.close()
 
     def close(self) -> None:
-        """Finish the current file, if any; raises OutputError if it could not be written completely."""
+        """Finish the current files, if any; raises OutputError if they could not be written completely."""
         file, self._file = self._file, None
         if file is not None:
             file.close()
 
+    def _current(self, sequence: LiveSequence | None) -> "LabelFile":
+        if self._file is None:
+            self._file = LabelFile(next(self._stems), sequence, self._dtype, self._overwrite)
+        return self._file
+
     def _free_stems(self) -> Iterator[Path]:
-        """Yield the path of each file without its suffix."""
+        """Yield the path of each store without its suffix."""
         for number in count():
             stem = _with(self._stem, f"_{number:03}") if number else self._stem
-            if self._overwrite or not self._taken(stem):
+            if self._overwrite or not _taken(stem):
                 yield stem
 
-    def _taken(self, stem: Path) -> Path | None:
-        """Return an existing path among those of a sequence; a TIFF of several positions is a folder."""
-        folder = [stem] if self._suffix != ".ome.zarr" else []
-        files = [_with(stem, self._suffix), _with(stem, ".csv"), *folder]
-        return next((file for file in files if os.path.lexists(file)), None)
 
-
-def _parts(path: Path) -> tuple[Path, str]:
-    """Return a path without its suffix, and the suffix; raises OutputError for an unsupported one."""
-    for suffix in SUFFIXES:
-        if path.name.lower().endswith(suffix) and len(path.name) > len(suffix):
-            return path.with_name(path.name[: -len(suffix)]), suffix
-    stem = path.name[: -len(path.suffix)] if path.suffix else path.name
-    better = f"{stem or 'labels'}{NEAREST.get(path.suffix.lower(), '.ome.zarr')}"
-    raise OutputError(f"labels cannot be stored as {path.name!r}: name them {better}, as OME-Zarr or OME-TIFF")
-
-
-def _remove(path: Path) -> None:
-    try:
-        shutil.rmtree(path) if path.is_dir() else path.unlink()
-    except OSError as error:
-        raise OutputError(f"cannot replace {path}: {error.strerror or error}") from error
+def store_stem(path: Path) -> Path:
+    """Return the path of a store of labels without its suffix; raises OutputError for another suffix."""
+    name = path.name
+    if name.lower().endswith(SUFFIX) and len(name) > len(SUFFIX):
+        return path.with_name(name[: -len(SUFFIX)])
+    stem = stem_of(path) if path.suffix else name
+    better = f"{stem.strip('.') or 'labels'}{SUFFIX}"
+    after = f", and convert them afterwards: unetrt convert {better} -o DIR" if name.lower().endswith(TIFF) else ""
+    raise OutputError(f"labels cannot be stored as {name!r}: name them {better}{after}")
 
 
 def _with(stem: Path, suffix: str) -> Path:
     return stem.with_name(stem.name + suffix)
+
+
+def _taken(stem: Path) -> Path | None:
+    """Return an existing path among those of a sequence."""
+    return next((file for suffix in (SUFFIX, FRAMES, OBJECTS) if os.path.lexists(file := _with(stem, suffix))), None)
 
 
 def _import(packages: Iterable[str]) -> None:
@@ -161,52 +162,62 @@ def _import(packages: Iterable[str]) -> None:
 
 
 class LabelFile(Closable):
-    """The labels of one sequence and its table of frames; the file of labels is created with the first of them.
+    """The labels of one sequence and its tables; the store of labels is created with the first of them.
 
     Parameters
     ----------
-    path
-        File of labels, `*.ome.zarr`, `*.ome.tif` or `*.ome.tiff`; replaced if it exists.
-    table
-        Table of frames, `*.csv`; replaced if it exists.
+    stem
+        Path of its files without their suffixes.
     sequence
         The sequence; None if none was announced.
     instances
         dtype of object numbers.
+    replace
+        Whether existing files are replaced.
 
     Raises
     ------
     OutputError
-        The table cannot be written.
+        Something is at a path that is not replaced, or the table cannot be written.
     """
 
-    def __init__(self, path: Path, table: Path, sequence: LiveSequence | None, instances: str) -> None:
-        self._path, self._instances = path, np.dtype(instances)
+    def __init__(self, stem: Path, sequence: LiveSequence | None, instances: str, replace: bool) -> None:
+        self._path, self._instances = _with(stem, SUFFIX), np.dtype(instances)
         self._layout = LabelLayout(sequence)
-        self._table, self._table_name = FrameTable(table), table.name
-        self._stream: LabelStream | PositionStreams | None = None
+        if replace:
+            # Without labels in this sequence, they would stay beside the new table.
+            remove_store(self._path)
+            _remove(_with(stem, OBJECTS))
+        self._table = FrameTable(_with(stem, FRAMES), replace)
+        self._objects = ObjectsTable(_with(stem, OBJECTS))
+        self._stream: LabelStream | None = None
         self._shape: tuple[int, ...] = ()
-        self._last = None if sequence is None else sequence.first - 1  # submission index of the last result
-        self._stored = self._known = 0  # positions after the last labels, and after the last result
+        # Submission index that is expected next; None before the first frame of a sequence that was not announced.
+        self._number = None if sequence is None else sequence.first
+        self._dropped = 0  # frames since the last result
+        self._next = 0  # place after the last result
+
+    def skip(self, frames: DroppedFrames) -> None:
+        """Note frames that were dropped: they are one row of the table, before that of the next result."""
+        self._dropped += frames.count
+        self._number = frames.last + 1
 
     def add(self, result: LiveResult) -> None:
-        """Store the labels of a frame, and its row and those of skipped frames.
+        """Store the labels of a frame, and its rows and those of skipped frames.
 
         Raises
         ------
         OutputError
-            The labels cannot be stored: their position stays empty, and the table states the reason.
+            The labels cannot be stored: their place stays empty, and the table states the reason.
         """
-        unreported = 0 if self._last is None else result.number - self._last - 1
-        self._last = result.number
+        if self._number is not None:
+            self._dropped += max(0, result.number - self._number)
+        self._number = result.number + 1
         place = None
         try:
-            place, skipped = self._layout.places.place(result)
-            for at, index in enumerate(skipped, place - len(skipped)):
-                self._table.add_skipped(at, index, Outcome.DROPPED if unreported >= len(skipped) else MISSING)
-            self._known = place + 1
+            place = self._place(result)
             if result.labels is not None:
-                self._store(place, result.labels)
+                self._store(place, result.labels, result.table)
         except OutputError as error:
             if result.labels is not None:
                 self._table.add(place, result, Outcome.FAILED, error)
@@ -214,17 +225,41 @@ class LabelFile(Closable):
         self._table.add(place, result, result.outcome, result.error)
 
     def close(self) -> None:
-        """Finish the file and its table; idempotent. Raises OutputError if they could not be written completely."""
-        with self._table, self._stream or nullcontext() as stream:
-            while stream is not None and self._stored < self._known:
-                stream.skip(self._stored)
-                self._stored += 1
+        """Finish the files; idempotent. Raises OutputError if they could not be written completely."""
+        with self._table, self._objects:
+            if self._dropped:
+                count = self._layout.places.count()
+                self._skip(self._dropped if count is None else min(self._dropped, count - self._next))
+            if self._stream is not None and self._next:
+                self._stream.reach(self._layout.slot(self._next - 1))
 
-    def _store(self, place: int, labels: NDArray[Any]) -> None:
+    def _place(self, result: LiveResult) -> int:
+        """Return the place of a result, after the rows of the places skipped before it."""
+        place = self._layout.places.place(result)
+        if place < self._next:
+            raise OutputError(
+                f"the place of index {result.index} has passed: its labels are not stored; submit frames in the order "
+                "of the plan, each once"
+            )
+        self._skip(place - self._next)
+        self._next = place + 1
+        return place
+
+    def _skip(self, places: int) -> None:
+        """Add rows for places without results, and for dropped frames without places."""
+        dropped, self._dropped = self._dropped, 0
+        outcomes = {Outcome.DROPPED: min(places, dropped), MISSING: max(0, places - dropped)}
+        for outcome, frames in outcomes.items():
+            if frames:
+                self._table.add_skipped(self._next, frames, self._layout.places.index(self._next), outcome)
+                self._next += frames
+        if dropped > places:
+            self._table.add_skipped(None, dropped - places, {}, Outcome.DROPPED)
+
+    def _store(self, place: int, labels: NDArray[Any], table: Mapping[str, NDArray[Any]] | None) -> None:
         dtype = labels.dtype if labels.dtype == np.uint8 else self._instances
         if self._stream is None:
-            self._stream = self._open(labels.shape, dtype)
-            self._shape = labels.shape
+            self._stream, self._shape = self._open(labels.shape, dtype), labels.shape
         if labels.shape != self._shape:
             came, holds = (" x ".join(map(str, shape)) for shape in (labels.shape, self._shape))
             raise OutputError(
@@ -234,99 +269,23 @@ class LabelFile(Closable):
             raise OutputError(
                 f"{highest} objects are more than {dtype} can number: use LabelWriter(..., dtype='uint32')"
             )
-        self._stream.put(place, labels.astype(dtype))
-        self._stored = place + 1
+        self._stream.put(self._layout.slot(place), labels.astype(dtype))
+        if table is not None:
+            self._stream.add_objects(place, table)
+            self._objects.add(place, table)
 
-    def _open(self, shape: tuple[int, ...], dtype: "np.dtype[Any]") -> LabelStream | PositionStreams:
-        kind = "classes" if dtype == np.uint8 else "instances"
-        settings = self._layout.settings(self._path, shape, dtype.name)
-        several = settings.format.name == "ome-tiff" and len(settings.positions) > 1
-        stream = PositionStreams if several else LabelStream
-        return stream(settings, {"labels": kind, "frames": self._table_name})
-
-
-# Axes of an acquisition (useq, `Axis`): time, position, grid, channel, z; `image` is the camera's image number.
-AXES = ("t", "p", "g", "c", "z", "image")
-# From the metadata of Micro-Manager's frames: time, names of stage position and channel, stage coordinates.
-SETTING = ("seconds", "position", "channel", "x_um", "y_um", "z_um")
-COLUMNS = ("frame", *AXES, *SETTING, "outcome", "objects", "latency_ms", "error")
+    def _open(self, shape: tuple[int, ...], dtype: "np.dtype[Any]") -> LabelStream:
+        about: dict[str, Any] = {
+            "labels": "classes" if dtype == np.uint8 else "instances",
+            "frames": self._path.name[: -len(SUFFIX)] + FRAMES,
+        }
+        if self._layout.renamed:
+            about["names"] = self._layout.renamed
+        return LabelStream(self._path, self._layout.settings(shape, dtype.name), about)
 
 
-class FrameTable(Closable):
-    """A CSV table with one row for each frame, in acquisition order; each row is flushed at once.
-
-    Columns: `frame`, position in the file, from 0; `t`, `p`, `g`, `c`, `z`, `image`, the frame's index; `seconds` since
-    the acquisition began, names of `position` and `channel`, and stage coordinates `x_um`, `y_um`, `z_um`, if the
-    frame's metadata have them; `outcome`: `done`, `failed`, `dropped`, or `missing` for a planned frame that did
-    not arrive; `objects`, their number; `latency_ms`, from `submit` to the labels; `error`, why there are no labels.
-
-    A frame without a position in the file has a row without `frame`. Planned frames after the last one that arrived
-    have no row. If more than 1000 frames in a row are dropped, the first of them have no index, or are `missing`.
-
-    Parameters
-    ----------
-    path
-        The file; replaced if it exists.
-
-    Raises
-    ------
-    OutputError
-        The file cannot be created; from any method: it cannot be written.
-    """
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        try:
-            self._file: TextIO = path.open("w", newline="", encoding="utf-8", errors="backslashreplace")
-        except OSError as error:
-            raise self._failure(error) from error
-        self._writer = csv.writer(self._file)
-        self._write(COLUMNS)
-
-    def add(self, frame: int | None, result: LiveResult, outcome: str, error: BaseException | None) -> None:
-        """Add the row of a result; `outcome` and `error` may be those of storing its labels."""
-        index: Index = result.index if isinstance(result.index, Mapping) else {}
-        cells = {"objects": result.objects, "latency_ms": f"{1e3 * result.latency:.1f}" if result.latency else None}
-        reason = None if error is None else one_line(error)
-        self._add(frame, index, {**_setting(result.meta), **cells, "outcome": outcome, "error": reason})
-
-    def add_skipped(self, frame: int, index: Index, outcome: str) -> None:
-        """Add the row of a frame without a result."""
-        self._add(frame, index, {"outcome": outcome})
-
-    def close(self) -> None:
-        """Close the file."""
-        try:
-            self._file.close()
-        except OSError as error:
-            raise self._failure(error) from error
-
-    def _add(self, frame: int | None, index: Index, cells: Mapping[str, Any]) -> None:
-        row = {"frame": frame, **{axis: index.get(axis) for axis in AXES}, **cells}
-        self._write(row.get(column) for column in COLUMNS)
-
-    def _write(self, row: Iterable[object]) -> None:
-        try:
-            self._writer.writerow(list(row))
-            self._file.flush()
-        except OSError as error:
-            raise self._failure(error) from error
-
-    def _failure(self, error: OSError) -> OutputError:
-        return OutputError(f"cannot write {self._path}: {error.strerror or error}")
-
-
-def _setting(meta: Any) -> dict[str, Any]:
-    """Return the `SETTING` columns that a frame's metadata (pymmcore-plus, `FrameMetaV1`) have."""
-    if not isinstance(meta, Mapping):
-        return {}
-    event, stage = meta.get("mda_event"), meta.get("position")
-    time = meta.get("runner_time_ms")
-    found: dict[str, Any] = {
-        "seconds": f"{time / 1e3:.3f}" if isinstance(time, int | float) else None,
-        "position": getattr(event, "pos_name", None),
-        "channel": getattr(getattr(event, "channel", None), "config", None),
-    }
-    if isinstance(stage, Mapping):
-        found |= {f"{axis}_um": stage.get(axis) for axis in "xyz"}
-    return found
+def _remove(file: Path) -> None:
+    try:
+        file.unlink(missing_ok=True)
+    except OSError as error:
+        raise OutputError(f"cannot replace {file}: {error.strerror or error}") from error

@@ -159,8 +159,9 @@ def missing_packages() -> list[str]:
 
 def _source(image: Any, name: str | None, pixel_size: "PixelSize | None") -> "ImageSource | ArraySource":
     """Return an image with its name."""
+    from unetrt.runtime.files.names import require_name
     from unetrt.runtime.files.sources import source_of, stem_of
-    from unetrt.runtime.files.windows import ArraySource, require_name
+    from unetrt.runtime.files.windows import ArraySource
     from unetrt.runtime.pixels.frames import array_of
 
     if name is not None:

@@ -54,14 +54,18 @@ TILED = ", or save it in tiles, as with: bfconvert -tilex 512 -tiley 512 -compre
 PER_FRAME = 1024
 
 
+# Axis of labels of several channels: unlike channels of an image, they are not read together.
+CHANNELS_OF_LABELS = "c"
+
+
 class Layout(NamedTuple):
     """What the header of an image file declares.
 
     Attributes
     ----------
     shape, axes
-        Length of each axis, and a letter for each: Y, X, C and S (samples); all others are frames. Q and I, of arrays
-        and TIFFs that do not name their axes, become other letters in `with_named_axes`.
+        Length of each axis, and a letter for each: Y, X, C and S (samples); all others are frames, also c, channels of
+        labels. Q and I, of arrays and TIFFs that do not name their axes, become other letters in `with_named_axes`.
     dtype
         Of the pixels.
     pixel_size

@@ -28,9 +28,10 @@ from unetrt.runtime.files.formats import (
     with_channels,
     with_named_axes,
 )
+from unetrt.runtime.files.names import NAME, same_name
 from unetrt.runtime.files.outputs import KINDS, Outputs, labels_of
 from unetrt.runtime.files.outputs.labelled_image import LabelledImage
-from unetrt.runtime.files.sources import NAME, SHOWN, AnyPath, ImageSource, same_name, source_of, sources_of
+from unetrt.runtime.files.sources import SHOWN, AnyPath, ImageSource, source_of, sources_of
 from unetrt.runtime.pixels.frames import as_image, is_narrow
 
 if TYPE_CHECKING:

@@ -24,7 +24,15 @@ import numpy as np
 import zarr
 
 from unetrt.runtime.errors import FrameError, few, shown
-from unetrt.runtime.files.formats import Images, Layout, OpenedImage, is_zarr, stored_bytes, unnamed_axes
+from unetrt.runtime.files.formats import (
+    CHANNELS_OF_LABELS,
+    Images,
+    Layout,
+    OpenedImage,
+    is_zarr,
+    stored_bytes,
+    unnamed_axes,
+)
 from unetrt.runtime.files.pixel_size import PixelSize
 from unetrt.runtime.files.zarr_array import Address, ZarrPixels, open_zarr
 
@@ -154,7 +162,8 @@ def _image(path: Path | Address, about: Metadata, scale: Metadata) -> OpenedImag
         raise FrameError(f"holds {where}, which is no array: save it again")
     above = dataset["path"].rpartition("/")[0]  # that of a label image, where an image refers to it
     is_label = "image-label" in about or (above != "" and "image-label" in _metadata(path / above))
-    image = _opened_array(where, level, _layout(level, about, scale, dataset), fill=is_label)
+    layout = _layout(level, about, scale, dataset)
+    image = _opened_array(where, level, _of_labels(layout) if is_label else layout, fill=is_label)
     if isinstance(path, Address) or "image-label" in about or not (names := _label_names(path)):
         return image
     return image._replace(as_labels=lambda: _label_image(path, names))
@@ -183,9 +192,8 @@ def _array(path: Path | Address, array: zarr.Array[Any]) -> OpenedImage:
         for scale in about.get("multiscales", ()):
             for dataset in scale["datasets"]:
                 if folder / dataset["path"] == Path(path).absolute():
-                    return _opened_array(
-                        path, array, _layout(array, about, scale, dataset), fill="image-label" in about
-                    )
+                    layout, is_label = _layout(array, about, scale, dataset), "image-label" in about
+                    return _opened_array(path, array, _of_labels(layout) if is_label else layout, fill=is_label)
     attributes: Metadata = array.attrs.asdict()
     names = getattr(array.metadata, "dimension_names", None) or attributes.get("_ARRAY_DIMENSIONS") or ()
     axes = "".join(str(name).upper() for name in names)
@@ -219,6 +227,11 @@ def _layout(array: zarr.Array[Any], about: Metadata, scale: Metadata, dataset: M
         raise FrameError(f"names {len(axes)} axes for an array of {array.ndim}: save it again")
     size = _pixel_size(named, axes, [scale, dataset])
     return Layout(array.shape, axes, np.dtype(array.dtype), size).with_names(_channel_names(about))
+
+
+def _of_labels(layout: Layout) -> Layout:
+    """Return the layout of labels: those of each channel are a frame, on an axis `c`."""
+    return layout._replace(axes=layout.axes.replace("C", CHANNELS_OF_LABELS), channels=())
 
 
 def _letter(axis: str | Mapping[str, str]) -> str:

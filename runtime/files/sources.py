@@ -18,9 +18,8 @@ from collections.abc import Collection, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from hashlib import sha256
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any, NamedTuple
-from unicodedata import normalize
 
 from unetrt.runtime.errors import FrameError, OptionError, few, printable
 from unetrt.runtime.files.acquisitions import COMPANION, INDEX
@@ -35,15 +34,14 @@ from unetrt.runtime.files.formats import (
     named_images,
     opened,
 )
+from unetrt.runtime.files.names import has_room, safe_name, same_name
 from unetrt.runtime.files.outputs import KINDS, OVERLAY, TABLES
 from unetrt.runtime.files.selection import selected_images
 
 AnyPath = str | os.PathLike[str]
 log = logging.getLogger("unetrt")
-# Images of a file that a message names, and the longest name in bytes of UTF-8 that is appended to a file's.
-SHOWN, LONGEST = 8, 100
-# Longest name of a file in bytes: that of Linux' and macOS' disks, and of exFAT in characters.
-NAME = 255
+# Images of a file that a message names.
+SHOWN = 8
 # Folders between a Zarr group and one inside it that has metadata: the row of a plate may have none.
 NESTED = 3
 
@@ -334,29 +332,11 @@ def _name_in_file(stem: str, names: Sequence[str], index: int) -> str:
     Characters that paths do not allow or terminals do not show become _. An index takes the place of all names if one
     is empty or too long, or if two are the same to a disk that ignores case.
     """
-    safe = [_safe(name) for name in names]
+    safe = [safe_name(name) for name in names]
     joined = [name if name.startswith(stem) and len(name) > len(stem) else f"{stem}_{name}" for name in safe]
     if not all(safe) or len(set(map(same_name, joined))) < len(joined) or not all(map(has_room, joined)):
         return f"{stem}_{index}"
     return joined[index]
-
-
-def _safe(name: str) -> str:
-    """Return a name of at most `LONGEST` bytes, without characters that paths do not allow or terminals do not show."""
-    shown = "".join(letter if letter.isprintable() else "_" for letter in name.strip())
-    whole = re.sub(r'[/\\:*?"<>|]', "_", shown).strip(" .").encode()
-    return whole[:LONGEST].decode(errors="ignore").strip(" .")
-
-
-def same_name(name: str) -> str:
-    """Return what two names share if disks that ignore case, or the composition of letters, take them for one."""
-    return normalize("NFC", name.casefold())
-
-
-def has_room(name: str) -> bool:
-    """Return whether a name, with the longest suffix of a file that is written for it, is a name of a file."""
-    suffixes = (kind.place.partition("{}")[2] for kind in KINDS.values())
-    return len(os.fsencode(PurePosixPath(name).name)) <= NAME - max(map(len, suffixes))
 
 
 def _series_index(series: int | str, names: Sequence[str], path: Path) -> int:

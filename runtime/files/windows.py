@@ -26,7 +26,7 @@ from urllib.request import url2pathname
 import numpy as np
 from numpy.typing import NDArray
 
-from unetrt.runtime.errors import FrameError, OptionError, shown
+from unetrt.runtime.errors import FrameError, OptionError
 from unetrt.runtime.files.formats import (
     AS_STORED,
     Images,
@@ -40,10 +40,11 @@ from unetrt.runtime.files.formats import (
     with_named_axes,
 )
 from unetrt.runtime.files.images import chosen, is_grey, is_opaque, may_be_opacity, picked, readable, wrong_channels
+from unetrt.runtime.files.names import require_name
 from unetrt.runtime.files.outputs.label_tiff import require_pixel_size
 from unetrt.runtime.files.pixel_size import PixelSize
 from unetrt.runtime.files.selection import Index, Parts
-from unetrt.runtime.files.sources import ImageSource, has_room, state_of
+from unetrt.runtime.files.sources import ImageSource, state_of
 from unetrt.runtime.pixels.frames import ArrayLike, array_of, split_axes
 
 if TYPE_CHECKING:
@@ -122,16 +123,6 @@ class ArraySource:
         if isinstance(root := getattr(getattr(array, "store", None), "root", None), Path):  # of Zarr, in a folder
             return [*about, *state_of(root / array.path)]
         return [*about, str(getattr(array, "store_path", ""))]
-
-
-def require_name(name: object) -> None:
-    """Raise OptionError unless files in a folder can have a name; it may contain folders, with `/` between them."""
-    parts = name.split("/") if isinstance(name, str) else [""]
-    allowed = all(part.isprintable() and not set(part) & set('\\:*?"<>|') and has_room(part) for part in parts)
-    if not allowed or any(part.strip(". ") != part or not part for part in parts):
-        raise OptionError(
-            f"name must be that of files without a suffix, such as 'slide' or 'plate/well' (got {shown(name)})"
-        )
 
 
 class _MemoryMap(NamedTuple):

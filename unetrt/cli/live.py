@@ -119,7 +119,7 @@ class LiveOptions:
     "--save",
     type=click.Path(path_type=Path),
     metavar="PATH",
-    help="Save labels to a .ome.zarr or .ome.tiff file, or to a folder.",
+    help="Save labels to a store, NAME.ome.zarr, or to a folder.",
 )
 @click.option("--overwrite", is_flag=True, help="Let --save replace an existing file.")
 @click.option("--view", is_flag=True, help="Show frames and labels in a browser on this machine.")

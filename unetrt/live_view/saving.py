@@ -1,7 +1,7 @@
-"""Outputs of `unetrt live --save`: one file for all labels, or a folder with a label file for each replayed image.
+"""Outputs of `unetrt live --save`: one store for all labels, or a folder with a label file for each replayed image.
 
-`output_for` checks everything that can be checked before a model is loaded, and returns a `LabelWriter` (OME-Zarr or
-OME-TIFF) or `LabelFiles` (the files that `unetrt predict` writes).
+`output_for` checks everything that can be checked before a model is loaded, and returns a `LabelWriter` (OME-Zarr) or
+`LabelFiles` (the files that `unetrt predict` writes).
 """
 
 import os
@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from unetrt.live_view.sources import FILE, FileFrame
-from unetrt.runtime.acquisition import LabelWriter
+from unetrt.runtime.acquisition.label_writer import SUFFIX, LabelWriter, store_stem
 from unetrt.runtime.errors import FrameError, OptionError, OutputError
 from unetrt.runtime.files.atomic import require_writable
 from unetrt.runtime.files.formats import AS_STORED, SUFFIXES, Reading
@@ -75,6 +75,9 @@ class LabelFiles:
         if place.frame + 1 == place.frames:
             self.close()
 
+    def dropped(self, frames: DroppedFrames) -> None:
+        """Do nothing: a frame without a result is empty."""
+
     def close(self) -> None:
         """Write the current file, even if results are missing. Idempotent."""
         source, planes, self._source, self._planes = self._source, self._planes, None, {}
@@ -94,10 +97,6 @@ class LabelFiles:
             self.partial.append(f"{source.path.name}: {missing} of {self._frames} frames are empty")
 
 
-# Suffixes of files that hold all labels of a run.
-SERIES = (".ome.zarr", ".ome.tiff", ".ome.tif")
-
-
 def output_for(
     place: Path,
     files: Sequence[ImageSource] | None,
@@ -107,12 +106,12 @@ def output_for(
     overwrite: bool = False,
     reading: Reading = AS_STORED,
 ) -> ResultOutput:
-    """Return the output that stores labels in `place`: one file, by its suffix, or a folder of files.
+    """Return the output that stores labels in `place`: one store, by its suffix, or a folder of files.
 
     Parameters
     ----------
     place
-        A file that ends in .ome.zarr, .ome.tiff or .ome.tif, or a folder.
+        A store that ends in .ome.zarr, or a folder.
     files
         The replayed files; None for a camera.
     loop
@@ -120,7 +119,7 @@ def output_for(
     most
         Maximum number of frames; None: no limit.
     overwrite
-        Whether to replace an existing file.
+        Whether to replace an existing store.
     reading
         How files are read.
 
@@ -129,16 +128,17 @@ def output_for(
     OutputError
         `place` cannot be written, exists, or contains a replayed file.
     OptionError
-        A folder cannot hold labels of a camera or of a loop, or one file cannot hold labels of several sizes.
+        A folder cannot hold labels of a camera or of a loop, or one store cannot hold labels of several sizes.
     """
-    if place.name.lower().endswith(SERIES):
+    if place.name.lower().endswith((SUFFIX, ".ome.tif", ".ome.tiff")):
+        store_stem(place)  # says what works instead of a TIFF
         _require_elsewhere(files or (), place)
         _require_one_size((files or ())[:most], place, reading)  # each file holds at least one frame
         return LabelWriter(place, overwrite=overwrite)
     if files is None:
-        raise OptionError(f"{place} cannot hold a camera's labels: name a file that ends in {', '.join(SERIES)}")
+        raise OptionError(f"{place} cannot hold a camera's labels: name a store that ends in {SUFFIX}")
     if place.suffix.lower() in SUFFIXES:
-        raise OutputError(f"{place} would be a folder: name it {place.stem}, or one file {place.stem}.ome.zarr")
+        raise OutputError(f"{place} would be a folder: name it {stem_of(place)}, or one store {stem_of(place)}{SUFFIX}")
     if loop:
         raise OptionError("with --loop each label file would be written again and again: leave out --loop or --save")
     require_writable(place)

@@ -44,7 +44,7 @@ def features(image: LabelledImage) -> Iterator[dict[str, Any]]:
     """Yield the feature of each label."""
     name = printable(image.name)
     for frame, position in enumerate(image.positions()):
-        plane = {"c": -1, "z": position.get("Z", 0), "t": position.get("T", 0)}
+        plane = {"c": position.get("C", -1), "z": position.get("Z", 0), "t": position.get("T", 0)}
         rows = chain.from_iterable(map(_rows, image.columns(frame)))
         for polygon, row in zip(image.polygons(frame), rows, strict=True):
             geometry = geometry_of(polygon) | ({"plane": plane} if position else {})

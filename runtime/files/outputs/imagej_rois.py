@@ -65,7 +65,7 @@ def rois(image: LabelledImage) -> Iterator[tuple[str, ImagejRoi]]:
             if is_plain:
                 roi.position = number + 1
             else:
-                roi.t_position, roi.z_position = (position.get(axis, -1) + 1 for axis in "TZ")
+                roi.t_position, roi.z_position, roi.c_position = (position.get(axis, -1) + 1 for axis in "TZC")
             yield roi.name, roi
 
 

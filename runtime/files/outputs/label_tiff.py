@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from unetrt._version import __version__
 from unetrt.runtime.errors import FrameError, OptionError, one_line, shown
 from unetrt.runtime.files.atomic import whole_file
+from unetrt.runtime.files.formats import CHANNELS_OF_LABELS
 from unetrt.runtime.files.pixel_size import PixelSize
 
 Array = NDArray[Any]
@@ -58,8 +59,8 @@ def write_labels(
     labels
         (..., H, W), integers from 0 to 2^32 - 1.
     axes
-        A letter for each axis: T and Z before Y and X. None: T for one axis before Y and X, T and Z for two. Other
-        letters become T or Z, whichever is free; more axes are flattened into T.
+        A letter for each axis: T, Z and c (channels of labels) before Y and X. None: T for one axis before Y and X, T
+        and Z for two. Other letters become T or Z, whichever is free; more axes are flattened into T.
     pixel_size
         Size of a pixel; None where it is unknown.
 
@@ -220,6 +221,8 @@ def stacked_axes(count: int, axes: str | None = None) -> str:
 
     >>> stacked_axes(3), stacked_axes(4), stacked_axes(3, "ZYX"), stacked_axes(4, "PZYX"), stacked_axes(5)
     ('TYX', 'TZYX', 'ZYX', 'TZYX', 'TYX')
+    >>> stacked_axes(5, "TcZYX")
+    'TCZYX'
     """
     if axes is None:
         axes = "?" * (count - 2) + "YX"
@@ -227,7 +230,8 @@ def stacked_axes(count: int, axes: str | None = None) -> str:
         raise FrameError(f"axes must be {count} letters that end in YX, such as TYX (got {shown(axes)})")
     leading = axes[:-2]
     free = [letter for letter in STACKED if leading.count(letter) != 1]
-    named = [letter if letter in STACKED and leading.count(letter) == 1 else None for letter in leading]
+    known = {letter: letter for letter in STACKED} | {CHANNELS_OF_LABELS: "C"}
+    named = [known.get(letter) if leading.count(letter) == 1 else None for letter in leading]
     if named.count(None) > len(free):
         return "TYX"
     return "".join(letter or free.pop(0) for letter in named) + "YX"

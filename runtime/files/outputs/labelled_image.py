@@ -104,7 +104,7 @@ class LabelledImage:
 
     @property
     def stacked(self) -> dict[str, int]:
-        """Name and length of each axis before the rows, as they are written: T and Z."""
+        """Name and length of each axis before the rows, as they are written: T, Z and C."""
         letters = stacked_axes(self.labels.ndim, self.axes)
         leading = self.labels.shape[:-2] if len(letters) == self.labels.ndim else (self.count,)
         return dict(zip(letters[:-2], leading, strict=True))

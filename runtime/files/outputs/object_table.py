@@ -92,12 +92,13 @@ class _Csv:
         self._rows.writerow(["image", "frame", *names])
 
     def write(self, image: str, frame: int, measured: Mapping[str, Array]) -> None:
-        texts = [_texts(name, values) for name, values in measured.items()]
+        texts = [texts_of(name, values) for name, values in measured.items()]
         self._rows.writerows([image, frame, *row] for row in zip(*texts, strict=True))
 
 
-def _texts(name: str, values: Array) -> list[str]:
-    form = TEXT.get(name.partition("-")[0], "d")
+def texts_of(name: str, values: Array) -> list[str]:
+    """Return the values of a column as they are written; NaN is empty."""
+    form = TEXT.get(name.partition("-")[0], ".6g" if values.dtype.kind == "f" else "d")
     return ["" if value != value else format(value, form) for value in values.tolist()]  # noqa: PLR0124 - NaN
 
 

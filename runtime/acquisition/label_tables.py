@@ -1,0 +1,194 @@
+"""The tables beside a store of labels, CSV: one of the frames, and one of their objects.
+
+Rows are appended with one write for each frame, and nothing is buffered, so that the files of a killed process are
+readable up to the last whole frame. A frame's objects are written before its row: a frame whose row says `done` has
+them all. A process that is killed in the middle of a write leaves a last row without an end of line.
+"""
+
+import csv
+import io
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from numpy.typing import NDArray
+
+from unetrt.runtime.acquisition.label_layout import CAMERAS, Index
+from unetrt.runtime.acquisition.label_stream import require_columns
+from unetrt.runtime.closing import Closable
+from unetrt.runtime.errors import OutputError, one_line
+from unetrt.runtime.files.outputs.object_table import texts_of
+from unetrt.runtime.live.results import LiveResult
+
+# Axes of an acquisition (useq, `Axis`): time, position, grid, channel, z; `cam` is the camera of several
+# (pymmcore-plus), `image` the camera's image number.
+AXES = ("t", "p", "g", "c", "z", CAMERAS, "image")
+# From the metadata of Micro-Manager's frames: time, names of stage position, camera and channel, stage coordinates.
+SETTING = ("seconds", "position", "camera", "channel", "x_um", "y_um", "z_um")
+COLUMNS = ("frame", "frames", *AXES, "index", *SETTING, "outcome", "objects", "latency_ms", "error")
+
+
+class CsvFile(Closable):
+    """A CSV file to which rows are appended.
+
+    Parameters
+    ----------
+    path
+        The file.
+    columns
+        Names of its columns, the first row.
+    replace
+        Whether to replace an existing file.
+
+    Raises
+    ------
+    OutputError
+        The file exists and is not replaced, or cannot be created; from any method: it cannot be written.
+    """
+
+    def __init__(self, path: Path, columns: Sequence[str], replace: bool = False) -> None:
+        self._path = path
+        try:
+            if replace and not path.is_dir():
+                path.unlink(missing_ok=True)  # a link, and not the file that it leads to
+            self._file = path.open("xb", buffering=0)
+        except OSError as error:
+            raise self._failure(error) from error
+        self.write([columns])
+
+    def write(self, rows: Iterable[Iterable[object]]) -> None:
+        """Append rows with one write; after an error the file ends where it ended before."""
+        text = io.StringIO(newline="")
+        csv.writer(text).writerows(rows)
+        content, end = text.getvalue().encode("utf-8", "backslashreplace"), self._file.tell()
+        try:
+            while content:  # on a full disk the first write takes a part, and the next one fails
+                content = content[self._file.write(content) :]
+        except OSError as error:
+            with suppress(OSError):
+                self._file.seek(end)
+                self._file.truncate()
+            raise self._failure(error) from error
+
+    def close(self) -> None:
+        """Close the file."""
+        try:
+            self._file.close()
+        except OSError as error:
+            raise self._failure(error) from error
+
+    def _failure(self, error: OSError) -> OutputError:
+        return OutputError(f"cannot write {self._path}: {error.strerror or error}")
+
+
+class FrameTable(Closable):
+    """A table with a row for each frame, and one for each run of frames that were dropped or are missing.
+
+    Columns: `frame`, place of the frame in the order of acquisition, from 0; `frames`, the number of frames of the row,
+    of which `frame` is the first; `t`, `p`, `g`, `c`, `z`, `cam`, `image`, the frame's index, and `index`, its other
+    keys as JSON; `seconds` since the acquisition began, names of `position`, `camera` and `channel`, and stage
+    coordinates `x_um`, `y_um`, `z_um`, if the frame's metadata have them; `outcome`: `done`, `failed`, `dropped`, or
+    `missing` for planned frames that did not arrive; `objects`, their number; `latency_ms`, from `submit` to the
+    labels; `error`, why there are no labels.
+
+    A frame without a place in the store has a row without `frame`. Planned frames after the last one that was submitted
+    have no row. Where frames of one gap were dropped and others are missing, it is not known which: their numbers are
+    right, and the dropped ones are listed first.
+
+    Parameters
+    ----------
+    path
+        The file.
+    replace
+        Whether to replace an existing file.
+
+    Raises
+    ------
+    OutputError
+        The file exists and is not replaced, or cannot be created; from any method: it cannot be written.
+    """
+
+    def __init__(self, path: Path, replace: bool = False) -> None:
+        self._file = CsvFile(path, COLUMNS, replace)
+
+    def add(self, frame: int | None, result: LiveResult, outcome: str, error: BaseException | None) -> None:
+        """Add the row of a result; `outcome` and `error` may be those of storing its labels."""
+        cells = {"objects": result.objects, "latency_ms": f"{1e3 * result.latency:.1f}" if result.latency else None}
+        reason = None if error is None else one_line(error)
+        setting = _setting(result)
+        self._add(frame, 1, result.index, {**setting, **cells, "outcome": outcome, "error": reason})
+
+    def add_skipped(self, frame: int | None, frames: int, index: Index, outcome: str) -> None:
+        """Add the row of a run of frames without results, with the index of the first."""
+        self._add(frame, frames, index, {"outcome": outcome})
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
+
+    def _add(self, frame: int | None, frames: int, index: Any, cells: Mapping[str, Any]) -> None:
+        keys = index if isinstance(index, Mapping) else {}
+        others = {str(key): at for key, at in keys.items() if key not in AXES} if keys else index
+        more = json.dumps(others, default=str) if others not in ({}, None) else None
+        row = {"frame": frame, "frames": frames, **{axis: keys.get(axis) for axis in AXES}, "index": more, **cells}
+        self._file.write([[row.get(column) for column in COLUMNS]])
+
+
+def _setting(result: LiveResult) -> dict[str, Any]:
+    """Return the `SETTING` columns of a frame: of its stream, and of its metadata (pymmcore-plus, `FrameMetaV1`).
+
+    The frames of a hardware sequence have no stage coordinates but those of their events.
+    """
+    meta: Mapping[str, Any] = result.meta if isinstance(result.meta, Mapping) else {}
+    event, time, stage = meta.get("mda_event"), meta.get("runner_time_ms"), meta.get("position")
+    at: Mapping[str, Any] = stage if isinstance(stage, Mapping) else {}
+    found: dict[str, Any] = {
+        "seconds": f"{time / 1e3:.3f}" if isinstance(time, int | float) else None,
+        "position": getattr(event, "pos_name", None),
+        "camera": result.stream.camera or meta.get("camera_device"),
+        "channel": result.stream.channel or getattr(getattr(event, "channel", None), "config", None),
+    }
+    for axis in "xyz":
+        own = at.get(axis)
+        found[f"{axis}_um"] = getattr(event, f"{axis}_pos", None) if own is None else own
+    return found
+
+
+class ObjectsTable(Closable):
+    """A table with a row for each object: `frame`, its place as in the table of frames, and the measurements.
+
+    Parameters
+    ----------
+    path
+        The file, created with the first objects.
+    replace
+        Whether to replace an existing file.
+
+    Raises
+    ------
+    OutputError
+        From any method: the file exists and is not replaced, or cannot be written; or the measurements are others than
+        those of the first frame.
+    """
+
+    def __init__(self, path: Path, replace: bool = False) -> None:
+        self._path, self._replace = path, replace
+        self._file: CsvFile | None = None
+        self._names: tuple[str, ...] = ()
+
+    def add(self, frame: int, measured: Mapping[str, NDArray[Any]]) -> None:
+        """Add the objects of a frame: columns by name, of the same length."""
+        if self._file is None:
+            self._names = tuple(measured)
+            self._file = CsvFile(self._path, ("frame", *self._names), self._replace)
+        require_columns(self._names, measured)
+        texts = [texts_of(name, values) for name, values in measured.items()]
+        if rows := [(frame, *row) for row in zip(*texts, strict=True)]:
+            self._file.write(rows)
+
+    def close(self) -> None:
+        """Close the file, if any."""
+        if self._file is not None:
+            self._file.close()
