@@ -20,8 +20,8 @@ from numpy.typing import NDArray
 
 from unetrt.runtime.acquisition.growing_zarr import ImageSeries, write_group
 from unetrt.runtime.acquisition.label_stream import remove_store
-from unetrt.runtime.acquisition.label_tables import FrameTable, ObjectsTable, _setting
-from unetrt.runtime.acquisition.label_writer import FRAMES, OBJECTS, SUFFIX, LabelWriter, _remove, _with
+from unetrt.runtime.acquisition.label_tables import FrameTable, ObjectsTable, setting_of
+from unetrt.runtime.acquisition.label_writer import FRAMES, OBJECTS, SUFFIX, LabelWriter, remove_table, with_suffix
 from unetrt.runtime.closing import Closable
 from unetrt.runtime.errors import OptionError, OutputError, one_line
 from unetrt.runtime.files.pixel_size import PixelSize
@@ -74,10 +74,9 @@ class AcquisitionStore(LabelWriter):
     def __init__(self, path: str | Path, overwrite: bool = False) -> None:
         super().__init__(path, overwrite)
 
-    def _current(self, sequence: LiveSequence | None) -> "StoredSequence":  # type: ignore[override]
-        if self._file is None:
-            self._file = StoredSequence(next(self._stems), sequence, replace=self._overwrite)
-        return self._file
+    def opened(self, stem: Path, sequence: LiveSequence | None, replace: bool) -> "StoredSequence":
+        """Create the files of a sequence, for its first result; `stem` is their path without suffixes."""
+        return StoredSequence(stem, sequence, replace=replace)
 
 
 @dataclass(frozen=True)
@@ -111,14 +110,14 @@ class StoredSequence(Closable):
     """
 
     def __init__(self, stem: Path, sequence: LiveSequence | None, *, replace: bool) -> None:
-        self._path = _with(stem, SUFFIX)
+        self._path = with_suffix(stem, SUFFIX)
         self._sequence = sequence
         if replace:
             remove_store(self._path)
-            _remove(_with(stem, OBJECTS))
-        self._about = {"frames": _with(stem, FRAMES).name}
-        self._table = FrameTable(_with(stem, FRAMES), replace)
-        self._objects = ObjectsTable(_with(stem, OBJECTS))
+            remove_table(with_suffix(stem, OBJECTS))
+        self._about = {"frames": with_suffix(stem, FRAMES).name}
+        self._table = FrameTable(with_suffix(stem, FRAMES), replace)
+        self._objects = ObjectsTable(with_suffix(stem, OBJECTS))
         self._series: dict[SeriesKey, ImageSeries] = {}
         self._listed = 0  # images that the store lists
         self._frames = 0  # stored
@@ -175,7 +174,7 @@ class StoredSequence(Closable):
         return number, place
 
     def _begun(self, number: int, key: SeriesKey, result: LiveResult) -> ImageSeries:
-        setting = _setting(result)
+        setting = setting_of(result)
         names = [text for text in (key.position, key.camera, key.channel) if text]
         index = result.index if isinstance(result.index, Mapping) else {}
         attributes = self._about | {"index": {str(axis): at for axis, at in index.items()}} | setting
@@ -242,7 +241,7 @@ def pixels_of(result: LiveResult) -> NDArray[Any]:
 
 def _key(result: LiveResult, pixels: NDArray[Any]) -> SeriesKey:
     index = result.index if isinstance(result.index, Mapping) else {}
-    setting = _setting(result)
+    setting = setting_of(result)
     names = ("position", "camera", "channel")
     position, camera, channel = (str(setting[name] or "") for name in names)
     places = tuple(str(index.get(axis, "")) for axis in PLACES)
