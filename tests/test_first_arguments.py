@@ -119,6 +119,7 @@ def calls(tiny_model, tiny_checkpoint, drawn_folder, tmp_path_factory):
         "Geometry grid": lambda given: Geometry(92, given),
         "Geometry.unet": Geometry.unet,
         "Geometry.require": geometry.require,
+        "AcquisitionStore": acquisition.AcquisitionStore,
         "LabelWriter": acquisition.LabelWriter,
         "LiveModeFeed": lambda given: acquisition.LiveModeFeed(given, live),
         "LiveSegmenter": lambda given: LiveSegmenter(given, backend="onnxruntime"),

@@ -7,14 +7,16 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from unetrt.runtime.acquisition.acquisition_store import AcquisitionStore
     from unetrt.runtime.acquisition.label_writer import LabelWriter
     from unetrt.runtime.acquisition.live_mode import FeedStatus, LiveModeFeed
     from unetrt.runtime.acquisition.replay import Replay, by_kind, load_replay_camera
 
-__all__ = ["FeedStatus", "LabelWriter", "LiveModeFeed", "Replay", "by_kind", "load_replay_camera"]
+__all__ = ["AcquisitionStore", "FeedStatus", "LabelWriter", "LiveModeFeed", "Replay", "by_kind", "load_replay_camera"]
 
 # Public name -> module.
 _HOMES = {
+    "AcquisitionStore": "acquisition_store",
     "FeedStatus": "live_mode",
     "LabelWriter": "label_writer",
     "LiveModeFeed": "live_mode",

@@ -117,7 +117,7 @@ class FrameTable(Closable):
         """Add the row of a result; `outcome` and `error` may be those of storing its labels."""
         cells = {"objects": result.objects, "latency_ms": f"{1e3 * result.latency:.1f}" if result.latency else None}
         reason = None if error is None else one_line(error)
-        setting = _setting(result)
+        setting = setting_of(result)
         self._add(frame, 1, result.index, {**setting, **cells, "outcome": outcome, "error": reason})
 
     def add_skipped(self, frame: int | None, frames: int, index: Index, outcome: str) -> None:
@@ -136,7 +136,7 @@ class FrameTable(Closable):
         self._file.write([[row.get(column) for column in COLUMNS]])
 
 
-def _setting(result: LiveResult) -> dict[str, Any]:
+def setting_of(result: LiveResult) -> dict[str, Any]:
     """Return the `SETTING` columns of a frame: of its stream, and of its metadata (pymmcore-plus, `FrameMetaV1`).
 
     The frames of a hardware sequence have no stage coordinates but those of their events.

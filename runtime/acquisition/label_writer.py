@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from importlib import import_module
 from itertools import count
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -90,11 +90,11 @@ class LabelWriter(Closable):
         writable_folder(self._stem.parent)
         self._overwrite, self._dtype = overwrite, dtype
         if overwrite:
-            require_replaceable(_with(self._stem, SUFFIX))
+            require_replaceable(with_suffix(self._stem, SUFFIX))
         elif taken := _taken(self._stem):
             raise OutputError(f"{taken} exists: give another name, remove it, or ask to overwrite it")
         self._stems = self._free_stems()
-        self._file: LabelFile | None = None
+        self._file: SequenceFiles | None = None
 
     def sequence_started(self, sequence: LiveSequence) -> None:  # noqa: ARG002
         """Finish the current files; the next frame begins others."""
@@ -118,15 +118,19 @@ class LabelWriter(Closable):
         if file is not None:
             file.close()
 
-    def _current(self, sequence: LiveSequence | None) -> "LabelFile":
+    def opened(self, stem: Path, sequence: LiveSequence | None, replace: bool) -> "SequenceFiles":
+        """Create the files of a sequence, for its first result; `stem` is their path without suffixes."""
+        return LabelFile(stem, sequence, self._dtype, replace)
+
+    def _current(self, sequence: LiveSequence | None) -> "SequenceFiles":
         if self._file is None:
-            self._file = LabelFile(next(self._stems), sequence, self._dtype, self._overwrite)
+            self._file = self.opened(next(self._stems), sequence, self._overwrite)
         return self._file
 
     def _free_stems(self) -> Iterator[Path]:
         """Yield the path of each store without its suffix."""
         for number in count():
-            stem = _with(self._stem, f"_{number:03}") if number else self._stem
+            stem = with_suffix(self._stem, f"_{number:03}") if number else self._stem
             if self._overwrite or not _taken(stem):
                 yield stem
 
@@ -142,13 +146,16 @@ def store_stem(path: Path) -> Path:
     raise OutputError(f"labels cannot be stored as {name!r}: name them {better}{after}")
 
 
-def _with(stem: Path, suffix: str) -> Path:
+def with_suffix(stem: Path, suffix: str) -> Path:
+    """Return the path of a file of a sequence."""
     return stem.with_name(stem.name + suffix)
 
 
 def _taken(stem: Path) -> Path | None:
     """Return an existing path among those of a sequence."""
-    return next((file for suffix in (SUFFIX, FRAMES, OBJECTS) if os.path.lexists(file := _with(stem, suffix))), None)
+    return next(
+        (file for suffix in (SUFFIX, FRAMES, OBJECTS) if os.path.lexists(file := with_suffix(stem, suffix))), None
+    )
 
 
 def _import(packages: Iterable[str]) -> None:
@@ -159,6 +166,19 @@ def _import(packages: Iterable[str]) -> None:
             raise BackendUnavailableError(
                 f"storing labels needs {name}, which cannot be imported ({error}): pip install 'unetrt[acquire]'"
             ) from error
+
+
+class SequenceFiles(Protocol):
+    """The files of one sequence, complete after each call; each method raises OutputError."""
+
+    def add(self, result: LiveResult) -> None:
+        """Store a result and its rows of the tables."""
+
+    def skip(self, frames: DroppedFrames) -> None:
+        """Note frames that were dropped."""
+
+    def close(self) -> None:
+        """Finish the files; idempotent."""
 
 
 class LabelFile(Closable):
@@ -182,14 +202,14 @@ class LabelFile(Closable):
     """
 
     def __init__(self, stem: Path, sequence: LiveSequence | None, instances: str, replace: bool) -> None:
-        self._path, self._instances = _with(stem, SUFFIX), np.dtype(instances)
+        self._path, self._instances = with_suffix(stem, SUFFIX), np.dtype(instances)
         self._layout = LabelLayout(sequence)
         if replace:
             # Without labels in this sequence, they would stay beside the new table.
             remove_store(self._path)
-            _remove(_with(stem, OBJECTS))
-        self._table = FrameTable(_with(stem, FRAMES), replace)
-        self._objects = ObjectsTable(_with(stem, OBJECTS))
+            remove_table(with_suffix(stem, OBJECTS))
+        self._table = FrameTable(with_suffix(stem, FRAMES), replace)
+        self._objects = ObjectsTable(with_suffix(stem, OBJECTS))
         self._stream: LabelStream | None = None
         self._shape: tuple[int, ...] = ()
         # Submission index that is expected next; None before the first frame of a sequence that was not announced.
@@ -284,7 +304,8 @@ class LabelFile(Closable):
         return LabelStream(self._path, self._layout.settings(shape, dtype.name), about)
 
 
-def _remove(file: Path) -> None:
+def remove_table(file: Path) -> None:
+    """Remove a table, if there is one; raises OutputError."""
     try:
         file.unlink(missing_ok=True)
     except OSError as error:

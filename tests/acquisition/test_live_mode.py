@@ -17,11 +17,14 @@ pytestmark = pytest.mark.alone
 
 
 @contextmanager
-def feeding(core, seconds=0.0, tile=572, interval=0.005, **how):
+def feeding(core, seconds=0.0, tile=572, interval=0.005, camera=None, **how):
     """A feed from a core to a segmenter of `seconds` a frame; yields it, the live segmenter, and all results."""
     results = []
     how = {"kind": "classes", "on_result": results.append, **how}
-    with LiveSegmenter(segmenter(seconds, tile), **how) as live, LiveModeFeed(core, live, interval=interval) as feed:
+    with (
+        LiveSegmenter(segmenter(seconds, tile), **how) as live,
+        LiveModeFeed(core, live, interval=interval, camera=camera) as feed,
+    ):
         yield feed, live, results
 
 
@@ -261,3 +264,126 @@ def test_a_feed_that_is_forgotten_ends(core):
 def test_an_interval_is_positive(interval):
     with pytest.raises(OptionError, match=f"{interval}"):
         LiveModeFeed(None, None, interval=interval)
+
+
+def add_camera(core, label="Camera-2"):
+    """Load a second demo camera, and make both send 16 bits."""
+    core.loadDevice(label, "DemoCamera", "DCam")
+    core.initializeDevice(label)
+    core.setProperty(label, "PixelType", "16bit")
+    core.setExposure(label, 10)
+
+
+@pytest.fixture
+def two_cameras(core):
+    """A core whose camera is a Multi Camera of `Camera` and `Camera-2`; their images have different ranges."""
+    add_camera(core)
+    core.loadDevice("Multi", "Utilities", "Multi Camera")
+    core.initializeDevice("Multi")
+    core.setProperty("Multi", "Physical Camera 1", "Camera")
+    core.setProperty("Multi", "Physical Camera 2", "Camera-2")
+    core.setProperty("Camera-2", "Mode", "Noise")
+    core.setCameraDevice("Multi")
+    return core
+
+
+def numbers_of(results, camera):
+    return [result.index["image"] for result in results if result.stream.camera == camera]
+
+
+def test_the_cameras_of_a_multi_camera_are_not_mixed(two_cameras):
+    core = two_cameras
+    with feeding(core, policy="drop_oldest", capacity=500) as (feed, live, results):
+        core.startContinuousSequenceAcquisition()
+        until(lambda: min(len(numbers_of(results, camera)) for camera in ("Camera", "Camera-2")) >= 5)
+        core.stopSequenceAcquisition()
+        until(lambda: not feed.status().running)
+        live.flush()
+        status = feed.status()
+        assert core.getRemainingImageCount() > 10, "nothing is taken out of the core's buffer"
+    for which, camera in enumerate(("Camera", "Camera-2")):
+        own, numbers = status.cameras[camera], numbers_of(results, camera)
+        assert numbers == sorted(set(numbers))
+        assert own.submitted == len(numbers)
+        assert own.skipped == numbers[-1] - numbers[0] + 1 - len(numbers)
+        for result in results:
+            if result.stream.camera == camera:
+                assert result.meta["camera_metadata"]["Camera"] == camera
+                assert result.index == {"image": result.index["image"], "cam": which}
+                np.testing.assert_array_equal(result.labels, classes_of(result.frame))
+    assert status.submitted == len(results)
+    infos = results[0].sequence.meta["image_infos"]
+    assert [info["camera_label"] for info in infos] == ["Camera", "Camera-2"]
+
+
+@pytest.mark.parametrize("camera", ["Camera", "Camera-2"])
+def test_one_camera_of_a_multi_camera_can_be_followed(two_cameras, camera):
+    core = two_cameras
+    with feeding(core, camera=camera) as (feed, live, results):
+        core.startContinuousSequenceAcquisition()
+        until(lambda: len(results) >= 5)
+        core.stopSequenceAcquisition()
+        live.flush()
+        assert list(feed.status().cameras) == [camera]
+    assert {result.stream.camera for result in results} == {camera}
+    assert set(results[0].index) == {"image"}
+    assert numbers_of(results, camera) == sorted(set(numbers_of(results, camera)))
+
+
+def test_a_slow_camera_beside_a_fast_one_is_not_lost(two_cameras):
+    core = two_cameras
+    core.setExposure("Camera", 1)
+    core.setExposure("Camera-2", 100)
+    with feeding(core, policy="drop_oldest", capacity=1000) as (feed, _live, results):
+        core.startContinuousSequenceAcquisition()
+        until(lambda: len(numbers_of(results, "Camera-2")) >= 3)
+        core.stopSequenceAcquisition()
+        until(lambda: not feed.status().running)
+        slow, fast = (feed.status().cameras[camera] for camera in ("Camera-2", "Camera"))
+    numbers = numbers_of(results, "Camera-2")
+    assert slow.skipped == numbers[-1] - numbers[0] + 1 - len(numbers)
+    assert slow.submitted + slow.skipped < fast.submitted + fast.skipped
+
+
+def test_another_camera_that_runs_alone_is_followed_only_by_its_label(core):
+    add_camera(core)
+    with feeding(core) as (mine, _live, none), feeding(core, camera="Camera-2") as (other, _other, results):
+        core.initializeCircularBuffer()
+        core.startSequenceAcquisition("Camera-2", 20, 0, True)
+        until(lambda: results and not core.isSequenceRunning("Camera-2"))
+        until(lambda: not other.status().running)
+        assert (none, mine.status().submitted) == ([], 0)
+        assert {result.stream.camera for result in results} == {"Camera-2"}
+        core.startContinuousSequenceAcquisition()
+        came = len(results)
+        until(lambda: len(none) >= 3)
+        core.stopSequenceAcquisition()
+        assert {result.stream.camera for result in none} == {"Camera"}
+        assert len(results) == came
+
+
+def test_each_camera_may_have_its_own_region_and_bit_depth(core):
+    add_camera(core)
+    core.setProperty("Camera-2", "PixelType", "8bit")
+    core.setCameraDevice("Camera-2")
+    core.setROI("Camera-2", 0, 0, 96, 64)
+    core.setCameraDevice("Camera")
+    with feeding(core) as (_one, _live, first), feeding(core, camera="Camera-2") as (_two, _other, second):
+        for camera, results in (("Camera", first), ("Camera-2", second)):
+            core.setCameraDevice(camera)
+            core.startContinuousSequenceAcquisition()
+            until(lambda results=results: results)
+            core.stopSequenceAcquisition()
+    assert (second[0].frame.shape, second[0].frame.dtype) == ((64, 96), np.uint8)
+    assert (first[0].frame.shape, first[0].frame.dtype) == ((512, 512), np.uint16)
+
+
+def test_a_camera_that_is_not_there_is_refused_with_those_that_are(core):
+    add_camera(core)
+    with LiveSegmenter(segmenter(), kind="classes") as live:
+        for camera in ("Camera-3", "", "XY", 2):
+            with pytest.raises(OptionError, match="use Camera or Camera-2$"):
+                LiveModeFeed(core, live, camera=camera)
+        core.unloadAllDevices()
+        with pytest.raises(OptionError, match="load a configuration"):
+            LiveModeFeed(core, live, camera="Camera")

@@ -345,6 +345,38 @@ def test_a_number_of_images_of_the_demo_camera(tiny_model):
     assert re.match(r"5 frames: 5 segmented", out)
 
 
+TWO_CAMERAS = """
+Device,Camera-1,DemoCamera,DCam
+Device,Camera-2,DemoCamera,DCam
+Device,Both,Utilities,Multi Camera
+Property,Core,Initialize,1
+Property,Both,Physical Camera 1,Camera-1
+Property,Both,Physical Camera 2,Camera-2
+"""
+
+
+@MICRO_MANAGER
+@pytest.mark.parametrize("camera", ["Camera-2", "Both"])
+def test_the_camera_of_a_configuration_with_several_is_named(run, tmp_path, camera):
+    (tmp_path / "two.cfg").write_text(TWO_CAMERAS)
+    labels = tmp_path / "labels.ome.zarr"
+    arguments = ("--exposure", 10, "--frames", 6, "--policy", "block", "--save", labels)
+    status, out, err = run("--config", tmp_path / "two.cfg", "--camera", camera, *arguments)
+    assert (status, f"{camera} of two.cfg" in err) == (0, True), err
+    assert re.match(r"6 frames: 6 segmented", out)
+    assert labels.is_dir()
+
+
+@MICRO_MANAGER
+def test_a_configuration_with_several_cameras_says_which(run, tmp_path):
+    (tmp_path / "two.cfg").write_text(TWO_CAMERAS + "Property,Core,Camera,\n")
+    status, _, err = run("--config", tmp_path / "two.cfg", "--frames", 1)
+    message = "names no camera: give --camera Camera-1 or Camera-2 or Both\n"
+    assert (status, err) == (2, f"Error: {tmp_path / 'two.cfg'} {message}")
+    status, _, err = run("--config", tmp_path / "two.cfg", "--camera", "Camera-3")
+    assert (status, err) == (2, "Error: no camera has the label 'Camera-3': use Camera-1 or Camera-2 or Both\n")
+
+
 @MICRO_MANAGER
 def test_a_camera_that_stops_in_mid_run_is_one_line(run, monkeypatch):
     from unetrt.live_view import sources

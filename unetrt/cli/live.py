@@ -58,6 +58,7 @@ class LiveOptions:
     """
 
     config: str | None
+    camera: str | None
     exposure: float | None
     replay: Path | None
     fps: float | None
@@ -88,6 +89,7 @@ class LiveOptions:
 @click.command("live")
 @click.argument("model", type=MODEL)
 @click.option("--config", metavar="FILE", help="Micro-Manager configuration of a camera, such as MMConfig_demo.cfg.")
+@click.option("--camera", metavar="LABEL", help="Device label of the camera, of a configuration with several.")
 @click.option("--exposure", type=real(above=0), metavar="MS", help="Exposure time of the camera.")
 @click.option("--replay", type=click.Path(path_type=Path), metavar="FOLDER", help="Replay images instead of a camera.")
 @click.option(
@@ -158,7 +160,13 @@ def _checked(options: LiveOptions) -> LiveOptions:
 
     if (options.config is None) == (options.replay is None):
         raise OptionError("give either --config FILE, for a camera, or --replay FOLDER, for image files")
-    for option, needed in {"exposure": "config", "loop": "replay", "port": "view", "overwrite": "save"}.items():
+    for option, needed in {
+        "camera": "config",
+        "exposure": "config",
+        "loop": "replay",
+        "port": "view",
+        "overwrite": "save",
+    }.items():
         if getattr(options, option) and not getattr(options, needed):
             raise OptionError(f"--{option} has no effect without --{needed}: leave out --{option}")
     if options.backend not in engines():
@@ -198,7 +206,7 @@ def _opened(options: LiveOptions, stack: ExitStack) -> "tuple[FrameSource, Resul
     if files is not None:
         return FileReplay(files, options.fps or 0, loop=loop, most=most, reading=options.reading), output
     assert options.config is not None
-    return stack.enter_context(Camera(options.config, options.exposure, most=most)), output
+    return stack.enter_context(Camera(options.config, options.exposure, most=most, camera=options.camera)), output
 
 
 def _run(

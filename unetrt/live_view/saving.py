@@ -61,9 +61,6 @@ class LabelFiles:
     def sequence_finished(self, sequence: LiveSequence) -> None:
         """Do nothing."""
 
-    def dropped(self, frames: DroppedFrames) -> None:
-        """Do nothing: the frames stay background."""
-
     def result(self, result: LiveResult) -> None:
         """Keep the labels of a frame, and write its file after the last one."""
         place: FileFrame = result.meta[FILE]

@@ -59,6 +59,8 @@ class Camera(Closable):
         Exposure time in milliseconds; None: as configured.
     most
         Maximum number of images; None: no limit.
+    camera
+        Device label of the camera; None: as configured. Of a Multi Camera all cameras are followed, each as a stream.
 
     Attributes
     ----------
@@ -68,19 +70,21 @@ class Camera(Closable):
     Raises
     ------
     OptionError
-        The configuration does not exist or load, or has no camera, or the exposure is out of range.
+        The configuration does not exist or load, or has no such camera, or the exposure is out of range.
     ModuleNotFoundError
         pymmcore-plus is not installed.
     """
 
-    def __init__(self, config: str, exposure: float | None = None, *, most: int | None = None) -> None:
+    def __init__(
+        self, config: str, exposure: float | None = None, *, most: int | None = None, camera: str | None = None
+    ) -> None:
         from pymmcore_plus import CMMCorePlus
 
         self.unread: dict[ImageSource, FrameError] = {}
         self.core = CMMCorePlus()
         self._most = most
         try:
-            self._load(config, exposure)
+            self._load(config, exposure, camera)
         except BaseException:
             self.close()
             raise
@@ -120,15 +124,22 @@ class Camera(Closable):
         # The core's callback thread aborts the process if it finds the interpreter finalizing.
         CMMCore.registerCallback(self.core, None)
 
-    def _load(self, config: str, exposure: float | None) -> None:
+    def _load(self, config: str, exposure: float | None, camera: str | None) -> None:
+        from unetrt.runtime.acquisition.live_mode import cameras_of, require_camera
+
         try:
             self.core.loadSystemConfiguration(config)
         except FileNotFoundError as error:
             raise OptionError(f"{config} does not exist, nor in Micro-Manager's folder: {error}{_advice()}") from error
         except (OSError, RuntimeError) as error:
             raise OptionError(f"{config} does not load: {error}{_advice()}") from error
-        if not self.core.getCameraDevice():
-            raise OptionError(f"{config} names no camera: give a Micro-Manager configuration that does")
+        if camera is not None:
+            require_camera(self.core, camera)
+            self.core.setCameraDevice(camera)
+        elif not self.core.getCameraDevice():
+            loaded = " or ".join(cameras_of(self.core))
+            nearest = f"give --camera {loaded}" if loaded else "give a Micro-Manager configuration that does"
+            raise OptionError(f"{config} names no camera: {nearest}")
         try:
             if exposure is not None:
                 self.core.setExposure(exposure)

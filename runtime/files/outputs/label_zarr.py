@@ -59,7 +59,7 @@ def write_metadata(
     OutputError
         The store cannot be written.
     """
-    objects = {"multiscales": [labels.multiscales(name)], "image-label": _label_metadata(labels.version, classes)}
+    objects = {"multiscales": [labels.multiscales(name)], "image-label": label_metadata(labels.version, classes)}
     whole = labels.multiscales(name, f"{labels.path}/") if image is None else image.multiscales(name)
     parent, _, child = labels.path.rpartition("/")
     groups: Mapping[str, Mapping[str, Any]] = {
@@ -105,7 +105,7 @@ def _ordered(pixels: Array, axes: list[str]) -> tuple[Array, str]:
     return pixels.transpose(order), "".join(axes[index] for index in order)
 
 
-def _label_metadata(version: Version, classes: Sequence[int] | None) -> Mapping[str, Any]:
+def label_metadata(version: Version, classes: Sequence[int] | None) -> Mapping[str, Any]:
     """Return the metadata `image-label`: classes have the colours of the overlays, readers choose those of objects."""
     metadata: dict[str, Any] = {"version": version, "source": {"image": "../../"}}
     if classes is not None:

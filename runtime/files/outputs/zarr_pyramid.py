@@ -240,14 +240,16 @@ class Pyramid:
         axes = self.axes.lower()
         datasets = []
         for level in range(len(self.shapes)):
-            scale = [_scale(axis, 2**level, micrometres) for axis in axes]
+            scale = [axis_scale(axis, 2**level, micrometres) for axis in axes]
             transformations = [{"type": "scale", "scale": scale}]
             if level:
                 # From the centre of the first pixel at full resolution to that of the first pixel here.
-                first = [_scale(axis, 1, micrometres) * (2**level - 1) / 2 if axis in "yx" else 0.0 for axis in axes]
+                first = [
+                    axis_scale(axis, 1, micrometres) * (2**level - 1) / 2 if axis in "yx" else 0.0 for axis in axes
+                ]
                 transformations.append({"type": "translation", "translation": first})
             datasets.append({"path": f"{prefix}{level}", "coordinateTransformations": transformations})
-        about = {"name": name, "axes": [_axis(axis, micrometres) for axis in axes], "datasets": datasets}
+        about = {"name": name, "axes": [axis_metadata(axis, micrometres) for axis in axes], "datasets": datasets}
         return about | {"type": self.reduction} | ({"version": "0.4"} if self.version == "0.4" else {})
 
     def annotate(self, path: str, attributes: Mapping[str, Any]) -> None:
@@ -427,13 +429,13 @@ def _mean(values: Sequence[Array]) -> Array:
     return whole
 
 
-def _axis(name: str, size: PixelSize | None) -> dict[str, str]:
+def axis_metadata(name: str, size: PixelSize | None) -> dict[str, str]:
     """Return the metadata of an axis; `size` is the pixel size in µm, None if it is unknown."""
     is_length = TYPES[name] == "space" and size is not None and (name != "z" or size.z is not None)
     return {"name": name, "type": TYPES[name]} | ({"unit": "micrometer"} if is_length else {})
 
 
-def _scale(axis: str, step: int, size: PixelSize | None) -> float:
+def axis_scale(axis: str, step: int, size: PixelSize | None) -> float:
     """Return the distance between two pixels of a level along an axis, in µm if that is known."""
     length = (None if size is None or axis not in "zyx" else getattr(size, axis)) or 1.0
     return float(length * (step if axis in "yx" else 1))

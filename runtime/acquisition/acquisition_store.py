@@ -1,0 +1,253 @@
+"""`AcquisitionStore`: an output that stores frames and labels together, for acquisitions without a known plan.
+
+Where the labels decide what is acquired next, nobody knows beforehand how many frames of which position, channel and
+camera there will be. Each of these combinations is an image of its own, which grows (`ImageSeries`).
+
+    store = AcquisitionStore("run.ome.zarr")
+    with LiveSegmenter(model, policy="block", outputs=[store], on_result=decide) as live:
+        core.mda.run(iter(events.get, None), output=[live])
+"""
+
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from math import isfinite
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from unetrt.runtime.acquisition.growing_zarr import ImageSeries, write_group
+from unetrt.runtime.acquisition.label_stream import remove_store
+from unetrt.runtime.acquisition.label_tables import FrameTable, ObjectsTable, setting_of
+from unetrt.runtime.acquisition.label_writer import FRAMES, OBJECTS, SUFFIX, LabelWriter, remove_table, with_suffix
+from unetrt.runtime.closing import Closable
+from unetrt.runtime.errors import OptionError, OutputError, one_line
+from unetrt.runtime.files.pixel_size import PixelSize
+from unetrt.runtime.live.results import DroppedFrames, LiveResult, LiveSequence, Outcome
+
+# Keys of an index (useq, `Axis`) that tell images apart: the stage position, and the tile of its grid.
+PLACES = ("p", "g")
+# Keys that the index of a frame has in the table: the image that it is in, and its index on the first axis of it.
+SERIES, PLACE = "series", "series_frame"
+
+
+class AcquisitionStore(LabelWriter):
+    """An output of `LiveSegmenter` that stores each segmented frame with its labels, as OME-Zarr 0.5.
+
+    The plan need not be known: each combination of stage position, grid tile, camera, channel, size and dtype is an
+    image, `run.ome.zarr/0`, `run.ome.zarr/1` and so on, in order of appearance. Its axes are (t, y, x), or (t, c, y, x)
+    for frames of several planes; t counts its frames in order of arrival, of all z. Its labels are `labels/objects`
+    inside. The pixels are those that the camera gave, in its dtype. Object numbers are uint32, class indices uint8.
+
+    The table `run.csv` has a row for each frame, see `FrameTable`: its index with all keys, names of position, channel
+    and camera, stage coordinates, and in the column `index` the image (`series`) and the index on its first axis
+    (`series_frame`) that it is stored at. Those of the first frame are also attributes of the image, under the key
+    `unetrt`. Measurements of the objects are rows of `run_objects.csv`. Names are never paths.
+
+    The store can be read while it grows: it has whole frames only, each with its labels, and valid metadata. All of it
+    is on the disk when `result` returns, so that it has each such frame if the process is killed. Failed frames are
+    stored with labels 0.
+
+    Frames that were dropped are not stored: the live segmenter does not keep their pixels. They are one row of the
+    table. Use ``policy="block"`` where the source can wait, or ``output=["raw.ome.zarr", live]`` for all raw frames.
+
+    Each sequence has its own files: `run.ome.zarr`, then `run_001.ome.zarr`, with the next free number. A sequence
+    without frames has a table only, or nothing.
+
+    Parameters
+    ----------
+    path
+        `*.ome.zarr`.
+    overwrite
+        Whether to replace an existing store and its tables. Anything else at these paths is refused.
+
+    Raises
+    ------
+    OutputError
+        `path` has another suffix, exists, or cannot be written.
+    BackendUnavailableError
+        A package of the extra `acquire` is missing.
+    """
+
+    def __init__(self, path: str | Path, overwrite: bool = False) -> None:
+        super().__init__(path, overwrite)
+
+    def opened(self, stem: Path, sequence: LiveSequence | None, replace: bool) -> "StoredSequence":
+        """Create the files of a sequence, for its first result; `stem` is their path without suffixes."""
+        return StoredSequence(stem, sequence, replace=replace)
+
+
+@dataclass(frozen=True)
+class SeriesKey:
+    """What the frames of an image have in common."""
+
+    places: tuple[str, ...]
+    position: str
+    camera: str
+    channel: str
+    shape: tuple[int, ...]
+    dtype: str
+
+
+class StoredSequence(Closable):
+    """The store and the tables of one sequence.
+
+    Parameters
+    ----------
+    stem
+        Path of its files without their suffixes.
+    sequence
+        The sequence; None if none was announced.
+    replace
+        Whether existing files are replaced.
+
+    Raises
+    ------
+    OutputError
+        Something is at a path that is not replaced, or the table cannot be written.
+    """
+
+    def __init__(self, stem: Path, sequence: LiveSequence | None, *, replace: bool) -> None:
+        self._path = with_suffix(stem, SUFFIX)
+        self._sequence = sequence
+        if replace:
+            remove_store(self._path)
+            remove_table(with_suffix(stem, OBJECTS))
+        self._about = {"frames": with_suffix(stem, FRAMES).name}
+        self._table = FrameTable(with_suffix(stem, FRAMES), replace)
+        self._objects = ObjectsTable(with_suffix(stem, OBJECTS))
+        self._series: dict[SeriesKey, ImageSeries] = {}
+        self._listed = 0  # images that the store lists
+        self._frames = 0  # stored
+
+    def skip(self, frames: DroppedFrames) -> None:
+        """Add the row of frames that were dropped."""
+        self._table.add_skipped(None, frames.count, {}, Outcome.DROPPED)
+
+    def add(self, result: LiveResult) -> None:
+        """Store a frame with its labels, and its rows of the tables.
+
+        Raises
+        ------
+        OutputError
+            They cannot be stored; the table states the reason.
+        """
+        index: dict[Any, Any] = dict(result.index) if isinstance(result.index, Mapping) else {"index": result.index}
+        try:
+            number, place = self._store(result)
+        except OutputError as error:
+            self._table.add(None, result, Outcome.FAILED, result.error or error)
+            raise
+        placed, error = replace(result, index={**index, SERIES: number, PLACE: place}), result.error
+        frame, self._frames = self._frames, self._frames + 1
+        try:
+            if result.table is not None:
+                self._objects.add(frame, result.table)
+        except OutputError as failure:
+            error = failure
+            raise
+        finally:
+            self._table.add(frame, placed, result.outcome, error)
+
+    def close(self) -> None:
+        """Close the tables; the store is complete after each frame. Idempotent."""
+        with self._table, self._objects:
+            pass
+
+    def _store(self, result: LiveResult) -> tuple[int, int]:
+        """Store a frame, and return the number of its image and its index in there."""
+        pixels = pixels_of(result)
+        labels = result.labels
+        if labels is not None and labels.dtype != np.uint8:
+            labels = labels.astype(np.uint32)
+        key = _key(result, pixels)
+        try:
+            if key not in self._series:
+                self._series[key] = self._begun(len(self._series), key, result)
+            number = list(self._series).index(key)
+            place = self._series[key].append(pixels, labels)
+            self._list()
+        except (OSError, ValueError, TypeError) as error:
+            raise OutputError(f"cannot write {self._path}: {one_line(error)}") from error
+        return number, place
+
+    def _begun(self, number: int, key: SeriesKey, result: LiveResult) -> ImageSeries:
+        setting = setting_of(result)
+        names = [text for text in (key.position, key.camera, key.channel) if text]
+        index = result.index if isinstance(result.index, Mapping) else {}
+        attributes = self._about | {"index": {str(axis): at for axis, at in index.items()}} | setting
+        return ImageSeries(
+            self._path / str(number),
+            key.shape,
+            key.dtype,
+            pixel_size=self._pixel_size(result),
+            name=" ".join(names) or str(number),
+            attributes={name: value for name, value in attributes.items() if _is_known(value)},
+        )
+
+    def _list(self) -> None:
+        """Let readers find the images that have frames, once there is one more of them."""
+        listed = [str(number) for number, series in enumerate(self._series.values()) if series.length]
+        if len(listed) == self._listed:
+            return
+        write_group(self._path / "OME", {"series": listed})
+        if not self._listed:
+            write_group(self._path, {"bioformats2raw.layout": 3}, self._about)
+        self._listed = len(listed)
+
+    def _pixel_size(self, result: LiveResult) -> PixelSize | None:
+        """Return the pixel size, of the frame's metadata or of its camera at the start of the sequence."""
+        meta: Mapping[str, Any] = result.meta if isinstance(result.meta, Mapping) else {}
+        infos = [] if self._sequence is None else list(self._sequence.meta.get("image_infos") or [])
+        own = [info for info in infos if info.get("camera_label") == result.stream.camera]
+        for about in (meta, *own, *infos):
+            size = about.get("pixel_size_um")
+            if isinstance(size, int | float) and size > 0:
+                with suppress(OptionError):  # not a size of this world
+                    return PixelSize(float(size), float(size))
+        return None
+
+
+def pixels_of(result: LiveResult) -> NDArray[Any]:
+    """Return the frame of a result as it is stored: (H, W), or (C, H, W), of a dtype that OME-Zarr has.
+
+    Colour planes come first, as in OME-Zarr; a single plane has no axis of its own. True and False become 1 and 0.
+
+    Raises
+    ------
+    OutputError
+        The frame is no array of two or three axes, or of no such dtype.
+    """
+    try:
+        pixels = np.asarray(result.frame)
+    except Exception as error:
+        raise OutputError(f"a frame that is not in the computer's memory is not stored: {one_line(error)}") from error
+    if pixels.ndim not in (2, 3) or pixels.dtype.kind not in "buif" or pixels.dtype.itemsize > 8 or not pixels.size:
+        raise OutputError(
+            f"a frame of {pixels.dtype} {pixels.shape} is not stored: it must be (H, W), (C, H, W) or (H, W, C), of "
+            "integers or floats"
+        )
+    if pixels.ndim == 3:
+        size = pixels.shape[-2:] if result.labels is None else result.labels.shape
+        if size != pixels.shape[-2:] or (result.labels is None and pixels.shape[-1] in (3, 4)):
+            pixels = np.moveaxis(pixels, -1, 0)
+        pixels = pixels[0] if len(pixels) == 1 else pixels
+    if pixels.dtype.kind == "b":
+        return pixels.astype(np.uint8)
+    return pixels.astype(pixels.dtype.newbyteorder("="), copy=False)
+
+
+def _key(result: LiveResult, pixels: NDArray[Any]) -> SeriesKey:
+    index = result.index if isinstance(result.index, Mapping) else {}
+    setting = setting_of(result)
+    names = ("position", "camera", "channel")
+    position, camera, channel = (str(setting[name] or "") for name in names)
+    places = tuple(str(index.get(axis, "")) for axis in PLACES)
+    return SeriesKey(places, position, camera, channel, pixels.shape, pixels.dtype.name)
+
+
+def _is_known(value: Any) -> bool:
+    """Whether a value of an attribute is known: JSON has no NaN."""
+    return value is not None and not (isinstance(value, float) and not isfinite(value))
