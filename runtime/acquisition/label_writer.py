@@ -25,7 +25,7 @@ from unetrt.runtime.acquisition.label_stream import LabelStream, PositionStreams
 from unetrt.runtime.closing import Closable
 from unetrt.runtime.errors import BackendUnavailableError, OptionError, OutputError, one_line
 from unetrt.runtime.files.atomic import writable_folder
-from unetrt.runtime.live.results import LiveResult, LiveSequence, Outcome
+from unetrt.runtime.live.results import DroppedFrames, LiveResult, LiveSequence, Outcome
 
 SUFFIXES = (".ome.zarr", ".ome.tiff", ".ome.tif")
 # Suffixes that are refused -> the suffix probably meant.
@@ -101,6 +101,9 @@ class LabelWriter(Closable):
                 _remove(old)  # else, without labels in this sequence, it would stay beside the new table
             self._file = LabelFile(_with(stem, self._suffix), _with(stem, ".csv"), result.sequence, self._dtype)
         self._file.add(result)
+
+    def dropped(self, frames: DroppedFrames) -> None:
+        """Do nothing: positions without labels hold background."""
 
     def sequence_finished(self, sequence: LiveSequence) -> None:  # noqa: ARG002
         """Finish the current file."""

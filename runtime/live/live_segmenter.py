@@ -35,6 +35,7 @@ from unetrt.runtime.live.results import (
     Delivery,
     ImageNumbers,
     LiveResult,
+    LiveSequence,
     LiveStatus,
     Outcome,
     Record,
@@ -104,7 +105,7 @@ class LiveSegmenter(Closable):
     on_result
         Called with each `done` or `failed` result, in submission order, on `thread`.
     outputs
-        Consumers of all results, such as a `LabelWriter`; closed with this object.
+        Consumers of results, such as a `LabelWriter`; closed with this object.
     frame, backend, lanes, device, backend_options
         As for `Segmenter`; only if `model` is a path.
 
@@ -243,7 +244,9 @@ class LiveSegmenter(Closable):
         ----------
         drain
             Whether to segment the queued frames first. If False, they are dropped, the frame being segmented is dropped
-            at its next tile, and one that waits for its objects to be numbered is dropped too.
+            at its next tile, and so is one whose objects are not numbered yet; outputs get no further result or notice
+            but the end of the current sequence. This method then waits for one tile and one decoding at most, for the
+            calls of outputs with the result that is being delivered, and for the outputs to close.
 
         A `with` block that ends with an exception does not drain. If called from an output or a callback, this method
         returns without waiting for the threads.
@@ -371,6 +374,7 @@ class Worker:
         # Between the two threads; None where one thread does everything.
         self._slot: Queue[SegmentedFrame | Notice | None] | None = Queue(1) if kind == "instances" else None
         self._next = 0  # submission index of the first frame without a delivered result
+        self._announced: LiveSequence | None = None  # the last sequence whose start outputs were notified of
 
     def start(self) -> tuple[threading.Thread, ...]:
         """Start the threads and return them, first the one that delivers results."""
@@ -389,13 +393,10 @@ class Worker:
     def run(self) -> None:
         """Deliver all results until the queue is closed; then close outputs, streams, and the model if it is owned."""
         while (item := self._segmented() if self._slot is None else self._handed_over(self._slot)) is not None:
-            number = item.number if isinstance(item, Notice) else item.item.number
-            self._deliver_dropped(number)
             if isinstance(item, SegmentedFrame):
                 self._complete(item)
             else:
-                self._next = number
-                self.delivery.guarded(item.deliver)
+                self._pass_notice(item)
             del item  # do not keep the frame alive while waiting for the next
             if self._slot is not None:
                 self.queue.finish()
@@ -457,27 +458,37 @@ class Worker:
         if self.queue.abandoned:
             raise _Abandoned
 
+    def _pass_notice(self, notice: Notice) -> None:
+        """Deliver the start or end of a sequence; of an abandoned queue only the end of one that outputs know."""
+        self._next = notice.number
+        if not self.queue.abandoned or (notice.sequence is self._announced and not notice.is_start):
+            self._announced = notice.sequence
+            self._deliver_dropped(notice.number)
+            self.delivery.guarded(notice.deliver, notice.sequence)
+
     def _deliver_dropped(self, before: float) -> None:
-        for result in self.queue.take_dropped(before):
-            self.delivery.deliver(result)
+        for frames in self.queue.take_dropped(before):
+            self.delivery.dropped(frames)
 
     def _complete(self, frame: SegmentedFrame) -> None:
         """Decode a frame, count its outcome, and deliver its result."""
         item = frame.item
         if item.future.cancelled():
-            self.queue.settle(Outcome.DROPPED)
-            self.delivery.deliver(item.result(Outcome.DROPPED))
+            self.queue.settle(item, Outcome.DROPPED)
             return
         outcome, found = self._decoded(frame)
+        if self.queue.abandoned:
+            outcome, found = Outcome.DROPPED, {}
         latency = perf_counter() - item.submitted
-        self.queue.settle(outcome)
+        self.queue.settle(item, outcome)
         times = {"queueing": frame.taken - item.submitted, "compute": frame.compute, "latency": latency}
         result = item.result(outcome, dropped=max(0, item.number - self._next), **times, **found)
         self.record.add(result)
         self.delivery.guarded(item.future.set_result, result)
         if outcome is not Outcome.DROPPED:
             self._next = item.number + 1
-        self.delivery.deliver(result)
+            self._deliver_dropped(item.number)
+            self.delivery.deliver(result)
 
     def _decoded(self, frame: SegmentedFrame) -> tuple[Outcome, dict[str, Any]]:
         """Return a frame's outcome, and the fields of its result that follow from it."""

@@ -182,9 +182,11 @@ class ResultOutput(Protocol):
         """Handle the result of a `done` or `failed` frame."""
 
     def dropped(self, frames: DroppedFrames) -> None:
-        """Handle frames that were dropped since the last result; called once, before the next result.
+        """Handle consecutive frames of one sequence that were dropped, were cancelled or have been abandoned.
 
-        Not called for frames dropped by `close(drain=False)`.
+        Called once for the frames between two results, before the next result, start or end of a sequence, and after
+        the last result when the live segmenter has drained its queue. Not called after `close(drain=False)`, nor for
+        frames submitted to a live segmenter that is closing.
         """
 
     def sequence_finished(self, sequence: LiveSequence) -> None:
@@ -192,6 +194,9 @@ class ResultOutput(Protocol):
 
     def close(self) -> None:
         """Release all resources; called when the live segmenter closes. Idempotent."""
+
+
+OUTPUT_METHODS = ("sequence_started", "result", "dropped", "sequence_finished", "close")
 
 
 class ResultStream(Closable):
@@ -392,7 +397,7 @@ class Delivery:
     on_result
         Called with each `done` or `failed` result; None for no call.
     outputs
-        Consumers of all results; closed by `close`.
+        Consumers of results, sequences and dropped frames; closed by `close`.
     record
         Counts exceptions of outputs.
     """
@@ -412,14 +417,18 @@ class Delivery:
                 stream.close()
 
     def deliver(self, result: LiveResult) -> None:
-        """Pass a result to all outputs, and, unless its frame was dropped, to the callback and all streams."""
-        is_dropped = result.outcome is Outcome.DROPPED
-        if self._on_result is not None and not is_dropped:
+        """Pass the result of a frame that was not dropped to the callback, all outputs and all streams."""
+        if self._on_result is not None:
             self.guarded(self._on_result, result)
         for output in self._outputs:
             self.guarded(output.result, result)
-        for stream in () if is_dropped else self._open_streams():
+        for stream in self._open_streams():
             stream.offer(result)
+
+    def dropped(self, frames: DroppedFrames) -> None:
+        """Notify outputs of dropped frames."""
+        for output in self._outputs:
+            self.guarded(output.dropped, frames)
 
     def sequence_started(self, sequence: LiveSequence) -> None:
         """Notify outputs of a sequence, after all earlier frames."""
@@ -458,15 +467,16 @@ def require_consumers(on_result: Any, outputs: Any) -> None:
     """Raise OptionError unless the consumers of results have the methods that are called."""
     if on_result is not None and not callable(on_result):
         raise OptionError(f"on_result={shown(on_result)} cannot be called: give a function of one result")
-    if not isinstance(outputs, Sequence) or not all(_is_output(one) for one in outputs):
+    if not isinstance(outputs, Sequence) or not all(hasattr(one, "result") for one in outputs):
         raise OptionError(
             f"outputs={shown(outputs)} are not a list of result outputs: give one, such as "
             "[LabelWriter('labels.ome.zarr')]"
         )
-
-
-def _is_output(one: Any) -> bool:
-    return all(hasattr(one, name) for name in ("sequence_started", "result", "sequence_finished", "close"))
+    for one in outputs:
+        if lacking := [name for name in OUTPUT_METHODS if not callable(getattr(one, name, None))]:
+            raise OptionError(
+                f"output {type(one).__name__} has no method {', '.join(lacking)}: add it, it may do nothing"
+            )
 
 
 class ImageNumbers:

@@ -20,7 +20,7 @@ from unetrt.runtime.files.formats import AS_STORED, SUFFIXES, Reading
 from unetrt.runtime.files.images import layout_of, read_stack, require_distinct, stack_shape, stacked_axes_of
 from unetrt.runtime.files.outputs.label_tiff import write_labels
 from unetrt.runtime.files.sources import ImageSource, stem_of
-from unetrt.runtime.live.results import LiveResult, LiveSequence, ResultOutput
+from unetrt.runtime.live.results import DroppedFrames, LiveResult, LiveSequence, ResultOutput
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -29,8 +29,8 @@ if TYPE_CHECKING:
 class LabelFiles:
     """An output of a live segmenter that writes NAME.tif for each replayed file, atomically.
 
-    A stack is written after its last result; frames that were dropped or failed hold background. A file without any
-    labels is not written.
+    A stack is written after its last frame, or before the next stack if its last frame was dropped; frames that were
+    dropped or failed hold background. A file without any labels is not written.
 
     Parameters
     ----------
@@ -60,6 +60,9 @@ class LabelFiles:
 
     def sequence_finished(self, sequence: LiveSequence) -> None:
         """Do nothing."""
+
+    def dropped(self, frames: DroppedFrames) -> None:
+        """Do nothing: the frames stay background."""
 
     def result(self, result: LiveResult) -> None:
         """Keep the labels of a frame, and write its file after the last one."""

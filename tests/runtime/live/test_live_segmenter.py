@@ -308,6 +308,7 @@ def test_results_and_statuses_print_short(rig):
     live.submit(flat(13)).result(30)
     assert re.fullmatch(
         r"LiveResult\(outcome=.*'done'.*, number=0, index=\{'t': 3\}, objects=None, error=None, dropped=0, "
+        r"stream=StreamKey\(camera='', channel=''\), "
         r"queueing=[\d.e-]+, compute=[\d.e-]+, latency=[\d.e-]+\)",
         repr(result),
     )
@@ -368,6 +369,9 @@ def test_a_sequence_comes_with_its_results_and_frames_by_reference():
 
         def result(self, result):
             told.append((result.index, result.sequence.number))
+
+        def dropped(self, frames):
+            told.append(frames)
 
         def sequence_finished(self, sequence):
             told.append(("finished", sequence.number))
@@ -433,6 +437,15 @@ def test_a_running_average_is_that_of_the_stream():
     assert restarted == pytest.approx(alone, rel=0.05)
 
 
+class Earlier:
+    """An output of an earlier version, which got a result for each dropped frame."""
+
+    sequence_started = result = sequence_finished = close = print
+
+    def __repr__(self):
+        return "Earlier"
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -444,6 +457,7 @@ def test_a_running_average_is_that_of_the_stream():
         ({"on_result": 3}, "on_result=3 cannot be called: give a function"),
         ({"outputs": "labels.ome.zarr"}, "outputs='labels.ome.zarr' are not a list of result outputs: give one"),
         ({"outputs": [print]}, "are not a list of result outputs: give one, such as"),
+        ({"outputs": [Earlier()]}, "^output Earlier has no method dropped: add it, it may do nothing$"),
     ],
 )
 def test_invalid_options_are_refused(options, message):
