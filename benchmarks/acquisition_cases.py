@@ -19,7 +19,7 @@ from unetrt.benchmarks.cases import BenchCase, Figures
 from unetrt.benchmarks.result import Measure
 from unetrt.runtime.errors import BackendUnavailableError, InferenceError, ParityError, one_line
 from unetrt.runtime.live.live_segmenter import LiveSegmenter
-from unetrt.runtime.live.results import LiveResult
+from unetrt.runtime.live.results import DroppedFrames, LiveResult, LiveSequence
 
 if TYPE_CHECKING:
     from pymmcore_plus import CMMCorePlus
@@ -119,7 +119,7 @@ class FrameToDecision(BenchCase):
     Attributes
     ----------
     model
-        An exported model; a small one, so that frames flow.
+        An exported model, a small one, so that frames flow; its tile is planned for the frames.
     side
         Height and width of the camera's frames, in pixels.
     count
@@ -150,7 +150,7 @@ class FrameToDecision(BenchCase):
         found: dict[str, Any] = {}
         with demo_core(self.side) as core:
             for way in WAYS:
-                loop = DecisionLoop(self.model, UNCOUNTED + self.count)
+                loop = DecisionLoop(self.model, self.side, UNCOUNTED + self.count)
                 decisions = loop.run(core, way)[UNCOUNTED:]
                 for part, seconds in zip(Decision._fields, np.transpose(decisions), strict=True):
                     found |= {f"{way}, {part}: {name}": float(np.percentile(seconds, p)) for name, p in RANKS.items()}
@@ -191,8 +191,8 @@ class DecisionLoop:
         Engine, network, and number of objects of the last frame.
     """
 
-    def __init__(self, model: Path, count: int) -> None:
-        self._model, self._count = model, count
+    def __init__(self, model: Path, side: int, count: int) -> None:
+        self._model, self._frame, self._count = model, (side, side), count
         self._events: Queue[MDAEvent | None] = Queue()
         self._exposed: list[float] = []
         self._announced: list[float] = []
@@ -211,7 +211,7 @@ class DecisionLoop:
             self._exposed.append(now - core.mda.seconds_elapsed() + 1e-3 * meta["runner_time_ms"])
 
         self._events.put(MDAEvent(index={"t": 0}))
-        with LiveSegmenter(self._model, kind="instances", on_result=self._decide) as live:
+        with LiveSegmenter(self._model, frame=self._frame, kind="instances", on_result=self._decide) as live:
             self._live = live
             core.mda.events.frameReady.connect(announced)
             if way == "slot":
@@ -297,15 +297,42 @@ class Tally:
 
 
 class ResultTally:
-    """Counts what a live segmenter delivers: an output."""
+    """Counts what a live segmenter delivers; a `ResultOutput`.
+
+    Attributes
+    ----------
+    results, dropped_frames
+        Results of frames that were done or failed, and frames in notices of those that were dropped.
+    in_order
+        Whether each frame came after the one before, none was left out, and none came twice.
+    """
 
     def __init__(self) -> None:
-        self.results = self.dropped_before = 0
+        self.results = self.dropped_frames = 0
+        self.in_order = True
 
-    def __call__(self, result: LiveResult) -> None:
-        """Count a result, and the frames that were dropped before it."""
+    def result(self, result: LiveResult) -> None:
+        """Count a result."""
+        self._expect(result.number)
         self.results += 1
-        self.dropped_before += result.dropped
+
+    def dropped(self, frames: DroppedFrames) -> None:
+        """Count dropped frames."""
+        self._expect(frames.first)
+        self.dropped_frames += frames.count
+
+    def sequence_started(self, sequence: LiveSequence) -> None:
+        """Check that the sequence begins with the next frame."""
+        self._expect(sequence.first)
+
+    def sequence_finished(self, sequence: LiveSequence) -> None:
+        """Do nothing."""
+
+    def close(self) -> None:
+        """Do nothing."""
+
+    def _expect(self, number: int) -> None:
+        self.in_order = self.in_order and number == self.results + self.dropped_frames
 
 
 @dataclass(frozen=True)
@@ -315,7 +342,7 @@ class FramesAccounted(BenchCase):
     Attributes
     ----------
     model
-        An exported model.
+        An exported model; its tile is planned for the frames.
     side
         Height and width of the camera's frames, in pixels.
     count, per
@@ -351,7 +378,9 @@ class FramesAccounted(BenchCase):
             assert core.mda.engine is not None
             core.mda.engine.use_hardware_sequencing = True
             core.mda.events.frameReady.connect(acquired.frame)
-            with LiveSegmenter(self.model, policy="latest", on_result=delivered) as live:
+            with LiveSegmenter(
+                self.model, frame=(self.side, self.side), policy="latest", kind="instances", outputs=[delivered]
+            ) as live:
                 begin = time.perf_counter()
                 for first in range(0, self.count, self.per):
                     loops = min(self.per, self.count - first)
@@ -363,8 +392,8 @@ class FramesAccounted(BenchCase):
             name: getattr(status, name) for name in ("submitted", "done", "dropped", "failed", "pending", "missed")
         }
         counts |= {"announced": acquired.announced, "numbered": acquired.numbered}
-        counts |= {"results": delivered.results, "dropped before results": delivered.dropped_before}
-        _require_accounted(self.count, counts)
+        counts |= {"results delivered": delivered.results, "dropped, in notices": delivered.dropped_frames}
+        _require_accounted(self.count, counts, delivered.in_order)
         return {"a frame": seconds, "counts": counts, "engine": live.segmenter.session.name}
 
     def figures(self, seconds: Figures) -> Iterator[Measure]:
@@ -376,12 +405,12 @@ class FramesAccounted(BenchCase):
         return {"frame": [self.side, self.side], "per": self.per, **{n: rounds[0][n] for n in ("engine", "counts")}}
 
 
-def _require_accounted(asked: int, counts: Mapping[str, int]) -> None:
+def _require_accounted(asked: int, counts: Mapping[str, int], in_order: bool) -> None:
     """Raise ParityError unless the frames that were acquired are those that were submitted, each with one outcome."""
     outcomes = counts["done"] + counts["dropped"] + counts["failed"]
-    same = {asked, counts["announced"], counts["numbered"], counts["submitted"], outcomes}
-    told = (counts["results"], counts["dropped before results"])
-    if len(same) > 1 or counts["pending"] or counts["missed"] or told != (
-        counts["done"] + counts["failed"], counts["dropped"],
-    ):  # fmt: skip
+    delivered = counts["results delivered"] + counts["dropped, in notices"]
+    same = {asked, counts["announced"], counts["numbered"], counts["submitted"], outcomes, delivered}
+    if len(same) > 1 or counts["dropped"] != counts["dropped, in notices"] or counts["pending"] or counts["missed"]:
         raise ParityError(f"{asked} frames were asked for, and the counts do not add up: {dict(counts)}")
+    if not in_order:
+        raise ParityError(f"results and notices of {asked} frames are not in order")

@@ -130,7 +130,7 @@ class LiveThroughput(BenchCase):
     Attributes
     ----------
     model
-        An exported model.
+        An exported model, a small one, so that its time is like that of objects; its tile is planned for the frames.
     side
         Height and width of the drawn frames, in pixels.
     count
@@ -166,7 +166,8 @@ class LiveThroughput(BenchCase):
         """Return the mean seconds of a frame, of its network and of its objects, both ways."""
         frames = list(islice(cycle([drawing.frame for drawing in stored(folder)]), WARM_UP + self.count))
         options = {"threads": self.threads} if self.threads else None
-        with Segmenter(self.model, backend=self.backend, backend_options=options) as segmenter:
+        size = (self.side, self.side)
+        with Segmenter(self.model, frame=size, backend=self.backend, backend_options=options) as segmenter:
             apart = [_in_turn(segmenter, frame) for frame in frames][WARM_UP:]
             seconds, overlapped, objects = _overlapped(segmenter, frames)
             network = {"tile": list(segmenter.spec.tile), **segmenter.spec.network}
