@@ -11,7 +11,7 @@ NVRTC := nvidia-cuda-nvrtc-cu12==12.0.140
 # Each process loads torch, and a file runs in one process: more than 8 take memory and gain little.
 SIDE_BY_SIDE := -n auto --maxprocesses 8 --dist loadfile
 
-.PHONY: demo test test-portable test-without-bfloat16 test-without-vectors test-on-one-core test-slow fuzz gpu-check gpu-pack model-nuclei kernels docs wheel lint format bench bench-weights bench-augmentation bench-host bench-decoding bench-saving bench-blocks bench-live bench-cpu bench-small bench-page soak clean
+.PHONY: demo test test-portable test-without-bfloat16 test-without-vectors test-on-one-core test-slow fuzz gpu-check gpu-pack model-nuclei kernels docs wheel lint format bench bench-weights bench-augmentation bench-host bench-decoding bench-saving bench-blocks bench-live bench-throughput bench-decision bench-accounting bench-cpu bench-small bench-page soak clean
 
 demo: $(READY)  ## draw cells, train, export, segment, check: leaves demo-out/
 	$(BIN)/unetrt demo --out demo-out
@@ -86,7 +86,7 @@ format: $(READY)
 
 # One after the other, and the page even where one missed its floor.
 bench: $(READY)  ## all benchmarks, on a machine without other load: JSON in benchmarks/results, and docs/benchmarks.md
-	$(MAKE) --keep-going -j1 bench-weights bench-augmentation bench-host bench-decoding bench-saving bench-blocks bench-live bench-cpu bench-small bench-page
+	$(MAKE) --keep-going -j1 bench-weights bench-augmentation bench-host bench-decoding bench-saving bench-blocks bench-live bench-throughput bench-decision bench-accounting bench-cpu bench-small bench-page
 
 bench-weights: $(READY)  ## the weight map, beside a distance transform for each object
 	$(BIN)/python -m unetrt.benchmarks weight-map --json benchmarks/results/weight-map.json
@@ -112,6 +112,21 @@ demo-out/model.onnx:
 
 bench-live: $(READY) demo-out/model.onnx  ## how long `submit` blocks a camera while the model computes without a pause
 	$(BIN)/python -m unetrt.benchmarks live demo-out/model.onnx --json benchmarks/results/live.json
+
+# A network so small that frames flow.
+demo-out/small/model.onnx: demo-out/model.onnx
+	rm -rf demo-out/small
+	$(BIN)/unetrt train demo-out/data/train --val demo-out/data/val -o demo-out/small --depth 2 --base 8 --steps 300
+
+bench-throughput: $(READY) demo-out/small/model.onnx  ## frames whose objects are numbered while the next frame is segmented
+	$(BIN)/python -m unetrt.benchmarks throughput demo-out/small/model.onnx --backend openvino \
+	  --threads $$(nproc --ignore=1) --json benchmarks/results/throughput.json
+
+bench-decision: $(READY) demo-out/small/model.onnx  ## from a camera's frame to the next event, in Micro-Manager's core
+	$(BIN)/python -m unetrt.benchmarks decision demo-out/small/model.onnx --json benchmarks/results/decision.json
+
+bench-accounting: $(READY) demo-out/small/model.onnx  ## 100,000 frames of Micro-Manager's core, all accounted for
+	$(BIN)/python -m unetrt.benchmarks accounting demo-out/small/model.onnx --json benchmarks/results/accounting.json
 
 # Least speed-ups over the usual loop, and over MONAI.
 FLOORS := onnxruntime=2.6 openvino-bf16=5.5 onnxruntime/monai=4.5 openvino-bf16/monai=9

@@ -10,11 +10,13 @@ from typing import Any
 
 import click
 
+from unetrt.benchmarks.acquisition_cases import FramesAccounted, FrameToDecision
 from unetrt.benchmarks.blocks import BlockMemory, BlockSpeed
 from unetrt.benchmarks.cases import BenchCase, measure
 from unetrt.benchmarks.history import FILE, HistoryEntry, add, keep
+from unetrt.benchmarks.live_cases import LiveSubmit, LiveThroughput
 from unetrt.benchmarks.result import load
-from unetrt.benchmarks.runtime_cases import ClassMapDecoding, HostPath, LiveSubmit
+from unetrt.benchmarks.runtime_cases import ClassMapDecoding, HostPath
 from unetrt.benchmarks.saving import SavedFiles
 from unetrt.benchmarks.terminal import OneLine, figures_table
 from unetrt.benchmarks.training_cases import AugmentedTiles, WeightMap
@@ -25,6 +27,9 @@ CASES: tuple[type[BenchCase], ...] = (
     AugmentedTiles,
     HostPath,
     LiveSubmit,
+    LiveThroughput,
+    FrameToDecision,
+    FramesAccounted,
     ClassMapDecoding,
     SavedFiles,
     BlockSpeed,

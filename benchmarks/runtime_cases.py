@@ -1,10 +1,10 @@
-"""Benchmarks of the runtime around an engine: the host's path of a frame, live acquisition, and decoding."""
+"""Benchmarks of the runtime around an engine: the host's path of a frame, and decoding."""
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
-from itertools import cycle, islice, product
+from itertools import product
 from pathlib import Path
 from statistics import fmean, median
 from typing import Any, ClassVar
@@ -19,8 +19,6 @@ from unetrt.benchmarks.processes import WARM_UP, in_turn, one_core
 from unetrt.benchmarks.result import Measure
 from unetrt.runtime.errors import ParityError
 from unetrt.runtime.geometry.unet_shape import UNetShape
-from unetrt.runtime.live.frame_queue import Policy
-from unetrt.runtime.live.live_segmenter import LiveSegmenter
 from unetrt.runtime.model.objects import instances
 from unetrt.runtime.model.spec import METHODS, Decoding, Head, InputType, ModelSpec, Precision
 from unetrt.runtime.pixels.normalisation import Normalisation
@@ -221,99 +219,6 @@ class IdleSession(Session):
 
     def close(self) -> None:
         """Do nothing."""
-
-
-# --- Live acquisition
-
-# Seconds that 99 of 100 submissions are to take at most.
-SUBMIT_GOAL = 1e-3
-# Buffers that a camera's driver fills in turn.
-BUFFERS = 8
-# Frames before those that count.
-UNCOUNTED = 50
-# Policies under which `submit` never waits, and how a frame is passed (`copy`).
-POLICIES = (Policy.LATEST, Policy.DROP_OLDEST)
-PASSED = {"by reference": False, "copied": True}
-
-
-@dataclass(frozen=True)
-class LiveSubmit(BenchCase):
-    """The time for which `LiveSegmenter.submit` blocks a camera's thread while the model computes without a pause.
-
-    Attributes
-    ----------
-    model
-        An exported model.
-    side
-        Height and width of the drawn frames, in pixels.
-    count, fps
-        Frames of each combination in a round, and frames per second.
-    """
-
-    NAME: ClassVar[str] = "live"
-    MEASURES: ClassVar[str] = (
-        "How long `LiveSegmenter.submit` blocks a camera's thread while the model keeps all cores busy: p50 and p99 of "
-        "a round's submissions."
-    )
-    HELP: ClassVar[str] = "Time `submit` while MODEL computes without a pause."
-    ROUNDS: ClassVar[int] = 6
-
-    model: Path
-    side: int = field(default=2048, metadata={"--side": "Side of the drawn frames, pixels."})
-    count: int = field(default=500, metadata={"--count": "Frames of each case in a round."})
-    fps: float = field(default=100.0, metadata={"--fps": "Frames per second."})
-
-    def facts(self) -> dict[str, Any]:
-        """Return the options."""
-        return {**asdict(self), "model": str(self.model)}
-
-    def prepare(self, folder: Path) -> None:
-        """Draw the frames."""
-        store_drawn(folder, (self.side, self.side), BUFFERS)
-
-    def round(self, folder: Path) -> dict[str, Any]:
-        """Return p50 and p99 of each combination in seconds, and the counts of frames at its end."""
-        frames, cases = [drawing.frame for drawing in stored(folder)], []
-        found: dict[str, Any] = {}
-        with Segmenter(self.model) as segmenter:
-            for policy, passed in product(POLICIES, PASSED):
-                one = self._submitted(segmenter, frames, policy, passed)
-                found |= {f"{policy}, {passed}: {rank}": one["submit"][rank] for rank in ("p50", "p99")}
-                cases.append(one)
-            network = {"tile": list(segmenter.spec.tile), **segmenter.spec.network}
-            return {**found, "engine": segmenter.session.name, "network": network, "cases": cases}
-
-    def _submitted(self, segmenter: Segmenter, frames: Sequence[Array], policy: Policy, passed: str) -> dict[str, Any]:
-        with LiveSegmenter(segmenter, policy=policy) as live:
-            seconds = self._submit(live, frames, PASSED[passed])
-            status = live.status()
-            live.close(drain=False)
-        p50, p99 = np.percentile(seconds, (50, 99)).tolist()
-        counts = {name: getattr(status, name) for name in ("submitted", "done", "dropped", "failed", "pending")}
-        times = {"p50": p50, "p99": p99, "highest": max(seconds)}
-        return {"policy": str(policy), "frame": passed, "submit": times, **counts, "compute": asdict(status.compute)}
-
-    def _submit(self, live: LiveSegmenter, frames: Sequence[Array], copy: bool) -> list[float]:
-        """Submit frames at the given rate; return the seconds of each counted call."""
-        seconds, due = [], time.perf_counter()
-        for frame in islice(cycle(frames), UNCOUNTED + self.count):
-            due += 1 / self.fps
-            time.sleep(max(0.0, due - time.perf_counter()))
-            begin = time.perf_counter()
-            live.submit(frame, copy=copy)
-            seconds.append(time.perf_counter() - begin)
-        return seconds[UNCOUNTED:]
-
-    def figures(self, seconds: Figures) -> Iterator[Measure]:
-        """Yield p50 and p99 of each combination."""
-        for name, figure in seconds.items():
-            yield Measure.of(name, "s", figure, SUBMIT_GOAL if name.endswith("p99") else None)
-
-    def detail(self, _seconds: Figures, rounds: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-        """Return engine, network, and the cases of each round."""
-        shared = {name: rounds[0][name] for name in ("engine", "network")}
-        cases = [one["cases"] for one in rounds]
-        return {"frame": [self.side, self.side], "fps": self.fps, "goal": SUBMIT_GOAL, **shared, "cases": cases}
 
 
 # --- Decoding

@@ -94,6 +94,37 @@ SECTIONS = {
         "bench-live",
         "Policy, and whether the frame is handed over by reference or copied.",
     ),
+    "throughput": Section(
+        "Live throughput",
+        "throughput.json",
+        "bench-throughput",
+        "A small network on all cores but one, 2048 x 2048 pixels of drawn cells. *Alone*: the frame is segmented, "
+        "and then its objects are numbered and measured. *Live*: the same parts while they overlap with those of "
+        "the next frame, and the time from one result to the next. *At best* is the sum of both parts alone over "
+        "the longer.",
+    ),
+    "decision": Section(
+        "Frame to decision",
+        "decision.json",
+        "bench-decision",
+        "DemoCamera, 2048 x 2048 pixels of 16 bits, a small network, one frame at a time: an event is acquired, and "
+        "the decision on its objects queues the next. It begins with the end of the exposure and ends with the "
+        "event in the queue. *Slot*: the engine calls unetrt on its own thread; *output*: it is given as `output=`, "
+        "which the engine serves on another thread that looks for frames every 5 ms (*handed over*). The "
+        "computation is the network (grey values, tiles and stitching included), the numbering of objects, and "
+        "their table; *all but network and objects* is what else happens from the call of `frameReady` to the event "
+        "in the queue: submission, queue, threads, delivery, decision. *All but the network* counts the objects as "
+        "ours.",
+    ),
+    "accounting": Section(
+        "Frames accounted for",
+        "accounting.json",
+        "bench-accounting",
+        "DemoCamera, 64 x 64 pixels, sequences of 10,000 frames, policy `latest`. The frames that the engine "
+        "announced, those by the camera's image numbers, those submitted, the sum of done, dropped and failed, and "
+        "the sum of results and notices that an output was given must be the same number, in order; else there is "
+        "no result.",
+    ),
     CPU: Section(
         "Contenders on a CPU",
         "cpu.json",
@@ -126,6 +157,8 @@ def measured(results: Path, section: Section) -> Iterator[str]:
     yield paragraph(section.meaning)
     if "copy" in record.detail:
         yield from cases(record)
+    if "counts" in record.detail:
+        yield table(("", "frames"), [(name, f"{count:,}") for name, count in record.detail["counts"].items()])
     yield source(record.when, record.environment, section)
 
 

@@ -1,4 +1,4 @@
-"""Smart microscopy: the segmentation decides what is acquired next. A field with many objects gets a z-stack.
+"""Smart microscopy: the segmentation decides what is acquired next. A field with many large objects gets a z-stack.
 
     python examples/smart_microscopy.py model.onnx --many 40
     python examples/smart_microscopy.py model.onnx --many 40 --config MyMicroscope.cfg
@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from queue import Empty, Queue
 
+import numpy as np
 from pymmcore_plus.experimental.unicore import UniMMCore
 from useq import MDAEvent
 
@@ -21,6 +22,7 @@ from unetrt.runtime.acquisition import Replay, load_replay_camera
 
 STOP = None
 STEP, DISTANCE = 2.0, 500.0  # µm, between planes and between fields
+LEAST = 20  # pixels; smaller objects do not count
 
 
 class Survey:
@@ -35,7 +37,9 @@ class Survey:
         """Queue the events that follow from a result; called on the live segmenter's thread."""
         if "z" in result.index:
             return
-        field, objects = result.index["p"], result.objects or 0  # a field that failed has none
+        field = result.index["p"]
+        # Objects of more than LEAST pixels; a field that failed has no table.
+        objects = 0 if result.table is None else np.count_nonzero(result.table["area"] > LEAST)
         crowded = objects > self.many
         print(f"field {field}: {objects} objects{', a z-stack' if crowded else ''}")
         for plane in range(5 if crowded else 0):

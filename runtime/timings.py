@@ -92,6 +92,8 @@ class Timings:
     decode
         Numbering the objects of class maps and measuring their confidence, of `Segmenter.objects` and live frames. It
         overlaps with the other phases of the next frame.
+    table
+        The part of `decode` in which the objects of a live frame are measured: their table, with their confidence.
     tiles
         Number of tiles computed.
     in_flight, span
@@ -112,6 +114,7 @@ class Timings:
     wait: float = 0.0
     stitch: float = 0.0
     decode: float = 0.0
+    table: float = 0.0
     tiles: int = 0
     in_flight: float = 0.0
     span: float = 0.0

@@ -21,10 +21,10 @@ from unetrt.runtime.files.outputs import KINDS, OVERLAY
 from unetrt.runtime.files.outputs.label_tiff import smallest_dtype, stacked_axes, write_label_levels
 from unetrt.runtime.files.outputs.label_zarr import write_metadata
 from unetrt.runtime.files.outputs.labelled_image import LabelledImage
-from unetrt.runtime.files.outputs.measurements import MeasuredPart
 from unetrt.runtime.files.outputs.object_rows import assembled
 from unetrt.runtime.files.outputs.pictures import counted, overview, overview_step, write_png
 from unetrt.runtime.files.outputs.zarr_pyramid import TYPES, Pyramid, Version
+from unetrt.runtime.model.measurements import MeasuredPart
 
 if TYPE_CHECKING:
     from unetrt.runtime.files.outputs import Outputs

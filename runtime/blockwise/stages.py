@@ -31,7 +31,6 @@ from unetrt.runtime.blockwise.scratch import DAMAGED, Scratch
 from unetrt.runtime.closing import Closable
 from unetrt.runtime.errors import FrameError, OutputError
 from unetrt.runtime.files.formats import AS_STORED, Reading
-from unetrt.runtime.files.outputs.measurements import MeasuredPart, measure_part
 from unetrt.runtime.files.outputs.pictures import overview_step
 from unetrt.runtime.files.outputs.zarr_pyramid import Pyramid
 from unetrt.runtime.files.windows import open_windows
@@ -47,6 +46,7 @@ from unetrt.runtime.model.block_objects import (
     merge_grown,
 )
 from unetrt.runtime.model.confidence import confidence_of, evidence
+from unetrt.runtime.model.measurements import MeasuredPart, measure_part
 from unetrt.runtime.pixels.normalisation import Affine
 from unetrt.runtime.pixels.statistics import FrameStatistics
 from unetrt.runtime.segment.segmenter import Segmenter

@@ -1,9 +1,9 @@
 """`LiveSegmenter`: segments the frames of a camera without blocking it, and delivers results as they complete.
 
 `submit` puts a frame into a bounded `FrameQueue` and returns. The daemon threads of the `Worker` take frames in order,
-segment them, number their objects and hand each result to a `Delivery`, which calls outputs and fills result streams.
-Objects are numbered and results delivered while the next frame is segmented. The threads refer to the worker only,
-never to the `LiveSegmenter`, so that an unreferenced one is collected and closed by its finalizer.
+segment them, number and measure their objects, and hand each result to a `Delivery`, which calls outputs and fills
+result streams. Objects are numbered and results delivered while the next frame is segmented. The threads refer to the
+worker only, never to the `LiveSegmenter`, so that an unreferenced one is collected and closed by its finalizer.
 
     with LiveSegmenter("model.onnx", on_result=print) as live:
         for index, frame in enumerate(camera):
@@ -25,8 +25,10 @@ from types import TracebackType
 from typing import Any, Literal
 
 import numpy as np
+from numpy.typing import NDArray
 
 from unetrt.runtime.closing import Closable
+from unetrt.runtime.cuda.arrays import DeviceArray
 from unetrt.runtime.errors import FrameError, OptionError, shown
 from unetrt.runtime.live.frame_queue import FrameQueue, Notice, Policy, WaitingFrame
 from unetrt.runtime.live.results import (
@@ -42,8 +44,11 @@ from unetrt.runtime.live.results import (
     State,
     require_consumers,
 )
+from unetrt.runtime.model.confidence import confidence as confidence_of_objects
+from unetrt.runtime.model.measurements import object_columns
 from unetrt.runtime.model.objects import instances
 from unetrt.runtime.model.spec import Annotation
+from unetrt.runtime.pixels.frames import array_of, as_planes
 from unetrt.runtime.pixels.running import Streams
 from unetrt.runtime.segment.segmenter import LANES, Segmentation, Segmenter
 from unetrt.runtime.sessions import AUTO
@@ -64,8 +69,13 @@ class LiveSegmenter(Closable):
           close -->  closing --> closed           frames submitted now are dropped
 
     An error in a frame becomes its result; nothing is raised into the host program. Size and dtype may change from
-    frame to frame. With `instances`, a frame's objects are numbered and its result is delivered while the next frame is
-    segmented; at most one segmented frame waits for that, and no other is taken from the queue meanwhile.
+    frame to frame. With `instances`, a frame's objects are numbered and measured and its result is delivered while the
+    next frame is segmented; at most one segmented frame waits for that, and no other is taken from the queue meanwhile.
+
+    A decision is a line on the table of a result's objects:
+
+    >>> def is_crowded(result):  # more than 40 objects of over 50 pixels
+    ...     return np.count_nonzero(result.table["area"] > 50) > 40
 
     It can be an output of a Micro-Manager acquisition (``core.mda.run(sequence, output=["raw.ome.zarr", live])``) and a
     signal slot (``core.mda.events.frameReady.connect(live.frameReady)``), and imports neither pymmcore nor Qt.
@@ -87,6 +97,9 @@ class LiveSegmenter(Closable):
         `model`: as the model file specifies. `running`: its percentiles, or mean and deviation, averaged over the
         stream, so that brightness does not flicker and a blank frame is not stretched into noise
         (`unetrt.runtime.pixels.running`).
+    confidence
+        Whether tables have a column `confidence`, 0 to 1: how certain the network is of each object
+        (`Segmenter.objects`). The probabilities of all classes are then computed for each frame. Not with `classes`.
     channel
         The only channel (`event.channel.config`) that `frameReady` takes; None for all channels.
     on_result
@@ -107,7 +120,8 @@ class LiveSegmenter(Closable):
     ------
     OptionError
         The policy or kind is unknown, the capacity does not fit the policy, options to open a model were given with an
-        open `Segmenter`, or `running` is requested for a model with fixed normalisation.
+        open `Segmenter`, `running` is requested for a model with fixed normalisation, or `confidence` for class maps or
+        a model whose head is `labels`.
     UnetrtError
         What `Segmenter` raises.
     """
@@ -120,6 +134,7 @@ class LiveSegmenter(Closable):
         capacity: int | None = None,
         kind: Annotation | None = None,
         normalisation: Literal["model", "running"] = "model",
+        confidence: bool = False,
         channel: str | None = None,
         on_result: Callable[[LiveResult], None] | None = None,
         outputs: Sequence[ResultOutput] = (),
@@ -136,10 +151,13 @@ class LiveSegmenter(Closable):
         with ExitStack() as opened:
             self.segmenter = _segmenter(model, opened, frame, backend, lanes, device, backend_options)
             spec = self.segmenter.spec
+            kind = kind or spec.annotation
+            if confidence:
+                _require_confidence(self.segmenter, kind)
             averages = Streams(spec.normalisation, normalisation)
             record = Record()
             delivery = Delivery(on_result, outputs, record)
-            self._worker = Worker(self.segmenter, queue, kind or spec.annotation, averages, delivery, record)
+            self._worker = Worker(self.segmenter, queue, kind, averages, delivery, record, confidence)
             self._worker.at_end.push(opened.pop_all())
         self._queue, self._channel = queue, channel
         self._numbers = ImageNumbers()
@@ -292,7 +310,7 @@ class SegmentedFrame:
     taken, compute
         When it was taken from the queue (seconds of `perf_counter`), and seconds in the segmenter.
     found
-        Its class map, (H, W); None if it failed or is to be dropped.
+        Its class map, (H, W), and with confidence its probabilities; None if it failed or is to be dropped.
     error
         The exception, if it failed.
     """
@@ -311,7 +329,7 @@ class Worker:
 
         classes      run:            queue.take -> segment -> deliver
         instances    segment_ahead:  queue.take -> segment -> slot, wait until it is empty
-                     run:            slot -> number objects -> deliver
+                     run:            slot -> number and measure objects -> deliver
 
     The slot holds one frame, and the next is taken from the queue when the slot is empty: one frame is segmented or
     waits in the slot while the one before is decoded and delivered, so that slow outputs do not let frames grow old.
@@ -328,6 +346,8 @@ class Worker:
         Running normalisation over the stream.
     delivery, record
         Receive each result.
+    confident
+        Whether the confidence of objects is measured.
 
     Attributes
     ----------
@@ -345,11 +365,12 @@ class Worker:
         averages: Streams,
         delivery: Delivery,
         record: Record,
+        confident: bool = False,
     ) -> None:
         self.segmenter, self.queue = segmenter, queue
         self.delivery, self.record = delivery, record
         self.at_end, self.ended = ExitStack(), threading.Event()
-        self._averages = averages
+        self._averages, self._confident = averages, confident
         # Between the two threads; None where one thread does everything.
         self._slot: Queue[SegmentedFrame | Notice | None] | None = Queue(1) if kind == "instances" else None
         self._next = 0  # submission index of the first frame without a delivered result
@@ -425,7 +446,9 @@ class Worker:
         if item.error is not None:
             raise item.error
         measure = self._averages.measure_for(item.index)
-        found = self.segmenter.segment(item.frame, progress=self._check_abandoned, measure=measure)
+        found = self.segmenter.segment(
+            item.frame, probabilities=self._confident, progress=self._check_abandoned, measure=measure
+        )
         if found.labels.ndim != 2:
             stack = found.labels.shape[:-2]
             raise FrameError(f"a stack of {stack} frames was submitted: submit its frames one by one")
@@ -481,10 +504,21 @@ class Worker:
         try:
             with found.timings.phase("decode"):
                 numbered = instances(found.labels, self.segmenter.spec.decoding)
-                objects = int(numbered.max(initial=0))
+                with found.timings.phase("table"):
+                    table = self._table(frame.item.frame, numbered, found.probabilities)
         except BaseException as failure:  # noqa: BLE001 - the frame's result
             return Outcome.FAILED, {"error": _logged(failure)}
-        return Outcome.DONE, {"labels": numbered, "objects": objects, "timings": found.timings}
+        objects = len(table["label"])
+        return Outcome.DONE, {"labels": numbered, "objects": objects, "table": table, "timings": found.timings}
+
+    def _table(
+        self, frame: Any, labels: NDArray[np.int32], probabilities: NDArray[np.float32] | None
+    ) -> dict[str, NDArray[Any]]:
+        """Return the table of a frame's objects."""
+        spec, pixels = self.segmenter.spec, array_of(frame)
+        planes = None if isinstance(pixels, DeviceArray) else as_planes(pixels[()], spec.channels)
+        certain = None if probabilities is None else confidence_of_objects(labels, probabilities, spec.decoding)
+        return object_columns(labels, planes, certain)
 
 
 def _segmenter(
@@ -512,6 +546,15 @@ def _segmenter(
     if given := [name for name, is_given in changed.items() if is_given]:
         raise OptionError(f"{', '.join(given)} apply only to a path of a model: pass them to the Segmenter")
     return model
+
+
+def _require_confidence(segmenter: Segmenter, kind: Annotation) -> None:
+    """Raise OptionError where objects cannot have a confidence."""
+    if kind != "instances":
+        raise OptionError(
+            f"confidence is of objects, and labels of kind {kind} have none: use kind instances, or leave it out"
+        )
+    segmenter.require_scores()
 
 
 def _resolve_dropped(items: Sequence[WaitingFrame]) -> None:

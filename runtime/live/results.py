@@ -112,12 +112,20 @@ class LiveResult:
         The camera and channel that the frame comes from.
     table
         Measurements of the objects: name of the column -> values, (objects,), in the order of their numbers; names as
-        in the tables of `unetrt predict` (label, area, centroid-0 ...). None unless done and `kind` is `instances`.
+        in the tables of `unetrt predict` (see below). None unless done and `kind` is `instances`. Shared by all
+        recipients: do not modify.
     queueing, compute, latency
         Seconds in the queue, seconds in the segmenter, and seconds from `submit` to this result. The latency also
-        includes the numbering of objects (`timings.decode`), which `compute` does not, and the wait for it.
+        includes the numbering of objects and their table (`timings.decode`), which `compute` does not, and the wait for
+        it.
     timings
         Seconds of each phase of the segmentation; None unless done.
+
+    Columns of the table: ``label``, 1 ... n; ``area``, pixels; ``centroid-0``, ``centroid-1``, mean row and column;
+    ``bbox-0`` ... ``bbox-3``, first row and column, and those after the last; ``mean_intensity``, of the frame's grey
+    values, or ``mean_intensity-0``, ``mean_intensity-1`` ... of several channels, absent for a frame on a GPU;
+    ``confidence``, 0 to 1, with ``LiveSegmenter(confidence=True)``. For the other columns of a file's table, call
+    `unetrt.runtime.model.measurements.measurements`, which takes five times as long.
     """
 
     outcome: Outcome
@@ -296,7 +304,7 @@ class LiveStatus:
     queueing, compute, latency
         Seconds in the queue, seconds in the segmenter, and seconds from `submit` to the result; as in `LiveResult`.
     decode
-        Seconds in which objects are numbered, while the next frame is in the segmenter; 0 for class maps.
+        Seconds in which objects are numbered and measured, while the next frame is in the segmenter; 0 for class maps.
     """
 
     state: State

@@ -250,7 +250,7 @@ class Segmenter(Closable):
             leading, size = split_axes(given.shape, self.spec.channels)
             labels = labels_for(given, room, (*leading, *size))
             if probabilities or tta:
-                self._require_scores()
+                self.require_scores()
             if measure is not None:
                 self._require_measurable(given, labels)
             scores = np.empty((*leading, len(self.spec.classes), *size), np.float32) if probabilities else None
@@ -315,7 +315,7 @@ class Segmenter(Closable):
         with timings.phase("total"):
             copies = SQUARE if tta else ONCE
             if probabilities or tta:
-                self._require_scores()
+                self.require_scores()
             part = block_pass(self.spec, block, pixels, affine, copies, timings.frames[0])
             labels: NDArray[np.uint8] = np.empty(block.size, np.uint8)
             if probabilities or tta:
@@ -364,7 +364,7 @@ class Segmenter(Closable):
             given = array_of(image)
             leading, size = split_axes(given.shape, self.spec.channels)
             if confidence or tta:
-                self._require_scores()
+                self.require_scores()
             classes = np.empty((*leading, *size), np.uint8)
             decoder = PlaneDecoder(self.spec, classes, min_area, confidence, timings)
             call: HostCall | DeviceCall
@@ -389,7 +389,7 @@ class Segmenter(Closable):
             raise OptionError("scores are for frames on the host: give tensor.cpu()")
         if leading:
             raise FrameError(f"the image has shape {tuple(frame.shape)}: scores takes one frame, segment takes stacks")
-        self._require_scores()
+        self.require_scores()
         scores = np.empty((len(self.spec.classes), *size), np.float32)
         self._run(scores_jobs(self.spec, frame[()], scores), _counter(0, None), Timings())
         return scores
@@ -474,7 +474,8 @@ class Segmenter(Closable):
         if any(isinstance(array, DeviceArray) for array in arrays):
             raise OptionError("measure is for frames on the host: give tensor.cpu()")
 
-    def _require_scores(self) -> None:
+    def require_scores(self) -> None:
+        """Raise OptionError for a model that outputs labels only."""
         if self.spec.head == "labels":
             raise OptionError("this model's head outputs labels only: export it with --head logits or probabilities")
 

@@ -1,5 +1,3 @@
-from itertools import chain
-
 import numpy as np
 import pytest
 from click.testing import CliRunner
@@ -8,7 +6,7 @@ from unetrt.benchmarks.__main__ import main
 from unetrt.benchmarks.cases import measure
 from unetrt.benchmarks.history import read
 from unetrt.benchmarks.result import CaseResult
-from unetrt.benchmarks.runtime_cases import HEADS, INPUTS, KEPT, PASSED, PHASES, POLICIES, HostPath, IdlePath
+from unetrt.benchmarks.runtime_cases import HEADS, INPUTS, KEPT, PHASES, HostPath, IdlePath
 
 
 @pytest.fixture(scope="module")
@@ -85,31 +83,6 @@ def test_the_command_writes_what_it_measured(tmp_path):
     assert all(figure.name in ran.output for figure in stored.figures)
     (run,) = read(path.with_name("history.jsonl"))
     assert (run.name, run.when, len(run.figures)) == ("host-path", stored.when, len(stored.figures))
-
-
-def test_each_policy_is_timed_while_the_model_computes(tiny_model, tmp_path):
-    path = tmp_path / "live.json"
-    # Faster than the model can segment.
-    pace = ["--side", "256", "--rounds", "2", "--count", "60", "--fps", "1000"]
-    done = CliRunner().invoke(main, ["live", str(tiny_model), *pace, "--json", str(path)], catch_exceptions=False)
-    assert done.exit_code == 0, done.output
-    result = CaseResult.load(path)
-    assert len(result.detail["cases"]) == 2
-    for cases in result.detail["cases"]:
-        assert [(case["policy"], case["frame"]) for case in cases] == [
-            (str(policy), passed) for policy in POLICIES for passed in PASSED
-        ]
-    for case in chain(*result.detail["cases"]):
-        assert case["submitted"] == 110 == sum(case[name] for name in ("done", "dropped", "failed", "pending"))
-        assert case["pending"] > 0
-        assert case["failed"] == 0
-        assert 0 < case["submit"]["p50"] <= case["submit"]["p99"] <= case["submit"]["highest"]
-    for figure in result.figures:
-        name, rank = figure.name.split(": ")
-        (index,) = (at for at, case in enumerate(cases) if f"{case['policy']}, {case['frame']}" == name)
-        assert figure.rounds == tuple(of_round[index]["submit"][rank] for of_round in result.detail["cases"])
-        assert figure.goal == (1e-3 if rank == "p99" else None)
-    assert [run.figures[0].median for run in read(tmp_path / "history.jsonl")] == [result.figures[0].median]
 
 
 def test_a_place_that_cannot_be_written_to_is_refused_first(tmp_path):

@@ -19,9 +19,9 @@ from numpy.typing import NDArray
 
 from unetrt.runtime.errors import FrameError
 from unetrt.runtime.files.outputs.label_tiff import stacked_axes, write_labels
-from unetrt.runtime.files.outputs.measurements import Measurements, columns, in_groups, measurements
 from unetrt.runtime.files.outputs.polygons import Polygon, polygons, traced
 from unetrt.runtime.files.pixel_size import PixelSize
+from unetrt.runtime.model.measurements import Measurements, columns, in_groups, measurements
 from unetrt.runtime.pixels.frames import as_frame
 
 if TYPE_CHECKING:

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from unetrt.runtime.errors import FrameError
 from unetrt.runtime.files.atomic import whole_file
-from unetrt.runtime.files.outputs.measurements import GROUP, MeasuredPart, Measurements, finished, merged
+from unetrt.runtime.model.measurements import GROUP, MeasuredPart, Measurements, finished, merged
 
 Array = NDArray[Any]
 

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from unetrt.runtime.errors import FrameError, printable
 from unetrt.runtime.files.atomic import whole_file
 from unetrt.runtime.files.outputs.labelled_image import LabelledImage
-from unetrt.runtime.files.outputs.measurements import columns, measurements
+from unetrt.runtime.model.measurements import columns, measurements
 
 Array = NDArray[Any]
 

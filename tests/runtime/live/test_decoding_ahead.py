@@ -195,6 +195,36 @@ def test_class_maps_need_one_thread():
         assert live.status().decode.p50 == 0
 
 
+def test_a_frame_costs_the_longer_of_network_and_objects_not_their_sum(monkeypatch):
+    """Both wait without a processor, so that the ratio does not depend on the machine."""
+    segmenter, session = gated(annotation="instances", decoding=HOW)
+    session.let()
+    compute, results, ends = session.compute, [], []
+
+    def slow_network(frames, scores):
+        time.sleep(0.04)
+        compute(frames, scores)
+
+    def slow_objects(classes, decoding):
+        time.sleep(0.04)
+        return instances(classes, decoding)
+
+    def note(result):
+        results.append(result)
+        ends.append(time.perf_counter())
+
+    monkeypatch.setattr(session, "compute", slow_network)
+    monkeypatch.setattr(module, "instances", slow_objects)
+    with LiveSegmenter(segmenter, policy="block", capacity=1, on_result=note) as live:
+        for _ in range(16):
+            live.submit(flat(1))
+    network, objects = (
+        sum(seconds) for seconds in zip(*((r.compute, r.timings.decode) for r in results[1:]), strict=True)
+    )
+    assert ends[-1] - ends[0] < 0.75 * (network + objects)
+    assert min(network, objects) > 15 * 0.04
+
+
 def test_decoding_counts_in_latency_and_not_in_compute(rig, gate):
     live, session = rig()
     session.let()

@@ -12,11 +12,12 @@ from scipy.spatial import cKDTree
 from tests.runtime.outputs.label_maps import MAPS, random_maps
 from unetrt.benchmarks.saving import discs
 from unetrt.runtime.errors import FrameError, OptionError, OutputError
-from unetrt.runtime.files.outputs import measurements, opened_outputs, polygons
+from unetrt.runtime.files.outputs import opened_outputs, polygons
 from unetrt.runtime.files.outputs.labelled_image import LabelledImage
-from unetrt.runtime.files.outputs.measurements import measure_part
 from unetrt.runtime.files.outputs.object_rows import SavedParts, assembled
 from unetrt.runtime.files.pixel_size import PixelSize
+from unetrt.runtime.model import measurements
+from unetrt.runtime.model.measurements import measure_part
 
 RNG = np.random.default_rng(0)
 FILES = {"table": "objects.csv", "parquet": "objects.parquet", "geojson": "geojson/a.geojson", "rois": "rois/a.zip"}

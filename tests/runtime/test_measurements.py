@@ -13,8 +13,16 @@ from skimage.measure import regionprops
 from tests.runtime.outputs.label_maps import MAPS, random_maps
 from unetrt.benchmarks.saving import discs
 from unetrt.runtime.errors import FrameError
-from unetrt.runtime.files.outputs import measurements as module
-from unetrt.runtime.files.outputs.measurements import MeasuredPart, finished, measure_part, measurements, merged
+from unetrt.runtime.model import measurements as module
+from unetrt.runtime.model.measurements import (
+    MeasuredPart,
+    columns,
+    finished,
+    measure_part,
+    measurements,
+    merged,
+    object_columns,
+)
 
 RNG = np.random.default_rng(0)
 INTEGERS = [np.uint8, np.int32, np.uint32, np.int64]
@@ -75,6 +83,31 @@ def test_a_shape_whose_hull_is_found_point_by_point():
     labels = (np.arange(300) >= left[:, None]).astype(np.uint8)
     (one,) = regionprops(labels)
     assert measurements(labels).solidity[0] == one.solidity
+
+
+@pytest.mark.parametrize("dtype", [bool, np.uint8, np.uint16, np.int16, np.uint32, np.uint64, np.float32, np.float64])
+@pytest.mark.parametrize("channels", [0, 1, 3])
+def test_the_columns_without_hulls_are_those_of_all_measurements(dtype, channels):
+    for labels in [*MAPS.values(), *random_maps(5), discs(4), np.zeros((5, 6), np.int32)]:
+        frame = (RNG.normal(size=(channels, *labels.shape)) * 100 + 100).clip(0).astype(dtype)
+        confidence = RNG.random(int(labels.max(initial=0))).astype(np.float32)
+        for grey, certain in ((frame, confidence), (frame if channels else None, None)):
+            found = object_columns(labels, grey, certain)
+            whole = columns(measurements(labels, grey), None, certain)
+            assert list(found) == list(whole)[: len(found)]
+            assert list(whole)[len(found)] == "area_um2"
+            for name, values in found.items():
+                assert values.dtype == whole[name].dtype
+                np.testing.assert_array_equal(values, whole[name], name)
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+@pytest.mark.parametrize("width", [9, 2**16, 2**16 + 1])
+def test_sums_of_small_integers_are_exact_for_any_length_of_a_run(dtype, width):
+    labels, highest = np.ones((2, width), np.uint8), np.iinfo(dtype).max
+    found = measurements(labels, np.full((1, 2, width), highest, dtype))
+    assert found.integrated.dtype == np.float64
+    assert found.integrated[0, 0] == 2 * width * int(highest)
 
 
 @pytest.mark.alone
@@ -191,5 +224,7 @@ def test_parts_that_do_not_fit_are_refused():
     labels = np.ones((3, 4), np.uint8)
     with pytest.raises(FrameError, match=r"grey values must be \(C, 3, 4\), as labels \(got \(1, 4, 3\)\)"):
         measure_part(labels, np.zeros((1, 4, 3)))
+    with pytest.raises(FrameError, match=r"grey values must be \(C, 3, 4\), as labels \(got \(1, 4, 3\)\)"):
+        object_columns(labels, np.zeros((1, 4, 3)))
     with pytest.raises(FrameError, match=r"the same channels \(got 0, 1\)"):
         merged([measure_part(labels), measure_part(labels, np.zeros((1, 3, 4)))])
