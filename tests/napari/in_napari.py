@@ -473,12 +473,11 @@ def test_a_film_with_channels_has_labels_at_its_times(viewer, widget, place):
 
 def test_live_shows_the_plane_that_napari_shows_in_other_units(viewer, widget):
     """The sliders are in the units of the viewer, which need not be those of a layer."""
-    viewer.add_image(np.zeros((2, 150, 170)), name="other", units=("um", "um", "um"), scale=(5, 1, 1))
-    stack = np.stack([FRAME, FRAME[::-1]])
-    viewer.add_image(stack, name="film", units=("nm", "um", "um"), scale=(5000, 1, 1))
+    stack = np.stack([FRAME, FRAME[::-1], FRAME[:, ::-1]])
+    viewer.add_image(stack, name="film", units="um", scale=(5, 1, 1))
+    viewer.add_image(np.zeros((3, 150, 170)), name="other", units="nm", scale=(5000, 1000, 1000))
     labels = go_live(widget)
-    for plane in (1, 0, 1):
+    for plane in (1, 2, 0):
         viewer.dims.set_current_step(0, plane)
-        print(viewer.dims.point, viewer.dims.units, widget.work.live.source.name, widget.work.live.live.status())
         wanted = expected(stack[plane])
         until(lambda: np.array_equal(labels.data, wanted))  # noqa: B023
