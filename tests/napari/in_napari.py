@@ -107,13 +107,14 @@ PLACES = {
     "sheared": {"scale": (0.5, 2), "rotate": -20, "shear": (0.3,)},
     "affine": {"scale": (2, 3), "rotate": 10, "affine": [[0.8, 0.1, 30], [-0.2, 1.1, -12], [0, 0, 1]]},
 }
-# As many for a stack: what its last two axes have is placed like a frame; a deskew shears y along z.
+# As many for a stack; one rotation stands its planes upright, and its affine lays them down again.
+UPRIGHT = [[0, 1, 0, 0], [1, 0, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1]]
 STACKS = {
     "pixel size": {"scale": (5, 0.5, 0.25), "translate": (9, 3, 4)},
     "rotated": {"scale": (5, 0.5, 0.25), "translate": (9, 3, 4), "rotate": (0, 0, 25)},
     "affine": {"affine": [[2, 0, 0, 7], [0, 0.8, 0.1, 30], [0, -0.2, 1.1, -12], [0, 0, 0, 1]]},
     "tilted": {"scale": (3, 1, 2), "translate": (9, 3, 4), "rotate": (10, 20, 30), "affine": np.diag([2, 3, 4, 1.0])},
-    "upright": {"scale": (3, 1, 2), "rotate": [[0, 1, 0], [1, 0, 0], [0, 0, 1]], "affine": np.eye(4)},
+    "laid down": {"scale": (3, 1, 2), "rotate": np.array(UPRIGHT)[:3, :3], "affine": UPRIGHT},
     "deskewed": {"scale": (3, 1, 2), "shear": [[1, 0, 0], [0.4, 1, 0], [0, 0, 1]], "translate": (9, 3, 4)},
 }
 
@@ -367,35 +368,38 @@ def test_the_list_of_images_follows_the_viewer(viewer, widget):
     assert widget.images.layer() is viewer.layers["two"]
 
 
-@pytest.mark.parametrize("place", PLACES)
-def test_labels_lie_where_the_image_lies(viewer, widget, place):
-    image = viewer.add_image(FRAME, name="cells", units=("um", "nm"), axis_labels=("y", "x"), **PLACES[place])
-    press_segment(widget)
-    labels = viewer.layers["cells (instances)"]
-    assert_in_place(labels, image)
-    for pixel in ((0, 0), (149, 0), (70, 169)):
-        np.testing.assert_allclose(labels.data_to_world(pixel), image.data_to_world(pixel))
-    np.testing.assert_array_equal(labels.scale, image.scale)
-    np.testing.assert_array_equal(labels.rotate, image.rotate)
+def test_labels_lie_where_the_image_lies(viewer, widget):
+    for name, place in PLACES.items():
+        image = viewer.add_image(FRAME, name=name, units=("um", "nm"), axis_labels=("y", "x"), **place)
+        widget.form.image.setCurrentText(name)
+        press_segment(widget)
+        labels = viewer.layers[f"{name} (instances)"]
+        assert_in_place(labels, image)
+        for pixel in ((0, 0), (149, 0), (70, 169)):
+            np.testing.assert_allclose(labels.data_to_world(pixel), image.data_to_world(pixel))
+        np.testing.assert_array_equal(labels.scale, image.scale)
+        np.testing.assert_array_equal(labels.rotate, image.rotate)
 
 
 @pytest.mark.filterwarnings("ignore:Non-orthogonal slicing")
-@pytest.mark.parametrize("place", [name for name in STACKS if name != "upright"])
-def test_live_labels_lie_in_the_plane_of_a_stack(viewer, widget, place):
-    image = viewer.add_image(np.stack([FRAME, FRAME[::-1]]), name="film", units=("um", "nm", "nm"), **STACKS[place])
-    labels = go_live(widget)
-    assert labels.ndim == 2
-    assert_in_place(labels, image)
-    np.testing.assert_array_equal(labels.scale, image.scale[-2:])
+def test_live_labels_lie_in_the_plane_of_a_stack(viewer, widget):
+    for place in STACKS.values():
+        image = viewer.add_image(np.stack([FRAME, FRAME[::-1]]), name="film", units=("um", "nm", "nm"), **place)
+        labels = go_live(widget)
+        assert labels.ndim == 2
+        assert_in_place(labels, image)
+        np.testing.assert_array_equal(labels.scale, image.scale[-2:])
+        viewer.layers.clear()
+        assert widget.work.live is None
 
 
-@pytest.mark.parametrize("place", PLACES)
-def test_live_labels_move_with_the_image(viewer, widget, place):
+def test_live_labels_move_with_the_image(viewer, widget):
     image = viewer.add_image(FRAME, name="preview")
     labels = go_live(widget)
-    for name, value in PLACES[place].items():
-        setattr(image, name, value)
-        assert_in_place(labels, image)
+    for place in PLACES.values():
+        for name, value in place.items():
+            setattr(image, name, value)
+            assert_in_place(labels, image)
     image.units, image.axis_labels = ("um", "nm"), ("y", "x")
     assert_in_place(labels, image)
     for name, value in {"scale": (1, 1), "translate": (0, 0), "rotate": 0, "shear": (0,), "affine": np.eye(3)}.items():
@@ -481,3 +485,16 @@ def test_live_shows_the_plane_that_napari_shows_in_other_units(viewer, widget):
         viewer.dims.set_current_step(0, plane)
         wanted = expected(stack[plane])
         until(lambda: np.array_equal(labels.data, wanted))  # noqa: B023
+
+
+def test_a_long_segmentation_outlives_a_change_of_axes(viewer, widget):
+    """The labels of a stack whose layer shows one frame by now are not lost."""
+    use(widget, slow_session(0.02))
+    image = viewer.add_image(np.zeros((2, 30, 40), np.uint8), name="film", scale=(9, 2, 3))
+    widget.form.segment.click()
+    image.data = np.zeros((30, 40), np.uint8)
+    until(lambda: not widget.work.background.busy)
+    labels = viewer.layers["film (instances)"]
+    assert labels.data.shape == (2, 30, 40)
+    np.testing.assert_array_equal(labels.scale, (1, 2, 3))
+    assert messages() == []

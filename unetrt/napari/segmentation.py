@@ -107,7 +107,10 @@ def placement(layer: Any, shape: Sequence[int]) -> dict[str, Any]:
     """
     axes = len(shape)
     if axes > layer.ndim:  # the layer was assigned an image with fewer axes meanwhile: its transform for the last ones
-        return {name: getattr(layer, name) for name in PLACEMENT[:5]}
+        affine = np.eye(axes + 1)
+        affine[-layer.ndim - 1 :, -layer.ndim - 1 :] = layer.affine.affine_matrix
+        own_parts = {name: getattr(layer, name) for name in ("scale", "translate", "rotate")}
+        return {**own_parts, "shear": _shear(layer), "affine": affine}
     kept = np.s_[-axes:]
     scale, rotate, shear = layer.scale[kept], np.asarray(layer.rotate)[kept, kept], _shear(layer)[kept, kept]
     if np.linalg.cond(rotate) > MAX_CONDITION:  # it stands the plane upright
