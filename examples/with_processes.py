@@ -55,7 +55,7 @@ def main() -> None:
     except (EOFError, ConnectionError):
         print("the child process has ended")
     child.join()
-    del frames, labels  # memory that an array uses cannot be closed
+    frames = labels = None  # memory that an array uses cannot be closed
     memory.close()
     memory.unlink()
 
@@ -86,7 +86,7 @@ def segment(pipe: Connection, model: str, layout: tuple[str, tuple[int, ...], np
         pipe.send(f"opened in process {os.getpid()}")
         for place, number in iter(pipe.recv, None):
             live.submit(frames[place], (place, number), copy=False)  # the parent leaves it alone until the answer
-    del frames, labels
+    frames = labels = None
     memory.close()
 
 
