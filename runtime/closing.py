@@ -27,6 +27,6 @@ class ProcessBound(Closable):
 
     def __reduce__(self) -> NoReturn:
         raise OptionError(
-            f"a {type(self).__name__} holds an engine, and can be neither pickled nor copied: send the path of the model, "
-            "and open it in the other process (which multiprocessing's method spawn starts)"
+            f"a {type(self).__name__} holds an engine and cannot be pickled or copied: send the path of the model, and "
+            "open it in the other process (started with multiprocessing's method spawn)"
         )
