@@ -1,7 +1,9 @@
 """Context managers that call `close`."""
 
 from types import TracebackType
-from typing import Self
+from typing import NoReturn, Self
+
+from unetrt.runtime.errors import OptionError
 
 
 class Closable:
@@ -18,3 +20,13 @@ class Closable:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+class ProcessBound(Closable):
+    """Base class of what holds an inference engine or threads, and so cannot be sent to another process."""
+
+    def __reduce__(self) -> NoReturn:
+        raise OptionError(
+            f"a {type(self).__name__} holds an engine and cannot be pickled or copied: send the path of the model, and "
+            "open it in the other process (started with multiprocessing's method spawn)"
+        )

@@ -3,6 +3,7 @@
 import ast
 import csv
 import re
+import signal
 import subprocess
 import sys
 from importlib import import_module
@@ -114,6 +115,98 @@ def test_replayed_files_get_the_labels_that_predict_writes(tiny_model, drawn_fol
     ]
     for name, labels in predicted.items():
         np.testing.assert_array_equal(read_label_stack(tmp_path / "labels" / name), labels)
+
+
+def counts(line):
+    """The frames, those segmented and those dropped, of the last line of an example."""
+    return [int(number) for number in re.findall(r"(\d+) (?:frames:|segmented|dropped)", line)]
+
+
+def test_asyncio(tiny_model):
+    lines = run("with_asyncio.py", tiny_model, "--frames", 4, "--interval", 0.05)
+    printed = [re.fullmatch(r"frame (\d): done, \d+ objects", line)[1] for line in lines[:4]]
+    assert printed == list("0123")
+    assert lines[4:] == ["4 in time", "4 frames: 4 segmented, 0 dropped, 0 failed"]
+
+
+def test_asyncio_drops_what_comes_too_late(tiny_model):
+    *_, late, last = run("with_asyncio.py", tiny_model, "--frames", 6, "--interval", 0, "--deadline", 0)
+    frames, segmented, dropped = counts(last)
+    assert late == "6 too late"
+    assert (frames, segmented + dropped) == (6, 6)
+
+
+def test_an_interrupted_asyncio_program_ends_at_once(tiny_model):
+    """Ctrl+C cancels the task, which closes the live segmenter."""
+    command = [sys.executable, "-u", EXAMPLES / "with_asyncio.py", tiny_model, "--frames", "100000"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as program:
+        assert program.stdout.readline().startswith("frame 0: done")
+        program.send_signal(signal.SIGINT)
+        _, errors = program.communicate(timeout=60)
+    assert errors.rstrip().endswith("KeyboardInterrupt"), errors
+    assert program.returncode not in (0, -signal.SIGABRT)
+
+
+@pytest.fixture
+def _offscreen(monkeypatch):
+    pytest.importorskip("qtpy", reason=requirements.NAPARI)
+    monkeypatch.setenv("QT_QPA_PLATFORM", "offscreen")
+
+
+@pytest.mark.usefixtures("_offscreen")
+def test_qt(tiny_model):
+    (line,) = run("with_qt.py", tiny_model, "--frames", 5, "--interval", 0.1)
+    shown = int(re.match(r"(\d+) results shown; ", line)[1])
+    frames, segmented, dropped = counts(line)
+    assert frames == 5
+    assert 1 <= shown <= segmented == 5 - dropped
+
+
+# Closes the window when the first result is shown, in the middle of an acquisition of hours.
+CLOSED_EARLY = """
+import sys
+sys.path.insert(0, sys.argv.pop(1))
+import faulthandler, with_qt
+faulthandler.dump_traceback_later(60, exit=True)
+class Window(with_qt.Window):
+    def show_result(self, result):
+        super().show_result(result)
+        self.close()
+with_qt.Window = Window
+with_qt.main()
+"""
+
+
+@pytest.mark.usefixtures("_offscreen")
+def test_a_qt_window_closes_in_the_middle_of_an_acquisition(tiny_model):
+    command = [sys.executable, "-c", CLOSED_EARLY, EXAMPLES, tiny_model, "--frames", "100000", "--interval", "0.02"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "Traceback" not in done.stderr
+    assert re.match(r"\d+ results shown; ", done.stdout)
+
+
+def test_processes(tiny_model):
+    opened, *results, last = run("with_processes.py", tiny_model, "--frames", 8)
+    assert re.fullmatch(r"opened in process \d+", opened)
+    frames, segmented, dropped = counts(last)
+    assert frames == 8
+    assert len(results) == segmented == 8 - dropped >= 4  # all places were free
+    assert all(re.fullmatch(r"frame \d: \d+ objects, \d+% of the frame", line) for line in results)
+
+
+def test_a_child_process_that_dies_is_noticed(tmp_path):
+    command = [sys.executable, EXAMPLES / "with_processes.py", tmp_path / "none.onnx"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    assert done.stdout == "the child process has ended\n"
+    assert re.fullmatch(r".*none.onnx does not exist.*\n", done.stderr)
+
+
+def test_two_cameras(tiny_model):
+    *cameras, last = run("two_cameras.py", tiny_model, "--frames", 3)
+    found = [re.fullmatch(r"(.+): objects in 3 frames: \d+, \d+, \d+", line)[1] for line in cameras]
+    assert found == ["Camera", "Camera-2"]
+    assert last == "6 frames: 6 segmented, 0 dropped, 0 failed"
 
 
 def test_every_example_is_in_the_list_and_says_how_to_run_it():

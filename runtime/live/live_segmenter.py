@@ -27,7 +27,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from unetrt.runtime.closing import Closable
+from unetrt.runtime.closing import ProcessBound
 from unetrt.runtime.cuda.arrays import DeviceArray
 from unetrt.runtime.errors import FrameError, OptionError, shown
 from unetrt.runtime.live.frame_queue import FrameQueue, Notice, Policy, WaitingFrame
@@ -59,7 +59,7 @@ log = logging.getLogger("unetrt.live")
 STREAM_CAPACITY = 64
 
 
-class LiveSegmenter(Closable):
+class LiveSegmenter(ProcessBound):
     """A segmenter with a bounded queue and its own threads: `submit` returns at once, results follow in order.
 
     ::

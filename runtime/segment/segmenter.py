@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from unetrt.runtime.closing import Closable
+from unetrt.runtime.closing import ProcessBound
 from unetrt.runtime.cuda.arrays import DeviceArray
 from unetrt.runtime.errors import FrameError, OptionError, SessionClosedError, shown
 from unetrt.runtime.geometry.blocks import Block, Part
@@ -101,7 +101,7 @@ class Objects:
         return np.split(self.confidence, np.cumsum(self.count.reshape(-1))[:-1])
 
 
-class Segmenter(Closable):
+class Segmenter(ProcessBound):
     """A loaded model that segments frames of any size.
 
     Thread-safe: calls from several threads run one after another. Use it in a `with` statement, or call `close`. A

@@ -99,6 +99,41 @@ def messages():
     return [record.message for record in notification_manager.records]
 
 
+# Attributes that place a layer in the world.
+PLACES = {
+    "pixel size": {"scale": (0.5, 0.25), "translate": (3, 4)},
+    "mirrored": {"scale": (-0.5, 0.25), "translate": (7, -8)},
+    "rotated": {"scale": (0.5, 0.25), "translate": (3, 4), "rotate": 30},
+    "sheared": {"scale": (0.5, 2), "rotate": -20, "shear": (0.3,)},
+    "affine": {"scale": (2, 3), "rotate": 10, "affine": [[0.8, 0.1, 30], [-0.2, 1.1, -12], [0, 0, 1]]},
+}
+# As many for a stack; one rotation stands its planes upright, and its affine lays them down again.
+UPRIGHT = [[0, 1, 0, 0], [1, 0, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1]]
+STACKS = {
+    "pixel size": {"scale": (5, 0.5, 0.25), "translate": (9, 3, 4)},
+    "rotated": {"scale": (5, 0.5, 0.25), "translate": (9, 3, 4), "rotate": (0, 0, 25)},
+    "affine": {"affine": [[2, 0, 0, 7], [0, 0.8, 0.1, 30], [0, -0.2, 1.1, -12], [0, 0, 0, 1]]},
+    "tilted": {"scale": (3, 1, 2), "translate": (9, 3, 4), "rotate": (10, 20, 30), "affine": np.diag([2, 3, 4, 1.0])},
+    "laid down": {"scale": (3, 1, 2), "rotate": np.array(UPRIGHT)[:3, :3], "affine": UPRIGHT},
+    "deskewed": {"scale": (3, 1, 2), "shear": [[1, 0, 0], [0.4, 1, 0], [0, 0, 1]], "translate": (9, 3, 4)},
+}
+
+
+def plane_on_canvas(layer):
+    """The transform by which napari draws the last two axes of a layer: (2, 3)."""
+    origin, *columns = (
+        np.array(layer.data_to_world(pixel))[-2:] for pixel in (np.zeros(layer.ndim), *np.eye(layer.ndim)[-2:])
+    )
+    return np.column_stack([*(column - origin for column in columns), origin])
+
+
+def assert_in_place(labels, image):
+    """Each pixel of the labels is where napari draws that of the image, in the same units."""
+    np.testing.assert_allclose(plane_on_canvas(labels), plane_on_canvas(image), atol=1e-9)
+    assert labels.units == image.units[-labels.ndim :]
+    assert labels.axis_labels == image.axis_labels[-labels.ndim :]
+
+
 def test_a_frame_gets_the_labels_of_the_segmenter(viewer, widget):
     layer = viewer.add_image(FRAME, name="cells", scale=(0.5, 0.25), translate=(3, 4), metadata={"slide": 7})
     widget.form.area.setValue(5)
@@ -331,3 +366,135 @@ def test_the_list_of_images_follows_the_viewer(viewer, widget):
     assert [widget.images.itemText(index) for index in range(2)] == ["two", "uno"]
     viewer.layers.remove(first)
     assert widget.images.layer() is viewer.layers["two"]
+
+
+def test_labels_lie_where_the_image_lies(viewer, widget):
+    for name, place in PLACES.items():
+        image = viewer.add_image(FRAME, name=name, units=("um", "nm"), axis_labels=("y", "x"), **place)
+        widget.form.image.setCurrentText(name)
+        press_segment(widget)
+        labels = viewer.layers[f"{name} (instances)"]
+        assert_in_place(labels, image)
+        for pixel in ((0, 0), (149, 0), (70, 169)):
+            np.testing.assert_allclose(labels.data_to_world(pixel), image.data_to_world(pixel))
+        np.testing.assert_array_equal(labels.scale, image.scale)
+        np.testing.assert_array_equal(labels.rotate, image.rotate)
+
+
+@pytest.mark.filterwarnings("ignore:Non-orthogonal slicing")
+def test_live_labels_lie_in_the_plane_of_a_stack(viewer, widget):
+    for place in STACKS.values():
+        image = viewer.add_image(np.stack([FRAME, FRAME[::-1]]), name="film", units=("um", "nm", "nm"), **place)
+        labels = go_live(widget)
+        assert labels.ndim == 2
+        assert_in_place(labels, image)
+        np.testing.assert_array_equal(labels.scale, image.scale[-2:])
+        viewer.layers.clear()
+        assert widget.work.live is None
+
+
+def test_live_labels_move_with_the_image(viewer, widget):
+    image = viewer.add_image(FRAME, name="preview")
+    labels = go_live(widget)
+    for place in PLACES.values():
+        for name, value in place.items():
+            setattr(image, name, value)
+            assert_in_place(labels, image)
+    image.units, image.axis_labels = ("um", "nm"), ("y", "x")
+    assert_in_place(labels, image)
+    for name, value in {"scale": (1, 1), "translate": (0, 0), "rotate": 0, "shear": (0,), "affine": np.eye(3)}.items():
+        setattr(image, name, value)
+    assert_in_place(labels, image)
+    np.testing.assert_allclose(plane_on_canvas(labels), [[1, 0, 0], [0, 1, 0]], atol=1e-12)
+
+
+def test_live_labels_move_while_a_frame_is_segmented(viewer, widget):
+    """Also when the layer gets axes, and when the first labels are not there yet."""
+    use(widget, slow_session(0.2))
+    image = viewer.add_image(FRAME[:40, :50], name="preview")
+    widget.form.live.click()
+    until(lambda: widget.work.live is not None)
+    assert widget.work.live.layer is None
+    image.rotate = 40
+    until(lambda: widget.work.live.layer is not None)
+    labels = widget.work.live.layer
+    assert_in_place(labels, image)
+    image.data = np.zeros((3, 30, 20), np.uint16)
+    image.translate = (5, 6, 7)
+    assert_in_place(labels, image)
+    until(lambda: labels.data.shape == (30, 20))
+    image.data = FRAME[:40, :50]
+    assert_in_place(labels, image)
+    until(lambda: labels.data.shape == (40, 50))
+
+
+def test_labels_stay_when_live_has_ended(viewer, widget):
+    image = viewer.add_image(FRAME, name="preview", scale=(2, 3))
+    labels = go_live(widget)
+    widget.form.live.click()
+    image.scale = (5, 7)
+    np.testing.assert_array_equal(labels.scale, (2, 3))
+    live_again = go_live(widget)
+    viewer.layers.remove(image)
+    image.scale = (1, 1)
+    np.testing.assert_array_equal(live_again.scale, (5, 7))
+
+
+def test_live_labels_of_colours_and_of_several_levels_move(viewer, widget):
+    session = CropSession(small_spec(channels=3, normalisation=THREE, head="labels"))
+    use(widget, session)
+    photo = np.zeros((2, 40, 50, 3), np.uint8)
+    image = viewer.add_image(photo, rgb=True, name="photo", scale=(4, 2, 3), units=("s", "um", "um"))
+    labels = go_live(widget)
+    image.rotate = (0, 0, 15)
+    assert_in_place(labels, image)
+    viewer.layers.clear()
+    until(lambda: widget.work.live is None)
+    levels = [np.zeros((3, 160, 120), np.uint8), np.zeros((3, 80, 60), np.uint8)]
+    image = viewer.add_image(levels, multiscale=True, name="large", scale=(1, 0.5, 0.5), translate=(0, 4, 6))
+    labels = go_live(widget)
+    image.affine = [[1, 0, 0, 0], [0, 0.8, 0.1, 30], [0, -0.2, 1.1, -12], [0, 0, 0, 1]]
+    assert_in_place(labels, image)
+    assert labels.data.shape == (160, 120)
+
+
+@pytest.mark.parametrize("place", [{}, {"rotate": np.diag([1, 1, 1, -1.0]), "translate": (7, 8, 9, 10)}])
+def test_a_film_with_channels_has_labels_at_its_times(viewer, widget, place):
+    """The labels have an axis of channels, of length 1, that reaches over all of them: a slider moves its own axis."""
+    session = CropSession(small_spec(channels=3, normalisation=THREE, head="labels"))
+    use(widget, session)
+    film = RANDOM.integers(0, 2, (2, 3, 40, 50)).astype(np.uint8)
+    image = viewer.add_image(film, name="film", scale=(60, 5, 2, 3), units=("s", "pixel", "um", "um"), **place)
+    widget.form.kind.setCurrentText("classes")
+    press_segment(widget)
+    labels = viewer.layers["film (classes)"]
+    np.testing.assert_array_equal(labels.data, Segmenter(session).segment(film).labels[:, None])
+    assert_in_place(labels, image)
+    for time_point, channel in ((0, 0), (1, 0), (1, 2)):
+        position = image.data_to_world((time_point, channel, 11, 13))
+        assert np.round(labels.world_to_data(position)).tolist() == [time_point, 0, 11, 13]
+
+
+def test_live_shows_the_plane_that_napari_shows_in_other_units(viewer, widget):
+    """The sliders are in the units of the viewer, which need not be those of a layer."""
+    stack = np.stack([FRAME, FRAME[::-1], FRAME[:, ::-1]])
+    viewer.add_image(stack, name="film", units="um", scale=(5, 1, 1))
+    viewer.add_image(np.zeros((3, 150, 170)), name="other", units="nm", scale=(5000, 1000, 1000))
+    labels = go_live(widget)
+    for plane in (1, 2, 0):
+        viewer.dims.set_current_step(0, plane)
+        wanted = expected(stack[plane])
+        until(lambda: np.array_equal(labels.data, wanted))  # noqa: B023
+
+
+def test_a_long_segmentation_outlives_a_change_of_axes(viewer, widget):
+    """The labels of a stack whose layer shows one frame by now are not lost."""
+    use(widget, slow_session(0.02))
+    image = viewer.add_image(np.zeros((2, 30, 40), np.uint8), name="film", scale=(9, 2, 3))
+    widget.form.segment.click()
+    image.data = np.zeros((30, 40), np.uint8)
+    until(lambda: not widget.work.background.busy)
+    labels = viewer.layers["film (instances)"]
+    assert labels.data.shape == (2, 30, 40)
+    np.testing.assert_array_equal(labels.scale, (1, 2, 3))
+    assert messages() == []

@@ -26,7 +26,7 @@ from qtpy.QtWidgets import (
     QWidget,
 )
 
-from unetrt.napari.segmentation import Request, about, image_of, labels_of, notified, placement
+from unetrt.napari.segmentation import Request, about, fitted, image_of, labels_of, notified, placement
 from unetrt.napari.work import LiveLabels, Work
 from unetrt.runtime import Segmenter
 from unetrt.runtime.errors import FrameError
@@ -258,7 +258,8 @@ class SegmentWidget(QWidget):
         self.work.run("segmenting …", partial(labels_of, segmenter, request), partial(self._show_labels, layer, kind))
 
     def _show_labels(self, layer: Any, kind: Annotation, labels: Any) -> None:
-        added = self.viewer.add_labels(labels, name=f"{layer.name} ({kind})", **placement(layer, labels.ndim))
+        labels = fitted(labels, layer)
+        added = self.viewer.add_labels(labels, name=f"{layer.name} ({kind})", **placement(layer, labels.shape))
         added.metadata = {**layer.metadata, "unetrt": {"model": self.work.path, "image": layer.name, "kind": kind}}
         planes = labels.reshape(-1, *labels.shape[-2:])
         objects = f"{sum(int(plane.max()) for plane in planes)} objects" if kind == "instances" else "done"

@@ -13,6 +13,7 @@ from typing import Any
 from qtpy.QtCore import QObject, Qt, Signal
 
 from unetrt.napari.segmentation import (
+    PLACEMENT,
     Call,
     explained,
     figures,
@@ -20,6 +21,7 @@ from unetrt.napari.segmentation import (
     load,
     notified,
     notify,
+    place,
     placement,
     shown_frame,
 )
@@ -117,7 +119,7 @@ def _close(result: Any) -> None:
 
 
 class LiveLabels(QObject):
-    """A labels layer that follows an image layer: segments the shown frame whenever it changes.
+    """A labels layer that follows an image layer: segments the shown frame whenever it changes, and moves with it.
 
     Results come from the live segmenter's thread; if the GUI is slower, only the newest is shown. It ends when either
     layer is removed.
@@ -151,6 +153,7 @@ class LiveLabels(QObject):
     """
 
     _changed = Signal()
+    _moved = Signal()
     _came = Signal()
 
     def __init__(
@@ -169,9 +172,14 @@ class LiveLabels(QObject):
         self._changed.connect(self._submit, Qt.ConnectionType.QueuedConnection)
         self._came.connect(self._show_newest, Qt.ConnectionType.QueuedConnection)
         self.live = LiveSegmenter(segmenter, kind=kind, on_result=self._keep)
-        self._events: tuple[Any, ...] = (source.events.data, source.events.set_data)
-        for event in self._events:
-            event.connect(self._schedule)
+        self._moved.connect(self._place)  # at once in the GUI thread, and queued from others
+        data = source.events.data, source.events.set_data
+        places = [getattr(source.events, name) for name in PLACEMENT if hasattr(source.events, name)]
+        # An image with another number of axes gets another transform, without an event of it.
+        followers = {self._schedule: data, self._move: (source.events.data, *places)}
+        self._links = [(event, follower) for follower, events in followers.items() for event in events]
+        for event, follower in self._links:
+            event.connect(follower)
         viewer.layers.events.removed.connect(self._removed)
         self._schedule()
 
@@ -181,12 +189,12 @@ class LiveLabels(QObject):
 
     def close(self) -> None:
         """Stop following the layer, without waiting for the thread; the labels stay. Idempotent."""
-        if not self._events:
+        if not self._links:
             return
         self._viewer.layers.events.removed.disconnect(self._removed)
-        for event in self._events:
-            event.disconnect(self._schedule)
-        self._events = ()
+        for event, follower in self._links:
+            event.disconnect(follower)
+        self._links = []
         # Closing waits for the tile in flight, which the GUI must not.
         threading.Thread(target=self.live.close, kwargs={"drain": False}, name="unetrt-live-end").start()
 
@@ -196,11 +204,18 @@ class LiveLabels(QObject):
             self._scheduled = True
             self._changed.emit()
 
+    def _move(self, event: Any = None) -> None:  # noqa: ARG002
+        self._moved.emit()
+
+    def _place(self) -> None:
+        if self._links and self.layer is not None:
+            place(self.layer, self.source)
+
     def _submit(self) -> None:
         self._scheduled = False
-        if self._events:
+        if self._links:
             channels = self.live.segmenter.spec.channels
-            self.live.submit(shown_frame(self.source, self._viewer.dims.point, channels))
+            self.live.submit(shown_frame(self.source, self._viewer.dims, channels))
 
     def _keep(self, result: LiveResult) -> None:
         """Keep the newest result for the GUI; on the live segmenter's thread."""
@@ -212,7 +227,7 @@ class LiveLabels(QObject):
     def _show_newest(self) -> None:
         with self._lock:
             result, self._newest = self._newest, None
-        if result is not None and self._events:
+        if result is not None and self._links:
             self._objects = result.objects
             self._show(result)
 
@@ -221,7 +236,9 @@ class LiveLabels(QObject):
             self._notify_once(result)
         elif self.layer is None:
             name = f"{self.source.name} (unetrt live)"
-            self.layer = self._viewer.add_labels(result.labels, name=name, **placement(self.source, 2))
+            self.layer = self._viewer.add_labels(
+                result.labels, name=name, **placement(self.source, result.labels.shape)
+            )
             self.layer.editable = False
         else:
             self.layer.data = result.labels

@@ -1,8 +1,10 @@
 """What a host program may do to a live segmenter, and must not break."""
 
 import concurrent.futures
+import copy
 import gc
 import logging
+import pickle
 import sys
 import threading
 import time
@@ -13,6 +15,7 @@ import pytest
 
 from tests.runtime.live.live_cases import flat, gated
 from unetrt.runtime import LiveSegmenter
+from unetrt.runtime.errors import OptionError
 from unetrt.runtime.model.spec import Decoding
 
 
@@ -27,6 +30,24 @@ def live():
 
 def works(live):
     return live.submit(flat(1)).result(30).outcome == "done"
+
+
+@pytest.mark.parametrize("attempt", [pickle.dumps, copy.copy, copy.deepcopy])
+def test_what_holds_an_engine_stays_in_its_process(live, attempt):
+    with pytest.raises(
+        OptionError, match=r"a LiveSegmenter .* cannot be pickled or copied: send the path of the model"
+    ):
+        attempt(live)
+    with pytest.raises(OptionError, match=r"a Segmenter .* cannot be pickled"):
+        attempt(live.segmenter)
+    assert works(live)
+
+
+def test_a_result_can_be_sent_to_another_process(live):
+    result = live.submit(flat(1), {"t": 3}).result(30)
+    copied = pickle.loads(pickle.dumps(result))
+    assert (copied.index, copied.outcome, copied.objects) == (result.index, result.outcome, result.objects)
+    np.testing.assert_array_equal(copied.labels, result.labels)
 
 
 def test_iterators_come_and_go_from_other_threads(live):
