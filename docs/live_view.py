@@ -2,10 +2,11 @@
 
     python docs/live_view.py [FOLDER]       with FOLDER: also narrow and wide, dark and light, into that folder
 
-The frames are an example image of the model `nuclei`, moved a little from frame to frame. Their names and the size of
+The frames are an example image of the model `nuclei`, cut a little elsewhere in each frame. Their names and the size of
 their pixels are made up.
 """
 
+import shutil
 import sys
 import threading
 import time
@@ -34,7 +35,7 @@ SIZES = [SIZE, (420, 900), (900, 1000), (1400, 900)]
 
 @contextmanager
 def frames(live: LiveSegmenter) -> Iterator[None]:
-    """Submit moved copies of the example until the end."""
+    """Submit parts of the example until the end."""
     image = imread(EXAMPLE).astype(np.uint16) * 16
     noise = np.random.default_rng(0)
     stop = threading.Event()
@@ -42,8 +43,9 @@ def frames(live: LiveSegmenter) -> Iterator[None]:
     def feed() -> None:
         number = 0
         while not stop.wait(PERIOD * noise.uniform(0.6, 1.4)):
-            shift = (round(12 * np.sin(number / 9)), round(20 * np.cos(number / 14)))
-            frame = np.roll(image, shift, (0, 1)) + noise.poisson(40, image.shape).astype(np.uint16)
+            top, left = round(20 + 20 * np.sin(number / 9)), round(30 + 30 * np.cos(number / 14))
+            frame = image[top : top + 480, left : left + 630]
+            frame = frame + noise.poisson(40, frame.shape).astype(np.uint16)
             event = MDAEvent(index={"t": number, "p": 0, "c": 0}, pos_name="Pos0", channel="DAPI")
             meta = {"camera_device": "Camera", "pixel_size_um": 0.325, "mda_event": event}
             live.submit(frame, dict(event.index), meta)
@@ -74,9 +76,10 @@ def picture(driver: webdriver.Chrome, size: tuple[int, int], theme: str) -> Imag
 def main(folder: Path | None) -> None:
     """Take the pictures."""
     options = webdriver.ChromeOptions()
+    options.binary_location = shutil.which("chromium") or ""
     for argument in ("--headless=new", "--no-sandbox", "--disable-dev-shm-usage", "--hide-scrollbars"):
         options.add_argument(argument)
-    driver = webdriver.Chrome(options)
+    driver = webdriver.Chrome(options, webdriver.ChromeService(shutil.which("chromedriver")))
     try:
         with LiveSegmenter("nuclei") as live, BrowserView(live) as view, frames(live):
             driver.get(view.url)

@@ -33,10 +33,12 @@ log = logging.getLogger("unetrt.live_view")
 
 # Maximum number of open connections.
 CONNECTIONS = 32
-# Number of connections accepted in one turn of the loop: they may be open beyond `CONNECTIONS` for a moment.
-ACCEPTED = 16
 # Length of the system's queue of connections; those in it use no descriptor of this process.
 BACKLOG = 128
+# Maximum number of connections accepted in one turn of the loop.
+ACCEPTED = 8
+# Seconds until the next connection is accepted when the process is out of descriptors.
+PAUSE = 1.0
 # Seconds in which a request must be complete.
 REQUEST_TIME = 5.0
 # Maximum length of a request's line and headers, in bytes. Browsers send the cookies of all ports.
@@ -109,14 +111,14 @@ class PageServer(Closable):
 
     def __init__(self, listening: socket.socket, answer: Callable[[Request], Awaitable[Answer]]) -> None:
         self._answer, self._listening = answer, listening
-        self._loop = asyncio.new_event_loop()
+        self._loop = asyncio.SelectorEventLoop()  # on Windows too: `add_reader`
         # By default the loop writes to the host program's log, in Python's development mode about slow callbacks too.
         self._loop.set_exception_handler(_debug)
         self._loop.set_debug(False)
         self._closing = asyncio.Event()
-        # Open connections, and those of them that wait for a request or for their end, the oldest first.
-        self._open: dict[asyncio.Task[None], asyncio.StreamWriter] = {}
-        self._idle: dict[asyncio.StreamWriter, None] = {}
+        # Conversations, and those of them that wait for a request or for the client's end, the oldest first.
+        self._open: dict[asyncio.Task[Any], socket.socket] = {}
+        self._idle: dict[asyncio.Task[Any], None] = {}
         self._thread = threading.Thread(target=self._run, name="unetrt-view-server", daemon=True)
         self._thread.start()
 
@@ -134,61 +136,89 @@ class PageServer(Closable):
             self._loop.close()
 
     async def _serve(self) -> None:
-        server = await asyncio.start_server(
-            self._connected, sock=self._listening, backlog=ACCEPTED, limit=REQUEST_BYTES
-        )
-        self._listening.listen(BACKLOG)  # asyncio has one number for both
-        await self._closing.wait()
-        server.close()
+        with self._listening:
+            self._listening.setblocking(False)
+            self._listening.listen(BACKLOG)
+            self._listen()
+            await self._closing.wait()
+            self._loop.remove_reader(self._listening)
+        for task in self._idle:  # without a request, or with their answer
+            task.cancel()
         if self._open:
             await asyncio.wait(self._open, timeout=GRACE)
-        for task, writer in list(self._open.items()):
-            writer.transport.abort()
+        for task in self._open:
             task.cancel()
         if self._open:
             await asyncio.wait(self._open)
-        await asyncio.sleep(0)  # aborted transports close their sockets in the next turn
 
-    def _connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        """Start a conversation, and disconnect one client if there are too many."""
-        if len(self._open) >= CONNECTIONS:
-            oldest = next(iter(self._idle), writer)
-            oldest.transport.abort()
-            self._idle.pop(oldest, None)
-            if oldest is writer:
-                return
-        writer.transport.set_write_buffer_limits(high=WRITE_BYTES)
-        self._idle[writer] = None
-        task = self._loop.create_task(self._converse(reader, writer))
-        self._open[task] = writer
-        task.add_done_callback(self._open.pop)
+    def _listen(self) -> None:
+        if not self._closing.is_set():
+            self._loop.add_reader(self._listening, self._accept)
 
-    async def _converse(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        """Read a request, answer it, and close the connection."""
-        http = h11.Connection(h11.SERVER, max_incomplete_event_size=REQUEST_BYTES)
+    def _accept(self) -> None:
+        """Accept the connections that wait."""
         try:
-            answer = await self._answered(http, reader, writer)
-            await _send(http, writer, answer)
-            await _sent(writer)
-            self._idle[writer] = None
-            await _linger(reader, writer)
+            for _ in range(ACCEPTED):
+                self._start(self._listening.accept()[0])
+        except (BlockingIOError, InterruptedError, ConnectionError):
+            return
+        except OSError:
+            log.debug("no connection can be accepted", exc_info=True)
+            self._loop.remove_reader(self._listening)
+            self._loop.call_later(PAUSE, self._listen)
+
+    def _start(self, client: socket.socket) -> None:
+        """Start a conversation, and end another if there are too many."""
+        if len(self._open) >= CONNECTIONS:
+            oldest = next(iter(self._idle), None)
+            if oldest is None:
+                client.close()
+                return
+            del self._idle[oldest]
+            oldest.cancel()
+        task = self._loop.create_task(self._converse(client))
+        self._open[task] = client
+        self._idle[task] = None
+        task.add_done_callback(self._forget)
+
+    def _forget(self, task: asyncio.Task[None]) -> None:
+        self._open.pop(task).close()  # a task that is cancelled before it starts has not
+        self._idle.pop(task, None)
+
+    async def _converse(self, client: socket.socket) -> None:
+        """Read a request, answer it, and close the connection."""
+        try:
+            reader, writer = await asyncio.open_connection(sock=client, limit=REQUEST_BYTES)
+        except OSError:
+            return
+        writer.transport.set_write_buffer_limits(high=WRITE_BYTES)
+        try:
+            await self._exchange(reader, writer)
         except (TimeoutError, OSError):
             log.debug("a client of the page went away, or was too slow")
         except Exception:
             log.debug("a client of the page was disconnected", exc_info=True)
         finally:
-            self._idle.pop(writer, None)
             writer.transport.abort()
+            with suppress(Exception):
+                await writer.wait_closed()
 
-    async def _answered(
-        self, http: h11.Connection, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
-    ) -> Answer:
+    async def _exchange(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        http = h11.Connection(h11.SERVER, max_incomplete_event_size=REQUEST_BYTES)
+        task = asyncio.current_task()
+        assert task is not None
         try:
             async with asyncio.timeout(REQUEST_TIME):
                 request = await _request(http, reader, writer)
+            del self._idle[task]
+            answer = await self._answered(request)
         except h11.RemoteProtocolError as error:
-            return Answer(error.error_status_hint)
-        self._idle.pop(writer, None)
+            answer = Answer(error.error_status_hint)
+        await _send(http, writer, answer)
+        self._idle[task] = None
+        await _linger(reader, writer)
+
+    async def _answered(self, request: Request) -> Answer:
         try:
             return await self._answer(request)
         except Exception:
@@ -226,19 +256,12 @@ async def _send(http: h11.Connection, writer: asyncio.StreamWriter, answer: Answ
         async with aclosing(answer.body) as parts:
             async for part in parts:
                 await _write(http, writer, h11.Data(data=part))
+    writer.transport.set_write_buffer_limits(high=0)  # wait until the system has taken the whole answer
     await _write(http, writer, h11.EndOfMessage())
 
 
 async def _write(http: h11.Connection, writer: asyncio.StreamWriter, event: h11.Event) -> None:
-    if data := http.send(event):
-        writer.write(data)
-        async with asyncio.timeout(STALL):
-            await writer.drain()
-
-
-async def _sent(writer: asyncio.StreamWriter) -> None:
-    """Wait until the system has taken the whole answer."""
-    writer.transport.set_write_buffer_limits(high=0)
+    writer.write(http.send(event) or b"")
     async with asyncio.timeout(STALL):
         await writer.drain()
 
