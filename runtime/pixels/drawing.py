@@ -45,13 +45,13 @@ def overlay(frame: Array, labels: Array, inside: float = INSIDE) -> NDArray[np.u
     """
     if frame.ndim == 3:
         frame = frame[0] if len(frame) == 1 and frame.dtype.kind in "uif" else frame.mean(axis=0)
-    limits = _limits(frame)
+    black, width = limits(frame)
     picture = np.empty((*labels.shape, 3), np.uint8)
     height = max(1, BAND // labels.shape[1])
     for top in range(0, len(labels), height):
         band, above = slice(top, top + height), min(top, 1)
         edge = outlines(labels[top - above : top + height + 1])[above:][: len(labels[band])]
-        picture[band] = _mixed(_scaled(frame[band], *limits), labels[band], edge, inside)
+        picture[band] = _mixed(scaled(frame[band], black, width), labels[band], edge, inside)
     return picture
 
 
@@ -77,17 +77,13 @@ def outlines(labels: Array) -> NDArray[np.bool_]:
     return edge & (labels > 0)
 
 
-def stretched(frame: Array, every: int = 1) -> NDArray[np.float32]:
-    """Map the 1st to 99.8th percentile of a frame (H, W), from every `every`-th row and column, to 0 to 1."""
-    return _scaled(frame, *_limits(frame[::every, ::every]))
-
-
-def _limits(frame: Array) -> tuple[Any, Any]:
+def limits(frame: Array) -> tuple[Any, Any]:
     """Return the 1st to 99.8th percentile of a frame: the lower one, and their difference or 1 if that is 0."""
     low, high = np.percentile(frame, (1, 99.8))
     return low, high - low if high > low else 1
 
 
-def _scaled(frame: Array, low: Any, width: Any) -> NDArray[np.float32]:
+def scaled(frame: Array, low: Any, width: Any) -> NDArray[np.float32]:
+    """Map grey values from `low` to `low + width` to 0 to 1; those outside are clipped."""
     share: NDArray[np.float32] = np.clip((frame - low) / width, 0, 1).astype(np.float32)
     return share

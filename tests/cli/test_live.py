@@ -161,6 +161,7 @@ CASES = {
     "a loop of a camera": ("--config MMConfig_demo.cfg --loop", "--loop has no effect without --replay"),
     "an exposure of files": ("--replay good --exposure 10", "--exposure has no effect without --config"),
     "a port of nothing": ("--replay good --port 8000", "--port has no effect without --view"),
+    "a token of nothing": ("--replay good --no-token", "--no-token has no effect without --view"),
     "as fast as possible, and not": ("--replay good --fps 0 --policy latest", "leave out --policy, or give"),
     "an endless rate": ("--replay good --fps inf", "--fps: 'inf' is not valid: use a decimal number from 0"),
     "a time that is none": (
@@ -273,7 +274,7 @@ def test_the_live_command_imports_no_trainer():
 
 @pytest.mark.parametrize(
     ("package", "arguments", "extra"),
-    [("pymmcore_plus", ["--config", "MMConfig_demo.cfg"], "acquire"), ("uvicorn", ["--replay", "x", "--view"], "view")],
+    [("pymmcore_plus", ["--config", "MMConfig_demo.cfg"], "acquire"), ("h11", ["--replay", "x", "--view"], "view")],
 )
 def test_a_missing_package_names_the_extra(run, monkeypatch, package, arguments, extra):
     monkeypatch.setitem(sys.modules, package, None)
@@ -404,7 +405,7 @@ def test_a_camera_that_stops_in_mid_run_is_one_line(run, monkeypatch):
 def test_a_browser_can_follow_a_run(tiny_model, cells):
     # A text browser, which is not opened.
     process = started(tiny_model, "--replay", cells, "--loop", "--view", env={**os.environ, "BROWSER": "true"})
-    url = re.fullmatch(r"showing at (http://127.0.0.1:\d+/)\n", process.stdout.readline())[1]
+    url = re.fullmatch(r"showing at (http://127.0.0.1:\d+/[\w-]{32}/)\n", process.stdout.readline())[1]
     process.stderr.readline()
     with urlopen(url, timeout=10) as page:
         assert "html" in page.headers["content-type"]

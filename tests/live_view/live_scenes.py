@@ -40,10 +40,11 @@ def open_live(kind="instances", **options):
 
 @contextmanager
 def asked(view, path, method="GET", **headers):
-    """The response to a request."""
-    connection = HTTPConnection(urlsplit(view.url).netloc, timeout=10)
+    """The response to a request for a path below the page's."""
+    url = urlsplit(view.url)
+    connection = HTTPConnection(url.netloc, timeout=10)
     try:
-        connection.request(method, path, headers=headers)
+        connection.request(method, url.path + path.removeprefix("/"), headers=headers)
         with connection.getresponse() as response:
             yield response
     finally:

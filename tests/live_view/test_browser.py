@@ -1,16 +1,21 @@
 import gc
+import os
+import re
 import socket
+import stat
 import subprocess
 import sys
 import time
 import webbrowser
 from http.client import HTTPConnection
+from pathlib import Path
 from urllib.parse import urlsplit
+from urllib.request import url2pathname
 
 import pytest
 
 from tests.live_view.live_scenes import asked, events, news_of, open_live, squares, view_threads
-from unetrt.live_view import browser
+from unetrt.live_view import browser, page_server
 from unetrt.live_view.browser import BrowserView
 from unetrt.runtime.errors import BackendUnavailableError, OptionError
 
@@ -26,7 +31,7 @@ def test_pages_get_events_for_the_end_of_the_run_and_of_the_view():
 
 def test_only_this_machine_reaches_the_page(view):
     port = urlsplit(view.url).port
-    assert view.url == f"http://127.0.0.1:{port}/"
+    assert re.fullmatch(rf"http://127\.0\.0\.1:{port}/[\w-]{{32}}/", view.url)
     others = {each[4][0] for each in socket.getaddrinfo(socket.gethostname(), port, socket.AF_INET)} - {"127.0.0.1"}
     for address in {*others, "127.0.0.2"}:
         with pytest.raises(OSError, match=r".*"):
@@ -48,8 +53,8 @@ def test_a_port_in_use_is_an_error_of_one_line(live):
 
 
 def test_a_package_that_is_missing_is_named(live, monkeypatch):
-    monkeypatch.setattr(browser, "find_spec", lambda name: None if name == "uvicorn" else name)
-    with pytest.raises(BackendUnavailableError, match=r"needs uvicorn: pip install 'unetrt\[view\]'"):
+    monkeypatch.setattr(browser, "find_spec", lambda name: None if name == "h11" else name)
+    with pytest.raises(BackendUnavailableError, match=r"needs h11: pip install 'unetrt\[view\]'"):
         BrowserView(live)
 
 
@@ -57,10 +62,10 @@ def test_it_closes_at_once_though_browsers_are_connected(live):
     view = BrowserView(live)
     live.submit(squares()[0])
     live.flush(10)
-    address = urlsplit(view.url).netloc
-    connections = [HTTPConnection(address, timeout=10) for _ in range(4)]
-    for connection, path in zip(connections, ["/events", "/events", "/picture?after=0", "/page.js"], strict=True):
-        connection.request("GET", path)  # the responses are not read
+    url = urlsplit(view.url)
+    connections = [HTTPConnection(url.netloc, timeout=10) for _ in range(4)]
+    for connection, path in zip(connections, ["events", "events", "picture?after=0", "page.js"], strict=True):
+        connection.request("GET", url.path + path)  # the responses are not read
     time.sleep(0.3)
     begin = time.perf_counter()
     view.close()
@@ -74,13 +79,13 @@ def test_it_closes_at_once_though_browsers_are_connected(live):
 def test_a_browser_that_reads_nothing_holds_up_neither_run_nor_end(live, monkeypatch):
     monkeypatch.setattr(live.segmenter.session, "name", "more than fits between two programs" * 10**6)
     with BrowserView(live) as view, socket.create_connection(("127.0.0.1", urlsplit(view.url).port)) as stalled:
-        stalled.sendall(b"GET /events HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        stalled.sendall(f"GET {urlsplit(view.url).path}events HTTP/1.1\r\nHost: localhost\r\n\r\n".encode())
         time.sleep(0.5)
         live.submit(squares()[0])
         assert news_of(view, 1)["newest"] == 0
         begin = time.perf_counter()
         view.close()
-        assert browser.GRACE < time.perf_counter() - begin < 3
+        assert page_server.GRACE < time.perf_counter() - begin < 3
     assert view_threads() == []
 
 
@@ -115,7 +120,14 @@ def test_show_opens_the_page_where_there_is_a_browser(view, monkeypatch):
 
     monkeypatch.setattr(webbrowser, "get", Browser)
     assert view.show()
-    assert shown == [view.url]
+    link = Path(url2pathname(urlsplit(shown[0]).path))
+    assert f"url={view.url}" in link.read_text()
+    # Every user can see a browser's arguments.
+    assert urlsplit(view.url).path.strip("/") not in shown[0]
+    if os.name == "posix":
+        assert stat.S_IMODE(link.parent.stat().st_mode) == 0o700
+    view.close()
+    assert not link.parent.exists()
 
 
 def test_show_raises_nothing_where_there_is_no_browser(view, monkeypatch):

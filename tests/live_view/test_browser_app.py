@@ -83,9 +83,9 @@ def test_a_picture_is_waited_for_until_there_is_a_newer_one(live, view, monkeypa
 def test_pictures_are_made_while_somebody_looks_and_ten_a_second_at_most(live, view, monkeypatch):
     made, encode = [], browser.encoded
 
-    def counted(result):
+    def counted(result, display):
         made.append(time.perf_counter())
-        return encode(result)
+        return encode(result, display)
 
     monkeypatch.setattr(browser, "encoded", counted)
     for _ in range(30):
@@ -111,7 +111,9 @@ def test_browsers_share_a_picture(live, view, monkeypatch):
     live.submit(squares()[0])
     live.flush(10)
     made, encode = [], browser.encoded
-    monkeypatch.setattr(browser, "encoded", lambda result: made.append(result.number) or encode(result))
+    monkeypatch.setattr(
+        browser, "encoded", lambda result, display: made.append(result.number) or encode(result, display)
+    )
     for _ in range(3):
         with asked(view, "/picture") as response:
             assert decoded(response.read())[0]["number"] == 0
@@ -119,7 +121,7 @@ def test_browsers_share_a_picture(live, view, monkeypatch):
 
 
 def test_a_frame_that_cannot_be_shown_is_an_error_message(live, view, monkeypatch):
-    def failing(result):
+    def failing(result, display):
         raise MemoryError("no room for <b>it</b>")
 
     monkeypatch.setattr(browser, "encoded", failing)
@@ -148,7 +150,7 @@ def test_the_feed_keeps_one_frame_and_a_bounded_history(live, monkeypatch):
 @pytest.mark.parametrize("path", ["/", "/events", "/picture"])
 def test_other_names_of_this_address_are_refused(view, host, path):
     with asked(view, path, Host=host) as response:
-        assert response.status == 400
+        assert (response.status, response.read()) == (404, b"")
 
 
 def test_localhost_is_a_name_of_this_address(view):
@@ -162,7 +164,13 @@ def test_localhost_is_a_name_of_this_address(view):
         ("POST", "/", 405),
         ("PUT", "/picture", 405),
         ("GET", "/../pyproject.toml", 404),
+        ("GET", "/nothing", 404),
         ("GET", "/picture?after=x", 400),
+        ("GET", "/picture?after=inf", 400),
+        ("GET", "/picture?low=nan", 400),
+        ("GET", "/picture?gamma=1e999", 400),
+        ("GET", f"/picture?after={'9' * 41}", 400),
+        ("GET", "/picture?" + "&".join(["low=1"] * 9), 400),
     ],
 )
 def test_nothing_else_is_served(view, method, path, status):

@@ -5,7 +5,7 @@ import tracemalloc
 import numpy as np
 import pytest
 
-from unetrt.runtime.pixels.drawing import COLOURS, INSIDE, outlines, overlay, stretched
+from unetrt.runtime.pixels.drawing import COLOURS, INSIDE, limits, outlines, overlay, scaled
 
 
 def test_background_stays_grey_and_outlines_are_coloured():
@@ -45,7 +45,8 @@ def test_an_overlay_of_a_large_frame_is_that_of_its_formula_and_takes_little_mem
     share = np.where(labels > 0, np.float32(INSIDE), np.float32(1))
     share[outlines(labels)] = 0
     for rows in (slice(0, 30), slice(820, 860), slice(4470, 4500)):  # at the ends, and where two bands meet
-        grey = stretched(frame.mean(axis=0))[rows, :, None]
+        mean = frame.mean(axis=0)
+        grey = scaled(mean, *limits(mean))[rows, :, None]
         part = share[rows, :, None]
         expected = ((grey * part + COLOURS[labels[rows] % len(COLOURS)] * (1 - part)) * 255).astype(np.uint8)
         np.testing.assert_array_equal(picture[rows], expected)

@@ -73,6 +73,7 @@ class LiveOptions:
     overwrite: bool
     view: bool
     port: int | None
+    no_token: bool
     frame: Size | None
     reading: "Reading"
     backend: str
@@ -124,6 +125,7 @@ class LiveOptions:
 @click.option("--overwrite", is_flag=True, help="Let --save replace an existing file.")
 @click.option("--view", is_flag=True, help="Show frames and labels in a browser on this machine.")
 @click.option("--port", type=whole(0, 65535), metavar="N", help="Port of --view. [default: any free port]")
+@click.option("--no-token", is_flag=True, help="Let every user of this machine see the page of --view.")
 @click.option("--frame-size", "frame", type=SIZE, help="Plan the tile for such frames. [default: the file's tile]")
 @reading_options
 @backend_name_option
@@ -160,20 +162,14 @@ def _checked(options: LiveOptions) -> LiveOptions:
 
     if (options.config is None) == (options.replay is None):
         raise OptionError("give either --config FILE, for a camera, or --replay FOLDER, for image files")
-    for option, needed in {
-        "camera": "config",
-        "exposure": "config",
-        "loop": "replay",
-        "port": "view",
-        "overwrite": "save",
-    }.items():
-        if getattr(options, option) and not getattr(options, needed):
+    needs = {"camera": "config", "exposure": "config", "loop": "replay", "port": "view", "no-token": "view"}
+    for option, needed in (needs | {"overwrite": "save"}).items():
+        if getattr(options, option.replace("-", "_")) and not getattr(options, needed):
             raise OptionError(f"--{option} has no effect without --{needed}: leave out --{option}")
     if options.backend not in engines():
         raise unknown(options.backend)
     if options.view:
-        import starlette  # noqa: F401 - if it is missing, say so before an engine is built
-        import uvicorn  # noqa: F401
+        import h11  # noqa: F401 - if it is missing, say so before an engine is built
     if options.replay is None:
         return replace(options, fps=None, policy=options.policy or "latest")
     if options.fps == 0 and options.policy not in (None, "block"):
@@ -224,7 +220,7 @@ def _run(
     live = stack.enter_context(_live(model, observer, output, options))
     request.defer()
     if options.view:
-        _show_in_browser(live, options.port or 0, stack)
+        _show_in_browser(live, options, stack)
     try:
         stopped = _watch(model, source, live, observer, options, request)
     finally:
@@ -259,10 +255,10 @@ def _live(model: Path, observer: "Observer", output: "ResultOutput | None", opti
     )
 
 
-def _show_in_browser(live: "LiveSegmenter", port: int, stack: ExitStack) -> None:
+def _show_in_browser(live: "LiveSegmenter", options: LiveOptions, stack: ExitStack) -> None:
     from unetrt.live_view.browser import BrowserView
 
-    view = stack.enter_context(BrowserView(live, port=port))
+    view = stack.enter_context(BrowserView(live, port=options.port or 0, token=not options.no_token))
     echo(f"showing at {view.url}")
     view.show()
 

@@ -1,9 +1,9 @@
-"""`BrowserView`: a page on this machine that shows a live segmenter, and never slows it.
+"""`BrowserView`: a page for this user on this machine that shows a live segmenter, and never slows it.
 
-Three threads: the `Feed` follows results and keeps the newest one and recent timings; the server (uvicorn with a
-Starlette application, `App`) answers requests on its event loop; one more thread encodes pictures, so that the loop
-never waits for one. The page gets status and timings as server-sent events, and requests the newest picture when it is
-visible. Only loopback addresses are served, read only.
+Three threads: the `Feed` follows results and keeps the newest one and recent timings; a `PageServer` answers requests
+on its event loop, from the `App`; one more thread encodes pictures, so that the loop never waits for one. The page gets
+status and timings as server-sent events, and requests the newest picture when it is visible. Only a loopback address is
+served, read only, and the address contains a secret token.
 
     with LiveSegmenter("model.onnx") as live, BrowserView(live) as view:
         view.show()
@@ -11,64 +11,67 @@ visible. Only loopback addresses are served, read only.
 
 import asyncio
 import json
+import math
 import os
+import re
+import secrets
 import socket
 import threading
 import weakref
 import webbrowser
 from collections import deque
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from importlib.util import find_spec
 from itertools import islice
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from time import monotonic, perf_counter
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
+from urllib.parse import parse_qsl
 
-from unetrt.live_view.pictures import colours, encoded
+from unetrt.live_view.pictures import Display, colours, encoded
 from unetrt.runtime import LiveResult, LiveSegmenter, Outcome
 from unetrt.runtime.closing import Closable
 from unetrt.runtime.errors import BackendUnavailableError, OptionError, one_line, shown
 
 if TYPE_CHECKING:
-    from starlette.applications import Starlette
-    from starlette.requests import Request
-    from starlette.responses import Response
-    from uvicorn import Server
+    from unetrt.live_view.page_server import Answer, PageServer, Request
 
 # Loopback address: other machines cannot reach it.
 HOST = "127.0.0.1"
-# Host names accepted in requests, against DNS rebinding.
-HOSTS = [HOST, "localhost"]
-# Length of the queue of connections.
-BACKLOG = 64
-# Seconds that `close` waits for browsers to read the last event.
-GRACE = 0.5
+# Host names accepted in requests, against DNS rebinding; any port, for tunnels.
+HOSTS = re.compile(r"(127\.0\.0\.1|localhost)(:\d{1,5})?", re.IGNORECASE)
+# Length of the token, in bytes: 192 bits.
+TOKEN_BYTES = 24
 # Seconds between two events, between two pictures, and between two checks for either.
 EVENTS, PICTURES, TICK = 0.25, 0.1, 0.025
 # Seconds after which a request for a picture is answered with 204, no content.
 PATIENCE = 5.0
-# Maximum number of digits in a request's frame number.
-DIGITS = 18
+# Maximum number of parameters in a request, and of characters in one.
+PARAMETERS, CHARACTERS = 8, 40
 # Capacity of the result stream; the feed takes microseconds for each result.
 CAPACITY = 4
 # Number of results whose timings are kept: a minute at 50 frames a second.
 HISTORY = 3000
 # Files of the page -> content type.
 FILES = {
-    "page.html": "text/html",
-    "page.css": "text/css",
-    "page.js": "text/javascript",
-    "picture.js": "text/javascript",
-    "plot.js": "text/javascript",
+    "page.html": "text/html; charset=utf-8",
+    "page.css": "text/css; charset=utf-8",
+    "page.js": "text/javascript; charset=utf-8",
+    "contrast.js": "text/javascript; charset=utf-8",
+    "picture.js": "text/javascript; charset=utf-8",
+    "plot.js": "text/javascript; charset=utf-8",
+    "zoom.js": "text/javascript; charset=utf-8",
     "icon.svg": "image/svg+xml",
 }
-# The page loads only its own files, and no other page may frame or read it.
+# The page loads only its own files, and no other page may frame or read it, or learn its address.
 HEADERS = {
     "Cache-Control": "no-store",
     "Content-Security-Policy": "default-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
+    "Cross-Origin-Opener-Policy": "same-origin",
     "Cross-Origin-Resource-Policy": "same-origin",
     "Referrer-Policy": "no-referrer",
     "X-Content-Type-Options": "nosniff",
@@ -79,8 +82,8 @@ class BrowserView(Closable):
     """A page that shows frames, labels, plots and counts of a live segmenter; served while this object is open.
 
     Pictures are encoded only while a page is visible, at most 10 a second and 1024 x 1024 pixels; a slow browser gets
-    fewer. Only programs on this machine can reach the page, and it is read only. When the live segmenter closes, the
-    page says so.
+    fewer. Only programs on this machine that know the address can reach the page, and it is read only. Connections,
+    requests and buffers are limited (`page_server`). When the live segmenter closes, the page says so.
 
     Parameters
     ----------
@@ -88,49 +91,65 @@ class BrowserView(Closable):
         The live segmenter; not closed by this object.
     port
         TCP port, 0 to 65535; 0 for any free port.
+    token
+        Whether the address contains a random token, new for each view, without which every request is answered with
+        404. False: any user of this machine can see the page.
 
     Attributes
     ----------
     url
-        Address of the page, such as ``http://127.0.0.1:8000/``.
+        Address of the page, such as ``http://127.0.0.1:8000/kP0-...Jw/``. Whoever knows it can see the page.
 
     Raises
     ------
     OptionError
         The port is in use, not permitted, or out of range.
     BackendUnavailableError
-        starlette or uvicorn is not installed.
+        h11 is not installed.
     """
 
-    def __init__(self, live: LiveSegmenter, *, port: int = 0) -> None:
+    def __init__(self, live: LiveSegmenter, *, port: int = 0, token: bool = True) -> None:
         if not hasattr(live, "results"):
             raise OptionError(f"live must be a LiveSegmenter (got {shown(live)})")
-        _require_packages()
+        if find_spec("h11") is None:
+            raise BackendUnavailableError("the browser view needs h11: pip install 'unetrt[view]'")
+        from unetrt.live_view.page_server import PageServer
+
+        root = f"/{secrets.token_urlsafe(TOKEN_BYTES)}/" if token else "/"
         listening = _listen(port)
-        self.url = f"http://{HOST}:{listening.getsockname()[1]}/"
+        self.url = f"http://{HOST}:{listening.getsockname()[1]}{root}"
         with ExitStack() as opened:
             opened.enter_context(listening)
             feed, encoder = Feed(live), ThreadPoolExecutor(1, "unetrt-view-pictures")
             opened.callback(feed.close)
-            serving = _serve(_server(feed, encoder), listening, feed.closing)
+            server = PageServer(listening, App(feed, encoder, root).answer)
             opened.pop_all()
-        thread = threading.Thread(target=asyncio.run, args=(serving,), name="unetrt-view-server", daemon=True)
-        thread.start()
+        self._folder = ExitStack()
         # The threads do not refer to this object, so that it is closed when it is collected.
-        self._finalizer = weakref.finalize(self, _end, feed, thread, encoder)
+        self._finalizer = weakref.finalize(self, _end, feed, server, encoder, self._folder)
 
     def show(self) -> bool:
         """Open the page in the default browser; return False if no graphical browser exists. Never raises or waits."""
         try:
             browser = webbrowser.get()
             # A text browser takes over the terminal and blocks until the user quits it.
-            return type(browser) is not webbrowser.GenericBrowser and browser.open(self.url)
+            return type(browser) is not webbrowser.GenericBrowser and browser.open(self._link())
         except (webbrowser.Error, OSError):
             return False
 
     def close(self) -> None:
         """Notify the pages and stop the server and its threads, within a second; idempotent."""
         self._finalizer()
+
+    def _link(self) -> str:
+        """Return the address of a file that leads to the page, in a folder that only this user can enter.
+
+        Every user can see the arguments of a browser's process, so that they must not contain the token.
+        """
+        folder = self._folder.enter_context(TemporaryDirectory(prefix="unetrt-view-", ignore_cleanup_errors=True))
+        link = Path(folder, "unetrt.html")
+        link.write_text(f'<!doctype html><meta http-equiv="refresh" content="0; url={self.url}">', "utf-8")
+        return link.as_uri()
 
 
 def require_port(port: int) -> None:
@@ -149,6 +168,13 @@ class Point:
     failed: bool
 
 
+class Newest(NamedTuple):
+    """A `done` result, and when its frame was submitted, in seconds of `perf_counter`."""
+
+    result: LiveResult
+    submitted: float
+
+
 class Feed:
     """Follows a live segmenter on its own thread and keeps the newest result and recent timings.
 
@@ -164,7 +190,7 @@ class Feed:
 
     def __init__(self, live: LiveSegmenter) -> None:
         self.live, self.closing = live, threading.Event()
-        self.newest: LiveResult | None = None
+        self.newest: Newest | None = None
         self._stream = live.results(CAPACITY)
         self._lock, self._begin = threading.Lock(), perf_counter()
         self._points: deque[Point] = deque(maxlen=HISTORY)
@@ -176,7 +202,7 @@ class Feed:
     def newest_number(self) -> int:
         """Submission index of the newest `done` frame; -1 before the first."""
         newest = self.newest
-        return -1 if newest is None else newest.number
+        return -1 if newest is None else newest.result.number
 
     def news(self, cursor: int) -> tuple[int, dict[str, Any]]:
         """Return what happened since an earlier call.
@@ -216,17 +242,40 @@ class Feed:
 
     def _add(self, result: LiveResult) -> None:
         failed = result.outcome is not Outcome.DONE
-        now = perf_counter() - self._begin
-        point = Point(now, result.queueing, result.compute, result.objects, failed)
+        now = perf_counter()
+        point = Point(now - self._begin, result.queueing, result.compute, result.objects, failed)
         with self._lock:
             self._points.append(point)
             self._seen += 1
         if not failed:
-            self.newest = result
+            self.newest = Newest(result, now - result.latency)
+
+
+@dataclass(frozen=True)
+class Picture:
+    """An encoded picture of a frame.
+
+    Attributes
+    ----------
+    number
+        Submission index of the frame; -1 for no picture.
+    display
+        How its grey values are shown.
+    submitted, encoded
+        When the frame was submitted, and when it was encoded, in seconds of `perf_counter`.
+    body
+        See `encoded`.
+    """
+
+    number: int = -1
+    display: Display | None = None
+    submitted: float = 0.0
+    encoded: float = -math.inf
+    body: bytes = b""
 
 
 class App:
-    """The web application; its methods run on the server's event loop.
+    """The answers of the page; its methods run on the server's event loop.
 
     Parameters
     ----------
@@ -234,33 +283,40 @@ class App:
         Source of results and status.
     encoder
         One thread, on which pictures are encoded.
+    root
+        Path of the page, which begins and ends with `/`; it contains the token.
     """
 
-    def __init__(self, feed: Feed, encoder: ThreadPoolExecutor) -> None:
-        self._feed, self._encoder = feed, encoder
-        self._encoding = False
-        # The last picture, the number of its frame, and when it was encoded (`monotonic`).
-        self._picture, self._number, self._encoded_at = b"", -1, -PICTURES
+    def __init__(self, feed: Feed, encoder: ThreadPoolExecutor, root: str) -> None:
+        self._feed, self._encoder, self._root = feed, encoder, root.encode()
+        self._encoding, self._last = False, Picture()
         self._hello = {"model": feed.live.segmenter.session.name, "colours": colours()}
+        folder = Path(__file__).parent
+        self._files = {name: (folder / name).read_bytes() for name in FILES}
 
-    def starlette(self) -> "Starlette":
-        """Return the application: GET requests only, and only to the host names of the loopback address."""
-        from starlette.applications import Starlette
-        from starlette.middleware import Middleware
-        from starlette.middleware.trustedhost import TrustedHostMiddleware
-        from starlette.routing import Route
+    async def answer(self, request: "Request") -> "Answer":
+        """Answer a request; without the token, or to another host name, it is 404 for every method and path."""
+        from unetrt.live_view.page_server import Answer
 
-        routes = [Route("/", _file("page.html")), *(Route(f"/{name}", _file(name)) for name in FILES)]
-        routes += [Route("/events", self._events), Route("/picture", self._newest)]
-        trusted = Middleware(TrustedHostMiddleware, allowed_hosts=HOSTS, www_redirect=False)
-        return Starlette(routes=routes, middleware=[trusted])
+        path, _, query = request.target.partition(b"?")
+        # The time that the comparison takes does not depend on the place of the first difference.
+        is_allowed = secrets.compare_digest(path[: len(self._root)], self._root) and HOSTS.fullmatch(request.host)
+        name = path[len(self._root) :].decode("ascii") or "page.html"
+        if not is_allowed or name not in {*FILES, "events", "picture"}:
+            return Answer(404, headers=HEADERS)
+        if request.method != "GET":
+            return Answer(405, headers={**HEADERS, "Allow": "GET"})
+        if name == "events":
+            return Answer(200, "text/event-stream", self._events(), HEADERS)
+        if name in FILES:
+            return Answer(200, FILES[name], self._files[name], HEADERS)
+        try:
+            after, display = _wanted(query.decode("ascii"))
+        except ValueError as error:
+            return _text(400, str(error))
+        return await self._newest(after, display, request)
 
-    async def _events(self, request: "Request") -> "Response":  # noqa: ARG002
-        from starlette.responses import StreamingResponse
-
-        return StreamingResponse(self._stream(), media_type="text/event-stream", headers=HEADERS)
-
-    async def _stream(self) -> AsyncIterator[str]:
+    async def _events(self) -> AsyncGenerator[bytes, None]:
         """Yield the event `hello`, then `status` events until the view closes, then `end`."""
         yield _event("hello", self._hello)
         cursor = 0
@@ -270,42 +326,44 @@ class App:
             await self._pause(EVENTS)
         yield _event("end", self._feed.news(cursor)[1])
 
-    async def _newest(self, request: "Request") -> "Response":
+    async def _newest(self, after: int, display: Display, request: "Request") -> "Answer":
         """Answer with the newest picture once its number exceeds `after`; with 204 after `PATIENCE` seconds."""
-        from starlette.responses import PlainTextResponse, Response
+        from unetrt.live_view.page_server import Answer
 
-        after = request.query_params.get("after", "-1")
-        if not after.removeprefix("-").isdecimal() or len(after) > DIGITS:
-            return PlainTextResponse("after is not a number", 400, headers=HEADERS)
         until = monotonic() + PATIENCE
-        while monotonic() < until and not self._feed.closing.is_set():
-            if self._number > int(after) and (self._number == self._feed.newest_number or not self._is_due()):
-                return Response(self._picture, media_type="application/octet-stream", headers=HEADERS)
-            if self._feed.newest_number > int(after) and self._is_due():
+        while monotonic() < until and not self._feed.closing.is_set() and not request.is_gone():
+            last = self._last
+            is_newest = last.number == self._feed.newest_number
+            if last.number > after and last.display == display and (is_newest or not self._is_due()):
+                # The age of the frame, not of the picture: a page that shows it later adds its own time.
+                age = {"Frame-Age": f"{perf_counter() - last.submitted:.3f}"}
+                return Answer(200, "application/octet-stream", last.body, {**HEADERS, **age})
+            if self._feed.newest_number > after and self._is_due():
                 try:
-                    await self._encode()
+                    await self._encode(display)
                 except Exception as error:  # noqa: BLE001 - any error of a frame is shown on the page
-                    return PlainTextResponse(
-                        f"this frame cannot be shown: {one_line(error, kind=True)}", 500, headers=HEADERS
-                    )
+                    return _text(500, f"this frame cannot be shown: {one_line(error, kind=True)}")
             else:
                 await asyncio.sleep(TICK)
-        return Response(status_code=204, headers=HEADERS)
+        return Answer(204, headers=HEADERS)
 
     def _is_due(self) -> bool:
         """Return whether another picture may be encoded: the last one is old enough."""
-        return not self._encoding and monotonic() > self._encoded_at + PICTURES
+        return not self._encoding and perf_counter() > self._last.encoded + PICTURES
 
-    async def _encode(self) -> None:
-        """Encode the newest result, for all waiting requests."""
-        if (result := self._feed.newest) is None:
+    async def _encode(self, display: Display) -> None:
+        """Encode the newest result, for all waiting requests that show it like this."""
+        if (newest := self._feed.newest) is None:
             return
         self._encoding = True
         try:
-            self._picture = await asyncio.get_running_loop().run_in_executor(self._encoder, encoded, result)
-            self._number = result.number
+            body = await asyncio.get_running_loop().run_in_executor(self._encoder, encoded, newest.result, display)
+            self._last = Picture(newest.result.number, display, newest.submitted, perf_counter(), body)
+        except BaseException:
+            self._last = Picture(encoded=perf_counter())
+            raise
         finally:
-            self._encoding, self._encoded_at = False, monotonic()
+            self._encoding = False
 
     async def _pause(self, seconds: float) -> None:
         until = monotonic() + seconds
@@ -313,25 +371,38 @@ class App:
             await asyncio.sleep(TICK)
 
 
-def _file(name: str) -> Callable[["Request"], Awaitable["Response"]]:
-    from starlette.responses import Response
-
-    content = Path(__file__).with_name(name).read_bytes()
-
-    async def answer(request: "Request") -> "Response":  # noqa: ARG001
-        return Response(content, media_type=FILES[name], headers=HEADERS)
-
-    return answer
-
-
-def _event(name: str, data: dict[str, Any]) -> str:
-    return f"event: {name}\ndata: {json.dumps(data, allow_nan=False)}\n\n"
+def _wanted(query: str) -> tuple[int, Display]:
+    """Return the frame after which a picture is wanted, and how it is shown; raises ValueError."""
+    try:
+        given = dict(parse_qsl(query, max_num_fields=PARAMETERS))
+    except ValueError:
+        raise ValueError(f"more than {PARAMETERS} parameters") from None
+    after, low, high, gamma = (_number(given, name) for name in ("after", "low", "high", "gamma"))
+    return int(-1 if after is None else after), Display.clamped(low, high, 1.0 if gamma is None else gamma)
 
 
-def _require_packages() -> None:
-    for package in ("starlette", "uvicorn"):
-        if find_spec(package) is None:
-            raise BackendUnavailableError(f"the browser view needs {package}: pip install 'unetrt[view]'")
+def _number(given: Mapping[str, str], name: str) -> float | None:
+    """Return a parameter; None if it is not given."""
+    if name not in given:
+        return None
+    text = given[name]
+    try:
+        number = float(text) if len(text) <= CHARACTERS and text.isascii() else math.nan
+    except ValueError:
+        number = math.nan
+    if not math.isfinite(number):
+        raise ValueError(f"{name} is not a number")
+    return number
+
+
+def _text(status: int, text: str) -> "Answer":
+    from unetrt.live_view.page_server import Answer
+
+    return Answer(status, "text/plain; charset=utf-8", text.encode("utf-8", "replace"), HEADERS)
+
+
+def _event(name: str, data: dict[str, Any]) -> bytes:
+    return f"event: {name}\ndata: {json.dumps(data, allow_nan=False)}\n\n".encode()
 
 
 def _listen(port: int) -> socket.socket:
@@ -341,7 +412,7 @@ def _listen(port: int) -> socket.socket:
         if os.name == "posix":  # on Windows the option would share a port that is in use
             listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listening.bind((HOST, port))
-        listening.listen(BACKLOG)
+        listening.listen()
     except (OSError, OverflowError) as error:
         listening.close()
         reason = getattr(error, "strerror", None) or "not from 0 to 65535"
@@ -349,44 +420,8 @@ def _listen(port: int) -> socket.socket:
     return listening
 
 
-def _server(feed: Feed, encoder: ThreadPoolExecutor) -> "Server":
-    from uvicorn import Config, Server
-
-    # Logging is left to the host program; fixed components, regardless of which others are installed.
-    return Server(
-        Config(
-            App(feed, encoder).starlette(),
-            log_config=None,
-            access_log=False,
-            lifespan="off",
-            loop="asyncio",
-            http="h11",
-            ws="none",
-            server_header=False,
-        )
-    )
-
-
-async def _serve(server: "Server", listening: socket.socket, closing: threading.Event) -> None:
-    with listening:
-        ending = asyncio.create_task(_stop_when_closing(server, closing))
-        await server.serve([listening])
-        ending.cancel()
-
-
-async def _stop_when_closing(server: "Server", closing: threading.Event) -> None:
-    """Stop the server once the view closes, and abort connections that have not finished after `GRACE` seconds."""
-    # A server that is stopped while it starts leaves its sockets open (uvicorn 0.30).
-    while not (closing.is_set() and server.started):
-        await asyncio.sleep(TICK)
-    server.should_exit = True
-    await asyncio.sleep(GRACE)
-    for connection in list(server.server_state.connections):
-        connection.transport.abort()
-
-
-def _end(feed: Feed, thread: threading.Thread, encoder: ThreadPoolExecutor) -> None:
+def _end(feed: Feed, server: "PageServer", encoder: ThreadPoolExecutor, folder: ExitStack) -> None:
     feed.close()
-    if thread is not threading.current_thread():
-        thread.join()
+    server.close()
     encoder.shutdown()
+    folder.close()

@@ -1,24 +1,28 @@
 // Shows the status events of a run, and reports a lost connection or the end of the run.
 
+import { Contrast } from "./contrast.js";
 import { Picture } from "./picture.js";
 import { Plot } from "./plot.js";
+import { Zoom } from "./zoom.js";
 
 const AGAIN = 1000; // milliseconds between two attempts to connect
 const SILENCE = 4000; // milliseconds without an event until the connection counts as lost
 const KEPT = 3000; // points in the plots
+const STALE = 5; // seconds from which on the age of the frame stands out
 
 const $ = (id) => document.getElementById(id);
 const body = document.body;
 const points = [];
 let events, heard = 0, picture, following, ended = false;
 
-const colour = (name) => getComputedStyle(document.documentElement).getPropertyValue(`--${name}`);
 const latency = new Plot(
   $("latency"),
-  [{ of: (p) => p.compute, colour: colour("compute") }, { of: (p) => p.queueing, colour: colour("queueing") }],
+  [{ of: (p) => p.compute, colour: "compute" }, { of: (p) => p.queueing, colour: "queueing" }],
   seconds,
 );
-const counted = new Plot($("counted"), [{ of: (p) => p.objects, colour: colour("objects") }], round);
+const counted = new Plot($("counted"), [{ of: (p) => p.objects, colour: "objects" }], round);
+const zoom = new Zoom($("screen"), $("picture"), $("scale"));
+const contrast = new Contrast((how) => picture?.ask(how));
 
 function connect() {
   events?.close();
@@ -36,7 +40,14 @@ function lost() {
   following?.abort();
   if (ended) link("ended", "The run has ended. Waiting for the next one …");
   else link("lost", "Connection lost. Trying again …");
-  if (!document.hidden) setTimeout(connect, AGAIN);
+  if (!document.hidden) setTimeout(again, AGAIN);
+}
+
+// Connects, unless another run is served here: its address contains another token.
+async function again() {
+  const answer = await fetch("icon.svg", { signal: AbortSignal.timeout(SILENCE) }).catch(() => null);
+  if (answer?.status === 404) link("moved", "This run has ended. The next one has printed another address.");
+  else if (!document.hidden) connect();
 }
 
 function greet(hello) {
@@ -84,16 +95,35 @@ function numbers(status) {
 function caption(head, wrong) {
   $("empty").hidden = true;
   if (!head) return text("caption", wrong);
+  $("screen").style.setProperty("--aspect", head.width / head.height);
+  zoom.show(head);
+  contrast.show(head);
+  age();
+  const names = ["position", "channel", "camera"].map((name) => head[name] && `${name} ${head[name]}`);
   const size = head.shape.length ? `${head.shape.join(" × ")} ${head.dtype}` : head.dtype;
   const shown = head.step > 1 ? `shown at 1 : ${head.step}` : "";
-  text("caption", [`frame ${head.number}`, head.index, size, shown].filter(Boolean).join("  ·  "));
-  $("caption").title = $("caption").textContent;
+  text("caption", [`frame ${head.number}`, head.index, ...names, size, shown].filter(Boolean).join("  ·  "));
+}
+
+// Shows how old the frame is; it counts on when no frame comes.
+function age() {
+  if (!picture?.shown) return;
+  const passed = Math.max(0, performance.now() - picture.shown.born) / 1000;
+  $("age").hidden = false;
+  $("age").classList.toggle("stale", passed >= STALE);
+  text("age", `${passed < 10 ? `${passed.toFixed(1)} s` : long(Math.floor(passed))} old`);
+}
+
+function long(seconds) {
+  if (seconds < 60) return `${seconds} s`;
+  const minutes = Math.floor(seconds / 60);
+  return minutes < 60 ? `${minutes} min ${seconds % 60} s` : `${Math.floor(minutes / 60)} h ${minutes % 60} min`;
 }
 
 function link(how, banner) {
   body.dataset.link = how;
   text("banner", banner);
-  text("state-text", { lost: "no connection", ended: "ended" }[how] ?? body.dataset.state);
+  text("state-text", { lost: "no connection", ended: "ended", moved: "ended" }[how] ?? body.dataset.state);
 }
 
 function text(id, content) {
@@ -119,7 +149,18 @@ function choose(mode) {
 
 $("modes").addEventListener("click", (event) => event.target.dataset.mode && choose(event.target.dataset.mode));
 $("fill").addEventListener("input", (event) => picture?.set({ fill: event.target.value / 100 }));
-document.addEventListener("keydown", ({ key }) => { if ("123".includes(key)) choose(["overlay", "frame", "labels"][key - 1]); });
+const keys = {
+  1: () => choose("overlay"), 2: () => choose("frame"), 3: () => choose("labels"),
+  "+": () => zoom.in(), "=": () => zoom.in(), "-": () => zoom.out(), 0: () => zoom.reset(),
+  a: () => contrast.setAuto(!contrast.auto),
+};
+document.addEventListener("keydown", (event) => {
+  if (event.ctrlKey || event.altKey || event.metaKey || event.target.type === "number") return;
+  if (Object.hasOwn(keys, event.key.toLowerCase())) keys[event.key.toLowerCase()]();
+});
+$("zoom-in").addEventListener("click", () => zoom.in());
+$("zoom-out").addEventListener("click", () => zoom.out());
+$("zoom-reset").addEventListener("click", () => zoom.reset());
 // A hidden page requests nothing.
 document.addEventListener("visibilitychange", () => {
   if (!document.hidden) return connect();
@@ -127,5 +168,6 @@ document.addEventListener("visibilitychange", () => {
   events = null;
   following?.abort();
 });
+setInterval(age, 100);
 setInterval(() => { if (events && performance.now() - heard > SILENCE) lost(); }, 500);
 connect();

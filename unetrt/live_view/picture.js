@@ -4,7 +4,7 @@ const EVERY = 100; // milliseconds between two pictures
 
 export class Picture {
   constructor(canvas, colours) {
-    Object.assign(this, { canvas, colours, mode: "overlay", fill: 0.25, shown: null });
+    Object.assign(this, { canvas, colours, mode: "overlay", fill: 0.25, shown: null, after: -1, how: "" });
   }
 
   set(what) {
@@ -12,16 +12,24 @@ export class Picture {
     this.draw();
   }
 
+  // Shows frames with other parameters, the present one too.
+  ask(how) {
+    Object.assign(this, { how, after: -1 });
+    this.request?.abort();
+  }
+
   // Requests the newest picture again and again, so that a slow page skips some and never lags.
   async follow(signal, report) {
-    let after = -1;
+    this.after = -1;
     while (!signal.aborted) {
-      const begin = performance.now();
+      const begin = performance.now(), how = this.how, request = (this.request = new AbortController());
       try {
-        const answer = await fetch(`picture?after=${after}`, { signal });
+        const either = AbortSignal.any([signal, request.signal]);
+        const answer = await fetch(`picture?after=${this.after}${how}`, { signal: either });
         if (answer.status === 200) {
-          await this.take(await answer.arrayBuffer());
-          after = this.shown.head.number;
+          const born = performance.now() - 1000 * Number(answer.headers.get("Frame-Age"));
+          await this.take(await answer.arrayBuffer(), born);
+          this.after = how === this.how ? this.shown.head.number : -1;
           report(this.shown.head, "");
         } else if (!answer.ok) {
           report(null, await answer.text());
@@ -29,13 +37,14 @@ export class Picture {
         }
       } catch (error) {
         if (signal.aborted) return;
-        await pause(1000); // page.js reports the lost connection
+        if (!request.signal.aborted) await pause(1000); // page.js reports the lost connection
       }
       await pause(EVERY - (performance.now() - begin));
     }
   }
 
-  async take(body) {
+  // born: when the frame was submitted, by this page's clock.
+  async take(body, born) {
     const length = new DataView(body).getUint32(0);
     const head = JSON.parse(new TextDecoder().decode(new Uint8Array(body, 4, length)));
     const jpeg = new Uint8Array(body, 4 + length, head.jpeg);
@@ -44,7 +53,7 @@ export class Picture {
       inflated(new Uint8Array(body, 4 + length + head.jpeg)),
     ]);
     this.shown?.frame.close();
-    this.shown = { head, frame, codes };
+    this.shown = { head, frame, codes, born };
     this.draw();
   }
 

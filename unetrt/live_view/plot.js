@@ -5,10 +5,11 @@ const LEFT = 46, BOTTOM = 18, TOP = 8; // margins in CSS pixels
 const STEPS = [1, 2, 2.5, 5, 10];
 
 export class Plot {
-  // series: [{ of: point => number, colour }], stacked from the first up; unit: number => tick label.
+  // series: [{ of: point => number, colour: name in page.css }], stacked from the first up; unit: number => tick label.
   constructor(canvas, series, unit) {
     Object.assign(this, { canvas, series, unit, points: [], now: 0 });
     new ResizeObserver(() => this.draw()).observe(canvas);
+    matchMedia("(prefers-color-scheme: light)").addEventListener("change", () => this.draw());
   }
 
   show(points, now) {
@@ -52,7 +53,7 @@ export class Plot {
     if (!columns.length) return;
     const upper = columns.map(({ x, levels }) => [x, y(levels[level])]);
     const lower = columns.map(({ x, levels }) => [x, y(level ? levels[level - 1] : 0)]).reverse();
-    pen.strokeStyle = pen.fillStyle = this.series[level].colour;
+    pen.strokeStyle = pen.fillStyle = themed(this.series[level].colour);
     trace(pen, [...upper, ...lower]);
     pen.globalAlpha = 0.22;
     pen.fill();
@@ -67,8 +68,8 @@ export class Plot {
 
   scale(pen, wide, high, top, y) {
     pen.font = "11px system-ui, sans-serif";
-    pen.fillStyle = "#8a98a8";
-    pen.strokeStyle = "#232c37";
+    pen.fillStyle = themed("quiet");
+    pen.strokeStyle = themed("line");
     pen.textAlign = "right";
     pen.textBaseline = "middle";
     for (const value of [0, top / 2, top]) {
@@ -85,12 +86,17 @@ export class Plot {
   }
 
   failures(pen, wide, high) {
-    pen.fillStyle = "#ff6b6b";
+    pen.fillStyle = themed("failed");
     for (const { time, failed } of this.points) {
       const x = LEFT + ((wide - LEFT) * (time - this.now + SPAN)) / SPAN;
       if (failed && x >= LEFT) pen.fillRect(x - 1, high - BOTTOM - 6, 2, 6);
     }
   }
+}
+
+// A colour of page.css, dark or light.
+function themed(name) {
+  return getComputedStyle(document.documentElement).getPropertyValue(`--${name}`);
 }
 
 function trace(pen, points) {
