@@ -28,7 +28,6 @@ import numpy as np
 
 from unetrt.runtime.closing import Closable
 from unetrt.runtime.errors import FrameError, OptionError, shown
-from unetrt.runtime.live.camera_frames import FrameLayout, stream_of
 from unetrt.runtime.live.frame_queue import FrameQueue, Notice, Policy, WaitingFrame
 from unetrt.runtime.live.results import (
     UNKNOWN_STREAM,
@@ -44,9 +43,11 @@ from unetrt.runtime.live.results import (
     State,
     StreamKey,
     require_consumers,
+    stream_of,
 )
 from unetrt.runtime.model.objects import instances
 from unetrt.runtime.model.spec import Annotation
+from unetrt.runtime.pixels.frames import FrameLayout
 from unetrt.runtime.pixels.running import Streams
 from unetrt.runtime.segment.segmenter import LANES, Segmentation, Segmenter
 from unetrt.runtime.sessions import AUTO

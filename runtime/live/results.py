@@ -496,6 +496,22 @@ def require_consumers(on_result: Any, outputs: Any) -> None:
             )
 
 
+def stream_of(event: Any, meta: Any) -> StreamKey:
+    """Return the camera and the channel of a frame, each empty if unknown; never raises.
+
+    Parameters
+    ----------
+    event, meta
+        The `useq.MDAEvent` and the metadata (pymmcore-plus, `FrameMetaV1`) of the frame.
+    """
+    channel = getattr(getattr(event, "channel", None), "config", None)
+    meta = meta if isinstance(meta, Mapping) else {}
+    images = meta.get("camera_metadata")
+    cameras = (meta.get("camera_device"), images.get(CAMERA) if isinstance(images, Mapping) else None)
+    camera = next((one for one in cameras if isinstance(one, str) and one), "")
+    return StreamKey(camera, channel if isinstance(channel, str) else "")
+
+
 class ImageNumbers:
     """Counts gaps in the image numbers of cameras.
 

@@ -6,7 +6,7 @@ import useq
 
 from tests.acquisition.slow_model import bright, slow_segmenter
 from unetrt.runtime import LiveSegmenter
-from unetrt.runtime.live.camera_frames import grey
+from unetrt.runtime.pixels.frames import grey
 
 pytestmark = pytest.mark.alone
 

@@ -5,7 +5,7 @@ from PIL import Image
 from tests.runtime.live.live_cases import gated
 from unetrt.runtime import LiveSegmenter
 from unetrt.runtime.errors import FrameError
-from unetrt.runtime.live.camera_frames import FrameLayout, grey
+from unetrt.runtime.pixels.frames import FrameLayout, grey
 
 RNG = np.random.default_rng(0)
 COLOURS = RNG.integers(0, 256, (12, 16, 4), np.uint8)
