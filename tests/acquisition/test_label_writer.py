@@ -47,7 +47,7 @@ def acquire(core, plan, folder, form, raw=True, **how):
     """Run a plan, with raw data beside labels; returns the results."""
     results = []
     writer = LabelWriter(folder / f"labels.{form}")
-    how = {"policy": "block", "kind": "classes", "model": segmenter(), **how}
+    how = {"policy": "drop_oldest", "capacity": 1000, "kind": "classes", "model": segmenter(), **how}
     with LiveSegmenter(outputs=[writer], on_result=results.append, **how) as live:
         core.mda.run(plan, output=[folder / f"raw.{form}", live] if raw else [live])
         live.flush()
