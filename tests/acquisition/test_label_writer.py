@@ -96,7 +96,7 @@ def test_an_ome_tiff_of_labels_names_its_axes_and_pixel_size(camera, tmp_path):
 @pytest.mark.parametrize("policy", ["latest", "drop_oldest"])
 def test_dropped_frames_leave_their_places_empty(camera, tmp_path, form, policy):
     plan = useq.MDASequence(time_plan={"interval": 0.01, "loops": 30}, channels=["DAPI"])
-    results = acquire(camera, plan, tmp_path, form, policy=policy, model=segmenter(0.06))
+    results = acquire(camera, plan, tmp_path, form, policy=policy, capacity=None, model=segmenter(0.06))
     raw, labels = positions_of(tmp_path / f"raw.{form}")[0], positions_of(tmp_path / f"labels.{form}")[0]
     done = {result.index["t"] for result in results}
     assert len(done) < 30, "a segmenter this slow was to drop frames"
