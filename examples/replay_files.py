@@ -23,10 +23,10 @@ def main() -> None:
     arguments = parse()
     arguments.out.mkdir(parents=True, exist_ok=True)
     core = UniMMCore()  # a CMMCorePlus that supports cameras written in Python
-    # Files can wait: no frame is dropped. As a slot, because a full queue then delays the acquisition; an output of
-    # `core.mda.run` would be fed from a queue without a bound.
+    # Files can wait: with the policy block, and as a slot on the thread of the acquisition, no frame is dropped.
     with LiveSegmenter(arguments.model, policy="block") as live:
-        core.mda.events.frameReady.connect(live.frameReady)
+        for name in ("sequenceStarted", "frameReady", "sequenceFinished"):
+            getattr(core.mda.events, name).connect(getattr(live, name))
         for file in list_images(arguments.folder):
             replay = Replay([file])
             load_replay_camera(core, replay, exposure=arguments.exposure)

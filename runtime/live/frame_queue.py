@@ -18,7 +18,7 @@ from time import perf_counter
 from typing import Any
 
 from unetrt.runtime.errors import OptionError, shown
-from unetrt.runtime.live.results import DroppedFrames, LiveResult, LiveSequence, Outcome
+from unetrt.runtime.live.results import UNKNOWN_STREAM, DroppedFrames, LiveResult, LiveSequence, Outcome, StreamKey
 
 # Number of queued frames with drop_oldest and block: a few hundred milliseconds of a camera.
 CAPACITY = 8
@@ -45,6 +45,7 @@ class WaitingFrame:
     meta: Mapping[str, Any]
     number: int = -1
     sequence: LiveSequence | None = None
+    stream: StreamKey = UNKNOWN_STREAM
     submitted: float = field(default_factory=perf_counter)
     future: Future[LiveResult] = field(default_factory=Future)
     error: Exception | None = None
@@ -52,7 +53,9 @@ class WaitingFrame:
     def result(self, outcome: Outcome, **found: Any) -> LiveResult:
         """Return the frame's result; that of a dropped frame does not keep its pixels alive."""
         frame = None if outcome is Outcome.DROPPED else self.frame
-        return LiveResult(outcome, self.number, self.index, self.meta, self.sequence, frame, **found)
+        return LiveResult(
+            outcome, self.number, self.index, self.meta, self.sequence, frame, stream=self.stream, **found
+        )
 
 
 @dataclass(frozen=True)
@@ -120,13 +123,14 @@ class FrameQueue:
         self._sequence: LiveSequence | None = None
         self._sequences = 0
 
-    def put(self, item: WaitingFrame) -> list[WaitingFrame]:
+    def put(self, item: WaitingFrame, wait: bool = True) -> list[WaitingFrame]:
         """Queue a frame and return the frames dropped for it; once the queue is closing, that frame itself.
 
-        With the policy `block` the caller waits for room, except on a worker's thread, which would wait for itself.
+        With the policy `block` the caller waits for room. If `wait` is False, or on a worker's thread, which would wait
+        for itself, the frame queued longest is dropped instead.
         """
         with self._changed:
-            if self.policy is Policy.BLOCK and threading.get_ident() not in self._workers:
+            if wait and self.policy is Policy.BLOCK and threading.get_ident() not in self._workers:
                 self._changed.wait_for(lambda: self.closing or self._frames < self.capacity)
             item.number, item.sequence = self._counted["submitted"], self._sequence
             self._counted["submitted"] += 1
