@@ -19,7 +19,11 @@ IMAGES = {"YX": (150, 270), "TZYX": (2, 3, 150, 270)}
 SIZES = {"T": 1, "Z": 2, "Y": 0.5, "X": 0.25}
 
 
-@pytest.fixture(scope="module", params=product(["0.4", "0.5"], IMAGES), ids=" ".join)
+CASES = [("0.4", "YX"), ("0.5", "TZYX")]
+OTHERS = [pytest.param(case, marks=pytest.mark.slow) for case in product(["0.4", "0.5"], IMAGES) if case not in CASES]
+
+
+@pytest.fixture(scope="module", params=[*CASES, *OTHERS], ids=" ".join)
 def predicted(request, tiny_model, tmp_path_factory):
     """Folder, version, axes and labels of an image with a pixel size that was segmented in blocks."""
     version, axes = request.param

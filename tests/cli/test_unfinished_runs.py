@@ -122,7 +122,11 @@ def stop_within(runs: Runs, number: int, blocks: int) -> int:
     return process.wait(timeout=120)
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP], ids=lambda number: number.name)
+@pytest.mark.parametrize(
+    "number",
+    [*(pytest.param(one, marks=pytest.mark.slow) for one in (signal.SIGTERM, signal.SIGINT)), signal.SIGHUP],
+    ids=lambda number: number.name,
+)
 def test_a_signal_says_what_is_kept(runs, number):
     shutil.rmtree(runs.out)
     assert stop_within(runs, number, runs.blocks // 3) == 128 + number, runs.said
