@@ -85,7 +85,7 @@ def main(folder: Path | None) -> None:
             driver.get(view.url)
             time.sleep(MINUTE if folder is None else 10)
             if folder is None:
-                picture(driver, SIZE, "dark").quantize(128, dither=Image.Dither.NONE).save(PAGE, optimize=True)
+                picture(driver, SIZE, "dark").quantize(256).save(PAGE, optimize=True)
                 return
             for size in SIZES:
                 for theme in ("dark", "light"):

@@ -195,3 +195,27 @@ def test_every_file_of_the_page_is_served():
     assert {each.name for each in folder.iterdir() if each.suffix in {".html", ".css", ".js", ".svg"}} == {
         *browser.FILES
     }
+
+
+def test_a_picture_says_how_old_its_frame_is_when_it_is_sent(live, view):
+    live.submit(squares()[0])
+    live.flush(10)
+    ages = []
+    for _ in range(2):
+        time.sleep(0.5)
+        with asked(view, "/picture") as response:  # the same picture
+            ages.append(float(response.headers["Frame-Age"]))
+    assert ages[0] >= 0.5
+    assert ages[1] >= ages[0] + 0.5
+
+
+def test_browsers_with_other_limits_get_other_pictures(live, view):
+    frame = np.tile(np.arange(128, dtype=np.uint16), (96, 1))
+    live.submit(frame)
+    live.flush(10)
+    for query, limits in [("low=10&high=20", [10, 20]), ("low=30&high=40", [30, 40]), ("low=10&high=20", [10, 20])]:
+        with asked(view, f"/picture?after=-1&{query}") as response:
+            head, grey, _ = decoded(response.read())
+        assert head["limits"] == limits
+        assert grey[40, limits[0] - 5] < 30
+        assert grey[40, limits[1] + 8] > 220

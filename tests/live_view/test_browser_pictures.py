@@ -7,8 +7,9 @@ import pytest
 from PIL import Image
 
 from tests.conftest import coordinate_frame
-from unetrt.live_view.pictures import colours, encoded, index_text, label_codes, reduced
-from unetrt.runtime import LiveResult, Outcome
+from unetrt.live_view.pictures import Display, colours, encoded, index_text, label_codes, pixel_size, reduced
+from unetrt.runtime import LiveResult, LiveSequence, Outcome
+from unetrt.runtime.live.results import StreamKey
 from unetrt.runtime.pixels.drawing import overlay
 
 
@@ -114,3 +115,79 @@ def test_a_frame_that_numpy_cannot_read_is_black():
 )
 def test_an_index_is_shown_as_people_read_it(index, text):
     assert index_text(index) == text
+
+
+def test_contrast_limits_are_the_given_ones_and_else_percentiles():
+    frame = np.tile(np.arange(256, dtype=np.uint16) + 1000, (64, 1))
+    none = np.zeros(frame.shape, np.int32)
+    head, grey, _ = decoded(encoded(result(frame, none)))
+    assert head["limits"] == pytest.approx(np.percentile(frame, (1, 99.8)).tolist())
+    assert head["range"] == [1000, 1255]
+    head, grey, _ = decoded(encoded(result(frame, none), Display.clamped(1100, 1200, 0.5)))
+    assert head["limits"] == [1100, 1200]
+    expected = 255 * np.clip((frame - 1100.0) / 100, 0, 1) ** 0.5
+    assert np.abs(grey - expected).max() < 24
+    assert np.abs(grey - expected).mean() < 2
+    assert decoded(encoded(result(frame, none), Display.clamped(1100, None, 1)))[0]["limits"][0] == 1100
+
+
+@pytest.mark.parametrize("frame", [np.full((8, 8), 7, np.uint16), np.full((8, 8), 3e38, np.float32), np.eye(8) * -1e30])
+@pytest.mark.parametrize(
+    ("low", "high"), [(None, None), (5, 5), (9, 2), (-1e308, 1e308), (1e308, None), (None, -1e308)]
+)
+@pytest.mark.parametrize("gamma", [-1, 0, 1, 1e300])
+def test_limits_without_sense_still_give_a_picture(frame, low, high, gamma):
+    head, grey, _ = decoded(encoded(result(frame, np.zeros((8, 8), np.int32)), Display.clamped(low, high, gamma)))
+    assert grey.shape == (8, 8)
+    assert np.isfinite(head["limits"]).all()
+
+
+def test_a_colour_frame_is_shown_as_its_mean():
+    frame = np.random.default_rng(0).integers(0, 255, (40, 50, 4), np.uint8)
+    frame[..., 3] = 255
+    head, grey, _ = decoded(encoded(result(frame, np.zeros((40, 50), np.int32)), Display.clamped(0, 255, 1)))
+    assert head["shape"] == [40, 50, 4]
+    assert np.abs(grey - frame[..., :3].mean(axis=-1)).mean() < 8
+
+
+INFOS = ({"camera_label": "B", "pixel_size_um": 2.0}, {"camera_label": "A", "pixel_size_um": 3.0})
+
+
+@pytest.mark.parametrize(
+    ("meta", "infos", "size"),
+    [
+        ({"pixel_size_um": 0.5}, INFOS, 0.5),
+        ({}, INFOS, 3.0),
+        ({"pixel_size_um": 0.0}, INFOS[:1], 2.0),
+        ({}, (), None),
+        ({}, None, None),
+        ({"pixel_size_um": 0.0}, (), None),
+        ({"pixel_size_um": "much"}, ("no info", 5), None),
+        ({"pixel_size_um": float("nan")}, 7, None),
+        ({"pixel_size_um": -1}, [{"pixel_size_um": float("inf")}], None),
+        ({"pixel_size_um": [1, 2]}, [{}], None),
+    ],
+)
+def test_the_pixel_size_is_that_of_the_frame_and_else_of_its_camera(meta, infos, size):
+    sequence = LiveSequence(0, None, {"image_infos": infos})
+    given = LiveResult(Outcome.DONE, 0, None, meta, sequence, np.eye(9), np.zeros((9, 9)), 0, stream=StreamKey("A"))
+    assert pixel_size(given) == size
+    assert decoded(encoded(given))[0]["pixel_size"] == size
+
+
+@pytest.mark.parametrize(
+    ("event", "position"),
+    [
+        (None, ""),
+        (object(), ""),
+        ({"pos_name": "a\nb"}, r"a\nb"),
+        ({"pos_name": 7}, "7"),
+        ({"pos_name": "x" * 99}, "x" * 60),
+    ],
+)
+def test_names_are_one_short_line(event, position):
+    frame = np.eye(9)
+    stream = StreamKey("Camera\x1b[31m", "D" * 99)
+    given = LiveResult(Outcome.DONE, 0, None, {"mda_event": event}, None, frame, np.zeros((9, 9)), 0, stream=stream)
+    head = decoded(encoded(given))[0]
+    assert (head["position"], head["camera"], head["channel"]) == (position, r"Camera\x1b[31m", "D" * 60)

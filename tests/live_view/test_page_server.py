@@ -147,12 +147,17 @@ with open_live() as live, BrowserView(live) as view:
 @pytest.mark.skipif(not Path("/proc/self/fd").is_dir(), reason="counts file descriptors in /proc")
 def test_half_open_connections_cost_the_host_no_frame_and_no_descriptor(tmp_path):
     """900 clients that never finish their request; the page answers meanwhile and afterwards."""
+    import resource
+
     process = subprocess.Popen(
         [sys.executable, "-c", FLOOD],
         stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
     with ExitStack() as clients:
         clients.callback(process.kill)
+        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        clients.callback(resource.setrlimit, resource.RLIMIT_NOFILE, (soft, hard))
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))  # for the clients' own ends
         url = urlsplit(process.stdout.readline().strip())
         page = GET.format(path=url.path).encode()
         for number in range(900):

@@ -38,7 +38,7 @@ from unetrt.runtime.closing import Closable
 from unetrt.runtime.errors import BackendUnavailableError, OptionError, one_line, shown
 
 if TYPE_CHECKING:
-    from unetrt.live_view.page_server import Answer, PageServer, Request
+    from unetrt.live_view.page_server import Answer, PageRequest, PageServer
 
 # Loopback address: other machines cannot reach it.
 HOST = "127.0.0.1"
@@ -252,7 +252,7 @@ class Feed:
 
 
 @dataclass(frozen=True)
-class Picture:
+class EncodedPicture:
     """An encoded picture of a frame.
 
     Attributes
@@ -289,12 +289,12 @@ class App:
 
     def __init__(self, feed: Feed, encoder: ThreadPoolExecutor, root: str) -> None:
         self._feed, self._encoder, self._root = feed, encoder, root.encode()
-        self._encoding, self._last = False, Picture()
+        self._encoding, self._last = False, EncodedPicture()
         self._hello = {"model": feed.live.segmenter.session.name, "colours": colours()}
         folder = Path(__file__).parent
         self._files = {name: (folder / name).read_bytes() for name in FILES}
 
-    async def answer(self, request: "Request") -> "Answer":
+    async def answer(self, request: "PageRequest") -> "Answer":
         """Answer a request; without the token, or to another host name, it is 404 for every method and path."""
         from unetrt.live_view.page_server import Answer
 
@@ -326,7 +326,7 @@ class App:
             await self._pause(EVENTS)
         yield _event("end", self._feed.news(cursor)[1])
 
-    async def _newest(self, after: int, display: Display, request: "Request") -> "Answer":
+    async def _newest(self, after: int, display: Display, request: "PageRequest") -> "Answer":
         """Answer with the newest picture once its number exceeds `after`; with 204 after `PATIENCE` seconds."""
         from unetrt.live_view.page_server import Answer
 
@@ -358,9 +358,9 @@ class App:
         self._encoding = True
         try:
             body = await asyncio.get_running_loop().run_in_executor(self._encoder, encoded, newest.result, display)
-            self._last = Picture(newest.result.number, display, newest.submitted, perf_counter(), body)
+            self._last = EncodedPicture(newest.result.number, display, newest.submitted, perf_counter(), body)
         except BaseException:
-            self._last = Picture(encoded=perf_counter())
+            self._last = EncodedPicture(encoded=perf_counter())
             raise
         finally:
             self._encoding = False

@@ -54,7 +54,7 @@ LINGER, LINGER_BYTES = 1.0, 64 * 1024
 
 
 @dataclass(frozen=True)
-class Request:
+class PageRequest:
     """A complete request; all of it comes from the client.
 
     Attributes
@@ -109,7 +109,7 @@ class PageServer(Closable):
         The system has no resources for an event loop.
     """
 
-    def __init__(self, listening: socket.socket, answer: Callable[[Request], Awaitable[Answer]]) -> None:
+    def __init__(self, listening: socket.socket, answer: Callable[[PageRequest], Awaitable[Answer]]) -> None:
         self._answer, self._listening = answer, listening
         self._loop = asyncio.SelectorEventLoop()  # on Windows too: `add_reader`
         # By default the loop writes to the host program's log, in Python's development mode about slow callbacks too.
@@ -218,7 +218,7 @@ class PageServer(Closable):
         self._idle[task] = None
         await _linger(reader, writer)
 
-    async def _answered(self, request: Request) -> Answer:
+    async def _answered(self, request: PageRequest) -> Answer:
         try:
             return await self._answer(request)
         except Exception:
@@ -226,7 +226,7 @@ class PageServer(Closable):
             return Answer(500)
 
 
-async def _request(http: h11.Connection, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> Request:
+async def _request(http: h11.Connection, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> PageRequest:
     """Return the request; its content, which nothing here needs, is not read."""
     while (event := http.next_event()) is h11.NEED_DATA:
         http.receive_data(await reader.read(REQUEST_BYTES))  # the end of the stream is b""
@@ -237,7 +237,7 @@ async def _request(http: h11.Connection, reader: asyncio.StreamReader, writer: a
     def is_gone() -> bool:
         return writer.is_closing() or reader.at_eof()
 
-    return Request(event.method.decode("ascii"), event.target, host.decode("latin-1"), is_gone)
+    return PageRequest(event.method.decode("ascii"), event.target, host.decode("latin-1"), is_gone)
 
 
 async def _send(http: h11.Connection, writer: asyncio.StreamWriter, answer: Answer) -> None:
