@@ -143,7 +143,7 @@ def main() -> None:
     with Segmenter(model) as segmenter:
         rate = 2 * sustainable(segmenter, folder)
         # Warm-up: the first growth of caches is not measured.
-        soak(segmenter, "latest", min(seconds / 6, 10), rate, folder)
+        soak(segmenter, "latest", min(max(seconds / 6, 5), 10), rate, folder)
         runs = [soak(segmenter, policy, seconds / 2, rate, folder) for policy in ("latest", "drop_oldest")]
     threads = [thread.name for thread in threading.enumerate() if thread is not threading.main_thread()]
     sys.stdout.write(json.dumps({"rate": rate, "runs": runs, "threads": threads}))
