@@ -251,7 +251,7 @@ class LabelLayout:
         places = list(plan.stage_positions)
         given = [place.name or str(number) for number, place in enumerate(places)]
         names = _apart(given, [(place.plate_row, place.plate_col) for place in places])
-        self.renamed = {name: text for name, text in zip(names, given, strict=True) if name != text}
+        self.renamed = {name: _stored(text) for name, text in zip(names, given, strict=True) if name != text}
         named = [place.model_copy(update={"name": name}) for place, name in zip(places, names, strict=True)]
         return plan.model_copy(update={"stage_positions": tuple(named)})
 
@@ -331,18 +331,24 @@ def _axis(axis: "Dimension", plan: Any, channel: str | None) -> Axis:
 
 
 def _restricted(axis: "Dimension", channel: str | None) -> "Dimension":
-    """Return a channel axis restricted to one channel; other axes, or all channels (None), unchanged."""
+    """Return a channel axis with one channel, or all (None); other axes unchanged."""
     from ome_writers import Channel
 
-    if channel is None or axis.type != "channel":
+    if axis.type != "channel":
         return axis
-    return axis.model_copy(update={"count": 1, "coords": [Channel(name=channel)]})
+    names = [one.name for one in axis.coords or ()] if channel is None else [channel]
+    return axis.model_copy(update={"count": len(names), "coords": [Channel(name=_stored(name)) for name in names]})
+
+
+def _stored(text: str) -> str:
+    """Return a text as JSON has it: what is not Unicode (lone surrogates) is escaped."""
+    return text.encode("utf-8", "backslashreplace").decode()
 
 
 def _placed(axis: "Dimension", is_plate: bool) -> "Dimension":
     """Return an axis of stage positions with the names of their images in the store; other axes unchanged.
 
-    The names are those that ome-writers gives: the position's and, unless it is in a well, row and column of its tile.
+    Names that are alike are told apart by their index, also those of tiles in a well, which ome-writers takes for one.
     """
     if axis.type != "position":
         return axis
@@ -368,5 +374,7 @@ def _apart(texts: Sequence[str], groups: Sequence[Hashable]) -> list[str]:
 
 
 def _image_name(place: "Position", is_plate: bool) -> str:
-    tiled = not is_plate and place.grid_row is not None
-    return f"{place.name}_{place.grid_row}_{place.grid_column}" if tiled else place.name
+    """Return the name of an image as ome-writers gives it; in a well OME-Zarr has letters and digits only."""
+    if is_plate:
+        return "".join(letter for letter in place.name if letter.isascii() and letter.isalnum())
+    return place.name if place.grid_row is None else f"{place.name}_{place.grid_row}_{place.grid_column}"
