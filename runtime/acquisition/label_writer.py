@@ -9,7 +9,7 @@ a process may be killed at any moment.
 """
 
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from importlib import import_module
 from itertools import count
 from pathlib import Path
@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from unetrt.runtime.acquisition.label_layout import LabelLayout
 from unetrt.runtime.acquisition.label_stream import LabelStream, remove_store, require_replaceable
-from unetrt.runtime.acquisition.label_tables import FrameTable, ObjectsTable
+from unetrt.runtime.acquisition.label_tables import FrameTable, ObjectsTable, remove_table, require_table
 from unetrt.runtime.closing import Closable
 from unetrt.runtime.errors import BackendUnavailableError, OptionError, OutputError
 from unetrt.runtime.files.atomic import writable_folder
@@ -90,10 +90,10 @@ class LabelWriter(Closable):
         writable_folder(self._stem.parent)
         self._overwrite, self._dtype = overwrite, dtype
         if overwrite:
-            require_replaceable(_with(self._stem, SUFFIX))
+            _require_replaceable(self._stem)
         elif taken := _taken(self._stem):
             raise OutputError(f"{taken} exists: give another name, remove it, or ask to overwrite it")
-        self._stems = self._free_stems()
+        self._files = 0  # number that the next files may have
         self._file: LabelFile | None = None
 
     def sequence_started(self, sequence: LiveSequence) -> None:  # noqa: ARG002
@@ -119,16 +119,25 @@ class LabelWriter(Closable):
             file.close()
 
     def _current(self, sequence: LiveSequence | None) -> "LabelFile":
+        """Return the files of the current sequence, which are created with its first frame."""
         if self._file is None:
-            self._file = LabelFile(next(self._stems), sequence, self._dtype, self._overwrite)
+            number = next(number for number in count(self._files) if self._is_free(number))
+            self._file = LabelFile(self._stem_of(number), sequence, self._dtype, self._overwrite)
+            self._files = number + 1
         return self._file
 
-    def _free_stems(self) -> Iterator[Path]:
-        """Yield the path of each store without its suffix."""
-        for number in count():
-            stem = _with(self._stem, f"_{number:03}") if number else self._stem
-            if self._overwrite or not _taken(stem):
-                yield stem
+    def _is_free(self, number: int) -> bool:
+        stem = self._stem_of(number)
+        if not self._overwrite:
+            return _taken(stem) is None
+        try:
+            _require_replaceable(stem)
+        except OutputError:
+            return False
+        return True
+
+    def _stem_of(self, number: int) -> Path:
+        return _with(self._stem, f"_{number:03}") if number else self._stem
 
 
 def store_stem(path: Path) -> Path:
@@ -144,6 +153,13 @@ def store_stem(path: Path) -> Path:
 
 def _with(stem: Path, suffix: str) -> Path:
     return stem.with_name(stem.name + suffix)
+
+
+def _require_replaceable(stem: Path) -> None:
+    """Raise OutputError if something else than a store of labels and its tables is at the paths of a sequence."""
+    require_replaceable(_with(stem, SUFFIX))
+    for suffix in (FRAMES, OBJECTS):
+        require_table(_with(stem, suffix))
 
 
 def _taken(stem: Path) -> Path | None:
@@ -186,9 +202,11 @@ class LabelFile(Closable):
         self._layout = LabelLayout(sequence)
         if replace:
             # Without labels in this sequence, they would stay beside the new table.
+            _require_replaceable(stem)
             remove_store(self._path)
-            _remove(_with(stem, OBJECTS))
-        self._table = FrameTable(_with(stem, FRAMES), replace)
+            for suffix in (FRAMES, OBJECTS):
+                remove_table(_with(stem, suffix))
+        self._table = FrameTable(_with(stem, FRAMES))
         self._objects = ObjectsTable(_with(stem, OBJECTS))
         self._stream: LabelStream | None = None
         self._shape: tuple[int, ...] = ()
@@ -282,10 +300,3 @@ class LabelFile(Closable):
         if self._layout.renamed:
             about["names"] = self._layout.renamed
         return LabelStream(self._path, self._layout.settings(shape, dtype.name), about)
-
-
-def _remove(file: Path) -> None:
-    try:
-        file.unlink(missing_ok=True)
-    except OSError as error:
-        raise OutputError(f"cannot replace {file}: {error.strerror or error}") from error

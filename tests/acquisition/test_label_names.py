@@ -174,19 +174,34 @@ def broken_link(path):
 )
 def test_only_a_store_of_labels_is_replaced(tmp_path, make):
     make(tmp_path / "l.ome.zarr")
-    make(tmp_path / "k_001.ome.zarr") if make not in (link_to_folder, broken_link) else None
     before = below(tmp_path)
     with pytest.raises(OutputError, match=r"l.ome.zarr is not a store of labels, and is not replaced"):
         LabelWriter(tmp_path / "l.ome.zarr", overwrite=True)
     assert below(tmp_path) == before
-    if (tmp_path / "k_001.ome.zarr").exists():  # a name that is not asked for, of a second sequence
-        writer = LabelWriter(tmp_path / "k.ome.zarr", overwrite=True)
-        writer.result(result_with(IMAGE, 0))
-        writer.sequence_started(LiveSequence(1))
-        with pytest.raises(OutputError, match=r"k_001.ome.zarr is not a store of labels"):
-            writer.result(result_with(IMAGE, 1))
-        writer.close()
-        assert set(before) <= set(below(tmp_path))
+
+
+@pytest.mark.parametrize("name", ["l.csv", "l_objects.csv"])
+def test_only_a_table_of_labels_is_replaced(tmp_path, name):
+    (tmp_path / name).write_text("name,grant\nmine,1\n")
+    with pytest.raises(OutputError, match=rf"{name} is not a table of labels, and is not replaced"):
+        LabelWriter(tmp_path / "l.ome.zarr", overwrite=True)
+    assert (tmp_path / name).read_text() == "name,grant\nmine,1\n"
+
+
+def test_later_sequences_leave_out_numbers_that_are_not_theirs(tmp_path):
+    """Who asks to overwrite l.ome.zarr has not named l_001.ome.zarr."""
+    foreign_folder(tmp_path / "l_001.ome.zarr")
+    (tmp_path / "l_002.csv").write_text("name,grant\n")
+    before = below(tmp_path)
+    for _ in range(2):
+        with LabelWriter(tmp_path / "l.ome.zarr", overwrite=True) as writer:
+            for number in range(2):
+                writer.sequence_started(LiveSequence(number, first=number))
+                writer.result(result_with(IMAGE, number, sequence=LiveSequence(number, first=number)))
+    assert set(before) <= set(below(tmp_path))
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "l.csv", "l.ome.zarr", "l_001.ome.zarr", "l_002.csv", "l_003.csv", "l_003.ome.zarr",
+    ]  # fmt: skip
 
 
 def test_a_link_to_a_store_of_labels_is_replaced_and_the_store_stays(tmp_path):
