@@ -19,9 +19,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from unetrt.runtime.acquisition.growing_zarr import ImageSeries, write_group
-from unetrt.runtime.acquisition.label_stream import remove_store
-from unetrt.runtime.acquisition.label_tables import FrameTable, ObjectsTable, setting_of
-from unetrt.runtime.acquisition.label_writer import FRAMES, OBJECTS, SUFFIX, LabelWriter, remove_table, with_suffix
+from unetrt.runtime.acquisition.label_tables import setting_of
+from unetrt.runtime.acquisition.label_writer import FRAMES, SUFFIX, LabelWriter, new_tables, with_suffix
 from unetrt.runtime.closing import Closable
 from unetrt.runtime.errors import OptionError, OutputError, one_line
 from unetrt.runtime.files.pixel_size import PixelSize
@@ -112,12 +111,8 @@ class StoredSequence(Closable):
     def __init__(self, stem: Path, sequence: LiveSequence | None, *, replace: bool) -> None:
         self._path = with_suffix(stem, SUFFIX)
         self._sequence = sequence
-        if replace:
-            remove_store(self._path)
-            remove_table(with_suffix(stem, OBJECTS))
         self._about = {"frames": with_suffix(stem, FRAMES).name}
-        self._table = FrameTable(with_suffix(stem, FRAMES), replace)
-        self._objects = ObjectsTable(with_suffix(stem, OBJECTS))
+        self._table, self._objects = new_tables(stem, replace)
         self._series: dict[SeriesKey, ImageSeries] = {}
         self._listed = 0  # images that the store lists
         self._frames = 0  # stored

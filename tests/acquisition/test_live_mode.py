@@ -145,13 +145,13 @@ def test_a_region_that_changes_while_the_camera_runs(core):
 
 def test_each_run_is_stored_in_its_own_file(core, tmp_path):
     core.setROI(0, 0, 96, 64)
-    with feeding(core, outputs=[LabelWriter(tmp_path / "labels.ome.tiff")]) as (feed, _live, results):
+    with feeding(core, outputs=[LabelWriter(tmp_path / "labels.ome.zarr")]) as (feed, _live, results):
         for _ in range(2):
             run_for(3, core, feed, results)
     for number, name in enumerate(["labels", "labels_001"]):
         own = {result.index["image"]: result.labels for result in results if result.sequence.number == number}
         rows = [row for row in rows_of(tmp_path / f"{name}.csv") if row["outcome"] == "done"]
-        labels = positions_of(tmp_path / f"{name}.ome.tiff")[0]
+        labels = positions_of(tmp_path / f"{name}.ome.zarr")[0]
         assert [int(row["image"]) for row in rows] == list(own)
         for row in rows:
             np.testing.assert_array_equal(labels[int(row["frame"])], own[int(row["image"])])
