@@ -305,12 +305,24 @@ def test_a_full_disk_loses_the_frame_and_not_the_store(tmp_path):
     assert [row["outcome"] for row in rows_of(tmp_path / "run.csv")] == ["done", "failed", "done"]
 
 
-def test_other_readers_open_an_image_with_its_labels(tmp_path):
+@pytest.mark.parametrize("name", ["a", "../b", "<&>", "\x00\x1b[31m \ud800"])
+def test_other_readers_open_an_image_with_its_labels_and_the_collection(tmp_path, name):
     io, reader = pytest.importorskip("ome_zarr.io"), pytest.importorskip("ome_zarr.reader")
-    store = AcquisitionStore(tmp_path / "run.ome.zarr")
-    for number in range(3):
-        store.result(result_of(GREY + number, number))
+    ome_types, napari = pytest.importorskip("ome_types"), pytest.importorskip("napari_ome_zarr")
+    path, store = tmp_path / "run.ome.zarr", AcquisitionStore(tmp_path / "run.ome.zarr")
+    meta = {"mda_event": useq.MDAEvent(pos_name=name), "pixel_size_um": 0.5}
+    for number in range(5):
+        store.result(result_of(GREY + number, number, index={"p": number % 2}, meta=meta))
     store.close()
-    nodes = [node for node in reader.Reader(io.parse_url(tmp_path / "run.ome.zarr" / "0"))() if node.data]
+    nodes = [node for node in reader.Reader(io.parse_url(path / "0"))() if node.data]
     assert [node.data[0].shape for node in nodes] == [(3, 40, 56), (3, 40, 56)]
-    np.testing.assert_array_equal(np.asarray(nodes[0].data[0][2]), GREY + 2)
+    np.testing.assert_array_equal(np.asarray(nodes[0].data[0][2]), GREY + 4)
+    images = ome_types.from_xml((path / "OME" / "METADATA.ome.xml").read_bytes()).images
+    assert [(image.pixels.size_t, image.pixels.physical_size_x) for image in images] == [(3, 0.5), (2, 0.5)]
+    layers = napari.napari_get_reader(str(path))(str(path))
+    assert [(layer[2], layer[0][0].shape[0]) for layer in layers] == [
+        ("image", 3),
+        ("labels", 3),
+        ("image", 2),
+        ("labels", 2),
+    ]
