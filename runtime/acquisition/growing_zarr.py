@@ -192,8 +192,9 @@ class ImageSeries:
         shape, size = self._image.shape, self._pixel_size
         planes = shape[0] if len(shape) == 3 else 1
         sizes = {"SizeX": shape[-1], "SizeY": shape[-2], "SizeC": planes, "SizeZ": 1, "SizeT": self.length}
-        scale = {} if size is None else {"PhysicalSizeX": size.in_micrometres.x, "PhysicalSizeY": size.in_micrometres.y}
-        about = {name: str(value) for name, value in {**sizes, **scale}.items()}
+        micrometres = None if size is None else size.in_micrometres
+        lengths = micrometres and {"PhysicalSizeX": micrometres.x, "PhysicalSizeY": micrometres.y}
+        about = {name: str(value) for name, value in {**sizes, **(lengths or {})}.items()}
         kind = PIXEL_TYPES.get(self._image.dtype.name, "double")
         pixels = SubElement(image, "Pixels", about, ID=f"Pixels:{number}", DimensionOrder="XYZCT", Type=kind)
         SubElement(pixels, "MetadataOnly")
