@@ -123,13 +123,14 @@ class FrameQueue:
         self._sequence: LiveSequence | None = None
         self._sequences = 0
 
-    def put(self, item: WaitingFrame) -> list[WaitingFrame]:
+    def put(self, item: WaitingFrame, wait: bool = True) -> list[WaitingFrame]:
         """Queue a frame and return the frames dropped for it; once the queue is closing, that frame itself.
 
-        With the policy `block` the caller waits for room, except on a worker's thread, which would wait for itself.
+        With the policy `block` the caller waits for room. If `wait` is False, or on a worker's thread, which would wait
+        for itself, the frame queued longest is dropped instead.
         """
         with self._changed:
-            if self.policy is Policy.BLOCK and threading.get_ident() not in self._workers:
+            if wait and self.policy is Policy.BLOCK and threading.get_ident() not in self._workers:
                 self._changed.wait_for(lambda: self.closing or self._frames < self.capacity)
             item.number, item.sequence = self._counted["submitted"], self._sequence
             self._counted["submitted"] += 1

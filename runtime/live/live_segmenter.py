@@ -29,6 +29,7 @@ import numpy as np
 from unetrt.runtime.closing import Closable
 from unetrt.runtime.errors import FrameError, OptionError, shown
 from unetrt.runtime.live.frame_queue import FrameQueue, Notice, Policy, WaitingFrame
+from unetrt.runtime.live.host_threads import HostQueue, host_queue
 from unetrt.runtime.live.results import (
     UNKNOWN_STREAM,
     Delivery,
@@ -72,7 +73,9 @@ class LiveSegmenter(Closable):
     segmented; at most one segmented frame waits for that, and no other is taken from the queue meanwhile.
 
     It can be an output of a Micro-Manager acquisition (``core.mda.run(sequence, output=["raw.ome.zarr", live])``) and a
-    signal slot (``core.mda.events.frameReady.connect(live.frameReady)``), and imports neither pymmcore nor Qt.
+    signal slot (``core.mda.events.frameReady.connect(live.frameReady)``), and imports neither pymmcore nor Qt. As an
+    output it gets frames from an unbounded queue, and as a slot of Qt's event loop too: there `frameReady` never waits,
+    whatever the policy, and `LiveStatus.warning` says what to connect instead (`unetrt.runtime.live.host_threads`).
 
     Parameters
     ----------
@@ -81,7 +84,8 @@ class LiveSegmenter(Closable):
         minutes when it builds an engine.
     policy
         What happens when the queue is full: `latest` keeps only the newest frame, for smart microscopy and previews;
-        `drop_oldest` keeps the newest `capacity` frames; `block` makes `submit` wait, for frames from files.
+        `drop_oldest` keeps the newest `capacity` frames; `block` makes `submit` wait, for frames from files and for
+        cameras that call `frameReady` on their own thread.
     capacity
         Maximum number of queued frames, excluding those being segmented and decoded; None for 1 with `latest`, else 8.
     kind
@@ -186,13 +190,16 @@ class LiveSegmenter(Closable):
         for a dropped frame, on the thread that submitted the frame it was dropped for. Cancelling it drops the frame,
         unless it is already being segmented.
         """
-        item = WaitingFrame(frame, index, {} if meta is None else meta, stream=stream)
+        return self._put(WaitingFrame(frame, index, {} if meta is None else meta, stream=stream), copy=copy)
+
+    def _put(self, item: WaitingFrame, *, copy: bool, wait: bool = True) -> Future[LiveResult]:
+        frame = item.frame
         if copy and isinstance(frame, np.ndarray):
             try:
                 item.frame = frame.copy()
             except Exception as error:  # noqa: BLE001 - out of memory, or an array subclass that fails: its result
                 item.error = error
-        _resolve_dropped(self._queue.put(item))
+        _resolve_dropped(self._queue.put(item, wait))
         return item.future
 
     def results(self, capacity: int = STREAM_CAPACITY) -> ResultStream:
@@ -215,6 +222,7 @@ class LiveSegmenter(Closable):
             missed=self._numbers.missed,
             output_errors=record.output_errors,
             last_error=record.last_error,
+            warning=record.warning,
             rate=rate,
             queueing=queueing,
             compute=compute,
@@ -276,7 +284,12 @@ class LiveSegmenter(Closable):
             self._numbers.observe(stream.camera, meta.get("camera_metadata"))
         if self._channel is None or stream.channel == self._channel:
             index = getattr(event, "index", None)
-            self.submit(img, dict(index) if isinstance(index, Mapping) else {}, meta, copy=False, stream=stream)
+            index = dict(index) if isinstance(index, Mapping) else {}
+            queue = host_queue()
+            if queue is HostQueue.GUI or (queue is HostQueue.RELAY and self._queue.policy is Policy.BLOCK):
+                self._worker.record.warn(queue)
+            item = WaitingFrame(img, index, {} if meta is None else meta, stream=stream)
+            self._put(item, copy=False, wait=queue is None)
 
     def sequenceStarted(self, sequence: Any = None, meta: Mapping[str, Any] | None = None) -> None:  # noqa: N802
         """Begin a sequence, to which all later frames belong: a `useq.MDASequence` and its metadata. Never blocks."""

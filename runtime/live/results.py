@@ -293,6 +293,8 @@ class LiveStatus:
         Number of exceptions raised by outputs and `on_result`.
     last_error
         The last error of a frame or an output, in one line; empty if there was none.
+    warning
+        What the host program should do otherwise, in one line, such as how it connects `frameReady`; empty if nothing.
     rate
         Frames segmented per second, over the last 5 seconds, or between the last two results where that is longer; 0
         before the first result. Once results stay away it decays.
@@ -316,6 +318,7 @@ class LiveStatus:
     compute: Percentiles
     latency: Percentiles
     decode: Percentiles = Percentiles()
+    warning: str = ""
 
     def __str__(self) -> str:
         counts = ("submitted", "done", "dropped", "failed", "pending", "missed")
@@ -327,6 +330,8 @@ class LiveStatus:
             parts.append(f"latency p50 {1e3 * self.latency.p50:.0f} ms, p99 {1e3 * self.latency.p99:.0f} ms")
         if self.last_error:
             parts.append(f"last error: {self.last_error}")
+        if self.warning:
+            parts.append(f"warning: {self.warning}")
         return "; ".join(parts)
 
 
@@ -343,7 +348,7 @@ class Record:
         self._lock = threading.Lock()
         # End (seconds of `perf_counter`), queueing, compute, decode and latency of each segmented frame.
         self._recent: deque[tuple[float, float, float, float, float]] = deque(maxlen=RECENT)
-        self.output_errors, self.last_error = 0, ""
+        self.output_errors, self.last_error, self.warning = 0, "", ""
 
     def add(self, result: LiveResult) -> None:
         """Record a result's timings or error."""
@@ -359,6 +364,13 @@ class Record:
         with self._lock:
             self.output_errors += 1
             self.last_error = one_line(error, kind=True)
+
+    def warn(self, warning: str) -> None:
+        """Record a warning to the host program, and log it once."""
+        if warning != self.warning:
+            self.warning = warning
+            with suppress(BaseException):  # the host's log handlers can fail
+                log.warning(warning)
 
     def times(self) -> tuple[float, Percentiles, Percentiles, Percentiles, Percentiles]:
         """Return frames per second, and the percentiles of queueing, compute, decode and latency."""
