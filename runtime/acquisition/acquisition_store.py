@@ -18,10 +18,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from unetrt.runtime.acquisition.growing_zarr import ImageSeries, write_group
-from unetrt.runtime.acquisition.label_stream import remove_store
-from unetrt.runtime.acquisition.label_tables import FrameTable, ObjectsTable, setting_of
-from unetrt.runtime.acquisition.label_writer import FRAMES, OBJECTS, SUFFIX, LabelWriter, remove_table, with_suffix
+from unetrt.runtime.acquisition.growing_zarr import ImageSeries, write_collection, write_group
+from unetrt.runtime.acquisition.label_tables import setting_of
+from unetrt.runtime.acquisition.label_writer import FRAMES, SUFFIX, LabelWriter, new_tables, with_suffix
 from unetrt.runtime.closing import Closable
 from unetrt.runtime.errors import OptionError, OutputError, one_line
 from unetrt.runtime.files.pixel_size import PixelSize
@@ -112,12 +111,8 @@ class StoredSequence(Closable):
     def __init__(self, stem: Path, sequence: LiveSequence | None, *, replace: bool) -> None:
         self._path = with_suffix(stem, SUFFIX)
         self._sequence = sequence
-        if replace:
-            remove_store(self._path)
-            remove_table(with_suffix(stem, OBJECTS))
         self._about = {"frames": with_suffix(stem, FRAMES).name}
-        self._table = FrameTable(with_suffix(stem, FRAMES), replace)
-        self._objects = ObjectsTable(with_suffix(stem, OBJECTS))
+        self._table, self._objects = new_tables(stem, replace)
         self._series: dict[SeriesKey, ImageSeries] = {}
         self._listed = 0  # images that the store lists
         self._frames = 0  # stored
@@ -140,16 +135,16 @@ class StoredSequence(Closable):
         except OutputError as error:
             self._table.add(None, result, Outcome.FAILED, result.error or error)
             raise
-        placed, error = replace(result, index={**index, SERIES: number, PLACE: place}), result.error
+        placed, reason = replace(result, index={**index, SERIES: number, PLACE: place}), result.error
         frame, self._frames = self._frames, self._frames + 1
         try:
             if result.table is not None:
                 self._objects.add(frame, result.table)
-        except OutputError as failure:
-            error = failure
+        except OutputError as error:
+            reason = error
             raise
         finally:
-            self._table.add(frame, placed, result.outcome, error)
+            self._table.add(frame, placed, result.outcome, reason)
 
     def close(self) -> None:
         """Close the tables; the store is complete after each frame. Idempotent."""
@@ -188,14 +183,14 @@ class StoredSequence(Closable):
         )
 
     def _list(self) -> None:
-        """Let readers find the images that have frames, once there is one more of them."""
+        """Let readers find the images that have frames."""
+        write_collection(self._path, list(self._series.values()))
         listed = [str(number) for number, series in enumerate(self._series.values()) if series.length]
-        if len(listed) == self._listed:
-            return
-        write_group(self._path / "OME", {"series": listed})
-        if not self._listed:
-            write_group(self._path, {"bioformats2raw.layout": 3}, self._about)
-        self._listed = len(listed)
+        if len(listed) > self._listed:
+            write_group(self._path / "OME", {"series": listed})
+            if not self._listed:
+                write_group(self._path, {"bioformats2raw.layout": 3}, self._about)
+            self._listed = len(listed)
 
     def _pixel_size(self, result: LiveResult) -> PixelSize | None:
         """Return the pixel size, of the frame's metadata or of its camera at the start of the sequence."""

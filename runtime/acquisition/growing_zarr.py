@@ -1,14 +1,14 @@
 """OME-Zarr 0.5 that grows while it is read: frames are appended, and readers see whole frames only.
 
     out.ome.zarr/                    a collection of images (`bioformats2raw.layout`)
-        OME/                         the list of the images, `series`
+        OME/                         the list of the images, `series`, and the same as OME-XML
         0/                           an image (t, y, x), or (t, c, y, x)
             0/                       its pixels
             labels/objects/0/        its labels (t, y, x)
         1/ ...
 
 A frame is one chunk, encoded by zarr. Files are written in an order in which everything that metadata refer to is there
-before them: chunks, the lengths of the arrays, groups, the list of images. Each file is replaced atomically. A process
+before them: chunks, the lengths of the arrays, groups, the lists of images. Each file is replaced atomically. A process
 can thus be killed at any moment: the store is valid, and has each frame whose `ImageSeries.append` has returned.
 https://ngff.openmicroscopy.org/0.5
 """
@@ -16,9 +16,10 @@ https://ngff.openmicroscopy.org/0.5
 import json
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
+from xml.etree.ElementTree import Element, SubElement, tostring
 
 import numpy as np
 import zarr
@@ -26,6 +27,7 @@ from numpy.typing import DTypeLike, NDArray
 from zarr.codecs import BloscCodec
 from zarr.storage import MemoryStore
 
+from unetrt.runtime.errors import printable
 from unetrt.runtime.files.outputs.label_zarr import label_metadata
 from unetrt.runtime.files.outputs.zarr_pyramid import FORMATS, OBJECTS, Version, axis_metadata, axis_scale
 from unetrt.runtime.files.pixel_size import PixelSize
@@ -40,6 +42,13 @@ NAMESPACE = "unetrt"
 PARTIAL = ".partial"
 # Halves grey values of 2048 x 2048 pixels in 20 ms, and shrinks labels several hundred times.
 CODEC = {"cname": "zstd", "clevel": 5, "shuffle": "shuffle"}
+# Namespace of OME-XML, and its names of dtypes; others have no name there.
+OME = "http://www.openmicroscopy.org/Schemas/OME/2016-06"
+PIXEL_TYPES = {
+    **{name: name for name in ("int8", "int16", "int32", "uint8", "uint16", "uint32")},
+    "float32": "float",
+    "float64": "double",
+}
 # Seconds for which a file is replaced again and again that a reader holds open, which Windows does not allow.
 PATIENCE, PAUSE = 2.0, 0.01
 
@@ -58,12 +67,12 @@ class GrowingArray:
 
     Attributes
     ----------
-    axes
-        Those letters.
+    axes, shape, dtype
+        Those given.
     """
 
     def __init__(self, folder: Path, shape: tuple[int, ...], dtype: DTypeLike, axes: str) -> None:
-        self.axes = axes
+        self.axes, self.shape, self.dtype = axes, shape, np.dtype(dtype)
         self._folder = folder
         # An array of one frame in memory, of which zarr encodes chunks and metadata.
         self._files: dict[str, Any] = {}
@@ -177,6 +186,20 @@ class ImageSeries:
         self.length += 1
         return frame
 
+    def as_xml(self, number: int) -> Element:
+        """Return the image as an element of OME-XML, with its number in the collection."""
+        image = Element("Image", ID=f"Image:{number}", Name=printable(self._name))
+        shape, size = self._image.shape, self._pixel_size
+        planes = shape[0] if len(shape) == 3 else 1
+        sizes = {"SizeX": shape[-1], "SizeY": shape[-2], "SizeC": planes, "SizeZ": 1, "SizeT": self.length}
+        micrometres = None if size is None else size.in_micrometres
+        lengths = micrometres and {"PhysicalSizeX": micrometres.x, "PhysicalSizeY": micrometres.y}
+        about = {name: str(value) for name, value in {**sizes, **(lengths or {})}.items()}
+        kind = PIXEL_TYPES.get(self._image.dtype.name, "double")
+        pixels = SubElement(image, "Pixels", about, ID=f"Pixels:{number}", DimensionOrder="XYZCT", Type=kind)
+        SubElement(pixels, "MetadataOnly")
+        return image
+
     def _list_labels(self) -> None:
         """Write the groups of the labels, once."""
         if self._lists_labels:
@@ -200,6 +223,13 @@ class ImageSeries:
 
 def _axes(shape: tuple[int, ...]) -> str:
     return "tyx" if len(shape) == 2 else "tcyx"
+
+
+def write_collection(folder: Path, images: Sequence[ImageSeries]) -> None:
+    """Write the OME-XML of a collection, which some readers take for its list of images; raises OSError."""
+    root = Element("OME", xmlns=OME)
+    root.extend(image.as_xml(number) for number, image in enumerate(images) if image.length)
+    replace_file(folder / "OME" / "METADATA.ome.xml", tostring(root, "utf-8", xml_declaration=True))
 
 
 def write_group(folder: Path, about: Mapping[str, Any], attributes: Mapping[str, Any] | None = None) -> None:

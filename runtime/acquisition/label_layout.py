@@ -10,7 +10,7 @@ index by arithmetic (`FrameGrid`), so that skipped frames cost nothing. A `Slot`
 
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from itertools import islice
-from math import isfinite, prod
+from math import inf, isfinite, prod
 from typing import TYPE_CHECKING, Any, Protocol
 
 from unetrt.runtime.acquisition.label_stream import Slot
@@ -28,6 +28,8 @@ Index = Mapping[str, Any]
 ACQUIRES = "acquire_image"
 # Axis of the cameras of Micro-Manager's Multi Camera, as pymmcore-plus names it in indices and in raw data.
 CAMERAS = "cam"
+# Types of axes in the order of a store.
+ORDER = ("position", "time", "channel", "other", "space")
 # Axes of an image of OME-Zarr at most, without stage positions.
 MOST_AXES = 5
 # Events of a plan that are compared with the arithmetic of its places; of a plan with nested plans all are.
@@ -45,26 +47,24 @@ class Axis:
     ----------
     keys
         The keys of an index along it: one, or `p` and `g` for stage positions and the tiles of their grids.
-    values
-        The values of these keys, in order; None: 0, 1 ... without an end.
-
-    Attributes
-    ----------
     length
-        Number of values; None: no end.
+        Number of positions; None: no end.
+    values
+        The values of the keys at each position; None: the value of the only key is the position.
     """
 
-    def __init__(self, keys: tuple[str, ...], values: Sequence[tuple[Any, ...]] | None) -> None:
+    def __init__(self, keys: tuple[str, ...], length: int | None, values: Sequence[tuple[Any, ...]] | None = None):
+        self.length = length
         self._keys, self._values = keys, values
         self._numbers = {value: number for number, value in enumerate(values or ())}
-        self.length = None if values is None else len(values)
 
     def find(self, index: Index) -> int | None:
         """Return the position of an index on the axis; None if it has none."""
         value = tuple(index.get(key) for key in self._keys)
         if self._values is not None:
             return self._numbers.get(value)
-        return value[0] if isinstance(value[0], int) and value[0] >= 0 else None
+        number = value[0]
+        return number if isinstance(number, int) and 0 <= number < (self.length or inf) else None
 
     def at(self, number: int) -> Index:
         """Return the part of an index at a position on the axis."""
@@ -229,7 +229,13 @@ class LabelLayout:
             Dimension(name=name, count=size, chunk_size=size, type="space", scale=self._pixel_size(), unit="micrometer")
             for name, size in zip("yx", shape, strict=True)
         ]
-        axes = {"dimensions": [*self._axes, *frame], "plate": self._plate}
+        # OME-Zarr has time, then channels or others, then space; ome-writers would put cameras behind z.
+        ordered = sorted([*self._axes, *frame], key=lambda axis: ORDER.index(axis.type))
+        axes = {
+            "dimensions": [*self._axes, *frame],
+            "storage_order": [axis.name for axis in ordered],
+            "plate": self._plate,
+        }
         return AcquisitionSettings.model_validate({"root_path": "labels.ome.zarr", "dtype": dtype, **axes, **ZARR})
 
     def slot(self, place: int) -> Slot:
@@ -251,7 +257,7 @@ class LabelLayout:
         places = list(plan.stage_positions)
         given = [place.name or str(number) for number, place in enumerate(places)]
         names = _apart(given, [(place.plate_row, place.plate_col) for place in places])
-        self.renamed = {name: text for name, text in zip(names, given, strict=True) if name != text}
+        self.renamed = {name: _stored(text) for name, text in zip(names, given, strict=True) if name != text}
         named = [place.model_copy(update={"name": name}) for place, name in zip(places, names, strict=True)]
         return plan.model_copy(update={"stage_positions": tuple(named)})
 
@@ -285,7 +291,7 @@ class LabelLayout:
         self._axes[at] = self._axes[at].model_copy(update={"count": len(joined), "coords": joined})
 
     def _camera_axis(self) -> list[Axis]:
-        return [_counted(CAMERAS, self._cameras)] if self._cameras > 1 else []
+        return [Axis((CAMERAS,), self._cameras)] if self._cameras > 1 else []
 
     def _time(self) -> "Dimension":
         from ome_writers import Dimension
@@ -316,33 +322,37 @@ def _is_regular(plan: Any, channel: str | None, axes: Sequence["Dimension"], gri
     return regular and (not nested or len(events) == places.count())
 
 
-def _counted(key: str, count: int | None) -> Axis:
-    return Axis((key,), None if count is None else [(number,) for number in range(count)])
-
-
 def _axis(axis: "Dimension", plan: Any, channel: str | None) -> Axis:
-    """Return the values of an index along an axis of a plan."""
+    """Return the positions of an index along an axis of a plan."""
     if axis.type == "position":
         alone = plan.model_copy(update={"time_plan": None, "channels": (), "z_plan": None, "autofocus_plan": None})
-        return Axis(("p", "g"), [(index.get("p"), index.get("g")) for index in planned(alone, None)])
+        tiles = [(index.get("p"), index.get("g")) for index in planned(alone, None)]
+        return Axis(("p", "g"), len(tiles), tiles)
     if axis.type == "channel" and channel is not None:
-        return Axis(("c",), [(at,) for at, one in enumerate(plan.channels) if one.config == channel])
-    return _counted(axis.name, axis.count)
+        chosen = [(at,) for at, one in enumerate(plan.channels) if one.config == channel]
+        return Axis(("c",), len(chosen), chosen)
+    return Axis((axis.name,), axis.count)
 
 
 def _restricted(axis: "Dimension", channel: str | None) -> "Dimension":
-    """Return a channel axis restricted to one channel; other axes, or all channels (None), unchanged."""
+    """Return a channel axis with one channel, or all (None); other axes unchanged."""
     from ome_writers import Channel
 
-    if channel is None or axis.type != "channel":
+    if axis.type != "channel":
         return axis
-    return axis.model_copy(update={"count": 1, "coords": [Channel(name=channel)]})
+    names = [one.name for one in axis.coords or ()] if channel is None else [channel]
+    return axis.model_copy(update={"count": len(names), "coords": [Channel(name=_stored(name)) for name in names]})
+
+
+def _stored(text: str) -> str:
+    """Return a text as JSON has it: what is not Unicode (lone surrogates) is escaped."""
+    return text.encode("utf-8", "backslashreplace").decode()
 
 
 def _placed(axis: "Dimension", is_plate: bool) -> "Dimension":
     """Return an axis of stage positions with the names of their images in the store; other axes unchanged.
 
-    The names are those that ome-writers gives: the position's and, unless it is in a well, row and column of its tile.
+    Names that are alike are told apart by their index, also those of tiles in a well, which ome-writers takes for one.
     """
     if axis.type != "position":
         return axis
@@ -368,5 +378,7 @@ def _apart(texts: Sequence[str], groups: Sequence[Hashable]) -> list[str]:
 
 
 def _image_name(place: "Position", is_plate: bool) -> str:
-    tiled = not is_plate and place.grid_row is not None
-    return f"{place.name}_{place.grid_row}_{place.grid_column}" if tiled else place.name
+    """Return the name of an image as ome-writers gives it; in a well OME-Zarr has letters and digits only."""
+    if is_plate:
+        return "".join(letter for letter in place.name if letter.isascii() and letter.isalnum())
+    return place.name if place.grid_row is None else f"{place.name}_{place.grid_row}_{place.grid_column}"

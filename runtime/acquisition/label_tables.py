@@ -22,12 +22,14 @@ from unetrt.runtime.errors import OutputError, one_line
 from unetrt.runtime.files.outputs.object_table import texts_of
 from unetrt.runtime.live.results import LiveResult
 
+# First column of all tables.
+FIRST = "frame"
 # Axes of an acquisition (useq, `Axis`): time, position, grid, channel, z; `cam` is the camera of several
 # (pymmcore-plus), `image` the camera's image number.
 AXES = ("t", "p", "g", "c", "z", CAMERAS, "image")
 # From the metadata of Micro-Manager's frames: time, names of stage position, camera and channel, stage coordinates.
 SETTING = ("seconds", "position", "camera", "channel", "x_um", "y_um", "z_um")
-COLUMNS = ("frame", "frames", *AXES, "index", *SETTING, "outcome", "objects", "latency_ms", "error")
+COLUMNS = (FIRST, "frames", *AXES, "index", *SETTING, "outcome", "objects", "latency_ms", "error")
 
 
 class CsvFile(Closable):
@@ -36,27 +38,28 @@ class CsvFile(Closable):
     Parameters
     ----------
     path
-        The file.
+        The file, which must not exist.
     columns
         Names of its columns, the first row.
-    replace
-        Whether to replace an existing file.
 
     Raises
     ------
     OutputError
-        The file exists and is not replaced, or cannot be created; from any method: it cannot be written.
+        The file exists or cannot be created; from any method: it cannot be written.
     """
 
-    def __init__(self, path: Path, columns: Sequence[str], replace: bool = False) -> None:
+    def __init__(self, path: Path, columns: Sequence[str]) -> None:
         self._path = path
         try:
-            if replace and not path.is_dir():
-                path.unlink(missing_ok=True)  # a link, and not the file that it leads to
             self._file = path.open("xb", buffering=0)
         except OSError as error:
             raise self._failure(error) from error
-        self.write([columns])
+        try:
+            self.write([columns])
+        except OutputError:
+            self._file.close()
+            path.unlink()
+            raise
 
     def write(self, rows: Iterable[Iterable[object]]) -> None:
         """Append rows with one write; after an error the file ends where it ended before."""
@@ -100,18 +103,16 @@ class FrameTable(Closable):
     Parameters
     ----------
     path
-        The file.
-    replace
-        Whether to replace an existing file.
+        The file, which must not exist.
 
     Raises
     ------
     OutputError
-        The file exists and is not replaced, or cannot be created; from any method: it cannot be written.
+        The file exists or cannot be created; from any method: it cannot be written.
     """
 
-    def __init__(self, path: Path, replace: bool = False) -> None:
-        self._file = CsvFile(path, COLUMNS, replace)
+    def __init__(self, path: Path) -> None:
+        self._file = CsvFile(path, COLUMNS)
 
     def add(self, frame: int | None, result: LiveResult, outcome: str, error: BaseException | None) -> None:
         """Add the row of a result; `outcome` and `error` may be those of storing its labels."""
@@ -163,18 +164,16 @@ class ObjectsTable(Closable):
     ----------
     path
         The file, created with the first objects.
-    replace
-        Whether to replace an existing file.
 
     Raises
     ------
     OutputError
-        From any method: the file exists and is not replaced, or cannot be written; or the measurements are others than
-        those of the first frame.
+        From any method: the file cannot be created or written, or the measurements are others than those of the first
+        frame.
     """
 
-    def __init__(self, path: Path, replace: bool = False) -> None:
-        self._path, self._replace = path, replace
+    def __init__(self, path: Path) -> None:
+        self._path = path
         self._file: CsvFile | None = None
         self._names: tuple[str, ...] = ()
 
@@ -182,7 +181,7 @@ class ObjectsTable(Closable):
         """Add the objects of a frame: columns by name, of the same length."""
         if self._file is None:
             self._names = tuple(measured)
-            self._file = CsvFile(self._path, ("frame", *self._names), self._replace)
+            self._file = CsvFile(self._path, (FIRST, *self._names))
         require_columns(self._names, measured)
         texts = [texts_of(name, values) for name, values in measured.items()]
         if rows := [(frame, *row) for row in zip(*texts, strict=True)]:
@@ -192,3 +191,25 @@ class ObjectsTable(Closable):
         """Close the file, if any."""
         if self._file is not None:
             self._file.close()
+
+
+def require_table(path: Path) -> None:
+    """Raise OutputError if something is at `path` that is neither a table of labels nor a link."""
+    if path.is_symlink() or not path.exists():
+        return
+    try:
+        with path.open("rb") as file:
+            if file.read(len(FIRST) + 1) in (b"", f"{FIRST},".encode()):
+                return
+    except OSError:  # a folder, or a file that cannot be read
+        pass
+    raise OutputError(f"{path} is not a table of labels, and is not replaced: give another name, or remove it")
+
+
+def remove_table(path: Path) -> None:
+    """Remove a table of labels, or a link; raises OutputError if it is something else or cannot be removed."""
+    require_table(path)
+    try:
+        path.unlink(missing_ok=True)
+    except OSError as error:
+        raise OutputError(f"cannot replace {path}: {error.strerror or error}") from error

@@ -9,7 +9,7 @@ a process may be killed at any moment.
 """
 
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from importlib import import_module
 from itertools import count
 from pathlib import Path
@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from unetrt.runtime.acquisition.label_layout import LabelLayout
 from unetrt.runtime.acquisition.label_stream import LabelStream, remove_store, require_replaceable
-from unetrt.runtime.acquisition.label_tables import FrameTable, ObjectsTable
+from unetrt.runtime.acquisition.label_tables import FrameTable, ObjectsTable, remove_table, require_table
 from unetrt.runtime.closing import Closable
 from unetrt.runtime.errors import BackendUnavailableError, OptionError, OutputError
 from unetrt.runtime.files.atomic import writable_folder
@@ -90,10 +90,10 @@ class LabelWriter(Closable):
         writable_folder(self._stem.parent)
         self._overwrite, self._dtype = overwrite, dtype
         if overwrite:
-            require_replaceable(with_suffix(self._stem, SUFFIX))
+            _require_replaceable(self._stem)
         elif taken := _taken(self._stem):
             raise OutputError(f"{taken} exists: give another name, remove it, or ask to overwrite it")
-        self._stems = self._free_stems()
+        self._files = 0  # number that the next files may have
         self._file: SequenceFiles | None = None
 
     def sequence_started(self, sequence: LiveSequence) -> None:  # noqa: ARG002
@@ -123,16 +123,25 @@ class LabelWriter(Closable):
         return LabelFile(stem, sequence, self._dtype, replace)
 
     def _current(self, sequence: LiveSequence | None) -> "SequenceFiles":
+        """Return the files of the current sequence, which are created with its first frame."""
         if self._file is None:
-            self._file = self.opened(next(self._stems), sequence, self._overwrite)
+            number = next(number for number in count(self._files) if self._is_free(number))
+            self._file = self.opened(self._stem_of(number), sequence, self._overwrite)
+            self._files = number + 1
         return self._file
 
-    def _free_stems(self) -> Iterator[Path]:
-        """Yield the path of each store without its suffix."""
-        for number in count():
-            stem = with_suffix(self._stem, f"_{number:03}") if number else self._stem
-            if self._overwrite or not _taken(stem):
-                yield stem
+    def _is_free(self, number: int) -> bool:
+        stem = self._stem_of(number)
+        if not self._overwrite:
+            return _taken(stem) is None
+        try:
+            _require_replaceable(stem)
+        except OutputError:
+            return False
+        return True
+
+    def _stem_of(self, number: int) -> Path:
+        return with_suffix(self._stem, f"_{number:03}") if number else self._stem
 
 
 def store_stem(path: Path) -> Path:
@@ -149,6 +158,13 @@ def store_stem(path: Path) -> Path:
 def with_suffix(stem: Path, suffix: str) -> Path:
     """Return the path of a file of a sequence."""
     return stem.with_name(stem.name + suffix)
+
+
+def _require_replaceable(stem: Path) -> None:
+    """Raise OutputError if something else than a store of labels and its tables is at the paths of a sequence."""
+    require_replaceable(with_suffix(stem, SUFFIX))
+    for suffix in (FRAMES, OBJECTS):
+        require_table(with_suffix(stem, suffix))
 
 
 def _taken(stem: Path) -> Path | None:
@@ -181,6 +197,17 @@ class SequenceFiles(Protocol):
         """Finish the files; idempotent."""
 
 
+def new_tables(stem: Path, replace: bool) -> tuple[FrameTable, ObjectsTable]:
+    """Return the tables of a sequence; the store and the tables that they replace are removed. Raises OutputError."""
+    if replace:
+        # Without labels in this sequence, they would stay beside the new table.
+        _require_replaceable(stem)
+        remove_store(with_suffix(stem, SUFFIX))
+        for suffix in (FRAMES, OBJECTS):
+            remove_table(with_suffix(stem, suffix))
+    return FrameTable(with_suffix(stem, FRAMES)), ObjectsTable(with_suffix(stem, OBJECTS))
+
+
 class LabelFile(Closable):
     """The labels of one sequence and its tables; the store of labels is created with the first of them.
 
@@ -204,12 +231,7 @@ class LabelFile(Closable):
     def __init__(self, stem: Path, sequence: LiveSequence | None, instances: str, replace: bool) -> None:
         self._path, self._instances = with_suffix(stem, SUFFIX), np.dtype(instances)
         self._layout = LabelLayout(sequence)
-        if replace:
-            # Without labels in this sequence, they would stay beside the new table.
-            remove_store(self._path)
-            remove_table(with_suffix(stem, OBJECTS))
-        self._table = FrameTable(with_suffix(stem, FRAMES), replace)
-        self._objects = ObjectsTable(with_suffix(stem, OBJECTS))
+        self._table, self._objects = new_tables(stem, replace)
         self._stream: LabelStream | None = None
         self._shape: tuple[int, ...] = ()
         # Submission index that is expected next; None before the first frame of a sequence that was not announced.
@@ -302,11 +324,3 @@ class LabelFile(Closable):
         if self._layout.renamed:
             about["names"] = self._layout.renamed
         return LabelStream(self._path, self._layout.settings(shape, dtype.name), about)
-
-
-def remove_table(file: Path) -> None:
-    """Remove a table, if there is one; raises OutputError."""
-    try:
-        file.unlink(missing_ok=True)
-    except OSError as error:
-        raise OutputError(f"cannot replace {file}: {error.strerror or error}") from error

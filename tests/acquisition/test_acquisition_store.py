@@ -17,6 +17,7 @@ import useq
 import yaozarrs
 import zarr
 
+from tests.acquisition.cameras import two_cameras
 from tests.acquisition.files import rows_of
 from tests.acquisition.segmenters import classes_of, segmenter
 from tests.acquisition.stored_run import FAILS, frame_of
@@ -121,6 +122,24 @@ def test_events_decided_by_results_are_stored_and_read_while_they_come(core, tmp
         np.testing.assert_array_equal(pixels, images[series][0][place])
         np.testing.assert_array_equal(labels, images[series][1][place])
     assert sorted(file.name for file in tmp_path.iterdir()) == ["run.csv", "run.ome.zarr"]
+
+
+def test_the_cameras_of_a_multi_camera_are_images_of_their_own(core, tmp_path):
+    two_cameras(core)
+    given = defaultdict(list)
+    core.mda.events.frameReady.connect(lambda image, event, _meta: given[event.index["cam"]].append(image.copy()))
+    store, events = AcquisitionStore(tmp_path / "run.ome.zarr"), Queue()
+    for number in range(3):
+        events.put(useq.MDAEvent(index={"n": number}))
+    events.put(None)
+    with LiveSegmenter(segmenter(), policy="drop_oldest", kind="classes", outputs=[store]) as live:
+        core.mda.run(iter(events.get, None), output=[live])
+    images = images_of(tmp_path / "run.ome.zarr")
+    assert [pixels.shape for pixels, _ in images] == [(3, 64, 96), (3, 64, 96)]
+    for number, (pixels, _) in enumerate(images):
+        np.testing.assert_array_equal(pixels[...], np.stack(given[number]))
+        attributes = zarr.open_group(tmp_path / "run.ome.zarr" / str(number), mode="r").attrs["unetrt"]
+        assert attributes["camera"] == ("Camera", "Camera2")[number]
 
 
 def _raised(work):
@@ -243,6 +262,17 @@ def test_dropped_frames_are_one_row(tmp_path):
     assert images_of(tmp_path / "run.ome.zarr")[0][0].shape[0] == 2
 
 
+def test_objects_are_rows_of_their_table(tmp_path):
+    store = AcquisitionStore(tmp_path / "run.ome.zarr")
+    store.result(result_of(GREY, 0, table={"label": np.array([1, 2]), "area": np.array([4.0, 5.0])}))
+    with pytest.raises(OutputError, match="do not fit"):
+        store.result(result_of(GREY, 1, table={"label": np.array([1])}))
+    store.close()
+    assert rows_of(tmp_path / "run_objects.csv")[1] == {"frame": "0", "label": "2", "area": "5"}
+    assert [bool(row["error"]) for row in rows_of(tmp_path / "run.csv")] == [False, True]
+    assert images_of(tmp_path / "run.ome.zarr")[0][0].shape[0] == 2
+
+
 @pytest.mark.parametrize(
     "frame", [GREY[0], np.array([["a"]]), GREY.astype(complex), np.empty((0, 4), np.uint8), None, "text"], ids=repr
 )
@@ -305,12 +335,24 @@ def test_a_full_disk_loses_the_frame_and_not_the_store(tmp_path):
     assert [row["outcome"] for row in rows_of(tmp_path / "run.csv")] == ["done", "failed", "done"]
 
 
-def test_other_readers_open_an_image_with_its_labels(tmp_path):
+@pytest.mark.parametrize("name", ["a", "../b", "<&>", "\x00\x1b[31m \ud800"])
+def test_other_readers_open_an_image_with_its_labels_and_the_collection(tmp_path, name):
     io, reader = pytest.importorskip("ome_zarr.io"), pytest.importorskip("ome_zarr.reader")
-    store = AcquisitionStore(tmp_path / "run.ome.zarr")
-    for number in range(3):
-        store.result(result_of(GREY + number, number))
+    ome_types, napari = pytest.importorskip("ome_types"), pytest.importorskip("napari_ome_zarr")
+    path, store = tmp_path / "run.ome.zarr", AcquisitionStore(tmp_path / "run.ome.zarr")
+    meta = {"mda_event": useq.MDAEvent(pos_name=name), "pixel_size_um": 0.5}
+    for number in range(5):
+        store.result(result_of(GREY + number, number, index={"p": number % 2}, meta=meta))
     store.close()
-    nodes = [node for node in reader.Reader(io.parse_url(tmp_path / "run.ome.zarr" / "0"))() if node.data]
+    nodes = [node for node in reader.Reader(io.parse_url(path / "0"))() if node.data]
     assert [node.data[0].shape for node in nodes] == [(3, 40, 56), (3, 40, 56)]
-    np.testing.assert_array_equal(np.asarray(nodes[0].data[0][2]), GREY + 2)
+    np.testing.assert_array_equal(np.asarray(nodes[0].data[0][2]), GREY + 4)
+    images = ome_types.from_xml((path / "OME" / "METADATA.ome.xml").read_bytes()).images
+    assert [(image.pixels.size_t, image.pixels.physical_size_x) for image in images] == [(3, 0.5), (2, 0.5)]
+    layers = napari.napari_get_reader(str(path))(str(path))
+    assert [(layer[2], layer[0][0].shape[0]) for layer in layers] == [
+        ("image", 3),
+        ("labels", 3),
+        ("image", 2),
+        ("labels", 2),
+    ]

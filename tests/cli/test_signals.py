@@ -124,11 +124,34 @@ def test_a_signal_whose_exception_python_drops_is_repeated(number):
 
 
 @pytest.mark.parametrize("number", ENDED, ids=lambda number: number.name)
-def test_a_request_to_shut_down_notes_the_first_signal_only(number):
+def test_a_request_to_shut_down_is_noted_once_however_often_one_event_sends_it(number):
+    """A terminal that closes and its shell both send SIGHUP; `timeout` sends SIGTERM to a process and to its group."""
     before = signal.getsignal(number)
-    with shutdown_request() as request:
+    with stop_signals() as raised, shutdown_request() as request:
         assert not request.made
-        os.kill(os.getpid(), number)
-        assert (request.made, request.number) == (True, number)
-        assert signal.getsignal(number) is before
+        for _ in range(3):
+            os.kill(os.getpid(), number)
+        assert (request.made, request.number, raised) == (True, number, [])
     assert signal.getsignal(number) is before
+
+
+@pytest.mark.parametrize("number", ENDED, ids=lambda number: number.name)
+def test_a_second_signal_insists_later_unless_it_is_a_hangup(number, monkeypatch):
+    monkeypatch.setattr("unetrt.cli._shutdown.AGAIN", -1.0)
+    with stop_signals() as raised:
+        with contextlib.suppress(StopSignal), shutdown_request() as request:
+            for _ in range(2):
+                os.kill(os.getpid(), number)
+        assert request.number == number
+        assert len(raised) == (number != signal.SIGHUP)
+
+
+def test_a_command_that_cleans_up_is_not_cut_short_by_the_same_event(tmp_path):
+    cleaned = False
+    with pytest.raises(StopSignal, match="SIGHUP"), stop_signals():
+        try:
+            os.kill(os.getpid(), signal.SIGHUP)
+        finally:
+            os.kill(os.getpid(), signal.SIGHUP)
+            cleaned = True
+    assert cleaned

@@ -27,7 +27,7 @@ import click
 
 from unetrt._exit_codes import STOPPED_BY, exit_code
 from unetrt._version import __version__
-from unetrt.cli._shutdown import StopSignal, stop_signals
+from unetrt.cli._shutdown import HANGUP, StopSignal, ignore_hangups, stop_signals
 from unetrt.runtime.errors import (
     OptionError,
     TrainingStoppedError,
@@ -46,6 +46,8 @@ else:
     _ParamType = click.ParamType  # generic only in recent versions of click
 
 Size = tuple[int, int]
+# Exit code of a command whose terminal was closed; None on Windows.
+HUNG_UP = STOPPED_BY + HANGUP if HANGUP else None
 # Largest part of a message of another library that is shown, in characters.
 SHOWN = 200
 Command = TypeVar("Command", bound=Callable[..., Any])
@@ -467,7 +469,10 @@ def stoppable_main() -> int:
             message, status = _explained(raised[0]) or ("", 1)
             if not isinstance(error, StopSignal):  # else before the command began, or after its end
                 echo(message, err=True)
-    return raised[0].status if raised and status else status
+        status = raised[0].status if raised and status else status
+        if status == HUNG_UP:
+            ignore_hangups()
+    return status
 
 
 def _stopped_by(error: BaseException | None) -> StopSignal | None:

@@ -1,7 +1,11 @@
 """Signals that end a command: SIGINT (Ctrl-C), SIGTERM and SIGHUP, where they are not ignored (`nohup`).
 
 During a command the first one raises `StopSignal`, so that temporary files are removed, and the second ends the process
-at once. A long command replaces that by a graceful shutdown, in which the first signal only sets a flag:
+at once. A long command replaces that by a graceful shutdown, in which the first signal only sets a flag.
+
+One event can send a signal twice: a terminal that closes sends SIGHUP, and so does its shell; `timeout` and launchers
+pass SIGINT and SIGTERM on to a process that has them from its group. A second signal therefore counts after `AGAIN`
+seconds only, and a second SIGHUP never: nobody is there any more who would insist.
 
 >>> with shutdown_request() as request:
 ...     while not request.made:
@@ -12,15 +16,20 @@ import _thread
 import signal
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
+from typing import Any
 
 from unetrt._exit_codes import STOPPED_BY
 
 SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
+HANGUP: int | None = getattr(signal, "SIGHUP", None)  # Windows has none
 
 
+# Seconds within which a second signal of a kind is taken for the first.
+AGAIN = 0.5
 # Seconds after which a signal is repeated whose exception was dropped: later than the destructor that dropped it.
 REPEATED_AFTER = 0.05
 
@@ -45,27 +54,48 @@ class StopSignal(KeyboardInterrupt):
 
 
 @contextmanager
-def _handled(handle: Callable[[int], None]) -> Iterator[None]:
-    """Call a function at the first signal of each kind, before which the previous handler is restored.
+def _handled(handle: Callable[[int, Callable[[], None]], None]) -> Iterator[None]:
+    """Call a function at the first signal of each kind; a second one has its previous effect, but for SIGHUP.
 
-    Python delivers signals to the main thread; in others nothing changes. Signals that are ignored remain so.
+    The function gets the number of the signal, and a function that has the previous effect. Python delivers signals to
+    the main thread; in others nothing changes. Signals that are ignored remain so.
     """
     before = {number: signal.getsignal(number) for number in SIGNALS}
     before = {number: handler for number, handler in before.items() if handler not in (signal.SIG_IGN, None)}
     if threading.current_thread() is not threading.main_thread():
         before = {}
+    arrived: dict[int, float] = {}
 
-    def once(number: int, _frame: FrameType | None) -> None:
-        signal.signal(number, before[number])
-        handle(number)
+    def receive(number: int, frame: FrameType | None) -> None:
+        if number not in arrived:
+            arrived[number] = time.monotonic()
+            handle(number, lambda: _deliver(number, frame, before[number]))
+        elif number != HANGUP and time.monotonic() - arrived[number] > AGAIN:
+            _deliver(number, frame, before[number])
 
     try:
         for number in before:
-            signal.signal(number, once)
+            signal.signal(number, receive)
         yield
     finally:
         for number, handler in before.items():
-            signal.signal(number, handler)
+            if signal.getsignal(number) is not signal.SIG_IGN:  # see `ignore_hangups`
+                signal.signal(number, handler)
+
+
+def ignore_hangups() -> None:
+    """Ignore SIGHUP until the process ends: threads may still finish files when the command has ended."""
+    if HANGUP is not None:
+        signal.signal(HANGUP, signal.SIG_IGN)
+
+
+def _deliver(number: int, frame: FrameType | None, handler: Any) -> None:
+    """Let a signal have the effect of a handler."""
+    if callable(handler):
+        handler(number, frame)
+        return
+    signal.signal(number, handler)
+    signal.raise_signal(number)
 
 
 @contextmanager
@@ -81,7 +111,7 @@ def stop_signals() -> Iterator[list[StopSignal]]:
 
     raised: list[StopSignal] = []
 
-    def stop(number: int) -> None:
+    def stop(number: int, _previous: object = None) -> None:
         raised.append(StopSignal(number))
         raise raised[-1]
 
@@ -142,10 +172,10 @@ def shutdown_request(*, immediate: bool = False) -> Iterator[ShutdownRequest]:
     """
     request = ShutdownRequest(immediate)
 
-    def note(number: int) -> None:
+    def note(number: int, previous: Callable[[], None]) -> None:
         request.number = number
         if request.immediate:
-            signal.raise_signal(number)
+            previous()
 
     with _handled(note):
         yield request

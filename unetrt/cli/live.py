@@ -143,7 +143,7 @@ def command(model: Path, **choices: Any) -> None:
     to a folder: DIR/NAME.tif for each image, as `unetrt predict` does. Images whose frames were dropped get no file.
 
     Ctrl-C ends the run: queued frames are dropped, and files are complete. The exit status is then 130, or 0 for an
-    endless run.
+    endless run. SIGTERM and a closed terminal end it likewise, with 143 and 129.
     """
     options = _checked(LiveOptions(**{**choices, "backend_options": given_options(choices["backend_options"])}))
     # Lost frames are counted in the view and in the summary.
@@ -232,8 +232,9 @@ def _run(
         echo(f"skipped: {error}", err=True)
     if failed := verdict(status, observer.failure, source.unread):
         raise failed
-    if stopped and not options.is_endless:
-        raise click.exceptions.Exit(StopSignal(request.number or signal.SIGINT).status)
+    ended_by = StopSignal(request.number or signal.SIGINT)
+    if stopped and not (options.is_endless and ended_by.number == signal.SIGINT):
+        raise click.exceptions.Exit(ended_by.status)
 
 
 def _live(model: Path, observer: "Observer", output: "ResultOutput | None", options: LiveOptions) -> "LiveSegmenter":
