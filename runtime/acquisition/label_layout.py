@@ -119,7 +119,7 @@ class FrameGrid:
 
     def index(self, place: int) -> Index:
         """Return the index of a place."""
-        found = {}
+        found: dict[str, Any] = {}
         for axis, number in zip(self._axes, unravelled(place, self._lengths), strict=True):
             found |= axis.at(number)
         return found
@@ -286,7 +286,7 @@ class LabelLayout:
             self._axes.append(Dimension(name=CAMERAS, count=self._cameras, type="other"))
             return
         at = next(number for number, axis in enumerate(self._axes) if axis.type == "channel")
-        names = [one.name for one in self._axes[at].coords or ()]
+        names = _channel_names(self._axes[at])
         joined = [Channel(name=f"{name}, {CAMERAS} {camera}") for name in names for camera in range(self._cameras)]
         self._axes[at] = self._axes[at].model_copy(update={"count": len(joined), "coords": joined})
 
@@ -340,8 +340,12 @@ def _restricted(axis: "Dimension", channel: str | None) -> "Dimension":
 
     if axis.type != "channel":
         return axis
-    names = [one.name for one in axis.coords or ()] if channel is None else [channel]
+    names = _channel_names(axis) if channel is None else [channel]
     return axis.model_copy(update={"count": len(names), "coords": [Channel(name=_stored(name)) for name in names]})
+
+
+def _channel_names(axis: "Dimension") -> list[str]:
+    return [str(getattr(one, "name", one)) for one in axis.coords or ()]
 
 
 def _stored(text: str) -> str:
@@ -356,7 +360,7 @@ def _placed(axis: "Dimension", is_plate: bool) -> "Dimension":
     """
     if axis.type != "position":
         return axis
-    places: list[Position] = list(axis.coords or ())
+    places: list[Any] = list(axis.coords or ())
     names = _apart(
         [_image_name(place, is_plate) for place in places], [(place.plate_row, place.plate_column) for place in places]
     )
