@@ -40,7 +40,7 @@ TAKEN = ("OME", "tables", "zarr.json")
 ZARR = {"format": {"name": "ome-zarr", "backend": "zarr-python"}, "compression": "blosc-zstd"}
 
 
-class Axis:
+class IndexAxis:
     """An axis of an acquisition, without those of a frame.
 
     Parameters
@@ -94,7 +94,7 @@ class FrameGrid:
         The axes; only the first may have no end.
     """
 
-    def __init__(self, axes: Sequence[Axis]) -> None:
+    def __init__(self, axes: Sequence[IndexAxis]) -> None:
         self._axes = tuple(axes)
         self._lengths = [axis.length for axis in axes]
 
@@ -261,7 +261,7 @@ class LabelLayout:
         named = [place.model_copy(update={"name": name}) for place, name in zip(places, names, strict=True)]
         return plan.model_copy(update={"stage_positions": tuple(named)})
 
-    def _planned(self, plan: Any) -> tuple[list["Dimension"], Any, list[Axis]] | None:
+    def _planned(self, plan: Any) -> tuple[list["Dimension"], Any, list[IndexAxis]] | None:
         """Return axes, well plate and axes of indices of a plan; None unless it fits a regular array."""
         from ome_writers import useq_to_acquisition_settings
 
@@ -290,8 +290,8 @@ class LabelLayout:
         joined = [Channel(name=f"{name}, {CAMERAS} {camera}") for name in names for camera in range(self._cameras)]
         self._axes[at] = self._axes[at].model_copy(update={"count": len(joined), "coords": joined})
 
-    def _camera_axis(self) -> list[Axis]:
-        return [Axis((CAMERAS,), self._cameras)] if self._cameras > 1 else []
+    def _camera_axis(self) -> list[IndexAxis]:
+        return [IndexAxis((CAMERAS,), self._cameras)] if self._cameras > 1 else []
 
     def _time(self) -> "Dimension":
         from ome_writers import Dimension
@@ -308,7 +308,7 @@ class LabelLayout:
         return dict(next(iter(meta.get("image_infos") or []), {}))
 
 
-def _is_regular(plan: Any, channel: str | None, axes: Sequence["Dimension"], grid: Sequence[Axis]) -> bool:
+def _is_regular(plan: Any, channel: str | None, axes: Sequence["Dimension"], grid: Sequence[IndexAxis]) -> bool:
     """Return whether the events of a plan are nested loops over the axes of their indices, as those of the store."""
     if [one.length for one in grid] != [axis.count for axis in axes]:
         return False
@@ -322,16 +322,16 @@ def _is_regular(plan: Any, channel: str | None, axes: Sequence["Dimension"], gri
     return regular and (not nested or len(events) == places.count())
 
 
-def _axis(axis: "Dimension", plan: Any, channel: str | None) -> Axis:
+def _axis(axis: "Dimension", plan: Any, channel: str | None) -> IndexAxis:
     """Return the positions of an index along an axis of a plan."""
     if axis.type == "position":
         alone = plan.model_copy(update={"time_plan": None, "channels": (), "z_plan": None, "autofocus_plan": None})
         tiles = [(index.get("p"), index.get("g")) for index in planned(alone, None)]
-        return Axis(("p", "g"), len(tiles), tiles)
+        return IndexAxis(("p", "g"), len(tiles), tiles)
     if axis.type == "channel" and channel is not None:
         chosen = [(at,) for at, one in enumerate(plan.channels) if one.config == channel]
-        return Axis(("c",), len(chosen), chosen)
-    return Axis((axis.name,), axis.count)
+        return IndexAxis(("c",), len(chosen), chosen)
+    return IndexAxis((axis.name,), axis.count)
 
 
 def _restricted(axis: "Dimension", channel: str | None) -> "Dimension":
