@@ -207,6 +207,7 @@ class DecisionLoop:
 
     def run(self, core: "CMMCorePlus", way: str) -> list[Decision]:
         """Run the acquisition; `way` is one of `WAYS`."""
+
         def announced(_img: Any, _event: Any, meta: Mapping[str, Any]) -> None:
             self._announced.append(now := time.perf_counter())
             # The engine's clock begins with the acquisition.
@@ -390,8 +391,8 @@ class FramesAccounted(BenchCase):
             ) as live:
                 begin = time.perf_counter()
                 for first in range(0, self.count, self.per):
-                    loops = min(self.per, self.count - first)
-                    core.mda.run(MDASequence(time_plan=TIntervalLoops(interval=timedelta(0), loops=loops)), output=[live])
+                    plan = TIntervalLoops(interval=timedelta(0), loops=min(self.per, self.count - first))
+                    core.mda.run(MDASequence(time_plan=plan), output=[live])
                 seconds = (time.perf_counter() - begin) / self.count
                 live.flush()
                 status = live.status()

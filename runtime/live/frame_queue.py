@@ -18,7 +18,7 @@ from time import perf_counter
 from typing import Any
 
 from unetrt.runtime.errors import OptionError, shown
-from unetrt.runtime.live.results import DroppedFrames, LiveResult, LiveSequence, Outcome
+from unetrt.runtime.live.results import UNKNOWN_STREAM, DroppedFrames, LiveResult, LiveSequence, Outcome, StreamKey
 
 # Number of queued frames with drop_oldest and block: a few hundred milliseconds of a camera.
 CAPACITY = 8
@@ -45,6 +45,7 @@ class WaitingFrame:
     meta: Mapping[str, Any]
     number: int = -1
     sequence: LiveSequence | None = None
+    stream: StreamKey = UNKNOWN_STREAM
     submitted: float = field(default_factory=perf_counter)
     future: Future[LiveResult] = field(default_factory=Future)
     error: Exception | None = None
@@ -52,7 +53,9 @@ class WaitingFrame:
     def result(self, outcome: Outcome, **found: Any) -> LiveResult:
         """Return the frame's result; that of a dropped frame does not keep its pixels alive."""
         frame = None if outcome is Outcome.DROPPED else self.frame
-        return LiveResult(outcome, self.number, self.index, self.meta, self.sequence, frame, **found)
+        return LiveResult(
+            outcome, self.number, self.index, self.meta, self.sequence, frame, stream=self.stream, **found
+        )
 
 
 @dataclass(frozen=True)

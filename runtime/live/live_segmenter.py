@@ -32,6 +32,7 @@ from unetrt.runtime.cuda.arrays import DeviceArray
 from unetrt.runtime.errors import FrameError, OptionError, shown
 from unetrt.runtime.live.frame_queue import FrameQueue, Notice, Policy, WaitingFrame
 from unetrt.runtime.live.results import (
+    UNKNOWN_STREAM,
     Delivery,
     ImageNumbers,
     LiveResult,
@@ -42,13 +43,15 @@ from unetrt.runtime.live.results import (
     ResultOutput,
     ResultStream,
     State,
+    StreamKey,
     require_consumers,
+    stream_of,
 )
 from unetrt.runtime.model.confidence import confidence as confidence_of_objects
 from unetrt.runtime.model.measurements import object_columns
 from unetrt.runtime.model.objects import instances
 from unetrt.runtime.model.spec import Annotation
-from unetrt.runtime.pixels.frames import array_of, as_planes
+from unetrt.runtime.pixels.frames import FrameLayout, array_of, as_planes
 from unetrt.runtime.pixels.running import Streams
 from unetrt.runtime.segment.segmenter import LANES, Segmentation, Segmenter
 from unetrt.runtime.sessions import AUTO
@@ -102,6 +105,9 @@ class LiveSegmenter(Closable):
         (`Segmenter.objects`). The probabilities of all classes are then computed for each frame. Not with `classes`.
     channel
         The only channel (`event.channel.config`) that `frameReady` takes; None for all channels.
+    channels
+        Channels to take from frames that have several, (C, H, W) or with colours last, by their indices from 0: [1] is
+        green. Empty: all; for a model of one channel the grey values of colours (0.299 red, 0.587 green, 0.114 blue).
     on_result
         Called with each `done` or `failed` result, in submission order, on `thread`.
     outputs
@@ -136,6 +142,7 @@ class LiveSegmenter(Closable):
         normalisation: Literal["model", "running"] = "model",
         confidence: bool = False,
         channel: str | None = None,
+        channels: Sequence[int] = (),
         on_result: Callable[[LiveResult], None] | None = None,
         outputs: Sequence[ResultOutput] = (),
         frame: tuple[int, int] | None = None,
@@ -154,10 +161,10 @@ class LiveSegmenter(Closable):
             kind = kind or spec.annotation
             if confidence:
                 _require_confidence(self.segmenter, kind)
-            averages = Streams(spec.normalisation, normalisation)
+            averages, layout = Streams(spec.normalisation, normalisation), FrameLayout(spec.channels, channels)
             record = Record()
             delivery = Delivery(on_result, outputs, record)
-            self._worker = Worker(self.segmenter, queue, kind, averages, delivery, record, confidence)
+            self._worker = Worker(self.segmenter, queue, kind, averages, delivery, record, layout, confidence)
             self._worker.at_end.push(opened.pop_all())
         self._queue, self._channel = queue, channel
         self._numbers = ImageNumbers()
@@ -166,20 +173,29 @@ class LiveSegmenter(Closable):
         self._finalizer = weakref.finalize(self, _end, self._worker, self._threads, drain=False)
 
     def submit(
-        self, frame: Any, index: Any = None, meta: Mapping[str, Any] | None = None, *, copy: bool = True
+        self,
+        frame: Any,
+        index: Any = None,
+        meta: Mapping[str, Any] | None = None,
+        *,
+        copy: bool = True,
+        stream: StreamKey = UNKNOWN_STREAM,
     ) -> Future[LiveResult]:
         """Queue a frame and return at once; from any thread, never raises. With the policy `block`, waits for room.
 
         Parameters
         ----------
         frame
-            (H, W), or (C, H, W) for a model of C channels, of any size and dtype that `Segmenter.segment` accepts.
-            Anything else becomes a failed result.
+            (H, W), or (C, H, W) for a model of C channels, of any size and dtype that `Segmenter.segment` accepts, with
+            any number of axes of length one in front. Colours may be last: (H, W, 3), or (H, W, 4) with opacity; see
+            `channels`. Anything else becomes a failed result.
         index, meta
             Returned unchanged in the result.
         copy
             Whether to copy the frame first, because a camera driver may write the next frame to the same memory. With
             False the frame must not be modified until its result is ready. Only numpy arrays are copied.
+        stream
+            The camera and channel that the frame comes from: each stream has its own running normalisation.
 
         Returns
         -------
@@ -187,7 +203,7 @@ class LiveSegmenter(Closable):
         for a dropped frame, on the thread that submitted the frame it was dropped for. Cancelling it drops the frame,
         unless it is already being segmented.
         """
-        item = WaitingFrame(frame, index, {} if meta is None else meta)
+        item = WaitingFrame(frame, index, {} if meta is None else meta, stream=stream)
         if copy and isinstance(frame, np.ndarray):
             try:
                 item.frame = frame.copy()
@@ -265,18 +281,19 @@ class LiveSegmenter(Closable):
         Parameters
         ----------
         img
-            (H, W): shared by all listeners; neither they nor this object modify it.
+            As in `submit`; shared by all listeners: neither they nor this object modify it.
         event
             The `useq.MDAEvent`; its index becomes that of the result.
         meta
-            Frame metadata; gaps in the camera's `ImageNumber` are counted in `LiveStatus.missed`.
+            Frame metadata (pymmcore-plus, `FrameMetaV1`). The camera that they name and the event's channel are
+            `LiveResult.stream`; gaps in a camera's `ImageNumber` are counted in `LiveStatus.missed`.
         """
+        stream = stream_of(event, meta)
         if isinstance(meta, Mapping):
-            self._numbers.observe(meta.get("camera_metadata"))
-        channel = getattr(getattr(event, "channel", None), "config", None)
-        if self._channel is None or channel == self._channel:
+            self._numbers.observe(stream.camera, meta.get("camera_metadata"))
+        if self._channel is None or stream.channel == self._channel:
             index = getattr(event, "index", None)
-            self.submit(img, dict(index) if isinstance(index, Mapping) else {}, meta, copy=False)
+            self.submit(img, dict(index) if isinstance(index, Mapping) else {}, meta, copy=False, stream=stream)
 
     def sequenceStarted(self, sequence: Any = None, meta: Mapping[str, Any] | None = None) -> None:  # noqa: N802
         """Begin a sequence, to which all later frames belong: a `useq.MDASequence` and its metadata. Never blocks."""
@@ -346,6 +363,8 @@ class Worker:
         Running normalisation over the stream.
     delivery, record
         Receive each result.
+    layout
+        Arranges the axes of frames.
     confident
         Whether the confidence of objects is measured.
 
@@ -365,12 +384,13 @@ class Worker:
         averages: Streams,
         delivery: Delivery,
         record: Record,
-        confident: bool = False,
+        layout: FrameLayout,
+        confident: bool,
     ) -> None:
         self.segmenter, self.queue = segmenter, queue
         self.delivery, self.record = delivery, record
         self.at_end, self.ended = ExitStack(), threading.Event()
-        self._averages, self._confident = averages, confident
+        self._averages, self._layout, self._confident = averages, layout, confident
         # Between the two threads; None where one thread does everything.
         self._slot: Queue[SegmentedFrame | Notice | None] | None = Queue(1) if kind == "instances" else None
         self._next = 0  # submission index of the first frame without a delivered result
@@ -445,7 +465,8 @@ class Worker:
     def _class_map(self, item: WaitingFrame) -> Segmentation:
         if item.error is not None:
             raise item.error
-        measure = self._averages.measure_for(item.index)
+        item.frame = self._layout.arrange(item.frame)
+        measure = self._averages.measure_for(item.stream)
         found = self.segmenter.segment(
             item.frame, probabilities=self._confident, progress=self._check_abandoned, measure=measure
         )

@@ -11,6 +11,7 @@ each `ResultOutput`, on the live segmenter's thread, and fills the `ResultStream
 import logging
 import threading
 import weakref
+from bisect import bisect_right
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
@@ -99,7 +100,8 @@ class LiveResult:
     sequence
         The sequence the frame belongs to; None if no sequence was announced.
     frame
-        The array that was segmented: the submitted array, or its copy. Do not modify. None if dropped.
+        (H, W) or (C, H, W), the array that was segmented: the submitted one, its copy, or, for a frame with colours or
+        with axes of length one in front, what was made of it. Do not modify. None if dropped.
     labels
         (H, W): int32 object numbers, or uint8 class indices; None unless done.
     objects
@@ -300,7 +302,8 @@ class LiveStatus:
     last_error
         The last error of a frame or an output, in one line; empty if there was none.
     rate
-        Frames segmented per second, over the last 5 seconds.
+        Frames segmented per second, over the last 5 seconds, or between the last two results where that is longer; 0
+        before the first result. Once results stay away it decays.
     queueing, compute, latency
         Seconds in the queue, seconds in the segmenter, and seconds from `submit` to the result; as in `LiveResult`.
     decode
@@ -326,7 +329,7 @@ class LiveStatus:
         counts = ("submitted", "done", "dropped", "failed", "pending", "missed")
         parts = [
             f"{self.state}: " + ", ".join(f"{getattr(self, name)} {name}" for name in counts),
-            f"{self.rate:.1f}/s",
+            f"{decimal(self.rate)}/s",
         ]
         if self.latency.p50 is not None and self.latency.p99 is not None:
             parts.append(f"latency p50 {1e3 * self.latency.p50:.0f} ms, p99 {1e3 * self.latency.p99:.0f} ms")
@@ -375,14 +378,36 @@ class Record:
         queueing, compute, decode, latency = (
             Percentiles(*np.percentile(each, (50, 95, 99)).tolist()) for each in seconds
         )
-        return _rate(ends.tolist(), perf_counter()), queueing, compute, decode, latency
+        begin = ends[0] - recent[0][2] - recent[0][3]  # when the computation of the first began
+        rate = frequency(list(enumerate([begin, *ends.tolist()])), perf_counter(), RATE_WINDOW)
+        return rate, queueing, compute, decode, latency
 
 
-def _rate(ends: list[float], now: float) -> float:
-    """Return frames per second over the window; `ends` in seconds of `perf_counter`, ascending."""
-    begin = max(ends[0], now - RATE_WINDOW)
-    recent = [end for end in ends if end > now - RATE_WINDOW]
-    return len(recent) / (now - begin) if len(ends) > 1 and now > begin else 0.0
+def frequency(counted: Sequence[tuple[int, float]], now: float, window: float) -> float:
+    """Return events per second at the time `now`, in the last `window` seconds.
+
+    At least the last two entries count, however old: events that are rarer than the window do not read 0. Once the next
+    event is overdue, the rate decays.
+
+    Parameters
+    ----------
+    counted
+        Number of events so far, and when it was reached (seconds); both ascending.
+    now, window
+        Seconds.
+    """
+    if len(counted) < 2:
+        return 0.0
+    before = bisect_right(counted, now - window, key=lambda entry: entry[1]) - 1  # the last entry before the window
+    first, begin = counted[min(max(before, 0), len(counted) - 2)]
+    last, end = counted[-1]
+    overdue = max(0.0, now - end - (end - begin) / (last - first))
+    return (last - first) / (end - begin + overdue) if end - begin + overdue > 0 else 0.0
+
+
+def decimal(rate: float) -> str:
+    """Return a rate with one decimal, or, below 1, with two significant digits: a slow stream does not read 0.0."""
+    return f"{rate:.1f}" if rate >= 1 or rate < 1e-4 else f"{rate:.2g}"
 
 
 # Keys of Micro-Manager's image metadata (MMCore, `g_Keyword_Metadata_ImageNumber` and `..._CameraLabel`).
@@ -479,11 +504,28 @@ def require_consumers(on_result: Any, outputs: Any) -> None:
             )
 
 
+def stream_of(event: Any, meta: Any) -> StreamKey:
+    """Return the camera and the channel of a frame, each empty if unknown; never raises.
+
+    Parameters
+    ----------
+    event, meta
+        The `useq.MDAEvent` and the metadata (pymmcore-plus, `FrameMetaV1`) of the frame.
+    """
+    channel = getattr(getattr(event, "channel", None), "config", None)
+    meta = meta if isinstance(meta, Mapping) else {}
+    images = meta.get("camera_metadata")
+    cameras = (meta.get("camera_device"), images.get(CAMERA) if isinstance(images, Mapping) else None)
+    camera = next((one for one in cameras if isinstance(one, str) and one), "")
+    return StreamKey(camera, channel if isinstance(channel, str) else "")
+
+
 class ImageNumbers:
     """Counts gaps in the image numbers of cameras.
 
-    A camera numbers its images from 0 in each sequence, so a number that does not increase starts a new count. Images
-    lost before the first or after the last one of a sequence leave no gap and are not counted.
+    A camera numbers its images from 0 in each (hardware) sequence, through all channels, so a number that does not
+    increase starts a new count. Images lost before the first or after the last one of a sequence leave no gap and are
+    not counted.
 
     Attributes
     ----------
@@ -499,12 +541,11 @@ class ImageNumbers:
         """Start a new sequence: the next image has no predecessor."""
         self._last = {}
 
-    def observe(self, metadata: Mapping[str, Any] | None) -> None:
-        """Count the images missing before this one, by its camera metadata; ignored if it has no image number."""
+    def observe(self, camera: str, metadata: Any) -> None:
+        """Count the images of a camera missing before this one, by its `camera_metadata`; ignored without a number."""
         try:
-            number = int((metadata or {})[IMAGE_NUMBER])
-            camera = str((metadata or {}).get(CAMERA, ""))
-        except (AttributeError, KeyError, TypeError, ValueError):
+            number = int(metadata[IMAGE_NUMBER])
+        except (AttributeError, IndexError, KeyError, TypeError, ValueError):
             return
         last = self._last.get(camera)
         if last is not None and number > last + 1:

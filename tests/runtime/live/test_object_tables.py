@@ -75,6 +75,17 @@ def test_frames_that_numpy_converts_have_a_table(tmp_path):
         assert table["label"].tolist() == [1]
 
 
+@pytest.mark.parametrize("axes", [(1, 100, 130), (100, 130, 3), (100, 130, 4), (1, 1, 100, 130)])
+def test_the_table_is_that_of_the_grey_values_that_were_segmented(tiny_model, axes):
+    frame = draw((100, 130), seed=1).frame
+    given = frame.reshape(axes) if axes[-1] == 130 else np.repeat(frame[..., None], axes[-1], axis=-1)
+    given = given // np.arange(1, 1 + axes[-1], dtype=given.dtype) if axes[-1] < 5 else given
+    with Segmenter(tiny_model) as segmenter:
+        (result,) = results_of(segmenter, [given])
+    assert result.frame.shape == (100, 130)
+    assert_tables_equal(result.table, object_columns(result.labels, result.frame[None]))
+
+
 @pytest.mark.parametrize("kind", ["cores", "components"])
 def test_the_confidence_is_that_of_the_segmenter(kind):
     maps = class_maps(4)
