@@ -281,7 +281,7 @@ def _event(**index: int) -> "MDAEvent":
 # --- Frames accounted for
 
 
-class Tally:
+class AcquiredFrames:
     """Counts the frames that the core acquired: by the engine's signals, and by the camera's own numbers.
 
     Attributes
@@ -304,7 +304,7 @@ class Tally:
         self._last = number
 
 
-class ResultTally:
+class DeliveredFrames:
     """Counts what a live segmenter delivers; a `ResultOutput`.
 
     Attributes
@@ -381,7 +381,7 @@ class FramesAccounted(BenchCase):
         """Acquire all frames; return the seconds of one, and the counts. Raises ParityError if they do not add up."""
         from useq import MDASequence, TIntervalLoops
 
-        acquired, delivered = Tally(), ResultTally()
+        acquired, delivered = AcquiredFrames(), DeliveredFrames()
         with demo_core(self.side) as core:
             assert core.mda.engine is not None
             core.mda.engine.use_hardware_sequencing = True

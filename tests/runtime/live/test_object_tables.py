@@ -98,6 +98,15 @@ def test_the_confidence_is_that_of_the_segmenter(kind):
         np.testing.assert_array_equal(result.table["confidence"], expected)
 
 
+def test_the_confidence_of_a_stream_that_is_normalised_as_one(tiny_model):
+    frames = [draw((100, 130), seed=seed).frame for seed in range(2)]
+    with Segmenter(tiny_model) as segmenter:
+        first, _ = results_of(segmenter, frames, normalisation="running", confidence=True)
+        expected = segmenter.objects(frames[0], confidence=True)
+    np.testing.assert_array_equal(first.labels, expected.labels)
+    np.testing.assert_array_equal(first.table["confidence"], expected.confidence)
+
+
 def test_a_confidence_that_cannot_be_is_refused():
     scores, labels = Segmenter(ClassSession()), Segmenter(ClassSession(head="labels"))
     with pytest.raises(OptionError, match="labels of kind classes have none: use kind instances, or leave it out"):
