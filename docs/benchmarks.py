@@ -101,7 +101,8 @@ SECTIONS = {
         "A small network on all cores but one, 2048 x 2048 pixels of drawn cells. *Alone*: the frame is segmented, "
         "and then its objects are numbered and measured. *Live*: the same parts while they overlap with those of "
         "the next frame, and the time from one result to the next. *At best* is the sum of both parts alone over "
-        "the longer.",
+        "the longer. *Parts, live, against a frame*: how many times its own length a frame's parts fill, 1 if they did "
+        "not overlap.",
     ),
     "decision": Section(
         "Frame to decision",

@@ -9,6 +9,7 @@ from tests.conftest import small_spec
 from tests.runtime.live.live_cases import flat, gated
 from tests.runtime.test_segmented_objects import CORES, ClassSession, class_maps
 from unetrt.runtime import LiveSegmenter, Segmenter
+from unetrt.runtime.cuda.arrays import DeviceArray
 from unetrt.runtime.errors import OptionError
 from unetrt.runtime.live import live_segmenter as module
 from unetrt.runtime.model.measurements import columns, measurements, object_columns
@@ -125,6 +126,14 @@ def test_other_results_have_no_table():
         assert live.submit(flat(1)).result(30).table is None
     assert live.submit(flat(1)).result(30).outcome == "dropped"
     assert live.submit(flat(1)).result(30).table is None
+
+
+def test_a_frame_on_a_gpu_has_a_table_without_intensities(monkeypatch):
+    monkeypatch.setattr(module, "array_of", lambda frame: DeviceArray.packed(0, frame.shape, frame.dtype))
+    segmenter, session = gated(**OBJECTS)
+    session.let()
+    (result,) = results_of(segmenter, [flat(1)])
+    assert (list(result.table), result.table["area"].tolist()) == (NAMES[:-1], [12 * 16])
 
 
 def test_objects_are_measured_on_the_thread_that_numbers_them_while_the_next_frame_is_segmented(monkeypatch):
