@@ -178,7 +178,8 @@ class LiveThroughput(BenchCase):
             for way, means in (("alone", alone), ("live", live))
             for part, mean in zip(PARTS, means, strict=True)
         }
-        return {**named, "sum": sum(alone), "longer": max(alone), "a frame": seconds, **shared}
+        sums = {"sum": sum(alone), "longer": max(alone), "live sum": sum(live)}
+        return {**named, **sums, "a frame": seconds, **shared}
 
     def figures(self, seconds: Figures) -> Iterator[Measure]:
         """Yield the cost of a frame, that of its parts, and how far they overlap."""
@@ -191,6 +192,7 @@ class LiveThroughput(BenchCase):
             yield Measure.of(f"{part}, live", "s", seconds[f"live: {part}"])
         yield Measure.of("live against one after another", "x", seconds["sum"] / seconds["a frame"])
         yield Measure.of("at best", "x", seconds["sum"] / seconds["longer"])
+        yield Measure.of("parts, live, against a frame", "x", seconds["live sum"] / seconds["a frame"])
 
     def detail(self, _seconds: Figures, rounds: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         """Return engine, network, threads, and the number of objects in each frame."""

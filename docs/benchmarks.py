@@ -101,20 +101,21 @@ SECTIONS = {
         "A small network on all cores but one, 2048 x 2048 pixels of drawn cells. *Alone*: the frame is segmented, "
         "and then its objects are numbered and measured. *Live*: the same parts while they overlap with those of "
         "the next frame, and the time from one result to the next. *At best* is the sum of both parts alone over "
-        "the longer.",
+        "the longer. *Parts, live, against a frame*: how many times its own length a frame's parts fill, 1 if they did "
+        "not overlap.",
     ),
     "decision": Section(
         "Frame to decision",
         "decision.json",
         "bench-decision",
-        "DemoCamera, 2048 x 2048 pixels of 16 bits, a small network, one frame at a time: an event is acquired, and "
-        "the decision on its objects queues the next. It begins with the end of the exposure and ends with the "
-        "event in the queue. *Slot*: the engine calls unetrt on its own thread; *output*: it is given as `output=`, "
-        "which the engine serves on another thread that looks for frames every 5 ms (*handed over*). The "
-        "computation is the network (grey values, tiles and stitching included), the numbering of objects, and "
-        "their table; *all but network and objects* is what else happens from the call of `frameReady` to the event "
-        "in the queue: submission, queue, threads, delivery, decision. *All but the network* counts the objects as "
-        "ours.",
+        "DemoCamera, 2048 x 2048 pixels of 16 bits with fluorescent beads, a small network, one frame at a time: an "
+        "event is acquired, and the decision on its objects queues the next. It begins with the end of the exposure "
+        "and ends with the event in the queue. *Slot*: the engine calls unetrt on its own thread; *output*: it is "
+        "given as `output=`, which the engine serves on another thread that looks for frames every 5 ms (*handed "
+        "over*). The computation is the network (grey values, tiles and stitching included), the numbering of "
+        "objects, and their table; *all but network and objects* is what else happens from the call of `frameReady` "
+        "to the event in the queue: submission, queue, threads, delivery, decision. *All but the network* counts the "
+        "objects as ours.",
     ),
     "accounting": Section(
         "Frames accounted for",

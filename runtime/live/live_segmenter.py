@@ -398,7 +398,7 @@ class Worker:
         delivery: Delivery,
         record: Record,
         layout: FrameLayout,
-        confident: bool = False,
+        confident: bool,
     ) -> None:
         self.segmenter, self.queue = segmenter, queue
         self.delivery, self.record = delivery, record

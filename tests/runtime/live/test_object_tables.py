@@ -9,6 +9,7 @@ from tests.conftest import small_spec
 from tests.runtime.live.live_cases import flat, gated
 from tests.runtime.test_segmented_objects import CORES, ClassSession, class_maps
 from unetrt.runtime import LiveSegmenter, Segmenter
+from unetrt.runtime.cuda.arrays import DeviceArray
 from unetrt.runtime.errors import OptionError
 from unetrt.runtime.live import live_segmenter as module
 from unetrt.runtime.model.measurements import columns, measurements, object_columns
@@ -75,6 +76,17 @@ def test_frames_that_numpy_converts_have_a_table(tmp_path):
         assert table["label"].tolist() == [1]
 
 
+@pytest.mark.parametrize("axes", [(1, 100, 130), (100, 130, 3), (100, 130, 4), (1, 1, 100, 130)])
+def test_the_table_is_that_of_the_grey_values_that_were_segmented(tiny_model, axes):
+    frame = draw((100, 130), seed=1).frame
+    given = frame.reshape(axes) if axes[-1] == 130 else np.repeat(frame[..., None], axes[-1], axis=-1)
+    given = given // np.arange(1, 1 + axes[-1], dtype=given.dtype) if axes[-1] < 5 else given
+    with Segmenter(tiny_model) as segmenter:
+        (result,) = results_of(segmenter, [given])
+    assert result.frame.shape == (100, 130)
+    assert_tables_equal(result.table, object_columns(result.labels, result.frame[None]))
+
+
 @pytest.mark.parametrize("kind", ["cores", "components"])
 def test_the_confidence_is_that_of_the_segmenter(kind):
     maps = class_maps(4)
@@ -85,6 +97,15 @@ def test_the_confidence_is_that_of_the_segmenter(kind):
     for result, expected in zip(results, found, strict=True):
         assert result.table["confidence"].dtype == np.float32
         np.testing.assert_array_equal(result.table["confidence"], expected)
+
+
+def test_the_confidence_of_a_stream_that_is_normalised_as_one(tiny_model):
+    frames = [draw((100, 130), seed=seed).frame for seed in range(2)]
+    with Segmenter(tiny_model) as segmenter:
+        first, _ = results_of(segmenter, frames, normalisation="running", confidence=True)
+        expected = segmenter.objects(frames[0], confidence=True)
+    np.testing.assert_array_equal(first.labels, expected.labels)
+    np.testing.assert_array_equal(first.table["confidence"], expected.confidence)
 
 
 def test_a_confidence_that_cannot_be_is_refused():
@@ -105,6 +126,14 @@ def test_other_results_have_no_table():
         assert live.submit(flat(1)).result(30).table is None
     assert live.submit(flat(1)).result(30).outcome == "dropped"
     assert live.submit(flat(1)).result(30).table is None
+
+
+def test_a_frame_on_a_gpu_has_a_table_without_intensities(monkeypatch):
+    monkeypatch.setattr(module, "array_of", lambda frame: DeviceArray.packed(0, frame.shape, frame.dtype))
+    segmenter, session = gated(**OBJECTS)
+    session.let()
+    (result,) = results_of(segmenter, [flat(1)])
+    assert (list(result.table), result.table["area"].tolist()) == (NAMES[:-1], [12 * 16])
 
 
 def test_objects_are_measured_on_the_thread_that_numbers_them_while_the_next_frame_is_segmented(monkeypatch):
