@@ -296,17 +296,20 @@ class LiveSegmenter(ProcessBound):
             Frame metadata (pymmcore-plus, `FrameMetaV1`). The camera that they name and the event's channel are
             `LiveResult.stream`; gaps in a camera's `ImageNumber` are counted in `LiveStatus.missed`.
         """
-        stream = stream_of(event, meta)
-        if isinstance(meta, Mapping):
-            self._numbers.observe(stream.camera, meta.get("camera_metadata"))
-        if self._channel is None or stream.channel == self._channel:
-            index = getattr(event, "index", None)
-            index = dict(index) if isinstance(index, Mapping) else {}
-            queue = host_queue()
-            if queue is HostQueue.GUI or (queue is HostQueue.RELAY and self._queue.policy is Policy.BLOCK):
-                self._worker.record.warn(queue)
-            item = WaitingFrame(img, index, {} if meta is None else meta, stream=stream)
-            self._put(item, copy=False, wait=queue is None)
+        stream, index = UNKNOWN_STREAM, dict[Any, Any]()
+        with suppress(Exception):  # a host's own event and metadata may raise: the frame is still segmented
+            stream = stream_of(event, meta)
+            if isinstance(given := getattr(event, "index", None), Mapping):
+                index = dict(given)
+            if isinstance(meta, Mapping):
+                self._numbers.observe(stream.camera, meta.get("camera_metadata"))
+        if self._channel is not None and stream.channel != self._channel:
+            return
+        queue = host_queue()
+        if queue is HostQueue.GUI or (queue is HostQueue.RELAY and self._queue.policy is Policy.BLOCK):
+            self._worker.record.warn(queue)
+        item = WaitingFrame(img, index, {} if meta is None else meta, stream=stream)
+        self._put(item, copy=False, wait=queue is None)
 
     def sequenceStarted(self, sequence: Any = None, meta: Mapping[str, Any] | None = None) -> None:  # noqa: N802
         """Begin a sequence, to which all later frames belong: a `useq.MDASequence` and its metadata. Never blocks."""

@@ -517,7 +517,7 @@ def require_consumers(on_result: Any, outputs: Any) -> None:
 
 
 def stream_of(event: Any, meta: Any) -> StreamKey:
-    """Return the camera and the channel of a frame, each empty if unknown; never raises.
+    """Return the camera and the channel of a frame, each empty if unknown.
 
     Parameters
     ----------

@@ -351,6 +351,16 @@ class Stubborn(np.ndarray):
         raise OSError("the disk behind this array is gone")
 
 
+class Raises(dict):
+    """An event or metadata of a host program with a defect."""
+
+    def __getattribute__(self, name):
+        raise OSError("the device is gone")
+
+    def get(self, key, default=None):
+        raise OSError("the device is gone")
+
+
 def test_nothing_is_raised_at_a_camera(live):
     meta, event = np.zeros(3), type("Event", (), {"index": 7, "channel": "red"})
     assert live.submit(flat(1), meta=meta).result(30).meta is meta
@@ -360,5 +370,6 @@ def test_nothing_is_raised_at_a_camera(live):
     assert (failed.outcome, str(failed.error)) == ("failed", "the disk behind this array is gone")
     live.sequenceStarted(np.zeros(3), meta)
     live.sequenceFinished()
+    live.frameReady(flat(1), Raises(), Raises())
     assert live.flush(30)
-    assert (live.status().done, live.status().failed) == (3, 1)
+    assert (live.status().done, live.status().failed) == (4, 1)
