@@ -23,13 +23,16 @@ def main() -> None:
     arguments = parse()
     arguments.out.mkdir(parents=True, exist_ok=True)
     core = UniMMCore()  # a CMMCorePlus that supports cameras written in Python
-    with LiveSegmenter(arguments.model, policy="block") as live:  # files can wait: no frame is dropped
+    # Files can wait: with the policy block, and as a slot on the thread of the acquisition, no frame is dropped.
+    with LiveSegmenter(arguments.model, policy="block") as live:
+        for name in ("sequenceStarted", "frameReady", "sequenceFinished"):
+            getattr(core.mda.events, name).connect(getattr(live, name))
         for file in list_images(arguments.folder):
             replay = Replay([file])
             load_replay_camera(core, replay, exposure=arguments.exposure)
             frames = replay.count()
             results = live.results(capacity=frames)
-            core.mda.run(MDASequence(time_plan={"interval": 0, "loops": frames}), output=[live])  # type: ignore[arg-type]
+            core.mda.run(MDASequence(time_plan={"interval": 0, "loops": frames}))  # type: ignore[arg-type]
             live.flush()
             results.close()
             labels = [result.labels for result in results if result.labels is not None]

@@ -14,13 +14,23 @@ if TYPE_CHECKING:
     from unetrt.runtime.files.sources import list_images, stem_of
     from unetrt.runtime.geometry.plan import Geometry, Tile, TilePlan
     from unetrt.runtime.live.live_segmenter import LiveSegmenter
-    from unetrt.runtime.live.results import LiveResult, LiveSequence, LiveStatus, Outcome, ResultOutput, ResultStream
+    from unetrt.runtime.live.results import (
+        DroppedFrames,
+        LiveResult,
+        LiveSequence,
+        LiveStatus,
+        Outcome,
+        ResultOutput,
+        ResultStream,
+        StreamKey,
+    )
     from unetrt.runtime.model.objects import instances
     from unetrt.runtime.model.spec import ModelSpec
     from unetrt.runtime.segment.segmenter import Objects, Segmentation, Segmenter
     from unetrt.runtime.sessions import Session, open_session
 
 __all__ = [
+    "DroppedFrames",
     "Geometry",
     "LiveResult",
     "LiveSegmenter",
@@ -35,6 +45,7 @@ __all__ = [
     "Segmentation",
     "Segmenter",
     "Session",
+    "StreamKey",
     "Tile",
     "TilePlan",
     "UnetrtError",
@@ -48,6 +59,7 @@ __all__ = [
 
 # Public name -> module.
 _HOMES = {
+    "DroppedFrames": "live.results",
     "Geometry": "geometry.plan",
     "LiveResult": "live.results",
     "LiveSegmenter": "live.live_segmenter",
@@ -62,6 +74,7 @@ _HOMES = {
     "Segmentation": "segment.segmenter",
     "Segmenter": "segment.segmenter",
     "Session": "sessions",
+    "StreamKey": "live.results",
     "Tile": "geometry.plan",
     "TilePlan": "geometry.plan",
     "UnetrtError": "errors",

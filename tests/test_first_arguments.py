@@ -89,9 +89,9 @@ IMAGES = {
 }
 # Values that unetrt returns, or base classes and options: nobody passes a file, a frame or a number to them.
 VALUES = {
-    "Adoption", "BACKENDS", "Choices", "FeedStatus", "KINDS", "Kind", "LiveResult", "LiveSequence", "LiveStatus",
-    "ModelSpec", "Objects", "Outcome", "ReceptiveField", "ResultOutput", "ResultStream", "Segmentation", "Session",
-    "Tile", "TrialLimits", "UnetrtError", "__version__",
+    "Adoption", "BACKENDS", "Choices", "DroppedFrames", "FeedStatus", "KINDS", "Kind", "LiveResult", "LiveSequence",
+    "LiveStatus", "ModelSpec", "Objects", "Outcome", "ReceptiveField", "ResultOutput", "ResultStream", "Segmentation",
+    "Session", "StreamKey", "Tile", "TrialLimits", "UnetrtError", "__version__",
 }  # fmt: skip
 
 

@@ -2,27 +2,26 @@
 
 Any thread puts frames; one thread takes them, in order, and may pass them on to another. When the queue is full, its
 `Policy` decides which frame is dropped, or that the caller waits. Under one lock it also keeps the counts, so that at
-every moment submitted = done + dropped + failed + pending. Starts and ends of sequences travel through the queue as
-`Notice`s, in order with the frames and outside the capacity.
+every moment submitted = done + dropped + failed + pending. Of dropped frames it keeps ranges of numbers, so that their
+cost does not grow with their number. Starts and ends of sequences travel through the queue as `Notice`s, in order with
+the frames and outside the capacity.
 """
 
 import threading
+from bisect import bisect_left
 from collections import deque
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
-from functools import partial
 from time import perf_counter
 from typing import Any
 
 from unetrt.runtime.errors import OptionError, shown
-from unetrt.runtime.live.results import LiveResult, LiveSequence, Outcome
+from unetrt.runtime.live.results import UNKNOWN_STREAM, DroppedFrames, LiveResult, LiveSequence, Outcome, StreamKey
 
 # Number of queued frames with drop_oldest and block: a few hundred milliseconds of a camera.
 CAPACITY = 8
-# Number of drop notices kept for outputs: 5 MB, with the metadata that Micro-Manager gives each frame.
-MAX_NOTICES = 1000
 
 
 class Policy(StrEnum):
@@ -46,6 +45,7 @@ class WaitingFrame:
     meta: Mapping[str, Any]
     number: int = -1
     sequence: LiveSequence | None = None
+    stream: StreamKey = UNKNOWN_STREAM
     submitted: float = field(default_factory=perf_counter)
     future: Future[LiveResult] = field(default_factory=Future)
     error: Exception | None = None
@@ -53,15 +53,18 @@ class WaitingFrame:
     def result(self, outcome: Outcome, **found: Any) -> LiveResult:
         """Return the frame's result; that of a dropped frame does not keep its pixels alive."""
         frame = None if outcome is Outcome.DROPPED else self.frame
-        return LiveResult(outcome, self.number, self.index, self.meta, self.sequence, frame, **found)
+        return LiveResult(
+            outcome, self.number, self.index, self.meta, self.sequence, frame, stream=self.stream, **found
+        )
 
 
 @dataclass(frozen=True)
 class Notice:
-    """The start or the end of a sequence: `deliver` is called after all frames with numbers below `number`."""
+    """The start or the end of a sequence: `deliver` is called with it after all frames with numbers below `number`."""
 
     number: int
-    deliver: Callable[[], None]
+    sequence: LiveSequence
+    deliver: Callable[[LiveSequence], None]
     is_start: bool
 
 
@@ -112,7 +115,7 @@ class FrameQueue:
         self._busy = False  # from one `take` to the next: results are still being delivered
         self._passed_on = 0  # items with the second worker
         self._counted = dict.fromkeys(("submitted", *map(str, Outcome)), 0)
-        self._dropped: deque[LiveResult] = deque(maxlen=MAX_NOTICES)  # not delivered yet, ascending
+        self._dropped: list[DroppedFrames] = []  # not delivered yet, ascending
         # Reentrant: an allocation under the lock can run the finalizer of a forgotten live segmenter, which closes this
         # queue on the same thread.
         self._changed = threading.Condition(threading.RLock())
@@ -120,13 +123,14 @@ class FrameQueue:
         self._sequence: LiveSequence | None = None
         self._sequences = 0
 
-    def put(self, item: WaitingFrame) -> list[WaitingFrame]:
+    def put(self, item: WaitingFrame, wait: bool = True) -> list[WaitingFrame]:
         """Queue a frame and return the frames dropped for it; once the queue is closing, that frame itself.
 
-        With the policy `block` the caller waits for room, except on a worker's thread, which would wait for itself.
+        With the policy `block` the caller waits for room. If `wait` is False, or on a worker's thread, which would wait
+        for itself, the frame queued longest is dropped instead.
         """
         with self._changed:
-            if self.policy is Policy.BLOCK and threading.get_ident() not in self._workers:
+            if wait and self.policy is Policy.BLOCK and threading.get_ident() not in self._workers:
                 self._changed.wait_for(lambda: self.closing or self._frames < self.capacity)
             item.number, item.sequence = self._counted["submitted"], self._sequence
             self._counted["submitted"] += 1
@@ -150,13 +154,13 @@ class FrameQueue:
             first = self._counted["submitted"]
             self._sequence = LiveSequence(self._sequences, plan, meta, first, channel)
             self._sequences += 1
-            self._notice(Notice(first, partial(deliver, self._sequence), is_start=True))
+            self._notice(Notice(first, self._sequence, deliver, is_start=True))
 
     def end(self, deliver: Callable[[LiveSequence], None]) -> None:
         """End the current sequence, if any; never blocks. The worker calls `deliver` after its frames."""
         with self._changed:
             if self._sequence is not None:
-                self._notice(Notice(self._counted["submitted"], partial(deliver, self._sequence), is_start=False))
+                self._notice(Notice(self._counted["submitted"], self._sequence, deliver, is_start=False))
                 self._sequence = None
 
     def take(self) -> WaitingFrame | Notice | None:
@@ -176,11 +180,13 @@ class FrameQueue:
                 self._changed.notify_all()
             return item
 
-    def settle(self, outcome: Outcome) -> None:
+    def settle(self, item: WaitingFrame, outcome: Outcome) -> None:
         """Count the outcome of a frame in flight."""
         with self._changed:
             self._in_flight -= 1
             self._counted[outcome] += 1
+            if outcome is Outcome.DROPPED:
+                self._note_dropped(item)
 
     def pass_on(self) -> None:
         """Count an item that was taken and that the second worker is to finish. For the first worker."""
@@ -193,17 +199,21 @@ class FrameQueue:
             self._passed_on -= 1
             self._changed.notify_all()
 
-    def take_dropped(self, before: float) -> list[LiveResult]:
-        """Remove and return the results of frames dropped from the queue with numbers below `before`, ascending.
+    def take_dropped(self, before: float) -> list[DroppedFrames]:
+        """Remove and return the dropped frames with numbers below `before`, ascending; none if the queue is abandoned.
 
-        At most 1000 are kept; the oldest are discarded. For the worker that delivers results.
+        For the worker that delivers results. Frames submitted to a closing queue are not among them.
         """
-        found: list[LiveResult] = []
+        found: list[DroppedFrames] = []
         with self._changed:
             self._workers.add(threading.get_ident())
-            while self._dropped and self._dropped[0].number < before:
-                found.append(self._dropped.popleft())
-        return found
+            while self._dropped and self._dropped[0].first < before:
+                frames = self._dropped.pop(0)
+                if frames.last >= before:
+                    self._dropped.insert(0, replace(frames, first=int(before)))
+                    frames = replace(frames, last=int(before) - 1)
+                found.append(frames)
+        return [] if self.abandoned else found
 
     def close(self, drain: bool) -> list[WaitingFrame]:
         """Accept no more frames; unless `drain`, drop the queued ones and return them. Idempotent."""
@@ -244,8 +254,20 @@ class FrameQueue:
         self._waiting.remove(item)
         self._frames -= 1
         self._counted[Outcome.DROPPED] += 1
-        self._dropped.append(item.result(Outcome.DROPPED))
+        self._note_dropped(item)
         return item
+
+    def _note_dropped(self, item: WaitingFrame) -> None:
+        """Add a frame to the ranges of dropped frames: to the last one, unless the frame was in flight."""
+        number, sequence = item.number, item.sequence
+        at = bisect_left(self._dropped, number, key=lambda frames: frames.first)
+        joined = DroppedFrames(number, number, sequence)
+        if at < len(self._dropped) and self._dropped[at].first == number + 1 and self._dropped[at].sequence is sequence:
+            joined = replace(joined, last=self._dropped.pop(at).last)
+        if at and self._dropped[at - 1].last == number - 1 and self._dropped[at - 1].sequence is sequence:
+            at -= 1
+            joined = replace(joined, first=self._dropped.pop(at).first)
+        self._dropped.insert(at, joined)
 
 
 def _policy(policy: Policy | str, capacity: int | None) -> tuple[Policy, int]:

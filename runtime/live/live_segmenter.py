@@ -29,20 +29,26 @@ import numpy as np
 from unetrt.runtime.closing import Closable
 from unetrt.runtime.errors import FrameError, OptionError, shown
 from unetrt.runtime.live.frame_queue import FrameQueue, Notice, Policy, WaitingFrame
+from unetrt.runtime.live.host_threads import HostQueue, host_queue
 from unetrt.runtime.live.results import (
+    UNKNOWN_STREAM,
     Delivery,
     ImageNumbers,
     LiveResult,
+    LiveSequence,
     LiveStatus,
     Outcome,
     Record,
     ResultOutput,
     ResultStream,
     State,
+    StreamKey,
     require_consumers,
+    stream_of,
 )
 from unetrt.runtime.model.objects import instances
 from unetrt.runtime.model.spec import Annotation
+from unetrt.runtime.pixels.frames import FrameLayout
 from unetrt.runtime.pixels.running import Streams
 from unetrt.runtime.segment.segmenter import LANES, Segmentation, Segmenter
 from unetrt.runtime.sessions import AUTO
@@ -67,7 +73,9 @@ class LiveSegmenter(Closable):
     segmented; at most one segmented frame waits for that, and no other is taken from the queue meanwhile.
 
     It can be an output of a Micro-Manager acquisition (``core.mda.run(sequence, output=["raw.ome.zarr", live])``) and a
-    signal slot (``core.mda.events.frameReady.connect(live.frameReady)``), and imports neither pymmcore nor Qt.
+    signal slot (``core.mda.events.frameReady.connect(live.frameReady)``), and imports neither pymmcore nor Qt. As an
+    output it gets frames from an unbounded queue, and as a slot of Qt's event loop too: there `frameReady` never waits,
+    whatever the policy, and `LiveStatus.warning` says what to connect instead (`unetrt.runtime.live.host_threads`).
 
     Parameters
     ----------
@@ -76,7 +84,8 @@ class LiveSegmenter(Closable):
         minutes when it builds an engine.
     policy
         What happens when the queue is full: `latest` keeps only the newest frame, for smart microscopy and previews;
-        `drop_oldest` keeps the newest `capacity` frames; `block` makes `submit` wait, for frames from files.
+        `drop_oldest` keeps the newest `capacity` frames; `block` makes `submit` wait, for frames from files and for
+        cameras that call `frameReady` on their own thread.
     capacity
         Maximum number of queued frames, excluding those being segmented and decoded; None for 1 with `latest`, else 8.
     kind
@@ -88,10 +97,13 @@ class LiveSegmenter(Closable):
         (`unetrt.runtime.pixels.running`).
     channel
         The only channel (`event.channel.config`) that `frameReady` takes; None for all channels.
+    channels
+        Channels to take from frames that have several, (C, H, W) or with colours last, by their indices from 0: [1] is
+        green. Empty: all; for a model of one channel the grey values of colours (0.299 red, 0.587 green, 0.114 blue).
     on_result
         Called with each `done` or `failed` result, in submission order, on `thread`.
     outputs
-        Consumers of all results, such as a `LabelWriter`; closed with this object.
+        Consumers of results, such as a `LabelWriter`; closed with this object.
     frame, backend, lanes, device, backend_options
         As for `Segmenter`; only if `model` is a path.
 
@@ -120,6 +132,7 @@ class LiveSegmenter(Closable):
         kind: Annotation | None = None,
         normalisation: Literal["model", "running"] = "model",
         channel: str | None = None,
+        channels: Sequence[int] = (),
         on_result: Callable[[LiveResult], None] | None = None,
         outputs: Sequence[ResultOutput] = (),
         frame: tuple[int, int] | None = None,
@@ -135,10 +148,10 @@ class LiveSegmenter(Closable):
         with ExitStack() as opened:
             self.segmenter = _segmenter(model, opened, frame, backend, lanes, device, backend_options)
             spec = self.segmenter.spec
-            averages = Streams(spec.normalisation, normalisation)
+            averages, layout = Streams(spec.normalisation, normalisation), FrameLayout(spec.channels, channels)
             record = Record()
             delivery = Delivery(on_result, outputs, record)
-            self._worker = Worker(self.segmenter, queue, kind or spec.annotation, averages, delivery, record)
+            self._worker = Worker(self.segmenter, queue, kind or spec.annotation, averages, delivery, record, layout)
             self._worker.at_end.push(opened.pop_all())
         self._queue, self._channel = queue, channel
         self._numbers = ImageNumbers()
@@ -147,20 +160,29 @@ class LiveSegmenter(Closable):
         self._finalizer = weakref.finalize(self, _end, self._worker, self._threads, drain=False)
 
     def submit(
-        self, frame: Any, index: Any = None, meta: Mapping[str, Any] | None = None, *, copy: bool = True
+        self,
+        frame: Any,
+        index: Any = None,
+        meta: Mapping[str, Any] | None = None,
+        *,
+        copy: bool = True,
+        stream: StreamKey = UNKNOWN_STREAM,
     ) -> Future[LiveResult]:
         """Queue a frame and return at once; from any thread, never raises. With the policy `block`, waits for room.
 
         Parameters
         ----------
         frame
-            (H, W), or (C, H, W) for a model of C channels, of any size and dtype that `Segmenter.segment` accepts.
-            Anything else becomes a failed result.
+            (H, W), or (C, H, W) for a model of C channels, of any size and dtype that `Segmenter.segment` accepts, with
+            any number of axes of length one in front. Colours may be last: (H, W, 3), or (H, W, 4) with opacity; see
+            `channels`. Anything else becomes a failed result.
         index, meta
             Returned unchanged in the result.
         copy
             Whether to copy the frame first, because a camera driver may write the next frame to the same memory. With
             False the frame must not be modified until its result is ready. Only numpy arrays are copied.
+        stream
+            The camera and channel that the frame comes from: each stream has its own running normalisation.
 
         Returns
         -------
@@ -168,13 +190,16 @@ class LiveSegmenter(Closable):
         for a dropped frame, on the thread that submitted the frame it was dropped for. Cancelling it drops the frame,
         unless it is already being segmented.
         """
-        item = WaitingFrame(frame, index, {} if meta is None else meta)
+        return self._put(WaitingFrame(frame, index, {} if meta is None else meta, stream=stream), copy=copy)
+
+    def _put(self, item: WaitingFrame, *, copy: bool, wait: bool = True) -> Future[LiveResult]:
+        frame = item.frame
         if copy and isinstance(frame, np.ndarray):
             try:
                 item.frame = frame.copy()
             except Exception as error:  # noqa: BLE001 - out of memory, or an array subclass that fails: its result
                 item.error = error
-        _resolve_dropped(self._queue.put(item))
+        _resolve_dropped(self._queue.put(item, wait))
         return item.future
 
     def results(self, capacity: int = STREAM_CAPACITY) -> ResultStream:
@@ -197,6 +222,7 @@ class LiveSegmenter(Closable):
             missed=self._numbers.missed,
             output_errors=record.output_errors,
             last_error=record.last_error,
+            warning=record.warning,
             rate=rate,
             queueing=queueing,
             compute=compute,
@@ -225,7 +251,9 @@ class LiveSegmenter(Closable):
         ----------
         drain
             Whether to segment the queued frames first. If False, they are dropped, the frame being segmented is dropped
-            at its next tile, and one that waits for its objects to be numbered is dropped too.
+            at its next tile, and so is one whose objects are not numbered yet; outputs get no further result or notice
+            but the end of the current sequence. This method then waits for one tile and one decoding at most, for the
+            calls of outputs with the result that is being delivered, and for the outputs to close.
 
         A `with` block that ends with an exception does not drain. If called from an output or a callback, this method
         returns without waiting for the threads.
@@ -244,18 +272,24 @@ class LiveSegmenter(Closable):
         Parameters
         ----------
         img
-            (H, W): shared by all listeners; neither they nor this object modify it.
+            As in `submit`; shared by all listeners: neither they nor this object modify it.
         event
             The `useq.MDAEvent`; its index becomes that of the result.
         meta
-            Frame metadata; gaps in the camera's `ImageNumber` are counted in `LiveStatus.missed`.
+            Frame metadata (pymmcore-plus, `FrameMetaV1`). The camera that they name and the event's channel are
+            `LiveResult.stream`; gaps in a camera's `ImageNumber` are counted in `LiveStatus.missed`.
         """
+        stream = stream_of(event, meta)
         if isinstance(meta, Mapping):
-            self._numbers.observe(meta.get("camera_metadata"))
-        channel = getattr(getattr(event, "channel", None), "config", None)
-        if self._channel is None or channel == self._channel:
+            self._numbers.observe(stream.camera, meta.get("camera_metadata"))
+        if self._channel is None or stream.channel == self._channel:
             index = getattr(event, "index", None)
-            self.submit(img, dict(index) if isinstance(index, Mapping) else {}, meta, copy=False)
+            index = dict(index) if isinstance(index, Mapping) else {}
+            queue = host_queue()
+            if queue is HostQueue.GUI or (queue is HostQueue.RELAY and self._queue.policy is Policy.BLOCK):
+                self._worker.record.warn(queue)
+            item = WaitingFrame(img, index, {} if meta is None else meta, stream=stream)
+            self._put(item, copy=False, wait=queue is None)
 
     def sequenceStarted(self, sequence: Any = None, meta: Mapping[str, Any] | None = None) -> None:  # noqa: N802
         """Begin a sequence, to which all later frames belong: a `useq.MDASequence` and its metadata. Never blocks."""
@@ -325,6 +359,8 @@ class Worker:
         Running normalisation over the stream.
     delivery, record
         Receive each result.
+    layout
+        Arranges the axes of frames.
 
     Attributes
     ----------
@@ -342,14 +378,16 @@ class Worker:
         averages: Streams,
         delivery: Delivery,
         record: Record,
+        layout: FrameLayout,
     ) -> None:
         self.segmenter, self.queue = segmenter, queue
         self.delivery, self.record = delivery, record
         self.at_end, self.ended = ExitStack(), threading.Event()
-        self._averages = averages
+        self._averages, self._layout = averages, layout
         # Between the two threads; None where one thread does everything.
         self._slot: Queue[SegmentedFrame | Notice | None] | None = Queue(1) if kind == "instances" else None
         self._next = 0  # submission index of the first frame without a delivered result
+        self._announced: LiveSequence | None = None  # the last sequence whose start outputs were notified of
 
     def start(self) -> tuple[threading.Thread, ...]:
         """Start the threads and return them, first the one that delivers results."""
@@ -368,13 +406,10 @@ class Worker:
     def run(self) -> None:
         """Deliver all results until the queue is closed; then close outputs, streams, and the model if it is owned."""
         while (item := self._segmented() if self._slot is None else self._handed_over(self._slot)) is not None:
-            number = item.number if isinstance(item, Notice) else item.item.number
-            self._deliver_dropped(number)
             if isinstance(item, SegmentedFrame):
                 self._complete(item)
             else:
-                self._next = number
-                self.delivery.guarded(item.deliver)
+                self._pass_notice(item)
             del item  # do not keep the frame alive while waiting for the next
             if self._slot is not None:
                 self.queue.finish()
@@ -423,7 +458,8 @@ class Worker:
     def _class_map(self, item: WaitingFrame) -> Segmentation:
         if item.error is not None:
             raise item.error
-        measure = self._averages.measure_for(item.index)
+        item.frame = self._layout.arrange(item.frame)
+        measure = self._averages.measure_for(item.stream)
         found = self.segmenter.segment(item.frame, progress=self._check_abandoned, measure=measure)
         if found.labels.ndim != 2:
             stack = found.labels.shape[:-2]
@@ -434,27 +470,37 @@ class Worker:
         if self.queue.abandoned:
             raise _Abandoned
 
+    def _pass_notice(self, notice: Notice) -> None:
+        """Deliver the start or end of a sequence; of an abandoned queue only the end of one that outputs know."""
+        self._next = notice.number
+        if not self.queue.abandoned or (notice.sequence is self._announced and not notice.is_start):
+            self._announced = notice.sequence
+            self._deliver_dropped(notice.number)
+            self.delivery.guarded(notice.deliver, notice.sequence)
+
     def _deliver_dropped(self, before: float) -> None:
-        for result in self.queue.take_dropped(before):
-            self.delivery.deliver(result)
+        for frames in self.queue.take_dropped(before):
+            self.delivery.dropped(frames)
 
     def _complete(self, frame: SegmentedFrame) -> None:
         """Decode a frame, count its outcome, and deliver its result."""
         item = frame.item
         if item.future.cancelled():
-            self.queue.settle(Outcome.DROPPED)
-            self.delivery.deliver(item.result(Outcome.DROPPED))
+            self.queue.settle(item, Outcome.DROPPED)
             return
         outcome, found = self._decoded(frame)
+        if self.queue.abandoned:
+            outcome, found = Outcome.DROPPED, {}
         latency = perf_counter() - item.submitted
-        self.queue.settle(outcome)
+        self.queue.settle(item, outcome)
         times = {"queueing": frame.taken - item.submitted, "compute": frame.compute, "latency": latency}
         result = item.result(outcome, dropped=max(0, item.number - self._next), **times, **found)
         self.record.add(result)
         self.delivery.guarded(item.future.set_result, result)
         if outcome is not Outcome.DROPPED:
             self._next = item.number + 1
-        self.delivery.deliver(result)
+            self._deliver_dropped(item.number)
+            self.delivery.deliver(result)
 
     def _decoded(self, frame: SegmentedFrame) -> tuple[Outcome, dict[str, Any]]:
         """Return a frame's outcome, and the fields of its result that follow from it."""

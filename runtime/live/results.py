@@ -11,6 +11,7 @@ each `ResultOutput`, on the live segmenter's thread, and fills the `ResultStream
 import logging
 import threading
 import weakref
+from bisect import bisect_right
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
@@ -99,7 +100,8 @@ class LiveResult:
     sequence
         The sequence the frame belongs to; None if no sequence was announced.
     frame
-        The array that was segmented: the submitted array, or its copy. Do not modify. None if dropped.
+        (H, W) or (C, H, W), the array that was segmented: the submitted one, its copy, or, for a frame with colours or
+        with axes of length one in front, what was made of it. Do not modify. None if dropped.
     labels
         (H, W): int32 object numbers, or uint8 class indices; None unless done.
     objects
@@ -174,9 +176,11 @@ class ResultOutput(Protocol):
         """Handle the result of a `done` or `failed` frame."""
 
     def dropped(self, frames: DroppedFrames) -> None:
-        """Handle frames that were dropped since the last result; called once, before the next result.
+        """Handle consecutive frames of one sequence that were dropped, were cancelled or have been abandoned.
 
-        Not called for frames dropped by `close(drain=False)`.
+        Called once for the frames between two results, before the next result, start or end of a sequence, and after
+        the last result when the live segmenter has drained its queue. Not called after `close(drain=False)`, nor for
+        frames submitted to a live segmenter that is closing.
         """
 
     def sequence_finished(self, sequence: LiveSequence) -> None:
@@ -184,6 +188,9 @@ class ResultOutput(Protocol):
 
     def close(self) -> None:
         """Release all resources; called when the live segmenter closes. Idempotent."""
+
+
+OUTPUT_METHODS = ("sequence_started", "result", "dropped", "sequence_finished", "close")
 
 
 class ResultStream(Closable):
@@ -286,8 +293,11 @@ class LiveStatus:
         Number of exceptions raised by outputs and `on_result`.
     last_error
         The last error of a frame or an output, in one line; empty if there was none.
+    warning
+        What the host program should do otherwise, in one line, such as how it connects `frameReady`; empty if nothing.
     rate
-        Frames segmented per second, over the last 5 seconds.
+        Frames segmented per second, over the last 5 seconds, or between the last two results where that is longer; 0
+        before the first result. Once results stay away it decays.
     queueing, compute, latency
         Seconds in the queue, seconds in the segmenter, and seconds from `submit` to the result; as in `LiveResult`.
     decode
@@ -308,17 +318,20 @@ class LiveStatus:
     compute: Percentiles
     latency: Percentiles
     decode: Percentiles = Percentiles()
+    warning: str = ""
 
     def __str__(self) -> str:
         counts = ("submitted", "done", "dropped", "failed", "pending", "missed")
         parts = [
             f"{self.state}: " + ", ".join(f"{getattr(self, name)} {name}" for name in counts),
-            f"{self.rate:.1f}/s",
+            f"{decimal(self.rate)}/s",
         ]
         if self.latency.p50 is not None and self.latency.p99 is not None:
             parts.append(f"latency p50 {1e3 * self.latency.p50:.0f} ms, p99 {1e3 * self.latency.p99:.0f} ms")
         if self.last_error:
             parts.append(f"last error: {self.last_error}")
+        if self.warning:
+            parts.append(f"warning: {self.warning}")
         return "; ".join(parts)
 
 
@@ -335,7 +348,7 @@ class Record:
         self._lock = threading.Lock()
         # End (seconds of `perf_counter`), queueing, compute, decode and latency of each segmented frame.
         self._recent: deque[tuple[float, float, float, float, float]] = deque(maxlen=RECENT)
-        self.output_errors, self.last_error = 0, ""
+        self.output_errors, self.last_error, self.warning = 0, "", ""
 
     def add(self, result: LiveResult) -> None:
         """Record a result's timings or error."""
@@ -352,6 +365,13 @@ class Record:
             self.output_errors += 1
             self.last_error = one_line(error, kind=True)
 
+    def warn(self, warning: str) -> None:
+        """Record a warning to the host program, and log it once."""
+        if warning != self.warning:
+            self.warning = warning
+            with suppress(BaseException):  # the host's log handlers can fail
+                log.warning(warning)
+
     def times(self) -> tuple[float, Percentiles, Percentiles, Percentiles, Percentiles]:
         """Return frames per second, and the percentiles of queueing, compute, decode and latency."""
         with self._lock:
@@ -362,14 +382,36 @@ class Record:
         queueing, compute, decode, latency = (
             Percentiles(*np.percentile(each, (50, 95, 99)).tolist()) for each in seconds
         )
-        return _rate(ends.tolist(), perf_counter()), queueing, compute, decode, latency
+        begin = ends[0] - recent[0][2] - recent[0][3]  # when the computation of the first began
+        rate = frequency(list(enumerate([begin, *ends.tolist()])), perf_counter(), RATE_WINDOW)
+        return rate, queueing, compute, decode, latency
 
 
-def _rate(ends: list[float], now: float) -> float:
-    """Return frames per second over the window; `ends` in seconds of `perf_counter`, ascending."""
-    begin = max(ends[0], now - RATE_WINDOW)
-    recent = [end for end in ends if end > now - RATE_WINDOW]
-    return len(recent) / (now - begin) if len(ends) > 1 and now > begin else 0.0
+def frequency(counted: Sequence[tuple[int, float]], now: float, window: float) -> float:
+    """Return events per second at the time `now`, in the last `window` seconds.
+
+    At least the last two entries count, however old: events that are rarer than the window do not read 0. Once the next
+    event is overdue, the rate decays.
+
+    Parameters
+    ----------
+    counted
+        Number of events so far, and when it was reached (seconds); both ascending.
+    now, window
+        Seconds.
+    """
+    if len(counted) < 2:
+        return 0.0
+    before = bisect_right(counted, now - window, key=lambda entry: entry[1]) - 1  # the last entry before the window
+    first, begin = counted[min(max(before, 0), len(counted) - 2)]
+    last, end = counted[-1]
+    overdue = max(0.0, now - end - (end - begin) / (last - first))
+    return (last - first) / (end - begin + overdue) if end - begin + overdue > 0 else 0.0
+
+
+def decimal(rate: float) -> str:
+    """Return a rate with one decimal, or, below 1, with two significant digits: a slow stream does not read 0.0."""
+    return f"{rate:.1f}" if rate >= 1 or rate < 1e-4 else f"{rate:.2g}"
 
 
 # Keys of Micro-Manager's image metadata (MMCore, `g_Keyword_Metadata_ImageNumber` and `..._CameraLabel`).
@@ -384,7 +426,7 @@ class Delivery:
     on_result
         Called with each `done` or `failed` result; None for no call.
     outputs
-        Consumers of all results; closed by `close`.
+        Consumers of results, sequences and dropped frames; closed by `close`.
     record
         Counts exceptions of outputs.
     """
@@ -404,14 +446,18 @@ class Delivery:
                 stream.close()
 
     def deliver(self, result: LiveResult) -> None:
-        """Pass a result to all outputs, and, unless its frame was dropped, to the callback and all streams."""
-        is_dropped = result.outcome is Outcome.DROPPED
-        if self._on_result is not None and not is_dropped:
+        """Pass the result of a frame that was not dropped to the callback, all outputs and all streams."""
+        if self._on_result is not None:
             self.guarded(self._on_result, result)
         for output in self._outputs:
             self.guarded(output.result, result)
-        for stream in () if is_dropped else self._open_streams():
+        for stream in self._open_streams():
             stream.offer(result)
+
+    def dropped(self, frames: DroppedFrames) -> None:
+        """Notify outputs of dropped frames."""
+        for output in self._outputs:
+            self.guarded(output.dropped, frames)
 
     def sequence_started(self, sequence: LiveSequence) -> None:
         """Notify outputs of a sequence, after all earlier frames."""
@@ -450,22 +496,40 @@ def require_consumers(on_result: Any, outputs: Any) -> None:
     """Raise OptionError unless the consumers of results have the methods that are called."""
     if on_result is not None and not callable(on_result):
         raise OptionError(f"on_result={shown(on_result)} cannot be called: give a function of one result")
-    if not isinstance(outputs, Sequence) or not all(_is_output(one) for one in outputs):
+    if not isinstance(outputs, Sequence) or not all(hasattr(one, "result") for one in outputs):
         raise OptionError(
             f"outputs={shown(outputs)} are not a list of result outputs: give one, such as "
             "[LabelWriter('labels.ome.zarr')]"
         )
+    for one in outputs:
+        if lacking := [name for name in OUTPUT_METHODS if not callable(getattr(one, name, None))]:
+            raise OptionError(
+                f"output {type(one).__name__} has no method {', '.join(lacking)}: add it, it may do nothing"
+            )
 
 
-def _is_output(one: Any) -> bool:
-    return all(hasattr(one, name) for name in ("sequence_started", "result", "sequence_finished", "close"))
+def stream_of(event: Any, meta: Any) -> StreamKey:
+    """Return the camera and the channel of a frame, each empty if unknown; never raises.
+
+    Parameters
+    ----------
+    event, meta
+        The `useq.MDAEvent` and the metadata (pymmcore-plus, `FrameMetaV1`) of the frame.
+    """
+    channel = getattr(getattr(event, "channel", None), "config", None)
+    meta = meta if isinstance(meta, Mapping) else {}
+    images = meta.get("camera_metadata")
+    cameras = (meta.get("camera_device"), images.get(CAMERA) if isinstance(images, Mapping) else None)
+    camera = next((one for one in cameras if isinstance(one, str) and one), "")
+    return StreamKey(camera, channel if isinstance(channel, str) else "")
 
 
 class ImageNumbers:
     """Counts gaps in the image numbers of cameras.
 
-    A camera numbers its images from 0 in each sequence, so a number that does not increase starts a new count. Images
-    lost before the first or after the last one of a sequence leave no gap and are not counted.
+    A camera numbers its images from 0 in each (hardware) sequence, through all channels, so a number that does not
+    increase starts a new count. Images lost before the first or after the last one of a sequence leave no gap and are
+    not counted.
 
     Attributes
     ----------
@@ -481,12 +545,11 @@ class ImageNumbers:
         """Start a new sequence: the next image has no predecessor."""
         self._last = {}
 
-    def observe(self, metadata: Mapping[str, Any] | None) -> None:
-        """Count the images missing before this one, by its camera metadata; ignored if it has no image number."""
+    def observe(self, camera: str, metadata: Any) -> None:
+        """Count the images of a camera missing before this one, by its `camera_metadata`; ignored without a number."""
         try:
-            number = int((metadata or {})[IMAGE_NUMBER])
-            camera = str((metadata or {}).get(CAMERA, ""))
-        except (AttributeError, KeyError, TypeError, ValueError):
+            number = int(metadata[IMAGE_NUMBER])
+        except (AttributeError, IndexError, KeyError, TypeError, ValueError):
             return
         last = self._last.get(camera)
         if last is not None and number > last + 1:

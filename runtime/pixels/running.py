@@ -5,7 +5,7 @@ contrast. Over a stream, offset and width are averaged (`Running`). Blank frames
 contrast is no larger than that of their noise, which is measured between neighbouring pixels.
 """
 
-from collections.abc import Mapping
+from collections.abc import Hashable
 from math import sqrt
 from typing import Any, Literal
 
@@ -95,7 +95,7 @@ class _Average:
 
 
 class Streams:
-    """The running averages of a live segmenter, one per channel index of the acquisition's events.
+    """The running averages of a live segmenter, one for each stream of frames, such as a camera's in one channel.
 
     Parameters
     ----------
@@ -117,16 +117,15 @@ class Streams:
         self._normalisation = normalisation
         if self._runs:
             Running(normalisation)
-        self._streams: dict[Any, Running] = {}
+        self._streams: dict[Hashable, Running] = {}
 
-    def measure_for(self, index: Any) -> Measure | None:
-        """Return the function that measures the next frame, by its event index; None for the model's normalisation."""
+    def measure_for(self, stream: Hashable) -> Measure | None:
+        """Return the function that measures the next frame of a stream; None for the model's normalisation."""
         if not self._runs:
             return None
-        key = index.get("c") if isinstance(index, Mapping) else None
-        if key not in self._streams:
-            self._streams[key] = Running(self._normalisation)
-        return self._streams[key].measure
+        if stream not in self._streams:
+            self._streams[stream] = Running(self._normalisation)
+        return self._streams[stream].measure
 
     def restart(self) -> None:
         """Discard all averages."""

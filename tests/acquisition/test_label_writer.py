@@ -47,7 +47,7 @@ def acquire(core, plan, folder, raw=True, **how):
     """Run a plan, with raw data beside labels; returns the results."""
     results = []
     writer = LabelWriter(folder / "labels.ome.zarr")
-    how = {"policy": "block", "kind": "classes", "model": segmenter(), **how}
+    how = {"policy": "drop_oldest", "capacity": 1000, "kind": "classes", "model": segmenter(), **how}
     with LiveSegmenter(outputs=[writer], on_result=results.append, **how) as live:
         core.mda.run(plan, output=[folder / "raw.ome.zarr", live] if raw else [live])
         live.flush()
@@ -86,7 +86,7 @@ def test_an_ome_zarr_of_labels_is_valid_and_has_the_pixel_size(camera, tmp_path)
 @pytest.mark.parametrize("policy", ["latest", "drop_oldest"])
 def test_dropped_frames_leave_their_places_empty(camera, tmp_path, policy):
     plan = useq.MDASequence(time_plan={"interval": 0.01, "loops": 30}, channels=["DAPI"])
-    results = acquire(camera, plan, tmp_path, policy=policy, model=segmenter(0.06))
+    results = acquire(camera, plan, tmp_path, policy=policy, capacity=None, model=segmenter(0.06))
     raw, labels = positions_of(tmp_path / "raw.ome.zarr")[0], positions_of(tmp_path / "labels.ome.zarr")[0]
     done = {result.index["t"] for result in results}
     assert len(done) < 30, "a segmenter this slow was to drop frames"

@@ -99,12 +99,12 @@ def test_noise_is_found_between_cells(noise):
 
 def test_streams_are_apart_and_can_be_forgotten():
     streams = Streams(Normalisation(), "running")
-    one = streams.measure_for({"c": 0})
-    assert streams.measure_for({"c": 0, "t": 3}) == one
-    assert streams.measure_for({"c": 1}) != one
-    assert streams.measure_for(None) == streams.measure_for(7) != one
+    one = streams.measure_for(("Camera", "DAPI"))
+    assert streams.measure_for(("Camera", "DAPI")) == one
+    assert streams.measure_for(("Camera", "FITC")) != one
+    assert streams.measure_for(("Camera2", "DAPI")) != one
     streams.restart()
-    assert streams.measure_for({"c": 0}) != one
+    assert streams.measure_for(("Camera", "DAPI")) != one
 
 
 def test_a_model_may_ask_for_a_running_average():

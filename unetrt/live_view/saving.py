@@ -29,8 +29,8 @@ if TYPE_CHECKING:
 class LabelFiles:
     """An output of a live segmenter that writes NAME.tif for each replayed file, atomically.
 
-    A stack is written after its last result; frames that were dropped or failed hold background. A file without any
-    labels is not written.
+    A stack is written after its last frame, or before the next stack if its last frame was dropped; frames that were
+    dropped or failed hold background. A file without any labels is not written.
 
     Parameters
     ----------
@@ -61,6 +61,9 @@ class LabelFiles:
     def sequence_finished(self, sequence: LiveSequence) -> None:
         """Do nothing."""
 
+    def dropped(self, frames: DroppedFrames) -> None:
+        """Do nothing: the frames stay background."""
+
     def result(self, result: LiveResult) -> None:
         """Keep the labels of a frame, and write its file after the last one."""
         place: FileFrame = result.meta[FILE]
@@ -71,9 +74,6 @@ class LabelFiles:
             self._planes[place.frame] = result.labels
         if place.frame + 1 == place.frames:
             self.close()
-
-    def dropped(self, frames: DroppedFrames) -> None:
-        """Do nothing: a frame without a result is empty."""
 
     def close(self) -> None:
         """Write the current file, even if results are missing. Idempotent."""

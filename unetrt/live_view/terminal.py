@@ -20,7 +20,7 @@ from rich.text import Text
 
 from unetrt.runtime.closing import Closable
 from unetrt.runtime.errors import printable
-from unetrt.runtime.live.results import LiveResult, LiveStatus, Outcome, Percentiles
+from unetrt.runtime.live.results import LiveResult, LiveStatus, Outcome, Percentiles, decimal, frequency
 
 # Number of results in the history of object counts: what fits the width of a terminal.
 HISTORY = 40
@@ -42,7 +42,7 @@ class Figures:
     seconds
         Seconds since the first frame; 0 before it.
     camera
-        Frames submitted per second, over the last 5 seconds.
+        Frames submitted per second, over the last 5 seconds or more; see `LiveStatus.rate`.
     frame
         Shape and dtype of the last segmented frame, such as "512 x 700 px, uint16"; empty before it.
     history
@@ -77,7 +77,7 @@ class Observer:
         self._last: LiveResult | None = None
         self._history: deque[int] = deque(maxlen=HISTORY)
         self._objects = 0
-        self._submitted: deque[tuple[float, int]] = deque()
+        self._submitted: deque[tuple[int, float]] = deque()  # number of frames, and when it was seen first
         self._first: float | None = None
 
     def result(self, result: LiveResult) -> None:
@@ -103,11 +103,11 @@ class Observer:
         return Figures(status, seconds, rate, _kind(last), history, objects, _covered(last))
 
     def _rate(self, now: float, submitted: int) -> float:
-        self._submitted.append((now, submitted))
-        while self._submitted[0][0] < now - SPAN:
+        if not self._submitted or submitted > self._submitted[-1][0]:
+            self._submitted.append((submitted, now))
+        while len(self._submitted) > 2 and self._submitted[1][1] < now - SPAN:
             self._submitted.popleft()
-        begin, before = self._submitted[0]
-        return (submitted - before) / (now - begin) if now > begin else 0.0
+        return frequency(self._submitted, now, SPAN)
 
 
 def _kind(result: LiveResult | None) -> str:
@@ -157,7 +157,7 @@ def line(figures: Figures) -> str:
     parts = [
         f"{figures.seconds:.0f} s",
         accounting(figures),
-        f"{figures.camera:.1f} frames/s, {status.rate:.1f}/s segmented",
+        f"{decimal(figures.camera)} frames/s, {decimal(status.rate)}/s segmented",
         times("latency", status.latency),
         found(figures),
         status.last_error and f"last error: {status.last_error}",
@@ -263,8 +263,8 @@ def _rates(figures: Figures) -> RenderableType:
     # Fits 45 columns, half a screen.
     return _pairs(
         {
-            "camera": f"{figures.camera:6.1f}/s  {status.submitted} came, {status.missed} missed",
-            "segmented": f"{status.rate:6.1f}/s  {status.done} done, {status.pending} pending",
+            "camera": f"{decimal(figures.camera):>6}/s  {status.submitted} came, {status.missed} missed",
+            "segmented": f"{decimal(status.rate):>6}/s  {status.done} done, {status.pending} pending",
             "lost": f"{status.dropped} dropped, {status.failed} failed",
             "frame": figures.frame or "-",
         }

@@ -1,5 +1,6 @@
 import random
 import threading
+from math import inf
 
 import pytest
 
@@ -62,13 +63,14 @@ def test_notices_keep_their_order_and_are_never_dropped():
     queue.begin("plan", {}, None, told.append)
     queue.put(frame("b"))
     queue.end(lambda sequence: told.append((sequence, "over")))
-    queue.take().deliver()
+    notice = queue.take()
+    notice.deliver(notice.sequence)
     (sequence,) = told
     assert (sequence.number, sequence.plan, sequence.first) == (0, "plan", 1)
     item = queue.take()
     assert (item.frame, item.sequence) == ("b", sequence)
     notice = queue.take()
-    notice.deliver()
+    notice.deliver(notice.sequence)
     assert (notice.number, told[1:]) == (2, [(sequence, "over")])
     queue.put(frame("c"))
     assert queue.take().sequence is None
@@ -80,21 +82,75 @@ def test_closing_drops_or_drains():
         queue.put(frame(name))
     queue.close(drain=True)
     assert not queue.abandoned
-    assert queue.take().frame == "a"
+    first = queue.take()
+    assert first.frame == "a"
     assert names(queue.close(drain=False)) == ["b", "c"]
     assert queue.abandoned
     assert names(queue.put(frame("d"))) == ["d"]
-    queue.settle(Outcome.DONE)
+    queue.settle(first, Outcome.DONE)
     assert queue.take() is None
     counts = queue.counts()
     assert (counts.submitted, counts.done, counts.dropped, counts.pending) == (4, 1, 3, 0)
+
+
+def ranges(queue, before):
+    return [
+        (frames.first, frames.last, frames.sequence and frames.sequence.plan) for frames in queue.take_dropped(before)
+    ]
+
+
+def test_dropped_frames_are_ranges_however_many_they_are():
+    queue = FrameQueue("latest")
+    for name in range(5000):
+        queue.put(frame(name))
+    (frames,) = queue.take_dropped(4999)
+    assert (frames.first, frames.last, frames.count, frames.sequence) == (0, 4998, 4999, None)
+    assert queue.take_dropped(inf) == []
+
+
+def test_a_range_ends_with_its_sequence():
+    queue = FrameQueue("latest")
+    for plan in (None, "first", "second"):
+        if plan:
+            queue.begin(plan, {}, None, print)
+        for name in "abc":
+            queue.put(frame(name))
+    queue.end(print)
+    queue.put(frame("d"))
+    assert ranges(queue, inf) == [(0, 2, None), (3, 5, "first"), (6, 8, "second")]
+
+
+def test_a_range_does_not_cross_a_sequence_without_frames():
+    queue = FrameQueue("latest")
+    queue.put(frame("a"))
+    queue.begin("empty", {}, None, print)
+    queue.end(print)
+    for name in "bc":
+        queue.put(frame(name))
+    assert ranges(queue, 1) == [(0, 0, None)]
+    assert ranges(queue, 2) == [(1, 1, None)]
+
+
+def test_frames_dropped_in_flight_join_those_of_the_queue():
+    """Cancelled or abandoned: they are counted after later frames were dropped."""
+    queue = FrameQueue("drop_oldest", 3)
+    for name in "abc":
+        queue.put(frame(name))
+    first, second, third = (queue.take() for _ in range(3))
+    for name in "defgh":
+        queue.put(frame(name))
+    queue.settle(first, Outcome.DONE)
+    queue.settle(third, Outcome.DROPPED)
+    queue.settle(second, Outcome.DROPPED)
+    assert queue.counts().dropped == 4
+    assert ranges(queue, inf) == [(1, 4, None)]
 
 
 class Closes(int):
     """A bound whose comparison closes a queue on the thread that holds its lock, as a finalizer can."""
 
     def __gt__(self, number):
-        self.queue.close(drain=False)
+        self.queue.close(drain=True)
         return int(self) > number
 
 
@@ -109,8 +165,7 @@ def test_a_queue_can_be_closed_by_the_thread_that_takes_dropped_frames():
     thread.start()
     thread.join(10)
     assert not thread.is_alive()
-    assert [result.index for result in found] == ["a", "b"]
-    assert [result.index for result in queue.take_dropped(3)] == ["c"]
+    assert [(frames.first, frames.last) for frames in found] == [(0, 1)]
 
 
 @pytest.mark.parametrize("policy", ["latest", "drop_oldest", "block"])
@@ -120,7 +175,7 @@ def test_the_counts_add_up_at_every_moment(policy):
 
     def work():
         while (item := queue.take()) is not None:
-            queue.settle(random.Random(item.number).choice([Outcome.DONE, Outcome.FAILED]))
+            queue.settle(item, random.Random(item.number).choice([Outcome.DONE, Outcome.FAILED]))
 
     def look():
         while not stop.is_set():

@@ -13,7 +13,7 @@ import pytest
 
 from tests.runtime.live.live_cases import flat, gated
 from unetrt.runtime import LiveSegmenter
-from unetrt.runtime.live.frame_queue import MAX_NOTICES
+from unetrt.runtime.model.spec import Decoding
 
 
 @pytest.fixture
@@ -161,6 +161,9 @@ class Told:
     def result(self, result):
         self.of.append((result.number, str(result.outcome), result.index))
 
+    def dropped(self, frames):
+        self.of.append((frames.first, frames.last, "dropped", frames.sequence and frames.sequence.number))
+
     def sequence_finished(self, sequence):
         self.of.append(f"end of {sequence.number}")
 
@@ -181,40 +184,107 @@ def test_outputs_get_every_result_in_order_and_callbacks_those_of_segmented_fram
     live.sequenceFinished()
     live.sequenceStarted("second")
     live.submit(flat(3), "d").cancel()
-    live.submit(flat(13), "e")
+    failing = live.submit(flat(13), "e")
     session.let(2)
+    assert failing.result(30).outcome == "failed"
     session.began.acquire(timeout=30)
-    for name in "fg":
-        live.submit(flat(4), name)
+    live.submit(flat(4), "f")
+    session.began.acquire(timeout=30)
+    last = live.submit(flat(4), "g")
     live.sequenceFinished()
-    live.close(drain=False)
+    closing = threading.Thread(target=live.close, kwargs={"drain": False})
+    closing.start()
+    assert last.result(30).outcome == "dropped"
     session.let()
+    closing.join(30)
     assert output.of == [
         "sequence 0",
         (0, "done", "a"),
-        *((number, "dropped", name) for number, name in enumerate("bc", 1)),
+        (1, 2, "dropped", 0),
         "end of 0",
         "sequence 1",
-        (3, "dropped", "d"),
+        (3, 3, "dropped", 1),
         (4, "failed", "e"),
-        *((number, "dropped", name) for number, name in enumerate("fg", 5)),
         "end of 1",
         "closed",
     ]
     assert [result.number for result in called] == [result.number for result in stream] == [0, 4]
 
 
-def test_of_very_many_dropped_frames_the_last_are_delivered():
+def test_very_many_dropped_frames_are_one_notice():
     segmenter, session = gated()
     output = Told()
     with LiveSegmenter(segmenter, policy="latest", outputs=[output]) as live:
         live.submit(flat(1))
         session.began.acquire(timeout=30)
-        for _ in range(MAX_NOTICES + 10):
+        for _ in range(3000):
             live.submit(flat(2))
         session.let()
-    numbers = [told[0] for told in output.of[:-1]]
-    assert numbers == [0, *range(10, MAX_NOTICES + 11)]
+    assert output.of == [(0, "done", None), (1, 2999, "dropped", None), (3000, "done", None), "closed"]
+
+
+def test_frames_cancelled_at_the_end_are_a_notice_when_the_queue_drains():
+    segmenter, session = gated()
+    output = Told()
+    live = LiveSegmenter(segmenter, policy="drop_oldest", outputs=[output])
+    live.submit(flat(1))
+    session.began.acquire(timeout=30)
+    for _ in range(3):
+        assert live.submit(flat(2)).cancel()
+    session.let()
+    live.close()
+    assert output.of == [(0, "done", None), (1, 3, "dropped", None), "closed"]
+
+
+class Slow(Told):
+    """An output that takes its time for each call."""
+
+    seconds = 0.2
+
+    def __getattribute__(self, name):
+        if name in ("sequence_started", "result", "dropped", "sequence_finished"):
+            time.sleep(Slow.seconds)
+        return super().__getattribute__(name)
+
+
+@pytest.mark.parametrize("kind", ["classes", "instances"])
+def test_a_slow_output_costs_a_call_for_a_result_and_one_for_what_was_dropped_before_it(kind):
+    segmenter, session = gated(annotation="instances", decoding=Decoding("components", 1))
+    session.let()
+    output = Slow()
+    with LiveSegmenter(segmenter, policy="latest", kind=kind, outputs=[output]) as live:
+        begin, submitted = time.perf_counter(), 0
+        while live.status().done < 5:
+            live.submit(flat(1))
+            submitted += 1
+            time.sleep(0.001)
+            assert time.perf_counter() - begin < 60
+    calls = [len(call) for call in output.of if call != "closed"]
+    status = live.status()
+    assert status.dropped > 2 * status.done  # of an output call for each, the model would see one frame in a minute
+    assert len(calls) <= 2 * status.done
+    assert sum(call[1] - call[0] + 1 for call in output.of if "dropped" in call) == status.dropped
+    assert status.submitted == submitted == status.done + status.dropped
+
+
+@pytest.mark.parametrize("kind", ["classes", "instances"])
+def test_closing_without_draining_waits_for_one_call_of_a_slow_output(kind):
+    segmenter, session = gated(annotation="instances", decoding=Decoding("components", 1))
+    session.let()
+    output = Slow()
+    live = LiveSegmenter(segmenter, policy="drop_oldest", kind=kind, outputs=[output])
+    for plan in range(20):
+        live.sequenceStarted(plan)
+        futures = [live.submit(flat(1)) for _ in range(20)]
+        live.sequenceFinished(plan)
+    while not output.of:
+        time.sleep(0.01)
+    before = len(output.of)
+    live.close(drain=False)
+    assert len(output.of) <= before + 3  # the call in progress, the end of its sequence, and `close`
+    assert output.of[-1] == "closed"
+    assert all(future.result(0).outcome == "dropped" for future in futures)
+    assert live.status().pending == 0
 
 
 def test_frames_submitted_while_closing_are_not_delivered_to_outputs():

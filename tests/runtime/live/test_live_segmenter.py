@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from tests.runtime.live.live_cases import flat, gated
-from unetrt.runtime import LiveSegmenter, Segmenter, instances
+from unetrt.runtime import LiveSegmenter, Segmenter, StreamKey, instances
 from unetrt.runtime.errors import FrameError, OptionError
 from unetrt.runtime.geometry.unet_shape import UNetShape
 from unetrt.runtime.model.spec import Decoding
@@ -308,6 +308,7 @@ def test_results_and_statuses_print_short(rig):
     live.submit(flat(13)).result(30)
     assert re.fullmatch(
         r"LiveResult\(outcome=.*'done'.*, number=0, index=\{'t': 3\}, objects=None, error=None, dropped=0, "
+        r"stream=StreamKey\(camera='', channel=''\), "
         r"queueing=[\d.e-]+, compute=[\d.e-]+, latency=[\d.e-]+\)",
         repr(result),
     )
@@ -369,6 +370,9 @@ def test_a_sequence_comes_with_its_results_and_frames_by_reference():
         def result(self, result):
             told.append((result.index, result.sequence.number))
 
+        def dropped(self, frames):
+            told.append(frames)
+
         def sequence_finished(self, sequence):
             told.append(("finished", sequence.number))
 
@@ -417,20 +421,66 @@ def test_gaps_in_the_cameras_numbers_are_counted():
         assert live.status().missed == 3
 
 
+def test_gaps_are_those_of_a_camera_through_all_its_channels():
+    segmenter, session = gated()
+    session.let()
+    with LiveSegmenter(segmenter, channel="red") as live:
+        for number in range(6):  # one hardware sequence through two channels, of two cameras
+            for camera in "AB":
+                meta = {"camera_device": camera, "camera_metadata": {"ImageNumber": str(number)}}
+                if (camera, number) != ("B", 3):
+                    live.frameReady(flat(1), Event("red" if number % 2 else "blue"), meta)
+        for channel in ("red", "blue"):  # one hardware sequence for each channel
+            for number in range(3):
+                meta = {"camera_device": "A", "camera_metadata": {"ImageNumber": str(number), "Camera": "Multi"}}
+                live.frameReady(flat(1), Event(channel), meta)
+        assert live.status().missed == 1
+
+
+@pytest.mark.parametrize(
+    ("event", "meta", "stream"),
+    [
+        (Event("DAPI"), {"camera_device": "Camera-1"}, ("Camera-1", "DAPI")),
+        (Event("DAPI"), {"camera_device": None, "camera_metadata": {"Camera": "B"}}, ("B", "DAPI")),
+        (Event(), {"camera_device": 3, "camera_metadata": {"Camera": 4}}, ("", "")),
+        (None, {"camera_metadata": "none"}, ("", "")),
+        (Event(7), None, ("", "")),
+        (Event(), np.zeros(3), ("", "")),
+    ],
+)
+def test_a_result_has_the_camera_and_the_channel_of_its_frame(event, meta, stream):
+    segmenter, session = gated()
+    session.let()
+    results = []
+    with LiveSegmenter(segmenter, on_result=results.append) as live:
+        live.frameReady(flat(1), event, meta)
+    assert [result.stream for result in results] == [stream]
+
+
 def test_a_running_average_is_that_of_the_stream():
     contrasts, side = [], UNetShape(2).geometry.side_for(64)
     segmenter, session = gated(normalisation=Normalisation("percentile"), head="logits", tile=(side, side))
     session.compute = lambda frames, scores: contrasts.append(float(frames.max() - frames.min()))
     texture = np.kron(np.random.default_rng(0).normal(size=(10, 10)), np.ones((6, 6)))
     with LiveSegmenter(segmenter, policy="block", normalisation="running") as live:
-        for gain, index in [(100, {"c": 0}), (200, {"c": 0}), (200, {"c": 1})]:
-            live.submit((texture * gain + 1000).astype(np.uint16), index)
+        for gain, stream in [(100, ("A", "red")), (200, ("A", "red")), (200, ("A", "blue")), (200, ("B", "red"))]:
+            live.submit((texture * gain + 1000).astype(np.uint16), stream=StreamKey(*stream))
         live.sequenceStarted()
-        live.submit((texture * 200 + 1000).astype(np.uint16), {"c": 0})
-    alone, averaged, other_channel, restarted = contrasts
+        live.submit((texture * 200 + 1000).astype(np.uint16), stream=StreamKey("A", "red"))
+    alone, averaged, other_channel, other_camera, restarted = contrasts
     assert averaged == pytest.approx(alone * 200 / 150, rel=0.05)
     assert other_channel == pytest.approx(alone, rel=0.05)
+    assert other_camera == pytest.approx(alone, rel=0.05)
     assert restarted == pytest.approx(alone, rel=0.05)
+
+
+class Earlier:
+    """An output of an earlier version, which got a result for each dropped frame."""
+
+    sequence_started = result = sequence_finished = close = print
+
+    def __repr__(self):
+        return "Earlier"
 
 
 @pytest.mark.parametrize(
@@ -441,9 +491,13 @@ def test_a_running_average_is_that_of_the_stream():
         ({"normalisation": "fixed"}, "normalisation 'fixed' is not one of a stream: use model or running"),
         ({"normalisation": "running"}, "fixed normalisation is not measured"),
         ({"lanes": 3}, "lanes"),
+        ({"channels": [0, 1]}, r"channels=\[0, 1\]: the model takes 1 channel, name as many"),
+        ({"channels": 1}, "channels=1 are not indices from 0: give a list, such as .1. for green"),
+        ({"channels": ["green"]}, "are not indices from 0: give a list"),
         ({"on_result": 3}, "on_result=3 cannot be called: give a function"),
         ({"outputs": "labels.ome.zarr"}, "outputs='labels.ome.zarr' are not a list of result outputs: give one"),
         ({"outputs": [print]}, "are not a list of result outputs: give one, such as"),
+        ({"outputs": [Earlier()]}, "^output Earlier has no method dropped: add it, it may do nothing$"),
     ],
 )
 def test_invalid_options_are_refused(options, message):
