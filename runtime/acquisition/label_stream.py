@@ -124,7 +124,7 @@ class LabelStream:
         if position not in self._arrays:
             path = self._path / self._groups[position] / "0"
             # A frame without objects has a chunk too: it was segmented.
-            self._arrays[position] = zarr.open_array(path, mode="r+", config={"write_empty_chunks": True})
+            self._arrays[position] = zarr.open_array(path, mode="r+").with_config({"write_empty_chunks": True})
         return self._arrays[position]
 
     @contextmanager

@@ -136,7 +136,7 @@ def test_a_name_with_a_path_in_the_real_core(core, tmp_path):
     before = below(monday)
     places = [useq.Position(x=0, y=0, name="../monday.ome.zarr"), useq.Position(x=5, y=0)]
     writer = LabelWriter(tmp_path / "labels.ome.zarr")
-    with LiveSegmenter(segmenter(), policy="block", kind="classes", outputs=[writer]) as live:
+    with LiveSegmenter(segmenter(), policy="drop_oldest", kind="classes", outputs=[writer]) as live:
         core.mda.run(useq.MDASequence(stage_positions=places), output=[live])
         live.flush()
         assert live.status().output_errors == 0

@@ -31,7 +31,7 @@ STACK = {"range": 2, "step": 1}
 
 def acquire(core, plan, folder, raw=True, **options):
     writer = LabelWriter(folder / "labels.ome.zarr")
-    options = {"policy": "block", "kind": "classes", **options}
+    options = {"policy": "drop_oldest", "capacity": 1000, "kind": "classes", **options}
     with LiveSegmenter(segmenter(), outputs=[writer], **options) as live:
         core.mda.run(plan, output=[folder / "raw.ome.zarr", live] if raw else [live])
         live.flush()

@@ -127,6 +127,14 @@ def test_a_cancelled_acquisition_leaves_a_whole_file(camera, tmp_path, plan):
     assert len(rows_of(tmp_path / "labels.csv")) == 5
 
 
+def test_a_frame_without_objects_is_stored_and_a_skipped_one_is_not(tmp_path):
+    with LabelWriter(tmp_path / "l.ome.zarr") as writer:
+        for number in (0, 2):
+            writer.result(result_with(np.zeros((40, 30), np.int32), number, sequence=LiveSequence(0)))
+    array = zarr.open_array(tmp_path / "l.ome.zarr" / "0", mode="r")
+    assert (array.nchunks_initialized, array.shape) == (2, (3, 40, 30))
+
+
 def test_a_single_channel_is_stored_alone(camera, tmp_path):
     acquire(camera, PLANS["time and channels"], tmp_path, channel="FITC")
     raw, labels = positions_of(tmp_path / "raw.ome.zarr")[0], positions_of(tmp_path / "labels.ome.zarr")[0]

@@ -72,9 +72,6 @@ class LabelFiles:
         if place.frame + 1 == place.frames:
             self.close()
 
-    def dropped(self, frames: DroppedFrames) -> None:
-        """Do nothing: a frame without a result is empty."""
-
     def close(self) -> None:
         """Write the current file, even if results are missing. Idempotent."""
         source, planes, self._source, self._planes = self._source, self._planes, None, {}
