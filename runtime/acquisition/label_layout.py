@@ -40,7 +40,7 @@ TAKEN = ("OME", "tables", "zarr.json")
 ZARR = {"format": {"name": "ome-zarr", "backend": "zarr-python"}, "compression": "blosc-zstd"}
 
 
-class Axis:
+class IndexAxis:
     """An axis of an acquisition, without those of a frame.
 
     Parameters
@@ -94,7 +94,7 @@ class FrameGrid:
         The axes; only the first may have no end.
     """
 
-    def __init__(self, axes: Sequence[Axis]) -> None:
+    def __init__(self, axes: Sequence[IndexAxis]) -> None:
         self._axes = tuple(axes)
         self._lengths = [axis.length for axis in axes]
 
@@ -119,7 +119,7 @@ class FrameGrid:
 
     def index(self, place: int) -> Index:
         """Return the index of a place."""
-        found = {}
+        found: dict[str, Any] = {}
         for axis, number in zip(self._axes, unravelled(place, self._lengths), strict=True):
             found |= axis.at(number)
         return found
@@ -261,7 +261,7 @@ class LabelLayout:
         named = [place.model_copy(update={"name": name}) for place, name in zip(places, names, strict=True)]
         return plan.model_copy(update={"stage_positions": tuple(named)})
 
-    def _planned(self, plan: Any) -> tuple[list["Dimension"], Any, list[Axis]] | None:
+    def _planned(self, plan: Any) -> tuple[list["Dimension"], Any, list[IndexAxis]] | None:
         """Return axes, well plate and axes of indices of a plan; None unless it fits a regular array."""
         from ome_writers import useq_to_acquisition_settings
 
@@ -286,12 +286,12 @@ class LabelLayout:
             self._axes.append(Dimension(name=CAMERAS, count=self._cameras, type="other"))
             return
         at = next(number for number, axis in enumerate(self._axes) if axis.type == "channel")
-        names = [one.name for one in self._axes[at].coords or ()]
+        names = _channel_names(self._axes[at])
         joined = [Channel(name=f"{name}, {CAMERAS} {camera}") for name in names for camera in range(self._cameras)]
         self._axes[at] = self._axes[at].model_copy(update={"count": len(joined), "coords": joined})
 
-    def _camera_axis(self) -> list[Axis]:
-        return [Axis((CAMERAS,), self._cameras)] if self._cameras > 1 else []
+    def _camera_axis(self) -> list[IndexAxis]:
+        return [IndexAxis((CAMERAS,), self._cameras)] if self._cameras > 1 else []
 
     def _time(self) -> "Dimension":
         from ome_writers import Dimension
@@ -308,7 +308,7 @@ class LabelLayout:
         return dict(next(iter(meta.get("image_infos") or []), {}))
 
 
-def _is_regular(plan: Any, channel: str | None, axes: Sequence["Dimension"], grid: Sequence[Axis]) -> bool:
+def _is_regular(plan: Any, channel: str | None, axes: Sequence["Dimension"], grid: Sequence[IndexAxis]) -> bool:
     """Return whether the events of a plan are nested loops over the axes of their indices, as those of the store."""
     if [one.length for one in grid] != [axis.count for axis in axes]:
         return False
@@ -322,16 +322,16 @@ def _is_regular(plan: Any, channel: str | None, axes: Sequence["Dimension"], gri
     return regular and (not nested or len(events) == places.count())
 
 
-def _axis(axis: "Dimension", plan: Any, channel: str | None) -> Axis:
+def _axis(axis: "Dimension", plan: Any, channel: str | None) -> IndexAxis:
     """Return the positions of an index along an axis of a plan."""
     if axis.type == "position":
         alone = plan.model_copy(update={"time_plan": None, "channels": (), "z_plan": None, "autofocus_plan": None})
         tiles = [(index.get("p"), index.get("g")) for index in planned(alone, None)]
-        return Axis(("p", "g"), len(tiles), tiles)
+        return IndexAxis(("p", "g"), len(tiles), tiles)
     if axis.type == "channel" and channel is not None:
         chosen = [(at,) for at, one in enumerate(plan.channels) if one.config == channel]
-        return Axis(("c",), len(chosen), chosen)
-    return Axis((axis.name,), axis.count)
+        return IndexAxis(("c",), len(chosen), chosen)
+    return IndexAxis((axis.name,), axis.count)
 
 
 def _restricted(axis: "Dimension", channel: str | None) -> "Dimension":
@@ -340,8 +340,12 @@ def _restricted(axis: "Dimension", channel: str | None) -> "Dimension":
 
     if axis.type != "channel":
         return axis
-    names = [one.name for one in axis.coords or ()] if channel is None else [channel]
+    names = _channel_names(axis) if channel is None else [channel]
     return axis.model_copy(update={"count": len(names), "coords": [Channel(name=_stored(name)) for name in names]})
+
+
+def _channel_names(axis: "Dimension") -> list[str]:
+    return [str(getattr(one, "name", one)) for one in axis.coords or ()]
 
 
 def _stored(text: str) -> str:
@@ -356,7 +360,7 @@ def _placed(axis: "Dimension", is_plate: bool) -> "Dimension":
     """
     if axis.type != "position":
         return axis
-    places: list[Position] = list(axis.coords or ())
+    places: list[Any] = list(axis.coords or ())
     names = _apart(
         [_image_name(place, is_plate) for place in places], [(place.plate_row, place.plate_column) for place in places]
     )
