@@ -4,7 +4,7 @@ Where the labels decide what is acquired next, nobody knows beforehand how many 
 camera there will be. Each of these combinations is an image of its own, which grows (`ImageSeries`).
 
     store = AcquisitionStore("run.ome.zarr")
-    with LiveSegmenter(model, policy="block", outputs=[store], on_result=decide) as live:
+    with LiveSegmenter(model, policy="drop_oldest", outputs=[store], on_result=decide) as live:
         core.mda.run(iter(events.get, None), output=[live])
 """
 
@@ -50,7 +50,7 @@ class AcquisitionStore(LabelWriter):
     stored with labels 0.
 
     Frames that were dropped are not stored: the live segmenter does not keep their pixels. They are one row of the
-    table. Use ``policy="block"`` where the source can wait, or ``output=["raw.ome.zarr", live]`` for all raw frames.
+    table. Give the acquisition ``output=["raw.ome.zarr", live]`` if all raw frames are to be stored.
 
     Each sequence has its own files: `run.ome.zarr`, then `run_001.ome.zarr`, with the next free number. A sequence
     without frames has a table only, or nothing.
@@ -219,6 +219,8 @@ def pixels_of(result: LiveResult) -> NDArray[Any]:
         pixels = np.asarray(result.frame)
     except Exception as error:
         raise OutputError(f"a frame that is not in the computer's memory is not stored: {one_line(error)}") from error
+    while pixels.ndim > 2 and len(pixels) == 1:
+        pixels = pixels[0]
     if pixels.ndim not in (2, 3) or pixels.dtype.kind not in "buif" or pixels.dtype.itemsize > 8 or not pixels.size:
         raise OutputError(
             f"a frame of {pixels.dtype} {pixels.shape} is not stored: it must be (H, W), (C, H, W) or (H, W, C), of "
@@ -228,7 +230,7 @@ def pixels_of(result: LiveResult) -> NDArray[Any]:
         size = pixels.shape[-2:] if result.labels is None else result.labels.shape
         if size != pixels.shape[-2:] or (result.labels is None and pixels.shape[-1] in (3, 4)):
             pixels = np.moveaxis(pixels, -1, 0)
-        pixels = pixels[0] if len(pixels) == 1 else pixels
+        pixels = pixels[0] if len(pixels) == 1 else pixels  # (H, W, 1)
     if pixels.dtype.kind == "b":
         return pixels.astype(np.uint8)
     return pixels.astype(pixels.dtype.newbyteorder("="), copy=False)

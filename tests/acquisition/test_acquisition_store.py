@@ -180,7 +180,8 @@ def test_a_store_is_valid_after_a_kill_at_a_random_moment(tmp_path, seed):
     ("frame", "size", "stored"),
     [
         (GREY, None, GREY),
-        (GREY[None], None, GREY),
+        (GREY[None, None], None, GREY),
+        (GREY[..., None], GREY.shape, GREY),
         (np.stack([GREY, GREY + 1]), None, np.stack([GREY, GREY + 1])),
         (np.stack([GREY, GREY + 1, GREY], axis=-1), GREY.shape, np.stack([GREY, GREY + 1, GREY])),
         (GREY > 30000, None, (GREY > 30000).astype(np.uint8)),
@@ -189,7 +190,7 @@ def test_a_store_is_valid_after_a_kill_at_a_random_moment(tmp_path, seed):
         (GREY.T, None, GREY.T),
         (GREY.tolist(), None, GREY.astype(np.int64)),
     ],
-    ids=["grey", "one plane", "planes", "colour", "mask", "big-endian", "float", "transposed", "list"],
+    ids=["grey", "one plane", "one channel", "planes", "colour", "mask", "big-endian", "float", "transposed", "list"],
 )
 def test_pixels_are_stored_as_they_came(tmp_path, frame, size, stored):
     store = AcquisitionStore(tmp_path / "run.ome.zarr")
