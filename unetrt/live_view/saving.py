@@ -20,7 +20,7 @@ from unetrt.runtime.files.formats import AS_STORED, SUFFIXES, Reading
 from unetrt.runtime.files.images import layout_of, read_stack, require_distinct, stack_shape, stacked_axes_of
 from unetrt.runtime.files.outputs.label_tiff import write_labels
 from unetrt.runtime.files.sources import ImageSource, stem_of
-from unetrt.runtime.live.results import DroppedFrames, LiveResult, LiveSequence, ResultOutput
+from unetrt.runtime.live.results import LiveResult, LiveSequence, ResultOutput
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
