@@ -42,14 +42,14 @@ def main() -> None:
         for number in range(arguments.frames):
             frame = core.snap()
             while pipe.poll():
-                free.append(show(*pipe.recv(), labels))
+                free.append(show(pipe.recv(), labels))
             if free:
                 frames[free[-1]] = frame
                 pipe.send((free.pop(), number))
             else:
                 dropped += 1
         while len(free) < PLACES:
-            free.append(show(*pipe.recv(), labels))
+            free.append(show(pipe.recv(), labels))
         pipe.send(None)
         print(f"{arguments.frames} frames: {arguments.frames - dropped} segmented, {dropped} dropped")
     except (EOFError, ConnectionError):
@@ -60,8 +60,9 @@ def main() -> None:
     memory.unlink()
 
 
-def show(place: int, number: int, summary: str, labels: Any) -> int:
+def show(answer: tuple[int, int, str], labels: Any) -> int:
     """Print a result, and return its place in the memory, which is free again."""
+    place, number, summary = answer
     print(f"frame {number}: {summary}, {np.mean(labels[place] > 0):.0%} of the frame")
     return place
 

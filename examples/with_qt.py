@@ -24,7 +24,7 @@ from unetrt.runtime import LiveResult, LiveSegmenter
 COLOURS = [0, *(0x90000000 | int(colour) for colour in np.random.default_rng(0).integers(0, 1 << 24, 255))]
 
 
-class Window(QLabel):
+class Window(QLabel):  # type: ignore[misc]
     """The newest segmented frame under its labels."""
 
     came = Signal(object)

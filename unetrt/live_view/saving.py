@@ -20,7 +20,7 @@ from unetrt.runtime.files.formats import AS_STORED, SUFFIXES, Reading
 from unetrt.runtime.files.images import layout_of, read_stack, require_distinct, stack_shape, stacked_axes_of
 from unetrt.runtime.files.outputs.label_tiff import write_labels
 from unetrt.runtime.files.sources import ImageSource, stem_of
-from unetrt.runtime.live.results import LiveResult, LiveSequence, ResultOutput
+from unetrt.runtime.live.results import DroppedFrames, LiveResult, LiveSequence, ResultOutput
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -60,6 +60,9 @@ class LabelFiles:
 
     def sequence_finished(self, sequence: LiveSequence) -> None:
         """Do nothing."""
+
+    def dropped(self, frames: DroppedFrames) -> None:
+        """Do nothing: a frame without labels holds background, and an image without any labels has no file."""
 
     def result(self, result: LiveResult) -> None:
         """Keep the labels of a frame, and write its file after the last one."""

@@ -234,7 +234,9 @@ class LiveLabels(QObject):
     def _show(self, result: LiveResult) -> None:
         if result.outcome is not Outcome.DONE:
             self._notify_once(result)
-        elif self.layer is None:
+            return
+        assert result.labels is not None
+        if self.layer is None:
             name = f"{self.source.name} (unetrt live)"
             self.layer = self._viewer.add_labels(
                 result.labels, name=name, **placement(self.source, result.labels.shape)

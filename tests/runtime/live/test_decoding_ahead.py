@@ -10,7 +10,7 @@ import pytest
 
 from tests.runtime.live.live_cases import flat, gated
 from unetrt.runtime import LiveSegmenter, instances
-from unetrt.runtime.live import live_segmenter as module
+from unetrt.runtime.live import worker as module
 from unetrt.runtime.model.spec import Decoding
 
 HOW = Decoding("components", 1)

@@ -11,7 +11,7 @@ from tests.runtime.test_segmented_objects import CORES, ClassSession, class_maps
 from unetrt.runtime import LiveSegmenter, Segmenter
 from unetrt.runtime.cuda.arrays import DeviceArray
 from unetrt.runtime.errors import OptionError
-from unetrt.runtime.live import live_segmenter as module
+from unetrt.runtime.live import worker as module
 from unetrt.runtime.model.measurements import columns, measurements, object_columns
 from unetrt.runtime.model.spec import Decoding
 from unetrt.runtime.pixels.normalisation import Normalisation
