@@ -140,7 +140,7 @@ def test_an_interrupted_asyncio_program_ends_at_once(tiny_model):
     """Ctrl+C cancels the task, which closes the live segmenter."""
     command = [sys.executable, "-u", EXAMPLES / "with_asyncio.py", tiny_model, "--frames", "100000"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as program:
-        assert program.stdout.readline().startswith("frame 0: done")
+        assert program.stdout.readline().startswith("frame ")
         program.send_signal(signal.SIGINT)
         _, errors = program.communicate(timeout=60)
     assert errors.rstrip().endswith("KeyboardInterrupt"), errors

@@ -271,15 +271,13 @@ def test_frames_faster_than_the_model_are_dropped_and_the_gui_goes_on(viewer, wi
     use(widget, slow_session(0.3))
     layer = viewer.add_image(np.zeros((20, 30), np.uint8), name="preview")
     go_live(widget)
-    begin = time.perf_counter()
     for value in range(40):
         layer.data = np.full((20, 30), value, np.uint8)
         QApplication.processEvents()
-    assert time.perf_counter() - begin < 40 * 0.3 / 2  # 12 seconds if it waited for each frame
     live = widget.work.live.live
-    live.flush(10)
+    live.flush(60)
     status = live.status()
-    assert status.dropped > 0
+    assert status.dropped > status.done  # if it had waited for each frame, none would be dropped
     assert status.failed == 0
     assert status.submitted == status.done + status.dropped
 
