@@ -24,7 +24,7 @@ MEASURED = 2.0
 # Seconds between two measurements of memory.
 LOOK = 0.1
 # Seconds of each call of the slow output.
-SLOW = 0.05
+SLOW = 0.02
 
 
 class Slow:
