@@ -1,6 +1,7 @@
 """The views of a live segmentation: in place at a terminal, else plain lines."""
 
 import io
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -97,6 +98,7 @@ def test_lines_hold_everything_that_adds_up():
     assert summary(FIGURES, "the CPU")[1] == (
         "300 objects, 3.3 segmented a second, latency p50 301, p95 412, p99 1624 ms, the CPU"
     )
+    assert "objects, 0.01 segmented a second, " in summary(replace(FIGURES, seconds=3000.0), "the CPU")[1]
     assert summary(EARLY, "the CPU") == ["0 frames: 0 segmented", "the CPU"]
 
 

@@ -85,7 +85,7 @@ function numbers(status) {
   const newest = points.findLast((point) => !point.failed);
   text("objects", newest && newest.objects !== null ? round(newest.objects) : "–");
   text("objects-note", newest?.objects === null ? "classes are not counted" : "");
-  text("rate", status.rate.toFixed(status.rate < 100 ? 1 : 0));
+  text("rate", decimal(status.rate));
   text("median", seconds(status.latency.p50));
   text("error", status.last_error || "no errors");
   $("error").title = status.last_error;
@@ -139,6 +139,11 @@ function seconds(value) {
 
 function round(value) {
   return Number.isInteger(value) ? value.toLocaleString("en").replaceAll(",", " ") : value.toFixed(1);
+}
+
+// A rate with one decimal, or, below 1, with two significant digits, as `decimal` of runtime/live/results.py.
+function decimal(rate) {
+  return rate >= 1 || rate < 1e-4 ? rate.toFixed(1) : String(Number(rate.toPrecision(2)));
 }
 
 function choose(mode) {

@@ -175,7 +175,7 @@ def found(figures: Figures) -> str:
 def summary(figures: Figures, session: str) -> list[str]:
     """Return the lines printed at the end: outcomes; objects, rate, latency and the name of the session."""
     status = figures.status
-    speed = f"{status.done / figures.seconds:.1f} segmented a second" if status.done and figures.seconds else ""
+    speed = f"{decimal(status.done / figures.seconds)} segmented a second" if status.done and figures.seconds else ""
     objects = counted(figures.objects, "object") if figures.history else ""
     rest = [part for part in (objects, speed, times("latency", status.latency), session) if part]
     return [accounting(figures), ", ".join(rest)]

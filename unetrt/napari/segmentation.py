@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from unetrt.runtime import LiveStatus, Segmenter
 from unetrt.runtime.errors import FrameError, ModelFileError, UnetrtError, one_line
+from unetrt.runtime.live.results import decimal
 from unetrt.runtime.model.spec import Annotation
 from unetrt.runtime.pixels.frames import frame_axes, is_narrow
 from unetrt.runtime.segment.segmenter import Progress
@@ -227,7 +228,7 @@ def figures(status: LiveStatus, objects: int | None = None) -> str:
     latency = "no frame yet" if status.latency.p50 is None else f"latency {status.latency.p50 * 1000:.0f} ms"
     failed = f", failed {status.failed}" if status.failed else ""
     return (
-        f"{count}{status.rate:.1f} frames/s, {latency}\n{status.submitted} frames: done {status.done}, "
+        f"{count}{decimal(status.rate)} frames/s, {latency}\n{status.submitted} frames: done {status.done}, "
         f"dropped {status.dropped}{failed}"
     )
 
