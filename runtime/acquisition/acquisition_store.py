@@ -9,7 +9,6 @@ camera there will be. Each of these combinations is an image of its own, which g
 """
 
 from collections.abc import Mapping
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from math import isfinite
 from pathlib import Path
@@ -22,8 +21,9 @@ from unetrt.runtime.acquisition.growing_zarr import ImageSeries, write_collectio
 from unetrt.runtime.acquisition.label_tables import setting_of
 from unetrt.runtime.acquisition.label_writer import FRAMES, SUFFIX, LabelWriter, new_tables, with_suffix
 from unetrt.runtime.closing import Closable
-from unetrt.runtime.errors import OptionError, OutputError, one_line
+from unetrt.runtime.errors import OutputError, one_line
 from unetrt.runtime.files.pixel_size import PixelSize
+from unetrt.runtime.live.frame_metadata import pixel_size_of
 from unetrt.runtime.live.results import DroppedFrames, LiveResult, LiveSequence, Outcome
 
 # Keys of an index (useq, `Axis`) that tell images apart: the stage position, and the tile of its grid.
@@ -169,7 +169,7 @@ class StoredSequence(Closable):
         return number, place
 
     def _begun(self, number: int, key: SeriesKey, result: LiveResult) -> ImageSeries:
-        setting = setting_of(result)
+        setting, size = setting_of(result), pixel_size_of(result.meta, self._sequence, result.stream.camera)
         names = [text for text in (key.position, key.camera, key.channel) if text]
         index = result.index if isinstance(result.index, Mapping) else {}
         attributes = self._about | {"index": {str(axis): at for axis, at in index.items()}} | setting
@@ -177,7 +177,7 @@ class StoredSequence(Closable):
             self._path / str(number),
             key.shape,
             key.dtype,
-            pixel_size=self._pixel_size(result),
+            pixel_size=None if size is None else PixelSize(size, size),
             name=" ".join(names) or str(number),
             attributes={name: value for name, value in attributes.items() if _is_known(value)},
         )
@@ -191,18 +191,6 @@ class StoredSequence(Closable):
             if not self._listed:
                 write_group(self._path, {"bioformats2raw.layout": 3}, self._about)
             self._listed = len(listed)
-
-    def _pixel_size(self, result: LiveResult) -> PixelSize | None:
-        """Return the pixel size, of the frame's metadata or of its camera at the start of the sequence."""
-        meta: Mapping[str, Any] = result.meta if isinstance(result.meta, Mapping) else {}
-        infos = [] if self._sequence is None else list(self._sequence.meta.get("image_infos") or [])
-        own = [info for info in infos if info.get("camera_label") == result.stream.camera]
-        for about in (meta, *own, *infos):
-            size = about.get("pixel_size_um")
-            if isinstance(size, int | float) and size > 0:
-                with suppress(OptionError):  # not a size of this world
-                    return PixelSize(float(size), float(size))
-        return None
 
 
 def pixels_of(result: LiveResult) -> NDArray[Any]:

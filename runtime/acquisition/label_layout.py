@@ -10,12 +10,13 @@ index by arithmetic (`FrameGrid`), so that skipped frames cost nothing. A `Slot`
 
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from itertools import islice
-from math import inf, isfinite, prod
+from math import inf, prod
 from typing import TYPE_CHECKING, Any, Protocol
 
 from unetrt.runtime.acquisition.label_stream import Slot
 from unetrt.runtime.errors import OutputError
 from unetrt.runtime.files.names import safe_names
+from unetrt.runtime.live.frame_metadata import CAMERAS, camera_infos, pixel_size_of
 from unetrt.runtime.live.results import LiveResult, LiveSequence
 
 if TYPE_CHECKING:
@@ -26,8 +27,6 @@ if TYPE_CHECKING:
 Index = Mapping[str, Any]
 # Type of the events that acquire a frame (useq, `AcquireImage`); autofocus events have an index too.
 ACQUIRES = "acquire_image"
-# Axis of the cameras of Micro-Manager's Multi Camera, as pymmcore-plus names it in indices and in raw data.
-CAMERAS = "cam"
 # Types of axes in the order of a store.
 ORDER = ("position", "time", "channel", "other", "space")
 # Axes of an image of OME-Zarr at most, without stage positions.
@@ -202,7 +201,7 @@ class LabelLayout:
 
     def __init__(self, sequence: LiveSequence | None) -> None:
         self._sequence = sequence
-        self._cameras = self._camera().get("num_camera_adapter_channels", 1)
+        self._cameras = next(iter(camera_infos(sequence)), {}).get("num_camera_adapter_channels", 1)
         self.renamed: dict[str, str] = {}
         plan = None if sequence is None else self._named(sequence.plan)
         found = None if plan is None else self._planned(plan)
@@ -225,8 +224,9 @@ class LabelLayout:
         """Return the settings of a store for labels of `shape` (H, W)."""
         from ome_writers import AcquisitionSettings, Dimension
 
+        scale = pixel_size_of(None, self._sequence)
         frame = [
-            Dimension(name=name, count=size, chunk_size=size, type="space", scale=self._pixel_size(), unit="micrometer")
+            Dimension(name=name, count=size, chunk_size=size, type="space", scale=scale, unit="micrometer")
             for name, size in zip("yx", shape, strict=True)
         ]
         # OME-Zarr has time, then channels or others, then space; ome-writers would put cameras behind z.
@@ -297,15 +297,6 @@ class LabelLayout:
         from ome_writers import Dimension
 
         return Dimension(name="t", count=None, chunk_size=1, type="time")
-
-    def _pixel_size(self) -> float | None:
-        """Return the pixel size in µm; None if it is unknown."""
-        size = self._camera().get("pixel_size_um")
-        return float(size) if isinstance(size, int | float) and isfinite(size) and size > 0 else None
-
-    def _camera(self) -> dict[str, Any]:
-        meta = {} if self._sequence is None else self._sequence.meta
-        return dict(next(iter(meta.get("image_infos") or []), {}))
 
 
 def _is_regular(plan: Any, channel: str | None, axes: Sequence["Dimension"], grid: Sequence[IndexAxis]) -> bool:

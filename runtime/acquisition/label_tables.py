@@ -15,11 +15,12 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from unetrt.runtime.acquisition.label_layout import CAMERAS, Index
+from unetrt.runtime.acquisition.label_layout import Index
 from unetrt.runtime.acquisition.label_stream import require_columns
 from unetrt.runtime.closing import Closable
 from unetrt.runtime.errors import OutputError, one_line
 from unetrt.runtime.files.outputs.object_table import texts_of
+from unetrt.runtime.live.frame_metadata import CAMERAS, position_of
 from unetrt.runtime.live.results import LiveResult
 
 # First column of all tables.
@@ -147,7 +148,7 @@ def setting_of(result: LiveResult) -> dict[str, Any]:
     at: Mapping[str, Any] = stage if isinstance(stage, Mapping) else {}
     found: dict[str, Any] = {
         "seconds": f"{time / 1e3:.3f}" if isinstance(time, int | float) else None,
-        "position": getattr(event, "pos_name", None),
+        "position": position_of(meta) or None,
         "camera": result.stream.camera or meta.get("camera_device"),
         "channel": result.stream.channel or getattr(getattr(event, "channel", None), "config", None),
     }

@@ -21,7 +21,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from unetrt.runtime.closing import Closable
 from unetrt.runtime.errors import OptionError, one_line, shown
-from unetrt.runtime.live.results import CAMERA, IMAGE_NUMBER, StreamKey
+from unetrt.runtime.live.frame_metadata import CAMERA, CAMERAS, IMAGE_NUMBER
+from unetrt.runtime.live.results import StreamKey
 
 if TYPE_CHECKING:
     from unetrt.runtime.live.live_segmenter import LiveSegmenter
@@ -44,8 +45,6 @@ SEARCHED = 64
 CHANNEL = "CameraChannelName"
 # Properties of a camera that combines others, such as the Multi Camera of Utilities, with the labels of these.
 PHYSICAL = "Physical Camera "
-# Key of the index that tells the cameras of a Multi Camera apart, as in acquisitions of pymmcore-plus.
-CAM = "cam"
 
 
 @dataclass(frozen=True)
@@ -246,7 +245,7 @@ class Poller:
             self._count(image)
             index = {"image": image.number}
             if len(cameras := self._images.cameras) > 1:
-                index[CAM] = cameras.index(image.stream.camera)
+                index[CAMERAS] = cameras.index(image.stream.camera)
             # Not copied: the core returns a new array for each call.
             self._live.submit(image.pixels, index, {"camera_metadata": image.metadata}, copy=False, stream=image.stream)
 

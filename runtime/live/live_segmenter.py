@@ -25,12 +25,12 @@ import numpy as np
 
 from unetrt.runtime.closing import ProcessBound
 from unetrt.runtime.errors import OptionError, shown
+from unetrt.runtime.live.frame_metadata import ImageNumbers, stream_of
 from unetrt.runtime.live.frame_queue import FrameQueue, Policy, WaitingFrame
 from unetrt.runtime.live.host_threads import HostQueue, host_queue
 from unetrt.runtime.live.results import (
     UNKNOWN_STREAM,
     Delivery,
-    ImageNumbers,
     LiveResult,
     LiveStatus,
     Outcome,
@@ -40,7 +40,6 @@ from unetrt.runtime.live.results import (
     State,
     StreamKey,
     require_consumers,
-    stream_of,
 )
 from unetrt.runtime.live.worker import Worker
 from unetrt.runtime.model.spec import Annotation

@@ -422,10 +422,6 @@ def decimal(rate: float) -> str:
     return f"{rate:.1f}" if rate >= 1 or rate < 1e-4 else f"{rate:.2g}"
 
 
-# Keys of Micro-Manager's image metadata (MMCore, `g_Keyword_Metadata_ImageNumber` and `..._CameraLabel`).
-IMAGE_NUMBER, CAMERA = "ImageNumber", "Camera"
-
-
 class Delivery:
     """Passes results to a callback, outputs and streams, on a worker's thread; contains all their exceptions.
 
@@ -514,52 +510,3 @@ def require_consumers(on_result: Any, outputs: Any) -> None:
             raise OptionError(
                 f"output {type(one).__name__} has no method {', '.join(lacking)}: add it, it may do nothing"
             )
-
-
-def stream_of(event: Any, meta: Any) -> StreamKey:
-    """Return the camera and the channel of a frame, each empty if unknown.
-
-    Parameters
-    ----------
-    event, meta
-        The `useq.MDAEvent` and the metadata (pymmcore-plus, `FrameMetaV1`) of the frame.
-    """
-    channel = getattr(getattr(event, "channel", None), "config", None)
-    meta = meta if isinstance(meta, Mapping) else {}
-    images = meta.get("camera_metadata")
-    cameras = (meta.get("camera_device"), images.get(CAMERA) if isinstance(images, Mapping) else None)
-    camera = next((one for one in cameras if isinstance(one, str) and one), "")
-    return StreamKey(camera, channel if isinstance(channel, str) else "")
-
-
-class ImageNumbers:
-    """Counts gaps in the image numbers of cameras.
-
-    A camera numbers its images from 0 in each (hardware) sequence, through all channels, so a number that does not
-    increase starts a new count. Images lost before the first or after the last one of a sequence leave no gap and are
-    not counted.
-
-    Attributes
-    ----------
-    missed
-        Number of missing images so far.
-    """
-
-    def __init__(self) -> None:
-        self.missed = 0
-        self._last: dict[str, int] = {}
-
-    def restart(self) -> None:
-        """Start a new sequence: the next image has no predecessor."""
-        self._last = {}
-
-    def observe(self, camera: str, metadata: Any) -> None:
-        """Count the images of a camera missing before this one, by its `camera_metadata`; ignored without a number."""
-        try:
-            number = int(metadata[IMAGE_NUMBER])
-        except (AttributeError, IndexError, KeyError, TypeError, ValueError):
-            return
-        last = self._last.get(camera)
-        if last is not None and number > last + 1:
-            self.missed += number - last - 1
-        self._last[camera] = number

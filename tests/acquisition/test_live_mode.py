@@ -334,11 +334,12 @@ def test_a_slow_camera_beside_a_fast_one_is_not_lost(two_cameras):
     core = two_cameras
     core.setExposure("Camera", 1)
     core.setExposure("Camera-2", 100)
-    with feeding(core, policy="drop_oldest", capacity=1000) as (feed, _live, results):
+    with feeding(core, policy="drop_oldest", capacity=1000) as (feed, live, results):
         core.startContinuousSequenceAcquisition()
         until(lambda: len(numbers_of(results, "Camera-2")) >= 3)
         core.stopSequenceAcquisition()
         until(lambda: not feed.status().running)
+        live.flush()
         slow, fast = (feed.status().cameras[camera] for camera in ("Camera-2", "Camera"))
     numbers = numbers_of(results, "Camera-2")
     assert slow.skipped == numbers[-1] - numbers[0] + 1 - len(numbers)
@@ -347,7 +348,7 @@ def test_a_slow_camera_beside_a_fast_one_is_not_lost(two_cameras):
 
 def test_another_camera_that_runs_alone_is_followed_only_by_its_label(core):
     add_camera(core)
-    with feeding(core) as (mine, _live, none), feeding(core, camera="Camera-2") as (other, _other, results):
+    with feeding(core) as (mine, _live, none), feeding(core, camera="Camera-2") as (other, live, results):
         core.initializeCircularBuffer()
         core.startSequenceAcquisition("Camera-2", 20, 0, True)
         until(lambda: results and not core.isSequenceRunning("Camera-2"))
@@ -355,6 +356,7 @@ def test_another_camera_that_runs_alone_is_followed_only_by_its_label(core):
         assert (none, mine.status().submitted) == ([], 0)
         assert {result.stream.camera for result in results} == {"Camera-2"}
         core.startContinuousSequenceAcquisition()
+        live.flush()
         came = len(results)
         until(lambda: len(none) >= 3)
         core.stopSequenceAcquisition()

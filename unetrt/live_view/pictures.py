@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from unetrt.runtime import LiveResult
 from unetrt.runtime.errors import FrameError, printable
+from unetrt.runtime.live.frame_metadata import pixel_size_of, position_of
 from unetrt.runtime.pixels.drawing import COLOURS, limits, outlines, scaled
 from unetrt.runtime.pixels.frames import LARGEST, as_array
 
@@ -94,12 +95,12 @@ def encoded(result: LiveResult, display: Display = Display()) -> bytes:
         "index": index_text(result.index),
         "camera": name_text(result.stream.camera),
         "channel": name_text(result.stream.channel),
-        "position": name_text(_position(result.meta)),
+        "position": name_text(position_of(result.meta)),
         "objects": result.objects,
         "shape": shape,
         "dtype": dtype,
         "step": step,
-        "pixel_size": pixel_size(result),
+        "pixel_size": pixel_size_of(result.meta, result.sequence, result.stream.camera),
         "limits": shown_limits,
         "range": (float(small.min()), float(small.max())),
         "height": codes.shape[0],
@@ -143,31 +144,6 @@ def index_text(index: Any) -> str:
 def name_text(name: Any) -> str:
     """Return a name from outside as one short line of `printable` text; empty for None."""
     return "" if name is None else printable(str(name)[:LONGEST_TEXT])
-
-
-def pixel_size(result: LiveResult) -> float | None:
-    """Return the side of a frame's pixel in µm, from the frame's or the sequence's metadata; None if it is not known.
-
-    Micro-Manager states 0 without a pixel size configuration.
-    """
-    camera = result.stream.camera
-    infos = () if result.sequence is None else result.sequence.meta.get("image_infos") or ()
-    known = [info for info in infos if isinstance(info, Mapping)] if isinstance(infos, (list, tuple)) else []
-    own = [info for info in known if info.get("camera_label") == camera]
-    for source in (result.meta, *(own or known[:1])):
-        try:
-            size = float(source.get("pixel_size_um") or 0)
-        except (TypeError, ValueError):
-            continue
-        if 0 < size < math.inf:
-            return size
-    return None
-
-
-def _position(meta: Mapping[str, Any]) -> Any:
-    """Return the name of the position of a Micro-Manager event; None if it has none."""
-    event = meta.get("mda_event")
-    return event.get("pos_name") if isinstance(event, Mapping) else getattr(event, "pos_name", None)
 
 
 def _frame(given: Any, size: tuple[int, ...], step: int) -> tuple[list[int], str, NDArray[np.float32]]:
