@@ -46,7 +46,7 @@ class Window(QLabel):  # type: ignore[misc]
         """Draw a frame and its labels; on the window's thread."""
         self.shown += 1
         if result.labels is not None:
-            frame = result.frame.reshape(*result.labels.shape, -1).mean(axis=-1)  # grey of a camera's colours
+            frame = result.frame if result.frame.ndim == 2 else result.frame.mean(axis=0)  # of several channels
             grey = np.uint8(255 * (frame - frame.min()) / max(np.ptp(frame), 1))
             picture = QPixmap.fromImage(image(grey, QImage.Format.Format_Grayscale8))
             labels = image(np.uint8(result.labels % 255 + (result.labels > 0)), QImage.Format.Format_Indexed8)

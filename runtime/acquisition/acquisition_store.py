@@ -1,7 +1,7 @@
 """`AcquisitionStore`: an output that stores frames and labels together, for acquisitions without a known plan.
 
 Where the labels decide what is acquired next, nobody knows beforehand how many frames of which position, channel and
-camera there will be. Each of these combinations is an image of its own, which grows (`ImageSeries`).
+camera there will be. Each of these combinations is a separate image, which grows (`ImageSeries`).
 
     store = AcquisitionStore("run.ome.zarr")
     with LiveSegmenter(model, policy="drop_oldest", outputs=[store], on_result=decide) as live:
@@ -25,6 +25,7 @@ from unetrt.runtime.errors import OutputError, one_line
 from unetrt.runtime.files.pixel_size import PixelSize
 from unetrt.runtime.live.frame_metadata import pixel_size_of
 from unetrt.runtime.live.results import DroppedFrames, LiveResult, LiveSequence, Outcome
+from unetrt.runtime.pixels.frames import COLOURS
 
 # Keys of an index (useq, `Axis`) that tell images apart: the stage position, and the tile of its grid.
 PLACES = ("p", "g")
@@ -38,7 +39,8 @@ class AcquisitionStore(LabelWriter):
     The plan need not be known: each combination of stage position, grid tile, camera, channel, size and dtype is an
     image, `run.ome.zarr/0`, `run.ome.zarr/1` and so on, in order of appearance. Its axes are (t, y, x), or (t, c, y, x)
     for frames of several planes; t counts its frames in order of arrival, of all z. Its labels are `labels/objects`
-    inside. The pixels are those that the camera gave, in its dtype. Object numbers are uint32, class indices uint8.
+    inside. The pixels are those that were segmented (`LiveResult.frame`), in the camera's dtype: for a model of one
+    channel, those of a colour camera are grey. Object numbers are uint32, class indices uint8.
 
     The table `run.csv` has a row for each frame, see `FrameTable`: its index with all keys, names of position, channel
     and camera, stage coordinates, and in the column `index` the image (`series`) and the index on its first axis
@@ -196,7 +198,7 @@ class StoredSequence(Closable):
 def pixels_of(result: LiveResult) -> NDArray[Any]:
     """Return the frame of a result as it is stored: (H, W), or (C, H, W), of a dtype that OME-Zarr has.
 
-    Colour planes come first, as in OME-Zarr; a single plane has no axis of its own. True and False become 1 and 0.
+    Colour planes come first, as in OME-Zarr; a single plane has no axis. True and False become 1 and 0.
 
     Raises
     ------
@@ -215,8 +217,7 @@ def pixels_of(result: LiveResult) -> NDArray[Any]:
             "integers or floats"
         )
     if pixels.ndim == 3:
-        size = pixels.shape[-2:] if result.labels is None else result.labels.shape
-        if size != pixels.shape[-2:] or (result.labels is None and pixels.shape[-1] in (3, 4)):
+        if result.labels is None and pixels.shape[-1] in (1, *COLOURS):  # a failed frame, as the camera gave it
             pixels = np.moveaxis(pixels, -1, 0)
         pixels = pixels[0] if len(pixels) == 1 else pixels  # (H, W, 1)
     if pixels.dtype.kind == "b":

@@ -14,8 +14,6 @@ https://ngff.openmicroscopy.org/0.5
 """
 
 import json
-import os
-import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -27,7 +25,9 @@ from numpy.typing import DTypeLike, NDArray
 from zarr.codecs import BloscCodec
 from zarr.storage import MemoryStore
 
+from unetrt.runtime.acquisition.label_stream import METADATA, NAMESPACE
 from unetrt.runtime.errors import printable
+from unetrt.runtime.files.atomic import replace_file
 from unetrt.runtime.files.outputs.label_zarr import label_metadata
 from unetrt.runtime.files.outputs.zarr_pyramid import FORMATS, OBJECTS, Version, axis_metadata, axis_scale
 from unetrt.runtime.files.pixel_size import PixelSize
@@ -35,11 +35,6 @@ from unetrt.runtime.files.pixel_size import PixelSize
 Array = NDArray[Any]
 
 VERSION: Version = "0.5"
-METADATA = "zarr.json"
-# Key of our metadata in a group.
-NAMESPACE = "unetrt"
-# Suffix of a file that is being written.
-PARTIAL = ".partial"
 # Halves grey values of 2048 x 2048 pixels in 20 ms, and shrinks labels several hundred times.
 CODEC = {"cname": "zstd", "clevel": 5, "shuffle": "shuffle"}
 # Namespace of OME-XML, and its names of dtypes; others have no name there.
@@ -49,8 +44,6 @@ PIXEL_TYPES = {
     "float32": "float",
     "float64": "double",
 }
-# Seconds for which a file is replaced again and again that a reader holds open, which Windows does not allow.
-PATIENCE, PAUSE = 2.0, 0.01
 
 
 class GrowingArray:
@@ -241,23 +234,3 @@ def write_group(folder: Path, about: Mapping[str, Any], attributes: Mapping[str,
 def replace_json(path: Path, content: Mapping[str, Any]) -> None:
     """Write a JSON file atomically; values that JSON does not know are stored as text. Raises OSError."""
     replace_file(path, json.dumps(content, default=str).encode())
-
-
-def replace_file(path: Path, content: bytes) -> None:
-    """Write a file, and the folders it is in, atomically: readers find the earlier content or this. Raises OSError.
-
-    A process that is killed leaves a file `NAME.partial` at most, which the next write of the file replaces.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + PARTIAL)
-    temporary.write_bytes(content)
-    end = time.monotonic() + PATIENCE
-    while True:
-        try:
-            temporary.replace(path)
-        except PermissionError:
-            if os.name != "nt" or time.monotonic() > end:
-                raise
-            time.sleep(PAUSE)
-        else:
-            return

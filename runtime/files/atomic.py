@@ -1,7 +1,8 @@
 """Atomic file writes: a file appears complete or not at all. Also scratch folders, the user's cache, and locks.
 
 `whole_file` writes to a temporary path beside the target and renames it on success; `whole_folder` does the same for a
-folder. Functions named `require_...` check a path before long work, without creating anything.
+folder, and `replace_file` for small files that are written often. Functions named `require_...` check a path before
+long work, without creating anything.
 
 Temporary files lie in hidden folders, `.unetrt-MACHINE-RANDOM`, each of which holds a lock that ends with its process.
 A killed process cannot remove its own; the next one that writes into the same folder removes those that nobody locks.
@@ -42,6 +43,9 @@ REPLACED = ".unetrt-replaced"
 FORGOTTEN = 7 * 86400.0
 # Seconds that `locked` waits by default, and after which it logs for which process it waits.
 WAIT, SILENT = 30.0, 5.0
+# Suffix of a file that `replace_file` writes; seconds for which it tries again while a reader holds the target open,
+# which Windows does not allow, and seconds between two attempts.
+PARTIAL, UNSHARED, PAUSE = ".partial", 2.0, 0.01
 # What a path is, by the file type of its mode, if it is not a regular file.
 KINDS = {
     stat.S_IFDIR: "a folder",
@@ -107,6 +111,27 @@ def whole_folder(path: str | Path, replace: Iterable[str] = ()) -> Iterator[Path
         if os.path.lexists(path):
             path.rename(temporary.with_name(REPLACED))  # removed with the hidden folder
         temporary.rename(path)
+
+
+def replace_file(path: Path, content: bytes) -> None:
+    """Write a small file, and the folders it is in, atomically, for files that are replaced after each frame.
+
+    It does without the hidden folder and the lock of `whole_file`. A process that is killed leaves a file
+    `NAME.partial` at most, which the next write of the file replaces. Raises OSError.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(path.name + PARTIAL)
+    temporary.write_bytes(content)
+    end = time.monotonic() + UNSHARED
+    while True:
+        try:
+            temporary.replace(path)
+        except PermissionError:
+            if os.name != "nt" or time.monotonic() > end:
+                raise
+            time.sleep(PAUSE)
+        else:
+            return
 
 
 @contextmanager

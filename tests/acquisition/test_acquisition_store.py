@@ -177,30 +177,31 @@ def test_a_store_is_valid_after_a_kill_at_a_random_moment(tmp_path, seed):
 
 
 @pytest.mark.parametrize(
-    ("frame", "size", "stored"),
+    ("frame", "labelled", "stored"),
     [
-        (GREY, None, GREY),
-        (GREY[None, None], None, GREY),
-        (GREY[..., None], GREY.shape, GREY),
-        (np.stack([GREY, GREY + 1]), None, np.stack([GREY, GREY + 1])),
-        (np.stack([GREY, GREY + 1, GREY], axis=-1), GREY.shape, np.stack([GREY, GREY + 1, GREY])),
-        (GREY > 30000, None, (GREY > 30000).astype(np.uint8)),
-        (GREY.astype(">u2"), None, GREY),
-        (GREY.astype(np.float32), None, GREY.astype(np.float32)),
-        (GREY.T, None, GREY.T),
-        (GREY.tolist(), None, GREY.astype(np.int64)),
+        (GREY, True, GREY),
+        (GREY[None, None], True, GREY),
+        (GREY[..., None], False, GREY),
+        (np.stack([GREY, GREY + 1]), True, np.stack([GREY, GREY + 1])),
+        (np.stack([GREY, GREY + 1, GREY], axis=-1), False, np.stack([GREY, GREY + 1, GREY])),
+        (GREY > 30000, True, (GREY > 30000).astype(np.uint8)),
+        (GREY.astype(">u2"), True, GREY),
+        (GREY.astype(np.float32), True, GREY.astype(np.float32)),
+        (GREY.T, True, GREY.T),
+        (GREY.tolist(), True, GREY.astype(np.int64)),
     ],
     ids=["grey", "one plane", "one channel", "planes", "colour", "mask", "big-endian", "float", "transposed", "list"],
 )
-def test_pixels_are_stored_as_they_came(tmp_path, frame, size, stored):
+def test_pixels_are_stored_as_they_came(tmp_path, frame, labelled, stored):
     store = AcquisitionStore(tmp_path / "run.ome.zarr")
     for number in range(2):
-        store.result(result_of(frame, number, size=size))
+        store.result(result_of(frame, number, labels=labelled))
     store.close()
     ((pixels, labels),) = images_of(tmp_path / "run.ome.zarr")
     assert pixels.dtype == stored.dtype
     np.testing.assert_array_equal(pixels[...], np.stack([stored, stored]))
-    assert (labels.dtype, labels.shape) == (np.uint32, (2, *stored.shape[-2:]))
+    if labelled:
+        assert (labels.dtype, labels.shape) == (np.uint32, (2, *stored.shape[-2:]))
 
 
 def test_what_differs_is_an_image_of_its_own(tmp_path):

@@ -153,8 +153,6 @@ def _frame(given: Any, size: tuple[int, ...], step: int) -> tuple[list[int], str
     except FrameError:
         return [], "not on the host", np.zeros(tuple(-(-side // step) for side in size), np.float32)
     shape, dtype = list(frame.shape), str(frame.dtype)
-    if frame.shape[-2:] != size and frame.shape[:2] == size:  # a colour camera's (H, W, C), with or without opacity
-        frame = np.moveaxis(frame[..., :3], -1, 0)
     small = reduced(frame.reshape(-1, *frame.shape[-2:]), step)
     return shape, dtype, small.mean(axis=0, dtype=np.float32)
 
