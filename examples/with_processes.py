@@ -1,4 +1,4 @@
-"""Segment in a process of its own: the acquisition program keeps its interpreter lock, and survives an engine's crash.
+"""Segment in a separate process: the acquisition program keeps its interpreter lock, and survives an engine's crash.
 
     python examples/with_processes.py model.onnx
 

@@ -2,7 +2,7 @@
 
     python examples/with_qt.py model.onnx
 
-The acquisition engine hands frames to the live segmenter on threads of its own, and a signal brings each result to the
+The acquisition engine hands frames to the live segmenter on its own threads, and a signal brings each result to the
 window's thread. Closing it ends everything, also in the middle of an acquisition; it closes itself after the last
 frame. Needs: pip install 'unetrt[cpu,acquire]' qtpy PyQt6
 """

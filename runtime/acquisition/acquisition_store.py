@@ -1,7 +1,7 @@
 """`AcquisitionStore`: an output that stores frames and labels together, for acquisitions without a known plan.
 
-Where the labels decide what is acquired next, nobody knows beforehand how many frames of which position, channel and
-camera there will be. Each of these combinations is a separate image, which grows (`ImageSeries`).
+Where the labels decide what is acquired next, the number of frames of each position, channel and camera is not known
+beforehand. Each of these combinations is a separate image, which grows (`ImageSeries`).
 
     store = AcquisitionStore("run.ome.zarr")
     with LiveSegmenter(model, policy="drop_oldest", outputs=[store], on_result=decide) as live:

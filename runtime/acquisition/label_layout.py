@@ -347,7 +347,7 @@ def _stored(text: str) -> str:
 def _placed(axis: "Dimension", is_plate: bool) -> "Dimension":
     """Return an axis of stage positions with the names of their images in the store; other axes unchanged.
 
-    Names that are alike are told apart by their index, also those of tiles in a well, which ome-writers takes for one.
+    Equal names get their index as a suffix, also those of tiles in a well, which ome-writers takes for one image.
     """
     if axis.type != "position":
         return axis

@@ -161,7 +161,7 @@ def with_suffix(stem: Path, suffix: str) -> Path:
 
 
 def _require_replaceable(stem: Path) -> None:
-    """Raise OutputError if something else than a store of labels and its tables is at the paths of a sequence."""
+    """Raise OutputError unless what is at the paths of a sequence is a store of labels and its tables."""
     require_replaceable(with_suffix(stem, SUFFIX))
     for suffix in (FRAMES, OBJECTS):
         require_table(with_suffix(stem, suffix))

@@ -3,7 +3,7 @@
 A thread, the `Poller`, wakes when the core reports that its camera started, reads the newest image about a hundred
 times a second, and submits each new one. Nothing is removed from the core's buffer, so viewers still get all images.
 
-All cameras that run share the core's buffer, in which a Multi Camera has no image of its own. `NewestImages` therefore
+All cameras that run share the core's buffer, which holds no images of the Multi Camera itself. `NewestImages` therefore
 searches it from the newest image back, until it has one of each camera that is followed.
 
     with LiveSegmenter("model.onnx") as live, LiveModeFeed(core, live):

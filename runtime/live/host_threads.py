@@ -1,4 +1,4 @@
-"""Threads on which a host program hands over frames from a queue of its own, which has no bound.
+"""Threads on which a host program hands over frames from a queue without a bound.
 
 With the policy `block` a camera waits in `LiveSegmenter.frameReady`, if that runs on the camera's thread. On two others
 it does not wait, and its frames would only move into the queue behind them:

@@ -41,23 +41,23 @@ class Notes:
     """An output that records the results it gets, in order."""
 
     def __init__(self):
-        self.told, self.results, self.lost = [], [], []
+        self.calls, self.results, self.lost = [], [], []
 
     def sequence_started(self, sequence):
-        self.told.append(("started", sequence.number))
+        self.calls.append(("started", sequence.number))
 
     def result(self, result):
-        self.told.append(("result", result.sequence.number))
+        self.calls.append(("result", result.sequence.number))
         self.results.append(result)
 
     def dropped(self, frames):
         self.lost.append((frames.first, frames.last))
 
     def sequence_finished(self, sequence):
-        self.told.append(("finished", sequence.number))
+        self.calls.append(("finished", sequence.number))
 
     def close(self):
-        self.told.append(("closed",))
+        self.calls.append(("closed",))
 
     def indices(self, axis="t"):
         return [result.index[axis] for result in self.results]

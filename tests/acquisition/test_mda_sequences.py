@@ -172,7 +172,7 @@ def test_cancelling_ends_everything_and_the_next_run_works(core, notes, engine_e
         core.mda.run(timed(3), output=output)
         live.flush()
         assert (live.status().submitted, live.status().done) == (8, 8)
-    assert notes.told == [
+    assert notes.calls == [
         *[("started", 0), *[("result", 0)] * 5, ("finished", 0)],
         *[("started", 1), *[("result", 1)] * 3, ("finished", 1), ("closed",)],
     ]
@@ -218,7 +218,7 @@ def test_closing_in_mid_run_does_no_harm_to_the_engine(core, notes, engine_error
         assert frames == list(range(12))
         assert (status.state, status.submitted, status.pending) == ("closed", 12, 0)
         assert adds_up(status)
-        assert notes.told[-1] == ("closed",)
+        assert notes.calls[-1] == ("closed",)
         # The program's own segmenter is still open.
         assert segmenter.segment(np.eye(20)).labels.any()
 
@@ -272,5 +272,5 @@ def test_only_a_slot_that_blocks_overflows_the_buffer_of_a_sequence(core, notes,
         assert before == status.done > 0
         core.mda.run(timed(2, interval=0.2))
         live.flush()
-    assert notes.told[-4:] == [("result", 1), ("result", 1), ("finished", 1), ("closed",)]
-    assert ("finished", 0) in notes.told
+    assert notes.calls[-4:] == [("result", 1), ("result", 1), ("finished", 1), ("closed",)]
+    assert ("finished", 0) in notes.calls

@@ -5,7 +5,7 @@ at once. A long command replaces that by a graceful shutdown, in which the first
 
 One event can send a signal twice: a terminal that closes sends SIGHUP, and so does its shell; `timeout` and launchers
 pass SIGINT and SIGTERM on to a process that has them from its group. A second signal therefore counts after `AGAIN`
-seconds only, and a second SIGHUP never: nobody is there any more who would insist.
+seconds only, and a second SIGHUP never: no user is left at the terminal.
 
 >>> with shutdown_request() as request:
 ...     while not request.made:

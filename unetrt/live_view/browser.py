@@ -98,7 +98,7 @@ class BrowserView(Closable):
     Attributes
     ----------
     url
-        Address of the page, such as ``http://127.0.0.1:8000/kP0-...Jw/``. Whoever knows it can see the page.
+        Address of the page, such as ``http://127.0.0.1:8000/kP0-...Jw/``. Anyone who knows it can see the page.
 
     Raises
     ------

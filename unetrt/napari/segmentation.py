@@ -61,7 +61,7 @@ def shown_frame(layer: Any, dims: Any, channels: int) -> Any:
     layer
         As for `image_of`.
     dims
-        The viewer's sliders, `viewer.dims`, in world coordinates and in units of their own.
+        The viewer's sliders, `viewer.dims`, in world coordinates and in their own units.
     channels
         Number of channels of the model.
 
