@@ -1,7 +1,8 @@
 """Results of a live segmenter, one per frame, and snapshots of its status.
 
-Every submitted frame ends as exactly one `LiveResult`: `done`, `failed` or `dropped`. A `Delivery` pushes results to
-each `ResultOutput`, on the live segmenter's thread, and fills the `ResultStream` from which any thread pulls.
+The future of every submitted frame gets exactly one `LiveResult`: `done`, `failed` or `dropped`. On the live segmenter's
+thread, a `Delivery` passes `done` and `failed` results to each `ResultOutput`, and fills the `ResultStream`s from which
+other threads take them. Of dropped frames, outputs get one `DroppedFrames` for each run of them.
 `LiveStatus` is a frozen snapshot; the worker keeps the figures behind it in a `Record`.
 
     for result in live.results():
@@ -90,7 +91,7 @@ class LiveResult:
     ----------
     outcome
         `done`: labels are set. `failed`: error is set. `dropped`: discarded by the policy, by cancelling its future, or
-        by closing.
+        by closing; outputs, callbacks and streams get no such result.
     number
         Submission index, from 0.
     index

@@ -11,6 +11,7 @@ import pytest
 from tests.runtime.live.live_cases import flat, gated
 from unetrt.runtime import LiveSegmenter, instances
 from unetrt.runtime.live import worker as module
+from unetrt.runtime.live.results import State
 from unetrt.runtime.model.spec import Decoding
 
 HOW = Decoding("components", 1)
@@ -140,7 +141,7 @@ def test_closing_drains_or_drops_what_waits_for_decoding(rig, gate, drain):
         assert session.began.acquire(timeout=30)
     closing = threading.Thread(target=live.close, kwargs={"drain": drain})
     closing.start()
-    while not live._queue.closing:
+    while live.status().state is not State.CLOSING:
         time.sleep(0.01)
     gate.go.release(1000)
     closing.join(30)
