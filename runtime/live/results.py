@@ -1,8 +1,8 @@
 """Results of a live segmenter, one per frame, and snapshots of its status.
 
-The future of every submitted frame gets exactly one `LiveResult`: `done`, `failed` or `dropped`. On the live segmenter's
-thread, a `Delivery` passes `done` and `failed` results to each `ResultOutput`, and fills the `ResultStream`s from which
-other threads take them. Of dropped frames, outputs get one `DroppedFrames` for each run of them.
+The future of every submitted frame gets exactly one `LiveResult`: `done`, `failed` or `dropped`. A `Delivery` passes
+`done` and `failed` results to each `ResultOutput`, on the live segmenter's thread, and fills the `ResultStream`s from
+which other threads take them. Of dropped frames, outputs get one `DroppedFrames` for each run of them.
 `LiveStatus` is a frozen snapshot; the worker keeps the figures behind it in a `Record`.
 
     for result in live.results():
