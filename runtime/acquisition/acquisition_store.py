@@ -23,7 +23,7 @@ from unetrt.runtime.acquisition.label_writer import FRAMES, SUFFIX, LabelWriter,
 from unetrt.runtime.closing import Closable
 from unetrt.runtime.errors import OutputError, one_line
 from unetrt.runtime.files.pixel_size import PixelSize
-from unetrt.runtime.live.frame_metadata import pixel_size_of
+from unetrt.runtime.live.frame_metadata import event_index, pixel_size_of
 from unetrt.runtime.live.results import DroppedFrames, LiveResult, LiveSequence, Outcome
 from unetrt.runtime.pixels.frames import COLOURS
 
@@ -173,8 +173,8 @@ class StoredSequence(Closable):
     def _begun(self, number: int, key: SeriesKey, result: LiveResult) -> ImageSeries:
         setting, size = setting_of(result), pixel_size_of(result.meta, self._sequence, result.stream.camera)
         names = [text for text in (key.position, key.camera, key.channel) if text]
-        index = result.index if isinstance(result.index, Mapping) else {}
-        attributes = self._about | {"index": {str(axis): at for axis, at in index.items()}} | setting
+        index = {str(axis): at for axis, at in event_index(result).items()}
+        attributes = self._about | {"index": index} | setting
         return ImageSeries(
             self._path / str(number),
             key.shape,
@@ -226,7 +226,7 @@ def pixels_of(result: LiveResult) -> NDArray[Any]:
 
 
 def _key(result: LiveResult, pixels: NDArray[Any]) -> SeriesKey:
-    index = result.index if isinstance(result.index, Mapping) else {}
+    index = event_index(result)
     setting = setting_of(result)
     names = ("position", "camera", "channel")
     position, camera, channel = (str(setting[name] or "") for name in names)

@@ -28,6 +28,7 @@ from zarr.storage import MemoryStore
 from unetrt.runtime.acquisition.label_stream import METADATA, NAMESPACE
 from unetrt.runtime.errors import printable
 from unetrt.runtime.files.atomic import replace_file
+from unetrt.runtime.files.outputs.label_tiff import physical_size
 from unetrt.runtime.files.outputs.label_zarr import label_metadata
 from unetrt.runtime.files.outputs.zarr_pyramid import FORMATS, OBJECTS, Version, axis_metadata, axis_scale
 from unetrt.runtime.files.pixel_size import PixelSize
@@ -182,12 +183,10 @@ class ImageSeries:
     def as_xml(self, number: int) -> Element:
         """Return the image as an element of OME-XML, with its number in the collection."""
         image = Element("Image", ID=f"Image:{number}", Name=printable(self._name))
-        shape, size = self._image.shape, self._pixel_size
+        shape = self._image.shape
         planes = shape[0] if len(shape) == 3 else 1
         sizes = {"SizeX": shape[-1], "SizeY": shape[-2], "SizeC": planes, "SizeZ": 1, "SizeT": self.length}
-        micrometres = None if size is None else size.in_micrometres
-        lengths = micrometres and {"PhysicalSizeX": micrometres.x, "PhysicalSizeY": micrometres.y}
-        about = {name: str(value) for name, value in {**sizes, **(lengths or {})}.items()}
+        about = {name: str(value) for name, value in {**sizes, **physical_size(self._pixel_size)}.items()}
         kind = PIXEL_TYPES.get(self._image.dtype.name, "double")
         pixels = SubElement(image, "Pixels", about, ID=f"Pixels:{number}", DimensionOrder="XYZCT", Type=kind)
         SubElement(pixels, "MetadataOnly")

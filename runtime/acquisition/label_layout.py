@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from unetrt.runtime.acquisition.label_stream import Slot
 from unetrt.runtime.errors import OutputError
 from unetrt.runtime.files.names import safe_names
-from unetrt.runtime.live.frame_metadata import CAMERAS, camera_infos, pixel_size_of
+from unetrt.runtime.live.frame_metadata import CAMERAS, camera_infos, event_index, pixel_size_of
 from unetrt.runtime.live.results import LiveResult, LiveSequence
 
 if TYPE_CHECKING:
@@ -99,7 +99,7 @@ class FrameGrid:
 
     def place(self, result: LiveResult) -> int:
         """Return the place of a result by its index; raises OutputError if the plan has no such frame."""
-        place = self.find(result.index if isinstance(result.index, Mapping) else {})
+        place = self.find(event_index(result))
         if place is None:
             raise OutputError(
                 f"the plan has no frame with the index {result.index}: its labels are not stored; "
@@ -147,7 +147,7 @@ class SeriesPlaces:
         if self._first is None:
             self._first = result.number - result.dropped
         place = result.number - self._first
-        camera = result.index.get(CAMERAS) if isinstance(result.index, Mapping) else None
+        camera = event_index(result).get(CAMERAS)
         if isinstance(camera, int) and 0 <= camera < self._cameras and (ahead := (camera - place) % self._cameras):
             self._first -= ahead
             place += ahead

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from unetrt.runtime.files.pixel_size import LEAST, MOST
-from unetrt.runtime.live.results import LiveSequence, StreamKey
+from unetrt.runtime.live.results import LiveResult, LiveSequence, StreamKey
 
 # Keys of Micro-Manager's image metadata (MMCore, `g_Keyword_Metadata_ImageNumber` and `..._CameraLabel`).
 IMAGE_NUMBER, CAMERA = "ImageNumber", "Camera"
@@ -30,6 +30,11 @@ def stream_of(event: Any, meta: Any) -> StreamKey:
     cameras = (meta.get("camera_device"), images.get(CAMERA) if isinstance(images, Mapping) else None)
     camera = next((one for one in cameras if isinstance(one, str) and one), "")
     return StreamKey(camera, channel if isinstance(channel, str) else "")
+
+
+def event_index(result: LiveResult) -> Mapping[Any, Any]:
+    """Return the index of a frame, axis -> position on it, such as {"t": 3, "c": 0}; empty if it has another kind."""
+    return result.index if isinstance(result.index, Mapping) else {}
 
 
 def position_of(meta: Any) -> str:

@@ -249,10 +249,10 @@ def _uuid(digest: blake2b, shape: tuple[int, ...]) -> str:
 
 def _metadata(axes: str, identifier: str, size: PixelSize | None) -> dict[str, Any]:
     """Return the metadata from which tifffile makes those of OME."""
-    return {"axes": axes, "UUID": identifier, "Creator": f"unetrt {__version__}", **_physical(size)}
+    return {"axes": axes, "UUID": identifier, "Creator": f"unetrt {__version__}", **physical_size(size)}
 
 
-def _physical(size: PixelSize | None) -> dict[str, Any]:
+def physical_size(size: PixelSize | None) -> dict[str, Any]:
     """Return the attributes of OME that hold a pixel size."""
     if size is None:
         return {}
