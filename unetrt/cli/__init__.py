@@ -388,7 +388,6 @@ EXTRAS = {
     "distributed": "distributed",
     "edt": "train",
     "fsspec": "distributed",
-    "h11": "view",
     "matplotlib": "train",
     "onnx": "export",
     "onnxruntime": "cpu",
@@ -398,8 +397,10 @@ EXTRAS = {
     "pymmcore_plus": "acquire",
     "roifile": "rois",
     "safetensors": "train",
+    "starlette": "view",
     "tensorboard": "tensorboard",
     "torch": "train",
+    "uvicorn": "view",
     "zarr": "zarr",
 }
 
