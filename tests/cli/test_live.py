@@ -274,7 +274,7 @@ def test_the_live_command_imports_no_trainer():
 
 @pytest.mark.parametrize(
     ("package", "arguments", "extra"),
-    [("pymmcore_plus", ["--config", "MMConfig_demo.cfg"], "acquire"), ("h11", ["--replay", "x", "--view"], "view")],
+    [("pymmcore_plus", ["--config", "MMConfig_demo.cfg"], "acquire"), ("uvicorn", ["--replay", "x", "--view"], "view")],
 )
 def test_a_missing_package_names_the_extra(run, monkeypatch, package, arguments, extra):
     monkeypatch.setitem(sys.modules, package, None)

@@ -52,9 +52,10 @@ def test_a_port_in_use_is_an_error_of_one_line(live):
     assert view_threads() == []
 
 
-def test_a_package_that_is_missing_is_named(live, monkeypatch):
-    monkeypatch.setattr(browser, "find_spec", lambda name: None if name == "h11" else name)
-    with pytest.raises(BackendUnavailableError, match=r"needs h11: pip install 'unetrt\[view\]'"):
+@pytest.mark.parametrize("package", ["starlette", "uvicorn"])
+def test_a_package_that_is_missing_is_named(live, monkeypatch, package):
+    monkeypatch.setattr(browser, "find_spec", lambda name: None if name == package else name)
+    with pytest.raises(BackendUnavailableError, match=rf"needs {package}: pip install 'unetrt\[view\]'"):
         BrowserView(live)
 
 

@@ -390,7 +390,6 @@ EXTRAS = {
     "distributed": "distributed",
     "edt": "train",
     "fsspec": "distributed",
-    "h11": "view",
     "matplotlib": "train",
     "onnx": "export",
     "onnxruntime": "cpu",
@@ -400,8 +399,10 @@ EXTRAS = {
     "pymmcore_plus": "acquire",
     "roifile": "rois",
     "safetensors": "train",
+    "starlette": "view",
     "tensorboard": "tensorboard",
     "torch": "train",
+    "uvicorn": "view",
     "zarr": "zarr",
 }
 

@@ -169,7 +169,8 @@ def _checked(options: LiveOptions) -> LiveOptions:
     if options.backend not in engines():
         raise unknown(options.backend)
     if options.view:
-        import h11  # noqa: F401 - if it is missing, say so before an engine is built
+        import starlette  # noqa: F401 - if it is missing, say so before an engine is built
+        import uvicorn  # noqa: F401
     if options.replay is None:
         return replace(options, fps=None, policy=options.policy or "latest")
     if options.fps == 0 and options.policy not in (None, "block"):

@@ -20,7 +20,7 @@ import threading
 import weakref
 import webbrowser
 from collections import deque
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncIterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
@@ -38,7 +38,10 @@ from unetrt.runtime.closing import Closable
 from unetrt.runtime.errors import BackendUnavailableError, OptionError, one_line, shown
 
 if TYPE_CHECKING:
-    from unetrt.live_view.page_server import Answer, PageRequest, PageServer
+    from starlette.requests import Request
+    from starlette.responses import Response
+
+    from unetrt.live_view.page_server import PageServer
 
 # Loopback address: other machines cannot reach it.
 HOST = "127.0.0.1"
@@ -105,14 +108,15 @@ class BrowserView(Closable):
     OptionError
         The port is in use, not permitted, or out of range.
     BackendUnavailableError
-        h11 is not installed.
+        starlette or uvicorn is not installed.
     """
 
     def __init__(self, live: LiveSegmenter, *, port: int = 0, token: bool = True) -> None:
         if not hasattr(live, "results"):
             raise OptionError(f"live must be a LiveSegmenter (got {shown(live)})")
-        if find_spec("h11") is None:
-            raise BackendUnavailableError("the browser view needs h11: pip install 'unetrt[view]'")
+        for package in ("starlette", "uvicorn"):
+            if find_spec(package) is None:
+                raise BackendUnavailableError(f"the browser view needs {package}: pip install 'unetrt[view]'")
         from unetrt.live_view.page_server import PageServer
 
         root = f"/{secrets.token_urlsafe(TOKEN_BYTES)}/" if token else "/"
@@ -294,29 +298,29 @@ class App:
         folder = Path(__file__).parent
         self._files = {name: (folder / name).read_bytes() for name in FILES}
 
-    async def answer(self, request: "PageRequest") -> "Answer":
+    async def answer(self, request: "Request") -> "Response":
         """Answer a request; without the token, or to another host name, it is 404 for every method and path."""
-        from unetrt.live_view.page_server import Answer
+        from starlette.responses import Response, StreamingResponse
 
-        path, _, query = request.target.partition(b"?")
+        path, host = request.scope["raw_path"], request.headers.get("host", "")
         # The time that the comparison takes does not depend on the place of the first difference.
-        is_allowed = secrets.compare_digest(path[: len(self._root)], self._root) and HOSTS.fullmatch(request.host)
+        is_allowed = secrets.compare_digest(path[: len(self._root)], self._root) and HOSTS.fullmatch(host)
         name = path[len(self._root) :].decode("ascii") or "page.html"
         if not is_allowed or name not in {*FILES, "events", "picture"}:
-            return Answer(404, headers=HEADERS)
+            return Response(status_code=404, headers=HEADERS)
         if request.method != "GET":
-            return Answer(405, headers={**HEADERS, "Allow": "GET"})
+            return Response(status_code=405, headers={**HEADERS, "Allow": "GET"})
         if name == "events":
-            return Answer(200, "text/event-stream", self._events(), HEADERS)
+            return StreamingResponse(self._events(), headers=HEADERS, media_type="text/event-stream")
         if name in FILES:
-            return Answer(200, FILES[name], self._files[name], HEADERS)
+            return Response(self._files[name], headers=HEADERS, media_type=FILES[name])
         try:
-            after, display = _wanted(query.decode("ascii"))
+            after, display = _wanted(request.scope["query_string"].decode("ascii"))
         except ValueError as error:
             return _text(400, str(error))
         return await self._newest(after, display, request)
 
-    async def _events(self) -> AsyncGenerator[bytes, None]:
+    async def _events(self) -> AsyncIterator[bytes]:
         """Yield the event `hello`, then `status` events until the view closes, then `end`."""
         yield _event("hello", self._hello)
         cursor = 0
@@ -326,18 +330,18 @@ class App:
             await self._pause(EVENTS)
         yield _event("end", self._feed.news(cursor)[1])
 
-    async def _newest(self, after: int, display: Display, request: "PageRequest") -> "Answer":
+    async def _newest(self, after: int, display: Display, request: "Request") -> "Response":
         """Answer with the newest picture once its number exceeds `after`; with 204 after `PATIENCE` seconds."""
-        from unetrt.live_view.page_server import Answer
+        from starlette.responses import Response
 
         until = monotonic() + PATIENCE
-        while monotonic() < until and not self._feed.closing.is_set() and not request.is_gone():
+        while monotonic() < until and not (self._feed.closing.is_set() or await request.is_disconnected()):
             last = self._last
             is_newest = last.number == self._feed.newest_number
             if last.number > after and last.display == display and (is_newest or not self._is_due()):
                 # The age of the frame, not of the picture: a page that shows it later adds its own time.
                 age = {"Frame-Age": f"{perf_counter() - last.submitted:.3f}"}
-                return Answer(200, "application/octet-stream", last.body, {**HEADERS, **age})
+                return Response(last.body, headers={**HEADERS, **age}, media_type="application/octet-stream")
             if self._feed.newest_number > after and self._is_due():
                 try:
                     await self._encode(display)
@@ -345,7 +349,7 @@ class App:
                     return _text(500, f"this frame cannot be shown: {one_line(error, kind=True)}")
             else:
                 await asyncio.sleep(TICK)
-        return Answer(204, headers=HEADERS)
+        return Response(status_code=204, headers=HEADERS)
 
     def _is_due(self) -> bool:
         """Return whether another picture may be encoded: the last one is old enough."""
@@ -395,10 +399,10 @@ def _number(given: Mapping[str, str], name: str) -> float | None:
     return number
 
 
-def _text(status: int, text: str) -> "Answer":
-    from unetrt.live_view.page_server import Answer
+def _text(status: int, text: str) -> "Response":
+    from starlette.responses import PlainTextResponse
 
-    return Answer(status, "text/plain; charset=utf-8", text.encode("utf-8", "replace"), HEADERS)
+    return PlainTextResponse(text.encode("utf-8", "replace"), status, HEADERS)
 
 
 def _event(name: str, data: dict[str, Any]) -> bytes:
