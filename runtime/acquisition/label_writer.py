@@ -10,6 +10,7 @@ a process may be killed at any moment.
 
 import os
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from importlib import import_module
 from itertools import count
 from pathlib import Path
@@ -20,7 +21,7 @@ from numpy.typing import NDArray
 
 from unetrt.runtime.acquisition.label_layout import LabelLayout
 from unetrt.runtime.acquisition.label_stream import LabelStream, remove_store, require_replaceable
-from unetrt.runtime.acquisition.label_tables import FrameTable, ObjectsTable, remove_table, require_table
+from unetrt.runtime.acquisition.label_tables import FrameTable, ObjectsTable, plain, remove_table, require_table
 from unetrt.runtime.closing import Closable
 from unetrt.runtime.errors import BackendUnavailableError, OptionError, OutputError
 from unetrt.runtime.files.atomic import writable_folder
@@ -102,7 +103,7 @@ class LabelWriter(Closable):
 
     def result(self, result: LiveResult) -> None:
         """Store the labels of a frame and its rows of the tables; raises OutputError if that fails."""
-        self._current(result.sequence).add(result)
+        self._current(result.sequence).add(replace(result, index=plain(result.index)))
 
     def dropped(self, frames: DroppedFrames) -> None:
         """Leave out the places of dropped frames; raises OutputError if the table cannot be created."""
