@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from unetrt.runtime.acquisition.growing_zarr import ImageSeries, write_collection, write_group
+from unetrt.runtime.acquisition.label_layout import camera_infos
 from unetrt.runtime.acquisition.label_stream import StoreKind
 from unetrt.runtime.acquisition.label_tables import setting_of
 from unetrt.runtime.acquisition.label_writer import FRAMES, SUFFIX, LabelWriter, new_tables, with_suffix
@@ -198,7 +199,7 @@ class StoredSequence(Closable):
     def _pixel_size(self, result: LiveResult) -> PixelSize | None:
         """Return the pixel size, of the frame's metadata or of its camera at the start of the sequence."""
         meta: Mapping[str, Any] = result.meta if isinstance(result.meta, Mapping) else {}
-        infos = [] if self._sequence is None else list(self._sequence.meta.get("image_infos") or [])
+        infos = camera_infos(self._sequence)
         own = [info for info in infos if info.get("camera_label") == result.stream.camera]
         for about in (meta, *own, *infos):
             size = about.get("pixel_size_um")

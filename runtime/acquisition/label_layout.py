@@ -202,7 +202,8 @@ class LabelLayout:
 
     def __init__(self, sequence: LiveSequence | None) -> None:
         self._sequence = sequence
-        self._cameras = self._camera().get("num_camera_adapter_channels", 1)
+        several = self._camera().get("num_camera_adapter_channels")
+        self._cameras = several if isinstance(several, int) and several > 0 else 1
         self.renamed: dict[str, str] = {}
         plan = None if sequence is None else self._named(sequence.plan)
         found = None if plan is None else self._planned(plan)
@@ -303,9 +304,15 @@ class LabelLayout:
         size = self._camera().get("pixel_size_um")
         return float(size) if isinstance(size, int | float) and isfinite(size) and size > 0 else None
 
-    def _camera(self) -> dict[str, Any]:
-        meta = {} if self._sequence is None else self._sequence.meta
-        return dict(next(iter(meta.get("image_infos") or []), {}))
+    def _camera(self) -> Mapping[str, Any]:
+        return next(iter(camera_infos(self._sequence)), {})
+
+
+def camera_infos(sequence: LiveSequence | None) -> list[Mapping[str, Any]]:
+    """Return what the metadata of a sequence (pymmcore-plus, `SummaryMetaV1`) say of each camera; [] if nothing."""
+    meta: Any = None if sequence is None else sequence.meta
+    infos = meta.get("image_infos") if isinstance(meta, Mapping) else None
+    return [info for info in infos if isinstance(info, Mapping)] if isinstance(infos, list | tuple) else []
 
 
 def _is_regular(plan: Any, channel: str | None, axes: Sequence["Dimension"], grid: Sequence[IndexAxis]) -> bool:

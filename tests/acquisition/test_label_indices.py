@@ -1,4 +1,4 @@
-"""An index is what the host program gives: whatever it is, its frame is stored and has its row."""
+"""Indices and metadata are what the host program gives: whatever they are, a frame is stored and has its row."""
 
 import json
 
@@ -86,3 +86,25 @@ def test_an_index_that_no_plan_has_is_a_failed_row(tmp_path):
     with LabelWriter(tmp_path / "l.ome.zarr") as writer, refused:
         writer.result(result_with(IMAGE, index={"p": [1]}, sequence=LiveSequence(0, plan)))
     assert [row["outcome"] for row in rows_of(tmp_path / "l.csv")] == ["failed"]
+
+
+@pytest.mark.parametrize("kind", [LabelWriter, AcquisitionStore])
+@pytest.mark.parametrize(
+    "meta",
+    [
+        "none",
+        {"image_infos": 5},
+        {"image_infos": [5]},
+        {"image_infos": {"Camera": {}}},
+        {"image_infos": [{"num_camera_adapter_channels": None, "pixel_size_um": "small"}]},
+        {"image_infos": [{"num_camera_adapter_channels": 0, "pixel_size_um": float("nan")}]},
+    ],
+    ids=str,
+)
+def test_metadata_of_a_sequence_that_say_nothing_cost_no_frame(tmp_path, kind, meta):
+    sequence = LiveSequence(0, None, meta)
+    with kind(tmp_path / "l.ome.zarr") as output:
+        output.sequence_started(sequence)
+        output.result(result_with(IMAGE, frame=IMAGE, sequence=sequence))
+    yaozarrs.validate_zarr_store(tmp_path / "l.ome.zarr")
+    assert [row["outcome"] for row in rows_of(tmp_path / "l.csv")] == ["done"]
