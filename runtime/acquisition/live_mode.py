@@ -138,7 +138,7 @@ class LiveModeFeed(Closable):
     ) -> None:
         if not (isinstance(interval, int | float) and 0 < interval <= LONGEST):
             raise OptionError(
-                f"invalid interval {shown(interval)} s: use a positive one up to {LONGEST:g}, such as 0.01 for 100 polls "
+                f"invalid interval {shown(interval)} s: use one above 0 to {LONGEST:g}, such as 0.01 for 100 polls "
                 "a second"
             )
         if not (most is None or (isinstance(most, int) and most >= 0)):

@@ -262,7 +262,7 @@ def test_a_feed_that_is_forgotten_ends(core):
 
 @pytest.mark.parametrize("interval", [0, -1, float("nan"), float("inf"), 1e12, "fast", None])
 def test_an_interval_is_positive(interval):
-    with pytest.raises(OptionError, match=f"invalid interval {interval!r} s: use a positive one"):
+    with pytest.raises(OptionError, match=f"invalid interval {interval!r} s: use one above 0 to 3600"):
         LiveModeFeed(None, None, interval=interval)
 
 
