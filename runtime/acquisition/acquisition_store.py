@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from unetrt.runtime.acquisition.growing_zarr import ImageSeries, write_collection, write_group
+from unetrt.runtime.acquisition.label_stream import StoreKind
 from unetrt.runtime.acquisition.label_tables import setting_of
 from unetrt.runtime.acquisition.label_writer import FRAMES, SUFFIX, LabelWriter, new_tables, with_suffix
 from unetrt.runtime.closing import Closable
@@ -62,7 +63,7 @@ class AcquisitionStore(LabelWriter):
     path
         `*.ome.zarr`.
     overwrite
-        Whether to replace an existing store and its tables. Anything else at these paths is refused.
+        Whether to replace an existing store of an acquisition and its tables. Anything else at these paths is refused.
 
     Raises
     ------
@@ -71,6 +72,8 @@ class AcquisitionStore(LabelWriter):
     BackendUnavailableError
         A package of the extra `acquire` is missing.
     """
+
+    kind = StoreKind.ACQUISITION
 
     def __init__(self, path: str | Path, overwrite: bool = False) -> None:
         super().__init__(path, overwrite)
@@ -114,7 +117,7 @@ class StoredSequence(Closable):
         self._path = with_suffix(stem, SUFFIX)
         self._sequence = sequence
         self._about = {"frames": with_suffix(stem, FRAMES).name}
-        self._table, self._objects = new_tables(stem, replace)
+        self._table, self._objects = new_tables(stem, replace, StoreKind.ACQUISITION)
         self._series: dict[SeriesKey, ImageSeries] = {}
         self._listed = 0  # images that the store lists
         self._frames = 0  # stored

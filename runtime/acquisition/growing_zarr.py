@@ -81,7 +81,6 @@ class GrowingArray:
             config={"write_empty_chunks": True},
         )
         self._metadata = json.loads(self._files[METADATA].to_bytes())
-        self._empty = np.zeros(shape, dtype)
         self._stored = 0  # frames
 
     def put(self, frame: int, pixels: Array | None) -> None:
@@ -95,8 +94,8 @@ class GrowingArray:
             Of the shape and dtype of a frame; None for 0.
         """
         for skipped in range(self._stored, frame):
-            self._write(skipped, self._empty)
-        self._write(frame, self._empty if pixels is None else pixels)
+            self._write(skipped, np.zeros(self.shape, self.dtype))
+        self._write(frame, np.zeros(self.shape, self.dtype) if pixels is None else pixels)
         self._stored = frame
 
     def grow(self, frames: int) -> None:
@@ -110,7 +109,8 @@ class GrowingArray:
         # The only chunk, such as "c/0/0/0"; on the disk the first 0 is the frame.
         name = next(name for name in self._files if name != METADATA)
         kind, _, *others = name.split("/")
-        replace_file(self._folder.joinpath(kind, str(frame), *others), self._files[name].to_bytes())
+        # Not kept: there may be thousands of images.
+        replace_file(self._folder.joinpath(kind, str(frame), *others), self._files.pop(name).to_bytes())
 
 
 class ImageSeries:

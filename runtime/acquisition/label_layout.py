@@ -61,7 +61,7 @@ class IndexAxis:
         """Return the position of an index on the axis; None if it has none."""
         value = tuple(index.get(key) for key in self._keys)
         if self._values is not None:
-            return self._numbers.get(value)
+            return self._numbers.get(value) if all(isinstance(one, Hashable) for one in value) else None
         number = value[0]
         return number if isinstance(number, int) and 0 <= number < (self.length or inf) else None
 
@@ -201,7 +201,8 @@ class LabelLayout:
 
     def __init__(self, sequence: LiveSequence | None) -> None:
         self._sequence = sequence
-        self._cameras = next(iter(camera_infos(sequence)), {}).get("num_camera_adapter_channels", 1)
+        several = next(iter(camera_infos(sequence)), {}).get("num_camera_adapter_channels")
+        self._cameras = several if isinstance(several, int) and several > 0 else 1
         self.renamed: dict[str, str] = {}
         plan = None if sequence is None else self._named(sequence.plan)
         found = None if plan is None else self._planned(plan)
@@ -257,7 +258,7 @@ class LabelLayout:
         places = list(plan.stage_positions)
         given = [place.name or str(number) for number, place in enumerate(places)]
         names = _apart(given, [(place.plate_row, place.plate_col) for place in places])
-        self.renamed = {name: _stored(text) for name, text in zip(names, given, strict=True) if name != text}
+        self.renamed = {name: stored_text(text) for name, text in zip(names, given, strict=True) if name != text}
         named = [place.model_copy(update={"name": name}) for place, name in zip(places, names, strict=True)]
         return plan.model_copy(update={"stage_positions": tuple(named)})
 
@@ -332,14 +333,14 @@ def _restricted(axis: "Dimension", channel: str | None) -> "Dimension":
     if axis.type != "channel":
         return axis
     names = _channel_names(axis) if channel is None else [channel]
-    return axis.model_copy(update={"count": len(names), "coords": [Channel(name=_stored(name)) for name in names]})
+    return axis.model_copy(update={"count": len(names), "coords": [Channel(name=stored_text(name)) for name in names]})
 
 
 def _channel_names(axis: "Dimension") -> list[str]:
     return [str(getattr(one, "name", one)) for one in axis.coords or ()]
 
 
-def _stored(text: str) -> str:
+def stored_text(text: str) -> str:
     """Return a text as JSON has it: what is not Unicode (lone surrogates) is escaped."""
     return text.encode("utf-8", "backslashreplace").decode()
 

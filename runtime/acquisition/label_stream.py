@@ -8,6 +8,7 @@ valid, and has each frame whose `put` has returned. A skipped frame has no chunk
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
 
 # Key of our metadata in a store, and the file that holds them.
 NAMESPACE, METADATA = "unetrt", "zarr.json"
+# Key of those metadata that a store of labels alone has; one of an acquisition has frames, which exist nowhere else.
+LABELS_ONLY = "labels"
 # Rows of a chunk of the table of objects.
 ROWS = 1024
 # A stage position and the index of a frame on the axes of its array before (H, W).
@@ -156,23 +159,31 @@ def _create(settings: "AcquisitionSettings", metadata: Mapping[str, Any]) -> lis
     return list(images)
 
 
-def require_replaceable(path: Path) -> None:
-    """Raise OutputError if something is at `path` that is not a store of labels, or a link to one."""
+class StoreKind(StrEnum):
+    """What a store of this package holds; the value is its name in messages."""
+
+    LABELS = "store of labels"
+    ACQUISITION = "store of an acquisition"
+
+
+def require_replaceable(path: Path, kind: StoreKind = StoreKind.LABELS) -> None:
+    """Raise OutputError if something is at `path` that is not a store of a kind, or a link to one."""
     import zarr
 
     if not path.is_symlink() and not path.exists():
         return
     try:
-        if NAMESPACE in zarr.open_group(path, mode="r").attrs:
+        about: Any = zarr.open_group(path, mode="r").attrs[NAMESPACE]
+        if (LABELS_ONLY in about) is (kind is StoreKind.LABELS):
             return
     except (OSError, ValueError, TypeError, KeyError):  # what zarr raises for other folders and damaged metadata
         pass
-    raise OutputError(f"{path} is not a store of labels, and is not replaced: give another name, or remove it")
+    raise OutputError(f"{path} is not a {kind}, and is not replaced: give another name, or remove it")
 
 
-def remove_store(path: Path) -> None:
-    """Remove a store of labels, or a link to one; raises OutputError if it is something else or cannot be removed."""
-    require_replaceable(path)
+def remove_store(path: Path, kind: StoreKind = StoreKind.LABELS) -> None:
+    """Remove a store of a kind, or a link to one; raises OutputError if it is something else or cannot be removed."""
+    require_replaceable(path, kind)
     try:
         if path.is_symlink():
             path.unlink()

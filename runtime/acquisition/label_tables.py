@@ -10,12 +10,14 @@ import io
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from numpy.typing import NDArray
 
-from unetrt.runtime.acquisition.label_layout import Index
+from unetrt.runtime.acquisition.label_layout import Index, stored_text
 from unetrt.runtime.acquisition.label_stream import require_columns
 from unetrt.runtime.closing import Closable
 from unetrt.runtime.errors import OutputError, one_line
@@ -31,6 +33,8 @@ AXES = ("t", "p", "g", "c", "z", CAMERAS, "image")
 # From the metadata of Micro-Manager's frames: time, names of stage position, camera and channel, stage coordinates.
 SETTING = ("seconds", "position", "camera", "channel", "x_um", "y_um", "z_um")
 COLUMNS = (FIRST, "frames", *AXES, "index", *SETTING, "outcome", "objects", "latency_ms", "error")
+# Levels of containers in an index that are stored as such; what is deeper is stored as text.
+LEVELS = 4
 
 
 class CsvFile(Closable):
@@ -133,9 +137,29 @@ class FrameTable(Closable):
     def _add(self, frame: int | None, frames: int, index: Any, cells: Mapping[str, Any]) -> None:
         keys = index if isinstance(index, Mapping) else {}
         others = {str(key): at for key, at in keys.items() if key not in AXES} if keys else index
-        more = json.dumps(others, default=str) if others not in ({}, None) else None
+        more = json.dumps(others) if others not in ({}, None) else None
         row = {"frame": frame, "frames": frames, **{axis: keys.get(axis) for axis in AXES}, "index": more, **cells}
         self._file.write([[row.get(column) for column in COLUMNS]])
+
+
+def plain(value: Any, levels: int = LEVELS) -> Any:
+    """Return a value from outside as JSON has it: numpy's scalars and arrays as Python's, other types as text.
+
+    Numbers that are not finite become None, and so does what has no text.
+    """
+    with suppress(Exception):  # types of a host program raise anything
+        if isinstance(value, np.generic | np.ndarray):
+            value = value.tolist()
+        if value is None or isinstance(value, bool | int):
+            return value
+        if isinstance(value, float):
+            return value if isfinite(value) else None
+        if levels and isinstance(value, Mapping):
+            return {stored_text(str(key)): plain(one, levels - 1) for key, one in value.items()}
+        if levels and isinstance(value, list | tuple):
+            return [plain(one, levels - 1) for one in value]
+        return stored_text(str(value))
+    return None
 
 
 def setting_of(result: LiveResult) -> dict[str, Any]:
@@ -148,14 +172,14 @@ def setting_of(result: LiveResult) -> dict[str, Any]:
     at: Mapping[str, Any] = stage if isinstance(stage, Mapping) else {}
     found: dict[str, Any] = {
         "seconds": f"{time / 1e3:.3f}" if isinstance(time, int | float) else None,
-        "position": position_of(meta) or None,
+        "position": position_of(meta),
         "camera": result.stream.camera or meta.get("camera_device"),
         "channel": result.stream.channel or getattr(getattr(event, "channel", None), "config", None),
     }
     for axis in "xyz":
         own = at.get(axis)
         found[f"{axis}_um"] = getattr(event, f"{axis}_pos", None) if own is None else own
-    return found
+    return {name: plain(value) for name, value in found.items()}
 
 
 class ObjectsTable(Closable):

@@ -10,6 +10,7 @@ a process may be killed at any moment.
 
 import os
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from importlib import import_module
 from itertools import count
 from pathlib import Path
@@ -19,8 +20,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from unetrt.runtime.acquisition.label_layout import LabelLayout
-from unetrt.runtime.acquisition.label_stream import LabelStream, remove_store, require_replaceable
-from unetrt.runtime.acquisition.label_tables import FrameTable, ObjectsTable, remove_table, require_table
+from unetrt.runtime.acquisition.label_stream import (
+    LABELS_ONLY,
+    LabelStream,
+    StoreKind,
+    remove_store,
+    require_replaceable,
+)
+from unetrt.runtime.acquisition.label_tables import FrameTable, ObjectsTable, plain, remove_table, require_table
 from unetrt.runtime.closing import Closable
 from unetrt.runtime.errors import BackendUnavailableError, OptionError, OutputError
 from unetrt.runtime.files.atomic import writable_folder
@@ -80,17 +87,20 @@ class LabelWriter(Closable):
         A package of the extra `acquire` is missing.
     """
 
+    # What `overwrite` may replace.
+    kind = StoreKind.LABELS
+
     def __init__(
         self, path: str | Path, overwrite: bool = False, dtype: Literal["uint16", "uint32"] = "uint16"
     ) -> None:
         if dtype not in ("uint16", "uint32"):
             raise OptionError(f"labels of dtype {dtype!r} cannot be stored: use uint16, or uint32")
-        self._stem = store_stem(Path(path))
+        self._stem = store_stem(Path(path)).absolute()  # the host program may change its working folder
         _import(PACKAGES)
         writable_folder(self._stem.parent)
         self._overwrite, self._dtype = overwrite, dtype
         if overwrite:
-            _require_replaceable(self._stem)
+            _require_replaceable(self._stem, self.kind)
         elif taken := _taken(self._stem):
             raise OutputError(f"{taken} exists: give another name, remove it, or ask to overwrite it")
         self._files = 0  # number that the next files may have
@@ -102,7 +112,7 @@ class LabelWriter(Closable):
 
     def result(self, result: LiveResult) -> None:
         """Store the labels of a frame and its rows of the tables; raises OutputError if that fails."""
-        self._current(result.sequence).add(result)
+        self._current(result.sequence).add(replace(result, index=plain(result.index)))
 
     def dropped(self, frames: DroppedFrames) -> None:
         """Leave out the places of dropped frames; raises OutputError if the table cannot be created."""
@@ -135,7 +145,7 @@ class LabelWriter(Closable):
         if not self._overwrite:
             return _taken(stem) is None
         try:
-            _require_replaceable(stem)
+            _require_replaceable(stem, self.kind)
         except OutputError:
             return False
         return True
@@ -160,9 +170,9 @@ def with_suffix(stem: Path, suffix: str) -> Path:
     return stem.with_name(stem.name + suffix)
 
 
-def _require_replaceable(stem: Path) -> None:
-    """Raise OutputError unless what is at the paths of a sequence is a store of labels and its tables."""
-    require_replaceable(with_suffix(stem, SUFFIX))
+def _require_replaceable(stem: Path, kind: StoreKind) -> None:
+    """Raise OutputError unless what is at the paths of a sequence is a store of a kind and its tables."""
+    require_replaceable(with_suffix(stem, SUFFIX), kind)
     for suffix in (FRAMES, OBJECTS):
         require_table(with_suffix(stem, suffix))
 
@@ -197,12 +207,12 @@ class SequenceFiles(Protocol):
         """Finish the files; idempotent."""
 
 
-def new_tables(stem: Path, replace: bool) -> tuple[FrameTable, ObjectsTable]:
+def new_tables(stem: Path, replace: bool, kind: StoreKind) -> tuple[FrameTable, ObjectsTable]:
     """Return the tables of a sequence; the store and the tables that they replace are removed. Raises OutputError."""
     if replace:
         # Without labels in this sequence, they would stay beside the new table.
-        _require_replaceable(stem)
-        remove_store(with_suffix(stem, SUFFIX))
+        _require_replaceable(stem, kind)
+        remove_store(with_suffix(stem, SUFFIX), kind)
         for suffix in (FRAMES, OBJECTS):
             remove_table(with_suffix(stem, suffix))
     return FrameTable(with_suffix(stem, FRAMES)), ObjectsTable(with_suffix(stem, OBJECTS))
@@ -231,7 +241,7 @@ class LabelFile(Closable):
     def __init__(self, stem: Path, sequence: LiveSequence | None, instances: str, replace: bool) -> None:
         self._path, self._instances = with_suffix(stem, SUFFIX), np.dtype(instances)
         self._layout = LabelLayout(sequence)
-        self._table, self._objects = new_tables(stem, replace)
+        self._table, self._objects = new_tables(stem, replace, StoreKind.LABELS)
         self._stream: LabelStream | None = None
         self._shape: tuple[int, ...] = ()
         # Submission index that is expected next; None before the first frame of a sequence that was not announced.
@@ -318,7 +328,7 @@ class LabelFile(Closable):
 
     def _open(self, shape: tuple[int, ...], dtype: "np.dtype[Any]") -> LabelStream:
         about: dict[str, Any] = {
-            "labels": "classes" if dtype == np.uint8 else "instances",
+            LABELS_ONLY: "classes" if dtype == np.uint8 else "instances",
             "frames": self._path.name[: -len(SUFFIX)] + FRAMES,
         }
         if self._layout.renamed:

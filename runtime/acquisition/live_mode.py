@@ -32,6 +32,8 @@ Answer = TypeVar("Answer")
 
 # Polling interval in seconds: a hundred images a second, more than a display shows.
 INTERVAL = 0.01
+# Longest polling interval in seconds; a thread cannot wait for an endless time.
+LONGEST = 3600.0
 # Seconds before the core is called again after it raised.
 RETRY = 0.2
 # The metadata that distinguishes two images of one number (MMCore, `TimeReceivedByCore`).
@@ -111,7 +113,7 @@ class LiveModeFeed(Closable):
     live
         The live segmenter; not closed by this object.
     interval
-        Polling interval in seconds.
+        Polling interval in seconds, above 0 and up to an hour.
     most
         Maximum number of images submitted, of all cameras; None for no limit. The camera keeps running.
     camera
@@ -121,7 +123,7 @@ class LiveModeFeed(Closable):
     Raises
     ------
     OptionError
-        The interval is not positive, or the core has no such camera.
+        The interval or `most` is not as above, or the core has no such camera.
     """
 
     def __init__(
@@ -133,8 +135,13 @@ class LiveModeFeed(Closable):
         most: int | None = None,
         camera: str | None = None,
     ) -> None:
-        if not interval > 0:
-            raise OptionError(f"invalid interval {interval} s: use a positive one, such as 0.01 for 100 polls a second")
+        if not (isinstance(interval, int | float) and 0 < interval <= LONGEST):
+            raise OptionError(
+                f"invalid interval {shown(interval)} s: use one above 0 to {LONGEST:g}, such as 0.01 for 100 polls "
+                "a second"
+            )
+        if not (most is None or (isinstance(most, int) and most >= 0)):
+            raise OptionError(f"invalid most={shown(most)}: use a whole number of images, or None for no limit")
         if not hasattr(core, "mda"):
             raise OptionError(f"core must be a CMMCorePlus (got {shown(core)})")
         if camera is not None:

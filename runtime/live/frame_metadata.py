@@ -37,16 +37,16 @@ def event_index(result: LiveResult) -> Mapping[Any, Any]:
     return result.index if isinstance(result.index, Mapping) else {}
 
 
-def position_of(meta: Any) -> str:
-    """Return the name of the stage position of a frame, by its metadata; empty if unknown."""
+def position_of(meta: Any) -> Any:
+    """Return the name of the stage position of a frame, by its metadata; None if unknown."""
     event = meta.get("mda_event") if isinstance(meta, Mapping) else None
-    name = event.get("pos_name") if isinstance(event, Mapping) else getattr(event, "pos_name", None)
-    return "" if name is None else str(name)
+    return event.get("pos_name") if isinstance(event, Mapping) else getattr(event, "pos_name", None)
 
 
 def camera_infos(sequence: LiveSequence | None) -> list[Mapping[str, Any]]:
     """Return the metadata of each camera of a sequence (`image_infos`); empty if unknown."""
-    infos = None if sequence is None else sequence.meta.get("image_infos")
+    meta: Any = None if sequence is None else sequence.meta
+    infos = meta.get("image_infos") if isinstance(meta, Mapping) else None
     return [info for info in infos if isinstance(info, Mapping)] if isinstance(infos, list | tuple) else []
 
 

@@ -174,6 +174,8 @@ class LiveSegmenter(ProcessBound):
         queue = FrameQueue(policy, capacity)
         if not (kind is None or (isinstance(kind, str) and kind in ("instances", "classes"))):
             raise OptionError(f"labels of kind {shown(kind)} are unknown: use instances or classes")
+        if not (channel is None or isinstance(channel, str)):
+            raise OptionError(f"channel={shown(channel)} is not the name of a channel: give one, such as 'DAPI'")
         require_consumers(on_result, outputs)
         with ExitStack() as opened:
             self.segmenter = _segmenter(model, opened, frame, backend, lanes, device, backend_options)
@@ -215,7 +217,8 @@ class LiveSegmenter(ProcessBound):
             Whether to copy the frame first, because a camera driver may write the next frame to the same memory. With
             False the frame must not be modified until its result is ready. Only numpy arrays are copied.
         stream
-            The camera and channel that the frame comes from: each stream has its own running normalisation.
+            The camera and channel that the frame comes from, both texts: each stream has its own running normalisation.
+            With anything else the result is a failed one.
 
         Returns
         -------
@@ -223,7 +226,14 @@ class LiveSegmenter(ProcessBound):
         for a dropped frame, on the thread that submitted the frame it was dropped for. Cancelling it drops the frame,
         unless it is already being segmented.
         """
-        return self._put(WaitingFrame(frame, index, {} if meta is None else meta, stream=stream), copy=copy)
+        item = WaitingFrame(frame, index, {} if meta is None else meta)
+        if isinstance(stream, StreamKey) and isinstance(stream.camera, str) and isinstance(stream.channel, str):
+            item.stream = stream
+        else:
+            item.error = OptionError(
+                f"stream={shown(stream)} is not a camera and a channel: use StreamKey('Camera', 'DAPI')"
+            )
+        return self._put(item, copy=copy)
 
     def _put(self, item: WaitingFrame, *, copy: bool, wait: bool = True) -> Future[LiveResult]:
         frame = item.frame

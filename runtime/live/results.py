@@ -18,6 +18,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from enum import StrEnum
+from inspect import iscoroutinefunction
 from time import monotonic, perf_counter
 from typing import Any, NamedTuple, Protocol, Self
 
@@ -501,13 +502,27 @@ def require_consumers(on_result: Any, outputs: Any) -> None:
     """Raise OptionError unless the consumers of results have the methods that are called."""
     if on_result is not None and not callable(on_result):
         raise OptionError(f"on_result={shown(on_result)} cannot be called: give a function of one result")
+    _require_plain("on_result", on_result)
     if not isinstance(outputs, Sequence) or not all(hasattr(one, "result") for one in outputs):
         raise OptionError(
             f"outputs={shown(outputs)} are not a list of result outputs: give one, such as "
             "[LabelWriter('labels.ome.zarr')]"
         )
     for one in outputs:
+        if isinstance(one, type):
+            raise OptionError(f"output {one.__name__} is a class: give an object of it, {one.__name__}(...)")
+        for name in OUTPUT_METHODS:
+            _require_plain(f"{type(one).__name__}.{name}", getattr(one, name, None))
         if lacking := [name for name in OUTPUT_METHODS if not callable(getattr(one, name, None))]:
             raise OptionError(
                 f"output {type(one).__name__} has no method {', '.join(lacking)}: add it, it may do nothing"
             )
+
+
+def _require_plain(name: str, function: Any) -> None:
+    """Raise OptionError for a coroutine function: nothing would await what it returns."""
+    if iscoroutinefunction(function) or iscoroutinefunction(getattr(function, "__call__", None)):  # noqa: B004
+        raise OptionError(
+            f"{name} is a coroutine function, and no event loop runs where it is called: give a plain function, which "
+            "may call asyncio.run_coroutine_threadsafe, or await asyncio.wrap_future(live.submit(frame))"
+        )

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 import time
+import tracemalloc
 from collections import defaultdict
 from dataclasses import replace
 from queue import Queue
@@ -298,6 +299,23 @@ def test_each_sequence_has_its_own_store(tmp_path):
     store.close()
     for number, name in enumerate(["run", "run_001"]):
         assert images_of(tmp_path / f"{name}.ome.zarr")[0][0][0, 0, 0] == GREY[0, 0] + number
+
+
+def test_an_image_keeps_no_frame_in_memory(tmp_path):
+    """A night has thousands of images: positions, channels and tiles."""
+    noise = np.random.default_rng(0).integers(0, 60000, (400, 500), np.uint16)
+
+    def store_images(store, numbers):
+        for number in numbers:
+            store.result(result_of(noise, number, index={"p": number}))
+
+    with AcquisitionStore(tmp_path / "run.ome.zarr") as store:
+        store_images(store, range(3))
+        tracemalloc.start()
+        store_images(store, range(3, 13))
+        kept, _ = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+    assert kept < 10 * noise.nbytes / 2
 
 
 def test_nothing_is_replaced_unless_asked(tmp_path):

@@ -12,7 +12,7 @@ import zarr
 from tests.acquisition.files import rows_of
 from tests.acquisition.label_results import frames, result_with
 from unetrt.runtime import LiveSegmenter
-from unetrt.runtime.acquisition import LabelWriter
+from unetrt.runtime.acquisition import AcquisitionStore, LabelWriter
 from unetrt.runtime.errors import OutputError
 from unetrt.runtime.files.names import same_name
 from unetrt.runtime.live.results import LiveSequence
@@ -186,6 +186,28 @@ def test_only_a_table_of_labels_is_replaced(tmp_path, name):
     with pytest.raises(OutputError, match=rf"{name} is not a table of labels, and is not replaced"):
         LabelWriter(tmp_path / "l.ome.zarr", overwrite=True)
     assert (tmp_path / name).read_text() == "name,grant\nmine,1\n"
+
+
+@pytest.mark.parametrize(("first", "second"), [(AcquisitionStore, LabelWriter), (LabelWriter, AcquisitionStore)])
+def test_a_store_of_another_kind_is_not_replaced(tmp_path, first, second):
+    """An acquisition store has frames that exist nowhere else."""
+    with first(tmp_path / "l.ome.zarr") as output:
+        output.result(result_with(IMAGE, frame=IMAGE))
+    before = below(tmp_path)
+    with pytest.raises(OutputError, match=r"l.ome.zarr is not a store of \w.*, and is not replaced"):
+        second(tmp_path / "l.ome.zarr", overwrite=True)
+    assert below(tmp_path) == before
+
+
+@pytest.mark.parametrize("kind", [LabelWriter, AcquisitionStore])
+def test_a_program_may_change_its_working_folder(tmp_path, monkeypatch, kind):
+    (tmp_path / "other").mkdir()
+    monkeypatch.chdir(tmp_path)
+    with kind("l.ome.zarr") as output:
+        monkeypatch.chdir(tmp_path / "other")
+        output.result(result_with(IMAGE, frame=IMAGE))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["l.csv", "l.ome.zarr", "other"]
+    assert not below(tmp_path / "other")
 
 
 def test_later_sequences_leave_out_numbers_that_are_not_theirs(tmp_path):

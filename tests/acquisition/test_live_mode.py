@@ -260,10 +260,16 @@ def test_a_feed_that_is_forgotten_ends(core):
         assert "unetrt-live-mode" not in threads()
 
 
-@pytest.mark.parametrize("interval", [0, -1, float("nan")])
+@pytest.mark.parametrize("interval", [0, -1, float("nan"), float("inf"), 1e12, "fast", None])
 def test_an_interval_is_positive(interval):
-    with pytest.raises(OptionError, match=f"{interval}"):
+    with pytest.raises(OptionError, match=f"invalid interval {interval!r} s: use one above 0 to 3600"):
         LiveModeFeed(None, None, interval=interval)
+
+
+@pytest.mark.parametrize("most", [-1, 1.5, "3"])
+def test_a_maximum_is_a_whole_number(most):
+    with pytest.raises(OptionError, match=f"invalid most={most!r}: use a whole number of images"):
+        LiveModeFeed(None, None, most=most)
 
 
 def add_camera(core, label="Camera-2"):

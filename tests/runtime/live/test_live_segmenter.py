@@ -6,6 +6,7 @@ import subprocess
 import sys
 import threading
 import time
+from functools import partial
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from tests.runtime.live.live_cases import flat, gated
 from unetrt.runtime import LiveSegmenter, Segmenter, StreamKey, instances
 from unetrt.runtime.errors import FrameError, OptionError
 from unetrt.runtime.geometry.unet_shape import UNetShape
+from unetrt.runtime.live.results import UNKNOWN_STREAM
 from unetrt.runtime.model.spec import Decoding
 from unetrt.runtime.pixels.normalisation import Normalisation
 
@@ -457,6 +459,17 @@ def test_a_result_has_the_camera_and_the_channel_of_its_frame(event, meta, strea
     assert [result.stream for result in results] == [stream]
 
 
+@pytest.mark.parametrize("stream", ["DAPI", None, [1], ("A", "DAPI"), StreamKey(["A"]), StreamKey("A", None)])
+def test_a_stream_that_is_none_is_a_failed_result(stream):
+    segmenter, session = gated()
+    session.let()
+    with LiveSegmenter(segmenter) as live:
+        result = live.submit(flat(1), stream=stream).result(20)
+    assert isinstance(result.error, OptionError)
+    assert re.search(r"^stream=.* is not a camera and a channel: use StreamKey\('Camera', 'DAPI'\)$", str(result.error))
+    assert result.stream == UNKNOWN_STREAM
+
+
 def test_a_running_average_is_that_of_the_stream():
     contrasts, side = [], UNetShape(2).geometry.side_for(64)
     segmenter, session = gated(normalisation=Normalisation("percentile"), head="logits", tile=(side, side))
@@ -483,6 +496,18 @@ class Earlier:
         return "Earlier"
 
 
+async def not_awaited(*arguments):
+    """What a program of asyncio may give by mistake."""
+
+
+class Awaited(Earlier):
+    dropped = not_awaited
+
+
+class AwaitedObject:
+    __call__ = not_awaited
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -498,6 +523,16 @@ class Earlier:
         ({"outputs": "labels.ome.zarr"}, "outputs='labels.ome.zarr' are not a list of result outputs: give one"),
         ({"outputs": [print]}, "are not a list of result outputs: give one, such as"),
         ({"outputs": [Earlier()]}, "^output Earlier has no method dropped: add it, it may do nothing$"),
+        ({"outputs": [Earlier]}, r"^output Earlier is a class: give an object of it, Earlier\(\.\.\.\)$"),
+        (
+            {"outputs": [Awaited()]},
+            r"^Awaited.dropped is a coroutine function, .*: give a plain function, which",
+        ),
+        ({"on_result": not_awaited}, "^on_result is a coroutine function, .* call asyncio.run_coroutine_threadsafe"),
+        ({"on_result": partial(not_awaited, 1)}, "^on_result is a coroutine function"),
+        ({"on_result": AwaitedObject()}, "^on_result is a coroutine function"),
+        ({"channel": 5}, "^channel=5 is not the name of a channel: give one, such as 'DAPI'$"),
+        ({"channel": ["DAPI"]}, r"^channel=\['DAPI'\] is not the name of a channel"),
     ],
 )
 def test_invalid_options_are_refused(options, message):
