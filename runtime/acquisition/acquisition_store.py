@@ -10,7 +10,6 @@ beforehand. Each of these combinations is a separate image, which grows (`ImageS
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -184,7 +183,7 @@ class StoredSequence(Closable):
             key.dtype,
             pixel_size=None if size is None else PixelSize(size, size),
             name=" ".join(names) or str(number),
-            attributes={name: value for name, value in attributes.items() if _is_known(value)},
+            attributes={name: value for name, value in attributes.items() if value is not None},
         )
 
     def _list(self) -> None:
@@ -235,8 +234,3 @@ def _key(result: LiveResult, pixels: NDArray[Any]) -> SeriesKey:
     position, camera, channel = (str(setting[name] or "") for name in names)
     places = tuple(str(index.get(axis, "")) for axis in PLACES)
     return SeriesKey(places, position, camera, channel, pixels.shape, pixels.dtype.name)
-
-
-def _is_known(value: Any) -> bool:
-    """Whether a value of an attribute is known: JSON has no NaN."""
-    return value is not None and not (isinstance(value, float) and not isfinite(value))
