@@ -52,6 +52,20 @@ def test_a_port_in_use_is_an_error_of_one_line(live):
     assert view_threads() == []
 
 
+@pytest.mark.parametrize("token", ["secret", "", None, 0])
+def test_a_token_that_is_no_choice_is_refused(live, token):
+    with pytest.raises(OptionError, match=f"^invalid token={token!r}: use True for a new random one, or False"):
+        BrowserView(live, token=token)
+    assert view_threads() == []
+
+
+@pytest.mark.parametrize("port", ["8000", 1.5, None])
+def test_a_port_that_is_no_number_is_refused(live, port):
+    with pytest.raises(OptionError, match=f"^invalid port {port!r}: use a whole number, or 0"):
+        BrowserView(live, port=port)
+    assert view_threads() == []
+
+
 @pytest.mark.parametrize("package", ["starlette", "uvicorn"])
 def test_a_package_that_is_missing_is_named(live, monkeypatch, package):
     monkeypatch.setattr(browser, "find_spec", lambda name: None if name == package else name)

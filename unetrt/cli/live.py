@@ -48,13 +48,23 @@ if TYPE_CHECKING:
 
 # Seconds between two updates of the view.
 PERIOD = 0.25
+# Frames per second of a replay, unless given.
+FPS = 10.0
+# Options that have no effect without another one.
+NEEDS = {
+    **dict.fromkeys(("camera", "exposure"), "config"),
+    **dict.fromkeys(("loop", "fps"), "replay"),
+    **dict.fromkeys(("axes", "channel", "series", "select", "missing-chunks", "max-image-memory"), "replay"),
+    **dict.fromkeys(("port", "no-token"), "view"),
+    "overwrite": "save",
+}
 
 
 @dataclass(frozen=True)
 class LiveOptions:
     """The options of `unetrt live`, named as on the command line; `queue` is the capacity of the queue.
 
-    `fps` is None for a camera. `policy` is None until `_checked` has chosen the default.
+    `fps` is None for a camera. `fps` and `policy` are None until `_checked` has chosen the default.
     """
 
     config: str | None
@@ -94,8 +104,8 @@ class LiveOptions:
 @click.option("--exposure", type=real(above=0), metavar="MS", help="Exposure time of the camera.")
 @click.option("--replay", type=click.Path(path_type=Path), metavar="FOLDER", help="Replay images instead of a camera.")
 @click.option(
-    "--fps", type=real(0), default=10, show_default=True, metavar="N",
-    help="Frames per second of a replay; 0: as fast as they are segmented.",
+    "--fps", type=real(0), metavar="N",
+    help="Frames per second of a replay; 0: as fast as they are segmented. [default: 10]",
 )  # fmt: skip
 @click.option("--loop", is_flag=True, help="Repeat the replay endlessly.")
 @click.option("--frames", type=whole(1), metavar="N", help="End after N frames.")
@@ -139,8 +149,8 @@ def command(model: Path, **choices: Any) -> None:
     frames come faster than they are segmented, --policy decides: keep only the newest frame (latest), drop the frame
     queued longest (drop_oldest), or let the source wait (block).
 
-    --save writes all labels to one OME-Zarr or OME-TIFF file, chosen by its suffix. For a replay, it can also write
-    to a folder: DIR/NAME.tif for each image, as `unetrt predict` does. Images whose frames were dropped get no file.
+    --save writes all labels to one OME-Zarr, NAME.ome.zarr. For a replay, it can also write to a folder: DIR/NAME.tif
+    for each image, as `unetrt predict` does. Images whose frames were dropped get no file.
 
     Ctrl-C ends the run: queued frames are dropped, and files are complete. The exit status is then 130, or 0 for an
     endless run. SIGTERM and a closed terminal end it likewise, with 143 and 129.
@@ -162,9 +172,8 @@ def _checked(options: LiveOptions) -> LiveOptions:
 
     if (options.config is None) == (options.replay is None):
         raise OptionError("give either --config FILE, for a camera, or --replay FOLDER, for image files")
-    needs = {"camera": "config", "exposure": "config", "loop": "replay", "port": "view", "no-token": "view"}
-    for option, needed in (needs | {"overwrite": "save"}).items():
-        if getattr(options, option.replace("-", "_")) and not getattr(options, needed):
+    for option, needed in NEEDS.items():
+        if _is_given(options, option) and not getattr(options, needed):
             raise OptionError(f"--{option} has no effect without --{needed}: leave out --{option}")
     if options.backend not in engines():
         raise unknown(options.backend)
@@ -173,12 +182,23 @@ def _checked(options: LiveOptions) -> LiveOptions:
         import uvicorn  # noqa: F401
     if options.replay is None:
         return replace(options, fps=None, policy=options.policy or "latest")
+    options = replace(options, fps=FPS if options.fps is None else options.fps)
     if options.fps == 0 and options.policy not in (None, "block"):
         raise OptionError(
             f"--fps 0 replays frames as fast as they are segmented, so that --policy {options.policy} never drops one: "
             "leave out --policy, or give the camera's --fps"
         )
     return replace(options, policy=options.policy or ("latest" if options.fps else "block"))
+
+
+def _is_given(options: LiveOptions, option: str) -> bool:
+    """Return whether an option was given on the command line, or has another value than its default."""
+    from unetrt.runtime.files.formats import AS_STORED
+
+    name = option.replace("-", "_")
+    if hasattr(AS_STORED, name):
+        return bool(getattr(options.reading, name) != getattr(AS_STORED, name))
+    return not any(getattr(options, name) is absent for absent in (None, False))  # 0 is given
 
 
 def _opened(options: LiveOptions, stack: ExitStack) -> "tuple[FrameSource, ResultOutput | None]":

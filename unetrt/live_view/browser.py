@@ -106,7 +106,7 @@ class BrowserView(Closable):
     Raises
     ------
     OptionError
-        The port is in use, not permitted, or out of range.
+        The port is in use, not permitted, or out of range; `token` is not True or False.
     BackendUnavailableError
         starlette or uvicorn is not installed.
     """
@@ -119,6 +119,8 @@ class BrowserView(Closable):
                 raise BackendUnavailableError(f"the browser view needs {package}: pip install 'unetrt[view]'")
         from unetrt.live_view.page_server import PageServer
 
+        if not isinstance(token, bool):  # None or "" would be a page without a secret
+            raise OptionError(f"invalid token={shown(token)}: use True for a new random one, or False for none")
         root = f"/{secrets.token_urlsafe(TOKEN_BYTES)}/" if token else "/"
         listening = _listen(port)
         self.url = f"http://{HOST}:{listening.getsockname()[1]}{root}"
@@ -411,6 +413,8 @@ def _event(name: str, data: dict[str, Any]) -> bytes:
 
 def _listen(port: int) -> socket.socket:
     """Return a listening socket; opened before the server, so that a port in use raises here."""
+    if not isinstance(port, int):
+        raise OptionError(f"invalid port {shown(port)}: use a whole number, or 0 for any free port")
     listening = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
     try:
         if os.name == "posix":  # on Windows the option would share a port that is in use
