@@ -66,6 +66,8 @@ def test_memory_that_runs_out_in_an_import_is_one_line(tmp_path, tiny_model, com
         env={**os.environ, "OPENBLAS_NUM_THREADS": "1"},  # its memory is then the same on each machine
     )  # fmt: skip
     assert ended.returncode != 0
+    if "without exception set" in ended.stderr:
+        pytest.skip("CPython lost the error of the memory that ran out in its own code")
     assert "Traceback" not in ended.stderr
     # A library that cannot be initialised ends the process by itself.
     assert ended.stderr.startswith(("Error: memory ran out (", "OpenBLAS error: ")), ended.stderr
