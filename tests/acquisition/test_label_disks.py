@@ -11,8 +11,6 @@ from unetrt.runtime.acquisition import LabelWriter
 from unetrt.runtime.errors import OutputError
 from unetrt.runtime.live.results import DroppedFrames
 
-pytestmark = pytest.mark.alone
-
 
 @pytest.fixture
 def full_disk():

@@ -16,10 +16,7 @@ from tests import requirements
 from tests.acquisition.segmenters import classes_of
 from unetrt.__main__ import main
 
-pytestmark = [
-    pytest.mark.alone,
-    pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="this system has no SIGKILL"),
-]
+pytestmark = pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="this system has no SIGKILL")
 KINDS = ("plan", "positions", "queue", "two cameras")
 
 

@@ -17,8 +17,6 @@ from unetrt.runtime.errors import OutputError
 from unetrt.runtime.files.names import same_name
 from unetrt.runtime.live.results import LiveSequence
 
-pytestmark = pytest.mark.alone
-
 IMAGE = frames((40, 30))[0]
 HOSTILE = [
     "../monday.ome.zarr",

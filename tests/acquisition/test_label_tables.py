@@ -21,8 +21,6 @@ from unetrt.runtime.acquisition import LabelWriter
 from unetrt.runtime.errors import OutputError
 from unetrt.runtime.live.results import DroppedFrames, LiveSequence, StreamKey
 
-pytestmark = pytest.mark.alone
-
 IMAGE = frames((40, 30))[0]
 TIME = {"interval": 0, "loops": 3}
 CHANNELS = ["DAPI", "FITC"]

@@ -18,8 +18,6 @@ from unetrt.runtime.acquisition.label_layout import LabelLayout
 from unetrt.runtime.errors import BackendUnavailableError, OptionError, OutputError
 from unetrt.runtime.live.results import DroppedFrames, LiveSequence
 
-pytestmark = pytest.mark.alone
-
 TIME = {"interval": 0, "loops": 4}
 PLANS = {
     "time": useq.MDASequence(time_plan=TIME),

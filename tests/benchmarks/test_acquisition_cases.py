@@ -39,7 +39,7 @@ def test_the_parts_of_a_decision_add_up(tiny_model, way):
 
 
 def test_a_decision_that_fails_ends_the_acquisition(tiny_model, monkeypatch):
-    monkeypatch.setattr("unetrt.runtime.live.live_segmenter.object_columns", lambda *_: 1 / 0)
+    monkeypatch.setattr("unetrt.runtime.live.worker.object_columns", lambda *_: 1 / 0)
     with demo_core(64) as core, pytest.raises(InferenceError, match="after 0 decisions: division by zero"):
         DecisionLoop(tiny_model, 64, 6).run(core, "slot")
 

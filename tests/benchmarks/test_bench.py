@@ -108,6 +108,7 @@ def test_what_cannot_be_measured_is_refused(checkpoint, fields, message):
         bench(checkpoint, contender("sleeper"), **fields)
 
 
+@pytest.mark.slow
 def test_what_was_measured_is_on_disk_before_the_next_step_and_is_not_measured_again(checkpoint, tmp_path):
     """A run that is ended at its second round, and one that goes on from there."""
     path = tmp_path / "bench.json"
