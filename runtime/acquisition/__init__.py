@@ -6,6 +6,8 @@ Needs the extra `acquire`. Public names are imported on first use.
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from unetrt.runtime.errors import BackendUnavailableError
+
 if TYPE_CHECKING:
     from unetrt.runtime.acquisition.acquisition_store import AcquisitionStore
     from unetrt.runtime.acquisition.label_writer import LabelWriter
@@ -28,5 +30,9 @@ _HOMES = {
 
 def __getattr__(name: str) -> Any:
     if name in _HOMES:
-        return getattr(import_module(f"unetrt.runtime.acquisition.{_HOMES[name]}"), name)
+        try:
+            module = import_module(f"unetrt.runtime.acquisition.{_HOMES[name]}")
+        except ModuleNotFoundError as error:
+            raise BackendUnavailableError(f"{name} needs {error.name}: pip install 'unetrt[acquire]'") from error
+        return getattr(module, name)
     raise AttributeError(f"module 'unetrt.runtime.acquisition' has no attribute {name!r}")

@@ -22,9 +22,9 @@ from tests.acquisition.cameras import two_cameras
 from tests.acquisition.files import rows_of
 from tests.acquisition.segmenters import classes_of, segmenter
 from tests.acquisition.stored_run import FAILS, frame_of
-from unetrt.runtime import LiveSegmenter, list_images
+from unetrt.runtime import LiveSegmenter, acquisition, list_images
 from unetrt.runtime.acquisition import AcquisitionStore
-from unetrt.runtime.errors import OutputError
+from unetrt.runtime.errors import BackendUnavailableError, OutputError
 from unetrt.runtime.files.images import read_stack
 from unetrt.runtime.live.results import DroppedFrames, LiveResult, LiveSequence, Outcome, StreamKey
 
@@ -376,3 +376,11 @@ def test_other_readers_open_an_image_with_its_labels_and_the_collection(tmp_path
         ("image", 2),
         ("labels", 2),
     ]
+
+
+def test_a_missing_package_is_named(monkeypatch):
+    for name in ("unetrt.runtime.acquisition.acquisition_store", "unetrt.runtime.acquisition.growing_zarr"):
+        monkeypatch.delitem(sys.modules, name, raising=False)
+    monkeypatch.setitem(sys.modules, "zarr", None)
+    with pytest.raises(BackendUnavailableError, match=r"AcquisitionStore needs zarr: pip install 'unetrt\[acquire\]'"):
+        _ = acquisition.AcquisitionStore
