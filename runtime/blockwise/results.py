@@ -141,6 +141,7 @@ class Results:
             frame[(slice(None), *place)], shown[place] = self._worker.overview(block)
         picture = overview(shown, frame)
         found = counts if self._job.kind == "instances" else [len(np.unique(shown[shown > 0]))]
+        del frame, shown
         if files.overlays:
             write_png(files.folder / OVERLAY.format(self._source.name), picture)
         if files.sheet is not None:

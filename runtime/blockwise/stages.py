@@ -165,8 +165,8 @@ class BlockWorker(Closable):
         self.margins = margins(self.spec.decoding)
         self._affines: dict[int, Affine | None] = {}
         self._lock = threading.Lock()
-        # One block at a time is decoded: that takes several times the memory of its pixels.
-        self._decoding = threading.Lock()
+        # Blocks are decoded, and their labels written, in turns: that takes several times the memory of their pixels.
+        self._turn = threading.Lock()
 
     def close(self) -> None:
         """Close the image, and the model if this object opened it; idempotent."""
@@ -254,7 +254,7 @@ class BlockWorker(Closable):
         if self._is_done("decode", frame, block, self._objects):
             return
         around = block.around(self.margins.decode)
-        with self._decoding:
+        with self._turn:
             labels, summary = decode_block(self._classes[(frame, *around)], self.plan, index, self.spec.decoding)
             found = self._with_evidence(frame, block, labels, summary)
             self._keep("decode", frame, block, self._objects, labels, found)
@@ -272,7 +272,7 @@ class BlockWorker(Closable):
         block = self.plan[index]
         if self._is_done("grow", frame, block, self._grown):
             return
-        with self._decoding:
+        with self._turn:
             labels, summary = self._grown_block(frame, block)
             found = self._with_evidence(frame, block, labels, summary)
             self._keep("grow", frame, block, self._grown, labels, found)
@@ -302,14 +302,16 @@ class BlockWorker(Closable):
         found: dict[str, Any] = {}
         checksum, thinned = np.uint32(0), []
         for rows in self._bands(block, labels):
-            pixels = self._final(frame, block, rows, np.dtype(labels.pyramid.dtype))
             part = rows, block.columns
+            with self._turn:
+                pixels = self._final(frame, block, rows, np.dtype(labels.pyramid.dtype))
+                labels.pyramid.write(*part, pixels, plane)
+                checksum = _checksum(pixels, int(checksum))
+                thinned.append(self._thinned(part, pixels, part).copy())
             if self.job.is_measured:
                 grey = self.image.read(frame, *part)
                 found = measure_part(pixels, grey, (rows.start, block.columns.start))._asdict()
-            labels.pyramid.write(*part, pixels, plane)
-            checksum = _checksum(pixels, int(checksum))
-            thinned.append(self._thinned(part, pixels, part))
+            del pixels
         if frame == 0:
             found["overview"] = np.concatenate(thinned)
         self.scratch.put(_key("write", frame, index), {"checksum": checksum, **found})

@@ -16,7 +16,7 @@ Array = NDArray[Any]
 # Share of the grey value inside an object of an overlay; the rest is its colour.
 INSIDE = 0.75
 # Pixels that `overlay` draws at once, each of which takes some 50 bytes meanwhile.
-BAND = 2**18
+BAND = 2**16
 # Colours by object number. Consecutive numbers are often neighbours, so the golden ratio spreads their hues.
 COLOURS = np.array([colorsys.hsv_to_rgb(turn * 0.618 % 1, 0.85, 1.0) for turn in range(32)], np.float32)
 
