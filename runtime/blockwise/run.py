@@ -58,7 +58,7 @@ Size = tuple[int, int]
 
 # Share of the work that is done at the beginning and at the end of each step, as far as it is known.
 SEGMENT, WRITE, COARSEN = (0.0, 0.9), (0.9, 0.96), (0.96, 1.0)
-# Height and width of blocks by default: objects of one take some 120 MB while they are decoded.
+# Height and width of blocks by default: objects of one take some 50 MB while they are decoded.
 BLOCK = (2048, 2048)
 # Blocks at once by default: one is computed while the next is read and the last one decoded or written.
 WORKERS, MOST_WORKERS = 3, 1024
