@@ -179,17 +179,32 @@ def _hidden(folder: Path) -> Iterator[Path]:
     try:
         yield hidden
     finally:
-        lock.release()
-        shutil.rmtree(hidden, ignore_errors=True)
+        try:
+            lock.release()
+        finally:
+            _discard(hidden)
 
 
 def _claimed(folder: Path) -> tuple[Path, FileLock]:
     """Create a hidden folder and lock it; where the disk has no locks, it is not locked."""
     hidden = Path(mkdtemp(prefix=f"{HIDDEN}{_machine()}-", dir=folder))
-    lock = FileLock(hidden / LOCK)
-    with suppress(OSError, NotImplementedError):
-        lock.acquire()  # creates the folder again if another process removed it while it was not locked
+    try:
+        lock = FileLock(hidden / LOCK)
+        with suppress(OSError, NotImplementedError):
+            lock.acquire()  # creates the folder again if another process removed it while it was not locked
+    except BaseException:  # a signal
+        _discard(hidden)
+        raise
     return hidden, lock
+
+
+def _discard(hidden: Path) -> None:
+    """Remove a hidden folder; a signal meanwhile, which ends the command, does not keep it."""
+    try:
+        shutil.rmtree(hidden, ignore_errors=True)
+    except BaseException:
+        shutil.rmtree(hidden, ignore_errors=True)
+        raise
 
 
 @cache

@@ -1,11 +1,13 @@
 import os
 import platform
+import shutil
 import subprocess
 import sys
 import tempfile
 from contextlib import ExitStack
 from pathlib import Path
 
+import filelock
 import pytest
 
 from unetrt.runtime.errors import OutputError
@@ -272,3 +274,23 @@ def test_a_folder_whose_name_is_as_long_as_names_can_be_is_replaced(tmp_path):
         with whole_folder(tmp_path / ("s" * 255), replace=["mark"]) as folder:
             (folder / "mark").write_text(content)
     assert [path.read_text() for path in tmp_path.glob("*/mark")] == ["second"]
+
+
+@pytest.mark.parametrize("call", ["shutil.rmtree", "filelock.FileLock.release", "filelock.FileLock.acquire"])
+def test_a_signal_while_a_file_is_begun_or_ended_leaves_no_hidden_folder(tmp_path, monkeypatch, call):
+    arrived = []
+    module, _, name = call.rpartition(".")
+    owner = {"shutil": shutil, "filelock.FileLock": filelock.FileLock}[module]
+    whole = getattr(owner, name)
+
+    def interrupted(*arguments, **options):
+        if not arrived:
+            arrived.append(call)
+            raise KeyboardInterrupt
+        return whole(*arguments, **options)
+
+    monkeypatch.setattr(owner, name, interrupted)
+    with pytest.raises(KeyboardInterrupt), whole_file(tmp_path / "a.txt") as temporary:
+        temporary.write_text("a")
+    assert arrived
+    assert [path.name for path in tmp_path.iterdir()] in (["a.txt"], [])
