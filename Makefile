@@ -16,7 +16,7 @@ SIDE_BY_SIDE := -n auto --maxprocesses 8 --dist loadfile
 demo: $(READY)  ## draw cells, train, export, segment, check: leaves demo-out/
 	$(BIN)/unetrt demo --out demo-out
 
-test: $(READY)  ## the tests, about ten minutes on 2 cores
+test: $(READY)  ## the tests, about eleven minutes on 2 cores
 	$(BIN)/python -m pytest $(SIDE_BY_SIDE) -m "not alone and not slow and not gpu"
 	$(BIN)/python -m pytest -m "alone and not slow and not gpu" $$(grep -rl --include="test_*.py" "mark\.alone" tests)
 
