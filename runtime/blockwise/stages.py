@@ -300,14 +300,16 @@ class BlockWorker(Closable):
         if self._is_done("write", frame, block, labels.pyramid.levels[0], plane):
             return
         found: dict[str, Any] = {}
+        numbers, dtype = self._final_numbers(frame, index), np.dtype(labels.pyramid.dtype)
         checksum, thinned = np.uint32(0), []
         for rows in self._bands(block, labels):
             part = rows, block.columns
             with self._turn:
-                pixels = self._final(frame, block, rows, np.dtype(labels.pyramid.dtype))
+                pixels = self._final(frame, part, numbers, dtype)
                 labels.pyramid.write(*part, pixels, plane)
                 checksum = _checksum(pixels, int(checksum))
-                thinned.append(self._thinned(part, pixels, part).copy())
+                if frame == 0:
+                    thinned.append(self._thinned(part, pixels, part).copy())  # a view would keep all pixels in memory
             if self.job.is_measured:
                 grey = self.image.read(frame, *part)
                 found = measure_part(pixels, grey, (rows.start, block.columns.start))._asdict()
@@ -326,17 +328,26 @@ class BlockWorker(Closable):
         height = stop - start if whole else self.plan.chunk(CHUNK)[0]
         return [slice(top, min(top + height, stop)) for top in range(start, stop, height)]
 
-    def _final(self, frame: int, block: Block, rows: slice, dtype: np.dtype[Any]) -> Array:
-        """Return the final labels of rows of a block; objects are read by rows of chunks, as they may be larger."""
+    def _final_numbers(self, frame: int, index: int) -> Array | None:
+        """Return the numbers in the frame of a block's objects, (n + 1,); None for classes."""
         if self.job.kind == "classes":
-            return np.asarray(self._classes[frame, rows, block.columns]).astype(dtype, copy=False)
-        stage, objects = ("grown-numbers", self._grown) if self.margins.grow else ("numbers", self._objects)
-        numbers = self._numbers(frame, block.index, stage).astype(dtype)
-        labels = np.empty((rows.stop - rows.start, block.size[1]), dtype)
+            return None
+        return self._numbers(frame, index, "grown-numbers" if self.margins.grow else "numbers")
+
+    def _final(self, frame: int, part: Part, numbers: Array | None, dtype: np.dtype[Any]) -> Array:
+        """Return the final labels of a part of a block, (h, w); objects, which may be larger, are read chunk by chunk.
+
+        `numbers` are those of `_final_numbers`.
+        """
+        rows, columns = part
+        if numbers is None:
+            return np.asarray(self._classes[frame, rows, columns]).astype(dtype, copy=False)
+        objects, numbers = self._grown if self.margins.grow else self._objects, numbers.astype(dtype)
+        labels = np.empty((rows.stop - rows.start, columns.stop - columns.start), dtype)
         height = self.plan.chunk(CHUNK)[0]
         for top in range(0, len(labels), height):
             inside = slice(rows.start + top, min(rows.start + top + height, rows.stop))
-            labels[top : top + height] = numbers[objects[frame, inside, block.columns]]
+            labels[top : top + height] = numbers[objects[frame, inside, columns]]
         return labels
 
     def coarsen(self, level: int, rows: slice, columns: slice, plane: tuple[int, ...], labels: LabelArrays) -> None:
